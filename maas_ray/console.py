@@ -1,0 +1,67 @@
+"""What a person sees: lines of text, tables, and progress that suits a terminal or a log file."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as _Bar
+
+_LINE_SECONDS = 5.0
+
+
+def console() -> Console:
+    """The console on standard output. Made afresh, so that whoever replaces `sys.stdout` is heard."""
+    return Console(highlight=False, soft_wrap=True, file=sys.stdout)
+
+
+def say(message: str) -> None:
+    """One line, at once, also through a pipe."""
+    console().print(message, markup=False)
+    sys.stdout.flush()
+
+
+class Progress:
+    """Progress of one piece of work: a bar in a terminal, otherwise a line every few seconds."""
+
+    def __init__(self, label: str, bar: _Bar | None, total: float | None) -> None:
+        self._label, self._bar, self._total = label, bar, total
+        self._task: TaskID | None = bar.add_task(label, total=total, note="") if bar else None
+        self._said = time.monotonic()
+
+    def update(self, done: float, note: str = "", *, total: float | None = None) -> None:
+        """Set how much is done; `note` says what is worth knowing, such as the loss."""
+        self._total = total if total is not None else self._total
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, total=self._total, note=note)
+        elif time.monotonic() - self._said >= _LINE_SECONDS:
+            self._said = time.monotonic()
+            count = f"{done:,.0f}" + (f"/{self._total:,.0f}" if self._total else "")
+            say(f"{self._label} {count}{'  ' + note if note else ''}")
+
+    def line(self, message: str) -> None:
+        """Say something that stays, above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(message, markup=False)
+        else:
+            say(message)
+
+
+@contextmanager
+def progress(label: str, total: float | None = None) -> Iterator[Progress]:
+    """Show the progress of one piece of work while the block runs."""
+    out = console()
+    if not out.is_terminal:
+        yield Progress(label, None, total)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+    )
+    with _Bar(*columns, console=out, transient=True) as bar:
+        yield Progress(label, bar, total)

@@ -1,0 +1,257 @@
+"""The prepared dataset, as `prepare` commits it and `train` and `evaluate` read it.
+
+    <storage>/datasets/<name>/current.json          {"fingerprint": …}: which one the name means
+    <storage>/datasets/<name>/<fingerprint>/        an artefact of kind `dataset`
+        task/                                       the fitted task, see `maas_ray.tasks`
+        train/part-00000-<attempt>.parquet          stored columns and `index`
+        validation/…  test/…
+        manifest.json
+
+`index` is a row's place in its split, from 0: it runs through the shards in their listed order, so a
+range of indices is a range of the files. Row groups are the unit of reading; page checksums are verified
+on every read.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maas_ray import storage
+from maas_ray.errors import CorruptError, DataError, NotFoundError
+from maas_ray.settings import Settings
+from maas_ray.spec import Spec
+from maas_ray.storage import Artifact
+from maas_ray.tasks import Column, Task, load_task
+
+KIND = "dataset"
+TASK_DIRECTORY = "task"
+SPLITS = ("train", "validation", "test")
+POINTER = "current.json"
+
+
+class Shard(Spec):
+    """One Parquet file of a split."""
+
+    path: str
+    """Path inside the dataset."""
+    start: int
+    """Index of the first row."""
+    row_groups: tuple[int, ...]
+    """Rows in each row group."""
+
+    @property
+    def rows(self) -> int:
+        return sum(self.row_groups)
+
+
+class Split(Spec):
+    """The shards of one split, in index order."""
+
+    shards: tuple[Shard, ...] = ()
+    """In the order of their indices."""
+
+    @property
+    def rows(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+
+class StoredColumn(Spec):
+    """A stored column: a scalar, or a fixed-size list that holds an array in C order."""
+
+    dtype: str
+    """Numpy dtype name."""
+    shape: tuple[int, ...] = ()
+    """Shape of one row's value."""
+
+
+class Counts(Spec):
+    """What became of every row that was read. `read` is the sum of all others but `packed_*`."""
+
+    read: int
+    """Rows, documents or images read from the sources."""
+    dropped: dict[str, int]
+    """Rows left out, by reason, such as `empty`."""
+    duplicates: int
+    """Exact duplicates of another row that was kept."""
+    quarantined: int
+    """Rows that could not be parsed; they lie under `quarantine/` with their error."""
+    kept: dict[str, int]
+    """Rows kept, by split."""
+    packed_units: dict[str, int] = {}
+    """For packed tasks: elements (tokens) in each split's rows."""
+    packed_dropped: dict[str, int] = {}
+    """For packed tasks: elements of each split's last partial sequence, left out."""
+
+    def adds_up(self) -> bool:
+        """Whether every row that was read is accounted for."""
+        left = sum(self.dropped.values()) + self.duplicates + self.quarantined + sum(self.kept.values())
+        return self.read == left
+
+
+class DatasetMeta(Spec):
+    """`meta` in a dataset's manifest."""
+
+    name: str
+    """Name it was prepared under."""
+    fingerprint: str
+    """Sha256 of the resolved spec and the content of every input file."""
+    spec: dict[str, Any]
+    """The resolved prepare spec: somebody else's document to whoever reads a dataset."""
+    columns: dict[str, StoredColumn]
+    """Stored columns beside `index`."""
+    splits: dict[str, Split]
+    """Shards by split."""
+    counts: Counts
+    """What became of every row that was read."""
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """The unit of reading: `group` of the shard at `path`; its rows have indices [start, start + rows)."""
+
+    path: str
+    group: int
+    start: int
+    rows: int
+
+
+class PreparedDataset:
+    """A committed dataset; picklable, cheap to send to a worker."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+        self.meta = DatasetMeta.parse(artifact.meta, source=artifact.uri)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PreparedDataset, (self.artifact,)
+
+    @property
+    def uri(self) -> str:
+        return self.artifact.uri
+
+    @property
+    def name(self) -> str:
+        return self.meta.name
+
+    @property
+    def fingerprint(self) -> str:
+        return self.meta.fingerprint
+
+    @property
+    def columns(self) -> dict[str, Column]:
+        return {name: Column(c.dtype, c.shape) for name, c in self.meta.columns.items()}
+
+    @cached_property
+    def task(self) -> Task:
+        """The fitted task."""
+        with tempfile.TemporaryDirectory() as directory:
+            return load_task(self.fetch_task(Path(directory)))
+
+    def fetch_task(self, directory: Path) -> Path:
+        """The fitted task's files in a local directory."""
+        paths = [e.path for e in self.artifact.files if e.path.startswith(TASK_DIRECTORY + "/")]
+        return self.artifact.fetch(directory, paths) / TASK_DIRECTORY
+
+    def split(self, name: str) -> Split:
+        """A split that has rows.
+
+        Raises:
+            DataError: it has none; names those that do.
+        """
+        split = self.meta.splits.get(name, Split())
+        if not split.rows:
+            filled = [key for key, value in self.meta.splits.items() if value.rows]
+            raise DataError(f"dataset {self.name} has no rows in split {name!r}; it has {filled}.")
+        return split
+
+    def row_groups(self, split: str) -> list[RowGroup]:
+        """Every row group of a split, in index order."""
+        groups = []
+        for shard in self.split(split).shards:
+            start = shard.start
+            for place, rows in enumerate(shard.row_groups):
+                groups.append(RowGroup(shard.path, place, start, rows))
+                start += rows
+        return groups
+
+    def read(self, groups: list[RowGroup]) -> Iterator[dict[str, np.ndarray]]:
+        """The rows of each row group: every stored column [n, *shape], and `index` int64 [n].
+
+        Raises:
+            CorruptError: a page's checksum, or the number of rows, is not what was written.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path: str | None = None
+        file: Any = None
+        handle: Any = None
+        try:
+            for group in groups:
+                try:
+                    if group.path != path:
+                        if handle:
+                            handle.close()
+                        handle = storage.open_file(storage.join(self.uri, group.path))
+                        path, file = group.path, pq.ParquetFile(handle, page_checksum_verification=True)
+                    table = file.read_row_group(group.group)
+                except (OSError, pa.ArrowInvalid) as error:
+                    raise CorruptError(f"{self.uri}/{group.path}, row group {group.group}: {error}") from error
+                if table.num_rows != group.rows:
+                    raise CorruptError(
+                        f"{self.uri}/{group.path}, row group {group.group}: {table.num_rows} rows, not {group.rows}."
+                    )
+                yield to_numpy(table, self.columns)
+        finally:
+            if handle:
+                handle.close()
+
+
+def to_numpy(table: Any, columns: dict[str, Column]) -> dict[str, np.ndarray]:
+    """An Arrow table of stored columns as arrays [n, *shape]; `index` comes along."""
+    batch = {"index": table.column("index").to_numpy().astype(np.int64)}
+    for name, column in columns.items():
+        array = table.column(name).combine_chunks()
+        values = array.flatten() if column.shape else array
+        batch[name] = values.to_numpy(zero_copy_only=False).reshape(len(table), *column.shape)
+    return batch
+
+
+def arrow_type(column: Column) -> Any:
+    """The Arrow type of a stored column."""
+    import pyarrow as pa
+
+    scalar = pa.from_numpy_dtype(np.dtype(column.dtype))
+    return pa.list_(scalar, int(np.prod(column.shape))) if column.shape else scalar
+
+
+def dataset_home(settings: Settings, name: str) -> str:
+    """The directory of all datasets of a name."""
+    return storage.join(settings.storage, "datasets", name)
+
+
+def open_dataset(settings: Settings, name_or_uri: str) -> PreparedDataset:
+    """A dataset by name (the one prepared last), by `name/fingerprint`, or by URI.
+
+    Raises:
+        NotFoundError: there is none; lists those there are.
+    """
+    if "://" in name_or_uri or name_or_uri.startswith((".", "/", "~")):
+        return PreparedDataset(storage.open_artifact(name_or_uri, KIND))
+    name, _, fingerprint = name_or_uri.partition("/")
+    home = dataset_home(settings, name)
+    if not fingerprint:
+        try:
+            fingerprint = storage.read_json(storage.join(home, POINTER))["fingerprint"]
+        except NotFoundError as error:
+            known = storage.list_directory(storage.join(settings.storage, "datasets"))
+            raise NotFoundError(
+                f"there is no dataset {name!r}; there are: {', '.join(known) or 'none'}. "
+                "Make one with `maas prepare SPEC.yaml`."
+            ) from error
+    return PreparedDataset(storage.open_artifact(storage.join(home, fingerprint[:16]), KIND))

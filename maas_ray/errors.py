@@ -1,0 +1,159 @@
+"""Every error this platform raises on purpose, in one small tree.
+
+    MaasError
+    ├── SpecError            (ValueError)    a spec, an override or a setting is wrong
+    ├── NotFoundError        (LookupError)   no dataset, bundle, version or endpoint of that name
+    ├── ConflictError        (RuntimeError)  it exists already with other content, or someone was faster
+    ├── StorageError         (OSError)       bytes could not be read or written
+    │   └── CorruptError                     bytes differ from what their manifest promises
+    ├── DataError            (ValueError)    the input cannot become a dataset
+    ├── ClusterError         (RuntimeError)  no Ray cluster, or not the one that is needed
+    ├── TrainingError        (RuntimeError)  a run could not go on
+    │   └── NonFiniteLossError               the loss became NaN or infinite
+    ├── DeploymentError      (RuntimeError)  a version could not be brought up
+    └── RequestError         (ValueError)    a request to a model is wrong; the client can mend it
+        ├── ModelNotFoundError               no such model is served here
+        ├── PromptTooLongError               prompt plus answer exceed the model's context
+        └── OverloadedError                  come back later
+
+Each also inherits the standard error a caller would expect. Each message says what happened, the value
+seen and what to do; `str(error)` is meant for a person. All of them pickle with every attribute, since
+they are raised in one process of a cluster and read in another.
+"""
+
+from typing import Any
+
+
+class MaasError(Exception):
+    """Base of all errors raised on purpose."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Subclasses take further arguments; rebuild from the state, not through their __init__.
+        return _rebuild, (type(self), self.message, self.__dict__)
+
+
+def _rebuild(cls: type[MaasError], message: str, state: dict[str, Any]) -> MaasError:
+    error = cls.__new__(cls, message)
+    error.args = (message,)
+    error.__dict__.update(state)
+    return error
+
+
+class SpecError(MaasError, ValueError):
+    """A spec, an override or a setting is wrong.
+
+    Args:
+        source: the file, or what else the values came from.
+        problems: one line for each thing that is wrong, each with field, value seen and fix.
+    """
+
+    def __init__(self, source: str, problems: list[str]) -> None:
+        lines = "".join(f"\n  {problem}" for problem in problems)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__(f"{source}: {count}{lines}")
+        self.source = source
+        self.problems = problems
+
+
+class NotFoundError(MaasError, LookupError):
+    """Nothing of that name exists."""
+
+
+class ConflictError(MaasError, RuntimeError):
+    """It exists already with other content, or another writer was faster."""
+
+
+class StorageError(MaasError, OSError):
+    """Bytes could not be read or written."""
+
+
+class CorruptError(StorageError):
+    """Bytes differ from what their manifest promises."""
+
+
+class DataError(MaasError, ValueError):
+    """The input cannot become a dataset, or a dataset cannot serve the purpose."""
+
+
+class ClusterError(MaasError, RuntimeError):
+    """No Ray cluster, or not the one that is needed."""
+
+
+class TrainingError(MaasError, RuntimeError):
+    """A run could not go on."""
+
+
+class NonFiniteLossError(TrainingError):
+    """The loss became NaN or infinite.
+
+    Args:
+        step: the optimizer step at which it was seen.
+        loss: the value seen.
+        advice: likely causes, given the configuration.
+    """
+
+    def __init__(self, step: int, loss: float, advice: str) -> None:
+        super().__init__(f"the loss became {loss} at step {step}; training stopped.\n{advice}")
+        self.step = step
+        self.loss = loss
+
+
+class DeploymentError(MaasError, RuntimeError):
+    """A version could not be brought up."""
+
+
+class RequestError(MaasError, ValueError):
+    """A request to a model is wrong; the client can mend it.
+
+    Args:
+        message: what is wrong, for the client's developer.
+        param: the field of the request that is at fault, where there is one.
+        code: a short machine-readable name, such as `context_length_exceeded`.
+        status: the HTTP status it maps to.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+        self.status = status
+
+
+class ModelNotFoundError(RequestError):
+    """No such model is served here."""
+
+    def __init__(self, model: str, served: list[str]) -> None:
+        known = ", ".join(served) or "none"
+        super().__init__(
+            f"The model {model!r} does not exist here. Served models: {known}.",
+            param="model",
+            code="model_not_found",
+            status=404,
+        )
+
+
+class PromptTooLongError(RequestError):
+    """Prompt plus answer exceed the model's context."""
+
+    def __init__(self, prompt_tokens: int, max_tokens: int, context: int, param: str) -> None:
+        super().__init__(
+            f"This model's maximum context length is {context} tokens, but {prompt_tokens + max_tokens} "
+            f"were requested ({prompt_tokens} in the prompt, {max_tokens} to generate). Shorten the "
+            "prompt or lower max_tokens.",
+            param=param,
+            code="context_length_exceeded",
+        )
+
+
+class OverloadedError(RequestError):
+    """Come back later."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="rate_limit_exceeded", status=429)

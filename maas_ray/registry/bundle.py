@@ -1,0 +1,135 @@
+"""The model bundle: an immutable directory from which anybody can load the model.
+
+    config.json  model.safetensors  tokenizer.json  …   Hugging Face layout, for other tools too
+    task.json                                           the fitted task: features and signature
+    README.md                                           the model card
+    manifest.json                                       every file's sha256; under `meta`, the lineage
+
+A bundle lies at `<storage>/models/<name>/<digest>`. Weights are safetensors; nothing in a bundle is
+ever unpickled.
+"""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from maas_ray import storage
+from maas_ray.errors import CorruptError
+from maas_ray.settings import Settings
+from maas_ray.spec import Name, Spec
+from maas_ray.storage import Artifact
+from maas_ray.tasks import Task, load_task
+
+KIND = "bundle"
+WEIGHTS_SUFFIX = ".safetensors"
+UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+
+
+class Lineage(Spec):
+    """Where a model comes from."""
+
+    dataset: str = ""
+    """Name of the dataset."""
+    dataset_fingerprint: str = ""
+    """Fingerprint of the dataset."""
+    dataset_uri: str = ""
+    """Where it lay."""
+    run: str = ""
+    """Name of the training run."""
+    run_id: str = ""
+    """MLflow's id of the run."""
+    code_revision: str = ""
+    """Git revision of the working directory; ends with `+dirty` when it had changes. Empty: no checkout."""
+    packages: dict[str, str] = {}
+    """Versions of the packages that made it."""
+    spec: dict[str, object] = {}
+    """The resolved spec of the verb that made it."""
+    deepspeed: dict[str, object] = {}
+    """The DeepSpeed configuration as it ran, `"auto"` values filled."""
+    parent: str = ""
+    """The version it was made from, `name/number`. Empty: made from data."""
+
+
+class BundleMeta(Spec):
+    """`meta` in a bundle's manifest."""
+
+    name: Name
+    """The registered model's name."""
+    task: str
+    """The task's type."""
+    metrics: dict[str, float]
+    """Metrics by `split/metric`, such as `validation/loss`."""
+    lineage: Lineage
+    """Where it comes from."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A committed bundle."""
+
+    artifact: Artifact
+
+    @property
+    def uri(self) -> str:
+        return self.artifact.uri
+
+    @property
+    def digest(self) -> str:
+        return self.artifact.digest
+
+    @property
+    def meta(self) -> BundleMeta:
+        return BundleMeta.parse(self.artifact.meta, source=self.uri)
+
+    def fetch(self, cache: Path | None = None) -> Path:
+        """The bundle in a local directory, each byte verified; one copy a node, shared by its processes.
+
+        Args:
+            cache: where copies are kept. None: `MAAS_HOME/bundles`.
+        """
+        cache = cache or Path(Settings.from_environment().home) / "bundles"
+        target = cache / self.digest
+        if target.is_dir():
+            return target
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=".partial-") as partial:
+            self.artifact.fetch(Path(partial))
+            try:
+                os.rename(partial, target)
+            except OSError:
+                if not target.is_dir():  # else another process of this node was faster
+                    raise
+            else:
+                os.mkdir(partial)  # for the context manager to remove
+        return target
+
+    def load_task(self, directory: Path) -> Task:
+        """The fitted task, from a fetched copy."""
+        return load_task(directory)
+
+
+def bundle_home(settings: Settings, name: str) -> str:
+    """The directory of all bundles of a model."""
+    return storage.join(settings.storage, "models", name)
+
+
+def open_bundle(uri: str) -> Bundle:
+    """A committed bundle.
+
+    Raises:
+        NotFoundError: none is committed there.
+        CorruptError: it is damaged, or holds what could run code when loaded.
+    """
+    artifact = storage.open_artifact(uri, KIND)
+    unsafe = [entry.path for entry in artifact.files if entry.path.endswith(UNSAFE_SUFFIXES)]
+    if unsafe or not any(entry.path.endswith(WEIGHTS_SUFFIX) for entry in artifact.files):
+        found = f"holds {unsafe}" if unsafe else "holds no weights"
+        raise CorruptError(f"{uri} {found}; a bundle's weights are safetensors and nothing else.")
+    return Bundle(artifact)
+
+
+def publish_bundle(settings: Settings, directory: Path, meta: BundleMeta) -> Bundle:
+    """Publish a local directory as a bundle. The same content is always the same bundle."""
+    home = bundle_home(settings, meta.name)
+    return Bundle(storage.publish(directory, home, KIND, meta.document()))

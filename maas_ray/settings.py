@@ -1,0 +1,60 @@
+"""Where the platform keeps its things: read from `MAAS_*` variables, with defaults that work.
+
+    MAAS_HOME           ~/.maas                       state of this machine: what `maas` started
+    MAAS_STORAGE        $MAAS_HOME/storage            any fsspec URI: datasets, checkpoints, bundles
+    MAAS_MLFLOW         sqlite:///$MAAS_HOME/mlflow.db  MLflow tracking and registry URI
+    MAAS_DATABASE       sqlite:///$MAAS_HOME/maas.db  SQLAlchemy URL: endpoints
+    MAAS_HTTP_HOST      127.0.0.1                     address the gateway listens on
+    MAAS_HTTP_PORT      8000                          port the gateway listens on
+
+Which Ray cluster is used is Ray's own affair: `RAY_ADDRESS`, `RAY_AUTH_MODE`.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from maas_ray.spec import Spec
+
+PREFIX = "MAAS_"
+
+
+class Settings(Spec):
+    """Resolved settings; see the module's docstring for the variables."""
+
+    home: str = "~/.maas"
+    """Directory for this machine's state."""
+    storage: str = ""
+    """Fsspec URI or path under which datasets, checkpoints and bundles live."""
+    mlflow: str = ""
+    """MLflow tracking and registry URI."""
+    database: str = ""
+    """SQLAlchemy URL of the platform's database."""
+    http_host: str = "127.0.0.1"
+    """Address the gateway listens on; 0.0.0.0 opens it to the network."""
+    http_port: int = Field(8000, ge=1, le=65535)
+    """Port the gateway listens on."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: dict[str, str]) -> dict[str, str]:
+        home = Path(values.get("home") or "~/.maas").expanduser().absolute()
+        defaults = {
+            "storage": str(home / "storage"),
+            "mlflow": f"sqlite:///{home}/mlflow.db",
+            "database": f"sqlite:///{home}/maas.db",
+        }
+        return {**values, "home": str(home)} | {k: v for k, v in defaults.items() if not values.get(k)}
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
+        """Read `MAAS_*` variables; an unknown one is an error, since it is a misspelt one."""
+        environment = os.environ if environment is None else environment
+        values = {k[len(PREFIX) :].lower(): v for k, v in environment.items() if k.startswith(PREFIX)}
+        return cls.parse(values, source=f"environment ({PREFIX}*)")
+
+    def environment(self) -> dict[str, str]:
+        """The variables that give another process the same settings."""
+        return {PREFIX + name.upper(): str(value) for name, value in self.document().items()}

@@ -1,0 +1,278 @@
+"""The base of every spec: one YAML document, parsed strictly, with errors a person can act on.
+
+A spec is frozen, refuses unknown fields, and is checked whole before anything starts. All problems of a
+file are reported at once, each with its line, the field, the value seen and the fix. Knows nothing of
+what any spec means.
+"""
+
+import difflib
+import json
+import typing
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic_core import ErrorDetails
+
+from maas_ray.errors import SpecError
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+"""A name that is safe in a path, a URL and a registry: letters, digits, `.`, `_` and `-`."""
+
+
+class Spec(BaseModel):
+    """Base of all specs. Subclasses document every field in one line: meaning, unit, sentinel."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:
+        """Read a spec from a YAML file.
+
+        Args:
+            path: the file. Relative paths inside the spec are taken from the working directory.
+            overrides: `a.b=c` assignments laid over the file; `c` is read as YAML.
+
+        Raises:
+            SpecError: names the file and every problem in it.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise SpecError(str(path), [f"cannot be read: {error.strerror}. Check the path."]) from error
+        except UnicodeDecodeError as error:
+            raise SpecError(str(path), [f"is not UTF-8 text (byte {error.start}); save it as UTF-8."]) from error
+        return cls.from_text(text, source=str(path), overrides=overrides)
+
+    @classmethod
+    def from_text(cls, text: str, *, source: str, overrides: Iterable[str] = ()) -> Self:
+        """Parse YAML text; `source` stands in error messages where a file's name would."""
+        try:
+            node = yaml.compose(text, Loader=_Loader)
+            data = yaml.load(text, Loader=_Loader)  # noqa: S506  a SafeLoader that also refuses duplicate keys
+        except yaml.YAMLError as error:
+            raise SpecError(source, [_yaml_problem(error)]) from error
+        data = {} if data is None else data
+        if not isinstance(data, dict):
+            raise SpecError(source, [f"holds {_seen(data)} at the top; write `field: value` lines."])
+        data, problems = _override(data, overrides)
+        if problems:
+            raise SpecError(source, problems)
+        return cls._parse(data, source, _lines(node))
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any], *, source: str | None = None) -> Self:
+        """Build a spec from plain values, with the same errors as from a file."""
+        return cls._parse(dict(data), source or cls.__name__, {})
+
+    @classmethod
+    def _parse(cls, data: dict[str, Any], source: str, lines: dict[tuple[Any, ...], int]) -> Self:
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            problems = []
+            for detail in _telling(error.errors(include_url=False)):
+                line = _line_of(tuple(detail["loc"]), data, lines)
+                problems.append((f"line {line}: " if line else "") + _problem(cls, detail, data))
+            raise SpecError(source, problems) from None
+
+    def document(self) -> dict[str, Any]:
+        """The spec as plain JSON values, defaults filled in."""
+        return self.model_dump(mode="json")
+
+
+def digest_of(document: Any) -> str:
+    """Sha256, in hex, of a JSON document in canonical form."""
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return sha256(canonical.encode()).hexdigest()
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, refusing duplicate keys: the second would silently win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, (str, int)) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice; keep one", key_node.start_mark
+                )
+            seen.add(key if isinstance(key, (str, int)) else repr(key))
+        return super().construct_mapping(node, deep=deep)
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    return f"{where}not valid YAML: {getattr(error, 'problem', None) or error}"
+
+
+def _lines(node: yaml.Node | None, path: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], int]:
+    """Line numbers, from 1, of every key path in a YAML document."""
+    lines: dict[tuple[Any, ...], int] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            lines[(*path, key.value)] = key.start_mark.line + 1
+            lines |= _lines(value, (*path, key.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for place, value in enumerate(node.value):
+            lines[(*path, place)] = value.start_mark.line + 1
+            lines |= _lines(value, (*path, place))
+    return lines
+
+
+def _plain(loc: tuple[Any, ...], data: Any) -> tuple[Any, ...]:
+    """A pydantic location without the union tags it puts between real keys."""
+    path: list[Any] = []
+    for place, part in enumerate(loc):
+        last = place == len(loc) - 1
+        if isinstance(data, dict) and (part in data or last):
+            data = data.get(part)
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+        elif not last:
+            continue  # a union tag
+        elif isinstance(data, (list, dict)) or not isinstance(part, str):
+            pass
+        else:
+            continue  # a union tag at the end: `int`, `str`, `list[int]`
+        path.append(part)
+    return tuple(path)
+
+
+def _line_of(loc: tuple[Any, ...], data: Any, lines: dict[tuple[Any, ...], int]) -> int | None:
+    path = _plain(loc, data)
+    while path and path not in lines:
+        path = path[:-1]
+    return lines.get(path)
+
+
+def _problem(cls: type[BaseModel], detail: ErrorDetails, data: dict[str, Any]) -> str:
+    """One line: field, what is wrong, value seen, what to do."""
+    loc = _plain(tuple(detail["loc"]), data)
+    field = _dotted(loc)
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "extra_forbidden":
+        known = _fields_at(cls, tuple(detail["loc"][:-1]))
+        near = difflib.get_close_matches(str(loc[-1]), known, n=1)
+        fix = f"did you mean `{near[0]}`?" if near else f"known fields: {', '.join(known)}."
+        return f"{field}: there is no such field; {fix}"
+    if kind == "missing":
+        return f"{field}: is missing; add it."
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        tags = str(context.get("expected_tags", "")).replace("'", "")
+        seen = context.get("tag")
+        tag_field = str(context.get("discriminator", "type")).strip("'")
+        said = f"{seen!r} is not known" if seen is not None else "is missing"
+        near = difflib.get_close_matches(str(seen), tags.split(", "), n=1) if seen else []
+        hint = f" Did you mean {near[0]}?" if near else ""
+        return f"{field}.{tag_field}: {said}; choose one of {tags}.{hint}"
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if kind in ("value_error", "assertion_error"):
+        return f"{field}: {message}" if field else message
+    message = message[0].lower() + message[1:]
+    message = message.replace("string should match pattern", "must match the pattern")
+    return f"{field}: {message} (found {_seen(detail['input'])})"
+
+
+def _telling(details: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Without the branches of a union that were not meant: a mapping is not a misspelt string."""
+    return [
+        detail
+        for detail in details
+        if not (
+            detail["type"].endswith("_type")
+            and isinstance(detail["input"], dict)
+            and any(
+                other is not detail and other["loc"][: len(detail["loc"]) - 1] == detail["loc"][:-1]
+                for other in details
+            )
+        )
+    ]
+
+
+def _dotted(loc: tuple[Any, ...]) -> str:
+    text = ""
+    for part in loc:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def _seen(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _fields_at(cls: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    """The names of the fields that are allowed at a location of a spec."""
+    candidates: list[type[BaseModel]] = [cls]
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        inside = [
+            model
+            for candidate in candidates
+            if part in candidate.model_fields
+            for model in _models_in(candidate.model_fields[part].annotation)
+        ]
+        tagged = [model for model in candidates if _tag(model) == part]
+        candidates = inside or tagged or candidates
+    return sorted({name for candidate in candidates for name in candidate.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and typing.get_origin(annotation) is None:
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [model for argument in typing.get_args(annotation) for model in _models_in(argument)]
+
+
+def _tag(model: type[BaseModel]) -> Any:
+    for name in ("type", "format"):
+        if name in model.model_fields:
+            arguments = typing.get_args(model.model_fields[name].annotation)
+            if arguments:
+                return arguments[0]
+    return None
+
+
+def _override(data: dict[str, Any], overrides: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
+    """Lay `a.b=c` assignments over a document; list indices are numbers: `sources.0.path=x`."""
+    data = json.loads(json.dumps(data, default=str)) if overrides else data
+    problems = []
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        keys = path.strip().split(".")
+        if not equals or not all(keys):
+            problems.append(f"--set {override}: write it as `field=value` or `field.inner=value`.")
+            continue
+        try:
+            value = yaml.load(text, Loader=_Loader)  # noqa: S506  a SafeLoader
+        except yaml.YAMLError as error:
+            problems.append(f"--set {override}: the value is {_yaml_problem(error)}")
+            continue
+        problem = _assign(data, keys, value)
+        if problem:
+            problems.append(f"--set {override}: {problem}")
+    return data, problems
+
+
+def _assign(data: Any, keys: list[str], value: Any) -> str | None:
+    for place, key in enumerate(keys):
+        last = place == len(keys) - 1
+        if isinstance(data, list):
+            if not key.isdigit() or int(key) >= len(data):
+                return f"`{'.'.join(keys[:place])}` is a list of {len(data)}; {key!r} is not a place in it."
+            index: Any = int(key)
+        elif isinstance(data, dict):
+            index = key
+        else:
+            return f"`{'.'.join(keys[:place])}` holds {_seen(data)}, which has no field {key!r}."
+        if last:
+            data[index] = value
+        else:
+            data = data.setdefault(index, {}) if isinstance(data, dict) else data[index]
+    return None

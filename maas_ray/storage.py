@@ -1,0 +1,411 @@
+"""Bytes: fsspec URIs, and artefacts that exist whole or not at all.
+
+An artefact is a directory at any URI. Its files are put first, each atomically; `manifest.json`, which
+names every file with size and sha256, is put last, and that is the commit: a reader opens an artefact
+through its manifest, so it can never see one that is half written. A committed artefact is immutable.
+Two writers never meet, since a directory (or the names inside it) is derived from what it holds.
+
+Knows nothing of what the artefacts mean; that stands under `meta` in the manifest.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, cast
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from maas_ray.errors import ConflictError, CorruptError, NotFoundError, StorageError
+from maas_ray.spec import digest_of
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+_CHUNK = 1 << 20
+_SAFE_PART = re.compile(r"^(?!\.{1,2}$)[^/\\\0]+$")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of an artefact: path inside it (POSIX), size in bytes, sha256 in hex."""
+
+    path: str
+    size: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        check_relative(self.path)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A committed artefact. `meta` is what its kind says of it; `digest` identifies all its bytes."""
+
+    uri: str
+    kind: str
+    files: tuple[FileEntry, ...]
+    meta: dict[str, Any] = field(repr=False)
+
+    @property
+    def digest(self) -> str:
+        """Sha256 over kind, meta and the digests of all files."""
+        return artifact_digest(self.kind, self.files, self.meta)
+
+    def entry(self, path: str) -> FileEntry:
+        """The manifest's entry for a file.
+
+        Raises:
+            NotFoundError: the artefact has no such file.
+        """
+        for entry in self.files:
+            if entry.path == path:
+                return entry
+        raise NotFoundError(f"{self.uri} has no file {path!r}; it has {[e.path for e in self.files]}.")
+
+    def read(self, path: str) -> bytes:
+        """A file's bytes, verified."""
+        entry = self.entry(path)
+        data = read_bytes(join(self.uri, path))
+        _check(entry, len(data), hashlib.sha256(data).hexdigest(), self.uri)
+        return data
+
+    def fetch(self, directory: Path, paths: list[str] | None = None) -> Path:
+        """Download all files (or those named) into a local directory, verifying each on the way."""
+        for entry in self.files:
+            if paths is None or entry.path in paths:
+                _fetch(self.uri, entry, directory / entry.path)
+        return directory
+
+    def local(self) -> Path | None:
+        """The directory itself when it lies on a local filesystem, else None. Not verified."""
+        fs, path = filesystem(self.uri)
+        return Path(path) if isinstance(fs, LocalFileSystem) else None
+
+    def verify(self) -> None:
+        """Read every file and compare with the manifest.
+
+        Raises:
+            CorruptError: names the first file that is missing or differs.
+        """
+        for entry in self.files:
+            size, sha256 = _digest_at(self.uri, entry)
+            _check(entry, size, sha256, self.uri)
+
+
+# --- URIs ------------------------------------------------------------------------------------------
+
+
+def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The filesystem of a URI (or local path) and the path on it."""
+    try:
+        fs, path = fsspec.core.url_to_fs(_expand(uri))
+    except (ImportError, ValueError) as error:
+        raise StorageError(f"no access to {uri!r}: {error}") from error
+    return fs, path
+
+
+def is_local(uri: str) -> bool:
+    """Whether a URI lies on this machine's own filesystem (or one that is mounted)."""
+    return isinstance(filesystem(uri)[0], LocalFileSystem)
+
+
+def join(uri: str, *parts: str) -> str:
+    """A URI below another; no part may climb out of it."""
+    for part in parts:
+        check_relative(part)
+    return "/".join([_expand(uri).rstrip("/"), *parts])
+
+
+def check_relative(path: str) -> str:
+    """The path itself if it is relative, POSIX and does not climb; else `StorageError`."""
+    if not path or path.startswith("/") or not all(_SAFE_PART.match(part) for part in path.split("/")):
+        raise StorageError(f"{path!r} is not a plain relative path.")
+    return path
+
+
+def _expand(uri: str) -> str:
+    return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+
+
+# --- single files ----------------------------------------------------------------------------------
+
+
+def read_bytes(uri: str) -> bytes:
+    """All bytes of a file.
+
+    Raises:
+        NotFoundError: there is no such file.
+        StorageError: it cannot be read.
+    """
+    fs, path = filesystem(uri)
+    with _translated(uri):
+        return bytes(fs.cat_file(path))
+
+
+def open_file(uri: str) -> IO[bytes]:
+    """A seekable binary file to read from; the caller closes it."""
+    fs, path = filesystem(uri)
+    with _translated(uri):
+        return cast(IO[bytes], fs.open(path, "rb"))
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Put a file atomically: a reader sees the old content or the new, never a part."""
+    with _translated(uri):
+        _put(uri, lambda target: target.write(data))
+
+
+def read_json(uri: str) -> Any:
+    """A JSON document.
+
+    Raises:
+        CorruptError: the file is not JSON.
+    """
+    try:
+        return json.loads(read_bytes(uri))
+    except ValueError as error:
+        raise CorruptError(f"{uri} is not valid JSON: {error}") from error
+
+
+def write_json(uri: str, document: Any) -> None:
+    """Put a JSON document atomically, readable by a person."""
+    write_bytes(uri, (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or directory is there."""
+    fs, path = filesystem(uri)
+    with _translated(uri):
+        return bool(fs.exists(path))
+
+
+def list_directory(uri: str) -> list[str]:
+    """Names directly below a URI, sorted; empty when there is no such directory."""
+    fs, path = filesystem(uri)
+    with _translated(uri):
+        fs.invalidate_cache()
+        if not fs.isdir(path):
+            return []
+        return sorted(PurePosixPath(name).name for name in fs.ls(path, detail=False))
+
+
+def delete(uri: str) -> None:
+    """Remove a file or directory tree; nothing happens when it is not there."""
+    fs, path = filesystem(uri)
+    with _translated(uri):
+        if fs.exists(path):
+            fs.rm(path, recursive=True)
+
+
+def upload(local: Path, uri: str) -> tuple[int, str]:
+    """Put a local file atomically. Returns its size and sha256."""
+    digest = hashlib.sha256()
+    size = 0
+
+    def write(target: Any) -> None:
+        nonlocal size
+        with local.open("rb") as source:
+            while chunk := source.read(_CHUNK):
+                digest.update(chunk)
+                size += len(chunk)
+                target.write(chunk)
+
+    with _translated(uri):
+        _put(uri, write)
+    return size, digest.hexdigest()
+
+
+def file_entry(local: Path, path: str) -> FileEntry:
+    """The manifest entry of a local file."""
+    digest = hashlib.sha256()
+    with local.open("rb") as source:
+        while chunk := source.read(_CHUNK):
+            digest.update(chunk)
+    return FileEntry(path, local.stat().st_size, digest.hexdigest())
+
+
+# --- artefacts -------------------------------------------------------------------------------------
+
+
+def artifact_digest(kind: str, files: tuple[FileEntry, ...], meta: dict[str, Any]) -> str:
+    """What identifies an artefact: sha256 over its kind, its meta and its files' digests."""
+    listing = sorted([entry.path, entry.size, entry.sha256] for entry in files)
+    return digest_of({"kind": kind, "files": listing, "meta": meta})
+
+
+def publish(directory: Path, parent: str, kind: str, meta: dict[str, Any]) -> Artifact:
+    """Publish a local directory as the artefact `parent/<digest>`.
+
+    The directory is named by what it holds, so publishing the same content again, after a crash or by
+    somebody else at the same moment, writes the same bytes to the same place.
+
+    Returns:
+        The committed artefact.
+    """
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    files = tuple(file_entry(path, path.relative_to(directory).as_posix()) for path in paths)
+    uri = join(parent, artifact_digest(kind, files, meta)[:16])
+    if not exists(join(uri, MANIFEST)):
+        for path, entry in zip(paths, files, strict=True):
+            if upload(path, join(uri, entry.path)) != (entry.size, entry.sha256):
+                raise StorageError(f"{path} changed while it was published; nothing was committed. Try again.")
+    return commit(uri, kind, files, meta)
+
+
+def commit(uri: str, kind: str, files: tuple[FileEntry, ...], meta: dict[str, Any]) -> Artifact:
+    """Commit files that already lie at `uri` by writing the manifest.
+
+    Raises:
+        ConflictError: another artefact is committed there.
+    """
+    artifact = Artifact(uri, kind, tuple(sorted(files, key=lambda entry: entry.path)), meta)
+    if exists(join(uri, MANIFEST)):
+        committed = open_artifact(uri, kind)
+        if committed.digest != artifact.digest:
+            raise ConflictError(f"{uri} already holds another {kind}; artefacts are never overwritten.")
+        return committed
+    entries = [{"path": e.path, "size": e.size, "sha256": e.sha256} for e in artifact.files]
+    write_json(
+        join(uri, MANIFEST),
+        {"format": FORMAT, "kind": kind, "digest": artifact.digest, "files": entries, "meta": meta},
+    )
+    return artifact
+
+
+def open_artifact(uri: str, kind: str) -> Artifact:
+    """Open a committed artefact, checking that its manifest is whole and each file has its size.
+
+    Raises:
+        NotFoundError: nothing is committed there.
+        CorruptError: the manifest is damaged, or a file is missing or of another size.
+    """
+    try:
+        document = read_json(join(uri, MANIFEST))
+    except NotFoundError as error:
+        raise NotFoundError(f"no {kind} is committed at {uri} (there is no {MANIFEST}).") from error
+    try:
+        if document["format"] != FORMAT:
+            raise StorageError(f"{uri} has format {document['format']}; this maas_ray reads format {FORMAT}.")
+        files = tuple(FileEntry(e["path"], e["size"], e["sha256"]) for e in document["files"])
+        artifact = Artifact(_expand(uri), document["kind"], files, document["meta"])
+        promised = document["digest"]
+    except (KeyError, TypeError) as error:
+        raise CorruptError(f"{join(uri, MANIFEST)} lacks {error}.") from error
+    if artifact.digest != promised:
+        raise CorruptError(f"{join(uri, MANIFEST)} was changed after it was written: its digest differs.")
+    if artifact.kind != kind:
+        raise NotFoundError(f"{uri} holds a {artifact.kind}, not a {kind}.")
+    _check_sizes(artifact)
+    return artifact
+
+
+def _check_sizes(artifact: Artifact) -> None:
+    fs, root = filesystem(artifact.uri)
+    with _translated(artifact.uri):
+        found = {name: info["size"] for name, info in fs.find(root, detail=True).items()}
+    for entry in artifact.files:
+        size = found.get(f"{root.rstrip('/')}/{entry.path}")
+        if size is None:
+            raise CorruptError(f"{artifact.uri}: {entry.path} is missing.")
+        if size != entry.size:
+            raise CorruptError(f"{artifact.uri}: {entry.path} has {size} bytes; its manifest says {entry.size}.")
+
+
+def _check(entry: FileEntry, size: int, sha256: str, uri: str) -> None:
+    if (size, sha256) != (entry.size, entry.sha256):
+        raise CorruptError(
+            f"{uri}: {entry.path} is damaged: {size} bytes with sha256 {sha256[:12]}…, its manifest says "
+            f"{entry.size} with {entry.sha256[:12]}…. Restore it from a copy, or make the artefact again."
+        )
+
+
+def _digest_at(uri: str, entry: FileEntry) -> tuple[int, str]:
+    digest, size = hashlib.sha256(), 0
+    for chunk in _chunks(join(uri, entry.path)):
+        digest.update(chunk)
+        size += len(chunk)
+    return size, digest.hexdigest()
+
+
+def _fetch(uri: str, entry: FileEntry, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    digest, size = hashlib.sha256(), 0
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with partial.open("wb") as output:
+            for chunk in _chunks(join(uri, entry.path)):
+                digest.update(chunk)
+                size += len(chunk)
+                output.write(chunk)
+        _check(entry, size, digest.hexdigest(), uri)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _chunks(uri: str) -> Iterator[bytes]:
+    fs, path = filesystem(uri)
+    with _translated(uri), fs.open(path, "rb") as source:
+        while chunk := source.read(_CHUNK):
+            yield chunk
+
+
+def _put(uri: str, write: Callable[[Any], Any]) -> None:
+    fs, path = filesystem(uri)
+    if not isinstance(fs, LocalFileSystem):
+        # Object stores make a written object visible when it is closed, whole.
+        with fs.open(path, "wb") as target:
+            write(target)
+        return
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=final.parent, prefix=f".{final.name}.", suffix=".partial")
+    try:
+        with os.fdopen(handle, "wb") as target:
+            write(target)
+            target.flush()
+            os.fsync(target.fileno())
+        os.chmod(partial, 0o644)
+        os.replace(partial, final)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+    _sync_directory(final.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _translated(uri: str) -> Iterator[None]:
+    """Turn what a filesystem raises into this platform's errors, once, at the boundary."""
+    try:
+        yield
+    except (NotFoundError, StorageError):
+        raise
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{uri} does not exist.") from error
+    except PermissionError as error:
+        raise StorageError(f"no permission for {uri}: {error}") from error
+    except OSError as error:
+        raise StorageError(f"{uri} cannot be read or written: {error}") from error
+
+
+def clear_directory(directory: Path) -> Path:
+    """An empty local directory at this path, whatever was there."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    return directory

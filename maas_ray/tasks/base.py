@@ -1,0 +1,221 @@
+"""What a model is for, as training and serving both know it.
+
+    raw row ──TaskSpec.parse_row▶ row ──Task.encode──▶ stored columns ──Task.collate──▶ tensors ──▶ network
+               (prepare only)        (prepare, and every request)     (train, evaluate, serve)
+
+A `TaskSpec` is what a user writes under `task:`. Fitting it on the training split gives a `Task`, which
+owns everything that must be the same in training and in serving. A `Task` saves itself into a directory
+(a prepared dataset's `task/`, a model bundle) and is loaded from there; no second copy of any of its
+logic exists. Imports torch only inside the methods that compute.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from maas_ray.spec import Spec
+
+if TYPE_CHECKING:
+    import torch
+
+Row = dict[str, Any]
+"""One example by column name."""
+
+Forward = Callable[..., Any]
+"""A network, or the engine that wraps one: called with the tensors that `Task.collate` gives."""
+
+TASK_FILE = "task.json"
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A stored column: numpy dtype name and the shape of one row's value (`()` for a scalar)."""
+
+    dtype: str
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor of the Open Inference Protocol: name, datatype such as `FP32`, shape with -1 for any."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Rows of a ragged column are laid end to end and cut every `length` elements."""
+
+    column: str
+    length: int
+
+
+class NetworkSpec(Spec, ABC):
+    """What a user writes under `network:`."""
+
+    type: str
+    """Which network."""
+
+    @abstractmethod
+    def build(self, task: Any) -> "torch.nn.Module":
+        """The network for a fitted task, with its initial (random or pretrained) weights in fp32."""
+
+    def write_config(self, module: "torch.nn.Module", task: Any, directory: Path) -> None:
+        """Write `config.json`, from which `Task.load_model` builds the network again."""
+        config = {"maas_network": self.document(), "architectures": [type(module).__name__]}
+        (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+class TaskSpec(Spec, ABC):
+    """What a user writes under `task:`; named by Hugging Face's pipeline tags."""
+
+    type: str
+    """Which task."""
+
+    columns: ClassVar[tuple[str, ...]]
+    """Columns a source must give."""
+    inputs: ClassVar[tuple[str, ...]]
+    """Those of `columns` that a model sees; rows that agree in them never straddle splits."""
+
+    @abstractmethod
+    def parse_row(self, row: Row) -> Row | None:
+        """A raw row in the types this task works on, or None for an empty one.
+
+        Raises:
+            ValueError: the row is malformed; says how.
+        """
+
+    @abstractmethod
+    def fit(self, rows: Iterable[Row]) -> "Task":
+        """Fit the features on parsed rows of the training split, read once, in a stable order."""
+
+
+class Task(ABC):
+    """A fitted task."""
+
+    spec_type: ClassVar[type[TaskSpec]]
+    networks: ClassVar[tuple[str, ...]]
+    """The `type`s of the networks that can do this task."""
+    unit: ClassVar[str]
+    """What throughput counts: `tokens` or `rows`."""
+    kind: ClassVar[str]
+    """How it is served: `generate` (token by token, continuous batching) or `predict` (one call a batch)."""
+    headline: ClassVar[tuple[str, ...]]
+    """The metrics a person looks at first, best first."""
+
+    def __init__(self, spec: TaskSpec) -> None:
+        self.spec = spec
+
+    # --- features
+
+    @property
+    @abstractmethod
+    def stored(self) -> dict[str, Column]:
+        """The columns of a prepared dataset, beside `index`."""
+
+    @property
+    def packing(self) -> Packing | None:
+        """How encoded rows are packed into stored rows; None: one stored row for each."""
+        return None
+
+    @property
+    def units_per_row(self) -> int:
+        """How many of `unit` one stored row holds."""
+        return 1
+
+    @abstractmethod
+    def encode(self, rows: list[Row]) -> dict[str, Any]:
+        """Parsed rows to stored columns: an array [n, *shape] each, or a list of n arrays if packed."""
+
+    # --- state
+
+    @abstractmethod
+    def save_state(self, directory: Path) -> dict[str, Any]:
+        """Write the fitted features as files; what is small is returned and kept in `task.json`."""
+
+    @classmethod
+    @abstractmethod
+    def load_state(cls, spec: Any, state: dict[str, Any], directory: Path) -> "Task":
+        """The opposite of `save_state`."""
+
+    def save(self, directory: Path) -> None:
+        """Write `task.json` and the features' files into a directory."""
+        state = self.save_state(directory)
+        document = {"task": self.spec.document(), "features": state, "signature": self.signature()}
+        (directory / TASK_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+    # --- model
+
+    @abstractmethod
+    def collate(self, batch: Mapping[str, np.ndarray]) -> dict[str, "torch.Tensor"]:
+        """Stored columns, arrays [n, *shape], to the tensors a network and `loss` take, on the CPU."""
+
+    @abstractmethod
+    def loss(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> "torch.Tensor":
+        """The training loss of a collated batch: a scalar, the mean over the batch."""
+
+    @abstractmethod
+    def measure(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
+        """Sums over a collated batch from which `summarise` makes metrics; they add up over batches."""
+
+    @abstractmethod
+    def summarise(self, sums: Mapping[str, Any]) -> dict[str, float]:
+        """Metrics from the sums of all batches. Always has `loss`."""
+
+    @abstractmethod
+    def load_model(self, directory: Path) -> "torch.nn.Module":
+        """The network of a model bundle lying in a local directory: fp32, in eval mode."""
+
+    # --- serving
+
+    @property
+    @abstractmethod
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Tensors that a request carries; the first dimension is the batch."""
+
+    @property
+    @abstractmethod
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Tensors that an answer carries; the first dimension is the batch."""
+
+    def signature(self) -> dict[str, Any]:
+        """Inputs and outputs as JSON, as the Open Inference Protocol's metadata lists them."""
+        return {
+            side: [asdict(tensor) | {"shape": list(tensor.shape)} for tensor in tensors]
+            for side, tensors in (("inputs", self.inputs), ("outputs", self.outputs))
+        }
+
+    def predict(self, model: Forward, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Answer a batch: `inputs` named and shaped as `self.inputs`, the answer as `self.outputs`.
+
+        Only tasks whose `kind` is `predict` have it.
+
+        Raises:
+            RequestError: a value is not one this task can take.
+        """
+        raise TypeError(f"{self.spec.type} answers by generating; it has no predict().")
+
+
+def load_config(directory: Path) -> dict[str, Any]:
+    """A bundle's `config.json`."""
+    document: dict[str, Any] = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+    return document
+
+
+def load_weights(module: "torch.nn.Module", directory: Path) -> "torch.nn.Module":
+    """Load every `*.safetensors` of a directory into a module, strictly; puts it in eval mode."""
+    from safetensors.torch import load_file
+
+    state: dict[str, Any] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        state |= load_file(path)
+    module.load_state_dict(state, strict=True)
+    return module.eval()

@@ -1,0 +1,277 @@
+"""`image-classification`: one label for an image. Stored pixels are uint8, [channels, height, width]."""
+
+import io
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+
+import numpy as np
+from pydantic import Field
+
+from maas_ray.errors import CorruptError, DataError, RequestError
+from maas_ray.spec import Spec
+from maas_ray.tasks.base import (
+    Column,
+    Forward,
+    NetworkSpec,
+    Row,
+    Task,
+    TaskSpec,
+    TensorSpec,
+    load_config,
+    load_weights,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+
+class ImageClassificationSpec(TaskSpec):
+    """`task: {type: image-classification}`"""
+
+    type: Literal["image-classification"] = "image-classification"
+    """Which task."""
+    image_size: int | tuple[int, int] | None = None
+    """Side, or (height, width), that images are resized to, pixels. None: the commonest size in training."""
+    color: Literal["rgb", "grey"] | None = None
+    """Colour mode that images are converted to. None: grey if every training image is, else rgb."""
+
+    columns: ClassVar[tuple[str, ...]] = ("image", "label")
+    inputs: ClassVar[tuple[str, ...]] = ("image",)
+
+    def parse_row(self, row: Row) -> Row | None:
+        """`image` decoded to uint8 [H, W, 1 or 3]; `label` as a string; None when either is missing."""
+        image, label = row["image"], row["label"]
+        if image is None or label is None or (isinstance(image, bytes) and not image) or str(label) == "":
+            return None
+        return {"image": _pixels(image), "label": str(label)}
+
+    def fit(self, rows: Iterable[Row]) -> "ImageClassification":
+        """Label names, sorted; image size and colour; per-channel mean and standard deviation."""
+        sizes: Counter[tuple[int, int]] = Counter()
+        labels: set[str] = set()
+        colored = False
+        # Per-channel sums over pixels of value and value², in [0, 1], each image weighing the same.
+        moments, count = np.zeros((2, 3)), 0
+        for row in rows:
+            image = row["image"]
+            labels.add(row["label"])
+            sizes[image.shape[:2]] += 1
+            colored |= image.shape[2] == 3
+            scaled = _to_channels(image, 3).reshape(-1, 3) / 255.0
+            moments += scaled.mean(axis=0), (scaled**2).mean(axis=0)
+            count += 1
+        if len(labels) < 2:
+            raise DataError(f"classification needs two labels or more; the training split has {sorted(labels)}.")
+        size = self.image_size or max(sizes, key=lambda size: (sizes[size], size))
+        height, width = (size, size) if isinstance(size, int) else size
+        channels = {"rgb": 3, "grey": 1, None: 3 if colored else 1}[self.color]
+        mean, square = moments / count
+        std = np.sqrt(np.maximum(square - mean**2, 1e-4))
+        features = ImageFeatures(
+            labels=sorted(labels, key=_natural),
+            height=height,
+            width=width,
+            channels=channels,
+            mean=[float(value) for value in mean[:channels]],
+            std=[float(value) for value in std[:channels]],
+        )
+        return ImageClassification(self, features)
+
+
+class ImageFeatures(Spec):
+    """What was fitted on the training split."""
+
+    labels: list[str]
+    """Names of the classes; a class's id is its place."""
+    height: int
+    """Pixels."""
+    width: int
+    """Pixels."""
+    channels: Literal[1, 3]
+    """1 for grey, 3 for rgb."""
+    mean: list[float]
+    """Per-channel mean of the pixels, in [0, 1]."""
+    std: list[float]
+    """Per-channel standard deviation of the pixels, in [0, 1]."""
+
+
+class ImageClassification(Task):
+    """A fitted `image-classification` task."""
+
+    spec: ImageClassificationSpec
+    spec_type = ImageClassificationSpec
+    networks = ("cnn",)
+    unit = "rows"
+    kind = "predict"
+    headline = ("accuracy", "loss")
+
+    def __init__(self, spec: ImageClassificationSpec, features: ImageFeatures) -> None:
+        super().__init__(spec)
+        self.features = features
+        self._label_ids = {label: place for place, label in enumerate(features.labels)}
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)"""
+        return self.features.channels, self.features.height, self.features.width
+
+    @property
+    def stored(self) -> dict[str, Column]:
+        return {"pixel_values": Column("uint8", self.shape), "label": Column("int64")}
+
+    def encode(self, rows: list[Row]) -> dict[str, Any]:
+        """`pixel_values` uint8 [n, C, H, W]; `label` int64 [n], -1 where a row has none (a request)."""
+        pixels = np.stack([self._resize(row["image"]) for row in rows])
+        return {"pixel_values": pixels, "label": np.array([self._label_id(row) for row in rows], dtype=np.int64)}
+
+    def _resize(self, image: np.ndarray) -> np.ndarray:
+        """uint8 [H, W, C] of any size and colour → uint8 [C, height, width]."""
+        channels, height, width = self.shape
+        image = _to_channels(image, channels)
+        if image.shape[:2] != (height, width):
+            from PIL import Image
+
+            picture = Image.fromarray(image[..., 0] if channels == 1 else image)
+            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+            image = np.asarray(picture).reshape(height, width, channels)
+        return np.ascontiguousarray(image.transpose(2, 0, 1))
+
+    def _label_id(self, row: Row) -> int:
+        if "label" not in row:
+            return -1
+        try:
+            return self._label_ids[row["label"]]
+        except KeyError:
+            raise ValueError(f"label {row['label']!r} does not occur in the training split") from None
+
+    def save_state(self, directory: Path) -> dict[str, Any]:
+        return self.features.document()
+
+    @classmethod
+    def load_state(cls, spec: Any, state: dict[str, Any], directory: Path) -> "ImageClassification":
+        return cls(spec, ImageFeatures.parse(state, source=f"{directory}: features"))
+
+    def collate(self, batch: Mapping[str, np.ndarray]) -> dict[str, "torch.Tensor"]:
+        import torch
+
+        return {
+            "pixel_values": torch.from_numpy(np.ascontiguousarray(batch["pixel_values"])),
+            "label": torch.from_numpy(np.ascontiguousarray(batch["label"])),
+        }
+
+    def loss(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> "torch.Tensor":
+        import torch.nn.functional as F
+
+        return F.cross_entropy(model(pixel_values=batch["pixel_values"]).float(), batch["label"])
+
+    def measure(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
+        import torch
+        import torch.nn.functional as F
+
+        logits, label = model(pixel_values=batch["pixel_values"]).float(), batch["label"]
+        return {
+            "loss": F.cross_entropy(logits, label, reduction="sum").double(),
+            "correct": (logits.argmax(-1) == label).sum().double(),
+            "rows": torch.tensor(len(label), dtype=torch.float64),
+        }
+
+    def summarise(self, sums: Mapping[str, Any]) -> dict[str, float]:
+        """`loss` in nats a row, and `accuracy` in [0, 1]."""
+        rows = float(sums["rows"])
+        return {"loss": float(sums["loss"]) / rows, "accuracy": float(sums["correct"]) / rows}
+
+    def load_model(self, directory: Path) -> "torch.nn.Module":
+        config = load_config(directory)
+        if "maas_network" not in config:
+            raise CorruptError(f"{directory}/config.json names no network of this platform.")
+        network = Cnn.parse(config["maas_network"], source=f"{directory}/config.json")
+        return load_weights(network.build(self), directory)
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        channels, height, width = self.shape
+        return (TensorSpec("image", "UINT8", (-1, height, width, channels)),)
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return (
+            TensorSpec("label", "BYTES", (-1,)),
+            TensorSpec("scores", "FP32", (-1, len(self.features.labels))),
+        )
+
+    def predict(self, model: Forward, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """`image` uint8 [n, H, W, C] → `label` (names, [n]) and `scores` (probabilities, float32 [n, labels])."""
+        import torch
+
+        images = inputs["image"]
+        if images.ndim != 4 or images.shape[-1] not in (1, 3):
+            raise RequestError(
+                f"image has shape {list(images.shape)}; give [n, height, width, channels].", param="image"
+            )
+        stored = self.encode([{"image": image} for image in images])
+        with torch.inference_mode():
+            logits = model(pixel_values=torch.from_numpy(stored["pixel_values"]))
+            scores = logits.float().softmax(-1).numpy()
+        names = np.array(self.features.labels, dtype=object)
+        return {"label": names[scores.argmax(-1)], "scores": scores}
+
+
+class Cnn(NetworkSpec):
+    """A convolutional network, from scratch."""
+
+    type: Literal["cnn"] = "cnn"
+    """Which network."""
+    channels: tuple[int, ...] = Field((32, 64, 128), min_length=1)
+    """Output channels of each convolution block."""
+    hidden_size: int = Field(128, ge=1)
+    """Width of the layer before the classifier."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of that layer's values dropped in training."""
+
+    def build(self, task: ImageClassification) -> "torch.nn.Module":
+        from maas_ray.tasks.networks import ConvolutionalNetwork
+
+        return ConvolutionalNetwork(
+            shape=task.shape,
+            labels=len(task.features.labels),
+            channels=self.channels,
+            hidden=self.hidden_size,
+            dropout=self.dropout,
+            mean=task.features.mean,
+            std=task.features.std,
+        )
+
+
+def _pixels(image: Any) -> np.ndarray:
+    """Encoded bytes or an array → uint8 [H, W, 1 or 3]."""
+    if isinstance(image, np.ndarray):
+        image = image[..., None] if image.ndim == 2 else image
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
+            raise ValueError(f"an image array of {image.dtype} {image.shape}; give uint8 [H, W] or [H, W, 1 or 3]")
+        return cast(np.ndarray, image)
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(image)) as picture:
+            grey = picture.mode in ("1", "L", "I;16", "I", "F", "LA")
+            return np.array(picture.convert("L"))[..., None] if grey else np.array(picture.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"not a readable image: {error}") from error
+
+
+def _to_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """uint8 [H, W, 1 or 3] → uint8 [H, W, channels]. Grey is ITU-R 601 luma, as in Pillow's `L`."""
+    if image.shape[2] == channels:
+        return image
+    if channels == 3:
+        return np.repeat(image, 3, axis=2)
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(image).convert("L"))[..., None]
+
+
+def _natural(label: str) -> tuple[int, int, str]:
+    """Sorts numbers by value and before words, so that class `2` comes before class `10`."""
+    return (0, int(label), "") if label.isdigit() else (1, 0, label)

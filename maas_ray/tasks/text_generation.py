@@ -1,0 +1,342 @@
+"""`text-generation`: a causal language model over tokens.
+
+Documents are tokenised, each ends with the end-of-text token, and are packed end to end into sequences
+of fixed length. Text is never taken for a special token, so the end-of-text token stands exactly where a
+document ends. The fitted tokenizer is byte-level BPE (Radford et al. 2019, "Language Models are
+Unsupervised Multitask Learners"): every text has tokens and comes back byte for byte.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from maas_ray.errors import DataError
+from maas_ray.spec import Spec
+from maas_ray.tasks.base import Column, Forward, NetworkSpec, Packing, Row, Task, TaskSpec, TensorSpec
+
+if TYPE_CHECKING:
+    import tokenizers
+    import torch
+
+END_OF_TEXT = "<|endoftext|>"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+# A model trained on plain text knows no roles: its "chat" is the contents, one after the other.
+PLAIN_CHAT = "{% for message in messages %}{{ message['content'] }}{% if not loop.last %}\n{% endif %}{% endfor %}"
+
+
+class FittedTokenizer(Spec):
+    """A byte-level BPE tokenizer, fitted on the training split."""
+
+    vocab_size: int = Field(8192, ge=257, le=1_000_000)
+    """Number of tokens, the 256 bytes and the end-of-text token among them."""
+    fit_megabytes: float = Field(64, gt=0)
+    """How much text to fit on, MB; the first documents in the stable order."""
+
+
+class TextGenerationSpec(TaskSpec):
+    """`task: {type: text-generation}`"""
+
+    type: Literal["text-generation"] = "text-generation"
+    """Which task."""
+    tokenizer: FittedTokenizer | str = FittedTokenizer()
+    """A tokenizer to fit, or a local directory holding one in Hugging Face layout (`tokenizer.json`)."""
+    sequence_length: int = Field(512, ge=8)
+    """Tokens in a training sequence."""
+
+    columns: ClassVar[tuple[str, ...]] = ("text",)
+    inputs: ClassVar[tuple[str, ...]] = ("text",)
+
+    def parse_row(self, row: Row) -> Row | None:
+        """`text` as a string; None when it holds nothing but white space."""
+        text = row["text"]
+        if text is None:
+            return None
+        if isinstance(text, bytes):
+            try:
+                text = text.decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"not UTF-8: byte {text[error.start]:#04x} at {error.start}") from error
+        if not isinstance(text, str):
+            raise ValueError(f"text is a {type(text).__name__}, not a string")
+        return {"text": text} if text.strip() else None
+
+    def fit(self, rows: Iterable[Row]) -> "TextGeneration":
+        """Fit the tokenizer, or load the one given."""
+        if isinstance(self.tokenizer, str):
+            return TextGeneration(self, Path(self.tokenizer).expanduser())
+        return TextGeneration(self, fitted=_fit_tokenizer(self.tokenizer, rows))
+
+
+class TextGeneration(Task):
+    """A fitted `text-generation` task: it holds the tokenizer.
+
+    Args:
+        spec: what the user wrote.
+        directory: a directory holding a tokenizer in Hugging Face layout, or
+        fitted: a tokenizer just fitted.
+    """
+
+    spec: TextGenerationSpec
+    spec_type = TextGenerationSpec
+    networks = ("llama", "pretrained")
+    unit = "tokens"
+    kind = "generate"
+    headline = ("perplexity", "loss")
+
+    def __init__(
+        self,
+        spec: TextGenerationSpec,
+        directory: Path | None = None,
+        fitted: "tokenizers.Tokenizer | None" = None,
+    ) -> None:
+        super().__init__(spec)
+        self._directory = directory
+        self.tokenizer = fitted or _read_tokenizer(directory or Path("."))
+        # A document that spells a special token out means the text, not the token.
+        self.tokenizer.encode_special_tokens = True
+        self.end_of_text = END_OF_TEXT if directory is None else _end_of_text(directory)
+        token_id = self.tokenizer.token_to_id(self.end_of_text)
+        if token_id is None:
+            raise DataError(f"the tokenizer in {directory} has no token {self.end_of_text!r}.")
+        self.end_of_text_id = int(token_id)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return int(self.tokenizer.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def stored(self) -> dict[str, Column]:
+        dtype = "uint16" if self.vocab_size <= 1 << 16 else "int32"
+        return {"input_ids": Column(dtype, (self.spec.sequence_length,))}
+
+    @property
+    def packing(self) -> Packing:
+        return Packing("input_ids", self.spec.sequence_length)
+
+    @property
+    def units_per_row(self) -> int:
+        return self.spec.sequence_length
+
+    def encode(self, rows: list[Row]) -> dict[str, Any]:
+        """One array of token ids a document, ending with the end-of-text token."""
+        encodings = self.tokenizer.encode_batch_fast([row["text"] for row in rows], add_special_tokens=False)
+        dtype = self.stored["input_ids"].dtype
+        end = [self.end_of_text_id]
+        return {"input_ids": [np.array(encoding.ids + end, dtype=dtype) for encoding in encodings]}
+
+    def save_state(self, directory: Path) -> dict[str, Any]:
+        if self._directory is not None:
+            for name in TOKENIZER_FILES:
+                if (self._directory / name).exists() and self._directory != directory:
+                    shutil.copyfile(self._directory / name, directory / name)
+            return {}
+        _write_tokenizer(self.tokenizer, self.end_of_text, directory)
+        return {}
+
+    @classmethod
+    def load_state(cls, spec: Any, state: dict[str, Any], directory: Path) -> "TextGeneration":
+        return cls(spec, directory)
+
+    def collate(self, batch: Mapping[str, np.ndarray]) -> dict[str, "torch.Tensor"]:
+        import torch
+
+        return {"input_ids": torch.from_numpy(batch["input_ids"].astype(np.int64))}
+
+    def loss(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> "torch.Tensor":
+        total, count = _next_token_loss(model, batch["input_ids"])
+        return total / count
+
+    def measure(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
+        import torch
+
+        total, count = _next_token_loss(model, batch["input_ids"])
+        return {"loss": total.double(), "tokens": torch.tensor(count, dtype=torch.float64)}
+
+    def summarise(self, sums: Mapping[str, Any]) -> dict[str, float]:
+        """`loss` in nats a token, and `perplexity` = exp(loss)."""
+        loss = float(sums["loss"]) / float(sums["tokens"])
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+
+    def load_model(self, directory: Path) -> "torch.nn.Module":
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, dtype="float32")
+        return cast("torch.nn.Module", model.eval())
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return (TensorSpec("text", "BYTES", (-1,)),)
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return (TensorSpec("generated_text", "BYTES", (-1,)),)
+
+
+class _CausalNetwork(NetworkSpec):
+    """A Transformers causal language model: its own `config.json` is what a bundle carries."""
+
+    def write_config(self, module: Any, task: Any, directory: Path) -> None:
+        module.config.save_pretrained(directory)
+        if module.can_generate():
+            module.generation_config.save_pretrained(directory)
+
+
+class Llama(_CausalNetwork):
+    """A Llama-architecture decoder (Touvron et al. 2023), from scratch."""
+
+    type: Literal["llama"] = "llama"
+    """Which network."""
+    hidden_size: int = Field(256, ge=8)
+    """Width of the residual stream."""
+    layers: int = Field(6, ge=1)
+    """Number of decoder layers."""
+    heads: int = Field(4, ge=1)
+    """Number of attention heads; divides `hidden_size`."""
+    kv_heads: int | None = Field(None, ge=1)
+    """Number of key/value heads (grouped-query attention); divides `heads`. None: as many as `heads`."""
+    intermediate_size: int | None = Field(None, ge=8)
+    """Width inside the feed-forward block. None: 8/3 of `hidden_size`, rounded up to a multiple of 32."""
+    context_length: int | None = Field(None, ge=8)
+    """Longest sequence the model serves, tokens. None: the dataset's sequence length."""
+    rope_theta: float = Field(10_000.0, gt=0)
+    """Base of the rotary position embedding."""
+    tie_embeddings: bool = True
+    """Whether input and output embeddings are one matrix."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "Llama":
+        if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) divided by heads ({self.heads}) must be an even whole number; "
+                f"try heads: {max(1, self.hidden_size // 64)} with a hidden_size that is a multiple of 64."
+            )
+        if self.kv_heads and self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads ({self.kv_heads}) must divide heads ({self.heads}).")
+        return self
+
+    def build(self, task: TextGeneration) -> "torch.nn.Module":
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        config = LlamaConfig(
+            vocab_size=task.vocab_size,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size or -(-self.hidden_size * 8 // 3 // 32) * 32,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads or self.heads,
+            max_position_embeddings=self.context_length or task.spec.sequence_length,
+            rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
+            tie_word_embeddings=self.tie_embeddings,
+            bos_token_id=task.end_of_text_id,
+            eos_token_id=task.end_of_text_id,
+            pad_token_id=None,
+            use_cache=True,
+        )
+        model = LlamaForCausalLM(config)
+        return cast("torch.nn.Module", model.to(torch.float32))
+
+
+class Pretrained(_CausalNetwork):
+    """Any Transformers causal language model in a local directory, trained further in full."""
+
+    type: Literal["pretrained"] = "pretrained"
+    """Which network."""
+    path: str
+    """Local directory in Hugging Face layout: `config.json`, `*.safetensors`."""
+
+    def build(self, task: TextGeneration) -> "torch.nn.Module":
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        directory = Path(self.path).expanduser()
+        if not (directory / "config.json").is_file():
+            raise DataError(f"network.path: {directory} holds no config.json; give a Transformers model directory.")
+        model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, dtype=torch.float32)
+        embeddings = model.get_input_embeddings().num_embeddings
+        if task.vocab_size > embeddings:
+            raise DataError(
+                f"the dataset's tokenizer has {task.vocab_size} tokens, the model in {directory} embeds "
+                f"{embeddings}. Prepare the dataset with `tokenizer: {directory}`."
+            )
+        return cast("torch.nn.Module", model)
+
+
+def _next_token_loss(model: Forward, input_ids: "torch.Tensor") -> tuple["torch.Tensor", int]:
+    """Summed cross-entropy, nats, of each token after the first, and their count. input_ids: [B, T]."""
+    import torch.nn.functional as F
+
+    logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
+    targets = input_ids[:, 1:]
+    total = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
+    return total, targets.numel()
+
+
+def _fit_tokenizer(spec: FittedTokenizer, rows: Iterable[Row]) -> "tokenizers.Tokenizer":
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=spec.vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_some_text(rows, int(spec.fit_megabytes * 1e6)), trainer)
+    return tokenizer
+
+
+def _some_text(rows: Iterable[Row], limit: int) -> Iterator[str]:
+    for row in rows:
+        yield row["text"]
+        limit -= len(row["text"].encode())
+        if limit <= 0:
+            return
+
+
+def _read_tokenizer(directory: Path) -> "tokenizers.Tokenizer":
+    from tokenizers import Tokenizer
+
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise DataError(f"{directory} holds no tokenizer.json; give a directory saved by `save_pretrained`.")
+    return Tokenizer.from_file(str(path))
+
+
+def _end_of_text(directory: Path) -> str:
+    path = directory / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    token = config.get("eos_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    if not token:
+        raise DataError(f"{path} names no eos_token; documents need a token that ends them.")
+    return str(token)
+
+
+def _write_tokenizer(tokenizer: "tokenizers.Tokenizer", end_of_text: str, directory: Path) -> None:
+    """The files `AutoTokenizer.from_pretrained` loads."""
+    tokenizer.encode_special_tokens = False
+    tokenizer.save(str(directory / "tokenizer.json"))
+    tokenizer.encode_special_tokens = True
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": end_of_text,
+        "eos_token": end_of_text,
+        "clean_up_tokenization_spaces": False,
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (directory / "chat_template.jinja").write_text(PLAIN_CHAT, encoding="utf-8")
