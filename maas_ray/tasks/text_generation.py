@@ -8,7 +8,6 @@ Unsupervised Multitask Learners"): every text has tokens and comes back byte for
 
 import json
 import math
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
@@ -101,11 +100,13 @@ class TextGeneration(Task):
         fitted: "tokenizers.Tokenizer | None" = None,
     ) -> None:
         super().__init__(spec)
-        self._directory = directory
-        self.tokenizer = fitted or _read_tokenizer(directory or Path("."))
+        from tokenizers import Tokenizer
+
+        self._files = _hugging_face_files(fitted) if fitted else _read_files(directory or Path("."))
+        self.tokenizer = Tokenizer.from_buffer(self._files["tokenizer.json"])
         # A document that spells a special token out means the text, not the token.
         self.tokenizer.encode_special_tokens = True
-        self.end_of_text = END_OF_TEXT if directory is None else _end_of_text(directory)
+        self.end_of_text = _end_of_text(self._files)
         token_id = self.tokenizer.token_to_id(self.end_of_text)
         if token_id is None:
             raise DataError(f"the tokenizer in {directory} has no token {self.end_of_text!r}.")
@@ -137,12 +138,8 @@ class TextGeneration(Task):
         return {"input_ids": [np.array(encoding.ids + end, dtype=dtype) for encoding in encodings]}
 
     def save_state(self, directory: Path) -> dict[str, Any]:
-        if self._directory is not None:
-            for name in TOKENIZER_FILES:
-                if (self._directory / name).exists() and self._directory != directory:
-                    shutil.copyfile(self._directory / name, directory / name)
-            return {}
-        _write_tokenizer(self.tokenizer, self.end_of_text, directory)
+        for name, content in self._files.items():
+            (directory / name).write_bytes(content)
         return {}
 
     @classmethod
@@ -308,35 +305,32 @@ def _some_text(rows: Iterable[Row], limit: int) -> Iterator[str]:
             return
 
 
-def _read_tokenizer(directory: Path) -> "tokenizers.Tokenizer":
-    from tokenizers import Tokenizer
-
-    path = directory / "tokenizer.json"
-    if not path.is_file():
+def _read_files(directory: Path) -> dict[str, bytes]:
+    """The tokenizer's files of a directory in Hugging Face layout."""
+    files = {name: (directory / name).read_bytes() for name in TOKENIZER_FILES if (directory / name).is_file()}
+    if "tokenizer.json" not in files:
         raise DataError(f"{directory} holds no tokenizer.json; give a directory saved by `save_pretrained`.")
-    return Tokenizer.from_file(str(path))
+    return files
 
 
-def _end_of_text(directory: Path) -> str:
-    path = directory / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    token = config.get("eos_token")
-    token = token.get("content") if isinstance(token, dict) else token
-    if not token:
-        raise DataError(f"{path} names no eos_token; documents need a token that ends them.")
-    return str(token)
-
-
-def _write_tokenizer(tokenizer: "tokenizers.Tokenizer", end_of_text: str, directory: Path) -> None:
-    """The files `AutoTokenizer.from_pretrained` loads."""
-    tokenizer.encode_special_tokens = False
-    tokenizer.save(str(directory / "tokenizer.json"))
-    tokenizer.encode_special_tokens = True
+def _hugging_face_files(tokenizer: "tokenizers.Tokenizer") -> dict[str, bytes]:
+    """The files from which `AutoTokenizer.from_pretrained` loads a tokenizer just fitted."""
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": end_of_text,
-        "eos_token": end_of_text,
+        "bos_token": END_OF_TEXT,
+        "eos_token": END_OF_TEXT,
         "clean_up_tokenization_spaces": False,
     }
-    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (directory / "chat_template.jinja").write_text(PLAIN_CHAT, encoding="utf-8")
+    return {
+        "tokenizer.json": tokenizer.to_str(pretty=True).encode(),
+        "tokenizer_config.json": (json.dumps(config, indent=2) + "\n").encode(),
+        "chat_template.jinja": PLAIN_CHAT.encode(),
+    }
+
+
+def _end_of_text(files: dict[str, bytes]) -> str:
+    token = json.loads(files.get("tokenizer_config.json", b"{}")).get("eos_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    if not token:
+        raise DataError("tokenizer_config.json names no eos_token; documents need a token that ends them.")
+    return str(token)

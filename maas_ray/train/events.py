@@ -1,0 +1,71 @@
+"""What happens in a run, on its way from the workers to whoever watches: the driver's terminal and MLflow.
+
+Workers push events without waiting; the driver drains them. Workers so need no access to MLflow, whose
+database may lie on one machine.
+"""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from maas_ray.console import Progress
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened. `metrics` go to MLflow; `text` is a line for a person."""
+
+    step: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    text: str = ""
+    total_steps: int = 0
+    time: float = field(default_factory=time.time)
+
+
+class EventBuffer:
+    """The body of a small Ray actor: events wait here until they are drained."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+
+    def push(self, event: Event) -> None:
+        self._events.append(event)
+
+    def drain(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+
+class Watcher:
+    """Carries events to the terminal and to an MLflow run."""
+
+    def __init__(self, shown: Progress, client: Any, run_id: str, unit: str) -> None:
+        self._shown, self._client, self._run_id, self._unit = shown, client, run_id, unit
+
+    def handle(self, events: list[Event]) -> None:
+        """Show and log what came, MLflow in one call."""
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(name, value, int(event.time * 1000), event.step)
+            for event in events
+            for name, value in event.metrics.items()
+        ]
+        for start in range(0, len(metrics), 1000):  # MLflow's limit for one call
+            self._client.log_batch(self._run_id, metrics=metrics[start : start + 1000])
+        for event in events:
+            if event.text:
+                self._shown.line(event.text)
+            if "train/loss" in event.metrics:
+                self._shown.update(event.step, self._note(event), total=event.total_steps)
+
+    def _note(self, event: Event) -> str:
+        speed = event.metrics["train/units_per_second"]
+        left = (event.total_steps - event.step) * event.metrics["train/step_seconds"]
+        return f"loss {event.metrics['train/loss']:.3f}  {speed:,.0f} {self._unit}/s  {_clock(left)} left"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

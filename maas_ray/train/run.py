@@ -1,0 +1,320 @@
+"""`train`: one transaction from a prepared dataset to a registered version.
+
+    name the run ─▶ Ray Train: workers, checkpoints ─▶ export ─▶ publish the bundle ─▶ register ─▶ alias
+
+A run is named by its spec and dataset, so starting it again goes on where it stopped: finished training
+is not repeated, a published bundle is found by its digest, a registered version is found by the bundle.
+Killed anywhere, there is no version or a whole one.
+"""
+
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from maas_ray import storage
+from maas_ray.console import progress, say
+from maas_ray.data.dataset import PreparedDataset, open_dataset
+from maas_ray.errors import ClusterError, MaasError, SpecError, TrainingError
+from maas_ray.registry.bundle import Bundle, BundleMeta, Lineage, publish_bundle
+from maas_ray.registry.versions import ModelVersion, Registry
+from maas_ray.settings import Settings
+from maas_ray.spec import digest_of
+from maas_ray.train.card import model_card
+from maas_ray.train.checkpoint import Position, check
+from maas_ray.train.deepspeed_config import batch_geometry, resolve
+from maas_ray.train.events import EventBuffer, Watcher
+from maas_ray.train.export import export
+from maas_ray.train.feed import Plan
+from maas_ray.train.lineage import code_revision, package_versions
+from maas_ray.train.loop import Job, train_worker, worker_environment
+from maas_ray.train.spec import TrainSpec
+
+TAG_RUN = "maas.run"
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run that is about to start, or to go on."""
+
+    name: str
+    run_id: str
+    spec: TrainSpec
+    dataset: PreparedDataset
+    settings: Settings
+    registry: Registry
+
+
+def train(spec: TrainSpec, *, settings: Settings | None = None) -> ModelVersion:
+    """Train, export, register. Goes on where an earlier run of the same name stopped.
+
+    Returns:
+        The registered version.
+
+    Raises:
+        SpecError: the network cannot do the dataset's task.
+        NotFoundError: there is no such dataset.
+        NonFiniteLossError: the loss became NaN or infinite.
+        TrainingError: the workers failed more often than `max_failures`.
+    """
+    settings = settings or Settings.from_environment()
+    dataset = open_dataset(settings, spec.dataset)
+    if spec.network.type not in dataset.task.networks:
+        known = ", ".join(dataset.task.networks)
+        raise SpecError(
+            "train",
+            [f"network.type: {spec.network.type!r} cannot do {dataset.task.spec.type}; choose one of {known}."],
+        )
+    plan = make_plan(spec, dataset)
+    run = _open_run(spec, dataset, settings)
+    done = _registered(run)
+    if done:
+        say(
+            f"{done.reference} was trained from this very spec and data; reusing it. "
+            "To train anew, give the run a name: --set run=NAME"
+        )
+        return _alias(run, done)
+    say(
+        f"training {spec.model} on {dataset.name}: {plan.total_steps:,} steps of {plan.batch_size} rows, "
+        f"{spec.workers} {'worker' if spec.workers == 1 else 'workers'}, run {run.name}"
+    )
+    with _recorded(run):
+        checkpoint = _fit(run, plan)
+        bundle, version = finish(run, checkpoint)
+    shown = "  ".join(f"{name.replace('/', ' ')} {value:.4g}" for name, value in sorted(version.metrics.items()))
+    say(f"{version.reference} registered  {shown}\n  {bundle.uri}")
+    return _alias(run, version)
+
+
+def make_plan(spec: TrainSpec, dataset: PreparedDataset) -> Plan:
+    """How the training split is dealt to workers."""
+    return Plan(
+        groups=tuple(dataset.row_groups("train")),
+        batch_size=batch_geometry(spec)[0],
+        workers=spec.workers,
+        epochs=spec.epochs,
+        seed=spec.seed,
+        max_steps=spec.max_steps,
+    )
+
+
+def _open_run(spec: TrainSpec, dataset: PreparedDataset, settings: Settings) -> _Run:
+    """The MLflow run of this name, made if there is none."""
+    # What a run is called and how it is watched do not change what it computes.
+    document = spec.model_dump(mode="json", exclude={"run", "alias", "dataset", "log_every_steps", "max_failures"})
+    identity = digest_of({"spec": document, "dataset": dataset.fingerprint})
+    name = spec.run or f"{spec.model}-{identity[:8]}"
+    registry = Registry(settings)
+    client = registry.client
+    experiment = client.get_experiment_by_name(spec.model)
+    experiment_id = experiment.experiment_id if experiment else client.create_experiment(spec.model)
+    found = client.search_runs([experiment_id], f"tags.`{TAG_RUN}` = '{name}'", max_results=1)
+    if found:
+        run_id, before = found[0].info.run_id, found[0].data.tags.get("maas.identity")
+        if before != identity:
+            raise SpecError(
+                f"run {name!r}",
+                ["was started from another spec or dataset; give this one another name, or leave `run` out."],
+            )
+    else:
+        tags = {TAG_RUN: name, "maas.identity": identity, "maas.dataset": dataset.fingerprint}
+        run_id = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
+        for key, value in _parameters(document):
+            client.log_param(run_id, key, value)
+    return _Run(name, run_id, spec, dataset, settings, registry)
+
+
+def _parameters(document: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in document.items():
+        if isinstance(value, dict):
+            yield from _parameters(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _registered(run: _Run) -> ModelVersion | None:
+    """The version that this run ended with, if it is registered; its bundle is whole then."""
+    for version in run.registry.versions(run.spec.model):
+        if version.lineage.run_id == run.run_id:
+            version.open()
+            return version
+    return None
+
+
+def _alias(run: _Run, version: ModelVersion) -> ModelVersion:
+    if run.spec.alias and run.spec.alias not in version.aliases:
+        run.registry.set_alias(version, run.spec.alias)
+        say(f"{run.spec.model}@{run.spec.alias} is now {version.reference}")
+    return run.registry.resolve(version.reference)
+
+
+@contextmanager
+def _recorded(run: _Run) -> Iterator[None]:
+    """Keep MLflow's status of the run true."""
+    client = run.registry.client
+    client.update_run(run.run_id, status="RUNNING")
+    try:
+        yield
+    except BaseException as error:
+        client.update_run(run.run_id, status="KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    client.update_run(run.run_id, status="FINISHED")
+
+
+# --- training --------------------------------------------------------------------------------------
+
+
+def _fit(run: _Run, plan: Plan) -> Any:
+    """Run the workers to the end. Returns Ray Train's last checkpoint."""
+    import ray
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    if not ray.is_initialized():
+        from maas_ray.cluster import connect
+
+        connect(run.settings)
+    spec = run.spec
+    use_gpu = _use_gpu(spec)
+    config = resolve(
+        spec,
+        total_steps=plan.total_steps,
+        hidden_size=getattr(spec.network, "hidden_size", None),
+        on_cpu=not use_gpu,
+    )
+    events = ray.remote(num_cpus=0)(EventBuffer).remote()
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": Job(spec, run.dataset, plan, config, events)},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=spec.workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": spec.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
+        ),
+        run_config=RunConfig(
+            name=run.name,
+            storage_path=runs_home(run.settings, spec.model),
+            failure_config=FailureConfig(max_failures=spec.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=spec.checkpoint.keep),
+            worker_runtime_env={
+                "env_vars": worker_environment(on_cpu=not use_gpu, threads=max(1, int(spec.cpus_per_worker)))
+            },
+        ),
+    )
+    with _watched(run, events, plan.total_steps):
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _translated(error, run.name) from error
+    if isinstance(result.return_value, MaasError):
+        raise result.return_value
+    return result.checkpoint
+
+
+def runs_home(settings: Settings, model: str) -> str:
+    """The directory of all training runs of a model: checkpoints, as Ray Train lays them out."""
+    return storage.join(settings.storage, "runs", model)
+
+
+def _use_gpu(spec: TrainSpec) -> bool:
+    import ray
+
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if spec.device == "gpu" and gpus < spec.workers:
+        say(f"waiting for GPUs: {spec.workers} are needed, the cluster has {gpus}")
+    if spec.device == "auto":
+        return gpus >= spec.workers
+    return spec.device == "gpu"
+
+
+@contextmanager
+def _watched(run: _Run, events: Any, total_steps: int) -> Iterator[None]:
+    """Show and log events while the block runs; none is lost at its end."""
+    import ray
+
+    stop = threading.Event()
+    with progress("training", total_steps) as shown:
+        watcher = Watcher(shown, run.registry.client, run.run_id, run.dataset.task.unit)
+
+        def watch() -> None:
+            while not stop.wait(1.0):
+                watcher.handle(ray.get(events.drain.remote()))
+
+        thread = threading.Thread(target=watch, name="maas-train-watch", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            watcher.handle(ray.get(events.drain.remote()))
+
+
+def _translated(error: Any, run: str) -> MaasError:
+    """Ray Train's error as ours: the worker's own words first, not the traceback."""
+    failures = getattr(error, "worker_failures", {})
+    for rank, failure in sorted(failures.items()):
+        cause = failure
+        while cause is not None:
+            if isinstance(cause, MaasError):
+                return cause
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        last = str(failure).strip().splitlines()[-1]
+        return TrainingError(
+            f"worker {rank} failed and the run {run} had no restarts left: {last}\n"
+            "Starting it again goes on from its last checkpoint. With --verbose the whole traceback is shown."
+        )
+    return TrainingError(f"run {run} failed: {error}")
+
+
+# --- the end of a run ------------------------------------------------------------------------------
+
+
+def finish(run: _Run, checkpoint: Any) -> tuple[Bundle, ModelVersion]:
+    """From the last checkpoint to a registered version; every step is the same when done again."""
+    if checkpoint is None:
+        raise ClusterError(f"run {run.name} ended without a checkpoint.")
+    with checkpoint.as_directory() as saved, tempfile.TemporaryDirectory(prefix="maas-export-") as scratch:
+        position = check(Path(saved))
+        say("consolidating shards and publishing the bundle")
+        directory = Path(scratch) / "bundle"
+        directory.mkdir()
+        export(Path(saved), run.dataset, run.spec.network, directory)
+        meta = _bundle_meta(run, position)
+        rows = {name: split.rows for name, split in run.dataset.meta.splits.items()}
+        card = model_card(meta, run.dataset.task, parameters=_parameters_in(directory), rows=rows)
+        (directory / "README.md").write_text(card, encoding="utf-8")
+        bundle = publish_bundle(run.settings, directory, meta)
+    version = run.registry.register(bundle, run_id=run.run_id)
+    return bundle, version
+
+
+def _bundle_meta(run: _Run, position: Position) -> BundleMeta:
+    lineage = Lineage(
+        dataset=run.dataset.name,
+        dataset_fingerprint=run.dataset.fingerprint,
+        dataset_uri=run.dataset.uri,
+        run=run.name,
+        run_id=run.run_id,
+        code_revision=code_revision(Path.cwd()),
+        packages=package_versions(),
+        spec=run.spec.document(),
+        deepspeed=position.deepspeed,
+    )
+    return BundleMeta(name=run.spec.model, task=run.dataset.task.spec.type, metrics=position.metrics, lineage=lineage)
+
+
+def _parameters_in(directory: Path) -> int:
+    from math import prod
+
+    from safetensors import safe_open
+
+    total = 0
+    for path in directory.glob("*.safetensors"):
+        with safe_open(path, framework="numpy") as weights:
+            total += sum(prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    return total

@@ -1,0 +1,93 @@
+"""What a user writes to train: the spec, checked whole at parse."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from maas_ray.spec import Name, Spec
+from maas_ray.tasks import AnyNetworkSpec
+from maas_ray.train.deepspeed_config import check_against_spec, read_document
+
+DeepSpeedDocument = Annotated[dict[str, Any], BeforeValidator(read_document)]
+"""A DeepSpeed configuration, inline or the path of a JSON file: DeepSpeed's own document, passed through whole."""
+
+
+class CheckpointSpec(Spec):
+    """When the state of a run is saved."""
+
+    every_steps: int = Field(200, ge=1)
+    """Optimizer steps between checkpoints; the last step always has one."""
+    keep: int = Field(2, ge=1)
+    """How many of the newest checkpoints to keep."""
+
+
+class ValidationSpec(Spec):
+    """When the model is measured while it trains."""
+
+    every_steps: int | None = Field(None, ge=1)
+    """Optimizer steps between validations. None: with every checkpoint."""
+    max_rows: int | None = Field(4096, ge=1)
+    """Rows of the validation split to measure on; the last step uses all. None: all, always."""
+
+
+class TrainSpec(Spec):
+    """`maas train SPEC.yaml`: train a network on a prepared dataset and register the result."""
+
+    dataset: str
+    """Prepared dataset: a name, `name/fingerprint`, or a URI."""
+    model: Name
+    """Name to register the result under."""
+    network: AnyNetworkSpec
+    """The network; its `type` must be one that the dataset's task knows."""
+    deepspeed: DeepSpeedDocument = Field(default_factory=lambda: {"zero_optimization": {"stage": 1}})
+    """DeepSpeed configuration: a path to a JSON file, or inline. `"auto"` values are filled from this spec."""
+    run: Name | None = None
+    """Name of the run; the same name goes on where it stopped. None: made from the spec and the dataset."""
+    alias: Name | None = None
+    """Alias to give the new version, such as `champion`. None: none."""
+
+    workers: int = Field(1, ge=1)
+    """Training workers; with GPUs, one GPU each."""
+    cpus_per_worker: float = Field(1.0, gt=0)
+    """Logical CPUs that Ray reserves for each worker; also its number of compute threads, at least one."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where to train. auto: on GPUs if the cluster has enough of them."""
+    max_failures: int = Field(2, ge=0)
+    """How often a run is restarted from its last checkpoint after a worker died."""
+
+    epochs: int = Field(1, ge=1)
+    """Passes over the training split."""
+    max_steps: int | None = Field(None, ge=1)
+    """Stop after this many optimizer steps, whatever `epochs` says. None: no limit."""
+    batch_size: int = Field(32, ge=1)
+    """Rows in one optimizer step, over all workers."""
+    micro_batch_size: int | None = Field(None, ge=1)
+    """Rows in one forward pass of one worker. None: the largest up to 8 that fits `batch_size`."""
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """Number format of the forward and backward pass; master weights are fp32."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Peak learning rate."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Decoupled weight decay (AdamW)."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's moment decay rates."""
+    eps: float = Field(1e-8, gt=0)
+    """AdamW's denominator term."""
+    warmup_steps: int | None = Field(None, ge=0)
+    """Steps of linear warm-up. None: 3 % of all steps."""
+    gradient_clipping: float = Field(1.0, ge=0)
+    """Largest global gradient norm. 0: none."""
+    seed: int = Field(0, ge=0)
+    """Seeds the initial weights, the order of rows, and dropout."""
+
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    """When the state of the run is saved."""
+    validation: ValidationSpec = ValidationSpec()
+    """When the model is measured."""
+    log_every_steps: int = Field(10, ge=1)
+    """Optimizer steps between two reports of loss and speed."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainSpec":
+        check_against_spec(self)
+        return self
