@@ -1,0 +1,65 @@
+"""One small Ray cluster for all integration tests: its own directory, token, ports and settings."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from maas_ray import cluster as clusters
+from maas_ray.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def settings() -> Iterator[Settings]:
+    """Settings of a fresh platform; `MAAS_*` of this process say the same."""
+    with (
+        tempfile.TemporaryDirectory(prefix="maas-test-", ignore_cleanup_errors=True) as home,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name in [name for name in os.environ if name.startswith(("MAAS_", "RAY_ADDRESS"))]:
+            patch.delenv(name)
+        patch.setenv("MAAS_HOME", home)
+        patch.setenv("MAAS_HTTP_PORT", str(clusters.free_ports(1)[0]))
+        settings = Settings.from_environment()
+        for name, value in settings.environment().items():
+            patch.setenv(name, value)
+        yield settings
+
+
+@pytest.fixture(scope="session")
+def cluster(settings: Settings) -> Iterator[str]:
+    """The address of a Ray cluster of 4 CPUs, to which this process is connected."""
+    # Outside pytest's own directories: Ray puts sockets in it, whose paths end at 107 bytes.
+    directory = Path(tempfile.mkdtemp(prefix="maas-r", dir="/tmp"))
+    token = directory / "token"
+    token.write_text("0123456789abcdef" * 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+        patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # loopback only
+        for name, value in (
+            clusters.worker_environment(settings) | clusters.serve_environment(directory / "h")
+        ).items():
+            patch.setenv(name, value)
+        import ray
+
+        context = ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=False,
+            object_store_memory=512 * 1024 * 1024,
+            logging_level="ERROR",
+            log_to_driver=False,
+            runtime_env={"env_vars": clusters.worker_environment(settings)},
+            _temp_dir=str(directory),
+        )
+        patch.setenv("RAY_ADDRESS", context.address_info["gcs_address"])
+        try:
+            yield context.address_info["gcs_address"]
+        finally:
+            ray.shutdown()
+            shutil.rmtree(directory, ignore_errors=True)
