@@ -7,6 +7,7 @@ what any spec means.
 
 import difflib
 import json
+import re
 import typing
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
@@ -103,6 +104,12 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(key if isinstance(key, (str, int)) else repr(key))
         return super().construct_mapping(node, deep=deep)
+
+
+# YAML 1.1 reads `1e-3` as text; everybody means the number.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:

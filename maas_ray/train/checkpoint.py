@@ -56,9 +56,10 @@ def save(engine: Any, directory: Path, rank: int, position: Position) -> None:
 def position_of(directory: Path) -> Position:
     """Where the run stood."""
     try:
-        return Position.from_text((directory / "position.json").read_text(encoding="utf-8"), source=str(directory))
-    except OSError as error:
-        raise CorruptError(f"checkpoint {directory} has no position.json: {error}") from error
+        document = json.loads((directory / "position.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CorruptError(f"checkpoint {directory} has no readable position.json: {error}") from error
+    return Position.parse(document, source=str(directory))
 
 
 def check(directory: Path) -> Position:

@@ -151,13 +151,12 @@ def resolve(spec: "TrainSpec", *, total_steps: int, hidden_size: int | None, on_
         ("bf16", "enabled"): spec.precision == "bf16",
         ("fp16", "enabled"): spec.precision == "fp16",
     }
-    if hidden_size:
-        # As Transformers' own integration fills them.
-        values |= {
-            ("zero_optimization", "reduce_bucket_size"): hidden_size * hidden_size,
-            ("zero_optimization", "stage3_prefetch_bucket_size"): int(0.9 * hidden_size * hidden_size),
-            ("zero_optimization", "stage3_param_persistence_threshold"): 10 * hidden_size,
-        }
+    # As Transformers' own integration fills them; without a width, DeepSpeed's defaults stand.
+    values |= {
+        ("zero_optimization", "reduce_bucket_size"): hidden_size and hidden_size**2,
+        ("zero_optimization", "stage3_prefetch_bucket_size"): hidden_size and int(0.9 * hidden_size**2),
+        ("zero_optimization", "stage3_param_persistence_threshold"): hidden_size and 10 * hidden_size,
+    }
     for name in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
         config[name] = values[name,]
     _fill(config, values, ())
@@ -181,7 +180,10 @@ def _fill(config: dict[str, Any], values: dict[Path_, Any], prefix: Path_) -> No
                 raise ValueError(
                     f'deepspeed.{".".join(path)} is "auto", but no field of the spec fills it; write a value.'
                 )
-            config[key] = values[path]
+            if values[path] is None:
+                del config[key]
+            else:
+                config[key] = values[path]
 
 
 def _get(document: dict[str, Any], path: Path_) -> Any:

@@ -3,6 +3,9 @@
 A function of the checkpoint, the task and the spec alone: done again after a crash it writes the same bytes.
 """
 
+import contextlib
+import io
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +48,16 @@ def consolidated(saved: Path) -> dict[str, Any]:
     Raises:
         TrainingError: DeepSpeed cannot read its own checkpoint.
     """
-    import contextlib
-    import io
-
     import torch
+
+    logging.getLogger("deepspeed").setLevel(logging.ERROR)  # it would warn that this process sees no GPU
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     sharded = any((saved / checkpoint.TAG).glob("*zero_pp_rank_*optim_states.pt"))
     try:
         if sharded:
-            with contextlib.redirect_stdout(io.StringIO()):  # it prints each of its steps
+            # It prints each of its steps; what goes wrong it raises.
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 return dict(get_fp32_state_dict_from_zero_checkpoint(str(saved), tag=checkpoint.TAG))
         # ZeRO 0: rank 0's file holds everything. DeepSpeed's files are pickles of our own making.
         states = torch.load(

@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from maas_ray.spec import Name, Spec
 from maas_ray.tasks import AnyNetworkSpec
-from maas_ray.train.deepspeed_config import check_against_spec, read_document
+from maas_ray.train.deepspeed_config import check_against_spec, read_document, resolve
 
 DeepSpeedDocument = Annotated[dict[str, Any], BeforeValidator(read_document)]
 """A DeepSpeed configuration, inline or the path of a JSON file: DeepSpeed's own document, passed through whole."""
@@ -90,4 +90,5 @@ class TrainSpec(Spec):
     @model_validator(mode="after")
     def _consistent(self) -> "TrainSpec":
         check_against_spec(self)
+        resolve(self, total_steps=1, hidden_size=None, on_cpu=False)  # names an "auto" that nothing fills
         return self

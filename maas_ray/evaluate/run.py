@@ -1,0 +1,170 @@
+"""`evaluate`: a version's metrics on a split of a prepared dataset, measured with the task's own sums.
+
+Ray Data reads the split; a few actors hold the model and reduce each batch to sums; the driver adds them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from maas_ray.console import progress, say
+from maas_ray.data.dataset import PreparedDataset, RowGroup, open_dataset
+from maas_ray.errors import DataError, NotFoundError
+from maas_ray.registry.bundle import Bundle
+from maas_ray.registry.versions import ModelVersion, Registry
+from maas_ray.settings import Settings
+from maas_ray.spec import Spec
+from maas_ray.tasks import Task
+
+
+class EvaluateSpec(Spec):
+    """`maas evaluate SPEC.yaml`: measure a registered version."""
+
+    version: str
+    """The version: `name@alias`, `name/number`, or `name` for the newest."""
+    dataset: str | None = None
+    """Prepared dataset. None: the one the version was trained on."""
+    split: str = "test"
+    """Split to measure on: `train`, `validation` or `test`."""
+    batch_size: int = Field(16, ge=1)
+    """Rows in one forward pass."""
+    workers: int = Field(1, ge=1)
+    """Actors that each hold the model."""
+    cpus_per_worker: float = Field(1.0, gt=0)
+    """Logical CPUs that Ray reserves for each; also its number of compute threads, at least one."""
+    gpus_per_worker: float = Field(0.0, ge=0)
+    """GPUs that Ray reserves for each."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured, on what."""
+
+    version: str
+    dataset: str
+    split: str
+    rows: int
+    metrics: dict[str, float]
+
+
+def evaluate(spec: EvaluateSpec, *, settings: Settings | None = None) -> Report:
+    """Measure a version on a split; the metrics are also logged to the MLflow run that made the version.
+
+    Raises:
+        NotFoundError: no such version or dataset.
+        DataError: the split has no rows, or the dataset's features are not the model's.
+    """
+    settings = settings or Settings.from_environment()
+    registry = Registry(settings)
+    version = registry.resolve(spec.version)
+    dataset = _dataset(settings, version, spec.dataset)
+    bundle = version.open()
+    rows = dataset.split(spec.split).rows
+    _check_features(bundle, dataset)
+    sums = _measured(spec, settings, bundle, dataset)
+    metrics = dataset.task.summarise(sums)
+    report = Report(version.reference, dataset.name, spec.split, rows, metrics)
+    if version.lineage.run_id:
+        for name, value in metrics.items():
+            registry.client.log_metric(version.lineage.run_id, f"evaluate/{dataset.name}/{spec.split}/{name}", value)
+    shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    say(f"{report.version} on {report.dataset}/{report.split} ({rows:,} rows): {shown}")
+    return report
+
+
+def _dataset(settings: Settings, version: ModelVersion, name: str | None) -> PreparedDataset:
+    try:
+        return open_dataset(settings, name or version.lineage.dataset_uri)
+    except NotFoundError as error:
+        if name:
+            raise
+        raise NotFoundError(
+            f"the dataset that {version.reference} was trained on is gone ({error}); name another with `dataset:`."
+        ) from error
+
+
+def _check_features(bundle: Bundle, dataset: PreparedDataset) -> None:
+    """The dataset's stored columns must be what the model was trained on: the same fitted features."""
+    ours = {entry.path: entry.sha256 for entry in bundle.artifact.files}
+    theirs = {e.path.removeprefix("task/"): e.sha256 for e in dataset.artifact.files if e.path.startswith("task/")}
+    differing = [path for path, sha256 in theirs.items() if ours.get(path) != sha256]
+    if differing:
+        raise DataError(
+            f"dataset {dataset.name} was prepared with other features than the model's ({', '.join(differing)} "
+            "differ). Prepare it with the model's tokenizer or labels."
+        )
+
+
+def _measured(spec: EvaluateSpec, settings: Settings, bundle: Bundle, dataset: PreparedDataset) -> dict[str, float]:
+    """The task's sums over the whole split."""
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
+    if not ray.is_initialized():
+        from maas_ray.cluster import connect
+
+        connect(settings)
+    groups = dataset.row_groups(spec.split)
+    context = DataContext.get_current()
+    shows = context.enable_progress_bars, context.print_on_execution_start
+    context.enable_progress_bars = context.print_on_execution_start = False
+    sums: dict[str, float] = {}
+    try:
+        measured = ray.data.range(len(groups), override_num_blocks=min(len(groups), 64)).map_batches(
+            _Measurer,
+            fn_constructor_kwargs={"bundle": bundle, "dataset": dataset, "groups": groups, "spec": spec},
+            batch_size=1,
+            compute=ActorPoolStrategy(size=spec.workers),
+            num_cpus=spec.cpus_per_worker,
+            num_gpus=spec.gpus_per_worker,
+        )
+        with progress(f"evaluating {spec.version}", dataset.split(spec.split).rows) as shown:
+            done = 0
+            for row in measured.iter_rows():
+                done += int(row.pop("rows_read"))
+                shown.update(done)
+                for name, value in row.items():
+                    sums[name] = sums.get(name, 0.0) + float(value)
+    finally:
+        context.enable_progress_bars, context.print_on_execution_start = shows
+    return sums
+
+
+class _Measurer:
+    """Holds the model in a Ray Data actor; turns row groups into sums."""
+
+    def __init__(self, bundle: Bundle, dataset: PreparedDataset, groups: list[RowGroup], spec: EvaluateSpec) -> None:
+        import torch
+
+        directory = bundle.fetch()
+        self.task: Task = bundle.load_task(directory)
+        self.device = torch.device("cuda" if spec.gpus_per_worker else "cpu")
+        if not spec.gpus_per_worker:
+            torch.set_num_threads(max(1, int(spec.cpus_per_worker)))
+        self.model = self.task.load_model(directory).to(self.device)
+        self.dataset, self.groups, self.batch_size = dataset, groups, spec.batch_size
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        sums: dict[str, float] = {}
+        rows = 0
+        for stored in self.dataset.read([self.groups[number] for number in batch["id"].tolist()]):
+            rows += len(stored["index"])
+            for part in _pieces(stored, self.batch_size):
+                for name, value in self._sums(part).items():
+                    sums[name] = sums.get(name, 0.0) + value
+        return {name: np.array([value]) for name, value in {**sums, "rows_read": float(rows)}.items()}
+
+    def _sums(self, stored: dict[str, np.ndarray]) -> dict[str, float]:
+        import torch
+
+        tensors: dict[str, Any] = {name: t.to(self.device) for name, t in self.task.collate(stored).items()}
+        with torch.inference_mode():
+            return {name: float(value) for name, value in self.task.measure(self.model, tensors).items()}
+
+
+def _pieces(stored: dict[str, np.ndarray], size: int) -> Iterator[dict[str, np.ndarray]]:
+    for start in range(0, len(stored["index"]), size):
+        yield {name: values[start : start + size] for name, values in stored.items()}

@@ -1,0 +1,129 @@
+"""The train spec and the DeepSpeed document: filled, passed through, and never in contradiction."""
+
+import json
+
+import pytest
+
+from maas_ray.errors import SpecError
+from maas_ray.train.deepspeed_config import batch_geometry, resolve
+from maas_ray.train.spec import TrainSpec
+
+BASE = "dataset: d\nmodel: m\nnetwork: {type: llama, hidden_size: 64, heads: 2}\n"
+
+
+def parse(text: str = "", **deepspeed) -> TrainSpec:
+    document = f"deepspeed: {json.dumps(deepspeed)}\n" if deepspeed else ""
+    return TrainSpec.from_text(BASE + document + text, source="train.yaml")
+
+
+def filled(spec: TrainSpec, **changes):
+    return resolve(spec, **{"total_steps": 1000, "hidden_size": 64, "on_cpu": True, **changes})
+
+
+def test_defaults_make_a_whole_configuration():
+    config = filled(parse("workers: 2\nbatch_size: 32\n"))
+    assert config["train_batch_size"] == 32
+    assert config["train_micro_batch_size_per_gpu"] == 8
+    assert config["gradient_accumulation_steps"] == 2
+    assert config["bf16"] == {"enabled": True}
+    assert config["optimizer"] == {
+        "type": "AdamW",
+        "params": {"lr": 1e-3, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.01, "torch_adam": True},
+    }
+    assert config["scheduler"]["params"]["total_num_steps"] == 1000
+    assert config["scheduler"]["params"]["warmup_num_steps"] == 30
+    assert "auto" not in json.dumps(config)
+
+
+def test_a_document_as_the_hugging_face_documentation_writes_it():
+    document = {
+        "bf16": {"enabled": "auto"},
+        "fp16": {"enabled": "auto", "loss_scale": 0, "initial_scale_power": 16},
+        "optimizer": {
+            "type": "AdamW",
+            "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"},
+        },
+        "scheduler": {
+            "type": "WarmupDecayLR",
+            "params": {
+                "warmup_min_lr": "auto",
+                "warmup_max_lr": "auto",
+                "warmup_num_steps": "auto",
+                "total_num_steps": "auto",
+            },
+        },
+        "zero_optimization": {
+            "stage": 3,
+            "overlap_comm": True,
+            "reduce_bucket_size": "auto",
+            "stage3_prefetch_bucket_size": "auto",
+            "stage3_param_persistence_threshold": "auto",
+            "stage3_gather_16bit_weights_on_model_save": True,
+        },
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "wall_clock_breakdown": False,
+    }
+    config = filled(parse("precision: bf16\nlearning_rate: 3e-4\nwarmup_steps: 7\n", **document), on_cpu=False)
+    assert config["bf16"]["enabled"] is True
+    assert config["fp16"]["enabled"] is False
+    assert config["zero_optimization"]["reduce_bucket_size"] == 64 * 64
+    assert config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] is True
+    assert config["scheduler"]["params"] == {
+        "warmup_min_lr": 0.0,
+        "warmup_max_lr": 3e-4,
+        "warmup_num_steps": 7,
+        "total_num_steps": 1000,
+    }
+    assert "torch_adam" not in config["optimizer"]["params"]
+
+
+def test_what_the_document_says_and_we_do_not_know_goes_through_whole():
+    config = filled(parse(activation_checkpointing={"partition_activations": True}, zero_optimization={"stage": 2}))
+    assert config["activation_checkpointing"] == {"partition_activations": True}
+    assert config["zero_optimization"] == {"stage": 2}
+
+
+def test_the_documents_numbers_count_before_our_defaults():
+    spec = parse("workers: 2\n", train_micro_batch_size_per_gpu=2, gradient_accumulation_steps=3)
+    assert batch_geometry(spec) == (12, 2, 3)
+    config = filled(parse(optimizer={"type": "Adam", "params": {"lr": 0.5}}))
+    assert config["optimizer"]["params"]["lr"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "document", "message"),
+    [
+        ("batch_size: 16\n", {"train_batch_size": 32}, r"batch_size is 16, but deepspeed.train_batch_size is 32"),
+        (
+            "learning_rate: 0.1\n",
+            {"optimizer": {"type": "Adam", "params": {"lr": 0.2}}},
+            r"learning_rate is 0.1, but deepspeed.optimizer.params.lr is 0.2",
+        ),
+        ("precision: fp32\n", {"bf16": {"enabled": True}}, r"precision is 'fp32', but deepspeed.bf16.enabled is true"),
+        ("workers: 3\nbatch_size: 32\n", {}, r"32 rows a step do not divide evenly.*Try batch_size: 30"),
+        ("batch_size: 12\nmicro_batch_size: 5\n", {}, r"12 rows a step do not divide evenly"),
+        ("network: {type: cnm}\n", {}, r"stands twice"),
+    ],
+)
+def test_contradictions_are_refused_with_both_values(text, document, message):
+    with pytest.raises(SpecError, match=message):
+        parse(text, **document)
+
+
+def test_the_document_may_be_a_file(tmp_path):
+    path = tmp_path / "zero2.json"
+    path.write_text('{"zero_optimization": {"stage": 2}}')
+    assert parse(f"deepspeed: {path}\n").deepspeed == {"zero_optimization": {"stage": 2}}
+    path.write_text('{"zero_optimization": ')
+    with pytest.raises(SpecError, match=r"deepspeed: .*zero2.json' is not valid JSON"):
+        parse(f"deepspeed: {path}\n")
+    with pytest.raises(SpecError, match=r"nowhere.json' cannot be read"):
+        parse("deepspeed: nowhere.json\n")
+
+
+def test_an_auto_that_nothing_fills_is_named():
+    with pytest.raises(SpecError, match=r"deepspeed.zero_optimization.round_robin_gradients is \"auto\""):
+        parse(zero_optimization={"stage": 1, "round_robin_gradients": "auto"})
