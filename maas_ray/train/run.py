@@ -24,7 +24,7 @@ from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.settings import Settings
 from maas_ray.spec import digest_of
 from maas_ray.train.card import model_card
-from maas_ray.train.checkpoint import Position, check
+from maas_ray.train.checkpoint import Position, check, position_of
 from maas_ray.train.deepspeed_config import batch_geometry, resolve
 from maas_ray.train.events import EventBuffer, Watcher
 from maas_ray.train.export import export
@@ -34,6 +34,8 @@ from maas_ray.train.loop import Job, train_worker, worker_environment
 from maas_ray.train.spec import TrainSpec
 
 TAG_RUN = "maas.run"
+TAG_IDENTITY = "maas.identity"
+_SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def train(spec: TrainSpec, *, settings: Settings | None = None) -> ModelVersion:
         f"{spec.workers} {'worker' if spec.workers == 1 else 'workers'}, run {run.name}"
     )
     with _recorded(run):
-        checkpoint = _fit(run, plan)
+        checkpoint = _last_checkpoint(run, plan) or _fit(run, plan)
         bundle, version = finish(run, checkpoint)
     shown = "  ".join(f"{name.replace('/', ' ')} {value:.4g}" for name, value in sorted(version.metrics.items()))
     say(f"{version.reference} registered  {shown}\n  {bundle.uri}")
@@ -113,14 +115,14 @@ def _open_run(spec: TrainSpec, dataset: PreparedDataset, settings: Settings) -> 
     experiment_id = experiment.experiment_id if experiment else client.create_experiment(spec.model)
     found = client.search_runs([experiment_id], f"tags.`{TAG_RUN}` = '{name}'", max_results=1)
     if found:
-        run_id, before = found[0].info.run_id, found[0].data.tags.get("maas.identity")
+        run_id, before = found[0].info.run_id, found[0].data.tags.get(TAG_IDENTITY)
         if before != identity:
             raise SpecError(
                 f"run {name!r}",
                 ["was started from another spec or dataset; give this one another name, or leave `run` out."],
             )
     else:
-        tags = {TAG_RUN: name, "maas.identity": identity, "maas.dataset": dataset.fingerprint}
+        tags = {TAG_RUN: name, TAG_IDENTITY: identity, "maas.dataset": dataset.fingerprint}
         run_id = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
         for key, value in _parameters(document):
             client.log_param(run_id, key, value)
@@ -213,6 +215,25 @@ def _fit(run: _Run, plan: Plan) -> Any:
     if isinstance(result.return_value, MaasError):
         raise result.return_value
     return result.checkpoint
+
+
+def _last_checkpoint(run: _Run, plan: Plan) -> Any:
+    """The checkpoint of the last step, if training is complete already; else None."""
+    from ray.train import Result
+
+    home = storage.join(runs_home(run.settings, run.spec.model), run.name)
+    if not storage.exists(storage.join(home, _SNAPSHOT)):
+        return None
+    checkpoint = Result.from_path(home).checkpoint
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as saved:
+        step = position_of(Path(saved)).step
+    if step < plan.total_steps:
+        say(f"run {run.name} goes on from step {step:,}")
+        return None
+    say(f"run {run.name} is trained to the end already")
+    return checkpoint
 
 
 def runs_home(settings: Settings, model: str) -> str:
