@@ -1,3 +1,87 @@
-"""maas_ray: Model-as-a-Service on Ray. From data to a versioned, autoscaling API, on one cluster."""
+"""maas_ray: Model-as-a-Service on Ray. From data to a versioned, autoscaling API, on one cluster.
+
+    from maas_ray import TrainSpec, train
+
+    version = train(TrainSpec.from_yaml("train.yaml"))
+
+Each verb is one function of one spec, one `maas` command and one script in `jobs/`. Importing this package
+imports nothing heavy.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from maas_ray.data.dataset import PreparedDataset
+    from maas_ray.data.prepare import PrepareSpec
+    from maas_ray.evaluate.run import EvaluateSpec, Report
+    from maas_ray.registry.versions import ModelVersion, Registry
+    from maas_ray.serve.deploy import Endpoint
+    from maas_ray.serve.spec import DeploySpec
+    from maas_ray.settings import Settings
+    from maas_ray.train.spec import TrainSpec
 
 __version__ = "0.1.0"
+
+# Importing a subpackage binds its name here, but only the first time: from now on the verbs keep theirs.
+for _subpackage in ("evaluate", "train"):
+    import_module(f"maas_ray.{_subpackage}")
+
+_HOMES = {
+    "PrepareSpec": "maas_ray.data.prepare",
+    "TrainSpec": "maas_ray.train.spec",
+    "EvaluateSpec": "maas_ray.evaluate.run",
+    "DeploySpec": "maas_ray.serve.spec",
+    "Registry": "maas_ray.registry.versions",
+    "Settings": "maas_ray.settings",
+}
+__all__ = ["DeploySpec", "EvaluateSpec", "PrepareSpec", "Registry", "Settings", "TrainSpec"]
+__all__ += ["deploy", "endpoints", "evaluate", "prepare", "train", "undeploy"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'maas_ray' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def prepare(spec: "PrepareSpec", *, settings: "Settings | None" = None) -> "PreparedDataset":
+    """Turn raw data into a prepared dataset, or find the one that this spec and input gave before."""
+    from maas_ray.data.prepare import prepare
+
+    return prepare(spec, settings=settings)
+
+
+def train(spec: "TrainSpec", *, settings: "Settings | None" = None) -> "ModelVersion":
+    """Train a network on a prepared dataset and register the result as one version."""
+    from maas_ray.train.run import train
+
+    return train(spec, settings=settings)
+
+
+def evaluate(spec: "EvaluateSpec", *, settings: "Settings | None" = None) -> "Report":
+    """Measure a version on a split of a dataset."""
+    from maas_ray.evaluate.run import evaluate
+
+    return evaluate(spec, settings=settings)
+
+
+def deploy(spec: "DeploySpec", *, settings: "Settings | None" = None) -> "Endpoint":
+    """Bring a version up behind a public name, autoscaling."""
+    from maas_ray.serve.deploy import deploy
+
+    return deploy(spec, settings=settings)
+
+
+def undeploy(name: str, *, settings: "Settings | None" = None) -> None:
+    """Take an endpoint down; its version stays registered."""
+    from maas_ray.serve.deploy import undeploy
+
+    undeploy(name, settings=settings)
+
+
+def endpoints(*, settings: "Settings | None" = None) -> "list[Endpoint]":
+    """What is served: public names, versions, states, replicas."""
+    from maas_ray.serve.deploy import endpoints
+
+    return endpoints(settings=settings)

@@ -11,12 +11,14 @@
 Which Ray cluster is used is Ray's own affair: `RAY_ADDRESS`, `RAY_AUTH_MODE`.
 """
 
+import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import Field, model_validator
 
+from maas_ray.errors import SpecError
 from maas_ray.spec import Spec
 
 PREFIX = "MAAS_"
@@ -55,8 +57,22 @@ class Settings(Spec):
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
         """Read `MAAS_*` variables; an unknown one is an error, since it is a misspelt one."""
         environment = os.environ if environment is None else environment
-        values = {k[len(PREFIX) :].lower(): v for k, v in environment.items() if k.startswith(PREFIX)}
-        return cls.parse(values, source=f"environment ({PREFIX}*)")
+        variables = {PREFIX + name.upper(): name for name in cls.model_fields}
+        found = {name: value for name, value in environment.items() if name.startswith(PREFIX)}
+        problems = []
+        for unknown in sorted(found.keys() - variables.keys()):
+            near = difflib.get_close_matches(unknown, variables, n=1)
+            fix = f"did you mean {near[0]}?" if near else f"there are: {', '.join(variables)}."
+            problems.append(f"{unknown}: there is no such setting; {fix}")
+        try:
+            settings = cls.parse({variables[name]: value for name, value in found.items() if name in variables})
+        except SpecError as error:
+            # Each problem starts with the field's name; a person set a variable.
+            parts = [problem.partition(":") for problem in error.problems]
+            problems += [f"{PREFIX}{field.upper()}:{rest}" for field, _, rest in parts]
+        if problems:
+            raise SpecError("environment", problems)
+        return settings
 
     def environment(self) -> dict[str, str]:
         """The variables that give another process the same settings."""

@@ -1,0 +1,7 @@
+"""Bring a version up behind a public name: `python jobs/deploy.py SPEC.yaml [--set a.b=c]...`"""
+
+from maas_ray import DeploySpec, deploy
+from maas_ray.cli import run_job
+
+if __name__ == "__main__":
+    run_job(DeploySpec, deploy)

@@ -1,0 +1,354 @@
+"""`maas`: the verbs in a terminal, and the way the scripts in `jobs/` call them.
+
+Every error that was raised on purpose is shown as its message alone, on standard error: exit status 2 for
+a spec, an override or a setting that is wrong, 1 for all else, 130 for Ctrl-C. Nothing heavy is imported
+before a command runs.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from maas_ray.settings import Settings
+
+_VERBOSE = "MAAS_VERBOSE"
+_MODEL, _LOOK, _CLUSTER = "From data to an API", "What there is", "The cluster"
+
+
+def _set_verbose(value: bool) -> bool:
+    if value:
+        os.environ[_VERBOSE] = "1"
+    return value
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        from maas_ray import __version__
+
+        typer.echo(f"maas_ray {__version__}")
+        raise typer.Exit
+
+
+SpecFile = Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="The spec.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Lay a value over the spec; may be given again.", show_default=False),
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Show Ray's own log and tracebacks.", callback=_set_verbose)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _maas(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Model-as-a-Service on Ray: from data to a versioned, autoscaling API.
+
+    A Ray cluster is started on this machine when there is none; RAY_ADDRESS
+    names another. Things are kept under ~/.maas; MAAS_STORAGE, MAAS_MLFLOW and
+    MAAS_DATABASE name other places.
+
+    The usual way:
+      maas prepare prepare.yaml      raw data → a prepared dataset
+      maas train train.yaml          a dataset → a registered version of a model
+      maas deploy NAME@champion      a version → an API
+      maas status                    what runs
+    """
+
+
+# --- the verbs -------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel=_MODEL)
+def prepare(spec: SpecFile, overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """Turn raw data into a prepared dataset.
+
+    Reads text, source files, JSONL, Parquet or images; cleans, removes
+    duplicates, splits, fits the task's features on the training split, and
+    writes shards. What was left out is counted by reason. The same spec and
+    input are recognised and reused.
+
+    Examples:
+      maas prepare jobs/specs/prepare.yaml
+      maas prepare prepare.yaml --set splits.test=0.1 --set task.tokenizer.vocab_size=4096
+    """
+    from maas_ray import PrepareSpec
+    from maas_ray import prepare as verb
+
+    verb(PrepareSpec.from_yaml(spec, overrides or ()))
+
+
+@app.command(rich_help_panel=_MODEL)
+def train(spec: SpecFile, overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """Train on a dataset and register the result as one version.
+
+    Runs DeepSpeed on the cluster's workers, saves checkpoints, and ends with
+    a bundle in Hugging Face layout and a registered version with metrics and
+    lineage. Run again after a crash, it goes on from the last checkpoint.
+
+    Examples:
+      maas train train.yaml
+      maas train train.yaml --set epochs=3 --set workers=4 --set alias=candidate
+    """
+    from maas_ray import TrainSpec
+    from maas_ray import train as verb
+
+    verb(TrainSpec.from_yaml(spec, overrides or ()))
+
+
+@app.command(rich_help_panel=_MODEL)
+def evaluate(spec: SpecFile, overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """Measure a version on a split of a dataset.
+
+    The split is the test split of the dataset it was trained on, unless the
+    spec says otherwise. The metrics are also logged to the version's MLflow run.
+
+    Examples:
+      maas evaluate evaluate.yaml
+      maas evaluate evaluate.yaml --set version=stdlib-lm/2 --set split=validation
+    """
+    from maas_ray import EvaluateSpec
+    from maas_ray import evaluate as verb
+
+    verb(EvaluateSpec.from_yaml(spec, overrides or ()))
+
+
+@app.command(rich_help_panel=_MODEL)
+def deploy(
+    target: Annotated[
+        str, typer.Argument(metavar="SPEC.yaml|NAME@ALIAS|NAME/VERSION", help="What to deploy.", show_default=False)
+    ],
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Public name. Default: the model's.", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
+    verbose: Verbose = False,
+) -> None:
+    """Bring a version up behind a public name, autoscaling.
+
+    Text generation answers in OpenAI's API under /v1, everything else in the
+    Open Inference Protocol under /v2.
+
+    Examples:
+      maas deploy stdlib-lm@champion
+      maas deploy digits/3 --endpoint digits-beta --set scaling.max_replicas=2
+      maas deploy deploy.yaml
+    """
+    from maas_ray import DeploySpec
+    from maas_ray import deploy as verb
+
+    laid_over = [*(overrides or ()), *([f"endpoint={json.dumps(endpoint)}"] if endpoint else [])]
+    if target.endswith((".yaml", ".yml")) or Path(target).is_file():
+        spec = DeploySpec.from_yaml(target, laid_over)
+    else:
+        spec = DeploySpec.from_text(
+            json.dumps({"version": target}), source=f"maas deploy {target}", overrides=laid_over
+        )
+    verb(spec)
+
+
+@app.command(rich_help_panel=_MODEL)
+def undeploy(
+    name: Annotated[str, typer.Argument(help="The endpoint's public name.", show_default=False)],
+    verbose: Verbose = False,
+) -> None:
+    """Take an endpoint down. Its version stays registered.
+
+    Requests that are being answered are finished first.
+
+    Example:
+      maas undeploy stdlib-lm
+    """
+    from maas_ray import undeploy as verb
+
+    verb(name)
+
+
+@app.command(rich_help_panel=_MODEL)
+def alias(
+    name: Annotated[str, typer.Argument(help="The model.", show_default=False)],
+    version: Annotated[int, typer.Argument(help="The version's number.", show_default=False)],
+    alias: Annotated[str, typer.Argument(help="Such as champion or candidate.", show_default=False)],
+    verbose: Verbose = False,
+) -> None:
+    """Point an alias at a version, taking it from any other.
+
+    What is deployed stays as it is until it is deployed again.
+
+    Example:
+      maas alias stdlib-lm 3 champion
+    """
+    from maas_ray import Registry
+    from maas_ray.console import say
+
+    registry = Registry(_settings())
+    found = registry.resolve(f"{name}/{version}")
+    registry.set_alias(found, alias)
+    say(f"{name}@{alias} is now {found.reference}")
+
+
+# --- what there is ---------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel=_LOOK)
+def models(
+    name: Annotated[str | None, typer.Argument(help="Show this model's versions in full.", show_default=False)] = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """List models; with a name, its versions with metrics and lineage.
+
+    MLflow's own client and web interface show the same ones.
+
+    Examples:
+      maas models
+      maas models stdlib-lm
+      maas models --json | jq '.[].reference'
+    """
+    from maas_ray import status
+
+    status.show_models(_settings(), name, as_json=as_json)
+
+
+@app.command(rich_help_panel=_LOOK)
+def endpoints(as_json: Json = False, verbose: Verbose = False) -> None:
+    """List what is served: public name, version, state, replicas."""
+    from maas_ray import status
+
+    status.show_endpoints(_settings(), as_json=as_json)
+
+
+@app.command(name="status", rich_help_panel=_LOOK)
+def status_(verbose: Verbose = False) -> None:
+    """One screen: cluster, jobs, models, endpoints."""
+    from maas_ray import status
+
+    status.show_status(_settings())
+
+
+# --- the cluster -----------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel=_CLUSTER)
+def up(
+    num_cpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="Logical CPUs. Default: the cores; below 8 cores, two for each.", show_default=False),
+    ] = None,
+    num_gpus: Annotated[int | None, typer.Option(min=0, help="GPUs. Default: all.", show_default=False)] = None,
+    dashboard_port: Annotated[int, typer.Option(help="First port to try for the dashboard.")] = 8265,
+    verbose: Verbose = False,
+) -> None:
+    """Start a Ray cluster on this machine; the verbs do it by themselves.
+
+    It listens on loopback only and asks for Ray's token (RAY_AUTH_MODE=disabled:
+    for none). For a cluster of many machines see cluster.yaml and `ray up`.
+
+    Example:
+      maas up --num-cpus 8
+    """
+    from maas_ray import cluster
+
+    cluster.up(_settings(), num_cpus=num_cpus, num_gpus=num_gpus, dashboard_port=dashboard_port)
+
+
+@app.command(rich_help_panel=_CLUSTER)
+def down(verbose: Verbose = False) -> None:
+    """End the cluster that maas started. Data, models and versions stay."""
+    from maas_ray import cluster
+    from maas_ray.console import say
+
+    for line in cluster.down(_settings()) or ["nothing to end: maas started no cluster here."]:
+        say(line)
+
+
+# --- running and reporting -------------------------------------------------------------------------
+
+
+def main() -> None:
+    """The `maas` command."""
+    with _reported():
+        app(prog_name="maas")
+
+
+def run_job(spec_type: Any, verb: Callable[[Any], Any]) -> None:
+    """What each script in `jobs/` does: read `SPEC.yaml [--set a.b=c]...` from the command line, call the verb."""
+
+    def job(spec: SpecFile, overrides: Overrides = None, verbose: Verbose = False) -> None:
+        verb(spec_type.from_yaml(spec, overrides or ()))
+
+    script = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    script.command(help=verb.__doc__)(job)
+    with _reported():
+        script()
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """End the process as an error deserves, with its message where a person reads it."""
+    try:
+        yield
+    except SystemExit as end:
+        if end.code == 130:
+            _tell("interrupted")
+        raise
+    except Exception as error:
+        from maas_ray.errors import MaasError, SpecError
+
+        if os.environ.get(_VERBOSE, "0") not in ("", "0"):
+            raise
+        cause = _cause(error)
+        if isinstance(cause, MaasError):
+            _tell(str(cause))
+            sys.exit(2 if isinstance(cause, SpecError) else 1)
+        last = str(error).strip().splitlines() or [""]
+        _tell(f"{type(error).__name__}: {last[-1]}\nThis was not foreseen; --verbose shows where it happened.")
+        sys.exit(1)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The platform's own error inside what Ray wraps around errors of other processes."""
+    from maas_ray.errors import MaasError
+
+    inner: BaseException | None = error
+    while inner is not None:
+        wrapped = getattr(inner, "cause", None)  # Ray's: an error that looks like its cause, and holds it
+        if isinstance(wrapped, BaseException) and wrapped is not inner:
+            inner = wrapped
+        elif isinstance(inner, MaasError):
+            return inner
+        else:
+            inner = inner.__cause__
+    return error
+
+
+def _tell(message: str) -> None:
+    from rich.console import Console
+
+    Console(stderr=True, highlight=False, soft_wrap=True).print(message, style="red", markup=False)
+
+
+def _settings() -> "Settings":
+    from maas_ray import Settings
+
+    settings: Settings = Settings.from_environment()
+    return settings

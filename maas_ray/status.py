@@ -1,0 +1,219 @@
+"""What there is, for a person or as JSON: models, endpoints, and all of it on one screen."""
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from maas_ray import cluster as clusters
+from maas_ray.console import console, say
+from maas_ray.errors import NotFoundError
+from maas_ray.registry.versions import ModelVersion, Registry
+from maas_ray.settings import Settings
+from maas_ray.tasks import TASKS
+
+if TYPE_CHECKING:
+    from maas_ray.serve.deploy import Endpoint
+
+# Older versions without an alias are counted, not listed.
+_NEWEST = 3
+
+
+def show_models(settings: Settings, name: str | None, *, as_json: bool = False) -> None:
+    """All models with their versions, or one model's versions in full.
+
+    Raises:
+        NotFoundError: there is no model of that name.
+    """
+    models = _models(settings)
+    if name is not None and name not in models:
+        raise NotFoundError(f"there is no model {name!r}; there are: {', '.join(models) or 'none'}.")
+    shown = models[name] if name is not None else [version for versions in models.values() for version in versions]
+    if as_json:
+        print(json.dumps([document_of(version) for version in shown], indent=2))
+    elif not shown:
+        say("no models yet. Train one with `maas train SPEC.yaml`.")
+    elif name is None:
+        _print(_models_table(models))
+    else:
+        for version in shown:
+            _show_version(version)
+
+
+def show_endpoints(settings: Settings, *, as_json: bool = False) -> None:
+    """What is served."""
+    from maas_ray.serve.deploy import endpoints
+
+    if clusters.find(settings) is None:
+        found = []
+    else:
+        clusters.connect(settings, start=False)
+        found = endpoints(settings=settings)
+    if as_json:
+        print(json.dumps([asdict(endpoint) for endpoint in found], indent=2, default=str))
+    elif found:
+        _print(_endpoints_table(found))
+    else:
+        say("nothing is deployed. Deploy a version with `maas deploy NAME@ALIAS`.")
+
+
+def show_status(settings: Settings) -> None:
+    """One screen: cluster, jobs, models, endpoints."""
+    found = clusters.find(settings)
+    if found is None:
+        say("cluster    none is running; `maas up` starts one")
+    else:
+        joined = clusters.connect(settings, start=False)
+        _show_cluster(joined)
+        _show_jobs(joined)
+    models = _models(settings)
+    say("")
+    if models:
+        _print(_models_table(models))
+    else:
+        say("models     none; `maas train SPEC.yaml` makes one")
+    if found is not None:
+        say("")
+        show_endpoints(settings)
+
+
+def document_of(version: ModelVersion) -> dict[str, Any]:
+    """A version as plain JSON values."""
+    fields = {name: getattr(version, name) for name in ("name", "number", "task", "uri", "digest", "metrics")}
+    return {
+        "reference": version.reference,
+        **fields,
+        "aliases": list(version.aliases),
+        "created": version.created.isoformat(),
+        "lineage": version.lineage.document(),
+    }
+
+
+# --- the cluster -----------------------------------------------------------------------------------
+
+
+def _show_cluster(cluster: clusters.Cluster) -> None:
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    total, free = ray.cluster_resources(), ray.available_resources()
+    used = [
+        f"{total[name] - free.get(name, 0.0):g}/{total[name]:g} {name}s" for name in ("CPU", "GPU") if total.get(name)
+    ]
+    say(f"cluster    {cluster.address}, {cluster.origin}")
+    say(f"           {len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}, {', '.join(used)} in use")
+    if cluster.dashboard:
+        say(f"dashboard  {cluster.dashboard}")
+
+
+def _show_jobs(cluster: clusters.Cluster) -> None:
+    """Running jobs, both submitted ones and programs that connected; this process is not one."""
+    import ray
+    from ray.util.state import list_jobs
+
+    if not cluster.dashboard:
+        return
+    own = ray.get_runtime_context().get_job_id()
+    jobs = [
+        job
+        for job in list_jobs(
+            address=cluster.dashboard, filters=[("status", "=", "RUNNING")], raise_on_missing_output=False
+        )
+        if job.job_id != own
+    ]
+    say(f"jobs       {'none running' if not jobs else ''}".rstrip())
+    for job in jobs:
+        since = f"for {_duration(time.time() - job.start_time / 1000)}" if job.start_time else ""
+        say(f"           {job.submission_id or job.job_id}  {job.entrypoint}  {since}".rstrip())
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+# --- models and endpoints --------------------------------------------------------------------------
+
+
+def _models(settings: Settings) -> dict[str, list[ModelVersion]]:
+    path = settings.mlflow.removeprefix("sqlite:///")
+    if path != settings.mlflow and not Path(path).exists():
+        return {}  # looking must not make a database
+    return Registry(settings).models()
+
+
+def _models_table(models: dict[str, list[ModelVersion]]) -> Table:
+    table = _table("MODEL", "VERSION", "ALIASES", "TASK", "METRICS", "MADE")
+    for name, versions in models.items():
+        listed = [v for place, v in enumerate(versions) if place < _NEWEST or v.aliases]
+        for version in listed:
+            made = f"{version.created.astimezone():%Y-%m-%d %H:%M}"
+            aliases = ", ".join(version.aliases)
+            table.add_row(name, str(version.number), aliases, version.task, _headline(version), made)
+        if len(listed) < len(versions):
+            table.add_row(name, f"… {len(versions) - len(listed)} older")
+    return table
+
+
+def _headline(version: ModelVersion) -> str:
+    """The metric a person looks at first, on each split it was measured on."""
+    by_type = {task.spec_type.model_fields["type"].default: task.headline for task in TASKS}
+    for metric in by_type.get(version.task, ("loss",)):
+        found = [(key.rpartition("/")[0], value) for key, value in version.metrics.items() if _last(key) == metric]
+        if found:
+            return f"{metric} " + ", ".join(
+                f"{value:.4g} ({split})" if split else f"{value:.4g}" for split, value in found
+            )
+    return ""
+
+
+def _last(key: str) -> str:
+    return key.rpartition("/")[2]
+
+
+def _show_version(version: ModelVersion) -> None:
+    lineage = version.lineage
+    dataset = f"{lineage.dataset} ({lineage.dataset_fingerprint[:16]}) at {lineage.dataset_uri}"
+    facts = {
+        "aliases": ", ".join(version.aliases) or "none",
+        "task": version.task,
+        "made": f"{version.created.astimezone():%Y-%m-%d %H:%M:%S}",
+        "metrics": ", ".join(f"{key} {value:.6g}" for key, value in sorted(version.metrics.items())),
+        "bundle": version.uri,
+        "digest": version.digest,
+        "dataset": dataset if lineage.dataset else "",
+        "run": f"{lineage.run} (MLflow {lineage.run_id})" if lineage.run else "",
+        "parent": lineage.parent,
+        "code": lineage.code_revision,
+        "packages": ", ".join(f"{name} {number}" for name, number in sorted(lineage.packages.items())),
+    }
+    say(version.reference)
+    for label, fact in facts.items():
+        if fact:
+            say(f"  {label:<9} {fact}")
+
+
+def _endpoints_table(endpoints: Iterable["Endpoint"]) -> Table:
+    table = _table("ENDPOINT", "VERSION", "STATE", "REPLICAS", "URL")
+    for endpoint in endpoints:
+        table.add_row(endpoint.name, endpoint.version, endpoint.state, str(endpoint.replicas), endpoint.url)
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _print(table: Table) -> None:
+    out = console()
+    if not out.is_terminal:
+        out.width = 200  # a pipe has no width; lines must not break where a terminal's would
+    out.print(table)
