@@ -1,0 +1,22 @@
+"""Unit tests use no cluster: whoever starts or joins one here fails."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from maas_ray.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ray.init`, explicit or implied by a remote call, raises."""
+    # Ray itself reads it, so this also holds in a process that a test starts, and costs no import of Ray.
+    monkeypatch.setenv("RAY_ADDRESS", "forbidden://unit-tests-use-no-cluster")
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    """Settings of a fresh platform; `MAAS_*` of this process say the same."""
+    monkeypatch.setenv("MAAS_HOME", str(tmp_path / "home"))
+    yield Settings.from_environment()

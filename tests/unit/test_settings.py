@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import pytest
+
+from maas_ray.errors import SpecError
+from maas_ray.settings import Settings
+
+
+def test_everything_has_a_default_under_home() -> None:
+    settings = Settings.from_environment({"MAAS_HOME": "/srv/maas"})
+
+    assert settings.storage == "/srv/maas/storage"
+    assert settings.mlflow == "sqlite:////srv/maas/mlflow.db"
+    assert settings.database == "sqlite:////srv/maas/maas.db"
+    assert (settings.http_host, settings.http_port, settings.verbose) == ("127.0.0.1", 8000, False)
+
+
+def test_home_is_absolute_whatever_was_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+    assert Settings.from_environment({}).home == f"{tmp_path}/.maas"
+    assert Settings.from_environment({"MAAS_HOME": "~/x"}).home == f"{tmp_path}/x"
+    assert Settings.from_environment({"MAAS_HOME": "x"}).storage == f"{tmp_path}/x/storage"
+
+
+def test_variables_are_read_and_handed_on() -> None:
+    variables = {
+        "MAAS_STORAGE": "s3://bucket/maas",
+        "MAAS_MLFLOW": "http://mlflow:5000",
+        "MAAS_DATABASE": "postgresql://db/maas",
+        "MAAS_HTTP_PORT": "9000",
+        "MAAS_VERBOSE": "1",
+    }
+
+    settings = Settings.from_environment(variables | {"HOME": "/root", "OTHER": "1"})
+
+    assert (settings.storage, settings.http_port, settings.verbose) == ("s3://bucket/maas", 9000, True)
+    assert Settings.from_environment(settings.environment()) == settings
+
+
+def test_an_unknown_variable_is_named_as_it_was_written() -> None:
+    with pytest.raises(SpecError) as caught:
+        Settings.from_environment({"MAAS_STORGE": "s3://bucket", "MAAS_HTTP_PORT": "http"})
+
+    assert str(caught.value).splitlines() == [
+        "environment: 2 problems",
+        "  MAAS_STORGE: there is no such setting; did you mean MAAS_STORAGE?",
+        "  MAAS_HTTP_PORT: input should be a valid integer, unable to parse string as an integer (found 'http')",
+    ]
+
+
+def test_a_variable_like_no_other_lists_those_there_are() -> None:
+    with pytest.raises(SpecError, match="there are: MAAS_HOME, MAAS_STORAGE"):
+        Settings.from_environment({"MAAS_XYZZY": "1"})
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "80.5"])
+def test_a_port_out_of_range_is_refused(port: str) -> None:
+    with pytest.raises(SpecError, match="MAAS_HTTP_PORT"):
+        Settings.from_environment({"MAAS_HTTP_PORT": port})
