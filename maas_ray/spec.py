@@ -5,6 +5,7 @@ file are reported at once, each with its line, the field, the value seen and the
 what any spec means.
 """
 
+import copy
 import difflib
 import json
 import re
@@ -51,18 +52,24 @@ class Spec(BaseModel):
     @classmethod
     def from_text(cls, text: str, *, source: str, overrides: Iterable[str] = ()) -> Self:
         """Parse YAML text; `source` stands in error messages where a file's name would."""
+        overrides = tuple(overrides)
         try:
             node = yaml.compose(text, Loader=_Loader)
             data = yaml.load(text, Loader=_Loader)  # noqa: S506  a SafeLoader that also refuses duplicate keys
+            lines = _lines(node)
         except yaml.YAMLError as error:
             raise SpecError(source, [_yaml_problem(error)]) from error
+        except RecursionError:
+            raise SpecError(source, ["is nested too deeply, or an alias holds itself; write the values out."]) from None
         data = {} if data is None else data
         if not isinstance(data, dict):
             raise SpecError(source, [f"holds {_seen(data)} at the top; write `field: value` lines."])
         data, problems = _override(data, overrides)
         if problems:
             raise SpecError(source, problems)
-        return cls._parse(data, source, _lines(node))
+        laid_over = [tuple(override.partition("=")[0].strip().split(".")) for override in overrides]
+        lines = {path: line for path, line in lines.items() if not any(path[: len(o)] == o for o in laid_over)}
+        return cls._parse(data, source, lines)
 
     @classmethod
     def parse(cls, data: Mapping[str, Any], *, source: str | None = None) -> Self:
@@ -76,9 +83,9 @@ class Spec(BaseModel):
         except ValidationError as error:
             problems = []
             for detail in _telling(error.errors(include_url=False)):
-                line = _line_of(tuple(detail["loc"]), data, lines)
+                line = _line_of(_plain(detail, data), lines)
                 problems.append((f"line {line}: " if line else "") + _problem(cls, detail, data))
-            raise SpecError(source, problems) from None
+            raise SpecError(source, list(dict.fromkeys(problems))) from None
 
     def document(self) -> dict[str, Any]:
         """The spec as plain JSON values, defaults filled in."""
@@ -97,6 +104,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, (str, int)) and key in seen:
                 raise yaml.constructor.ConstructorError(
@@ -132,27 +141,22 @@ def _lines(node: yaml.Node | None, path: tuple[Any, ...] = ()) -> dict[tuple[Any
     return lines
 
 
-def _plain(loc: tuple[Any, ...], data: Any) -> tuple[Any, ...]:
-    """A pydantic location without the union tags it puts between real keys."""
+def _plain(detail: ErrorDetails, data: Any) -> tuple[Any, ...]:
+    """Where in the document an error lies: pydantic's location without the union tags it puts between keys."""
     path: list[Any] = []
-    for place, part in enumerate(loc):
-        last = place == len(loc) - 1
-        if isinstance(data, dict) and (part in data or last):
+    missing = detail["type"] == "missing"
+    for place, part in enumerate(detail["loc"]):
+        if isinstance(data, dict) and (part in data or (missing and place == len(detail["loc"]) - 1)):
             data = data.get(part)
-        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
-            data = data[part]
-        elif not last:
-            continue  # a union tag
-        elif isinstance(data, (list, dict)) or not isinstance(part, str):
-            pass
+        elif isinstance(data, list) and isinstance(part, int):
+            data = data[part] if part < len(data) else None
         else:
-            continue  # a union tag at the end: `int`, `str`, `list[int]`
+            continue
         path.append(part)
     return tuple(path)
 
 
-def _line_of(loc: tuple[Any, ...], data: Any, lines: dict[tuple[Any, ...], int]) -> int | None:
-    path = _plain(loc, data)
+def _line_of(path: tuple[Any, ...], lines: dict[tuple[Any, ...], int]) -> int | None:
     while path and path not in lines:
         path = path[:-1]
     return lines.get(path)
@@ -160,30 +164,39 @@ def _line_of(loc: tuple[Any, ...], data: Any, lines: dict[tuple[Any, ...], int])
 
 def _problem(cls: type[BaseModel], detail: ErrorDetails, data: dict[str, Any]) -> str:
     """One line: field, what is wrong, value seen, what to do."""
-    loc = _plain(tuple(detail["loc"]), data)
-    field = _dotted(loc)
-    kind, context = detail["type"], detail.get("ctx", {})
+    path = _plain(detail, data)
+    field = _dotted(path)
+    kind = detail["type"]
     if kind == "extra_forbidden":
         known = _fields_at(cls, tuple(detail["loc"][:-1]))
-        near = difflib.get_close_matches(str(loc[-1]), known, n=1)
+        near = difflib.get_close_matches(str(path[-1]), known, n=1)
         fix = f"did you mean `{near[0]}`?" if near else f"known fields: {', '.join(known)}."
         return f"{field}: there is no such field; {fix}"
     if kind == "missing":
         return f"{field}: is missing; add it."
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        tags = str(context.get("expected_tags", "")).replace("'", "")
-        seen = context.get("tag")
-        tag_field = str(context.get("discriminator", "type")).strip("'")
-        said = f"{seen!r} is not known" if seen is not None else "is missing"
-        near = difflib.get_close_matches(str(seen), tags.split(", "), n=1) if seen else []
-        hint = f" Did you mean {near[0]}?" if near else ""
-        return f"{field}.{tag_field}: {said}; choose one of {tags}.{hint}"
+        return _tag_problem(cls, detail, field)
+    if kind in ("model_type", "model_attributes_type"):
+        known = _fields_at(cls, tuple(detail["loc"]))
+        return f"{field}: holds {_seen(detail['input'])}; write it as `field: value` lines. Fields: {', '.join(known)}."
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if kind in ("value_error", "assertion_error"):
         return f"{field}: {message}" if field else message
     message = message[0].lower() + message[1:]
     message = message.replace("string should match pattern", "must match the pattern")
     return f"{field}: {message} (found {_seen(detail['input'])})"
+
+
+def _tag_problem(cls: type[BaseModel], detail: ErrorDetails, field: str) -> str:
+    """A union's `type:` that is unknown, or not there."""
+    tags = [str(_tag(model)) for model in _models_at(cls, tuple(detail["loc"]))]
+    context = detail.get("ctx", {})
+    tag_field = str(context.get("discriminator", "type")).strip("'")
+    if "tag" not in context:
+        return f"{field}.{tag_field}: is missing; choose one of {', '.join(tags)}."
+    near = difflib.get_close_matches(str(context["tag"]), tags, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return f"{field}.{tag_field}: {context['tag']!r} is not known; choose one of {', '.join(tags)}.{hint}"
 
 
 def _telling(details: list[ErrorDetails]) -> list[ErrorDetails]:
@@ -216,6 +229,11 @@ def _seen(value: Any) -> str:
 
 def _fields_at(cls: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
     """The names of the fields that are allowed at a location of a spec."""
+    return sorted({name for model in _models_at(cls, loc) for name in model.model_fields})
+
+
+def _models_at(cls: type[BaseModel], loc: tuple[Any, ...]) -> list[type[BaseModel]]:
+    """The specs that may stand at a location of a spec."""
     candidates: list[type[BaseModel]] = [cls]
     for part in loc:
         if isinstance(part, int):
@@ -228,7 +246,7 @@ def _fields_at(cls: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
         ]
         tagged = [model for model in candidates if _tag(model) == part]
         candidates = inside or tagged or candidates
-    return sorted({name for candidate in candidates for name in candidate.model_fields})
+    return candidates
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -248,7 +266,7 @@ def _tag(model: type[BaseModel]) -> Any:
 
 def _override(data: dict[str, Any], overrides: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
     """Lay `a.b=c` assignments over a document; list indices are numbers: `sources.0.path=x`."""
-    data = json.loads(json.dumps(data, default=str)) if overrides else data
+    data = copy.deepcopy(data)
     problems = []
     for override in overrides:
         path, equals, text = override.partition("=")
