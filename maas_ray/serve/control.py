@@ -1,0 +1,228 @@
+"""Serve, from a driver: start it, submit applications, watch them come up, delete them.
+
+The one place that touches what Serve keeps to itself: its controller's client, and the version that tells
+whether a new submission needs new replicas. Knows nothing of endpoints.
+"""
+
+import logging
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from maas_ray.errors import DeploymentError
+from maas_ray.serve.spec import MAX_TIMEOUT_S
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+    from maas_ray.settings import Settings
+
+_POLL_SECONDS = 0.3
+_PROXY_SECONDS = 60.0
+_DELETE_SECONDS = 120.0
+_HEAD = "node:__internal_head__"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where an application stands: replicas `running` of `wanted`, and in words what is awaited."""
+
+    running: int
+    wanted: int
+    note: str
+
+
+def start(settings: "Settings") -> str:
+    """Start Serve on the connected cluster, or find it running.
+
+    Returns:
+        The URL it listens at, which is the running one's where it runs already.
+
+    Raises:
+        DeploymentError: the port is taken.
+    """
+    from ray import serve
+
+    if not settings.verbose:
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    if _client() is None:
+        _check_port(settings)
+        serve.start(
+            http_options={
+                "host": settings.http_host,
+                "port": settings.http_port,
+                # The gateway keeps each model's own timeout, and says so in the API's shape; this is for
+                # a gateway that cannot answer at all.
+                "request_timeout_s": MAX_TIMEOUT_S + 60,
+            },
+        )
+    return _url()
+
+
+def submit(application: "Application", name: str, *, version: str, route_prefix: str | None) -> None:
+    """Make this the target of the application `name`; returns before it is reached.
+
+    Args:
+        application: what to run.
+        name: under which name.
+        version: replicas that run the same version stay, and are told of new options.
+        route_prefix: where its ingress listens. None: it has no route.
+    """
+    from ray import serve
+
+    # `serve.run` takes every call for new code and restarts all replicas. Serve has the field that says
+    # otherwise, which its config files fill, but no public way to set it from Python.
+    application._bound_deployment._version = version
+    target = serve.RunTarget(application, name=name, route_prefix=route_prefix)
+    serve.run_many([target], wait_for_applications_running=False)
+
+
+def applications() -> dict[str, Any]:
+    """Every application as Serve's REST API gives it, by name; empty where Serve does not run."""
+    client = _client()
+    found: dict[str, Any] = client.get_serve_details()["applications"] if client else {}
+    return found
+
+
+def wait(
+    name: str, *, placement_timeout_s: float, startup_timeout_s: float, report: Callable[[Progress], None]
+) -> None:
+    """Return when an application runs as submitted.
+
+    Args:
+        name: the application.
+        placement_timeout_s: longest wait for room on the cluster.
+        startup_timeout_s: longest that loading may take once there is room.
+        report: told of progress, often.
+
+    Raises:
+        DeploymentError: it failed, or took too long; says of what.
+    """
+    began = placed = time.monotonic()
+    while True:
+        found = applications().get(name)
+        if found is None:
+            raise DeploymentError(f"{name} disappeared: somebody deleted it while it was coming up.")
+        if found["status"] == "RUNNING":
+            return
+        if found["status"] in ("DEPLOY_FAILED", "UNHEALTHY"):
+            raise DeploymentError(_failure(found))
+        unplaced, progress = _progress(found)
+        report(progress)
+        now = time.monotonic()
+        if not unplaced:
+            began = now
+        else:
+            placed = now
+        if now - began > placement_timeout_s:
+            raise DeploymentError(
+                f"a replica found no room on the cluster within {placement_timeout_s:g} s: {progress.note}. Ask for "
+                "less (`resources`, `scaling.min_replicas`), undeploy something, or add nodes."
+            )
+        if now - placed > startup_timeout_s:
+            raise DeploymentError(
+                f"it did not come up within {startup_timeout_s:g} s ({progress.note}). Raise startup_timeout_s if it "
+                "only needs longer; the replica's log is in the dashboard under Serve."
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def wait_for_http(url: str) -> None:
+    """Return when the gateway answers at its URL.
+
+    Raises:
+        DeploymentError: it does not.
+    """
+    if not _on_head():
+        return  # from elsewhere the address may mean another machine
+    deadline = time.monotonic() + _PROXY_SECONDS
+    while True:
+        try:
+            with urllib.request.urlopen(f"{url}/v2/health/live", timeout=5):  # noqa: S310  http, from settings
+                return
+        except (urllib.error.URLError, OSError) as error:
+            if time.monotonic() > deadline:
+                raise DeploymentError(f"the gateway runs, but nothing answers at {url}: {error}") from error
+        time.sleep(_POLL_SECONDS)
+
+
+def delete(names: list[str]) -> None:
+    """Delete applications that exist; what they work on is finished first, up to their timeout."""
+    from ray import serve
+
+    existing = [name for name in names if name in applications()]
+    for name in existing:
+        serve.delete(name, _blocking=False)
+    deadline = time.monotonic() + _DELETE_SECONDS
+    while time.monotonic() < deadline and set(existing) & set(applications()):
+        time.sleep(_POLL_SECONDS)
+
+
+def _client() -> Any:
+    from ray.serve.context import _get_global_client
+
+    return _get_global_client(raise_if_no_controller_running=False)
+
+
+def _url() -> str:
+    options = _client().http_config
+    host = "127.0.0.1" if options.host in ("0.0.0.0", "::", None) else options.host  # noqa: S104  compared, not bound
+    return f"http://{host}:{options.port}"
+
+
+def _on_head() -> bool:
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    return any(node["NodeID"] == here and _HEAD in node["Resources"] for node in ray.nodes())
+
+
+def _check_port(settings: "Settings") -> None:
+    if not _on_head():
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.http_host, settings.http_port))
+        except OSError as error:
+            raise DeploymentError(
+                f"the gateway cannot listen at {settings.http_host}:{settings.http_port}: {error.strerror}. Another "
+                "program has that port; set MAAS_HTTP_PORT to a free one."
+            ) from error
+
+
+def _progress(found: dict[str, Any]) -> tuple[bool, Progress]:
+    """Whether a replica waits for room, and how far the application is."""
+    deployments = found["deployments"].values()
+    replicas = [replica for deployment in deployments for replica in deployment["replicas"]]
+    running = sum(replica["state"] == "RUNNING" for replica in replicas)
+    wanted = sum(deployment["target_num_replicas"] for deployment in deployments)
+    starting = [replica for replica in replicas if replica["state"] == "STARTING"]
+    if not deployments or not any(replica["node_id"] is None for replica in starting):
+        return False, Progress(running, wanted, "loading" if starting else "waiting for Serve")
+    required = next(iter(deployments))["required_resources"]
+    return True, Progress(running, wanted, f"no room, {_shortage(required)}")
+
+
+def _shortage(required: dict[str, float]) -> str:
+    import ray
+
+    total, free = ray.cluster_resources(), ray.available_resources()
+    short = [
+        f"{name}: a replica needs {amount:g}, the cluster has {total.get(name, 0):g}, {free.get(name, 0):g} of it free"
+        for name, amount in required.items()
+        if amount > free.get(name, 0)
+    ]
+    return "; ".join(short) or "no single node has enough free of " + ", ".join(required)
+
+
+def _failure(found: dict[str, Any]) -> str:
+    """What went wrong, in the words of whatever was raised last."""
+    messages = [deployment["message"] for deployment in found["deployments"].values()] + [found["message"]]
+    message = next((message for message in messages if message), "Serve does not say why")
+    lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
+    return lines[-1] if "Traceback" in message else " ".join(lines)

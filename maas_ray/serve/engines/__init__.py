@@ -1,0 +1,51 @@
+"""Text generation engines: token ids in, a stream of token ids out.
+
+An engine knows nothing of text, HTTP or Serve. All requests in flight share its batch; each is computed
+as if it were alone: neither its neighbours nor their arrival change its tokens.
+"""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """One sequence to continue.
+
+    Args:
+        prompt_ids: at least one token.
+        max_tokens: stop after so many new tokens.
+        temperature: 0 takes the likeliest token each time.
+        top_p: sample among the likeliest tokens whose probabilities sum to this, in (0, 1].
+        seed: the same request with the same seed gives the same tokens.
+        end_ids: stop after any of these tokens.
+    """
+
+    prompt_ids: list[int]
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    end_ids: tuple[int, ...]
+
+
+class Engine(Protocol):
+    """Continuous batching over one model."""
+
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[list[int], None]:
+        """New token ids, in order, some at a time; the last may be one of `end_ids`. Closing it cancels.
+
+        Raises:
+            DeploymentError: the engine has died.
+        """
+
+    def check(self) -> None:
+        """Return if the engine can work.
+
+        Raises:
+            DeploymentError: it has died; says of what.
+        """
+
+    def close(self) -> None:
+        """Stop working and free the model's memory."""

@@ -1,0 +1,115 @@
+"""Sampling that depends on nothing but the request: its seed, its position, its scores.
+
+The engine takes the highest score of every row. Adding Gumbel noise to scores first makes that a draw
+from their softmax (Gumbel 1954; Maddison, Tarlow, Minka 2014, "A* Sampling"). The noise is a hash of
+(seed, position, token), so it is the same whatever else is in the batch and whenever a request is resumed.
+"""
+
+from typing import Any
+
+import torch
+from transformers.generation.continuous_batching.cb_logits_processors import (
+    ContinuousBatchingLogitsProcessor,
+    ContinuousBatchingLogitsProcessorList,
+    ContinuousBatchingTemperatureLogitsWarper,
+    ContinuousBatchingTopPLogitsWarper,
+)
+from transformers.generation.logits_process import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+
+_MASK = (1 << 64) - 1
+_BITS = 23  # so that (bits + ½) / 2²³ lies strictly between 0 and 1 in float32
+
+
+def sampling_processors() -> ContinuousBatchingLogitsProcessorList:
+    """Per-request `temperature`, `top_p` and `seed`; without a `seed` a request is greedy."""
+    processors = [
+        ContinuousBatchingTemperatureLogitsWarper(TemperatureLogitsWarper(1.0)),
+        _TopP(TopPLogitsWarper(1.0)),
+        _SeededNoise(),
+    ]
+    found = ContinuousBatchingLogitsProcessorList(LogitsProcessorList(processors))
+    # Each brings one row of arguments; Transformers counts only the processors it converts itself.
+    found.tensors_required = len(processors)
+    return found
+
+
+class _TopP(ContinuousBatchingTopPLogitsWarper):  # type: ignore[misc]
+    """Transformers' top-p, left out for a batch that does not ask for it: it sorts the vocabulary."""
+
+    _asked = True
+
+    def prepare_tensor_args(self, requests_with_new_token: list[Any]) -> torch.Tensor:
+        kwargs = [request.state.logit_processor_kwargs for request in requests_with_new_token]
+        self._asked = any(each.get("top_p", 1.0) < 1.0 for each in kwargs)
+        tensor: torch.Tensor = super().prepare_tensor_args(requests_with_new_token)
+        return tensor
+
+    def __call__(self, scores: torch.Tensor, tensor_arg: torch.Tensor) -> torch.Tensor:
+        return super().__call__(scores, tensor_arg) if self._asked else scores
+
+
+class _SeededNoise(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
+    """Adds Gumbel noise to the rows of requests that have a `seed`."""
+
+    supported_kwargs = {"seed": int}
+    ignored_kwargs: tuple[str, ...] = ()
+    _asked = True
+
+    def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
+        int32_tensor.zero_()
+
+    def prepare_tensor_args(self, requests_with_new_token: list[Any]) -> torch.Tensor:
+        keys = []
+        for request in requests_with_new_token:
+            state = request.state
+            seed = state.logit_processor_kwargs.get("seed")
+            # The place of the new token in the sequence: unchanged when a request is evicted and resumed.
+            position = len(state.initial_tokens) + len(state.generated_tokens)
+            keys.append(0 if seed is None else noise_key(seed, position))
+        self._asked = any(keys)
+        return torch.tensor(keys, dtype=torch.int32)
+
+    def __call__(self, scores: torch.Tensor, tensor_arg: torch.Tensor) -> torch.Tensor:
+        if not self._asked:
+            return scores
+        keys = tensor_arg[: scores.size(0)]
+        return torch.where(keys.ne(0).unsqueeze(-1), scores + gumbel(keys, scores.size(-1)), scores)
+
+
+def noise_key(seed: int, position: int) -> int:
+    """A positive 31-bit key for one draw."""
+    return (_mix_int(_mix_int(seed & _MASK) + position) >> 33) | 1
+
+
+def gumbel(keys: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """Standard Gumbel noise, float32 [len(keys), vocabulary]: a pure function of the keys."""
+    tokens = torch.arange(vocabulary, device=keys.device, dtype=torch.int64)
+    bits = _mix((keys.to(torch.int64).unsqueeze(-1) << 32) + tokens)
+    uniform = (_shifted(bits, 64 - _BITS).to(torch.float32) + 0.5) * 2.0**-_BITS
+    return -torch.log(-torch.log(uniform))
+
+
+# The finaliser of SplitMix64 (Steele, Lea, Flood 2014), on Python integers and on int64 tensors.
+
+
+def _mix_int(value: int) -> int:
+    value = (value + 0x9E3779B97F4A7C15) & _MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
+
+
+def _mix(value: torch.Tensor) -> torch.Tensor:
+    value = value + _signed(0x9E3779B97F4A7C15)
+    value = (value ^ _shifted(value, 30)) * _signed(0xBF58476D1CE4E5B9)
+    value = (value ^ _shifted(value, 27)) * _signed(0x94D049BB133111EB)
+    return value ^ _shifted(value, 31)
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shifted(value: torch.Tensor, bits: int) -> torch.Tensor:
+    """Logical right shift; torch's own keeps the sign."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,0 +1,144 @@
+"""Transformers' continuous batching: any architecture, no conversion.
+
+Its manager computes in a thread of its own; results cross to the event loop by `call_soon_threadsafe`.
+It is asked for the highest score always, and the sampling is done by processors of ours, since its own
+draws from one generator for the whole batch: neither reproducible nor greedy for one request alone.
+"""
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from maas_ray.errors import DeploymentError
+from maas_ray.serve.engines import GenerateRequest
+
+_PAGE = 32
+_WATCH_S = 1.0
+
+
+class TransformersEngine:
+    """Continuous batching over a Transformers causal language model.
+
+    Args:
+        model: in eval mode, on its device.
+        context: longest sequence it takes, tokens.
+        max_requests: most requests computed together.
+        kv_cache_bytes: most memory for keys and values; at least one full sequence must fit.
+        prefill_tokens: most tokens computed in one step.
+
+    Raises:
+        DeploymentError: the key-value cache is too small for one sequence.
+    """
+
+    def __init__(
+        self, model: Any, *, context: int, max_requests: int, kv_cache_bytes: int, prefill_tokens: int
+    ) -> None:
+        from transformers import ContinuousBatchingConfig, GenerationConfig
+
+        from maas_ray.serve.engines.sampling import sampling_processors
+
+        config = model.config.get_text_config()
+        pages = _pages(config, model.dtype.itemsize, context, max_requests, kv_cache_bytes)
+        model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+        self._manager = model.init_continuous_batching(
+            generation_config=GenerationConfig(do_sample=False, eos_token_id=-1),
+            continuous_batching_config=ContinuousBatchingConfig(
+                page_size=_PAGE,
+                num_blocks=pages,
+                max_batch_tokens=max(prefill_tokens, max_requests),
+                max_requests_per_batch=max_requests,
+                use_cuda_graph=False,
+                use_async_batching=False,
+                auto_switch_to_flash=False,
+            ),
+        )
+        self._manager.logit_processor = sampling_processors()
+        self._ids = itertools.count()
+        self._manager.start()
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[list[int], None]:
+        self.check()
+        name = f"request-{next(self._ids)}"
+        arrived: asyncio.Queue[Any] = asyncio.Queue()
+        sampling: dict[str, Any] = {}
+        if request.temperature > 0:
+            sampling = {"temperature": float(request.temperature), "top_p": float(request.top_p), "seed": request.seed}
+        self._manager.register_result_handler(name, arrived.put_nowait)
+        finished = False
+        try:
+            self._manager.add_request(
+                request.prompt_ids,
+                request_id=name,
+                max_new_tokens=request.max_tokens,
+                eos_token_id=list(request.end_ids),
+                streaming=True,
+                **sampling,
+            )
+            seen = 0
+            while not finished:
+                output = await self._next(arrived)
+                while not arrived.empty():  # each output holds all tokens so far: the newest is enough
+                    output = arrived.get_nowait()
+                finished = output.is_finished()
+                if output.error is not None:
+                    raise DeploymentError(f"the text engine could not go on: {output.error}")
+                if len(output.generated_tokens) > seen:
+                    yield output.generated_tokens[seen:]
+                    seen = len(output.generated_tokens)
+        finally:
+            if not finished:
+                self._manager.cancel_request(name)
+                router = self._manager.output_router
+                with router._lock:
+                    router.result_handlers.pop(name, None)
+
+    async def _next(self, arrived: "asyncio.Queue[Any]") -> Any:
+        """The next output; an engine that dies without a word is noticed."""
+        while True:
+            try:
+                async with asyncio.timeout(_WATCH_S):
+                    return await arrived.get()
+            except TimeoutError:
+                self.check()
+
+    def check(self) -> None:
+        fatal = self._manager.background_thread_status.fatal_error
+        if fatal is not None or not self._manager.is_running():
+            raise DeploymentError(f"the text engine has stopped: {fatal or 'its thread is gone'}.")
+
+    def close(self) -> None:
+        if self._manager.is_running():
+            self._manager.stop(block=True, timeout=10, hard_stop=True)
+
+
+def quiet() -> None:
+    """No progress bars while weights load; warnings about single requests reach their callers as errors."""
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+    disable_progress_bar()
+    set_verbosity_error()
+
+
+async def warm_up(engine: TransformersEngine, token: int) -> None:
+    """Run one short request, so that the first real one finds everything loaded."""
+    request = GenerateRequest([token] * 2, max_tokens=2, temperature=1.0, top_p=0.9, seed=0, end_ids=())
+    async with aclosing(engine.generate(request)) as tokens:
+        async for _ in tokens:
+            pass
+
+
+def _pages(config: Any, itemsize: int, context: int, max_requests: int, kv_cache_bytes: int) -> int:
+    """Pages of the key-value cache: enough for `max_requests` full sequences, or as many as memory allows."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    page_bytes = _PAGE * 2 * heads * width * itemsize * config.num_hidden_layers
+    sequence = -(-context // _PAGE) + 1
+    allowed = kv_cache_bytes // page_bytes
+    if allowed < sequence:
+        raise DeploymentError(
+            f"kv_cache_gb: {kv_cache_bytes / 1e9:g} GB hold {allowed * _PAGE} tokens, less than one sequence of "
+            f"{context}; this model needs {sequence * page_bytes / 1e9:.2f} GB or more."
+        )
+    return int(min(allowed, sequence * max_requests))

@@ -1,0 +1,181 @@
+"""The model applications, as the gateway sees them: named, called through handles, their failures told apart.
+
+What goes wrong becomes a `RequestError` with the status that is true: the client's fault (as the model
+says), no such model, full, too slow, or not there. Knows nothing of HTTP or of any API's shapes.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from maas_ray.errors import DeploymentError, ModelNotFoundError, RequestError
+from maas_ray.serve.guard import overloaded
+from maas_ray.serve.routes import Route, Table
+from maas_ray.serve.text import Delta, TextRequest
+
+_log = logging.getLogger("ray.serve")
+_STATUS_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class _Handles:
+    """Handles bound to a method each: binding one costs as much as calling it."""
+
+    complete: Any
+    generate: Any
+    infer: Any
+
+    @classmethod
+    def of(cls, application: str) -> "_Handles":
+        from ray import serve
+
+        handle = serve.get_app_handle(application)
+        return cls(handle.complete, handle.options(method_name="generate", stream=True), handle.infer)
+
+
+class Models:
+    """The routing table, and the calls."""
+
+    def __init__(self) -> None:
+        self._routes: dict[str, Route] = {}
+        self._handles: dict[str, _Handles] = {}
+        self._status: tuple[float, dict[str, bool]] = (0.0, {})
+
+    async def update(self, table: Table) -> None:
+        """Take a new table. Requests in flight keep the handles they have."""
+        routes = {route.name: route for route in table}
+        for application in {route.application for route in table} - set(self._handles):
+            await self._connect(application)
+        self._routes = routes
+        self._handles = {
+            route.application: self._handles[route.application] for route in table if route.application in self._handles
+        }
+
+    def routes(self) -> list[Route]:
+        """All routes, by name."""
+        return sorted(self._routes.values(), key=lambda route: route.name)
+
+    def route(self, name: str) -> Route:
+        """The route of a public model name.
+
+        Raises:
+            ModelNotFoundError: there is none.
+        """
+        try:
+            return self._routes[name]
+        except KeyError:
+            raise ModelNotFoundError(name, sorted(self._routes)) from None
+
+    async def complete(self, route: Route, request: TextRequest) -> Delta:
+        """A whole answer."""
+        answer: Delta = await self._call(route, (await self._bound(route)).complete, request)
+        return answer
+
+    async def infer(self, route: Route, body: bytes) -> bytes:
+        """The answer to an Open Inference request, both as JSON."""
+        answer: bytes = await self._call(route, (await self._bound(route)).infer, body)
+        return answer
+
+    async def _call(self, route: Route, handle: Any, argument: Any) -> Any:
+        response = handle.remote(argument)
+        finished = False
+        try:
+            with _translated(route):
+                async with asyncio.timeout(route.timeout_s):
+                    answer = await response
+            finished = True
+        finally:
+            if not finished:
+                response.cancel()
+        return _checked(answer)
+
+    async def stream(self, route: Route, request: TextRequest) -> AsyncGenerator[Delta, None]:
+        """An answer as it grows. Closing it cancels the generation."""
+        deadline = asyncio.get_running_loop().time() + route.timeout_s
+        response = (await self._bound(route)).generate.remote(request)
+        finished = False
+        try:
+            while True:
+                with _translated(route):
+                    try:
+                        async with asyncio.timeout_at(deadline):
+                            delta = await response.__anext__()
+                    except StopAsyncIteration:
+                        finished = True
+                        return
+                yield _checked(delta)
+        finally:
+            if not finished:
+                response.cancel()
+
+    async def ready(self, route: Route) -> bool:
+        """Whether the model's application works, as Serve's controller sees it."""
+        from ray import serve
+
+        taken, ready = self._status
+        if time.monotonic() - taken > _STATUS_SECONDS:
+            applications = (await asyncio.to_thread(serve.status)).applications
+            ready = {
+                name: status.status == "RUNNING"
+                or all(one.replica_states.get("RUNNING", 0) > 0 for one in status.deployments.values())
+                for name, status in applications.items()
+            }
+            self._status = (time.monotonic(), ready)
+        return ready.get(route.application, False)
+
+    async def _bound(self, route: Route) -> _Handles:
+        handles = self._handles.get(route.application)
+        if handles is None:
+            await self._connect(route.application)
+            handles = self._handles.get(route.application)
+        if handles is None:
+            raise _unavailable(route, "its application is not running")
+        return handles
+
+    async def _connect(self, application: str) -> None:
+        from ray.serve.exceptions import RayServeException
+
+        try:
+            self._handles[application] = await asyncio.to_thread(_Handles.of, application)
+        except RayServeException as error:
+            _log.warning("no handle for %s: %s", application, error)
+
+
+def _checked(answer: Any) -> Any:
+    """The model's answer; a client's error is an answer too, since Serve logs whatever is raised."""
+    if isinstance(answer, RequestError):
+        raise answer
+    return answer
+
+
+def _unavailable(route: Route, why: str) -> RequestError:
+    return RequestError(
+        f"The model {route.name!r} is unavailable: {why}. Try again later.", code="model_unavailable", status=503
+    )
+
+
+@contextmanager
+def _translated(route: Route) -> Iterator[None]:
+    from ray.exceptions import RayActorError
+    from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+
+    try:
+        yield
+    except TimeoutError as error:
+        raise RequestError(
+            f"The model {route.name!r} did not answer within {route.timeout_s:g} s; the request was cancelled.",
+            code="timeout",
+            status=504,
+        ) from error
+    except BackPressureError as error:
+        raise overloaded() from error
+    except RayActorError as error:
+        raise _unavailable(route, "the replica that worked on this request died") from error
+    except (DeploymentUnavailableError, ReplicaUnavailableError) as error:
+        raise _unavailable(route, error.message) from error
+    except DeploymentError as error:
+        raise _unavailable(route, "its engine failed") from error

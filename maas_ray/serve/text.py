@@ -1,0 +1,234 @@
+"""Between text and tokens: a request's prompt to ids, and ids to text that can be sent as it grows.
+
+Works with the bundle's fitted task, so a prompt is tokenised as the training text was. Knows nothing of
+HTTP, engines or Serve; `tokenizers` is all it needs (and Jinja, for chats).
+"""
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maas_ray.errors import PromptTooLongError, RequestError
+from maas_ray.serve.engines import GenerateRequest
+
+if TYPE_CHECKING:
+    import tokenizers
+
+    from maas_ray.tasks.text_generation import TextGeneration
+
+_UNFINISHED = "\ufffd"
+_SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
+
+
+@dataclass(frozen=True)
+class TextRequest:
+    """What a client asks of a generating model, in the words of any API.
+
+    Args:
+        prompt: text, or token ids, or the messages of a chat (`role`, `content`).
+        max_tokens: most new tokens. None: as many as fit the context.
+        temperature: 0 takes the likeliest token each time.
+        top_p: sample among the likeliest tokens whose probabilities sum to this.
+        stop: strings that end the answer and are not part of it.
+        seed: the same request with the same seed gives the same answer. None: a new one each time.
+    """
+
+    prompt: str | list[int] | list[dict[str, str]]
+    max_tokens: int | None
+    temperature: float
+    top_p: float
+    stop: tuple[str, ...]
+    seed: int | None
+
+    @property
+    def is_chat(self) -> bool:
+        return isinstance(self.prompt, list) and bool(self.prompt) and isinstance(self.prompt[0], dict)
+
+    @property
+    def param(self) -> str:
+        """The field that the prompt came in, for error messages."""
+        return "messages" if self.is_chat else "prompt"
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A further piece of an answer. `finish_reason` (`stop`, `length`) is set on the last."""
+
+    text: str
+    finish_reason: str | None
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class TextCodec:
+    """Prompts to ids for one bundle.
+
+    Args:
+        task: the bundle's task.
+        directory: a local copy of the bundle.
+        context: longest sequence of the model, tokens.
+        end_ids: tokens that end an answer.
+    """
+
+    def __init__(self, task: "TextGeneration", directory: Path, context: int, end_ids: tuple[int, ...]) -> None:
+        self.task, self.context = task, context
+        self.end_ids = tuple(sorted({*end_ids, task.end_of_text_id}))
+        self._chat = ChatTemplate.load(directory)
+        self._chat_tokenizer = task.tokenizer
+        if self._chat is not None and self._chat.writes_special_tokens(task.tokenizer):
+            from tokenizers import Tokenizer
+
+            # The template's own special tokens must become tokens; the task's tokenizer takes all for text.
+            self._chat_tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+
+    def prepare(self, request: TextRequest) -> GenerateRequest:
+        """The request in token ids.
+
+        Raises:
+            RequestError: the prompt is not one this model can take.
+        """
+        ids = self._ids(request)
+        room = self.context - len(ids)
+        wanted = max(room, 1) if request.max_tokens is None else request.max_tokens
+        if wanted > room:
+            raise PromptTooLongError(len(ids), wanted, self.context, request.param)
+        seed = random.getrandbits(63) if request.seed is None else request.seed
+        return GenerateRequest(ids, wanted, request.temperature, request.top_p, seed, self.end_ids)
+
+    def _ids(self, request: TextRequest) -> list[int]:
+        prompt: Any = request.prompt
+        if request.is_chat:
+            if self._chat is None:
+                raise RequestError(
+                    "This model has no chat template; use /v1/completions.", param="model", code="chat_not_supported"
+                )
+            encoding = self._chat_tokenizer.encode(self._chat.render(prompt), add_special_tokens=False)
+            ids = encoding.ids
+        elif isinstance(prompt, str):
+            ids = self.task.tokenizer.encode(prompt, add_special_tokens=False).ids
+        else:
+            ids = prompt
+            highest = max(ids, default=0)
+            if highest >= self.task.vocab_size or min(ids, default=0) < 0:
+                raise RequestError(
+                    f"Token ids of this model are 0 to {self.task.vocab_size - 1}; the prompt holds {highest}.",
+                    param="prompt",
+                    code="invalid_value",
+                )
+        # In training each document follows the end of another: so does an answer to nothing.
+        return list(ids) or [self.task.end_of_text_id]
+
+
+class ChatTemplate:
+    """A bundle's chat template, rendered by Transformers in its sandbox."""
+
+    def __init__(self, template: str, special_tokens: dict[str, str]) -> None:
+        self._template, self._special = template, special_tokens
+
+    @classmethod
+    def load(cls, directory: Path) -> "ChatTemplate | None":
+        """The template of a bundle, or None where it has none."""
+        config_path = directory / "tokenizer_config.json"
+        config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
+        path = directory / "chat_template.jinja"
+        template = path.read_text(encoding="utf-8") if path.is_file() else config.get("chat_template")
+        if not isinstance(template, str):
+            return None
+        special = {}
+        for name in _SPECIAL_NAMES:
+            token = config.get(name)
+            token = token.get("content") if isinstance(token, dict) else token
+            if token:
+                special[name] = str(token)
+        return cls(template, special)
+
+    def render(self, messages: list[dict[str, str]]) -> str:
+        """The messages as one prompt, ready for the assistant's answer.
+
+        Raises:
+            RequestError: the template refuses them, such as for the order of the roles.
+        """
+        from jinja2 import TemplateError
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            rendered, _ = render_jinja_template(
+                [messages], chat_template=self._template, add_generation_prompt=True, **self._special
+            )
+        except TemplateError as error:
+            raise RequestError(
+                f"The model's chat template refuses these messages: {error}", param="messages", code="invalid_value"
+            ) from error
+        return str(rendered[0])
+
+    def writes_special_tokens(self, tokenizer: "tokenizers.Tokenizer") -> bool:
+        """Whether the template itself writes special tokens around what people say."""
+        special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+        try:
+            rendered = self.render([{"role": "user", "content": "x"}])
+        except RequestError:
+            return True
+        return any(token in rendered for token in special)
+
+
+class Detokenizer:
+    """Token ids to text, as much as is certain after each.
+
+    A character may span tokens, and some tokenizers decode a token by its neighbour; so a window that
+    starts at the last certain place is decoded, and what could still change is held back.
+    """
+
+    def __init__(self, tokenizer: "tokenizers.Tokenizer") -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._start = self._read = 0  # the window's start, and how far its text is certain
+        self._sent = 0  # characters of the window's text already given out
+
+    def push(self, ids: list[int]) -> str:
+        """Take further ids; the text that has become certain."""
+        self._ids += ids
+        text = self._decode(self._start, len(self._ids))
+        certain = text.rstrip(_UNFINISHED)
+        new = certain[self._sent :]
+        self._sent = max(self._sent, len(certain))
+        if len(certain) == len(text) and new:
+            self._start, self._read = self._read, len(self._ids)
+            self._sent = len(self._decode(self._start, self._read))
+        return new
+
+    def flush(self) -> str:
+        """What was held back, at the end: bytes that never became a character."""
+        return self._decode(self._start, len(self._ids))[self._sent :]
+
+    def _decode(self, start: int, end: int) -> str:
+        return str(self._tokenizer.decode(self._ids[start:end], skip_special_tokens=True))
+
+
+class StopStrings:
+    """Ends a growing text before any of some strings, never giving out the beginning of one."""
+
+    def __init__(self, stop: tuple[str, ...]) -> None:
+        self._stop = stop
+        self._held = ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """Take further text. Returns what may be given out, and whether a stop string was met."""
+        self._held += text
+        places = [place for stop in self._stop if (place := self._held.find(stop)) >= 0]
+        if places:
+            return self._held[: min(places)], True
+        keep = max((_overlap(self._held, stop) for stop in self._stop), default=0)
+        out, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return out, False
+
+    def flush(self) -> str:
+        """What was held back, at the end: the beginning of a stop string that did not come."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`, but for all of it."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
