@@ -121,7 +121,8 @@ def join(uri: str, *parts: str) -> str:
     """A URI below another; no part may climb out of it."""
     for part in parts:
         check_relative(part)
-    return "/".join([_expand(uri).rstrip("/"), *parts])
+    scheme, separator, path = _expand(uri).rpartition("://")
+    return scheme + separator + "/".join([path.rstrip("/"), *parts])
 
 
 def check_relative(path: str) -> str:
@@ -266,6 +267,8 @@ def commit(uri: str, kind: str, files: tuple[FileEntry, ...], meta: dict[str, An
     Raises:
         ConflictError: another artefact is committed there.
     """
+    if any(entry.path == MANIFEST for entry in files):
+        raise StorageError(f"{uri}: no file of an artefact may be called {MANIFEST}; that is its own.")
     artifact = Artifact(uri, kind, tuple(sorted(files, key=lambda entry: entry.path)), meta)
     if exists(join(uri, MANIFEST)):
         committed = open_artifact(uri, kind)
@@ -297,8 +300,10 @@ def open_artifact(uri: str, kind: str) -> Artifact:
         files = tuple(FileEntry(e["path"], e["size"], e["sha256"]) for e in document["files"])
         artifact = Artifact(_expand(uri), document["kind"], files, document["meta"])
         promised = document["digest"]
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         raise CorruptError(f"{join(uri, MANIFEST)} lacks {error}.") from error
+    except (AttributeError, TypeError) as error:
+        raise CorruptError(f"{join(uri, MANIFEST)} is not a manifest: {error}.") from error
     if artifact.digest != promised:
         raise CorruptError(f"{join(uri, MANIFEST)} was changed after it was written: its digest differs.")
     if artifact.kind != kind:

@@ -1,6 +1,5 @@
 """Unit tests use no cluster: whoever starts or joins one here fails."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Settings of a fresh platform; `MAAS_*` of this process say the same."""
     monkeypatch.setenv("MAAS_HOME", str(tmp_path / "home"))
-    yield Settings.from_environment()
+    return Settings.from_environment()
