@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from maas_ray import storage
@@ -18,8 +17,8 @@ from maas_ray.data.dataset import (
     Shard,
     Split,
     StoredColumn,
-    arrow_type,
     dataset_home,
+    from_numpy,
 )
 from maas_ray.settings import Settings
 from maas_ray.tasks import Task
@@ -88,17 +87,14 @@ def _write(directory: Path, split: str, task: Task, columns: dict[str, Any]) -> 
     (directory / split).mkdir()
     rows = len(next(iter(columns.values())))
     size = max(1, -(-rows // ROW_GROUPS))
-    fields = {"index": pa.int64(), **{name: arrow_type(column) for name, column in task.stored.items()}}
     groups = []
-    with pq.ParquetWriter(directory / path, pa.schema(fields), write_page_checksum=True) as writer:
-        for start in range(0, rows, size):
-            part = {name: values[start : start + size] for name, values in columns.items()}
-            count = len(next(iter(part.values())))
-            arrays = {"index": pa.array(np.arange(start, start + count))}
-            for name, values in part.items():
-                kind = fields[name]
-                flat = pa.array(values.reshape(-1))
-                arrays[name] = pa.FixedSizeListArray.from_arrays(flat, type=kind) if task.stored[name].shape else flat
-            writer.write_table(pa.table(arrays))
-            groups.append(count)
+    writer = None
+    for start in range(0, rows, size):
+        part = {name: values[start : start + size] for name, values in columns.items()}
+        count = len(next(iter(part.values())))
+        table = from_numpy({"index": np.arange(start, start + count), **part}, task.stored)
+        writer = writer or pq.ParquetWriter(directory / path, table.schema, write_page_checksum=True)
+        writer.write_table(table)
+        groups.append(count)
+    writer.close()
     return Split(shards=(Shard(path=path, start=0, row_groups=tuple(groups)),))

@@ -5,7 +5,7 @@ A function of the checkpoint, the task and the spec alone: done again after a cr
 
 import contextlib
 import io
-import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,8 @@ def consolidated(saved: Path) -> dict[str, Any]:
     """
     import torch
 
-    logging.getLogger("deepspeed").setLevel(logging.ERROR)  # it would warn that this process sees no GPU
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would warn that it has to guess
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     sharded = any((saved / checkpoint.TAG).glob("*zero_pp_rank_*optim_states.pt"))

@@ -70,7 +70,7 @@ def test_a_run_ends_with_a_whole_version(settings: Settings, text: PreparedDatas
     assert steps == [10, 20, 30, 40]
     losses = [metric.value for metric in client.get_metric_history(run.info.run_id, "train/loss")]
     assert losses[-1] < losses[0]
-    assert client.get_model_version_by_alias("whole", "champion").version == "1"
+    assert client.get_model_version_by_alias("whole", "champion").version == 1
 
     # What Transformers alone loads, and that it is what was measured.
     import torch

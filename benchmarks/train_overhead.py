@@ -1,0 +1,160 @@
+"""What the platform costs in training: tokens/s of `maas train` ÷ tokens/s of a bare DeepSpeed loop.
+
+Both sides train the same network on the same rows with the same DeepSpeed configuration and the same number of
+workers. The bare side holds all its rows in memory and does nothing but forward, backward and step; ours
+is the worker of `maas train` as it is, with its feed, its reports and its events. They alternate, each
+in fresh processes, in one run; steps at the start are left out of both.
+
+    python benchmarks/train_overhead.py --dataset URI [--rounds 3] [--steps 120]
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+WARM_UP = 20
+
+
+def bare(rank: int, port: int, fields: dict, results: str) -> None:
+    """A plain DeepSpeed loop over tensors in memory."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(fields["workers"]),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    import deepspeed
+    import numpy as np
+    import torch
+
+    from maas_ray.data.dataset import open_dataset
+    from maas_ray.settings import Settings
+    from maas_ray.train.deepspeed_config import batch_geometry, resolve
+    from maas_ray.train.run import make_plan
+    from maas_ray.train.spec import TrainSpec
+
+    spec = TrainSpec.parse(fields)
+    on_cpu = not torch.cuda.is_available()
+    device = torch.device("cpu" if on_cpu else f"cuda:{rank}")
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo" if on_cpu else "nccl")
+    dataset = open_dataset(Settings.from_environment(), spec.dataset)
+    plan = make_plan(spec, dataset)
+    config = resolve(spec, total_steps=plan.total_steps, hidden_size=spec.network.hidden_size, on_cpu=on_cpu)
+    _, micro, accumulation = batch_geometry(spec)
+    pieces = []
+    for piece in plan.slices(rank):
+        (rows,) = dataset.read([piece.group])
+        pieces.append(rows["input_ids"][plan.rows_of(piece)])
+    rows = torch.from_numpy(np.concatenate(pieces).astype(np.int64))
+    torch.manual_seed(spec.seed)
+    task = dataset.task
+    network = spec.network.build(task)
+    engine, _, _, _ = deepspeed.initialize(
+        model=network, model_parameters=network.parameters(), config=config, dist_init_required=False
+    )
+    engine.train()
+    place = 0
+    for step in range(plan.total_steps):
+        if step == WARM_UP:
+            started = time.perf_counter()
+        for _ in range(accumulation):
+            loss = task.loss(engine, {"input_ids": rows[place : place + micro].to(device)})
+            engine.backward(loss)
+            engine.step()
+            place += micro
+    if rank == 0:
+        loss.item()
+        seconds = time.perf_counter() - started
+        steps = plan.total_steps - WARM_UP
+        Path(results).write_text(json.dumps(steps * plan.batch_size * task.units_per_row / seconds))
+
+
+def run_bare(fields: dict) -> float:
+    """Tokens a second of the bare loop."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as directory:
+        results = f"{directory}/tokens_per_second"
+        context = multiprocessing.get_context("spawn")
+        workers = [context.Process(target=bare, args=(r, port, fields, results)) for r in range(fields["workers"])]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        return json.loads(Path(results).read_text())
+
+
+def run_ours(fields: dict, number: int) -> float:
+    """Tokens a second of `maas train`, as it reports them to MLflow."""
+    from maas_ray.registry.versions import Registry
+    from maas_ray.settings import Settings
+    from maas_ray.train.run import train
+    from maas_ray.train.spec import TrainSpec
+
+    settings = Settings.from_environment()
+    spec = TrainSpec.parse(fields | {"run": f"overhead-{os.getpid()}-{number}", "log_every_steps": WARM_UP})
+    version = train(spec, settings=settings)
+    history = Registry(settings).client.get_metric_history(version.lineage.run_id, "train/step_seconds")
+    seconds = [metric.value for metric in history if metric.step > WARM_UP]
+    rate = Registry(settings).client.get_metric_history(version.lineage.run_id, "train/units_per_second")[0]
+    first = next(metric.value for metric in history if metric.step == rate.step)
+    return rate.value * first / statistics.fmean(seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="stdlib", help="a prepared text-generation dataset: name or URI")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args()
+    fields = {
+        "dataset": arguments.dataset,
+        "model": "train-overhead",
+        "network": {"type": "llama", "hidden_size": 128, "layers": 4, "heads": 4},
+        "deepspeed": "jobs/specs/deepspeed/zero1-bf16.json",
+        "workers": arguments.workers,
+        "batch_size": 8 * arguments.workers,
+        "micro_batch_size": 8,
+        "max_steps": arguments.steps,
+        "learning_rate": 2e-3,
+        "checkpoint": {"every_steps": 100_000},
+        "validation": {"every_steps": 100_000},
+    }
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    from maas_ray.cluster import connect
+    from maas_ray.settings import Settings
+
+    connect(Settings.from_environment())
+    pairs = []
+    for number in range(arguments.rounds):
+        plain = run_bare(fields)
+        ours = run_ours(fields, number)
+        pairs.append((ours, plain))
+        print(f"round {number + 1}: maas {ours:,.0f} tokens/s, bare {plain:,.0f} tokens/s, ratio {ours / plain:.3f}")
+        sys.stdout.flush()
+    ratios = [ours / plain for ours, plain in pairs]
+    print(
+        f"median of {arguments.rounds}: maas {statistics.median(o for o, _ in pairs):,.0f}, bare "
+        f"{statistics.median(b for _, b in pairs):,.0f} tokens/s, ratio {statistics.median(ratios):.3f} "
+        f"(lowest {min(ratios):.3f}, highest {max(ratios):.3f})"
+    )
+
+
+if __name__ == "__main__":
+    main()
