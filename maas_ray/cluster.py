@@ -281,7 +281,8 @@ def serve_environment(directory: Path) -> dict[str, str]:
     """What makes Ray Serve put HAProxy before its replicas; read when a cluster starts.
 
     HAProxy answers several times as many requests as Serve's own proxy (see benchmarks/). Its files and
-    ports are fixed by default and would collide with another cluster's on the same machine.
+    ports are fixed by default and would collide with another cluster's on the same machine. Serve puts 57
+    characters of its own into the sockets' paths, and HAProxy takes 97 at most: keep `directory` short.
     """
     directory.mkdir(parents=True, exist_ok=True)
     ports = free_ports(3)
@@ -289,8 +290,8 @@ def serve_environment(directory: Path) -> dict[str, str]:
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(directory / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(directory / "admin.sock"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(directory / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(directory / "a.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(directory / "m.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(directory),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(directory / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports[0]),
@@ -358,7 +359,7 @@ def _node_environment(settings: Settings, temp_dir: Path) -> dict[str, str]:
         **own,
         **worker_environment(settings),
         **_LOOPBACK,
-        **serve_environment(temp_dir / "haproxy"),
+        **serve_environment(temp_dir / "h"),
         _AUTH: os.environ.get(_AUTH, "token"),
         # Workers find what stands beside this interpreter, such as ninja, also without an activated environment.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{own.get('PATH', os.defpath)}",
