@@ -32,7 +32,7 @@ def load_task(directory: Path) -> Task:
         document = json.loads((directory / TASK_FILE).read_text(encoding="utf-8"))
         spec = _TaskDocument.parse({"task": document["task"]}, source=str(directory / TASK_FILE)).task
         state = document["features"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptError(f"{directory / TASK_FILE} cannot be read: {error}") from error
     task_type = next(task for task in TASKS if task.spec_type is type(spec))
     return task_type.load_state(spec, state, directory)

@@ -250,12 +250,20 @@ def _pixels(image: Any) -> np.ndarray:
         image = image[..., None] if image.ndim == 2 else image
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
             raise ValueError(f"an image array of {image.dtype} {image.shape}; give uint8 [H, W] or [H, W, 1 or 3]")
+        if not image.size:
+            raise ValueError(f"an image array without pixels, {image.shape}")
         return cast(np.ndarray, image)
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(image)) as picture:
-            grey = picture.mode in ("1", "L", "I;16", "I", "F", "LA")
+            if picture.mode == "F":
+                raise ValueError("its pixels are floating point numbers of no known range; save it with 8 or 16 bits")
+            if picture.mode.startswith("I"):
+                # 16 bits a pixel: the high byte is the picture. Pillow's own conversion would cut, not scale.
+                high = np.clip(np.asarray(picture).astype(np.int64) >> 8, 0, 255)
+                return high.astype(np.uint8)[..., None]
+            grey = picture.mode in ("1", "L", "LA")
             return np.array(picture.convert("L"))[..., None] if grey else np.array(picture.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"not a readable image: {error}") from error
