@@ -262,7 +262,7 @@ def _pixels(image: Any) -> np.ndarray:
             if picture.mode.startswith("I"):
                 # 16 bits a pixel: the high byte is the picture. Pillow's own conversion would cut, not scale.
                 high = np.clip(np.asarray(picture).astype(np.int64) >> 8, 0, 255)
-                return high.astype(np.uint8)[..., None]
+                return cast(np.ndarray, high.astype(np.uint8)[..., None])
             grey = picture.mode in ("1", "L", "LA")
             return np.array(picture.convert("L"))[..., None] if grey else np.array(picture.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
