@@ -85,6 +85,10 @@ class TaskSpec(Spec, ABC):
     inputs: ClassVar[tuple[str, ...]]
     """Those of `columns` that a model sees; rows that agree in them never straddle splits."""
 
+    def identity(self) -> dict[str, Any]:
+        """What decides, beside the rows, what fitting gives: the spec, with digests in place of files it names."""
+        return self.document()
+
     @abstractmethod
     def parse_row(self, row: Row) -> Row | None:
         """A raw row in the types this task works on, or None for an empty one.

@@ -6,6 +6,7 @@ document ends. The fitted tokenizer is byte-level BPE (Radford et al. 2019, "Lan
 Unsupervised Multitask Learners"): every text has tokens and comes back byte for byte.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,7 +32,9 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 # A model trained on plain text knows no roles: its "chat" is the contents, one after the other.
-PLAIN_CHAT = "{% for message in messages %}{{ message['content'] }}{% if not loop.last %}\n{% endif %}{% endfor %}"
+PLAIN_CHAT = (
+    "{% for message in messages %}{{ message['content'] }}{% if not loop.last %}{{ '\\n' }}{% endif %}{% endfor %}"
+)
 
 
 class FittedTokenizer(Spec):
@@ -55,6 +58,16 @@ class TextGenerationSpec(TaskSpec):
 
     columns: ClassVar[tuple[str, ...]] = ("text",)
     inputs: ClassVar[tuple[str, ...]] = ("text",)
+
+    def identity(self) -> dict[str, Any]:
+        """A given tokenizer counts by its files, wherever they lie."""
+        if not isinstance(self.tokenizer, str):
+            return self.document()
+        directory = Path(self.tokenizer).expanduser()
+        _read_tokenizer(directory)
+        paths = [directory / name for name in TOKENIZER_FILES if (directory / name).exists()]
+        digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+        return self.document() | {"tokenizer": digests}
 
     def parse_row(self, row: Row) -> Row | None:
         """`text` as a string; None when it holds nothing but white space."""

@@ -1,0 +1,114 @@
+"""Ray Data as `prepare` uses it: a function of a block run over many blocks, quietly.
+
+A block is an Arrow table in the cluster's object store, which spills to disk what does not fit. A function
+sees one whole block at a time and yields tables.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import DataContext
+
+from maas_ray.errors import MaasError
+
+Blocks = list[Any]
+"""References to Arrow tables in the object store, in order."""
+Step = Callable[[pa.Table], Any]
+"""A function of a block: gives a table, or yields several."""
+Watch = Callable[[int, int], None]
+"""Called with the blocks, and the rows in them, that are ready so far."""
+
+BLOCK_BYTES = 64 << 20
+"""How large a block should be."""
+SMALL_BYTES = 1 << 30
+"""Up to here, data is sorted in the workers that are there. Ray's default way scales further, but starts
+processes of its own, which takes longer than sorting so little."""
+_WHOLE: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
+
+
+@contextmanager
+def quiet(size: int) -> Iterator[None]:
+    """Settings of Ray Data while the block runs.
+
+    Args:
+        size: of the whole input, bytes.
+    """
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = True
+    # One block in, one block out: a range of keys must stay whole for `settle` and `write_shard`.
+    context.target_max_block_size = None
+    context.raise_original_map_exception = True
+    if size <= SMALL_BYTES:
+        context.shuffle_strategy = "sort_shuffle_pull_based"
+    # The console only: Ray's own log file keeps everything.
+    consoles = [
+        (handler, handler.level)
+        for handler in logging.getLogger("ray.data").handlers
+        if not isinstance(handler, logging.FileHandler)
+    ]
+    for handler, _ in consoles:
+        handler.setLevel(logging.CRITICAL)
+    try:
+        with DataContext.current(context), _as_raised():
+            yield
+    finally:
+        for handler, level in consoles:
+            handler.setLevel(level)
+
+
+@contextmanager
+def _as_raised() -> Iterator[None]:
+    """An error of this platform that was raised in a worker, as it was raised."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, MaasError):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        if cause is None:
+            raise
+        raise cause from None
+
+
+def run(blocks: Blocks, step: Step, watch: Watch | None = None, *, limit: int | None = None) -> Blocks:
+    """Run a step over blocks; its output stays in the cluster: one block for one, or cut at `limit` bytes."""
+    context = DataContext.get_current().copy()
+    context.target_max_block_size = limit
+    with DataContext.current(context):
+        return _kept(ray.data.from_arrow_refs(blocks).map_batches(step, **_WHOLE), watch)
+
+
+def run_sorted(blocks: Blocks, key: str, boundaries: list[int], step: Step, watch: Watch | None = None) -> Blocks:
+    """Sort by a column into one block for each range between boundaries, then run a step over these."""
+    ordered = ray.data.from_arrow_refs(blocks).sort(key, boundaries=boundaries)
+    return _kept(ordered.map_batches(step, **_WHOLE), watch)
+
+
+def _kept(dataset: ray.data.Dataset, watch: Watch | None) -> Blocks:
+    blocks: Blocks = []
+    rows = 0
+    for bundle in dataset.iter_internal_ref_bundles():
+        blocks += bundle.block_refs
+        rows += bundle.num_rows() or 0
+        if watch:
+            watch(len(blocks), rows)
+    return blocks
+
+
+def tables(blocks: Blocks) -> Iterator[pa.Table]:
+    """The blocks themselves, one at a time, in order."""
+    for block in blocks:
+        yield ray.get(block)
+
+
+def rows(blocks: Blocks) -> Iterator[dict[str, Any]]:
+    """The rows of small blocks, in order."""
+    for table in tables(blocks):
+        yield from table.to_pylist()

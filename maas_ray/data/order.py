@@ -1,0 +1,86 @@
+"""Which split a row falls into and which place it gets: pure functions of its content and the seed.
+
+Nothing here depends on where a row was read, by whom or when. That is why the same input gives the same
+dataset on one core and on a thousand, and why equal inputs never straddle splits.
+"""
+
+import json
+from collections.abc import Iterable
+from hashlib import sha256, sha512
+
+import numpy as np
+
+from maas_ray.tasks import Row
+
+SPLIT_BITS = 61
+"""A sort key is the split's number above this many bits of the row's digest."""
+
+
+def content_digest(row: Row, columns: Iterable[str]) -> bytes:
+    """Sha256 of a parsed row's values in these columns.
+
+    Raises:
+        ValueError: a string holds half a surrogate pair: there are no bytes for it.
+    """
+    digest = sha256()
+    for column in columns:
+        for part in _bytes(row[column]):
+            digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.digest()
+
+
+def _bytes(value: object) -> tuple[bytes, ...]:
+    """A value's type and content; values of different types never look alike."""
+    if isinstance(value, str):
+        return b"str", value.encode()
+    if isinstance(value, bytes):
+        return b"bytes", value
+    if isinstance(value, np.ndarray):
+        return b"array", f"{value.dtype.str}{value.shape}".encode(), value.tobytes()
+    return b"json", json.dumps(value, sort_keys=True).encode()
+
+
+def split_number(digest: bytes, shares: Iterable[float]) -> int:
+    """The split of a row whose inputs have this digest: 0 for the rest, else 1 + the place among `shares`."""
+    fraction = int.from_bytes(digest[:8], "big") / 2**64
+    for number, share in enumerate(shares, start=1):
+        if fraction < share:
+            return number
+        fraction -= share
+    return 0
+
+
+def sort_key(split: int, digest: bytes) -> int:
+    """Orders rows by split, then by content."""
+    return split << SPLIT_BITS | int.from_bytes(digest[:8], "big") >> (64 - SPLIT_BITS)
+
+
+def shuffled(places: np.ndarray, count: int, seed: str) -> np.ndarray:
+    """A permutation of [0, count), drawn by the seed, at the given places.
+
+    Computed for each place on its own (a Feistel network, walked until it lands inside: Black and Rogaway
+    2002, "Ciphers with Arbitrary Finite Domains"), so that no process ever holds the whole permutation.
+    """
+    half = (max(count - 1, 1).bit_length() + 1) // 2
+    keys = np.frombuffer(sha512(seed.encode()).digest(), dtype="<u8")
+    result = _feistel(places.astype(np.uint64), half, keys)
+    while len(outside := np.flatnonzero(result >= count)):
+        result[outside] = _feistel(result[outside], half, keys)
+    return result.astype(np.int64)
+
+
+def _feistel(values: np.ndarray, half: int, keys: np.ndarray) -> np.ndarray:
+    """A permutation of [0, 4**half)."""
+    bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
+    left, right = values >> bits, values & mask
+    for key in keys:
+        left, right = right, left ^ (_mix(right ^ key) & mask)
+    return (left << bits) | right
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    values ^= values >> np.uint64(31)
+    return values

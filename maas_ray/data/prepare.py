@@ -1,0 +1,242 @@
+"""From raw data to a prepared dataset: the same spec and the same input always give the same dataset.
+
+    list and inspect the input ─▶ fingerprint ─▶ committed before? reuse it
+                                              └▶ read, settle, fit, encode, pack, write (see `pipeline`) ─▶ commit
+
+The steps run on Ray Data, a block at a time; the driver sees counts, and the rows that fitting reads. Every
+file carries the attempt's own name, so attempts never touch each other's; the manifest, written last, says
+which count.
+"""
+
+import tempfile
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, model_validator
+
+from maas_ray import storage
+from maas_ray.console import say
+from maas_ray.data.dataset import (
+    KIND,
+    POINTER,
+    QUARANTINE_DIRECTORY,
+    SPLITS,
+    TASK_DIRECTORY,
+    DatasetMeta,
+    PreparedDataset,
+    StoredColumn,
+    dataset_home,
+)
+from maas_ray.data.reading import Inspected
+from maas_ray.data.sources import AnySource, InputFile, list_files
+from maas_ray.errors import ConflictError, DataError, MaasError, NotFoundError
+from maas_ray.settings import Settings
+from maas_ray.spec import Name, Spec, digest_of
+from maas_ray.storage import FileEntry
+from maas_ray.tasks import AnyTaskSpec
+
+if TYPE_CHECKING:
+    from maas_ray.data.stages import Built
+
+PIPELINE = 1
+"""Part of every fingerprint: goes up when the same input would give another dataset."""
+
+
+class Splits(Spec):
+    """Shares of the rows; the rest is for training."""
+
+    validation: float = Field(0.05, ge=0, lt=1)
+    """Share of the rows, in [0, 1). 0: no such split."""
+    test: float = Field(0.05, ge=0, lt=1)
+    """Share of the rows, in [0, 1). 0: no such split."""
+
+    @model_validator(mode="after")
+    def _leave_some(self) -> "Splits":
+        if self.validation + self.test >= 1:
+            raise ValueError(
+                f"validation ({self.validation}) and test ({self.test}) leave nothing to train on; "
+                "make their sum smaller than 1."
+            )
+        return self
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """By place in `SPLITS`, after train."""
+        return self.validation, self.test
+
+
+class PrepareSpec(Spec):
+    """What `maas prepare` reads."""
+
+    dataset: Name
+    """Name of the dataset."""
+    task: AnyTaskSpec
+    """What a model of this data is for."""
+    sources: tuple[AnySource, ...] = Field(min_length=1)
+    """Where rows come from."""
+    splits: Splits = Splits()
+    """How much is held out. A row's split depends on its content alone."""
+    seed: int = Field(0, ge=0)
+    """What the global shuffle is drawn with."""
+    max_quarantined: float = Field(0.2, ge=0, le=1)
+    """Share of rows that may be unreadable; above it, preparing stops."""
+
+    @model_validator(mode="after")
+    def _gives_columns(self) -> "PrepareSpec":
+        for place, source in enumerate(self.sources):
+            if not set(self.task.columns) <= set(source.gives):
+                fits = "text, jsonl or parquet" if self.task.columns == ("text",) else "image-folder, jsonl or parquet"
+                raise ValueError(
+                    f"sources[{place}].format: {source.format} cannot give {' and '.join(self.task.columns)}, which "
+                    f"{self.task.type} needs; use {fits}."
+                )
+        return self
+
+
+def prepare(spec: PrepareSpec, *, settings: Settings | None = None, parallelism: int | None = None) -> PreparedDataset:
+    """Turn raw data into a prepared dataset, or find the one that this spec and input gave before.
+
+    Args:
+        spec: what to prepare, and how.
+        settings: where to put it. None: from the environment.
+        parallelism: blocks that the work is cut into. None: by size and cluster. The result is the same.
+
+    Raises:
+        DataError: the input cannot become a dataset; says why and what to change.
+    """
+    started = time.monotonic()
+    settings = settings or Settings.from_environment()
+    files = list_sources(spec)
+    identity = spec.task.identity()
+    import ray
+
+    if not ray.is_initialized():
+        from maas_ray.cluster import connect
+
+        connect(settings)
+    from maas_ray.data import stages
+    from maas_ray.data.blocks import quiet
+
+    total = sum(file.size for source in files for file in source)
+    say(f"dataset {spec.dataset}: {sum(map(len, files)):,} files, {total / 1e6:,.1f} MB")
+    with quiet(total):
+        inspected = stages.look(spec, files, parallelism)
+        fingerprint = fingerprint_of(spec, identity, inspected)
+        home = dataset_home(settings, spec.dataset)
+        uri = storage.join(home, fingerprint[:16])
+        with suppress(NotFoundError):
+            dataset = PreparedDataset(storage.open_artifact(uri, KIND))
+            _sweep(dataset)
+            storage.write_json(storage.join(home, POINTER), {"fingerprint": fingerprint})
+            say(f"dataset {spec.dataset}: nothing changed, reusing {fingerprint[:16]}")
+            return dataset
+        attempt = uuid.uuid4().hex[:8]
+        try:
+            built = stages.build(spec, inspected, uri, attempt, parallelism)
+            dataset = _commit(spec, built, uri, fingerprint, attempt)
+        except BaseException:
+            with suppress(MaasError):
+                _discard(uri, attempt)
+            raise
+    storage.write_json(storage.join(home, POINTER), {"fingerprint": fingerprint})
+    report(dataset, built.errors, time.monotonic() - started)
+    return dataset
+
+
+def list_sources(spec: PrepareSpec) -> list[list[InputFile]]:
+    """The files of every source.
+
+    Raises:
+        DataError: all sources that name no file, each with its place in the spec.
+    """
+    files, problems = [], []
+    for place, source in enumerate(spec.sources):
+        try:
+            files.append(list_files(source))
+        except MaasError as error:
+            problems.append(f"sources[{place}]: {error}")
+    if problems:
+        raise DataError("\n".join(problems))
+    return files
+
+
+def fingerprint_of(spec: PrepareSpec, identity: dict[str, Any], inspected: list[list[Inspected]]) -> str:
+    """Sha256 of everything that decides what the dataset holds, and of nothing else."""
+    sources = [
+        source.identity() | {"files": sorted([file.file.relative, file.sha256] for file in files)}
+        for source, files in zip(spec.sources, inspected, strict=True)
+    ]
+    document = spec.document() | {"pipeline": PIPELINE, "task": identity, "sources": sources}
+    del document["dataset"]
+    return digest_of(document)
+
+
+def _commit(spec: PrepareSpec, built: "Built", uri: str, fingerprint: str, attempt: str) -> PreparedDataset:
+    entries = []
+    with tempfile.TemporaryDirectory() as directory:
+        for name, content in built.task_files.items():
+            local = Path(directory) / name
+            local.write_bytes(content)
+            path = f"{TASK_DIRECTORY}/{name}"
+            # Fitting gives the same bytes each time, so another attempt's copy is as good as this one.
+            entries.append(FileEntry(path, *storage.upload(local, storage.join(uri, path))))
+    meta = DatasetMeta(
+        name=spec.dataset,
+        fingerprint=fingerprint,
+        spec=spec.document(),
+        columns={name: StoredColumn(dtype=c.dtype, shape=c.shape) for name, c in built.task.stored.items()},
+        splits=built.splits,
+        counts=built.counts,
+    )
+    try:
+        artifact = storage.commit(uri, KIND, (*entries, *built.files), meta.document())
+    except ConflictError:
+        # Another attempt was faster. It had the same input, so it has the same rows.
+        artifact = storage.open_artifact(uri, KIND)
+        _discard(uri, attempt)
+    return PreparedDataset(artifact)
+
+
+def _discard(uri: str, attempt: str) -> None:
+    """Remove what an attempt wrote."""
+    for path in _written(uri):
+        if attempt in path:
+            storage.delete(storage.join(uri, path))
+
+
+def _sweep(dataset: PreparedDataset) -> None:
+    """Remove what attempts that were killed left beside a committed dataset."""
+    committed = {entry.path for entry in dataset.artifact.files}
+    for path in _written(dataset.uri):
+        if path not in committed:
+            storage.delete(storage.join(dataset.uri, path))
+
+
+def _written(uri: str) -> list[str]:
+    directories = (*SPLITS, QUARANTINE_DIRECTORY)
+    return [f"{name}/{file}" for name in directories for file in storage.list_directory(storage.join(uri, name))]
+
+
+def report(dataset: PreparedDataset, errors: list[str], seconds: float) -> None:
+    """Say what became of the rows."""
+    meta, counts, task = dataset.meta, dataset.meta.counts, dataset.task
+    lines = [("read", counts.read, "rows")]
+    lines += [("dropped", count, reason) for reason, count in counts.dropped.items()]
+    lines += [("duplicates", counts.duplicates, "")] if counts.duplicates else []
+    lines += [("quarantined", counts.quarantined, "; ".join(errors))] if counts.quarantined else []
+    for split, kept in counts.kept.items():
+        stored = meta.splits[split].rows
+        note = ""
+        if task.packing and stored:
+            left = counts.packed_dropped[split]
+            note = f"→ {stored:,} sequences, {counts.packed_units[split]:,} {task.unit}, {left:,} left over"
+        if not stored and (share := getattr(PrepareSpec.parse(meta.spec).splits, split, None)):
+            note = f"EMPTY: {share:g} of this input is too little; give more data, or a larger share"
+        lines.append((split, kept, note))
+    say(f"dataset {dataset.name}  {dataset.fingerprint[:16]}  {seconds:.1f} s")
+    for label, count, note in lines:
+        say(f"  {label:<12}{count:>12,}  {note}".rstrip())
+    say(f"  {dataset.uri}")

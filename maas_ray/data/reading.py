@@ -1,0 +1,273 @@
+"""From files to raw rows: what a file holds, and its rows one by one, broken ones with their error.
+
+A file is looked at twice. `inspect` reads it once for its digest, the number of its rows and its columns,
+before any work starts; `read` gives its rows. Neither knows what a task makes of a row.
+"""
+
+import base64
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import PurePosixPath
+from typing import Any
+
+from maas_ray import storage
+from maas_ray.data.sources import AnySource, ImageFolderSource, InputFile, JsonlSource, ParquetSource
+from maas_ray.errors import DataError, MaasError
+from maas_ray.tasks import Row
+
+EXCERPT_BYTES = 1000
+_CHUNK = 1 << 20
+_BATCH_ROWS = 256
+_FETCH_THREADS = 16
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """What one look at a file found."""
+
+    file: InputFile
+    sha256: str = ""
+    """Of its bytes; of the images it refers to as well, where it is a table of paths."""
+    stamp: str = ""
+    """Changes when the file does: size, times, or what the storage has for it."""
+    rows: int = 1
+    groups: tuple[int, ...] = ()
+    """Rows in each row group of a Parquet file; empty: not one, or not readable."""
+    problem: str = ""
+    """Why this file cannot be used at all. Empty: it can."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of work for one reader: a file, or some of a Parquet file's row groups."""
+
+    source: AnySource
+    file: Inspected
+    groups: range | None = None
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A row as it stands in a file, or what stands there instead.
+
+    `rows` is how many rows it stands for: more than one where a whole stretch of a file cannot be read.
+    """
+
+    path: str
+    position: int
+    row: Row | None = None
+    error: str = ""
+    excerpt: bytes = b""
+    rows: int = 1
+
+
+def stamp(uri: str) -> str:
+    """What changes when a file changes."""
+    fs, path = storage.filesystem(uri)
+    return str(fs.ukey(path))
+
+
+# --- the first look --------------------------------------------------------------------------------
+
+
+def inspect(source: AnySource, file: InputFile, columns: tuple[str, ...]) -> Inspected:
+    """Read a file once, for what has to be known before any work starts."""
+    mapping = source.mapping(columns)
+    try:
+        found = Inspected(file, stamp=stamp(file.uri))
+        if isinstance(source, JsonlSource):
+            return _inspect_jsonl(source, found, mapping)
+        with storage.open_file(file.uri) as handle:
+            digest = sha256()
+            while chunk := handle.read(_CHUNK):
+                digest.update(chunk)
+            found = replace(found, sha256=digest.hexdigest())
+            return _inspect_parquet(source, found, handle, mapping) if isinstance(source, ParquetSource) else found
+    except (OSError, MaasError) as error:
+        return Inspected(file, problem=f"{file.uri} cannot be read: {error}")
+
+
+def _inspect_jsonl(source: JsonlSource, found: Inspected, mapping: dict[str, str]) -> Inspected:
+    digest, rows, keys = sha256(), 0, None
+    with storage.open_file(found.file.uri) as handle:
+        for line in handle:
+            digest.update(line)
+            if line.strip():
+                rows += 1
+                keys = keys or _keys(line)
+    if keys is not None and (problem := _missing(found.file, mapping, list(keys))):
+        return replace(found, problem=problem)
+    found = replace(found, sha256=digest.hexdigest(), rows=rows)
+    return _with_references(source, found, mapping, None)
+
+
+def _keys(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _inspect_parquet(source: ParquetSource, found: Inspected, handle: Any, mapping: dict[str, str]) -> Inspected:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        handle.seek(0)
+        parquet = pq.ParquetFile(handle)
+        names = parquet.schema_arrow.names
+        groups = tuple(parquet.metadata.row_group(place).num_rows for place in range(parquet.num_row_groups))
+    except (OSError, pa.ArrowException):
+        return found  # not Parquet at all: one row that `read` finds broken
+    if problem := _missing(found.file, mapping, names):
+        return replace(found, problem=problem)
+    found = replace(found, groups=groups, rows=sum(groups))
+    kind = parquet.schema_arrow.field(mapping["image"]).type if "image" in mapping else pa.null()
+    holds_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return found if holds_bytes else _with_references(source, found, mapping, range(len(groups)))
+
+
+def _missing(file: InputFile, mapping: dict[str, str], names: list[str]) -> str:
+    lacking = [f"{column!r} (set `{name}`)" for name, column in mapping.items() if column not in names]
+    return f"{file.uri} has no column {', '.join(lacking)}; it has: {', '.join(names)}." if lacking else ""
+
+
+def _with_references(
+    source: JsonlSource | ParquetSource, found: Inspected, mapping: dict[str, str], groups: range | None
+) -> Inspected:
+    """The digest of a table of paths covers the images that it names."""
+    if "image" not in mapping or source.encoding != "path":
+        return found
+
+    def digest(raw: Raw) -> bytes:
+        content = raw.error.encode() if raw.row is None else raw.row["image"]
+        return sha256(content if isinstance(content, bytes) else repr(content).encode()).digest()
+
+    total = sha256(found.sha256.encode())
+    rows = read(Part(source, found, groups), ("image",))
+    with ThreadPoolExecutor(_FETCH_THREADS) as threads:
+        while batch := [raw for raw, _ in zip(rows, range(_BATCH_ROWS), strict=False)]:
+            for part in threads.map(digest, batch):
+                total.update(part)
+    return replace(found, sha256=total.hexdigest())
+
+
+# --- the rows --------------------------------------------------------------------------------------
+
+
+def read(part: Part, columns: tuple[str, ...]) -> Iterator[Raw]:
+    """The rows of a part, by the task's column names. What cannot be read comes as a row with an error.
+
+    Raises:
+        DataError: the file is not the one that was inspected any more.
+    """
+    source, file = part.source, part.file
+    mapping = source.mapping(columns)
+    if isinstance(source, JsonlSource):
+        rows = _read_jsonl(file.file.uri, mapping)
+    elif isinstance(source, ParquetSource):
+        rows = _read_parquet(part, mapping)
+    else:
+        rows = _read_whole(source, file.file, mapping)
+    if "image" in mapping and isinstance(source, (JsonlSource, ParquetSource)):
+        rows = (_load_image(source, raw) for raw in rows)
+    yield from rows
+    if stamp(file.file.uri) != file.stamp:
+        raise DataError(f"{file.file.uri} changed while it was read; nothing was committed. Run again.")
+
+
+def _read_whole(source: AnySource, file: InputFile, mapping: dict[str, str]) -> Iterator[Raw]:
+    content = storage.read_bytes(file.uri)
+    if not isinstance(source, ImageFolderSource):
+        yield Raw(file.uri, 0, {"text": content}, excerpt=content[:EXCERPT_BYTES])
+        return
+    label = PurePosixPath(file.relative).parent.name
+    if label:
+        values: Row = {"image": content, "label": label}
+        yield Raw(file.uri, 0, {name: values[name] for name in mapping}, excerpt=content[:EXCERPT_BYTES])
+    else:
+        error = "lies in no directory that could be its label; give the directory above as `path`"
+        yield Raw(file.uri, 0, error=error, excerpt=content[:EXCERPT_BYTES])
+
+
+def _read_jsonl(uri: str, mapping: dict[str, str]) -> Iterator[Raw]:
+    with storage.open_file(uri) as handle:
+        for number, line in enumerate(handle, start=1):
+            if not line.strip():
+                continue
+            excerpt = line[:EXCERPT_BYTES]
+            try:
+                value = json.loads(line)
+                if not isinstance(value, dict):
+                    raise ValueError(f"a JSON {type(value).__name__}, not an object")
+                lacking = [column for column in mapping.values() if column not in value]
+                if lacking:
+                    raise ValueError(f"no field {', '.join(map(repr, lacking))}")
+            except json.JSONDecodeError as error:
+                yield Raw(uri, number, error=f"not JSON: {error.msg}", excerpt=excerpt)
+            except (ValueError, RecursionError) as error:
+                yield Raw(uri, number, error=str(error), excerpt=excerpt)
+            else:
+                yield Raw(uri, number, {name: value[column] for name, column in mapping.items()}, excerpt=excerpt)
+
+
+def _read_parquet(part: Part, mapping: dict[str, str]) -> Iterator[Raw]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    uri, groups = part.file.file.uri, part.file.groups
+    position = sum(groups[: part.groups.start]) if part.groups else 0
+    with storage.open_file(uri) as handle:
+        try:
+            parquet = pq.ParquetFile(handle, page_checksum_verification=True)
+        except (OSError, pa.ArrowException) as error:
+            yield Raw(uri, 0, error=f"not readable Parquet: {_first_line(error)}", rows=part.file.rows)
+            return
+        for group in part.groups or ():
+            end = position + groups[group]
+            try:
+                columns = sorted(set(mapping.values()))
+                for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns):
+                    for values in batch.to_pylist():
+                        row = {name: values[column] for name, column in mapping.items()}
+                        yield Raw(uri, position, row, excerpt=repr(row).encode(errors="replace")[:EXCERPT_BYTES])
+                        position += 1
+            except (OSError, pa.ArrowException) as error:
+                message = f"row group {group} is not readable: {_first_line(error)}"
+                yield Raw(uri, position, error=message, rows=end - position)
+                position = end
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _load_image(source: JsonlSource | ParquetSource, raw: Raw) -> Raw:
+    """The row with its image's bytes in place of what leads to them."""
+    if raw.row is None or raw.row["image"] is None:
+        return raw
+    try:
+        return replace(raw, row={**raw.row, "image": _image_bytes(source, raw.path, raw.row["image"])})
+    except (ValueError, MaasError) as error:
+        return replace(raw, row=None, error=str(error))
+
+
+def _image_bytes(source: JsonlSource | ParquetSource, table: str, value: Any) -> bytes:
+    if isinstance(value, dict):  # as Hugging Face's datasets store images
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"image is a {type(value).__name__}; give bytes or a string")
+    if source.encoding == "base64":
+        try:
+            return base64.b64decode(value, validate=True)
+        except ValueError as error:
+            raise ValueError(f"image is not base64: {error}") from error
+    if "://" in value or value.startswith("/"):
+        return storage.read_bytes(value)
+    return storage.read_bytes(f"{table.rpartition('/')[0]}/{value}")

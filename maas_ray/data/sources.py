@@ -1,0 +1,203 @@
+"""Where rows come from: what a user writes under `sources:`, and the files that means.
+
+A source is a file, a directory (taken whole) or a glob, at any fsspec URI, in one of four formats. Knows
+nothing of what the files hold; `maas_ray.data.reading` does.
+"""
+
+import os
+import re
+import sysconfig
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Annotated, Any, ClassVar, Literal
+
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
+from pydantic import Field
+
+from maas_ray import storage
+from maas_ray.errors import DataError
+from maas_ray.spec import Spec
+
+PYTHON_STDLIB = "PYTHON_STDLIB"
+IMAGE_NAMES = ("*.png", "*.jpg", "*.jpeg", "*.bmp", "*.gif", "*.webp", "*.tif", "*.tiff")
+
+
+class _Files(Spec):
+    """Files by path and patterns.
+
+    A pattern without a slash is matched with every part of a file's path below the source (`*.py`, `tests`);
+    one with a slash with the whole of it (`docs/**/*.md`).
+    """
+
+    path: str
+    """File, directory or glob; any fsspec URI. `~` and `$VAR` are expanded; `${PYTHON_STDLIB}` is the
+    directory of the running interpreter's standard library."""
+    include: tuple[str, ...] | None = None
+    """Patterns, one of which a file must match. None: in a directory, the format's usual names."""
+    exclude: tuple[str, ...] = ()
+    """Patterns, none of which a file may match. Hidden files and directories are always left out."""
+
+    usual: ClassVar[tuple[str, ...]]
+    """Names that files of this format usually have."""
+
+    gives: ClassVar[tuple[str, ...]]
+    """Columns of tasks that this format can give."""
+
+    def mapping(self, columns: tuple[str, ...]) -> dict[str, str]:
+        """Where a task's columns stand in the files."""
+        return {name: getattr(self, name, name) for name in columns}
+
+    def identity(self) -> dict[str, Any]:
+        """What decides how a file is read, wherever it lies."""
+        return self.model_dump(mode="json", exclude={"path", "include", "exclude"})
+
+
+class TextSource(_Files):
+    """`{format: text, path: docs}`: one document a file, UTF-8."""
+
+    format: Literal["text"] = "text"
+    """Which format."""
+    usual: ClassVar[tuple[str, ...]] = ("*",)
+    gives: ClassVar[tuple[str, ...]] = ("text",)
+
+
+class ImageFolderSource(_Files):
+    """`{format: image-folder, path: digits}`: an image's label is the name of the directory it lies in."""
+
+    format: Literal["image-folder"] = "image-folder"
+    """Which format."""
+    usual: ClassVar[tuple[str, ...]] = IMAGE_NAMES
+    gives: ClassVar[tuple[str, ...]] = ("image", "label")
+
+
+class _Table(_Files):
+    """Rows with named columns. Those that the task has no use for are ignored."""
+
+    text: str = "text"
+    """Column that holds the text."""
+    image: str = "image"
+    """Column that holds the image: its encoded bytes, or a string as `encoding` says."""
+    label: str = "label"
+    """Column that holds the label."""
+    encoding: Literal["path", "base64"] = "path"
+    """What a string in the image column is: a path (relative ones start at the file's own directory)
+    or the image's bytes in base64."""
+
+    gives: ClassVar[tuple[str, ...]] = ("text", "image", "label")
+
+
+class JsonlSource(_Table):
+    """`{format: jsonl, path: notes.jsonl, text: body}`: one JSON object a line."""
+
+    format: Literal["jsonl"] = "jsonl"
+    """Which format."""
+    usual: ClassVar[tuple[str, ...]] = ("*.jsonl", "*.ndjson")
+
+
+class ParquetSource(_Table):
+    """`{format: parquet, path: notes.parquet, text: body}`"""
+
+    format: Literal["parquet"] = "parquet"
+    """Which format."""
+    usual: ClassVar[tuple[str, ...]] = ("*.parquet",)
+
+
+AnySource = Annotated[TextSource | JsonlSource | ParquetSource | ImageFolderSource, Field(discriminator="format")]
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file of a source: its URI, its path below the source (POSIX) and its size in bytes."""
+
+    uri: str
+    relative: str
+    size: int
+
+
+def list_files(source: AnySource) -> list[InputFile]:
+    """Every file that a source means, by relative path.
+
+    Raises:
+        DataError: there is no such path, it cannot be read, or no file matches.
+    """
+    path = _expand(source.path)
+    fs, inner = storage.filesystem(path)
+    local = isinstance(fs, LocalFileSystem)
+    usual: tuple[str, ...] = ()
+    try:
+        if fs.isdir(inner):
+            # A directory that cannot be listed is an error, not an empty one.
+            entries = fs.find(inner, detail=True, **({"on_error": "raise"} if local else {}))
+            root, usual = inner, source.usual
+        elif fs.exists(inner):
+            entries, root = {inner: fs.info(inner)}, str(PurePosixPath(inner).parent)
+        elif any(sign in inner for sign in "*?["):
+            entries, root = fs.glob(inner, detail=True), _root(inner)
+        else:
+            raise DataError(f"{source.path} does not exist" + (f" ({inner})." if inner != source.path else "."))
+    except OSError as error:
+        raise DataError(f"{source.path} cannot be read: {error.strerror or error}.") from error
+    chosen = _chooser(source, usual, whole=len(entries) == 1 and inner in entries)
+    files: list[InputFile] = []
+    others: list[InputFile] = []
+    for name, info in sorted(entries.items()):
+        # A link to a file is that file; a link to a directory is not followed, since it may lead in circles.
+        if info["type"] == "file" or (info.get("islink") and fs.isfile(name)):
+            relative = name.removeprefix(root.rstrip("/")).lstrip("/").encode(errors="backslashreplace").decode()
+            uri = name if local else fs.unstrip_protocol(name)
+            file = InputFile(uri, relative, int(info["size"] or 0))
+            (files if chosen(relative) else others).append(file)
+    if not files:
+        suffixes = Counter(PurePosixPath(file.relative).suffix or "no suffix" for file in others)
+        seen = ", ".join(f"{suffix} ({count:,})" for suffix, count in suffixes.most_common(5)) or "no file at all"
+        wanted = f"include {list(source.include or usual)}" if source.include or usual else "the path"
+        raise DataError(f"{source.path}: no file matches {wanted}, exclude {list(source.exclude)}; found: {seen}.")
+    return files
+
+
+def _expand(path: str) -> str:
+    """`~` and variables; one that is not set is an error, since the path would mean something else."""
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name == PYTHON_STDLIB:
+            return sysconfig.get_path("stdlib")
+        if name not in os.environ:
+            raise DataError(f"{path}: the variable {name} is not set. Set it, or write the path out.")
+        return os.environ[name]
+
+    return os.path.expanduser(re.sub(r"\$(?:\{(\w+)\}|(\w+))", value, path))
+
+
+def _root(glob: str) -> str:
+    """The part of a glob before the first component with a pattern in it."""
+    parts = glob.split("/")
+    place = next(place for place, part in enumerate(parts) if any(sign in part for sign in "*?["))
+    return "/".join(parts[:place])
+
+
+def _chooser(source: AnySource, usual: tuple[str, ...], *, whole: bool) -> Callable[[str], bool]:
+    """Whether a source means the file at a relative path; a file that was named itself is always meant."""
+    if source.include is not None:
+        include = [_pattern(pattern) for pattern in source.include]
+    else:
+        include = [_pattern(pattern, re.IGNORECASE) for pattern in usual]
+    exclude = [_pattern(pattern) for pattern in source.exclude]
+
+    def chosen(relative: str) -> bool:
+        if any(part.startswith(".") for part in relative.split("/")):
+            return False
+        included = not include or any(matches(relative) for matches in include)
+        return included and not any(matches(relative) for matches in exclude)
+
+    return (lambda relative: True) if whole else chosen
+
+
+def _pattern(pattern: str, flags: re.RegexFlag = re.NOFLAG) -> Callable[[str], bool]:
+    expression = re.compile(glob_translate(pattern.strip("/")), flags)
+    if "/" in pattern.strip("/"):
+        return lambda relative: expression.match(relative) is not None
+    return lambda relative: any(expression.match(part) for part in relative.split("/"))

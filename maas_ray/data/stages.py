@@ -1,0 +1,277 @@
+"""One attempt at a dataset: the steps of `maas_ray.data.pipeline` on a cluster, and the sums between them.
+
+Rows stay in the cluster; to the driver come counts, sizes, the entries of files, and, one block at a time,
+the rows that fitting reads.
+"""
+
+import json
+import math
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from maas_ray.console import Progress, progress, say
+from maas_ray.data import pipeline
+from maas_ray.data.blocks import BLOCK_BYTES, Blocks, rows, run, run_sorted, tables
+from maas_ray.data.dataset import SPLITS, Counts, Shard, Split
+from maas_ray.data.reading import Inspected, Part
+from maas_ray.data.sources import InputFile
+from maas_ray.errors import DataError
+from maas_ray.storage import FileEntry
+from maas_ray.tasks import Row, Task
+
+if TYPE_CHECKING:
+    from maas_ray.data.prepare import PrepareSpec
+
+# What is worth a block of its own. Opening a file costs as much as reading some bytes more.
+_LEAST_BYTES, _OPEN_BYTES = 2 << 20, 16 << 10
+
+
+@dataclass(frozen=True)
+class Built:
+    """What one attempt wrote, and what it counted."""
+
+    task: Task
+    task_files: dict[str, bytes]
+    files: tuple[FileEntry, ...]
+    splits: dict[str, Split]
+    counts: Counts
+    errors: list[str]
+    """The commonest reasons for quarantine, a line each."""
+
+
+def look(spec: "PrepareSpec", files: list[list[InputFile]], parallelism: int | None) -> list[list[Inspected]]:
+    """Inspect every file of every source.
+
+    Raises:
+        DataError: some cannot be used; names the first few.
+    """
+    items = [(number, file) for number, source in enumerate(files) for file in source]
+    groups = _grouped(items, [file.size for _, file in items], parallelism)
+    found: list[list[Inspected]] = [[] for _ in files]
+    step = partial(pipeline.inspect_files, sources=spec.sources, columns=spec.task.columns)
+    with stage("looking at the input", len(items)) as bar:
+        for block in tables(run(_blocks(groups), step, lambda _, done: bar.update(done))):
+            for number, file in pipeline.unpacked(block):
+                found[number].append(file)
+    problems = [file.problem for source in found for file in source if file.problem]
+    if problems:
+        more = f"\n… and {len(problems) - 5:,} more." if len(problems) > 5 else ""
+        raise DataError("\n".join(problems[:5]) + more)
+    return found
+
+
+def build(
+    spec: "PrepareSpec", inspected: list[list[Inspected]], uri: str, attempt: str, parallelism: int | None
+) -> Built:
+    """Every step from the files to the shards.
+
+    Raises:
+        DataError: too much is broken, or too little is left.
+    """
+    read = sum(file.rows for source in inspected for file in source)
+    ordered = _read(spec, inspected, read, parallelism)
+    fates, errors = _tally(ordered)
+    _check(spec, fates, errors, read)
+    files: list[dict[str, Any]] = []
+    if fates[pipeline.QUARANTINED]:
+        files += rows(run(ordered, partial(pipeline.write_quarantine, uri=uri, attempt=attempt)))
+    task = _fit(spec, ordered)
+    task_files = _saved(task)
+    chunks = _encode(spec, ordered, task_files)
+    del ordered  # the cluster may forget the raw rows now
+    plan, kept, elements, dropped = _plan(spec, task, chunks)
+    shards = [pipeline.layout(split, plan, attempt) for split in range(len(SPLITS))]
+    files += _write(chunks, plan, shards, uri)
+    dropped += Counter({pipeline.EMPTY: fates[pipeline.EMPTY]})
+    counts = Counts(
+        read=read,
+        dropped=dict(sorted(dropped.items())),
+        duplicates=fates[pipeline.DUPLICATE],
+        quarantined=fates[pipeline.QUARANTINED],
+        kept=kept,
+    )
+    if task.packing:
+        packed = {split: count * plan.length for split, count in zip(SPLITS, plan.rows, strict=True)}
+        left = {split: elements[split] - packed[split] for split in SPLITS}
+        counts = counts.model_copy(update={"packed_units": packed, "packed_dropped": left})
+    if not counts.adds_up():
+        raise RuntimeError(f"rows were lost or made up on the way; nothing was committed: {counts!r}")
+    entries = tuple(FileEntry(file["path"], file["size"], file["sha256"]) for file in files)
+    splits = {split: Split(shards=tuple(some)) for split, some in zip(SPLITS, shards, strict=True)}
+    return Built(task, task_files, entries, splits, counts, errors)
+
+
+@contextmanager
+def stage(label: str, total: float | None) -> Iterator[Progress]:
+    """Say what is being done, and how far it is."""
+    say(f"  {label}")
+    with progress(f"  {label}", total) as bar:
+        yield bar
+
+
+def _read(spec: "PrepareSpec", inspected: list[list[Inspected]], total: int, parallelism: int | None) -> Blocks:
+    """Read, parse, order by content, mark duplicates."""
+    parts = [
+        part
+        for source, files in zip(spec.sources, inspected, strict=True)
+        for file in files
+        for part in _parts(source, file)
+    ]
+    groups = _grouped([part for part, _ in parts], [size for _, size in parts], parallelism)
+    shares = spec.splits.shares
+    step = partial(pipeline.read_rows, task=spec.task, shares=shares)
+    with stage("reading", total) as bar:
+        # A reader cannot know how much it will read: its output alone is cut by size.
+        raw = run(_blocks(groups), step, lambda _, done: bar.update(done), limit=BLOCK_BYTES)
+    with stage("removing duplicates", total) as bar:
+        boundaries = pipeline.key_ranges(shares, len(groups))
+        return run_sorted(raw, "key", boundaries, pipeline.settle, lambda _, done: bar.update(done))
+
+
+def _parts(source: Any, file: Inspected) -> Iterator[tuple[Part, int]]:
+    """A file's parts, with their sizes in bytes: a Parquet file is cut between row groups."""
+    if not file.groups:
+        yield Part(source, file), file.file.size
+        return
+    bytes_per_row = file.file.size / max(1, file.rows)
+    start = rows_so_far = 0
+    for place, count in enumerate(file.groups):
+        rows_so_far += count
+        if rows_so_far * bytes_per_row >= BLOCK_BYTES or place == len(file.groups) - 1:
+            yield Part(source, file, range(start, place + 1)), int(rows_so_far * bytes_per_row)
+            start, rows_so_far = place + 1, 0
+
+
+def _grouped(items: list[Any], sizes: list[int], parallelism: int | None) -> list[list[Any]]:
+    """Items in groups of about the same size, in order: one group a block."""
+    weights = [size + _OPEN_BYTES for size in sizes]
+    total = sum(weights)
+    if parallelism is None:
+        processors = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        parallelism = max(math.ceil(total / BLOCK_BYTES), min(processors, math.ceil(total / _LEAST_BYTES)))
+    groups: list[list[Any]] = [[] for _ in range(parallelism)]
+    before = 0
+    for item, weight in zip(items, weights, strict=True):
+        groups[before * parallelism // total].append(item)
+        before += weight
+    return [group for group in groups if group]
+
+
+def _blocks(groups: list[list[Any]]) -> Blocks:
+    return [ray.put(pipeline.packed(group)) for group in groups]
+
+
+def _tally(ordered: Blocks) -> tuple[Counter[str], list[str]]:
+    """Rows by fate, and the commonest errors, a line each."""
+    fates: Counter[str] = Counter()
+    errors: Counter[str] = Counter()
+    examples: dict[str, list[str]] = defaultdict(list)
+    for found in rows(run(ordered, pipeline.tally)):
+        fates[found["fate"]] += found["rows"]
+        if found["fate"] == pipeline.QUARANTINED:
+            errors[found["kind"]] += found["rows"]
+            examples[found["kind"]].append(found["example"])
+    return fates, [f"{count:,} × {min(examples[kind])}" for kind, count in errors.most_common(3)]
+
+
+def _check(spec: "PrepareSpec", fates: Counter[str], errors: list[str], read: int) -> None:
+    quarantined = fates[pipeline.QUARANTINED]
+    if quarantined > spec.max_quarantined * read:
+        lines = "".join(f"\n  {error}" for error in errors)
+        raise DataError(
+            f"{quarantined:,} of {read:,} rows cannot be read, more than max_quarantined ({spec.max_quarantined:g}) "
+            f"allows; nothing was written. The commonest errors:{lines}\n"
+            "Choose the files with `include` and `exclude`, mend them, or raise max_quarantined."
+        )
+
+
+def _fit(spec: "PrepareSpec", ordered: Blocks) -> Task:
+    """Fit on the training split in the order of its content."""
+    with stage(f"fitting {spec.task.type}", None) as bar:
+        training = _training(spec, ordered, bar)
+        first = next(training, None)
+        if first is None:
+            raise DataError(
+                "no row is left to train on: every row is empty, unreadable, or fell into another split. "
+                "Give more data, or smaller splits."
+            )
+        return spec.task.fit(chain([first], training))
+
+
+def _training(spec: "PrepareSpec", ordered: Blocks, bar: Progress) -> Iterator[Row]:
+    count, last = 0, b""
+    for table in tables(ordered):
+        for split, digest, row in pipeline.kept_rows(table, spec.task):
+            if split:
+                return  # training rows come first
+            if digest < last:
+                raise RuntimeError("blocks came out of order: fitting would depend on the cluster")
+            count, last = count + 1, digest
+            yield row
+        bar.update(count)
+
+
+def _saved(task: Task) -> dict[str, bytes]:
+    """The files that a task saves itself into."""
+    with tempfile.TemporaryDirectory() as directory:
+        task.save(Path(directory))
+        return {path.name: path.read_bytes() for path in sorted(Path(directory).iterdir())}
+
+
+def _encode(spec: "PrepareSpec", ordered: Blocks, task_files: dict[str, bytes]) -> Blocks:
+    with stage("encoding", len(ordered)) as bar:
+        step = partial(pipeline.encode, files=task_files, task_spec=spec.task)
+        return run(ordered, step, lambda done, _: bar.update(done))
+
+
+def _plan(
+    spec: "PrepareSpec", task: Task, chunks: Blocks
+) -> tuple[pipeline.Plan, dict[str, int], Counter[str], Counter[str]]:
+    """Where every chunk goes; rows and elements of each split; rows dropped in encoding, by reason."""
+    kept: dict[str, int] = dict.fromkeys(SPLITS, 0)
+    elements, dropped = Counter[str](), Counter[str]()
+    offsets = {}
+    listing = rows(run(chunks, pipeline.listing))
+    for chunk in sorted(listing, key=lambda chunk: (chunk["split"], chunk["first"])):
+        split = SPLITS[chunk["split"]]
+        offsets[chunk["split"], chunk["first"]] = elements[split]
+        elements[split] += chunk["elements"]
+        kept[split] += chunk["rows"]
+        dropped.update(json.loads(chunk["dropped"]))
+    length = task.packing.length if task.packing else 1
+    if elements["train"] < length:
+        raise DataError(
+            f"the training split holds {elements['train']:,} {task.unit}, less than one sequence of {length:,}. "
+            "Give more data, or choose a shorter sequence_length."
+        )
+    plan = pipeline.Plan(
+        columns=task.stored,
+        length=length,
+        packed=task.packing is not None,
+        offsets=offsets,
+        rows=tuple(elements[split] // length for split in SPLITS),
+        seeds=tuple(f"{spec.seed}/{split}" for split in SPLITS),
+    )
+    return plan, kept, elements, dropped
+
+
+def _write(chunks: Blocks, plan: pipeline.Plan, shards: list[list[Shard]], uri: str) -> list[dict[str, Any]]:
+    """Shuffle globally and write a shard for each range of places."""
+    starts = [plan.base(split) + shard.start for split, some in enumerate(shards) for shard in some]
+    with stage("shuffling and writing", len(starts)) as bar:
+        pieces = run(chunks, partial(pipeline.pack, plan=plan))
+        write = partial(pipeline.write_shard, plan=plan, shards=shards, uri=uri)
+        written = run_sorted(pieces, "place", [*starts[1:], sum(plan.rows)], write, lambda _, done: bar.update(done))
+        files = list(rows(written))
+    if len(files) != len(starts):
+        raise RuntimeError(f"{len(files)} shards were written, not {len(starts)}; nothing was committed")
+    return files
