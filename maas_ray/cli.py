@@ -153,7 +153,7 @@ def deploy(
       maas deploy digits/3 --endpoint digits-beta --set scaling.max_replicas=2
       maas deploy deploy.yaml
     """
-    from maas_ray import DeploySpec
+    from maas_ray import DeploySpec, status
     from maas_ray import deploy as verb
 
     laid_over = [*(overrides or ()), *([f"endpoint={json.dumps(endpoint)}"] if endpoint else [])]
@@ -163,7 +163,7 @@ def deploy(
         spec = DeploySpec.from_text(
             json.dumps({"version": target}), source=f"maas deploy {target}", overrides=laid_over
         )
-    verb(spec)
+    status.show_deployed(verb(spec))
 
 
 @app.command(rich_help_panel=_MODEL)
@@ -290,11 +290,19 @@ def main() -> None:
         app(prog_name="maas")
 
 
-def run_job(spec_type: Any, verb: Callable[[Any], Any]) -> None:
-    """What each script in `jobs/` does: read `SPEC.yaml [--set a.b=c]...` from the command line, call the verb."""
+def run_job(spec_type: Any, verb: Callable[[Any], Any], show: Callable[[Any], None] | None = None) -> None:
+    """What each script in `jobs/` does: read `SPEC.yaml [--set a.b=c]...` from the command line, call the verb.
+
+    Args:
+        spec_type: the verb's spec.
+        verb: called with the spec; its docstring is the script's help.
+        show: called with what the verb returned, where the verb has not said it itself.
+    """
 
     def job(spec: SpecFile, overrides: Overrides = None, verbose: Verbose = False) -> None:
-        verb(spec_type.from_yaml(spec, overrides or ()))
+        result = verb(spec_type.from_yaml(spec, overrides or ()))
+        if show is not None:
+            show(result)
 
     script = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     script.command(help=verb.__doc__)(job)

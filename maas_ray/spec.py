@@ -67,8 +67,11 @@ class Spec(BaseModel):
         data, problems = _override(data, overrides)
         if problems:
             raise SpecError(source, problems)
-        laid_over = [tuple(override.partition("=")[0].strip().split(".")) for override in overrides]
-        lines = {path: line for path, line in lines.items() if not any(path[: len(o)] == o for o in laid_over)}
+        for override in overrides:  # what an override brought stands on no line
+            keys = override.partition("=")[0].strip().split(".")
+            laid_over = tuple(int(key) if key.isdigit() else key for key in keys)
+            lines = {path: line for path, line in lines.items() if path[: len(laid_over)] != laid_over}
+            lines[laid_over] = 0
         return cls._parse(data, source, lines)
 
     @classmethod

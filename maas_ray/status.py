@@ -36,7 +36,7 @@ def show_models(settings: Settings, name: str | None, *, as_json: bool = False) 
     if as_json:
         print(json.dumps([document_of(version) for version in shown], indent=2))
     elif not shown:
-        say("no models yet. Train one with `maas train SPEC.yaml`.")
+        say("models     none; `maas train SPEC.yaml` makes one")
     elif name is None:
         _print(_models_table(models))
     else:
@@ -46,19 +46,23 @@ def show_models(settings: Settings, name: str | None, *, as_json: bool = False) 
 
 def show_endpoints(settings: Settings, *, as_json: bool = False) -> None:
     """What is served."""
-    from maas_ray.serve.deploy import endpoints
-
-    if clusters.find(settings) is None:
-        found = []
-    else:
-        clusters.connect(settings, start=False)
-        found = endpoints(settings=settings)
+    found = _endpoints(settings)
     if as_json:
         print(json.dumps([asdict(endpoint) for endpoint in found], indent=2, default=str))
     elif found:
         _print(_endpoints_table(found))
     else:
-        say("nothing is deployed. Deploy a version with `maas deploy NAME@ALIAS`.")
+        say("endpoints  none; `maas deploy NAME@ALIAS` makes one")
+
+
+def show_deployed(endpoint: "Endpoint") -> None:
+    """Where a version just deployed answers, with a line to try."""
+    say(f"{endpoint.name} serves {endpoint.version} at {endpoint.url}")
+    if endpoint.task == "text-generation":
+        body = json.dumps({"model": endpoint.name, "prompt": "Once", "max_tokens": 32})
+        say(f"  curl {endpoint.url}/v1/completions -H 'Content-Type: application/json' -d '{body}'")
+    else:
+        say(f"  curl {endpoint.url}/v2/models/{endpoint.name}")
 
 
 def show_status(settings: Settings) -> None:
@@ -70,15 +74,10 @@ def show_status(settings: Settings) -> None:
         joined = clusters.connect(settings, start=False)
         _show_cluster(joined)
         _show_jobs(joined)
-    models = _models(settings)
     say("")
-    if models:
-        _print(_models_table(models))
-    else:
-        say("models     none; `maas train SPEC.yaml` makes one")
-    if found is not None:
-        say("")
-        show_endpoints(settings)
+    show_models(settings, None)
+    say("")
+    show_endpoints(settings)
 
 
 def document_of(version: ModelVersion) -> dict[str, Any]:
@@ -141,10 +140,19 @@ def _duration(seconds: float) -> str:
 
 
 def _models(settings: Settings) -> dict[str, list[ModelVersion]]:
-    path = settings.mlflow.removeprefix("sqlite:///")
-    if path != settings.mlflow and not Path(path).exists():
-        return {}  # looking must not make a database
-    return Registry(settings).models()
+    return Registry(settings).models() if _there(settings.mlflow) else {}
+
+
+def _endpoints(settings: Settings) -> "list[Endpoint]":
+    from maas_ray.serve.deploy import endpoints
+
+    return endpoints(settings=settings) if _there(settings.database) else []
+
+
+def _there(database: str) -> bool:
+    """Whether there is something to look at: looking must not make a database."""
+    path = database.removeprefix("sqlite:///")
+    return path == database or Path(path).exists()
 
 
 def _models_table(models: dict[str, list[ModelVersion]]) -> Table:

@@ -167,6 +167,12 @@ def test_wrong_overrides_are_told_all_at_once() -> None:
 
 def test_a_problem_of_an_override_does_not_blame_the_files_line() -> None:
     assert problems("model: a\nrate: 0.1", "rate=7") == ["rate: input should be less than 1 (found 7)"]
+    assert problems("model: a\nsources:\n- {path: b}", "sources.0.path=1") == [
+        "sources[0].path: input should be a valid string (found 1)"
+    ]
+    assert problems("model: a\nnetwork: {type: small, heads: 3}", "network.layers=7") == [
+        "line 2: network: heads (3) must be even."
+    ]
 
 
 def test_overrides_leave_the_parsed_values_types_alone() -> None:
