@@ -120,7 +120,7 @@ def resolve(spec: "TrainSpec", *, total_steps: int, hidden_size: int | None, on_
     """
     config = copy.deepcopy(spec.deepspeed)
     batch, micro, accumulation = batch_geometry(spec)
-    warmup = max(1, total_steps * 3 // 100) if spec.warmup_steps is None else spec.warmup_steps
+    warmup = max(1, total_steps * 3 // 100 if spec.warmup_steps is None else spec.warmup_steps)  # it refuses 0
     config.setdefault(
         "optimizer", {"type": "AdamW", "params": dict.fromkeys(("lr", "betas", "eps", "weight_decay"), AUTO)}
     )

@@ -7,6 +7,7 @@ is not repeated, a published bundle is found by its digest, a registered version
 Killed anywhere, there is no version or a whole one.
 """
 
+import json
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -35,6 +36,8 @@ from maas_ray.train.spec import TrainSpec
 
 TAG_RUN = "maas.run"
 TAG_IDENTITY = "maas.identity"
+TAG_PACKAGES = "maas.packages"
+TAG_REVISION = "mlflow.source.git.commit"
 _SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
 
 
@@ -44,6 +47,7 @@ class _Run:
 
     name: str
     run_id: str
+    tags: dict[str, str]
     spec: TrainSpec
     dataset: PreparedDataset
     settings: Settings
@@ -115,18 +119,24 @@ def _open_run(spec: TrainSpec, dataset: PreparedDataset, settings: Settings) -> 
     experiment_id = experiment.experiment_id if experiment else client.create_experiment(spec.model)
     found = client.search_runs([experiment_id], f"tags.`{TAG_RUN}` = '{name}'", max_results=1)
     if found:
-        run_id, before = found[0].info.run_id, found[0].data.tags.get(TAG_IDENTITY)
-        if before != identity:
+        run_id, tags = found[0].info.run_id, found[0].data.tags
+        if tags.get(TAG_IDENTITY) != identity:
             raise SpecError(
                 f"run {name!r}",
                 ["was started from another spec or dataset; give this one another name, or leave `run` out."],
             )
     else:
-        tags = {TAG_RUN: name, TAG_IDENTITY: identity, "maas.dataset": dataset.fingerprint}
+        tags = {
+            TAG_RUN: name,
+            TAG_IDENTITY: identity,
+            TAG_REVISION: code_revision(Path.cwd()),
+            TAG_PACKAGES: json.dumps(package_versions()),
+            "maas.dataset": dataset.fingerprint,
+        }
         run_id = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
         for key, value in _parameters(document):
             client.log_param(run_id, key, value)
-    return _Run(name, run_id, spec, dataset, settings, registry)
+    return _Run(name, run_id, tags, spec, dataset, settings, registry)
 
 
 def _parameters(document: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -321,8 +331,9 @@ def _bundle_meta(run: _Run, position: Position) -> BundleMeta:
         dataset_uri=run.dataset.uri,
         run=run.name,
         run_id=run.run_id,
-        code_revision=code_revision(Path.cwd()),
-        packages=package_versions(),
+        # Of when the run began, so that a second try to end it publishes the same bundle.
+        code_revision=run.tags[TAG_REVISION],
+        packages=json.loads(run.tags[TAG_PACKAGES]),
         spec=run.spec.document(),
         deepspeed=position.deepspeed,
     )

@@ -52,6 +52,21 @@ def text_spec(dataset: PreparedDataset, model: str, **changes: object) -> TrainS
     return TrainSpec.parse(fields | changes)
 
 
+def digits_spec(dataset: PreparedDataset, model: str, **changes: object) -> TrainSpec:
+    fields = {
+        "dataset": dataset.uri,
+        "model": model,
+        "network": {"type": "cnn", "channels": [16, 32], "hidden_size": 64},
+        "cpus_per_worker": 0.5,
+        "precision": "fp32",
+        "batch_size": 32,
+        "epochs": 4,
+        "learning_rate": 3e-3,
+        "checkpoint": {"every_steps": 1000},
+    }
+    return TrainSpec.parse(fields | changes)
+
+
 def test_a_run_ends_with_a_whole_version(settings: Settings, text: PreparedDataset, capsys):
     version = train(text_spec(text, "whole", alias="champion"), settings=settings)
     assert version.reference == "whole/1"
@@ -99,21 +114,7 @@ def test_a_run_ends_with_a_whole_version(settings: Settings, text: PreparedDatas
 
 @pytest.mark.parametrize(("stage", "workers"), [(0, 1), (3, 2)])
 def test_images_with_other_zero_stages(settings: Settings, digits: PreparedDataset, stage: int, workers: int):
-    spec = TrainSpec.parse(
-        {
-            "dataset": digits.uri,
-            "model": f"digits-{stage}",
-            "network": {"type": "cnn", "channels": [16, 32], "hidden_size": 64},
-            "deepspeed": {"zero_optimization": {"stage": stage}},
-            "workers": workers,
-            "cpus_per_worker": 0.5,
-            "precision": "fp32",
-            "batch_size": 32,
-            "epochs": 4,
-            "learning_rate": 3e-3,
-            "checkpoint": {"every_steps": 1000},
-        }
-    )
+    spec = digits_spec(digits, f"digits-{stage}", deepspeed={"zero_optimization": {"stage": stage}}, workers=workers)
     version = train(spec, settings=settings)
     assert version.metrics["test/accuracy"] > 0.9
 
@@ -135,10 +136,8 @@ def test_a_network_for_another_task_is_refused_before_anything_starts(settings: 
         train(text_spec(digits, "wrong"), settings=settings)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_says_when(settings: Settings, text: PreparedDataset):
-    spec = text_spec(
-        text, "diverges", learning_rate=1e30, gradient_clipping=0, warmup_steps=0, precision="fp32", workers=1
-    )
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_when(settings: Settings, digits: PreparedDataset):
+    spec = digits_spec(digits, "diverges", learning_rate=1e30, gradient_clipping=0, warmup_steps=0)
     with pytest.raises(NonFiniteLossError, match=r"at step \d+; training stopped") as caught:
         train(spec, settings=settings)
     assert 1 < caught.value.step <= 10
