@@ -27,7 +27,7 @@ from maas_ray import storage
 from maas_ray.errors import CorruptError, DataError, NotFoundError
 from maas_ray.settings import Settings
 from maas_ray.spec import Spec
-from maas_ray.storage import Artifact
+from maas_ray.storage import Artifact, FileEntry
 from maas_ray.tasks import Column, Task, load_task
 
 KIND = "dataset"
@@ -249,6 +249,23 @@ def arrow_type(column: Column) -> Any:
 
     dtype = np.dtype(column.dtype)
     return pa.binary(int(np.prod(column.shape)) * dtype.itemsize) if column.shape else pa.from_numpy_dtype(dtype)
+
+
+def write_table(table: Any, uri: str, path: str, group_rows: int) -> FileEntry:
+    """Write a Parquet file of a dataset; gives its entry in the manifest."""
+    import pyarrow.parquet as pq
+
+    with tempfile.NamedTemporaryFile(suffix=".parquet") as local:
+        pq.write_table(
+            table,
+            local.name,
+            row_group_size=group_rows,
+            compression="zstd",
+            use_dictionary=False,
+            write_statistics=False,
+            write_page_checksum=True,
+        )
+        return FileEntry(path, *storage.upload(Path(local.name), storage.join(uri, path)))
 
 
 def dataset_home(settings: Settings, name: str) -> str:

@@ -1,7 +1,7 @@
 """From raw data to a prepared dataset: the same spec and the same input always give the same dataset.
 
     list and inspect the input ─▶ fingerprint ─▶ committed before? reuse it
-                                              └▶ read, settle, fit, encode, pack, write (see `pipeline`) ─▶ commit
+                                              └▶ clean, fit, encode, pack, write (see `stages`) ─▶ commit
 
 The steps run on Ray Data, a block at a time; the driver sees counts, and the rows that fitting reads. Every
 file carries the attempt's own name, so attempts never touch each other's; the manifest, written last, says

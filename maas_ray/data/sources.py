@@ -129,8 +129,8 @@ def list_files(source: AnySource) -> list[InputFile]:
     usual: tuple[str, ...] = ()
     try:
         if fs.isdir(inner):
-            # A directory that cannot be listed is an error, not an empty one.
-            entries = fs.find(inner, detail=True, **({"on_error": "raise"} if local else {}))
+            # An object store lists everything below a prefix at once; a local tree is walked.
+            entries = _walk(fs, inner, source.exclude) if local else fs.find(inner, detail=True)
             root, usual = inner, source.usual
         elif fs.exists(inner):
             entries, root = {inner: fs.info(inner)}, str(PurePosixPath(inner).parent)
@@ -156,6 +156,21 @@ def list_files(source: AnySource) -> list[InputFile]:
         wanted = f"include {list(source.include or usual)}" if source.include or usual else "the path"
         raise DataError(f"{source.path}: no file matches {wanted}, exclude {list(source.exclude)}; found: {seen}.")
     return files
+
+
+def _walk(fs: LocalFileSystem, root: str, exclude: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Files below a directory by path, without entering hidden directories or such as are left out by name.
+
+    A directory that cannot be listed is an error, not an empty one.
+    """
+    skipped = [_pattern(pattern) for pattern in exclude if "/" not in pattern.strip("/")]
+    entries: dict[str, dict[str, Any]] = {}
+    for _, directories, files in fs.walk(root, detail=True, on_error="raise"):
+        entries |= {info["name"]: info for info in files.values()}
+        for name in list(directories):
+            if name.startswith(".") or any(matches(name) for matches in skipped):
+                del directories[name]
+    return entries
 
 
 def _expand(path: str) -> str:

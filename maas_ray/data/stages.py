@@ -1,10 +1,9 @@
-"""One attempt at a dataset: the steps of `maas_ray.data.pipeline` on a cluster, and the sums between them.
+"""One attempt at a dataset: the steps of `cleaning` and `packing` on a cluster, and the sums between them.
 
 Rows stay in the cluster; to the driver come counts, sizes, the entries of files, and, one block at a time,
 the rows that fitting reads.
 """
 
-import json
 import math
 import tempfile
 from collections import Counter, defaultdict
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from maas_ray.console import Progress, progress, say
-from maas_ray.data import pipeline
+from maas_ray.data import cleaning, packing
 from maas_ray.data.blocks import BLOCK_BYTES, Blocks, rows, run, run_sorted, tables
 from maas_ray.data.dataset import SPLITS, Counts, Shard, Split
 from maas_ray.data.reading import Inspected, Part
@@ -57,11 +56,10 @@ def look(spec: "PrepareSpec", files: list[list[InputFile]], parallelism: int | N
     items = [(number, file) for number, source in enumerate(files) for file in source]
     groups = _grouped(items, [file.size for _, file in items], parallelism)
     found: list[list[Inspected]] = [[] for _ in files]
-    step = partial(pipeline.inspect_files, sources=spec.sources, columns=spec.task.columns)
+    step = partial(cleaning.inspect_files, sources=spec.sources, columns=spec.task.columns)
     with stage("looking at the input", len(items)) as bar:
-        for block in tables(run(_blocks(groups), step, lambda _, done: bar.update(done))):
-            for number, file in pipeline.unpacked(block):
-                found[number].append(file)
+        for number, file in _objects(run(_blocks(groups), step, lambda _, done: bar.update(done))):
+            found[number].append(file)
     problems = [file.problem for source in found for file in source if file.problem]
     if problems:
         more = f"\n… and {len(problems) - 5:,} more." if len(problems) > 5 else ""
@@ -81,33 +79,31 @@ def build(
     ordered = _read(spec, inspected, read, parallelism)
     fates, errors = _tally(ordered)
     _check(spec, fates, errors, read)
-    files: list[dict[str, Any]] = []
-    if fates[pipeline.QUARANTINED]:
-        files += rows(run(ordered, partial(pipeline.write_quarantine, uri=uri, attempt=attempt)))
+    files: list[FileEntry] = []
+    if fates[cleaning.QUARANTINED]:
+        files += _objects(run(ordered, partial(cleaning.write_quarantine, uri=uri, attempt=attempt)))
     task = _fit(spec, ordered)
-    task_files = _saved(task)
+    task_files = saved(task)
     chunks = _encode(spec, ordered, task_files)
     del ordered  # the cluster may forget the raw rows now
-    plan, kept, elements, dropped = _plan(spec, task, chunks)
-    shards = [pipeline.layout(split, plan, attempt) for split in range(len(SPLITS))]
+    plan, sizes = packing.plan_of(rows(run(chunks, packing.listing)), task, spec.seed)
+    shards = [packing.layout(split, plan, attempt) for split in range(len(SPLITS))]
     files += _write(chunks, plan, shards, uri)
-    dropped += Counter({pipeline.EMPTY: fates[pipeline.EMPTY]})
+    dropped = sizes.dropped + Counter({cleaning.EMPTY: fates[cleaning.EMPTY]})
+    stored = {split: count * plan.length for split, count in zip(SPLITS, plan.rows, strict=True)}
     counts = Counts(
         read=read,
         dropped=dict(sorted(dropped.items())),
-        duplicates=fates[pipeline.DUPLICATE],
-        quarantined=fates[pipeline.QUARANTINED],
-        kept=kept,
+        duplicates=fates[cleaning.DUPLICATE],
+        quarantined=fates[cleaning.QUARANTINED],
+        kept=sizes.rows,
+        packed_units=stored if task.packing else {},
+        packed_dropped={split: sizes.elements[split] - stored[split] for split in SPLITS} if task.packing else {},
     )
-    if task.packing:
-        packed = {split: count * plan.length for split, count in zip(SPLITS, plan.rows, strict=True)}
-        left = {split: elements[split] - packed[split] for split in SPLITS}
-        counts = counts.model_copy(update={"packed_units": packed, "packed_dropped": left})
     if not counts.adds_up():
         raise RuntimeError(f"rows were lost or made up on the way; nothing was committed: {counts!r}")
-    entries = tuple(FileEntry(file["path"], file["size"], file["sha256"]) for file in files)
     splits = {split: Split(shards=tuple(some)) for split, some in zip(SPLITS, shards, strict=True)}
-    return Built(task, task_files, entries, splits, counts, errors)
+    return Built(task, task_files, tuple(files), splits, counts, errors)
 
 
 @contextmanager
@@ -128,13 +124,13 @@ def _read(spec: "PrepareSpec", inspected: list[list[Inspected]], total: int, par
     ]
     groups = _grouped([part for part, _ in parts], [size for _, size in parts], parallelism)
     shares = spec.splits.shares
-    step = partial(pipeline.read_rows, task=spec.task, shares=shares)
+    step = partial(cleaning.read_rows, task=spec.task, shares=shares)
     with stage("reading", total) as bar:
         # A reader cannot know how much it will read: its output alone is cut by size.
         raw = run(_blocks(groups), step, lambda _, done: bar.update(done), limit=BLOCK_BYTES)
     with stage("removing duplicates", total) as bar:
-        boundaries = pipeline.key_ranges(shares, len(groups))
-        return run_sorted(raw, "key", boundaries, pipeline.settle, lambda _, done: bar.update(done))
+        boundaries = cleaning.key_ranges(shares, len(groups))
+        return run_sorted(raw, "key", boundaries, cleaning.settle, lambda _, done: bar.update(done))
 
 
 def _parts(source: Any, file: Inspected) -> Iterator[tuple[Part, int]]:
@@ -167,7 +163,12 @@ def _grouped(items: list[Any], sizes: list[int], parallelism: int | None) -> lis
 
 
 def _blocks(groups: list[list[Any]]) -> Blocks:
-    return [ray.put(pipeline.packed(group)) for group in groups]
+    return [ray.put(cleaning.packed(group)) for group in groups]
+
+
+def _objects(blocks: Blocks) -> Iterator[Any]:
+    for table in tables(blocks):
+        yield from cleaning.unpacked(table)
 
 
 def _tally(ordered: Blocks) -> tuple[Counter[str], list[str]]:
@@ -175,16 +176,16 @@ def _tally(ordered: Blocks) -> tuple[Counter[str], list[str]]:
     fates: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     examples: dict[str, list[str]] = defaultdict(list)
-    for found in rows(run(ordered, pipeline.tally)):
+    for found in rows(run(ordered, cleaning.tally)):
         fates[found["fate"]] += found["rows"]
-        if found["fate"] == pipeline.QUARANTINED:
+        if found["fate"] == cleaning.QUARANTINED:
             errors[found["kind"]] += found["rows"]
             examples[found["kind"]].append(found["example"])
     return fates, [f"{count:,} × {min(examples[kind])}" for kind, count in errors.most_common(3)]
 
 
 def _check(spec: "PrepareSpec", fates: Counter[str], errors: list[str], read: int) -> None:
-    quarantined = fates[pipeline.QUARANTINED]
+    quarantined = fates[cleaning.QUARANTINED]
     if quarantined > spec.max_quarantined * read:
         lines = "".join(f"\n  {error}" for error in errors)
         raise DataError(
@@ -210,7 +211,7 @@ def _fit(spec: "PrepareSpec", ordered: Blocks) -> Task:
 def _training(spec: "PrepareSpec", ordered: Blocks, bar: Progress) -> Iterator[Row]:
     count, last = 0, b""
     for table in tables(ordered):
-        for split, digest, row in pipeline.kept_rows(table, spec.task):
+        for split, digest, row in cleaning.kept_rows(table, spec.task):
             if split:
                 return  # training rows come first
             if digest < last:
@@ -220,7 +221,7 @@ def _training(spec: "PrepareSpec", ordered: Blocks, bar: Progress) -> Iterator[R
         bar.update(count)
 
 
-def _saved(task: Task) -> dict[str, bytes]:
+def saved(task: Task) -> dict[str, bytes]:
     """The files that a task saves itself into."""
     with tempfile.TemporaryDirectory() as directory:
         task.save(Path(directory))
@@ -229,49 +230,18 @@ def _saved(task: Task) -> dict[str, bytes]:
 
 def _encode(spec: "PrepareSpec", ordered: Blocks, task_files: dict[str, bytes]) -> Blocks:
     with stage("encoding", len(ordered)) as bar:
-        step = partial(pipeline.encode, files=task_files, task_spec=spec.task)
+        step = partial(packing.encode, files=task_files, task_spec=spec.task)
         return run(ordered, step, lambda done, _: bar.update(done))
 
 
-def _plan(
-    spec: "PrepareSpec", task: Task, chunks: Blocks
-) -> tuple[pipeline.Plan, dict[str, int], Counter[str], Counter[str]]:
-    """Where every chunk goes; rows and elements of each split; rows dropped in encoding, by reason."""
-    kept: dict[str, int] = dict.fromkeys(SPLITS, 0)
-    elements, dropped = Counter[str](), Counter[str]()
-    offsets = {}
-    listing = rows(run(chunks, pipeline.listing))
-    for chunk in sorted(listing, key=lambda chunk: (chunk["split"], chunk["first"])):
-        split = SPLITS[chunk["split"]]
-        offsets[chunk["split"], chunk["first"]] = elements[split]
-        elements[split] += chunk["elements"]
-        kept[split] += chunk["rows"]
-        dropped.update(json.loads(chunk["dropped"]))
-    length = task.packing.length if task.packing else 1
-    if elements["train"] < length:
-        raise DataError(
-            f"the training split holds {elements['train']:,} {task.unit}, less than one sequence of {length:,}. "
-            "Give more data, or choose a shorter sequence_length."
-        )
-    plan = pipeline.Plan(
-        columns=task.stored,
-        length=length,
-        packed=task.packing is not None,
-        offsets=offsets,
-        rows=tuple(elements[split] // length for split in SPLITS),
-        seeds=tuple(f"{spec.seed}/{split}" for split in SPLITS),
-    )
-    return plan, kept, elements, dropped
-
-
-def _write(chunks: Blocks, plan: pipeline.Plan, shards: list[list[Shard]], uri: str) -> list[dict[str, Any]]:
+def _write(chunks: Blocks, plan: packing.Plan, shards: list[list[Shard]], uri: str) -> list[FileEntry]:
     """Shuffle globally and write a shard for each range of places."""
     starts = [plan.base(split) + shard.start for split, some in enumerate(shards) for shard in some]
     with stage("shuffling and writing", len(starts)) as bar:
-        pieces = run(chunks, partial(pipeline.pack, plan=plan))
-        write = partial(pipeline.write_shard, plan=plan, shards=shards, uri=uri)
+        pieces = run(chunks, partial(packing.pack, plan=plan))
+        write = partial(packing.write_shard, plan=plan, shards=shards, uri=uri)
         written = run_sorted(pieces, "place", [*starts[1:], sum(plan.rows)], write, lambda _, done: bar.update(done))
-        files = list(rows(written))
+        files = list(_objects(written))
     if len(files) != len(starts):
         raise RuntimeError(f"{len(files)} shards were written, not {len(starts)}; nothing was committed")
     return files

@@ -1,0 +1,246 @@
+"""From kept rows to shards: encoded, laid end to end, cut, globally shuffled, written.
+
+    encode ─▶ chunks ─▶ plan ─▶ pack ─▶ pieces, sorted by place ─▶ write_shard
+
+A chunk is encoded rows laid end to end; it knows how much it holds. Prefix sums over all chunks give each
+its place in its split, so each can be cut where stored rows end without a look at the others. The rest of a
+row that is cut by a chunk's end joins it in the sort, because both pieces carry the row's final place. No
+function here depends on how rows are cut into blocks or chunks. A row that is not packed is one element.
+"""
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from maas_ray.data.cleaning import kept_rows, packed
+from maas_ray.data.dataset import SPLITS, Shard, from_numpy, write_table
+from maas_ray.data.order import shuffled
+from maas_ray.errors import DataError
+from maas_ray.tasks import Column, Row, Task, TaskSpec, load_task
+
+_BATCH_ROWS, _BATCH_BYTES = 256, 8 << 20
+_GROUP_BYTES, _SHARD_BYTES, _SMALL_GROUPS = 2 << 20, 256 << 20, 16
+
+
+def chunk_schema(task: Task) -> pa.Schema:
+    """A chunk is one row: encoded rows laid end to end, as bytes, by column."""
+    return pa.schema(
+        {
+            "split": pa.int64(),
+            "first": pa.binary(32),  # digest of its first row: orders the chunks of a split
+            "rows": pa.int64(),
+            "elements": pa.int64(),  # tokens of a packed task, else rows
+            "dropped": pa.string(),  # JSON: rows left out, by reason
+            **dict.fromkeys(task.stored, pa.large_binary()),
+        }
+    )
+
+
+def encode(rows: pa.Table, files: dict[str, bytes], task_spec: TaskSpec) -> Iterator[pa.Table]:
+    """Encode kept rows with the task as it was saved, so that nothing but the saved task ever encodes."""
+    task = _saved_task(files)
+    schema = chunk_schema(task)
+    batch: list[tuple[int, bytes, Row]] = []
+    size = 0
+    for split, digest, row in kept_rows(rows, task_spec):
+        if batch and (split != batch[0][0] or len(batch) >= _BATCH_ROWS or size >= _BATCH_BYTES):
+            yield pa.Table.from_pylist([_chunk(batch, task)], schema)
+            batch, size = [], 0
+        batch.append((split, digest, row))
+        size += sum(map(_size, row.values()))
+    yield pa.Table.from_pylist([_chunk(batch, task)] if batch else [], schema)
+
+
+def _size(value: Any) -> int:
+    """About how many bytes a value takes."""
+    return value.nbytes if isinstance(value, np.ndarray) else len(value) if isinstance(value, (str, bytes)) else 8
+
+
+def _saved_task(files: dict[str, bytes]) -> Task:
+    with tempfile.TemporaryDirectory() as directory:
+        for name, content in files.items():
+            (Path(directory) / name).write_bytes(content)
+        return load_task(Path(directory))
+
+
+def _chunk(batch: list[tuple[int, bytes, Row]], task: Task) -> dict[str, Any]:
+    rows = [row for _, _, row in batch]
+    dropped: Counter[str] = Counter()
+    try:
+        encoded = task.encode(rows)
+    except ValueError:
+        rows, dropped = _encodable(rows, task)
+        encoded = task.encode(rows) if rows else {name: [] for name in task.stored}
+    elements = len(rows)
+    columns = {}
+    for name, column in task.stored.items():
+        values = encoded[name]
+        if task.packing:
+            elements = sum(map(len, values))
+            columns[name] = b"".join(np.ascontiguousarray(value, column.dtype).data for value in values)
+        else:
+            columns[name] = np.ascontiguousarray(values, column.dtype).tobytes()
+    split, first, _ = batch[0]
+    place = {"split": split, "first": first, "rows": len(rows), "elements": elements}
+    return place | {"dropped": json.dumps(dropped)} | columns
+
+
+def _encodable(rows: list[Row], task: Task) -> tuple[list[Row], Counter[str]]:
+    """Rows that can be encoded, and why the others cannot: a label that training has not, say."""
+    good, dropped = [], Counter[str]()
+    for row in rows:
+        try:
+            task.encode([row])
+        except ValueError as error:
+            dropped[str(error)] += 1
+        else:
+            good.append(row)
+    return good, dropped
+
+
+def listing(chunks: pa.Table) -> pa.Table:
+    """What chunks hold, without the values."""
+    return chunks.select(["split", "first", "rows", "elements", "dropped"])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where everything goes, by split number.
+
+    Args:
+        columns: the stored columns.
+        length: elements in a stored row; a row that is not packed is one element.
+        packed: whether stored rows are cut from rows laid end to end.
+        offsets: elements of the split before each chunk, by (split, first digest).
+        rows: stored rows of each split.
+        seeds: what each split is shuffled with.
+    """
+
+    columns: dict[str, Column]
+    length: int
+    packed: bool
+    offsets: dict[tuple[int, bytes], int]
+    rows: tuple[int, ...]
+    seeds: tuple[str, ...]
+
+    def width(self, name: str) -> int:
+        """Bytes of one element of a column."""
+        column = self.columns[name]
+        return int(np.prod(() if self.packed else column.shape)) * np.dtype(column.dtype).itemsize
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one stored row."""
+        return sum(self.width(name) for name in self.columns) * self.length
+
+    def base(self, split: int) -> int:
+        """Place of the split's first row: all splits lie one after the other."""
+        return sum(self.rows[:split])
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What all chunks hold together, by split; and the rows that could not be encoded, by reason."""
+
+    rows: dict[str, int]
+    elements: dict[str, int]
+    dropped: Counter[str]
+
+
+def plan_of(listed: Iterable[Row], task: Task, seed: int) -> tuple[Plan, Sizes]:
+    """Where everything goes, from the listing of all chunks.
+
+    Raises:
+        DataError: there is too little to train on.
+    """
+    rows, elements = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
+    dropped = Counter[str]()
+    offsets = {}
+    for chunk in sorted(listed, key=lambda chunk: (chunk["split"], chunk["first"])):
+        split = SPLITS[chunk["split"]]
+        offsets[chunk["split"], chunk["first"]] = elements[split]
+        elements[split] += chunk["elements"]
+        rows[split] += chunk["rows"]
+        dropped.update(json.loads(chunk["dropped"]))
+    length = task.packing.length if task.packing else 1
+    if elements["train"] < length:
+        raise DataError(
+            f"the training split holds {elements['train']:,} {task.unit}, less than one sequence of {length:,}. "
+            "Give more data, or choose a shorter sequence_length."
+        )
+    plan = Plan(
+        columns=task.stored,
+        length=length,
+        packed=task.packing is not None,
+        offsets=offsets,
+        rows=tuple(elements[split] // length for split in SPLITS),
+        seeds=tuple(f"{seed}/{split}" for split in SPLITS),
+    )
+    return plan, Sizes(rows, elements, dropped)
+
+
+def pack(chunks: pa.Table, plan: Plan) -> Iterator[pa.Table]:
+    """Cut chunks where stored rows end; every piece knows the row it belongs to, and that row's final place."""
+    widths = {name: plan.width(name) for name in plan.columns}
+    fields = {"place": pa.int64(), "element": pa.int64(), **dict.fromkeys(widths, pa.large_binary())}
+    yield pa.schema(fields).empty_table()
+    for number in range(len(chunks)):
+        split, first, elements = (chunks[name][number].as_py() for name in ("split", "first", "elements"))
+        offset = plan.offsets[split, first]
+        cuts = np.arange(-offset % plan.length, elements, plan.length)
+        cuts = np.unique(np.concatenate([[0], cuts, [elements]]).astype(np.int64))
+        starts = offset + cuts[:-1]
+        sequences = starts // plan.length
+        whole = int(np.searchsorted(sequences, plan.rows[split]))  # the split's last, partial row is left out
+        places = plan.base(split) + shuffled(sequences[:whole], plan.rows[split], plan.seeds[split])
+        arrays = [pa.array(places), pa.array(starts[:whole])]
+        for name, width in widths.items():
+            ends = pa.py_buffer(cuts[: whole + 1] * width)
+            values = chunks[name][number].as_buffer()
+            arrays.append(pa.LargeBinaryArray.from_buffers(pa.large_binary(), whole, [None, ends, values]))
+        yield pa.table(arrays, schema=pa.schema(fields))
+
+
+def layout(split: int, plan: Plan, attempt: str) -> list[Shard]:
+    """Shards of a split: row groups of some megabytes, but enough of them for several readers to share."""
+    rows, row_bytes = plan.rows[split], plan.row_bytes
+    group = max(1, min(_GROUP_BYTES // row_bytes, -(-rows // _SMALL_GROUPS)))
+    per_shard = group * max(1, _SHARD_BYTES // (group * row_bytes))
+    shards = []
+    for number, start in enumerate(range(0, rows, per_shard)):
+        count = min(per_shard, rows - start)
+        groups = (group,) * (count // group) + ((count % group,) if count % group else ())
+        path = f"{SPLITS[split]}/part-{number:05d}-{attempt}.parquet"
+        shards.append(Shard(path=path, start=start, row_groups=groups))
+    return shards
+
+
+def write_shard(pieces: pa.Table, plan: Plan, shards: list[list[Shard]], uri: str) -> pa.Table:
+    """Join the pieces of one shard's rows and write it; gives its entry in the manifest."""
+    if len(pieces):
+        pieces = pieces.sort_by([("place", "ascending"), ("element", "ascending")]).combine_chunks()
+        places, elements = pieces["place"].to_numpy(), pieces["element"].to_numpy()
+        split = max(number for number in range(len(plan.rows)) if plan.rows[number] and plan.base(number) <= places[0])
+        start = int(places[0]) - plan.base(split)
+        shard = next(shard for shard in shards[split] if shard.start == start)
+        rows = shard.start + np.arange(shard.rows)
+        _, heads = np.unique(places, return_index=True)
+        batch = {"index": rows, "position": elements[heads] // plan.length}
+        if not np.array_equal(places[heads] - plan.base(split), rows):
+            raise RuntimeError(f"{shard.path}: its rows are not the ones it was planned for")
+        for name, column in plan.columns.items():
+            batch[name] = _joined(pieces[name].chunk(0), column.dtype).reshape(shard.rows, *column.shape)
+        return packed([write_table(from_numpy(batch, plan.columns), uri, shard.path, shard.row_groups[0])])
+    return packed([])
+
+
+def _joined(pieces: Any, dtype: str) -> np.ndarray:
+    ends = np.frombuffer(pieces.buffers()[1], np.int64)[pieces.offset : pieces.offset + len(pieces) + 1]
+    return np.frombuffer(pieces.buffers()[2], np.uint8)[ends[0] : ends[-1]].view(dtype)

@@ -1,0 +1,197 @@
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from maas_ray.data.reading import Inspected, Part, Raw, inspect, read
+from maas_ray.data.sources import AnySource, ImageFolderSource, JsonlSource, ParquetSource, TextSource, list_files
+from maas_ray.errors import DataError
+
+IMAGE = ("image", "label")
+
+
+def look(source: AnySource, columns: tuple[str, ...] = ("text",)) -> Inspected:
+    (file,) = list_files(source)
+    return inspect(source, file, columns)
+
+
+def everything(source: AnySource, columns: tuple[str, ...] = ("text",)) -> list[Raw]:
+    found = look(source, columns)
+    assert not found.problem
+    rows = list(read(Part(source, found, range(len(found.groups)) if found.groups else None), columns))
+    assert sum(row.rows for row in rows) == found.rows
+    return rows
+
+
+def png(value: int) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(np.full((2, 2), value, np.uint8)).save(data, "PNG")
+    return data.getvalue()
+
+
+def test_text_comes_as_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    (row,) = everything(TextSource(path=str(tmp_path)))
+    assert (row.row, row.excerpt, row.path) == ({"text": b"caf\xe9"}, b"caf\xe9", str(tmp_path / "a.txt"))
+
+
+def test_jsonl_gives_every_line_or_its_error(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    lines = [
+        b'{"body": "one"}',
+        b"",
+        b'{"body": ',
+        b"[1]",
+        b'{"other": 1}',
+        b'{"body": "\xff"}',
+        b"  ",
+        b'{"body": null}',
+    ]
+    path.write_bytes(b"\n".join(lines) + b"\n" + b'{"body": "last"}')
+    rows = everything(JsonlSource(path=str(path), text="body"))
+    assert [(row.position, row.row, row.error) for row in rows] == [
+        (1, {"text": "one"}, ""),
+        (3, None, "not JSON: Expecting value"),
+        (4, None, "a JSON list, not an object"),
+        (5, None, "no field 'body'"),
+        (6, None, "'utf-8' codec can't decode byte 0xff in position 10: invalid start byte"),
+        (8, {"text": None}, ""),
+        (9, {"text": "last"}, ""),
+    ]
+    assert rows[1].excerpt == b'{"body": \n'
+
+
+def test_jsonl_so_deep_that_it_cannot_be_parsed(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "x"}\n' + "[" * 100_000 + "\n")
+    first, second = everything(JsonlSource(path=str(path)))
+    assert first.row == {"text": "x"}
+    assert second.row is None
+    assert "recursion" in second.error
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_missing_column_is_seen_at_once(tmp_path: Path, kind: str) -> None:
+    if kind == "jsonl":
+        (tmp_path / "a.jsonl").write_text('broken\n{"title": "t", "body": "b"}\n')
+        source: AnySource = JsonlSource(path=str(tmp_path))
+    else:
+        pq.write_table(pa.table({"title": ["t"], "body": ["b"]}), tmp_path / "a.parquet")
+        source = ParquetSource(path=str(tmp_path))
+    assert look(source).problem.endswith(f"a.{kind} has no column 'text' (set `text`); it has: title, body.")
+
+
+def test_parquet_rows_have_their_place_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"body": [f"row {n}" for n in range(10)]}), path, row_group_size=4)
+    source = ParquetSource(path=str(path), text="body")
+    found = look(source)
+    assert (found.rows, found.groups) == (10, (4, 4, 2))
+    rows = list(read(Part(source, found, range(1, 3)), ("text",)))
+    assert [(row.position, row.row) for row in rows] == [(n, {"text": f"row {n}"}) for n in range(4, 10)]
+
+
+def test_a_damaged_row_group_is_quarantined_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pa.table({"text": [f"row {n} " + "x" * 100 for n in range(30)]})
+    pq.write_table(table, path, row_group_size=10, compression="none", use_dictionary=False, write_page_checksum=True)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"row 15")] ^= 1
+    path.write_bytes(data)
+    rows = everything(ParquetSource(path=str(path)))
+    assert [row.position for row in rows if row.row] == [*range(10), *range(20, 30)]
+    (broken,) = [row for row in rows if not row.row]
+    assert (broken.position, broken.rows) == (10, 10)
+    assert broken.error.startswith("row group 1 is not readable: ")
+
+
+def test_what_is_no_parquet_is_one_broken_row(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"not parquet at all")
+    (row,) = everything(ParquetSource(path=str(tmp_path)))
+    assert row.row is None
+    assert row.error.startswith("not readable Parquet: ")
+
+
+def test_image_folders_label_by_directory(tmp_path: Path) -> None:
+    for name in ("train/cat/1.png", "train/dog/2.png", "stray.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(png(7))
+    source = ImageFolderSource(path=str(tmp_path))
+    rows = [row for file in list_files(source) for row in read(Part(source, inspect(source, file, IMAGE)), IMAGE)]
+    assert [row.row and row.row["label"] for row in rows] == [None, "cat", "dog"]
+    assert rows[0].error == "lies in no directory that could be its label; give the directory above as `path`"
+    assert rows[1].row == {"image": png(7), "label": "cat"}
+
+
+def test_images_by_path_base64_bytes_and_struct(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/1.png").write_bytes(png(1))
+    text = base64.b64encode(png(1)).decode()
+
+    def write(name: str, value: Any) -> str:
+        path = tmp_path / name
+        if name.endswith("jsonl"):
+            path.write_text(json.dumps({"img": value, "y": 3}) + "\n")
+        else:
+            pq.write_table(pa.table({"img": [value], "y": [3]}), path)
+        return str(path)
+
+    given: list[AnySource] = [
+        JsonlSource(path=write("a.jsonl", "images/1.png"), image="img", label="y"),
+        JsonlSource(path=write("b.jsonl", text), image="img", label="y", encoding="base64"),
+        JsonlSource(path=write("c.jsonl", str(tmp_path / "images/1.png")), image="img", label="y"),
+        ParquetSource(path=write("d.parquet", "images/1.png"), image="img", label="y"),
+        ParquetSource(path=write("e.parquet", png(1)), image="img", label="y"),
+        ParquetSource(path=write("f.parquet", {"bytes": png(1), "path": "x.png"}), image="img", label="y"),
+    ]
+    for source in given:
+        (row,) = everything(source, IMAGE)
+        assert row.row == {"image": png(1), "label": 3}, source
+
+
+def test_images_that_are_not_there_or_no_base64(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"image": "nowhere.png", "label": 1}\n{"image": 3, "label": 1}\n{"image": null, "label": 1}\n')
+    missing, number, null = everything(JsonlSource(path=str(path)), IMAGE)
+    assert missing.error == f"{tmp_path}/nowhere.png does not exist."
+    assert number.error == "image is a int; give bytes or a string"
+    assert null.row == {"image": None, "label": 1}
+    row, *_ = everything(JsonlSource(path=str(path), encoding="base64"), IMAGE)
+    assert row.error.startswith("image is not base64: ")
+
+
+def test_the_digest_of_a_table_of_paths_covers_the_images(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"image": "1.png", "label": 1}\n')
+    source = JsonlSource(path=str(tmp_path / "a.jsonl"))
+    seen = set()
+    for content in (None, png(1), png(2)):
+        if content:
+            (tmp_path / "1.png").write_bytes(content)
+        seen.add(look(source, IMAGE).sha256)
+    assert len(seen) == 3
+
+
+def test_a_file_that_changes_between_the_looks_stops_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("before")
+    source = TextSource(path=str(path))
+    found = look(source)
+    path.write_text("after!!")
+    with pytest.raises(DataError, match=r"a\.txt changed while it was read"):
+        list(read(Part(source, found), ("text",)))
+
+
+def test_a_file_that_cannot_be_opened_is_a_problem(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("x")
+    source = TextSource(path=str(path))
+    (file,) = list_files(source)
+    path.unlink()
+    assert "cannot be read" in inspect(source, file, ("text",)).problem

@@ -1,0 +1,180 @@
+import sysconfig
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from maas_ray.data.prepare import PrepareSpec, list_sources
+from maas_ray.data.sources import AnySource, ImageFolderSource, JsonlSource, TextSource, list_files
+from maas_ray.errors import DataError, SpecError
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for name in (
+        "a.md",
+        "b.txt",
+        "docs/c.md",
+        "docs/deep/d.md",
+        "docs/tests/e.md",
+        ".git/config.md",
+        "docs/.hidden.md",
+        "data/rows.jsonl",
+        "data/ROWS.JSONL",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    return tmp_path
+
+
+def names(source: AnySource) -> list[str]:
+    return [file.relative for file in list_files(source)]
+
+
+def test_a_directory_is_taken_whole_but_for_hidden_files(tree: Path) -> None:
+    assert names(TextSource(path=str(tree))) == [
+        "a.md",
+        "b.txt",
+        "data/ROWS.JSONL",
+        "data/rows.jsonl",
+        "docs/c.md",
+        "docs/deep/d.md",
+        "docs/tests/e.md",
+    ]
+
+
+def test_patterns_choose(tree: Path) -> None:
+    assert names(TextSource(path=str(tree), include=("*.md",), exclude=("tests",))) == [
+        "a.md",
+        "docs/c.md",
+        "docs/deep/d.md",
+    ]
+    assert names(TextSource(path=str(tree), include=("docs/**/*.md",), exclude=("docs/deep/*",))) == [
+        "docs/c.md",
+        "docs/tests/e.md",
+    ]
+
+
+def test_a_format_takes_its_usual_names_from_a_directory(tree: Path) -> None:
+    assert names(JsonlSource(path=str(tree))) == ["data/ROWS.JSONL", "data/rows.jsonl"]
+
+
+def test_globs_start_where_the_first_pattern_does(tree: Path) -> None:
+    assert names(TextSource(path=f"{tree}/docs/**/*.md")) == ["c.md", "deep/d.md", "tests/e.md"]
+    assert names(TextSource(path=f"{tree}/*.md", exclude=("b*",))) == ["a.md"]
+
+
+def test_a_file_that_is_named_is_taken_whatever_its_name(tree: Path) -> None:
+    (file,) = list_files(TextSource(path=str(tree / "docs/.hidden.md"), include=("*.txt",)))
+    assert (file.relative, file.size, file.uri) == (".hidden.md", 15, str(tree / "docs/.hidden.md"))
+
+
+def test_a_name_with_signs_of_a_glob_in_it_is_itself(tmp_path: Path) -> None:
+    (tmp_path / "a[1].md").write_text("x")
+    assert names(TextSource(path=f"{tmp_path}/a[1].md")) == ["a[1].md"]
+
+
+def test_links_to_files_are_files_and_links_to_directories_are_not_followed(tree: Path) -> None:
+    (tree / "linked.md").symlink_to(tree / "a.md")
+    (tree / "docs/circle").symlink_to(tree)
+    (tree / "broken.md").symlink_to(tree / "nowhere")
+    found = names(TextSource(path=str(tree), include=("*.md",), exclude=("tests", "deep")))
+    assert found == ["a.md", "docs/c.md", "linked.md"]
+
+
+def test_relative_paths_home_and_variables(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)
+    monkeypatch.setenv("HOME", str(tree))
+    monkeypatch.setenv("WHERE", "docs")
+    assert names(TextSource(path="docs/deep")) == ["d.md"]
+    assert names(TextSource(path="~/$WHERE/deep")) == names(TextSource(path="~/${WHERE}/deep")) == ["d.md"]
+    with pytest.raises(DataError, match=r"\$\{NOWHERE\}/x: the variable NOWHERE is not set"):
+        list_files(TextSource(path="${NOWHERE}/x"))
+
+
+def test_the_standard_library_of_the_interpreter() -> None:
+    source = TextSource(path="${PYTHON_STDLIB}/json", include=("*.py",))
+    (file,) = [file for file in list_files(source) if file.relative == "decoder.py"]
+    assert file.uri == str(Path(sysconfig.get_path("stdlib")) / "json/decoder.py")
+
+
+def test_another_filesystem(tree: Path) -> None:
+    fs = fsspec.filesystem("memory")
+    for name in ("in/x/a.md", "in/b.md", "in/.c.md"):
+        fs.pipe_file(f"/{name}", b"text")
+    try:
+        assert [file.uri for file in list_files(TextSource(path="memory://in"))] == [
+            "memory:///in/b.md",
+            "memory:///in/x/a.md",
+        ]
+        assert names(TextSource(path="memory://in/*.md")) == ["b.md"]
+    finally:
+        fs.rm("/in", recursive=True)
+
+
+def test_what_matches_nothing_says_what_there_is(tree: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"no file matches include \['\*\.rst'\], exclude \[\]; found: \.md \(5\), \.txt \(1\)"
+    ):
+        list_files(TextSource(path=str(tree), include=("*.rst",)))
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        list_files(TextSource(path=f"{tree}/nowhere"))
+    with pytest.raises(DataError, match="found: no file at all"):
+        list_files(TextSource(path=f"{tree}/*.rst"))
+
+
+def test_all_sources_that_fail_are_named_at_once(tree: Path) -> None:
+    spec = PrepareSpec.parse(
+        {
+            "dataset": "d",
+            "task": {"type": "text-generation"},
+            "sources": [
+                {"format": "text", "path": str(tree)},
+                {"format": "text", "path": f"{tree}/x"},
+                {"format": "jsonl", "path": f"{tree}/docs"},
+            ],
+        }
+    )
+    with pytest.raises(DataError, match=r"sources\[1\]: .*/x does not exist[^\0]*sources\[2\]: .*no file matches"):
+        list_sources(spec)
+
+
+def test_a_source_must_give_what_the_task_needs() -> None:
+    with pytest.raises(SpecError, match=r"sources\[0\]\.format: text cannot give image and label, which image-class"):
+        PrepareSpec.parse(
+            {
+                "dataset": "d",
+                "task": {"type": "image-classification"},
+                "sources": [{"format": "text", "path": "x"}],
+            }
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"splits": {"validation": 0.5, "test": 0.5}}, "leave nothing to train on"),
+        ({"splits": {"training": 0.5}}, "splits.training: there is no such field"),
+        ({"sources": []}, "sources: "),
+        (
+            {"sources": [{"format": "txt", "path": "x"}]},
+            r"sources\[0\].format: 'txt' is not known; choose one of text, ",
+        ),
+        ({"sources": [{"format": "text", "paths": "x"}]}, "did you mean `path`"),
+        ({"seed": -1}, "seed: "),
+        ({"max_quarantined": 2}, "max_quarantined: "),
+    ],
+)
+def test_broken_specs(change: dict[str, object], problem: str) -> None:
+    good = {"dataset": "d", "task": {"type": "text-generation"}, "sources": [{"format": "text", "path": "x"}]}
+    PrepareSpec.parse(good)
+    with pytest.raises(SpecError, match=problem):
+        PrepareSpec.parse(good | change)
+
+
+def test_image_folders_take_images(tmp_path: Path) -> None:
+    for name in ("cat/1.png", "cat/2.JPG", "cat/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert names(ImageFolderSource(path=str(tmp_path))) == ["cat/1.png", "cat/2.JPG"]
