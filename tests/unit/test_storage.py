@@ -205,9 +205,7 @@ def test_a_tampered_manifest_is_found(home: str, directory: Path, edit: Any) -> 
         storage.open_artifact(artifact.uri, "bundle")
 
 
-@pytest.mark.parametrize(
-    "document", [[], "text", 5, None, {}, {"format": 2}, {"format": 1}], ids=json.dumps
-)
+@pytest.mark.parametrize("document", [[], "text", 5, None, {}, {"format": 2}, {"format": 1}], ids=json.dumps)
 def test_a_document_that_is_no_manifest_is_refused(home: str, document: Any) -> None:
     storage.write_json(storage.join(home, MANIFEST), document)
 

@@ -1,0 +1,60 @@
+# Needs Python 3.11 to 3.13 with venv, a C++ compiler, and a package registry that pip reaches.
+
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# Programs of the environment, such as ninja, are found without activating it.
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test check down clean constraints
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## Make the environment in .venv; done again only when its requirements change
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
+	  f"Python 3.11, 3.12 or 3.13 is needed; this is {v[0]}.{v[1]}. Name another: make PYTHON=python3.12")'
+	@command -v c++ >/dev/null || { echo "A C++ compiler is needed: DeepSpeed compiles a part of itself. Install g++."; exit 1; }
+	@echo "1/3 making an environment in $(VENV) with $$($(PYTHON) --version) ($(PYTHON))"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@echo "2/3 installing about 130 packages, some 2 GB; two to five minutes"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,client]'
+	@echo "3/3 compiling DeepSpeed's communication between CPU workers, once; about a minute"
+	@DS_ACCELERATOR=cpu $(BIN)/python -W ignore -c \
+	  'from deepspeed.ops.op_builder import ShareMemCommBuilder as B; b = B(); b.is_compatible() and b.load()' \
+	  >$(VENV)/deepspeed-build.log 2>&1 || { cat $(VENV)/deepspeed-build.log; exit 1; }
+	@touch $@
+	@echo "installed: $(BIN)/maas --help"
+
+quickstart: install ## From the standard library's sources to a served model, and an answer from it
+	@$(BIN)/python jobs/quickstart.py
+
+test: install ## Run the tests
+	$(BIN)/pytest tests/unit tests/integration
+
+check: install ## Run the linter, the formatter's check and the type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+down: install ## End the cluster that maas started
+	@$(BIN)/maas down
+
+clean: ## Remove the environment and what tools left behind
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+constraints: ## Write constraints.txt anew: the newest versions that pyproject.toml allows
+	@rm -rf build/constraints && mkdir -p build
+	@$(PYTHON) -m venv build/constraints
+	@echo "installing the newest versions into build/constraints"
+	@build/constraints/bin/python -m pip install -qq --disable-pip-version-check -e '.[test,client]'
+	@build/constraints/bin/python -m pip check
+	@{ echo "# Every package of .[test,client], as resolved by \`make constraints\`."; \
+	  build/constraints/bin/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' | grep -v '^nvidia-'; } >constraints.txt
+	@rm -rf build/constraints
+	@echo "wrote constraints.txt"

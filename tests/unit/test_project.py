@@ -1,0 +1,143 @@
+"""What stands beside the package says the same as the package."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import maas_ray
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PINS = dict(
+    line.split("==")
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    if not line.startswith("#")
+)
+
+
+# --- cluster.yaml ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster_yaml() -> dict[str, Any]:
+    """`cluster.yaml` as `ray up` sees it: checked against Ray's own schema, defaults filled in."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config: dict[str, Any] = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8")))
+    validate_config(config)
+    return config
+
+
+def test_gpu_workers_come_when_asked_for_and_go_when_idle(cluster_yaml: dict[str, Any]) -> None:
+    types = cluster_yaml["available_node_types"]
+
+    assert types[cluster_yaml["head_node_type"]]["max_workers"] == 0
+    assert types["cpu"]["min_workers"] >= 1
+    assert types["gpu"]["min_workers"] == 0
+    assert types["gpu"]["max_workers"] >= 1
+    assert types["gpu"]["resources"]["GPU"] >= 1
+    assert 0 < cluster_yaml["idle_timeout_minutes"] <= 60
+    assert sum(kind["max_workers"] for kind in types.values()) <= cluster_yaml["max_workers"]
+
+
+def test_every_node_is_set_up_from_the_constraints_and_asks_for_the_token(cluster_yaml: dict[str, Any]) -> None:
+    environment = next(command for command in cluster_yaml["setup_commands"] if "cat > ~/.maas_environment" in command)
+
+    assert any("-c constraints.txt" in command for command in cluster_yaml["setup_commands"])
+    assert "/home/ubuntu/.ray/auth_token" in cluster_yaml["file_mounts"]
+    for variable in ("RAY_AUTH_MODE=token", "RAY_SERVE_ENABLE_HA_PROXY=1", "MAAS_STORAGE="):
+        assert f"export {variable}" in environment
+    for side in ("head", "worker"):
+        [start] = [c for c in cluster_yaml[f"{side}_start_ray_commands"] if "ray start" in c]
+        assert start.index(". ~/.maas_environment") < start.index("ray start")
+
+
+def test_the_environment_of_a_node_is_what_settings_know(cluster_yaml: dict[str, Any]) -> None:
+    from maas_ray.settings import Settings
+
+    text = "\n".join(cluster_yaml["setup_commands"])
+    variables = dict(re.findall(r"export (MAAS_\w+)=(\S+)", text))
+
+    assert Settings.from_environment({"MAAS_HTTP_PORT": "8000", **variables}).storage == variables["MAAS_STORAGE"]
+
+
+def test_every_command_is_valid_shell(cluster_yaml: dict[str, Any]) -> None:
+    commands = [c for key, value in cluster_yaml.items() if key.endswith("_commands") for c in value]
+
+    assert len(commands) >= 8
+    for command in commands:
+        subprocess.run(["bash", "-n", "-c", command], check=True)
+
+
+# --- packaging -------------------------------------------------------------------------------------
+
+
+def requirements() -> list[Requirement]:
+    extras = PROJECT["optional-dependencies"]
+    lines = [*PROJECT["dependencies"], *extras["test"], *extras["client"]]
+    return [found for line in lines if (found := Requirement(line)).name != PROJECT["name"]]
+
+
+@pytest.mark.parametrize("requirement", requirements(), ids=str)
+def test_every_requirement_is_pinned_to_a_version_it_allows(requirement: Requirement) -> None:
+    pins = {canonicalize_name(name): version for name, version in PINS.items()}
+
+    assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)])
+
+
+def test_no_pin_is_of_a_local_build() -> None:
+    assert not [f"{name}=={version}" for name, version in PINS.items() if "+" in version or "@" in version]
+
+
+def test_every_third_party_import_is_declared() -> None:
+    """What the package imports stands in pyproject.toml, or comes with what stands there."""
+    import ast
+    from importlib.metadata import packages_distributions
+
+    declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    comes_along = {"pydantic-core"}
+    distributions = packages_distributions()
+    for path in (ROOT / "maas_ray").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [n.name for n in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            for top in {name.split(".")[0] for name in names} - {"maas_ray"} - sys.stdlib_module_names:
+                owners = {canonicalize_name(owner) for owner in distributions.get(top, [top])}
+                assert owners & (declared | comes_along), f"{path}:{node.lineno} imports {top}, which is not declared"
+
+
+def test_the_version_stands_in_the_changelog_or_is_unreleased() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+    assert "## [Unreleased]" in changelog or f"## [{maas_ray.__version__}]" in changelog
+
+
+def test_the_readme_names_only_commands_and_files_that_exist() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    from maas_ray.cli import app
+
+    known = {info.name or info.callback.__name__.rstrip("_") for info in app.registered_commands if info.callback}
+    for command in set(re.findall(r"(?m)(?:^|`|\$ |bin/)maas ([a-z]+)", readme)):
+        assert command in known, f"README.md: maas {command}"
+    for target in set(re.findall(r"\bmake ([a-z]+)`", readme) + re.findall(r"(?m)^make ([a-z]+)", readme)):
+        assert re.search(rf"(?m)^{target}:", makefile), f"README.md: make {target}"
+    for path in set(re.findall(r"(?:jobs|serve_configs|benchmarks|docs)/[\w./-]+\.(?:py|yaml|md|json)", readme)):
+        assert (ROOT / path).exists(), f"README.md: {path}"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_explains_itself() -> None:
+    out = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+
+    for target in ("install", "quickstart", "test", "check", "down", "clean", "constraints"):
+        assert re.search(rf"(?m)^  make {target} +\w", out.stdout), target
