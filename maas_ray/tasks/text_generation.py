@@ -63,10 +63,8 @@ class TextGenerationSpec(TaskSpec):
         """A given tokenizer counts by its files, wherever they lie."""
         if not isinstance(self.tokenizer, str):
             return self.document()
-        directory = Path(self.tokenizer).expanduser()
-        _read_tokenizer(directory)
-        paths = [directory / name for name in TOKENIZER_FILES if (directory / name).exists()]
-        digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+        files = _read_files(Path(self.tokenizer).expanduser())
+        digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         return self.document() | {"tokenizer": digests}
 
     def parse_row(self, row: Row) -> Row | None:
