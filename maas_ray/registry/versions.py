@@ -9,11 +9,14 @@ already stands for gives that version.
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from maas_ray.errors import ConflictError, NotFoundError, SpecError
 from maas_ray.registry.bundle import Bundle, Lineage, open_bundle
 from maas_ray.settings import Settings
+from maas_ray.spec import Name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,6 +25,16 @@ TAG_DIGEST = "maas.digest"
 TAG_TASK = "maas.task"
 TAG_METRICS = "maas.metrics"
 TAG_LINEAGE = "maas.lineage"
+
+
+def _no_version(alias: str) -> str:
+    if alias == "latest" or (alias[:1] == "v" and alias[1:].isdigit()):
+        raise ValueError(f"{alias!r} means a version by itself, in MLflow too; take a name such as champion")
+    return alias
+
+
+Alias = Annotated[Name, AfterValidator(_no_version)]
+"""A name for a version that moves, such as `champion`."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +153,12 @@ class Registry:
         raise NotFoundError(f"{name} has no version {number}; it has: {', '.join(str(v.number) for v in versions)}.")
 
     def set_alias(self, version: ModelVersion, alias: str) -> None:
-        """Point an alias at a version, taking it from any other."""
+        """Point an alias at a version, taking it from any other.
+
+        Raises:
+            SpecError: the registry takes no such alias.
+        """
+        check_alias(alias)
         self.client.set_registered_model_alias(version.name, alias, str(version.number))
 
     def _exists(self, name: str) -> bool:
@@ -186,11 +204,20 @@ def parse_reference(reference: str) -> tuple[str, str | None, int | None]:
     return _name(reference, reference), None, None
 
 
+def check_alias(alias: str) -> str:
+    """An alias that can be told from a version's number.
+
+    Raises:
+        SpecError: it cannot, or is no name.
+    """
+    try:
+        return TypeAdapter(Alias).validate_python(alias)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ").replace("String should", "must")
+        raise SpecError(f"alias {alias!r}", [message]) from None
+
+
 def _name(name: str, reference: str) -> str:
-    from pydantic import TypeAdapter, ValidationError
-
-    from maas_ray.spec import Name
-
     try:
         return TypeAdapter(Name).validate_python(name)
     except ValidationError:

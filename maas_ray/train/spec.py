@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from maas_ray.registry.versions import Alias
 from maas_ray.spec import Name, Spec
 from maas_ray.tasks import AnyNetworkSpec
 from maas_ray.train.deepspeed_config import check_against_spec, read_document, resolve
@@ -43,7 +44,7 @@ class TrainSpec(Spec):
     """DeepSpeed configuration: a path to a JSON file, or inline. `"auto"` values are filled from this spec."""
     run: Name | None = None
     """Name of the run; the same name goes on where it stopped. None: made from the spec and the dataset."""
-    alias: Name | None = None
+    alias: Alias | None = None
     """Alias to give the new version, such as `champion`. None: none."""
 
     workers: int = Field(1, ge=1)

@@ -1,0 +1,280 @@
+"""`maas` in a terminal, as far as it goes without a cluster."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maas_ray import cli
+from maas_ray.errors import DataError, SpecError
+from maas_ray.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = [
+    "prepare",
+    "train",
+    "evaluate",
+    "deploy",
+    "undeploy",
+    "alias",
+    "models",
+    "endpoints",
+    "status",
+    "up",
+    "down",
+]
+
+
+def maas(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", "from maas_ray.cli import main; main()", *arguments]
+    variables = {**os.environ, "COLUMNS": "100", **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
+
+
+# --- help ------------------------------------------------------------------------------------------
+
+
+def test_help_answers_at_once() -> None:
+    def seconds() -> float:
+        started = time.perf_counter()
+        assert maas("--help").returncode == 0
+        return time.perf_counter() - started
+
+    # The best of three: other work on the machine is not the command's fault.
+    assert min(seconds() for _ in range(3)) < 0.5
+
+
+def test_help_lists_every_command_and_shows_the_way() -> None:
+    out = maas("--help").stdout
+
+    for command in COMMANDS:
+        assert re.search(rf"│ {command} +\w", out), command
+    assert out.index("maas prepare") < out.index("maas train") < out.index("maas deploy") < out.index("maas status")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_commands_help_teaches(command: str) -> None:
+    out = maas(command, "--help").stdout
+
+    assert f"Usage: maas {command}" in out
+    if command not in ("endpoints", "status", "down"):
+        assert re.search(rf"(?m)^   maas {command} ", out), "an example"
+
+
+def test_version() -> None:
+    from maas_ray import __version__
+
+    assert maas("--version").stdout == f"maas_ray {__version__}\n"
+
+
+def test_a_misspelt_command_is_guessed() -> None:
+    done = maas("trian")
+
+    assert done.returncode == 2
+    assert "Did you mean 'train'?" in done.stderr
+
+
+# --- errors ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["prepare", "train", "evaluate", "deploy"])
+def test_a_wrong_spec_is_told_without_a_traceback_by_command_and_job_alike(
+    verb: str, tmp_path: Path, settings: Settings
+) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("nope: 1\n")
+
+    command = maas(verb, str(spec), "--set", "x", "--set", "=2")
+    job = subprocess.run(
+        [sys.executable, ROOT / "jobs" / f"{verb}.py", spec, "--set", "x", "--set", "=2"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert command.stderr == (
+        f"{spec}: 2 problems\n"
+        "  --set x: write it as `field=value` or `field.inner=value`.\n"
+        "  --set =2: write it as `field=value` or `field.inner=value`.\n"
+    )
+    assert (job.returncode, job.stdout, job.stderr) == (2, "", command.stderr)
+    assert (command.returncode, command.stdout) == (2, "")
+
+
+def test_a_misspelt_setting_is_told(settings: Settings) -> None:
+    done = maas("models", MAAS_STORGE="x")
+
+    assert done.returncode == 2
+    assert "MAAS_STORGE: there is no such setting; did you mean MAAS_STORAGE?" in done.stderr
+
+
+def test_verbose_shows_the_traceback(settings: Settings) -> None:
+    for done in (maas("models", "none", "--verbose"), maas("models", "none", MAAS_VERBOSE="1")):
+        assert done.returncode == 1
+        assert "Traceback" in done.stderr
+    assert maas("models", "none").stderr == "there is no model 'none'; there are: none.\n"
+
+
+def test_the_platforms_error_is_found_inside_what_ray_wraps_around_it() -> None:
+    from ray.exceptions import RayTaskError
+
+    inner = DataError("the input is empty")
+    wrapped = RayTaskError("prepare", "Traceback …", inner).as_instanceof_cause()
+    outer = RuntimeError("stage failed")
+    outer.__cause__ = wrapped
+
+    assert cli._cause(outer) is inner
+    assert cli._cause(wrapped) is inner
+    assert cli._cause(inner) is inner
+    assert cli._cause(outer.with_traceback(None)) is inner
+    strange = ValueError("x")
+    assert cli._cause(strange) is strange
+
+
+def test_an_error_caused_by_another_of_ours_is_shown_itself() -> None:
+    error = SpecError("f.yaml", ["a"])
+    error.__cause__ = DataError("b")
+
+    assert cli._cause(error) is error
+
+
+def test_what_was_not_foreseen_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end, cli._reported():
+        raise ZeroDivisionError("division by zero")
+
+    assert end.value.code == 1
+    assert capsys.readouterr().err.splitlines()[0] == "ZeroDivisionError: division by zero"
+
+
+def test_ctrl_c_ends_with_one_line(tmp_path: Path, settings: Settings) -> None:
+    fifo = tmp_path / "spec.yaml"
+    os.mkfifo(fifo)  # reading it waits until somebody writes
+    command = [sys.executable, "-c", "from maas_ray.cli import main; main()", "train", str(fifo)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    handle = None
+    while handle is None:
+        try:
+            handle = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            assert process.poll() is None
+            time.sleep(0.05)
+
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    os.close(handle)
+
+    assert process.returncode == 130
+    assert err == "interrupted\n"
+
+
+# --- looking, where there is nothing ---------------------------------------------------------------
+
+
+def test_looking_at_nothing_says_how_to_begin_and_leaves_nothing_behind(settings: Settings) -> None:
+    for command in ("models", "endpoints", "down"):
+        done = maas(command)
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout.splitlines()) == 1
+
+    assert maas("models", "--json").stdout == "[]\n"
+    assert maas("endpoints", "--json").stdout == "[]\n"
+    assert {path.name for path in Path(settings.home).iterdir()} <= {"cluster.lock"}
+
+
+# --- the registry ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def registry_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A platform's home with two versions of a model, the first of them `champion`."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from maas_ray.registry.bundle import BundleMeta, Lineage, publish_bundle
+    from maas_ray.registry.versions import Registry
+
+    home = tmp_path_factory.mktemp("registry")
+    settings = Settings(home=str(home))
+    registry = Registry(settings)
+    for number in (1, 2):
+        directory = tmp_path_factory.mktemp("bundle")
+        save_file({"x": np.array([number])}, directory / "model.safetensors")
+        lineage = Lineage(dataset="words", dataset_fingerprint="f" * 64, run=f"run-{number}", code_revision="abc")
+        metrics = {"validation/perplexity": 10.0 / number, "validation/loss": 1.0, "test/perplexity": 11.0}
+        meta = BundleMeta(name="lm", task="text-generation", metrics=metrics, lineage=lineage)
+        registry.register(publish_bundle(settings, directory, meta))
+    registry.set_alias(registry.resolve("lm/1"), "champion")
+    return home
+
+
+@pytest.fixture
+def run(
+    settings: Settings, registry_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[Any, str, str]]:
+    """Run `maas` in this process, on a copy of `registry_home`: exit status, standard output, standard error."""
+    shutil.copytree(registry_home, settings.home)
+
+    def call(*arguments: str) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", ["maas", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return end.value.code, *capsys.readouterr()
+
+    return call
+
+
+Run = Callable[..., tuple[Any, str, str]]
+
+
+def test_models_lists_versions_with_aliases_and_the_metric_that_counts(run: Run) -> None:
+    status, out, _ = run("models")
+    lines = out.splitlines()
+
+    assert status == 0
+    assert lines[0].split() == ["MODEL", "VERSION", "ALIASES", "TASK", "METRICS", "MADE"]
+    assert lines[1].split()[:3] == ["lm", "2", "text-generation"]
+    assert lines[2].split()[:4] == ["lm", "1", "champion", "text-generation"]
+    assert "perplexity 5 (validation), 11 (test)" in lines[1] or "perplexity 11 (test), 5 (validation)" in lines[1]
+
+
+def test_models_of_a_name_shows_lineage_and_json_all_of_it(run: Run) -> None:
+    _, text, _ = run("models", "lm")
+    [second, first] = json.loads(run("models", "lm", "--json")[1])
+
+    assert "lm/2\n  aliases   none" in text
+    assert f"dataset   words ({'f' * 16})" in text
+    assert (second["reference"], first["aliases"]) == ("lm/2", ["champion"])
+    assert first["lineage"]["run"] == "run-1"
+    assert first["metrics"]["validation/perplexity"] == 10.0
+
+
+def test_an_alias_moves(run: Run) -> None:
+    assert run("alias", "lm", "2", "champion") == (0, "lm@champion is now lm/2\n", "")
+    assert [one["aliases"] for one in json.loads(run("models", "lm", "--json")[1])] == [["champion"], []]
+    assert run("alias", "lm", "7", "champion") == (1, "", "lm has no version 7; it has: 2, 1.\n")
+
+
+@pytest.mark.parametrize("alias", ["latest", "v1", "a b", "../x", ""])
+def test_an_alias_that_cannot_be_used_is_refused(run: Run, alias: str) -> None:
+    status, _, err = run("alias", "lm", "1", alias)
+
+    assert status == 2
+    assert err.startswith(f"alias {alias!r}: 1 problem\n")
+
+
+@pytest.mark.parametrize("reference", ["lm@", "lm/x", "lm@a@b", "@champion", ""])
+def test_what_is_no_version_is_not_deployed(run: Run, reference: str) -> None:
+    status, _, err = run("deploy", reference)
+
+    assert status == 2
+    assert err
+    assert "not foreseen" not in err
