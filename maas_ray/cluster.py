@@ -239,12 +239,14 @@ def up(
         state = _State.read(settings)
         if state and state.parent.running():
             say(f"A Ray cluster is running already at {state.address}; dashboard {state.dashboard}")
+            state.use_authentication()
             return state.cluster
         num_cpus = num_cpus or default_cpus()
         say(f"Starting a Ray cluster on this machine with {num_cpus} CPUs (it stays until `maas down`) …")
         started = time.monotonic()
         state = _start(settings, num_cpus, num_gpus, dashboard_port)
         _write_state(settings, state)
+    state.use_authentication()
     say(f"The cluster is up after {time.monotonic() - started:.0f} s. Dashboard: {state.dashboard}")
     return state.cluster
 
