@@ -107,6 +107,11 @@ class _State:
     def use_authentication(self) -> None:
         """Make this process speak to the cluster as it was started, whatever the shell says."""
         os.environ.update(_LOOPBACK, **{_AUTH: self.auth})
+        if "ray" in sys.modules:
+            # Ray read the variable when it was imported; without it, it looks for loopback at another address.
+            from ray._private import ray_constants
+
+            ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 # --- joining ---------------------------------------------------------------------------------------
@@ -114,6 +119,8 @@ class _State:
 
 def connect(settings: Settings, *, start: bool = True) -> Cluster:
     """Connect this process to the cluster that is meant; quietly, and again at no cost.
+
+    Call it before `import ray`: Ray reads how to authenticate when it is imported, once.
 
     Args:
         settings: also handed to every worker, as `MAAS_*` variables.
@@ -241,6 +248,9 @@ def up(
             say(f"A Ray cluster is running already at {state.address}; dashboard {state.dashboard}")
             state.use_authentication()
             return state.cluster
+        # Before anything imports Ray, which reads them but once: this process will speak to that cluster.
+        os.environ.update(_LOOPBACK)
+        os.environ.setdefault(_AUTH, "token")
         num_cpus = num_cpus or default_cpus()
         say(f"Starting a Ray cluster on this machine with {num_cpus} CPUs (it stays until `maas down`) …")
         started = time.monotonic()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, model_validator
 
 from maas_ray import storage
+from maas_ray.cluster import connect
 from maas_ray.console import say
 from maas_ray.data.dataset import (
     KIND,
@@ -111,12 +112,7 @@ def prepare(spec: PrepareSpec, *, settings: Settings | None = None, parallelism:
     settings = settings or Settings.from_environment()
     files = list_sources(spec)
     identity = spec.task.identity()
-    import ray
-
-    if not ray.is_initialized():
-        from maas_ray.cluster import connect
-
-        connect(settings)
+    connect(settings)
     from maas_ray.data import stages
     from maas_ray.data.blocks import quiet
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from maas_ray.cluster import connect
 from maas_ray.console import progress, say
 from maas_ray.data.dataset import PreparedDataset, RowGroup, open_dataset
 from maas_ray.errors import DataError, NotFoundError
@@ -100,13 +101,10 @@ def _check_features(bundle: Bundle, dataset: PreparedDataset) -> None:
 
 def _measured(spec: EvaluateSpec, settings: Settings, bundle: Bundle, dataset: PreparedDataset) -> dict[str, float]:
     """The task's sums over the whole split."""
+    connect(settings)
     import ray
     from ray.data import ActorPoolStrategy, DataContext
 
-    if not ray.is_initialized():
-        from maas_ray.cluster import connect
-
-        connect(settings)
     groups = dataset.row_groups(spec.split)
     context = DataContext.get_current()
     shows = context.enable_progress_bars, context.print_on_execution_start

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from maas_ray import storage
+from maas_ray.cluster import connect
 from maas_ray.console import progress, say
 from maas_ray.data.dataset import PreparedDataset, open_dataset
 from maas_ray.errors import ClusterError, MaasError, SpecError, TrainingError
@@ -87,6 +88,7 @@ def train(spec: TrainSpec, *, settings: Settings | None = None) -> ModelVersion:
         f"training {spec.model} on {dataset.name}: {plan.total_steps:,} steps of {plan.batch_size} rows, "
         f"{spec.workers} {'worker' if spec.workers == 1 else 'workers'}, run {run.name}"
     )
+    connect(settings)
     with _recorded(run):
         checkpoint = _last_checkpoint(run, plan) or _fit(run, plan)
         bundle, version = finish(run, checkpoint)
@@ -185,10 +187,6 @@ def _fit(run: _Run, plan: Plan) -> Any:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    if not ray.is_initialized():
-        from maas_ray.cluster import connect
-
-        connect(run.settings)
     spec = run.spec
     use_gpu = _use_gpu(spec)
     config = resolve(
