@@ -46,20 +46,23 @@ def start(settings: "Settings") -> str:
         DeploymentError: the port is taken.
     """
     from ray import serve
+    from ray.exceptions import RayError
 
     if not settings.verbose:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
     if _client() is None:
         _check_port(settings)
-        serve.start(
-            http_options={
-                "host": settings.http_host,
-                "port": settings.http_port,
-                # The gateway keeps each model's own timeout, and says so in the API's shape; this is for
-                # a gateway that cannot answer at all.
-                "request_timeout_s": MAX_TIMEOUT_S + 60,
-            },
-        )
+        options = {
+            "host": settings.http_host,
+            "port": settings.http_port,
+            # The gateway keeps each model's own timeout, and says so in the API's shape; this is for a
+            # gateway that cannot answer at all.
+            "request_timeout_s": MAX_TIMEOUT_S + 60,
+        }
+        try:
+            serve.start(http_options=options)
+        except (RayError, RuntimeError, TimeoutError) as error:
+            raise DeploymentError(f"Ray Serve did not start: {str(error).strip().splitlines()[-1]}") from error
     return _url()
 
 
@@ -202,9 +205,9 @@ def _progress(found: dict[str, Any]) -> tuple[bool, Progress]:
     running = sum(replica["state"] == "RUNNING" for replica in replicas)
     wanted = sum(deployment["target_num_replicas"] for deployment in deployments)
     starting = [replica for replica in replicas if replica["state"] == "STARTING"]
-    if not deployments or not any(replica["node_id"] is None for replica in starting):
+    if not deployments or not any(replica.get("node_id") is None for replica in starting):
         return False, Progress(running, wanted, "loading" if starting else "waiting for Serve")
-    required = next(iter(deployments))["required_resources"]
+    required = next(iter(deployments)).get("required_resources", {})
     return True, Progress(running, wanted, f"no room, {_shortage(required)}")
 
 
