@@ -92,10 +92,11 @@ def run_sorted(blocks: Blocks, key: str, boundaries: list[int], step: Step, watc
 
 
 def _kept(dataset: ray.data.Dataset, watch: Watch | None) -> Blocks:
+    """Blocks that hold rows: an empty one may lack its columns, since no step was called for it."""
     blocks: Blocks = []
     rows = 0
     for bundle in dataset.iter_internal_ref_bundles():
-        blocks += bundle.block_refs
+        blocks += [block.ref for block in bundle.blocks if block.metadata.num_rows]
         rows += bundle.num_rows() or 0
         if watch:
             watch(len(blocks), rows)

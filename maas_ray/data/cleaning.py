@@ -130,7 +130,8 @@ def tally(rows: pa.Table) -> pa.Table:
     for fate, error, count, path, position in zip(*columns, strict=True):
         kind = fate, re.sub(r"0x[0-9a-f]+|\d+", "#", error)
         counts[kind] += count
-        example.setdefault(kind, f"{error} ({path}" + (f":{position})" if position else ")"))
+        found = f"{error} ({path}" + (f":{position})" if position else ")")
+        example[kind] = min(example.get(kind, found), found)
     records = [
         {"fate": kind[0], "kind": kind[1], "example": example[kind], "rows": count} for kind, count in counts.items()
     ]

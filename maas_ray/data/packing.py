@@ -45,7 +45,7 @@ def chunk_schema(task: Task) -> pa.Schema:
 
 def encode(rows: pa.Table, files: dict[str, bytes], task_spec: TaskSpec) -> Iterator[pa.Table]:
     """Encode kept rows with the task as it was saved, so that nothing but the saved task ever encodes."""
-    task = _saved_task(files)
+    task = _loaded(files)
     schema = chunk_schema(task)
     batch: list[tuple[int, bytes, Row]] = []
     size = 0
@@ -63,7 +63,14 @@ def _size(value: Any) -> int:
     return value.nbytes if isinstance(value, np.ndarray) else len(value) if isinstance(value, (str, bytes)) else 8
 
 
-def _saved_task(files: dict[str, bytes]) -> Task:
+def saved(task: Task) -> dict[str, bytes]:
+    """The files that a task saves itself into."""
+    with tempfile.TemporaryDirectory() as directory:
+        task.save(Path(directory))
+        return {path.name: path.read_bytes() for path in sorted(Path(directory).iterdir())}
+
+
+def _loaded(files: dict[str, bytes]) -> Task:
     with tempfile.TemporaryDirectory() as directory:
         for name, content in files.items():
             (Path(directory) / name).write_bytes(content)
@@ -224,21 +231,19 @@ def layout(split: int, plan: Plan, attempt: str) -> list[Shard]:
 
 def write_shard(pieces: pa.Table, plan: Plan, shards: list[list[Shard]], uri: str) -> pa.Table:
     """Join the pieces of one shard's rows and write it; gives its entry in the manifest."""
-    if len(pieces):
-        pieces = pieces.sort_by([("place", "ascending"), ("element", "ascending")]).combine_chunks()
-        places, elements = pieces["place"].to_numpy(), pieces["element"].to_numpy()
-        split = max(number for number in range(len(plan.rows)) if plan.rows[number] and plan.base(number) <= places[0])
-        start = int(places[0]) - plan.base(split)
-        shard = next(shard for shard in shards[split] if shard.start == start)
-        rows = shard.start + np.arange(shard.rows)
-        _, heads = np.unique(places, return_index=True)
-        batch = {"index": rows, "position": elements[heads] // plan.length}
-        if not np.array_equal(places[heads] - plan.base(split), rows):
-            raise RuntimeError(f"{shard.path}: its rows are not the ones it was planned for")
-        for name, column in plan.columns.items():
-            batch[name] = _joined(pieces[name].chunk(0), column.dtype).reshape(shard.rows, *column.shape)
-        return packed([write_table(from_numpy(batch, plan.columns), uri, shard.path, shard.row_groups[0])])
-    return packed([])
+    pieces = pieces.sort_by([("place", "ascending"), ("element", "ascending")]).combine_chunks()
+    places, elements = pieces["place"].to_numpy(), pieces["element"].to_numpy()
+    split = max(number for number in range(len(plan.rows)) if plan.rows[number] and plan.base(number) <= places[0])
+    start = int(places[0]) - plan.base(split)
+    shard = next(shard for shard in shards[split] if shard.start == start)
+    rows = shard.start + np.arange(shard.rows)
+    _, heads = np.unique(places, return_index=True)
+    batch = {"index": rows, "position": elements[heads] // plan.length}
+    if not np.array_equal(places[heads] - plan.base(split), rows):
+        raise RuntimeError(f"{shard.path}: its rows are not the ones it was planned for")
+    for name, column in plan.columns.items():
+        batch[name] = _joined(pieces[name].chunk(0), column.dtype).reshape(shard.rows, *column.shape)
+    return packed([write_table(from_numpy(batch, plan.columns), uri, shard.path, shard.row_groups[0])])
 
 
 def _joined(pieces: Any, dtype: str) -> np.ndarray:

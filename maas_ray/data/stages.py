@@ -5,14 +5,12 @@ the rows that fitting reads.
 """
 
 import math
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
     from maas_ray.data.prepare import PrepareSpec
 
 # What is worth a block of its own. Opening a file costs as much as reading some bytes more.
-_LEAST_BYTES, _OPEN_BYTES = 2 << 20, 16 << 10
+_LEAST_BYTES, _OPEN_BYTES = 4 << 20, 4 << 10
 
 
 @dataclass(frozen=True)
@@ -76,6 +74,8 @@ def build(
         DataError: too much is broken, or too little is left.
     """
     read = sum(file.rows for source in inspected for file in source)
+    if not read:
+        raise DataError("the sources hold no rows at all; there is nothing to prepare.")
     ordered = _read(spec, inspected, read, parallelism)
     fates, errors = _tally(ordered)
     _check(spec, fates, errors, read)
@@ -83,7 +83,7 @@ def build(
     if fates[cleaning.QUARANTINED]:
         files += _objects(run(ordered, partial(cleaning.write_quarantine, uri=uri, attempt=attempt)))
     task = _fit(spec, ordered)
-    task_files = saved(task)
+    task_files = packing.saved(task)
     chunks = _encode(spec, ordered, task_files)
     del ordered  # the cluster may forget the raw rows now
     plan, sizes = packing.plan_of(rows(run(chunks, packing.listing)), task, spec.seed)
@@ -219,13 +219,6 @@ def _training(spec: "PrepareSpec", ordered: Blocks, bar: Progress) -> Iterator[R
             count, last = count + 1, digest
             yield row
         bar.update(count)
-
-
-def saved(task: Task) -> dict[str, bytes]:
-    """The files that a task saves itself into."""
-    with tempfile.TemporaryDirectory() as directory:
-        task.save(Path(directory))
-        return {path.name: path.read_bytes() for path in sorted(Path(directory).iterdir())}
 
 
 def _encode(spec: "PrepareSpec", ordered: Blocks, task_files: dict[str, bytes]) -> Blocks:

@@ -14,7 +14,6 @@ from maas_ray.data import cleaning, packing
 from maas_ray.data.dataset import SPLITS, to_numpy
 from maas_ray.data.reading import Part, inspect
 from maas_ray.data.sources import AnySource, ImageFolderSource, JsonlSource, TextSource, list_files
-from maas_ray.data.stages import saved
 from maas_ray.errors import DataError
 from maas_ray.tasks import AnyTaskSpec, Task
 from maas_ray.tasks.image_classification import ImageClassificationSpec
@@ -44,7 +43,8 @@ def ranges(tables: list[pa.Table], key: str, boundaries: list[int]) -> list[pa.T
     """What a distributed sort gives: one table for each range of keys."""
     table = pa.concat_tables(tables)
     numbers = np.searchsorted(boundaries, table[key].to_numpy(), side="right")
-    return [table.filter(pa.array(numbers == number)).sort_by(key) for number in range(len(boundaries) + 1)]
+    found = [table.filter(pa.array(numbers == number)).sort_by(key) for number in range(len(boundaries) + 1)]
+    return [table for table in found if len(table)]
 
 
 def run(
@@ -58,7 +58,7 @@ def run(
     ordered = [cleaning.settle(table) for table in ranges(blocks(read, rng, cut), "key", boundaries)]
     rows = [row for table in ordered for row in cleaning.kept_rows(table, task_spec)]
     task = task_spec.fit(row for split, _, row in rows if split == 0)
-    files = saved(task)
+    files = packing.saved(task)
     chunks = [chunk for table in ordered for chunk in packing.encode(table, files, task_spec)]
     listed = [row for chunk in chunks for row in packing.listing(chunk).to_pylist()]
     plan, sizes = packing.plan_of(rng.sample(listed, len(listed)), task, seed=0)
