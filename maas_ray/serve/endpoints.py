@@ -169,7 +169,7 @@ class Endpoints:
                 yield session
         except sql.IntegrityError as error:
             raise ConflictError(f"somebody else wrote to the database at the same moment: {error.orig}") from error
-        except sql.OperationalError as error:
+        except sql.DatabaseError as error:
             raise _unusable(self._engine, error) from error
 
 
@@ -230,9 +230,9 @@ def _migrate(engine: Engine) -> None:
                     return
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
-    except sql.OperationalError as error:
+    except sql.DatabaseError as error:
         raise _unusable(engine, error) from error
 
 
-def _unusable(engine: Engine, error: sql.OperationalError) -> StorageError:
+def _unusable(engine: Engine, error: sql.DatabaseError) -> StorageError:
     return StorageError(f"the database {engine.url.render_as_string()} cannot be used: {error.orig}")

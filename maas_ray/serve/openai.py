@@ -196,7 +196,10 @@ def parse_body(kind: type[_Body], document: Any) -> _Body:
 def _refusal(error: ValidationError) -> RequestError:
     details = error.errors(include_url=False, include_input=True)
     # Of a union, the branch that got furthest is the one that was meant.
-    detail = max(details, key=lambda detail: len([p for p in detail["loc"] if isinstance(p, int)]))
+    detail = max(
+        details,
+        key=lambda detail: (sum(isinstance(part, int) for part in detail["loc"]), not detail["type"].endswith("_type")),
+    )
     kind, context = detail["type"], detail.get("ctx", {})
     param = context.get("name") or _param(detail["loc"])
     if kind == "missing":

@@ -104,9 +104,9 @@ class TransformersEngine:
                 self.check()
 
     def check(self) -> None:
-        fatal = self._manager.background_thread_status.fatal_error
-        if fatal is not None or not self._manager.is_running():
-            raise DeploymentError(f"the text engine has stopped: {fatal or 'its thread is gone'}.")
+        status = self._manager.background_thread_status
+        if status.can_accept_new_requests() is not None or not self._manager.is_running():
+            raise DeploymentError(f"the text engine has stopped: {status.fatal_error or 'its thread is gone'}.")
 
     def close(self) -> None:
         if self._manager.is_running():

@@ -1,0 +1,510 @@
+"""The gateway's HTTP application: right answers in each API's words, and never a 500 for a client's mistake."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+
+import httpx
+import numpy as np
+import pytest
+
+from maas_ray.errors import OverloadedError, PromptTooLongError, RequestError
+from maas_ray.serve.api import create_app
+from maas_ray.serve.models import Models
+from maas_ray.serve.open_inference import parse_infer, render_infer
+from maas_ray.serve.routes import Route, from_config, to_config
+from maas_ray.serve.text import Delta, TextRequest
+from maas_ray.tasks import TensorSpec
+
+LIMIT = 2000
+INPUTS = (TensorSpec("x", "FP32", (-1, 2)), TensorSpec("word", "BYTES", (-1,)))
+OUTPUTS = (TensorSpec("sum", "FP32", (-1,)), TensorSpec("word", "BYTES", (-1,)))
+
+
+def route(name: str, kind: str, **changes) -> Route:
+    fields = {
+        "application": f"model-{name}",
+        "task": "text-generation" if kind == "generate" else "sums",
+        "version": f"{name}/3",
+        "digest": "ab" * 32,
+        "created": 1_700_000_000,
+        "inputs": [vars(tensor) for tensor in INPUTS],
+        "outputs": [vars(tensor) for tensor in OUTPUTS],
+        "timeout_s": 30,
+    }
+    return Route.parse({"name": name, "kind": kind, **fields, **changes})
+
+
+class InProcess(Models):
+    """Models that answer here: an echo, and a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cancelled = 0
+        self._routes = {"echo": route("echo", "generate"), "sums": route("sums", "predict")}
+
+    async def ready(self, route: Route) -> bool:
+        return route.name == "sums"
+
+    async def complete(self, route: Route, request: TextRequest) -> Delta:
+        async with aclosing(self.stream(route, request)) as deltas:
+            found = [delta async for delta in deltas]
+        return Delta("".join(delta.text for delta in found), "stop", 2, len(found))
+
+    async def stream(self, route: Route, request: TextRequest) -> AsyncGenerator[Delta, None]:
+        said = request.prompt if isinstance(request.prompt, str) else json.dumps(request.prompt)
+        mistakes = {
+            "long": PromptTooLongError(9, 9, 10, "prompt"),
+            "full": OverloadedError("full"),
+            "bug": ValueError("secret"),
+        }
+        if said in mistakes:
+            raise mistakes[said]
+        words = said.split(" ")
+        try:
+            for number, word in enumerate(words, start=1):
+                if word == "break":
+                    raise RequestError("the replica died", code="model_unavailable", status=503)
+                if word == "wait":
+                    await asyncio.sleep(60)
+                yield Delta(word, "stop" if number == len(words) else None, 2, number)
+        except (GeneratorExit, asyncio.CancelledError):
+            self.cancelled += 1
+            raise
+
+    async def infer(self, route: Route, body: bytes) -> bytes:
+        request = parse_infer(body, INPUTS, OUTPUTS)
+        answer = {"sum": request.inputs["x"].sum(1), "word": request.inputs["word"]}
+        return render_infer(request, answer, OUTPUTS, route.name, route.number)
+
+
+Call = Callable[..., httpx.Response]
+
+
+@pytest.fixture
+def call() -> Call:
+    app = create_app(InProcess(), body_limit=LIMIT)
+
+    def send(method: str, path: str, **content) -> httpx.Response:
+        async def once() -> httpx.Response:
+            transport = httpx.ASGITransport(app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                return await client.request(method, path, **content)
+
+        return asyncio.run(once())
+
+    return send
+
+
+def complete(call: Call, **changes) -> httpx.Response:
+    return call("POST", "/v1/completions", json={"model": "echo", "prompt": "a b"} | changes)
+
+
+def chat(call: Call, **changes) -> httpx.Response:
+    return call("POST", "/v1/chat/completions", json={"model": "echo", "messages": [say("hi")]} | changes)
+
+
+def say(content, role: str = "user", **more) -> dict:
+    return {"role": role, "content": content, **more}
+
+
+def events(response: httpx.Response) -> list:
+    assert response.headers["content-type"].startswith("text/event-stream")
+    lines = [line for line in response.text.split("\n\n") if line]
+    assert all(line.startswith("data: ") for line in lines)
+    return [line[6:] if line == "data: [DONE]" else json.loads(line[6:]) for line in lines]
+
+
+# --- OpenAI: answers
+
+
+def test_models(call: Call) -> None:
+    listed = call("GET", "/v1/models").json()
+    assert [model["id"] for model in listed["data"]] == ["echo"]  # what this API can be asked
+    assert call("GET", "/v1/models/echo").json() == listed["data"][0]
+    assert listed["data"][0]["created"] == 1_700_000_000
+
+
+def test_completion(call: Call) -> None:
+    body = complete(call).json()
+    assert body["object"] == "text_completion"
+    assert body["choices"] == [{"index": 0, "text": "ab", "logprobs": None, "finish_reason": "stop"}]
+    assert body["usage"] == {"prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4}
+    assert complete(call, prompt=["a"]).json()["choices"][0]["text"] == "a"
+    assert complete(call, prompt=[5, 6]).json()["choices"][0]["text"] == "[5,6]"
+    assert complete(call, prompt=[[5, 6]]).json()["choices"][0]["text"] == "[5,6]"
+
+
+def test_chat(call: Call) -> None:
+    message = say([{"type": "text", "text": "x"}, {"type": "text", "text": "y"}], role="developer", name="n")
+    body = chat(call, messages=[message]).json()
+    assert body["object"] == "chat.completion"
+    said = body["choices"][0]["message"]
+    assert said["role"] == "assistant"
+    assert json.loads(said["content"].replace('":"', '": "')) == [{"role": "system", "content": "xy"}]
+
+
+@pytest.mark.parametrize("usage", [False, True])
+def test_streams(call: Call, usage: bool) -> None:
+    options = {"stream": True, "stream_options": {"include_usage": usage}}
+    found = events(complete(call, prompt="a b c", **options))
+    assert found[-1] == "[DONE]"
+    chunks = found[:-1]
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    if usage:
+        assert chunks[-1]["choices"] == []
+        assert chunks.pop()["usage"] == {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
+    assert all(("usage" in chunk) == usage and not chunk.get("usage") for chunk in chunks)
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "abc"
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, None, None, "stop"]
+
+    deltas = [chunk["choices"][0]["delta"] for chunk in events(chat(call, stream=True))[:-1]]
+    assert deltas[0] == {"role": "assistant", "content": ""}
+    assert deltas[-1] == {}
+
+
+def test_an_error_within_a_stream_is_its_last_event(call: Call) -> None:
+    response = complete(call, prompt="a break b", stream=True)
+    assert response.status_code == 200
+    found = events(response)
+    assert found[-1]["error"]["code"] == "model_unavailable"
+    assert "[DONE]" not in found
+
+
+def test_an_error_before_a_stream_has_a_status(call: Call) -> None:
+    response = complete(call, prompt="long", stream=True)
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_who_leaves_a_stream_ends_it() -> None:
+    models = InProcess()
+    app = create_app(models, body_limit=LIMIT)
+    body = json.dumps({"model": "echo", "prompt": "a wait", "stream": True}).encode()
+
+    async def leave() -> None:
+        sent: asyncio.Queue = asyncio.Queue()
+        received = iter([{"type": "http.request", "body": body, "more_body": False}])
+        gone = asyncio.Event()
+
+        async def receive() -> dict:
+            message = next(received, None)
+            if message is None:
+                await gone.wait()
+                return {"type": "http.disconnect"}
+            return message
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], "query_string": b""}
+        asked = asyncio.create_task(app(scope, receive, sent.put))
+        while (await asyncio.wait_for(sent.get(), 5))["type"] != "http.response.body":
+            pass
+        gone.set()
+        await asyncio.wait_for(asked, 5)
+
+    asyncio.run(leave())
+    assert models.cancelled == 1
+
+
+def test_harmless_and_neutral_parameters_are_taken(call: Call) -> None:
+    neutral = {
+        "n": 1,
+        "logit_bias": {},
+        "frequency_penalty": 0,
+        "presence_penalty": 0.0,
+        "response_format": {"type": "text"},
+        "tools": [],
+        "tool_choice": "none",
+        "logprobs": False,
+        "top_logprobs": None,
+        "user": "u",
+        "metadata": {"a": "b"},
+        "store": False,
+        "service_tier": "auto",
+        "stop": None,
+        "temperature": None,
+        "seed": -3,
+    }
+    assert chat(call, **neutral).status_code == 200
+    assert complete(call, best_of=1, echo=False, suffix=None, logprobs=None, stop=["x"] * 4).status_code == 200
+
+
+# --- OpenAI: mistakes
+
+UNSUPPORTED = {
+    "n": 2,
+    "logprobs": True,
+    "top_logprobs": 3,
+    "logit_bias": {"5": 1},
+    "frequency_penalty": 0.1,
+    "presence_penalty": -1,
+    "response_format": {"type": "json_object"},
+    "tools": [{"type": "function"}],
+    "tool_choice": "required",
+    "functions": [{}],
+    "modalities": ["audio"],
+    "reasoning_effort": "high",
+}
+
+
+@pytest.mark.parametrize(("name", "value"), UNSUPPORTED.items())
+def test_what_would_change_the_answer_is_refused_by_name(call: Call, name: str, value) -> None:
+    response = chat(call, **{name: value})
+    error = response.json()["error"]
+    assert (response.status_code, error["param"], error["code"]) == (400, name, "unsupported_parameter")
+
+
+@pytest.mark.parametrize(
+    ("changes", "param", "code"),
+    [
+        ({"temperature": "hot"}, "temperature", "invalid_type"),
+        ({"temperature": 2.1}, "temperature", "invalid_value"),
+        ({"temperature": -0.1}, "temperature", "invalid_value"),
+        ({"temperature": True}, "temperature", "invalid_type"),
+        ({"top_p": 0}, "top_p", "invalid_value"),
+        ({"max_tokens": 0}, "max_tokens", "invalid_value"),
+        ({"max_tokens": 1.5}, "max_tokens", "invalid_type"),
+        ({"max_tokens": "5"}, "max_tokens", "invalid_type"),
+        ({"seed": 2**63}, "seed", "invalid_value"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "invalid_value"),
+        ({"stop": ""}, "stop", "invalid_value"),
+        ({"stop": [1]}, "stop[0]", "invalid_type"),
+        ({"stream": "yes"}, "stream", "invalid_type"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
+        ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "unknown_parameter"),
+        ({"max_tokenz": 5}, "max_tokenz", "unknown_parameter"),
+        ({"messages": []}, "messages", "invalid_value"),
+        ({"messages": "hi"}, "messages", "invalid_type"),
+        ({"messages": [say(5)]}, "messages[0].content", "invalid_type"),
+        ({"messages": [say("x", role="robot")]}, "messages[0].role", "invalid_value"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter"),
+        ({"messages": [say("x"), say([{"type": "image_url"}])]}, "messages[1].content[0].type", "invalid_value"),
+        ({"model": 5}, "model", "invalid_type"),
+        ({"model": None}, "model", "invalid_type"),
+    ],
+)
+def test_a_wrong_field_is_named(call: Call, changes: dict, param: str, code: str) -> None:
+    response = chat(call, **changes)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"], error["code"]) == (400, param, code)
+    assert error["type"] == "invalid_request_error"
+    assert error["message"]
+
+
+def test_wrong_prompts(call: Call) -> None:
+    for prompt in (5, None, [], ["a", "b"], [1, "a"], [["a"]], {"a": 1}):
+        response = complete(call, prompt=prompt)
+        assert response.status_code == 400, prompt
+        assert response.json()["error"]["param"].startswith("prompt")
+
+
+def test_missing_and_unknown_models(call: Call) -> None:
+    missing = call("POST", "/v1/completions", json={"prompt": "x"})
+    assert missing.json()["error"]["code"] == "missing_required_parameter"
+    for unknown in (complete(call, model="nope"), call("GET", "/v1/models/nope")):
+        assert unknown.status_code == 404
+        assert unknown.json()["error"]["code"] == "model_not_found"
+    other = complete(call, model="sums")
+    assert other.status_code == 400
+    assert "/v2/models/sums/infer" in other.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b'{"model": "echo", "prompt": NaN}', b"\xff\xfe", b"null", b"[1]", b'"x"', b"[" * 1500]
+)
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v2/models/sums/infer"])
+def test_broken_json(call: Call, path: str, body: bytes) -> None:
+    response = call("POST", path, content=body)
+    assert response.status_code == 400
+    shape = response.json()["error"]
+    assert isinstance(shape, str) if path.startswith("/v2") else shape["type"] == "invalid_request_error"
+
+
+def test_overload_says_when_to_come_back(call: Call) -> None:
+    response = complete(call, prompt="full")
+    assert (response.status_code, response.headers["retry-after"]) == (429, "1")
+    assert response.json()["error"]["type"] == "rate_limit_error"
+
+
+def test_a_bug_is_a_500_that_tells_nothing(call: Call) -> None:
+    response = call(
+        "POST", "/v1/completions", json={"model": "echo", "prompt": "bug"}, headers={"x-request-id": "req-7"}
+    )
+    assert response.status_code == 500
+    error = response.json()["error"]
+    assert (error["type"], error["code"]) == ("server_error", "internal_error")
+    assert "req-7" in error["message"]
+    assert "secret" not in error["message"]
+
+
+# --- the guard
+
+
+async def in_pieces(size: int) -> AsyncIterator[bytes]:
+    for _ in range(size // 100):
+        yield b" " * 100
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v2/models/sums/infer"])
+def test_a_body_over_the_limit(call: Call, path: str) -> None:
+    for content in (b" " * (LIMIT + 1), in_pieces(LIMIT + 100)):  # with and without Content-Length
+        response = call("POST", path, content=content)
+        assert response.status_code == 413
+        assert "2,000 bytes" in str(response.json()["error"])
+    assert call("POST", path, content=in_pieces(LIMIT)).status_code == 400  # within it: merely no JSON
+
+
+def test_reading_stops_at_the_limit() -> None:
+    app = create_app(InProcess(), body_limit=LIMIT)
+    read = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal read
+        while True:
+            read += 1000
+            yield b" " * 1000
+
+    async def send() -> int:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return (await client.post("/v1/completions", content=endless())).status_code
+
+    assert asyncio.run(send()) == 413
+    assert read <= LIMIT + 1000
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/completions", 405),
+        ("DELETE", "/v1/models", 405),
+        ("GET", "/v2/models/sums/infer", 405),
+        ("POST", "/v2/health/live", 405),
+        ("GET", "/", 404),
+        ("GET", "/v1", 404),
+        ("GET", "/v1/models/", 404),
+        ("GET", "/v1/models/a/b", 404),
+        ("GET", "/v2/x", 404),
+        ("POST", "/v2/models/sums/versions/3/x", 404),
+    ],
+)
+def test_wrong_methods_and_paths(call: Call, method: str, path: str, status: int) -> None:
+    response = call(method, path)
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert isinstance(error, str) if path.startswith("/v2") else error["message"]
+    if status == 405:
+        assert response.headers["allow"]
+
+
+# --- Open Inference Protocol
+
+
+def test_server_and_model_metadata(call: Call) -> None:
+    assert call("GET", "/v2").json()["name"] == "maas_ray"
+    assert call("GET", "/v2/health/live").json() == {"live": True}
+    assert call("GET", "/v2/health/ready").status_code == 503  # `echo` is not
+    for path in ("/v2/models/sums", "/v2/models/sums/versions/3"):
+        body = call("GET", path).json()
+        assert (body["name"], body["versions"]) == ("sums", ["3"])
+        assert body["inputs"][0] == {"name": "x", "datatype": "FP32", "shape": [-1, 2]}
+        assert call("GET", f"{path}/ready").json() == {"name": "sums", "ready": True}
+    assert call("GET", "/v2/models/echo/ready").status_code == 503
+    for path in ("/v2/models/nope", "/v2/models/sums/versions/4", "/v2/models/sums/versions/4/ready"):
+        assert call("GET", path).status_code == 404
+
+
+def tensors(**changes) -> dict:
+    x = {"name": "x", "datatype": "FP32", "shape": [2, 2], "data": [1, 2.5, 3, 4]} | changes
+    return {"inputs": [x, {"name": "word", "datatype": "BYTES", "shape": [2], "data": ["é", ""]}]}
+
+
+def infer(call: Call, body: dict, tail: str = "") -> httpx.Response:
+    return call("POST", f"/v2/models/sums{tail}/infer", json=body)
+
+
+def test_infer(call: Call) -> None:
+    for data in ([1, 2.5, 3, 4], [[1, 2.5], [3, 4]]):
+        body = infer(call, tensors(data=data) | {"id": "42"}, "/versions/3").json()
+        assert body == {
+            "model_name": "sums",
+            "model_version": "3",
+            "id": "42",
+            "outputs": [
+                {"name": "sum", "datatype": "FP32", "shape": [2], "data": [3.5, 7.0]},
+                {"name": "word", "datatype": "BYTES", "shape": [2], "data": ["é", ""]},
+            ],
+        }
+    chosen = infer(call, tensors() | {"outputs": [{"name": "word"}]}).json()
+    assert [output["name"] for output in chosen["outputs"]] == ["word"]
+    assert "id" not in chosen
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({}, "inputs: field required"),
+        ({"inputs": []}, "inputs: list should have at least 1"),
+        (tensors(datatype="FP64"), "x is FP32, not 'FP64'"),
+        (tensors(shape=[2]), "shape [-1, 2] (-1: any), not [2]"),
+        (tensors(shape=[2, 3]), "not [2, 3]"),
+        (tensors(shape=[2, -2]), "inputs[0].shape[1]"),
+        (tensors(shape=[10**12, 2]), "needs 2000000000000"),
+        (tensors(shape=[0, 2], data=[]), "one row or more"),
+        (tensors(shape=[1, 2], data=[1, 2]), "as many in each"),
+        (tensors(data=[1, 2, 3]), "3 elements; shape [2, 2] needs 4"),
+        (tensors(data=[[1, 2, 3, 4]]), "nested as [1, 4]"),
+        (tensors(data=[[1, 2], [3]]), "not all of one length"),
+        (tensors(data=[1, 2, 3, "4"]), "not FP32"),
+        (tensors(data=[1, 2, 3, None]), "not FP32"),
+        (tensors(data=[1, 2, 3, 1e300]), "too large for FP32"),
+        (tensors(data=[1, 2, 3, {"a": 1}]), "not FP32"),
+        (tensors(name="y"), "there is no 'y'"),
+        (tensors(extra=1), "extra"),
+        (tensors(parameters={"binary_data_size": 5}), "no parameters are supported"),
+        (tensors() | {"outputs": [{"name": "z"}]}, "there is no 'z'"),
+        (tensors() | {"id": 5}, "id: input should be a valid string"),
+        ({"inputs": tensors()["inputs"][:1]}, "word is missing"),
+        ({"inputs": tensors()["inputs"] * 2}, "stands twice"),
+    ],
+)
+def test_wrong_tensors(call: Call, body: dict, says: str) -> None:
+    response = infer(call, body)
+    assert response.status_code == 400
+    assert says in response.json()["error"].replace("Field", "field")
+
+
+@pytest.mark.parametrize(
+    ("datatype", "data", "fine"),
+    [
+        ("UINT8", [0, 255], True),
+        ("UINT8", [256], False),
+        ("UINT8", [-1], False),
+        ("UINT8", [1.0], False),
+        ("UINT8", [True], False),
+        ("INT64", [2**63 - 1, -(2**63)], True),
+        ("INT64", [2**63], False),
+        ("UINT64", [2**64 - 1], True),
+        ("UINT64", [2**64], False),
+        ("BOOL", [True, False], True),
+        ("BOOL", [1], False),
+        ("FP16", [65504], True),
+        ("FP16", [1e6], False),
+        ("BYTES", ["a"], True),
+        ("BYTES", [1], False),
+    ],
+)
+def test_datatypes(datatype: str, data: list, fine: bool) -> None:
+    spec = (TensorSpec("x", datatype, (-1,)),)
+    body = json.dumps({"inputs": [{"name": "x", "datatype": datatype, "shape": [len(data)], "data": data}]})
+    if fine:
+        assert parse_infer(body.encode(), spec, spec).inputs["x"].tolist() == np.array(data).tolist()
+    else:
+        with pytest.raises(RequestError):
+            parse_infer(body.encode(), spec, spec)
+
+
+def test_a_table_travels_as_json() -> None:
+    table = (route("b", "predict"), route("a", "generate"))
+    config = json.loads(json.dumps(to_config(table)))
+    assert from_config(config) == (table[1], table[0])
+    assert to_config(table[::-1]) == config
