@@ -104,23 +104,12 @@ class _State:
     def cluster(self) -> Cluster:
         return Cluster(self.address, self.dashboard, "started by `maas up`")
 
-    def use_authentication(self) -> None:
-        """Make this process speak to the cluster as it was started, whatever the shell says."""
-        os.environ.update(_LOOPBACK, **{_AUTH: self.auth})
-        if "ray" in sys.modules:
-            # Ray read the variable when it was imported; without it, it looks for loopback at another address.
-            from ray._private import ray_constants
-
-            ray_constants.ENABLE_RAY_CLUSTER = False
-
 
 # --- joining ---------------------------------------------------------------------------------------
 
 
 def connect(settings: Settings, *, start: bool = True) -> Cluster:
     """Connect this process to the cluster that is meant; quietly, and again at no cost.
-
-    Call it before `import ray`: Ray reads how to authenticate when it is imported, once.
 
     Args:
         settings: also handed to every worker, as `MAAS_*` variables.
@@ -157,17 +146,17 @@ def find(settings: Settings) -> Cluster | None:
                 f"RAY_ADDRESS is {address}, a dashboard, which takes jobs: `ray job submit --working-dir . -- "
                 "python jobs/train.py SPEC.yaml`. To connect, give the head's own address: RAY_ADDRESS=host:6379."
             )
-        if not _answers(address):
+        if not _found(address):
             raise ClusterError(f"RAY_ADDRESS is {address}, but nothing answers there. Unset it, or start the cluster.")
         return Cluster(address, "", "from RAY_ADDRESS")
     state = _State.read(settings)
     if state and state.parent.running() and _answers(state.address):
-        state.use_authentication()
+        _speak_as(state.auth, loopback=True)
         return state.cluster
     with suppress(OSError):
         # Where `ray start` leaves the address of the cluster it started last on this machine.
         address = Path("/tmp/ray/ray_current_cluster").read_text(encoding="utf-8").strip()  # noqa: S108  Ray's own
-        if _answers(address):
+        if _found(address):
             return Cluster(address, "", "started by `ray start` on this machine")
     return None
 
@@ -177,10 +166,41 @@ def worker_environment(settings: Settings) -> dict[str, str]:
     return settings.environment() | {"RAY_TRAIN_V2_ENABLED": "1"}
 
 
+def _found(address: str) -> bool:
+    """Whether a cluster answers at an address that the user gave; then this process speaks as it asks."""
+    if "://" in address or address == "local":
+        return True  # Ray Client's, or Ray's own affair
+    auth = os.environ.get(_AUTH) or ("token" if _has_token() else "disabled")
+    host, _, port = address.rpartition(":")
+    if host in ("127.0.0.1", "localhost", "[::1]"):
+        # Ray takes loopback for this machine's own address, unless the cluster is one that is bound to loopback.
+        from ray.util import get_node_ip_address
+
+        if not _answers(f"{get_node_ip_address()}:{port}") and _answers(address):
+            _speak_as(auth, loopback=True)
+            return True
+        address = f"{get_node_ip_address()}:{port}"
+    if not _answers(address):
+        return False
+    _speak_as(auth, loopback=False)
+    return True
+
+
+def _speak_as(auth: str, *, loopback: bool) -> None:
+    """Make this process speak as its cluster does: whether with a token, whether on loopback."""
+    os.environ[_AUTH] = auth
+    if loopback:
+        os.environ.update(_LOOPBACK)
+    if "ray" in sys.modules:
+        # Ray has read these variables already.
+        from ray._private import ray_constants
+        from ray._raylet import Config
+
+        ray_constants.ENABLE_RAY_CLUSTER = not loopback
+        Config.initialize("")
+
+
 def _join(cluster: Cluster, settings: Settings) -> None:
-    if _AUTH not in os.environ and _has_token():
-        # A client that is given an address does not look for the token by itself.
-        os.environ[_AUTH] = "token"
     import ray
 
     # What the job was submitted with stands; Ray refuses to merge a variable that both set.
@@ -209,10 +229,10 @@ def _dashboard() -> str:
 
 
 def _answers(address: str) -> bool:
-    """Whether something listens there. Addresses with a scheme are Ray Client's: it says for itself."""
-    host, colon, port = address.rpartition(":")
-    if "://" in address or address == "local" or not colon or not port.isdigit():
-        return "://" in address or address == "local"
+    """Whether something listens at `host:port`."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return False
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=3):
             return True
@@ -246,17 +266,14 @@ def up(
         state = _State.read(settings)
         if state and state.parent.running():
             say(f"A Ray cluster is running already at {state.address}; dashboard {state.dashboard}")
-            state.use_authentication()
+            _speak_as(state.auth, loopback=True)
             return state.cluster
-        # Before anything imports Ray, which reads them but once: this process will speak to that cluster.
-        os.environ.update(_LOOPBACK)
-        os.environ.setdefault(_AUTH, "token")
         num_cpus = num_cpus or default_cpus()
         say(f"Starting a Ray cluster on this machine with {num_cpus} CPUs (it stays until `maas down`) …")
         started = time.monotonic()
         state = _start(settings, num_cpus, num_gpus, dashboard_port)
         _write_state(settings, state)
-    state.use_authentication()
+    _speak_as(state.auth, loopback=True)
     say(f"The cluster is up after {time.monotonic() - started:.0f} s. Dashboard: {state.dashboard}")
     return state.cluster
 
