@@ -194,7 +194,7 @@ def _speak_as(auth: str, *, loopback: bool) -> None:
     if "ray" in sys.modules:
         # Ray has read these variables already.
         from ray._private import ray_constants
-        from ray._raylet import Config
+        from ray._raylet import Config  # type: ignore[attr-defined]
 
         ray_constants.ENABLE_RAY_CLUSTER = not loopback
         Config.initialize("")
