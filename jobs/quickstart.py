@@ -5,23 +5,17 @@ Prepares, trains, evaluates, deploys and asks. Run again, it reuses what is done
 
 import json
 import math
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
+from maas_ray import DeploySpec, EvaluateSpec, PrepareSpec, TrainSpec, deploy, evaluate, prepare, train
+from maas_ray.cli import reported
 from maas_ray.cluster import connect
 from maas_ray.console import say
 from maas_ray.data.dataset import PreparedDataset
-from maas_ray.data.prepare import PrepareSpec, prepare
-from maas_ray.errors import MaasError
-from maas_ray.evaluate.run import EvaluateSpec, evaluate
-from maas_ray.serve.deploy import deploy
-from maas_ray.serve.spec import DeploySpec
 from maas_ray.settings import Settings
-from maas_ray.train.run import train
-from maas_ray.train.spec import TrainSpec
 
 SPECS = Path(__file__).parent / "specs"
 PROMPT = "import os\nimport sys\n\ndef main("
@@ -84,7 +78,5 @@ def indented(text: str) -> str:
 
 
 if __name__ == "__main__":
-    try:
+    with reported():
         main()
-    except MaasError as error:
-        sys.exit(str(error))

@@ -286,7 +286,7 @@ def down(verbose: Verbose = False) -> None:
 
 def main() -> None:
     """The `maas` command."""
-    with _reported():
+    with reported():
         app(prog_name="maas")
 
 
@@ -306,12 +306,12 @@ def run_job(spec_type: Any, verb: Callable[[Any], Any], show: Callable[[Any], No
 
     script = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     script.command(help=verb.__doc__)(job)
-    with _reported():
+    with reported():
         script()
 
 
 @contextmanager
-def _reported() -> Iterator[None]:
+def reported() -> Iterator[None]:
     """End the process as an error deserves, with its message where a person reads it."""
     try:
         yield
