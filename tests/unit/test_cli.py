@@ -148,7 +148,7 @@ def test_an_error_caused_by_another_of_ours_is_shown_itself() -> None:
 
 
 def test_what_was_not_foreseen_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end, cli._reported():
+    with pytest.raises(SystemExit) as end, cli.reported():
         raise ZeroDivisionError("division by zero")
 
     assert end.value.code == 1
