@@ -1,6 +1,6 @@
 """`evaluate`: a version's metrics on a split of a prepared dataset, measured with the task's own sums.
 
-Ray Data reads the split; a few actors hold the model and reduce each batch to sums; the driver adds them.
+A few actors hold the model, read a row group at a time and reduce it to sums; the driver adds them.
 """
 
 from collections.abc import Iterator
@@ -103,38 +103,30 @@ def _measured(spec: EvaluateSpec, settings: Settings, bundle: Bundle, dataset: P
     """The task's sums over the whole split."""
     connect(settings)
     import ray
-    from ray.data import ActorPoolStrategy, DataContext
+    from ray.util import ActorPool
 
-    groups = dataset.row_groups(spec.split)
-    context = DataContext.get_current()
-    shows = context.enable_progress_bars, context.print_on_execution_start
-    context.enable_progress_bars = context.print_on_execution_start = False
+    measurer = ray.remote(
+        num_cpus=spec.cpus_per_worker, num_gpus=spec.gpus_per_worker, max_restarts=2, max_task_retries=2
+    )(_Measurer)
+    actors = [measurer.remote(bundle, dataset, spec) for _ in range(spec.workers)]
     sums: dict[str, float] = {}
-    try:
-        measured = ray.data.range(len(groups), override_num_blocks=min(len(groups), 64)).map_batches(
-            _Measurer,
-            fn_constructor_kwargs={"bundle": bundle, "dataset": dataset, "groups": groups, "spec": spec},
-            batch_size=1,
-            compute=ActorPoolStrategy(size=spec.workers),
-            num_cpus=spec.cpus_per_worker,
-            num_gpus=spec.gpus_per_worker,
+    with progress(f"evaluating {spec.version}", dataset.split(spec.split).rows) as shown:
+        done = 0
+        measured = ActorPool(actors).map_unordered(
+            lambda actor, group: actor.measure.remote(group), dataset.row_groups(spec.split)
         )
-        with progress(f"evaluating {spec.version}", dataset.split(spec.split).rows) as shown:
-            done = 0
-            for row in measured.iter_rows():
-                done += int(row.pop("rows_read"))
-                shown.update(done)
-                for name, value in row.items():
-                    sums[name] = sums.get(name, 0.0) + float(value)
-    finally:
-        context.enable_progress_bars, context.print_on_execution_start = shows
+        for rows, part in measured:
+            done += rows
+            shown.update(done)
+            for name, value in part.items():
+                sums[name] = sums.get(name, 0.0) + value
     return sums
 
 
 class _Measurer:
-    """Holds the model in a Ray Data actor; turns row groups into sums."""
+    """Holds the model in an actor; turns row groups into sums."""
 
-    def __init__(self, bundle: Bundle, dataset: PreparedDataset, groups: list[RowGroup], spec: EvaluateSpec) -> None:
+    def __init__(self, bundle: Bundle, dataset: PreparedDataset, spec: EvaluateSpec) -> None:
         import torch
 
         directory = bundle.fetch()
@@ -143,17 +135,16 @@ class _Measurer:
         if not spec.gpus_per_worker:
             torch.set_num_threads(max(1, int(spec.cpus_per_worker)))
         self.model = self.task.load_model(directory).to(self.device)
-        self.dataset, self.groups, self.batch_size = dataset, groups, spec.batch_size
+        self.dataset, self.batch_size = dataset, spec.batch_size
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def measure(self, group: RowGroup) -> tuple[int, dict[str, float]]:
+        """Number of rows, and the task's sums over them."""
+        (stored,) = self.dataset.read([group])
         sums: dict[str, float] = {}
-        rows = 0
-        for stored in self.dataset.read([self.groups[number] for number in batch["id"].tolist()]):
-            rows += len(stored["index"])
-            for part in _pieces(stored, self.batch_size):
-                for name, value in self._sums(part).items():
-                    sums[name] = sums.get(name, 0.0) + value
-        return {name: np.array([value]) for name, value in {**sums, "rows_read": float(rows)}.items()}
+        for part in _pieces(stored, self.batch_size):
+            for name, value in self._sums(part).items():
+                sums[name] = sums.get(name, 0.0) + value
+        return group.rows, sums
 
     def _sums(self, stored: dict[str, np.ndarray]) -> dict[str, float]:
         import torch
