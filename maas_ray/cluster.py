@@ -312,11 +312,19 @@ def serve_environment(directory: Path) -> dict[str, str]:
     HAProxy answers several times as many requests as Serve's own proxy (see benchmarks/). Its files and
     ports are fixed by default and would collide with another cluster's on the same machine. Serve puts 57
     characters of its own into the sockets' paths, and HAProxy takes 97 at most: keep `directory` short.
+
+    HAProxy notices that a client has left only if the whole request had come before it chose a replica; so
+    it waits for that, up to its buffer's size. Serve has no setting for it; the one before it in the file
+    takes the line along.
     """
     directory.mkdir(parents=True, exist_ok=True)
     ports = free_ports(3)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "leastconn\n    option http-buffer-request",
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(64 * 1024),
+        # How long a replica that is to go keeps listening, until HAProxy knows; it knows within one second.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(directory / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(directory / "a.sock"),

@@ -154,14 +154,23 @@ def wait_for_http(url: str) -> None:
 
 
 def delete(names: list[str]) -> None:
-    """Delete applications that exist; what they work on is finished first, up to their timeout."""
+    """Begin to delete applications, those of them that exist; what they work on is finished first."""
     from ray import serve
 
-    existing = [name for name in names if name in applications()]
-    for name in existing:
+    for name in set(names) & set(applications()):
         serve.delete(name, _blocking=False)
+
+
+def wait_until_gone(name: str) -> None:
+    """Return when an application that is being deleted is gone, so that its name can be used again.
+
+    Raises:
+        DeploymentError: it is still there.
+    """
     deadline = time.monotonic() + _DELETE_SECONDS
-    while time.monotonic() < deadline and set(existing) & set(applications()):
+    while applications().get(name, {}).get("status") == "DELETING":
+        if time.monotonic() > deadline:
+            raise DeploymentError(f"{name} is still working on its last requests after {_DELETE_SECONDS:g} s.")
         time.sleep(_POLL_SECONDS)
 
 
@@ -207,20 +216,20 @@ def _progress(found: dict[str, Any]) -> tuple[bool, Progress]:
     starting = [replica for replica in replicas if replica["state"] == "STARTING"]
     if not deployments or not any(replica.get("node_id") is None for replica in starting):
         return False, Progress(running, wanted, "loading" if starting else "waiting for Serve")
-    required = next(iter(deployments)).get("required_resources", {})
-    return True, Progress(running, wanted, f"no room, {_shortage(required)}")
+    short = _shortage(next(iter(deployments)).get("required_resources", {}))
+    return True, Progress(running, wanted, f"no room; {short}" if short else "starting")
 
 
 def _shortage(required: dict[str, float]) -> str:
+    """Which resources are short for one more replica; empty where none is."""
     import ray
 
     total, free = ray.cluster_resources(), ray.available_resources()
-    short = [
+    return "; ".join(
         f"{name}: a replica needs {amount:g}, the cluster has {total.get(name, 0):g}, {free.get(name, 0):g} of it free"
         for name, amount in required.items()
         if amount > free.get(name, 0)
-    ]
-    return "; ".join(short) or "no single node has enough free of " + ", ".join(required)
+    )
 
 
 def _failure(found: dict[str, Any]) -> str:

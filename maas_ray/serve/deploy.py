@@ -156,6 +156,7 @@ def _bring_up(spec: DeploySpec, version: ModelVersion, route: Route) -> None:
     from maas_ray.serve import model_app
 
     name = route.application
+    control.wait_until_gone(name)
     with progress(f"{route.name}: replicas ready") as bar:
         control.submit(model_app.application(spec, version, route), name, version=name, route_prefix=None)
         control.wait(

@@ -190,12 +190,12 @@ def _record(row: EndpointRow) -> Record:
 
 
 def _open(url: str) -> Engine:
-    if url.startswith("sqlite:///"):
-        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     connect_args = {"timeout": _BUSY_SECONDS} if url.startswith("sqlite") else {}
     try:
+        if url.startswith("sqlite:///"):
+            Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         engine = create_engine(url, poolclass=NullPool, connect_args=connect_args)
-    except (sql.ArgumentError, ImportError) as error:
+    except (sql.ArgumentError, ImportError, OSError) as error:
         raise StorageError(f"MAAS_DATABASE: {url!r} cannot be used: {error}") from error
     if engine.dialect.name == "sqlite":
         # Python's driver begins transactions late and for writing later still; then two writers, each

@@ -1,0 +1,319 @@
+"""Versions served for real: Serve, HAProxy, the `openai` client, and what happens when things go wrong."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from maas_ray import DeploySpec, Registry, deploy, endpoints, undeploy
+from maas_ray.errors import DeploymentError, NotFoundError
+from maas_ray.settings import Settings
+from tests.bundles import image_task, register, save_bundle, text_task
+
+SMALL = {"scaling": {"max_replicas": 1}, "resources": {"cpus": 0.5}}
+TEXT, LONG, IMAGES = text_task(), text_task(4096), image_task()
+
+
+@dataclass(frozen=True)
+class Served:
+    url: str
+    settings: Settings
+    text: Path  # the bundle's files
+
+
+@pytest.fixture(scope="module")
+def served(cluster: str, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Endpoints `lm` and `img`; a version 2 of `lm` is registered."""
+    directory = tmp_path_factory.mktemp("bundles")
+    register(settings, "lm", TEXT, directory / "lm-1")
+    register(settings, "lm", TEXT, directory / "lm-2", seed=1, alias="candidate")
+    register(settings, "img", IMAGES, directory / "img")
+    register(settings, "long", LONG, directory / "long")
+    endpoint = put(settings, "lm@champion")
+    assert (endpoint.name, endpoint.version, endpoint.state, endpoint.replicas) == ("lm", "lm/1", "serving", 1)
+    assert put(settings, "img/1", max_batch_size=4).url == endpoint.url
+    yield Served(endpoint.url, settings, directory / "lm-1")
+    for left in endpoints(settings=settings):
+        undeploy(left.name, settings=settings)
+    from ray import serve
+
+    serve.shutdown()
+
+
+def put(settings: Settings, version: str, **changes):
+    return deploy(DeploySpec.parse({"version": version, **SMALL, **changes}), settings=settings)
+
+
+@pytest.fixture
+def openai_client(served: Served) -> Iterator:
+    from openai import OpenAI
+
+    with OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def complete(url: str, **changes) -> httpx.Response:
+    body = {"model": "lm", "prompt": "def ", "max_tokens": 8, "temperature": 0} | changes
+    return httpx.post(f"{url}/v1/completions", json=body, timeout=60)
+
+
+# --- answers
+
+
+def test_the_openai_client_gets_what_the_model_says(served: Served, openai_client) -> None:
+    import torch
+
+    assert [model.id for model in openai_client.models.list()] == ["lm"]
+    assert openai_client.models.retrieve("lm").id == "lm"
+
+    model = TEXT.load_model(served.text)
+    prompt = TEXT.tokenizer.encode("for name in").ids
+    ids = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=12, pad_token_id=0)[0, len(prompt) :]
+    answer = openai_client.completions.create(model="lm", prompt="for name in", max_tokens=12, temperature=0)
+    assert answer.choices[0].text == TEXT.tokenizer.decode(ids.tolist())
+    assert answer.choices[0].finish_reason == "length"
+    usage = answer.usage
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (len(prompt), 12, len(prompt) + 12)
+
+
+def test_streams_say_the_same(openai_client) -> None:
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "東京 🚀"}]
+    asked = {"model": "lm", "messages": messages, "max_tokens": 40, "seed": 5, "temperature": 0.9, "top_p": 0.9}
+    whole = openai_client.chat.completions.create(**asked)
+    chunks = list(openai_client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == whole.choices[0].message.content
+    assert chunks[-1].usage == whole.usage
+    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason == "length"
+    assert whole.usage.prompt_tokens == len(TEXT.tokenizer.encode("be brief\n東京 🚀").ids)
+    assert openai_client.chat.completions.create(**(asked | {"seed": 6})).choices[0].message.content != (
+        whole.choices[0].message.content
+    )
+    text = openai_client.completions.create(model="lm", prompt="a", max_tokens=30, seed=1, stop=None).choices[0].text
+    stop = text[9:11]
+    stopped = openai_client.completions.create(model="lm", prompt="a", max_tokens=30, seed=1, stop=[stop])
+    assert stopped.choices[0].text == text[: text.index(stop)]
+    assert stopped.choices[0].finish_reason == "stop"
+
+
+def test_mistakes_reach_the_client_as_its_own_errors(served: Served, openai_client) -> None:
+    import openai
+
+    ask = openai_client.completions.create
+    with pytest.raises(openai.NotFoundError, match="does not exist"):
+        ask(model="nope", prompt="x")
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(model="lm", prompt="x " * 400)
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "prompt")
+    with pytest.raises(openai.BadRequestError, match="logprobs"):
+        ask(model="lm", prompt="x", logprobs=2)
+    with pytest.raises(openai.BadRequestError) as caught:
+        openai_client.chat.completions.create(model="lm", messages=[{"role": "user", "content": "x" * 2000}])
+    assert caught.value.param == "messages"
+    big = httpx.post(f"{served.url}/v1/completions", content=b"x" * 17_000_000, timeout=60)
+    assert (big.status_code, big.json()["error"]["code"]) == (413, "request_too_large")
+    answer = httpx.get(f"{served.url}/nothing", headers={"x-request-id": "mine"})
+    assert (answer.status_code, answer.headers["x-request-id"]) == (404, "mine")
+
+
+def image_request(pixels: np.ndarray) -> dict:
+    return {
+        "inputs": [{"name": "image", "datatype": "UINT8", "shape": list(pixels.shape), "data": pixels.ravel().tolist()}]
+    }
+
+
+def test_images_in_batches_get_their_own_answers(served: Served, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 1), dtype=np.uint8)
+    network = IMAGES.load_model(save_bundle(IMAGES, tmp_path))
+    expected = IMAGES.predict(network, {"image": pixels})
+    bad = {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 8, 8, 1], "data": [300] * 64}]}
+
+    async def ask_all() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=served.url, timeout=60) as http:
+            bodies = [image_request(pixels[n : n + 1]) for n in range(24)]
+            bodies += [bad, image_request(pixels)]  # a bad one, and one larger than a batch
+            return await asyncio.gather(*(http.post("/v2/models/img/infer", json=body) for body in bodies))
+
+    *single, refused, together = asyncio.run(ask_all())
+    assert refused.status_code == 400
+    for number, response in enumerate(single):
+        outputs = {output["name"]: output["data"] for output in response.json()["outputs"]}
+        assert outputs["label"] == [expected["label"][number]]
+        np.testing.assert_allclose(outputs["scores"], expected["scores"][number], rtol=1e-5)
+    outputs = {output["name"]: output["data"] for output in together.json()["outputs"]}
+    assert outputs["label"] == expected["label"].tolist()
+    assert httpx.get(f"{served.url}/v2/models/img/ready").json() == {"name": "img", "ready": True}
+    assert httpx.get(f"{served.url}/v2/health/ready").status_code == 200
+
+
+# --- limits
+
+
+@pytest.fixture(scope="module")
+def one_at_a_time(served: Served) -> Iterator[str]:
+    """An endpoint that works on one request, lets one wait, and could generate for many seconds."""
+    put(served.settings, "long/1", max_ongoing_requests=1, max_queued_requests=1, request_timeout_s=3)
+    yield f"{served.url}/v1/completions"
+    undeploy("long", settings=served.settings)
+
+
+def endless(**changes) -> dict:
+    return {"model": "long", "prompt": "x", "max_tokens": 4000, "temperature": 0} | changes
+
+
+def test_too_long_a_wait_is_a_504(one_at_a_time: str) -> None:
+    began = time.monotonic()
+    response = httpx.post(one_at_a_time, json=endless(), timeout=60)
+    assert (response.status_code, response.json()["error"]["code"]) == (504, "timeout")
+    assert 2.5 < time.monotonic() - began < 10
+    with httpx.stream("POST", one_at_a_time, json=endless(stream=True), timeout=60) as stream:
+        last = [json.loads(line[6:]) for line in stream.iter_lines() if line][-1]
+    assert last["error"]["code"] == "timeout"
+
+
+def test_who_leaves_frees_the_replica(one_at_a_time: str) -> None:
+    with httpx.stream("POST", one_at_a_time, json=endless(stream=True), timeout=60) as stream:
+        next(stream.iter_lines())
+    began = time.monotonic()
+    assert httpx.post(one_at_a_time, json=endless(max_tokens=2), timeout=60).status_code == 200
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(one_at_a_time, json=endless(), timeout=0.3)
+    assert httpx.post(one_at_a_time, json=endless(max_tokens=2), timeout=60).status_code == 200
+    assert time.monotonic() - began < 2.5  # less than either would have gone on for
+
+
+def test_overload_is_a_429(one_at_a_time: str) -> None:
+    async def ask_all() -> list[httpx.Response]:
+        async with httpx.AsyncClient(timeout=60) as http:
+            return await asyncio.gather(*(http.post(one_at_a_time, json=endless()) for _ in range(6)))
+
+    found = asyncio.run(ask_all())
+    refused = [response for response in found if response.status_code == 429]
+    assert len(refused) >= 3
+    assert {response.status_code for response in found} == {429, 504}
+    assert refused[0].headers["retry-after"] == "1"
+    assert refused[0].json()["error"]["type"] == "rate_limit_error"
+
+
+# --- changes
+
+
+def applications() -> set[str]:
+    """Those that run or come up; not those that are going."""
+    from maas_ray.serve import control
+
+    return {name for name, found in control.applications().items() if found["status"] != "DELETING"}
+
+
+def replica_ids(application: str) -> set[str]:
+    from maas_ray.serve import control
+
+    deployments = control.applications()[application]["deployments"].values()
+    return {replica["replica_id"] for deployment in deployments for replica in deployment["replicas"]}
+
+
+def test_a_new_version_takes_over_without_a_failed_request(served: Served) -> None:
+    gateway, before = replica_ids("maas-gateway"), applications()
+    statuses: list[int] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(timeout=30) as http:
+            while not stop.is_set():
+                body = {"model": "lm", "prompt": "def ", "max_tokens": 4}
+                statuses.append(http.post(f"{served.url}/v1/completions", json=body).status_code)
+
+    first = complete(served.url).json()["system_fingerprint"]
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        assert put(served.settings, "lm@candidate", endpoint="lm").version == "lm/2"
+    finally:
+        stop.set()
+        asking.join(30)
+    assert set(statuses) == {200}
+    assert len(statuses) > 5
+    second = complete(served.url).json()["system_fingerprint"]
+    assert second != first
+    assert Registry(served.settings).resolve("lm/2").digest[:12] in second
+    assert replica_ids("maas-gateway") == gateway  # a new table restarts nothing
+    assert len(applications() - before) == len(before - applications()) == 1  # the old one is gone
+
+
+def test_other_scaling_restarts_nothing(served: Served) -> None:
+    (application,) = [name for name in applications() if name.startswith("model-lm-")]
+    before = replica_ids(application)
+    put(served.settings, "lm/2", scaling={"min_replicas": 1, "max_replicas": 2})
+    assert replica_ids(application) == before
+
+
+def test_a_deployment_that_fails_leaves_what_was_served(served: Served) -> None:
+    before, running = complete(served.url).json()["system_fingerprint"], applications()
+    with pytest.raises(DeploymentError, match=r"no room .*CPU: a replica needs 64, the cluster has 4"):
+        put(served.settings, "lm/1", resources={"cpus": 64}, placement_timeout_s=2)
+    with pytest.raises(DeploymentError, match="kv_cache_gb"):
+        put(served.settings, "lm/1", kv_cache_gb=1e-6)
+    with pytest.raises(DeploymentError, match="no room"):  # the same replicas, but more than fit
+        put(served.settings, "lm/2", scaling={"min_replicas": 9, "max_replicas": 9}, placement_timeout_s=2)
+    (found,) = [one for one in endpoints(settings=served.settings) if one.name == "lm"]
+    assert (found.version, found.state) == ("lm/2", "serving")
+    assert found.problem.startswith("lm/2: ")
+    assert complete(served.url).json()["system_fingerprint"] == before
+    assert applications() == running
+    with pytest.raises(NotFoundError, match="no version 7"):
+        put(served.settings, "lm/7")
+
+
+def test_two_deployers_at_once_lose_no_route(served: Served) -> None:
+    code = (
+        "import sys; from maas_ray import DeploySpec, deploy; "
+        "deploy(DeploySpec.parse({'version': 'img/1', 'endpoint': sys.argv[1], 'resources': {'cpus': 0.5}}))"
+    )
+    environment = {**os.environ, **served.settings.environment()}
+    started = [
+        subprocess.Popen([sys.executable, "-c", code, name], env=environment, stdout=-1, stderr=-1)
+        for name in ("left", "right.one")
+    ]
+    for process in started:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err.decode()
+    for name in ("left", "right.one", "img", "lm"):
+        assert httpx.get(f"{served.url}/v2/models/{name}").status_code == 200
+
+
+def test_a_replica_that_dies_is_replaced(served: Served) -> None:
+    import ray
+
+    (application,) = [name for name in applications() if name.startswith("model-left-")]
+    from maas_ray.serve import control
+
+    (deployment,) = control.applications()[application]["deployments"].values()
+    (replica,) = deployment["replicas"]
+    ray.kill(ray.get_actor(replica["actor_name"], namespace="serve"))
+    pixels = np.zeros((1, 8, 8, 1), np.uint8)
+    deadline = time.monotonic() + 60
+    while True:
+        response = httpx.post(f"{served.url}/v2/models/left/infer", json=image_request(pixels), timeout=60)
+        if response.status_code == 200:
+            break
+        assert response.status_code == 503  # never a 500
+        assert time.monotonic() < deadline
+    assert replica_ids(application).isdisjoint({replica["replica_id"]})
+
+
+def test_undeploying_takes_the_route_first(served: Served) -> None:
+    for name in ("left", "right.one"):
+        undeploy(name, settings=served.settings)
+        assert httpx.get(f"{served.url}/v2/models/{name}").status_code == 404
+    assert not [name for name in applications() if "left" in name or "right" in name]
+    with pytest.raises(NotFoundError, match="img, lm"):
+        undeploy("left", settings=served.settings)
