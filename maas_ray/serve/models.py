@@ -82,22 +82,19 @@ class Models:
 
     async def _call(self, route: Route, handle: Any, argument: Any) -> Any:
         response = handle.remote(argument)
-        finished = False
-        try:
-            with _translated(route):
+        with _translated(route):
+            try:
                 async with asyncio.timeout(route.timeout_s):
                     answer = await response
-            finished = True
-        finally:
-            if not finished:
+            except (TimeoutError, asyncio.CancelledError):
                 response.cancel()
+                raise
         return _checked(answer)
 
     async def stream(self, route: Route, request: TextRequest) -> AsyncGenerator[Delta, None]:
         """An answer as it grows. Closing it cancels the generation."""
         deadline = asyncio.get_running_loop().time() + route.timeout_s
         response = (await self._bound(route)).generate.remote(request)
-        finished = False
         try:
             while True:
                 with _translated(route):
@@ -105,12 +102,14 @@ class Models:
                         async with asyncio.timeout_at(deadline):
                             delta = await response.__anext__()
                     except StopAsyncIteration:
-                        finished = True
                         return
+                    except TimeoutError:
+                        response.cancel()
+                        raise
                 yield _checked(delta)
-        finally:
-            if not finished:
-                response.cancel()
+        except (asyncio.CancelledError, GeneratorExit):
+            response.cancel()
+            raise
 
     async def ready(self, route: Route) -> bool:
         """Whether the model's application works, as Serve's controller sees it."""
