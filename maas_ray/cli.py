@@ -322,7 +322,7 @@ def reported() -> Iterator[None]:
     except Exception as error:
         from maas_ray.errors import MaasError, SpecError
 
-        if os.environ.get(_VERBOSE, "0") not in ("", "0"):
+        if os.environ.get(_VERBOSE, "").lower() in ("1", "true", "yes", "on"):
             raise
         cause = _cause(error)
         if isinstance(cause, MaasError):

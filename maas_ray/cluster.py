@@ -196,7 +196,7 @@ def _speak_as(auth: str, *, loopback: bool) -> None:
         from ray._private import ray_constants
         from ray._raylet import Config  # type: ignore[attr-defined]
 
-        ray_constants.ENABLE_RAY_CLUSTER = not loopback
+        ray_constants.ENABLE_RAY_CLUSTER &= not loopback
         Config.initialize("")
 
 

@@ -117,13 +117,10 @@ def _show_jobs(cluster: clusters.Cluster) -> None:
     if not cluster.dashboard:
         return
     own = ray.get_runtime_context().get_job_id()
-    jobs = [
-        job
-        for job in list_jobs(
-            address=cluster.dashboard, filters=[("status", "=", "RUNNING")], raise_on_missing_output=False
-        )
-        if job.job_id != own
-    ]
+    running = list_jobs(
+        address=cluster.dashboard, filters=[("status", "=", "RUNNING")], detail=True, raise_on_missing_output=False
+    )
+    jobs = [job for job in running if job.job_id != own]
     say(f"jobs       {'none running' if not jobs else ''}".rstrip())
     for job in jobs:
         since = f"for {_duration(time.time() - job.start_time / 1000)}" if job.start_time else ""

@@ -121,7 +121,7 @@ def test_verbose_shows_the_traceback(settings: Settings) -> None:
     for done in (maas("models", "none", "--verbose"), maas("models", "none", MAAS_VERBOSE="1")):
         assert done.returncode == 1
         assert "Traceback" in done.stderr
-    assert maas("models", "none").stderr == "there is no model 'none'; there are: none.\n"
+    assert maas("models", "none", MAAS_VERBOSE="False").stderr == "there is no model 'none'; there are: none.\n"
 
 
 def test_the_platforms_error_is_found_inside_what_ray_wraps_around_it() -> None:
