@@ -8,6 +8,7 @@ Killed anywhere, there is no version or a whole one.
 """
 
 import json
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -215,7 +216,7 @@ def _fit(run: _Run, plan: Plan) -> Any:
             },
         ),
     )
-    with _watched(run, events, plan.total_steps):
+    with _interruptible(), _watched(run, events, plan.total_steps):
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
@@ -258,6 +259,19 @@ def _use_gpu(spec: TrainSpec) -> bool:
     if spec.device == "auto":
         return gpus >= spec.workers
     return spec.device == "gpu"
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C, as anybody expects it: Ray Train takes the signal, ends the workers, and would exit with 0."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
 
 
 @contextmanager
