@@ -48,11 +48,8 @@ def quiet(size: int) -> Iterator[None]:
     if size <= SMALL_BYTES:
         context.shuffle_strategy = "sort_shuffle_pull_based"
     # The console only: Ray's own log file keeps everything.
-    consoles = [
-        (handler, handler.level)
-        for handler in logging.getLogger("ray.data").handlers
-        if not isinstance(handler, logging.FileHandler)
-    ]
+    handlers = logging.getLogger("ray.data").handlers
+    consoles = [(handler, handler.level) for handler in handlers if isinstance(handler, logging.StreamHandler)]
     for handler, _ in consoles:
         handler.setLevel(logging.CRITICAL)
     try:

@@ -33,7 +33,7 @@ from maas_ray.data.dataset import (
 )
 from maas_ray.data.reading import Inspected
 from maas_ray.data.sources import AnySource, InputFile, list_files
-from maas_ray.errors import ConflictError, DataError, MaasError, NotFoundError
+from maas_ray.errors import ConflictError, CorruptError, DataError, MaasError, NotFoundError
 from maas_ray.settings import Settings
 from maas_ray.spec import Name, Spec, digest_of
 from maas_ray.storage import FileEntry
@@ -123,8 +123,7 @@ def prepare(spec: PrepareSpec, *, settings: Settings | None = None, parallelism:
         fingerprint = fingerprint_of(spec, identity, inspected)
         home = dataset_home(settings, spec.dataset)
         uri = storage.join(home, fingerprint[:16])
-        with suppress(NotFoundError):
-            dataset = PreparedDataset(storage.open_artifact(uri, KIND))
+        if dataset := _committed(uri):
             _sweep(dataset)
             storage.write_json(storage.join(home, POINTER), {"fingerprint": fingerprint})
             say(f"dataset {spec.dataset}: nothing changed, reusing {fingerprint[:16]}")
@@ -168,6 +167,15 @@ def fingerprint_of(spec: PrepareSpec, identity: dict[str, Any], inspected: list[
     document = spec.document() | {"pipeline": PIPELINE, "task": identity, "sources": sources}
     del document["dataset"]
     return digest_of(document)
+
+
+def _committed(uri: str) -> PreparedDataset | None:
+    try:
+        return PreparedDataset(storage.open_artifact(uri, KIND))
+    except NotFoundError:
+        return None
+    except CorruptError as error:
+        raise CorruptError(f"{error} To prepare the dataset anew, remove {uri}.") from error
 
 
 def _commit(spec: PrepareSpec, built: "Built", uri: str, fingerprint: str, attempt: str) -> PreparedDataset:

@@ -253,7 +253,7 @@ def _pixels(image: Any) -> np.ndarray:
         if not image.size:
             raise ValueError(f"an image array without pixels, {image.shape}")
         return cast(np.ndarray, image)
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(image)) as picture:
@@ -265,6 +265,8 @@ def _pixels(image: Any) -> np.ndarray:
                 return cast(np.ndarray, high.astype(np.uint8)[..., None])
             grey = picture.mode in ("1", "L", "LA")
             return np.array(picture.convert("L"))[..., None] if grey else np.array(picture.convert("RGB"))
+    except UnidentifiedImageError as error:
+        raise ValueError("not an image of any known format") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"not a readable image: {error}") from error
 

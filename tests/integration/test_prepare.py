@@ -18,7 +18,7 @@ from maas_ray import PrepareSpec, prepare, storage
 from maas_ray.data.dataset import SPLITS, PreparedDataset, dataset_home, open_dataset
 from maas_ray.data.prepare import _commit, list_sources
 from maas_ray.data.prepare import prepare as prepare_in
-from maas_ray.errors import DataError
+from maas_ray.errors import CorruptError, DataError
 from maas_ray.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -114,6 +114,13 @@ def test_text_from_files_to_shards_and_found_again(
     assert f"dataset text: nothing changed, reusing {dataset.fingerprint[:16]}" in capsys.readouterr().out
     assert not (Path(dataset.uri) / "train/part-00000-deadbeef.parquet").exists()
     again.artifact.verify()
+
+    # A damaged dataset is not used, and not overwritten either.
+    shard = Path(dataset.uri) / dataset.split("train").shards[0].path
+    shard.rename(shard.with_suffix(".away"))
+    with pytest.raises(CorruptError, match=rf"is missing\. To prepare the dataset anew, remove {dataset.uri}\."):
+        prepare(text_spec(moved), settings=place)
+    shard.with_suffix(".away").rename(shard)
 
     # Another word in one file is another dataset; the old one stays.
     with (moved / "json/decoder.py").open("a") as file:
@@ -261,6 +268,7 @@ def test_of_two_attempts_at_once_one_counts(library: Path, place: Settings) -> N
     assert not [path for path in Path(uri).rglob("*") if "second" in path.name]
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("stage", ["removing duplicates", "shuffling and writing"])
 def test_a_driver_that_is_killed_leaves_nothing_that_counts(library: Path, place: Settings, stage: str) -> None:
     spec = text_spec(library)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maas_ray.data.order import SPLIT_BITS, content_digest, shuffled, sort_key, split_number
@@ -49,12 +49,14 @@ def test_sort_keys_order_by_split_then_content() -> None:
     assert max(keys) < 2**63
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3000), st.text(max_size=5))
 def test_shuffle_is_a_permutation(count: int, seed: str) -> None:
     places = shuffled(np.arange(count), count, seed)
     assert np.array_equal(np.sort(places), np.arange(count))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 2**40), st.lists(st.integers(0, 2**40 - 1), max_size=20))
 def test_shuffle_is_the_same_wherever_it_is_computed(count: int, places: list[int]) -> None:
     some = np.array([place % count for place in places], dtype=np.int64)

@@ -1,6 +1,7 @@
 """The steps from files to shards, run on blocks cut at random: the result must not depend on the cuts."""
 
 import io
+import os
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -191,6 +192,18 @@ def test_quarantine_keeps_where_and_why(documents: Path, tmp_path: Path) -> None
         "error": "not UTF-8: byte 0xfc at 1",
         "excerpt": b"f\xfcr",
     }
+
+
+def test_a_name_that_is_no_text_and_bytes_that_are_no_image(tmp_path: Path) -> None:
+    os.makedirs(tmp_path / "a")
+    for name in (b"a/caf\xe9.png", b"a/b.png"):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(b"no image")
+    source = ImageFolderSource(path=f"file://{tmp_path}")
+    spec = ImageClassificationSpec()
+    parts = [Part(source, inspect(source, file, spec.columns)) for file in list_files(source)]
+    (table,) = cleaning.read_rows(cleaning.packed(parts), spec, (0.0, 0.0))
+    assert sorted(table["path"].to_pylist()) == [f"{tmp_path}/a/b.png", f"{tmp_path}/a/caf\\udce9.png"]
+    assert set(table["error"].to_pylist()) == {"not an image of any known format"}
 
 
 def test_errors_that_differ_in_numbers_are_one_kind(tmp_path: Path) -> None:
