@@ -43,11 +43,12 @@ def served(cluster: str, settings: Settings, tmp_path_factory: pytest.TempPathFa
     assert (endpoint.name, endpoint.version, endpoint.state, endpoint.replicas) == ("lm", "lm/1", "serving", 1)
     assert put(settings, "img/1", max_batch_size=4).url == endpoint.url
     yield Served(endpoint.url, settings, directory / "lm-1")
-    for left in endpoints(settings=settings):
-        undeploy(left.name, settings=settings)
     from ray import serve
 
     serve.shutdown()
+    for left in endpoints(settings=settings):
+        assert left.state == "down"
+        undeploy(left.name, settings=settings)
 
 
 def put(settings: Settings, version: str, **changes):
