@@ -76,7 +76,7 @@ class PrepareSpec(Spec):
     """Name of the dataset."""
     task: AnyTaskSpec
     """What a model of this data is for."""
-    sources: tuple[AnySource, ...] = Field(min_length=1)
+    sources: tuple[AnySource, ...]
     """Where rows come from."""
     splits: Splits = Splits()
     """How much is held out. A row's split depends on its content alone."""
@@ -87,6 +87,8 @@ class PrepareSpec(Spec):
 
     @model_validator(mode="after")
     def _gives_columns(self) -> "PrepareSpec":
+        if not self.sources:
+            raise ValueError("sources: is empty; name at least one, such as {format: text, path: docs}.")
         for place, source in enumerate(self.sources):
             if not set(self.task.columns) <= set(source.gives):
                 fits = "text, jsonl or parquet" if self.task.columns == ("text",) else "image-folder, jsonl or parquet"
