@@ -33,7 +33,6 @@ from maas_ray.settings import Settings
 
 STATE_FILE = "cluster.json"
 _START_SECONDS = 120.0
-# Ray drains running replicas for up to 30 s before its processes end.
 _STOP_SECONDS = 60.0
 _AUTH = "RAY_AUTH_MODE"
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -398,6 +397,8 @@ def _node_environment(settings: Settings, temp_dir: Path) -> dict[str, str]:
         **_LOOPBACK,
         **serve_environment(temp_dir / "h"),
         _AUTH: os.environ.get(_AUTH, "token"),
+        # How long an ending node waits for what runs on it. There is no other node to move anything to.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "5",
         # Workers find what stands beside this interpreter, such as ninja, also without an activated environment.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{own.get('PATH', os.defpath)}",
     }
