@@ -13,9 +13,9 @@ One replica each. Routes take turns within every round, so that what else the ma
 them; medians over the rounds are compared. Load comes from `wrk` where it is installed, else from an
 asyncio client in a process of its own.
 
-Serve runs as `maas up` starts it: HAProxy before the replicas, two processes for a composition. Serve's own
-proxy answers a quarter of the requests or fewer; `RAY_SERVE_THROUGHPUT_OPTIMIZED` would run the gateway's
-code on the replica's main loop, where a stream's chunks wait for each other, so it stays off.
+Serve runs as `maas up` starts it, with HAProxy before the replicas: Serve's own proxy answers a quarter of
+the requests or fewer. `RAY_SERVE_THROUGHPUT_OPTIMIZED` stays off: it runs a deployment's code on its replica's
+main loop, which speeds up single answers but not streams, and lets code that blocks stop health checks.
 """
 
 import argparse

@@ -106,8 +106,13 @@ def deploy(spec: DeploySpec, *, settings: Settings | None = None) -> Endpoint:
     except ConflictError:
         _delete_unused(endpoints, [application])
         raise
-    _apply(endpoints)
-    control.wait_for_http(url)
+    try:
+        _apply(endpoints)
+        control.wait_for_http(url)
+    except DeploymentError as error:
+        with suppress(ConflictError):
+            endpoints.put(replace(record, state=State.FAILED, problem=f"gateway: {error}"))
+        raise
     if before is not None:
         _delete_unused(endpoints, [before.application, *([before.route.application] if before.route else [])])
     return _endpoint(record, control.applications(), url)

@@ -142,7 +142,7 @@ class _TextBody(_Strict):
 class CompletionBody(_TextBody):
     """`POST /v1/completions`"""
 
-    prompt: str | list[str] | list[int] | list[list[int]] = "<|endoftext|>"
+    prompt: str | list[str] | list[int] | list[list[int]] = ""
 
     @model_validator(mode="after")
     def _one_prompt(self) -> Any:
@@ -156,8 +156,6 @@ class CompletionBody(_TextBody):
         prompt: Any = self.prompt
         if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
             prompt = prompt[0]
-        if "prompt" not in self.model_fields_set:
-            prompt = ""  # as if at the beginning of a document
         tokens = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
         return self._request(prompt, tokens)
 
