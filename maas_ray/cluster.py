@@ -28,7 +28,7 @@ import psutil
 
 from maas_ray import storage
 from maas_ray.console import say
-from maas_ray.errors import ClusterError, NotFoundError, StorageError
+from maas_ray.errors import ClusterError, NotFoundError, SpecError, StorageError
 from maas_ray.settings import Settings
 
 STATE_FILE = "cluster.json"
@@ -352,6 +352,9 @@ def _start(settings: Settings, num_cpus: int, num_gpus: int | None, dashboard_po
     temp_dir = _temp_dir(settings)
     log = Path(settings.home) / "ray.log"
     environment = _node_environment(settings, temp_dir)
+    if environment[_AUTH] not in ("token", "disabled"):
+        # Ray takes any other word for `disabled`.
+        raise SpecError("environment", [f"{_AUTH}: {environment[_AUTH]!r} is not known; write token or disabled."])
     if environment[_AUTH] == "token" and not _has_token():
         # umask: Ray writes the token with the permissions any file gets.
         command = [_ray(), "get-auth-token", "--generate"]
@@ -376,7 +379,7 @@ def _start(settings: Settings, num_cpus: int, num_gpus: int | None, dashboard_po
     try:
         address = _await_address(process, temp_dir, log)
     except BaseException:
-        _stop([parent, *parent.children(recursive=True)])
+        _stop([parent, *_descendants(parent)])
         raise
     return _State(
         address=address,
@@ -385,7 +388,7 @@ def _start(settings: Settings, num_cpus: int, num_gpus: int | None, dashboard_po
         temp_dir=str(temp_dir),
         log=str(log),
         parent=_Process.of(parent),
-        children=tuple(_Process.of(child) for child in parent.children()),
+        children=tuple(_Process.of(child) for child in _descendants(parent)),
     )
 
 
@@ -423,20 +426,24 @@ def _await_address(process: "subprocess.Popen[bytes]", temp_dir: Path, log: Path
 def _end(state: _State) -> list[str]:
     parent = state.parent.running()
     # Taken before the first signal: afterwards nobody knows whose children they were.
-    family = [child for recorded in state.children if (child := recorded.running())]
-    if parent is None and not family:
+    roots = [process for recorded in (state.parent, *state.children) if (process := recorded.running())]
+    family = list(dict.fromkeys([*roots, *(child for root in roots for child in _descendants(root))]))
+    if not family:
         return [f"the cluster at {state.address} was gone already"]
-    for process in [parent, *family] if parent else family:
-        with suppress(psutil.Error):
-            family += [child for child in process.children(recursive=True) if child not in family]
     if parent:
         with suppress(psutil.Error):
             parent.send_signal(signal.SIGTERM)
             parent.wait(_STOP_SECONDS)
-    left = [process for process in ([parent, *family] if parent else family) if process.is_running()]
+    left = [process for process in family if process.is_running()]
     _stop(left)
-    said = [f"ended the Ray cluster at {state.address} (process {state.parent.pid} and {len(family)} others)"]
+    said = [f"ended the Ray cluster at {state.address} (process {state.parent.pid}, {len(family)} in all)"]
     return said + [f"{len(left)} of them had to be ended one by one"] * bool(left)
+
+
+def _descendants(process: psutil.Process) -> list[psutil.Process]:
+    with suppress(psutil.Error):
+        return process.children(recursive=True)
+    return []
 
 
 def _stop(processes: list[psutil.Process]) -> None:
