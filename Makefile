@@ -21,7 +21,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@command -v c++ >/dev/null || { echo "A C++ compiler is needed: DeepSpeed compiles a part of itself. Install g++."; exit 1; }
 	@echo "1/3 making an environment in $(VENV) with $$($(PYTHON) --version) ($(PYTHON))"
 	@$(PYTHON) -m venv --clear $(VENV)
-	@echo "2/3 installing about 130 packages, some 2 GB; two to five minutes"
+	@echo "2/3 installing about 150 packages, some 2 GB; two to five minutes"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,client]'
 	@echo "3/3 compiling DeepSpeed's communication between CPU workers, once; about a minute"
 	@DS_ACCELERATOR=cpu $(BIN)/python -W ignore -c \

@@ -1,10 +1,16 @@
 """Unit tests use no cluster: whoever starts or joins one here fails."""
 
+import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from maas_ray.settings import Settings
+
+# No deadline: other work on the machine is not the code's fault. In CI the same examples every time.
+hypothesis.settings.register_profile("maas", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("maas")
 
 
 @pytest.fixture(autouse=True)
