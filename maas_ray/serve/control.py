@@ -124,7 +124,8 @@ def wait(
         if now - began > placement_timeout_s:
             raise DeploymentError(
                 f"a replica found no room on the cluster within {placement_timeout_s:g} s: "
-                f"{progress.note.removeprefix('no room; ')}. Ask for less (`resources`, `scaling.min_replicas`), undeploy something, or add nodes."
+                f"{progress.note.removeprefix('no room; ')}. Ask for less (`resources`, `scaling.min_replicas`), "
+                "undeploy something, or add nodes."
             )
         if now - placed > startup_timeout_s:
             raise DeploymentError(

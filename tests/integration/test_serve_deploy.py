@@ -251,6 +251,7 @@ def test_a_new_version_takes_over_without_a_failed_request(served: Served) -> No
 
 
 def test_other_scaling_restarts_nothing(served: Served) -> None:
+    put(served.settings, "lm/2")
     (application,) = [name for name in applications() if name.startswith("model-lm-")]
     before = replica_ids(application)
     put(served.settings, "lm/2", scaling={"min_replicas": 1, "max_replicas": 2})
@@ -258,6 +259,7 @@ def test_other_scaling_restarts_nothing(served: Served) -> None:
 
 
 def test_a_deployment_that_fails_leaves_what_was_served(served: Served) -> None:
+    put(served.settings, "lm/2")
     before, running = complete(served.url).json()["system_fingerprint"], applications()
     with pytest.raises(DeploymentError, match=r"no room .*CPU: a replica needs 64, the cluster has 4"):
         put(served.settings, "lm/1", resources={"cpus": 64}, placement_timeout_s=2)
