@@ -34,7 +34,8 @@ quickstart: install ## From the standard library's sources to a served model, an
 	@$(BIN)/python jobs/quickstart.py
 
 test: install ## Run the tests
-	$(BIN)/pytest tests/unit tests/integration
+	$(BIN)/pytest tests/unit
+	$(BIN)/pytest tests/integration
 
 check: install ## Run the linter, the formatter's check and the type checker
 	$(BIN)/ruff check .

@@ -381,6 +381,7 @@ def _start(settings: Settings, num_cpus: int, num_gpus: int | None, dashboard_po
     except BaseException:
         _stop([parent, *_descendants(parent)])
         raise
+    process.returncode = 0  # it outlives this process, which need not warn that it still runs
     return _State(
         address=address,
         dashboard=f"http://127.0.0.1:{dashboard_port}",

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,7 +53,7 @@ def head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MAAS_", "RAY_"))}
     settings = Settings.from_environment({"MAAS_HOME": str(directory), "MAAS_HTTP_PORT": str(http)})
     # Sockets lie in Ray's directory, and their paths end at 107 bytes.
-    ray_directory = Path(f"/tmp/maas-j{os.getpid()}")
+    ray_directory = Path(tempfile.mkdtemp(prefix="maas-j", dir="/tmp"))
     environment = {
         **kept,
         **settings.environment(),
@@ -78,6 +80,7 @@ def head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
+        shutil.rmtree(ray_directory, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
