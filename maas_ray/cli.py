@@ -88,7 +88,7 @@ def prepare(spec: SpecFile, overrides: Overrides = None, verbose: Verbose = Fals
     input are recognised and reused.
 
     Examples:
-      maas prepare jobs/specs/prepare.yaml
+      maas prepare jobs/specs/stdlib-prepare.yaml
       maas prepare prepare.yaml --set splits.test=0.1 --set task.tokenizer.vocab_size=4096
     """
     from maas_ray import PrepareSpec
@@ -179,8 +179,10 @@ def undeploy(
       maas undeploy stdlib-lm
     """
     from maas_ray import undeploy as verb
+    from maas_ray.console import say
 
     verb(name)
+    say(f"{name} is served no longer; its version stays registered")
 
 
 @app.command(rich_help_panel=_MODEL)

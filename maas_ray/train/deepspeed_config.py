@@ -6,9 +6,14 @@ explicitly, and is used as it stands where it was not.
 """
 
 import copy
+import difflib
 import json
+import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from maas_ray.errors import SpecError
 
 if TYPE_CHECKING:
     from maas_ray.train.spec import TrainSpec
@@ -52,21 +57,24 @@ def check_against_spec(spec: "TrainSpec") -> None:
     Raises:
         ValueError: names both fields and both values.
     """
+    problems = []
     for path, field in _SAME.items():
         theirs, ours = _get(spec.deepspeed, path), getattr(spec, field)
         if theirs in (None, AUTO) or field not in spec.model_fields_set or ours is None:
             continue
         if (list(ours) if isinstance(ours, tuple) else ours) != theirs:
-            raise ValueError(
+            problems.append(
                 f"{field} is {ours!r}, but deepspeed.{'.'.join(path)} is {theirs!r}. "
                 f'Remove one, or write "auto" in the DeepSpeed configuration.'
             )
     for name in _PRECISIONS:
         enabled = _get(spec.deepspeed, (name, "enabled"))
         if isinstance(enabled, bool) and "precision" in spec.model_fields_set and enabled != (spec.precision == name):
-            raise ValueError(
+            problems.append(
                 f"precision is {spec.precision!r}, but deepspeed.{name}.enabled is {str(enabled).lower()}. Remove one."
             )
+    if problems:
+        raise ValueError("\n  ".join(problems))
     _check_batch(spec)
 
 
@@ -77,9 +85,9 @@ def _check_batch(spec: "TrainSpec") -> None:
         return
     even = max(1, batch // (micro * spec.workers)) * micro * spec.workers
     raise ValueError(
-        f"{batch} rows a step do not divide evenly: batch_size (train_batch_size) {batch} is not micro_batch_size "
-        f"(train_micro_batch_size_per_gpu) {micro} × gradient_accumulation_steps {accumulation} × workers "
-        f"{spec.workers}. Try batch_size: {even}, or leave micro_batch_size out."
+        f"{batch} rows a step do not divide evenly: batch_size (train_batch_size) is {batch}, and {spec.workers} "
+        f"workers × {micro} rows a pass (micro_batch_size) × {accumulation} passes (gradient_accumulation_steps) make "
+        f"{micro * accumulation * spec.workers}. Try batch_size: {even}."
     )
 
 
@@ -168,6 +176,41 @@ def resolve(spec: "TrainSpec", *, total_steps: int, hidden_size: int | None, on_
         # Without it DeepSpeed compiles its own CPU Adam at the start of every fresh machine.
         optimizer.setdefault("params", {}).setdefault("torch_adam", True)
     return config
+
+
+def check_with_deepspeed(config: dict[str, Any]) -> None:
+    """Let DeepSpeed itself read a resolved configuration, here rather than in every worker a minute later.
+
+    Raises:
+        SpecError: it refuses it, or a key is a misspelt one, which DeepSpeed would pass over in silence.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # it would warn that it has to guess
+    from deepspeed.runtime import constants
+    from deepspeed.runtime.config import DeepSpeedConfig
+    from pydantic import ValidationError
+
+    known = {value for value in vars(constants).values() if isinstance(value, str)} | {"zero_optimization"}
+    problems = []
+    for key in sorted(config.keys() - known):
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.85)
+        if near:
+            problems.append(f"deepspeed.{key}: DeepSpeed has no such field; did you mean `{near[0]}`?")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # It takes this process for the only worker.
+    alone = {"train_batch_size": config["train_micro_batch_size_per_gpu"] * config["gradient_accumulation_steps"]}
+    try:
+        DeepSpeedConfig(copy.deepcopy(config) | alone)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            field = ".".join(str(part) for part in detail["loc"])
+            problems.append(f"deepspeed: {error.title}.{field}: {detail['msg']} (found {detail['input']!r}).")
+    except (AssertionError, ValueError, TypeError, KeyError) as error:
+        problems.append(f"deepspeed: {str(error).strip() or repr(error)}")
+    if problems:
+        raise SpecError("train", problems)
 
 
 def _fill(config: dict[str, Any], values: dict[Path_, Any], prefix: Path_) -> None:

@@ -28,7 +28,7 @@ from maas_ray.settings import Settings
 from maas_ray.spec import digest_of
 from maas_ray.train.card import model_card
 from maas_ray.train.checkpoint import Position, check, position_of
-from maas_ray.train.deepspeed_config import batch_geometry, resolve
+from maas_ray.train.deepspeed_config import batch_geometry, check_with_deepspeed, resolve
 from maas_ray.train.events import EventBuffer, Watcher
 from maas_ray.train.export import export
 from maas_ray.train.feed import Plan
@@ -89,6 +89,7 @@ def train(spec: TrainSpec, *, settings: Settings | None = None) -> ModelVersion:
         f"training {spec.model} on {dataset.name}: {plan.total_steps:,} steps of {plan.batch_size} rows, "
         f"{spec.workers} {'worker' if spec.workers == 1 else 'workers'}, run {run.name}"
     )
+    check_with_deepspeed(resolve(spec, total_steps=plan.total_steps, hidden_size=None, on_cpu=False))
     connect(settings)
     with _recorded(run):
         checkpoint = _last_checkpoint(run, plan) or _fit(run, plan)
@@ -190,6 +191,12 @@ def _fit(run: _Run, plan: Plan) -> Any:
 
     spec = run.spec
     use_gpu = _use_gpu(spec)
+    needed, there = spec.workers * spec.cpus_per_worker, ray.cluster_resources().get("CPU", 0)
+    if needed > there:
+        say(
+            f"waiting for CPUs: {spec.workers} workers need {needed:g}, the cluster has {there:g}. Unless it grows by "
+            "itself, add nodes, or lower workers or cpus_per_worker."
+        )
     config = resolve(
         spec,
         total_steps=plan.total_steps,
@@ -306,7 +313,8 @@ def _translated(error: Any, run: str) -> MaasError:
             if isinstance(cause, MaasError):
                 return cause
             cause = getattr(cause, "cause", None) or cause.__cause__
-        last = str(failure).strip().splitlines()[-1]
+        raised = getattr(failure, "_base_exc", failure)  # Ray Train's wrapper adds the traceback
+        last = f"{type(raised).__name__}: {raised}"
         return TrainingError(
             f"worker {rank} failed and the run {run} had no restarts left: {last}\n"
             "Starting it again goes on from its last checkpoint. With --verbose the whole traceback is shown."

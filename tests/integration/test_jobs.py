@@ -28,6 +28,7 @@ class Head:
     """A cluster as a user starts it, and how to reach it."""
 
     environment: dict[str, str]
+    address: str
     dashboard: str
     settings: Settings
 
@@ -76,7 +77,8 @@ def head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         while not (ray_directory / "ray_current_cluster").exists():
             assert process.poll() is None, (directory / "log").read_text()
             time.sleep(0.2)
-        yield Head(environment, f"http://127.0.0.1:{dashboard}", settings)
+        address = (ray_directory / "ray_current_cluster").read_text()
+        yield Head(environment, address, f"http://127.0.0.1:{dashboard}", settings)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
@@ -165,8 +167,7 @@ def test_status_shows_running_jobs_and_who_may_not_see_them(head: Head) -> None:
         check=False,
     )
     assert submission.returncode == 0, submission.stdout + submission.stderr
-    address = Path(f"/tmp/maas-j{os.getpid()}/ray_current_cluster").read_text()
-    environment = head.environment | {"RAY_ADDRESS": address}
+    environment = head.environment | {"RAY_ADDRESS": head.address}
     deadline = time.monotonic() + 60
     while True:
         command = [sys.executable, "-c", "from maas_ray.cli import main; main()", "status"]
@@ -177,7 +178,7 @@ def test_status_shows_running_jobs_and_who_may_not_see_them(head: Head) -> None:
         time.sleep(1)
 
     assert "a-sleeper  sleep 60  for " in shown.stdout
-    assert f"cluster    {address}, from RAY_ADDRESS" in shown.stdout
+    assert f"cluster    {head.address}, from RAY_ADDRESS" in shown.stdout
     assert shown.stderr == ""
 
     subprocess.run([RAY, "job", "stop", "--address", head.dashboard, "a-sleeper"], env=head.environment, check=True)
