@@ -118,6 +118,9 @@ def connect(settings: Settings, *, start: bool = True) -> Cluster:
         ClusterError: there is none, or it does not answer; says how to get one.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    if not settings.verbose:
+        # Training, data tasks and replicas share a small machine's cores on purpose; Ray would warn of each that starts.
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started on node")
     if "ray" in sys.modules:
         import ray
 
