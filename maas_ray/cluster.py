@@ -119,7 +119,7 @@ def connect(settings: Settings, *, start: bool = True) -> Cluster:
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     if not settings.verbose:
-        # Training, data tasks and replicas share a small machine's cores on purpose; Ray would warn of each that starts.
+        # Training, data tasks and replicas share a small machine on purpose; Ray would warn that many start.
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started on node")
     if "ray" in sys.modules:
         import ray
