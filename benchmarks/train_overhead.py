@@ -5,7 +5,7 @@ workers. The bare side holds all its rows in memory and does nothing but forward
 is the worker of `maas train` as it is, with its feed, its reports and its events. They alternate, each
 in fresh processes, in one run; steps at the start are left out of both.
 
-    python benchmarks/train_overhead.py --dataset URI [--rounds 3] [--steps 120]
+    python benchmarks/train_overhead.py --dataset URI [--rounds 3] [--steps 200]
 """
 
 import argparse
@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-WARM_UP = 20
+WARM_UP = 40
 
 
 def bare(rank: int, port: int, fields: dict, results: str) -> None:
@@ -117,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="stdlib", help="a prepared text-generation dataset: name or URI")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     fields = {
