@@ -9,10 +9,10 @@ Knows nothing of what the artefacts mean; that stands under `meta` in the manife
 """
 
 import hashlib
+import io
 import json
 import os
 import re
-import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -23,6 +23,7 @@ from typing import IO, Any, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 from maas_ray.errors import ConflictError, CorruptError, NotFoundError, StorageError
 from maas_ray.spec import digest_of
@@ -365,6 +366,12 @@ def _chunks(uri: str) -> Iterator[bytes]:
 
 def _put(uri: str, write: Callable[[Any], Any]) -> None:
     fs, path = filesystem(uri)
+    if isinstance(fs, MemoryFileSystem):
+        # It shows a file from the moment it is opened, empty; given all bytes at once it does not.
+        buffer = io.BytesIO()
+        write(buffer)
+        fs.pipe_file(path, buffer.getvalue())
+        return
     if not isinstance(fs, LocalFileSystem):
         # Object stores make a written object visible when it is closed, whole.
         with fs.open(path, "wb") as target:
@@ -407,10 +414,3 @@ def _translated(uri: str) -> Iterator[None]:
         raise StorageError(f"no permission for {uri}: {error}") from error
     except OSError as error:
         raise StorageError(f"{uri} cannot be read or written: {error}") from error
-
-
-def clear_directory(directory: Path) -> Path:
-    """An empty local directory at this path, whatever was there."""
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
-    return directory
