@@ -33,13 +33,10 @@ def export(saved: Path, dataset: PreparedDataset, network: NetworkSpec, director
     module = network.build(task)
     module.load_state_dict(consolidated(saved), strict=True)
     network.write_config(module, task, directory)
-    save_torch_state_dict(
-        module.state_dict(),
-        str(directory),
-        max_shard_size=SHARD_SIZE,
-        metadata={"format": "pt"},
-        shared_tensors_to_discard=_tied(module),
-    )
+    # Left in, tied tensors would be named in the files' metadata, which safetensors writes in no certain order.
+    tied = set(_tied(module))
+    weights = {name: tensor for name, tensor in module.state_dict().items() if name not in tied}
+    save_torch_state_dict(weights, str(directory), max_shard_size=SHARD_SIZE, metadata={"format": "pt"})
 
 
 def consolidated(saved: Path) -> dict[str, Any]:
