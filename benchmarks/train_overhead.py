@@ -29,7 +29,6 @@ def bare(rank: int, port: int, fields: dict, results: str) -> None:
         "WORLD_SIZE": str(fields["workers"]),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
     }
     import deepspeed
     import numpy as np
@@ -38,6 +37,7 @@ def bare(rank: int, port: int, fields: dict, results: str) -> None:
     from maas_ray.data.dataset import open_dataset
     from maas_ray.settings import Settings
     from maas_ray.train.deepspeed_config import batch_geometry, resolve
+    from maas_ray.train.feed import rows_of
     from maas_ray.train.run import make_plan
     from maas_ray.train.spec import TrainSpec
 
@@ -48,12 +48,18 @@ def bare(rank: int, port: int, fields: dict, results: str) -> None:
     torch.distributed.init_process_group("gloo" if on_cpu else "nccl")
     dataset = open_dataset(Settings.from_environment(), spec.dataset)
     plan = make_plan(spec, dataset)
-    config = resolve(spec, total_steps=plan.total_steps, hidden_size=spec.network.hidden_size, on_cpu=on_cpu)
-    _, micro, accumulation = batch_geometry(spec)
-    pieces = []
-    for piece in plan.slices(rank):
-        (rows,) = dataset.read([piece.group])
-        pieces.append(rows["input_ids"][plan.rows_of(piece)])
+    config = resolve(
+        spec,
+        workers=spec.workers,
+        total_steps=plan.total_steps,
+        hidden_size=spec.network.hidden_size,
+        on_cpu=on_cpu,
+    )
+    _, micro, accumulation = batch_geometry(spec, spec.workers)
+    pieces = [
+        rows_of(dataset, plan, rank, spec.workers, *read)["input_ids"]
+        for read in plan.reads(rank, spec.workers, 0, 4096)
+    ]
     rows = torch.from_numpy(np.concatenate(pieces).astype(np.int64))
     torch.manual_seed(spec.seed)
     task = dataset.task
@@ -82,6 +88,10 @@ def run_bare(fields: dict) -> float:
     """Tokens a second of the bare loop."""
     import socket
 
+    import torch
+
+    from maas_ray.train.loop import worker_environment
+
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -89,8 +99,12 @@ def run_bare(fields: dict) -> float:
         results = f"{directory}/tokens_per_second"
         context = multiprocessing.get_context("spawn")
         workers = [context.Process(target=bare, args=(r, port, fields, results)) for r in range(fields["workers"])]
+        before = dict(os.environ)
+        os.environ |= worker_environment(on_cpu=not torch.cuda.is_available(), threads=1)
         for worker in workers:
             worker.start()
+        os.environ.clear()
+        os.environ |= before
         for worker in workers:
             worker.join()
         return json.loads(Path(results).read_text())

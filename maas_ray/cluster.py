@@ -404,6 +404,8 @@ def _node_environment(settings: Settings, temp_dir: Path) -> dict[str, str]:
         **_LOOPBACK,
         **serve_environment(temp_dir / "h"),
         _AUTH: os.environ.get(_AUTH, "token"),
+        # Ray runs workers at 15, after everything else on the machine; here they are what it is for.
+        "RAY_worker_niceness": "0",
         # How long an ending node waits for what runs on it. There is no other node to move anything to.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "5",
         # Workers find what stands beside this interpreter, such as ninja, also without an activated environment.
