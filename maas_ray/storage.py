@@ -13,9 +13,10 @@ import io
 import json
 import os
 import re
+import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -80,15 +81,11 @@ class Artifact:
 
     def fetch(self, directory: Path, paths: list[str] | None = None) -> Path:
         """Download all files (or those named) into a local directory, verifying each on the way."""
-        for entry in self.files:
-            if paths is None or entry.path in paths:
-                _fetch(self.uri, entry, directory / entry.path)
-        return directory
+        return fetch(self.uri, [entry for entry in self.files if paths is None or entry.path in paths], directory)
 
     def local(self) -> Path | None:
         """The directory itself when it lies on a local filesystem, else None. Not verified."""
-        fs, path = filesystem(self.uri)
-        return Path(path) if isinstance(fs, LocalFileSystem) else None
+        return local_path(self.uri)
 
     def verify(self) -> None:
         """Read every file and compare with the manifest.
@@ -96,9 +93,7 @@ class Artifact:
         Raises:
             CorruptError: names the first file that is missing or differs.
         """
-        for entry in self.files:
-            size, sha256 = _digest_at(self.uri, entry)
-            _check(entry, size, sha256, self.uri)
+        verify(self.uri, self.files)
 
 
 # --- URIs ------------------------------------------------------------------------------------------
@@ -115,7 +110,13 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def is_local(uri: str) -> bool:
     """Whether a URI lies on this machine's own filesystem (or one that is mounted)."""
-    return isinstance(filesystem(uri)[0], LocalFileSystem)
+    return local_path(uri) is not None
+
+
+def local_path(uri: str) -> Path | None:
+    """The path itself when a URI lies on a local filesystem, else None."""
+    fs, path = filesystem(uri)
+    return Path(path) if isinstance(fs, LocalFileSystem) else None
 
 
 def join(uri: str, *parts: str) -> str:
@@ -207,22 +208,40 @@ def delete(uri: str) -> None:
             fs.rm(path, recursive=True)
 
 
-def upload(local: Path, uri: str) -> tuple[int, str]:
-    """Put a local file atomically. Returns its size and sha256."""
-    digest = hashlib.sha256()
-    size = 0
+def put(uri: str, write: Callable[[Any], Any]) -> tuple[int, str]:
+    """Put a file atomically as `write` writes it to the binary file it is given. Returns its size and sha256."""
+    written = _Digesting()
 
-    def write(target: Any) -> None:
-        nonlocal size
-        with local.open("rb") as source:
-            while chunk := source.read(_CHUNK):
-                digest.update(chunk)
-                size += len(chunk)
-                target.write(chunk)
+    def through(target: Any) -> None:
+        written.begin(target)
+        write(written)
 
     with _translated(uri):
-        _put(uri, write)
-    return size, digest.hexdigest()
+        _put(uri, through)
+    return written.size, written.sha256.hexdigest()
+
+
+def upload(local: Path, uri: str) -> tuple[int, str]:
+    """Put a local file atomically. Returns its size and sha256."""
+    with local.open("rb") as source:
+        return put(uri, lambda target: shutil.copyfileobj(source, target, _CHUNK))
+
+
+class _Digesting:
+    """A file to write to that keeps count and digest of what passes."""
+
+    def begin(self, target: Any) -> None:
+        self._target, self.size, self.sha256 = target, 0, hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self.sha256.update(view)
+        self.size += len(view)
+        self._target.write(view)
+        return len(view)
+
+    def flush(self) -> None:
+        self._target.flush()
 
 
 def file_entry(local: Path, path: str) -> FileEntry:
@@ -309,20 +328,43 @@ def open_artifact(uri: str, kind: str) -> Artifact:
         raise CorruptError(f"{join(uri, MANIFEST)} was changed after it was written: its digest differs.")
     if artifact.kind != kind:
         raise NotFoundError(f"{uri} holds a {artifact.kind}, not a {kind}.")
-    _check_sizes(artifact)
+    check_sizes(artifact.uri, artifact.files)
     return artifact
 
 
-def _check_sizes(artifact: Artifact) -> None:
-    fs, root = filesystem(artifact.uri)
-    with _translated(artifact.uri):
+def check_sizes(uri: str, entries: Iterable[FileEntry]) -> None:
+    """Make sure that files are there, each with its size; none of them is read.
+
+    Raises:
+        CorruptError: names the first that is missing or of another size.
+    """
+    fs, root = filesystem(uri)
+    with _translated(uri):
+        fs.invalidate_cache()
         found = {name: info["size"] for name, info in fs.find(root, detail=True).items()}
-    for entry in artifact.files:
+    for entry in entries:
         size = found.get(f"{root.rstrip('/')}/{entry.path}")
         if size is None:
-            raise CorruptError(f"{artifact.uri}: {entry.path} is missing.")
+            raise CorruptError(f"{uri}: {entry.path} is missing.")
         if size != entry.size:
-            raise CorruptError(f"{artifact.uri}: {entry.path} has {size} bytes; its manifest says {entry.size}.")
+            raise CorruptError(f"{uri}: {entry.path} has {size} bytes; its manifest says {entry.size}.")
+
+
+def verify(uri: str, entries: Iterable[FileEntry]) -> None:
+    """Read files and compare them with their entries.
+
+    Raises:
+        CorruptError: names the first that is missing or differs.
+    """
+    for entry in entries:
+        _check(entry, *_digest_at(uri, entry), uri)
+
+
+def fetch(uri: str, entries: Iterable[FileEntry], directory: Path) -> Path:
+    """Download files into a local directory, verifying each on the way. Returns the directory."""
+    for entry in entries:
+        _fetch(uri, entry, directory / entry.path)
+    return directory
 
 
 def _check(entry: FileEntry, size: int, sha256: str, uri: str) -> None:

@@ -15,9 +15,11 @@ reading; page checksums are verified on every read.
 """
 
 import tempfile
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +183,26 @@ class PreparedDataset:
                 groups.append(RowGroup(shard.path, place, start, rows))
                 start += rows
         return groups
+
+    def row_group(self, split: str, number: int) -> RowGroup:
+        """One row group of a split, by its place in index order."""
+        shards = self.split(split).shards
+        firsts = self._first_groups[split]
+        place = bisect_right(firsts, number) - 1
+        shard, group = shards[place], number - firsts[place]
+        return RowGroup(shard.path, group, shard.start + sum(shard.row_groups[:group]), shard.row_groups[group])
+
+    @cached_property
+    def _first_groups(self) -> dict[str, list[int]]:
+        """For each split the number of every shard's first row group."""
+        return {
+            name: [0, *accumulate(len(shard.row_groups) for shard in split.shards)][:-1]
+            for name, split in self.meta.splits.items()
+        }
+
+    def group_sizes(self, split: str) -> np.ndarray:
+        """Rows of every row group of a split, int64, in index order."""
+        return np.array([rows for shard in self.split(split).shards for rows in shard.row_groups], np.int64)
 
     def read(self, groups: list[RowGroup]) -> Iterator[dict[str, np.ndarray]]:
         """The rows of each row group: every stored column [n, *shape], and `index` int64 [n].

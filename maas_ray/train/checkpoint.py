@@ -1,23 +1,44 @@
 """A training checkpoint: DeepSpeed's sharded state of every rank, and where the run stood.
 
-    state/…                 DeepSpeed's own files, each rank its shards
-    rank-00000.json         what rank 0 wrote: every file's size and sha256; one such list for each rank
-    rank-00000.random.pt    its random state
-    position.json           written by rank 0: step, number of workers, metrics
+    <run>/step-00000200-3fa9c1/
+        state/…                 DeepSpeed's own files, each rank its shards
+        rank-00000.random.pt    rank 0's random state
+        position.json           written by rank 0: step, number of workers, ledger, metrics
+        rank-00000.json         rank 0's manifest, put last: its files with size and sha256; one for each rank
 
-Ray Train merges the directories of all ranks and registers the checkpoint once every rank has delivered;
-`check` makes sure that what lies there is what they delivered.
+It counts when every rank's manifest is there and every file is as its manifest says; anything less was cut
+off on the way, and the run goes on from the one before.
+
+A step waits only for `take`, which copies the state to host memory; `Snapshot.write` then writes it straight
+to storage, beside the training. A checkpoint of another number of workers is turned into DeepSpeed's universal
+format on its way in.
 """
 
-import json
+import contextlib
+import io
+import shutil
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from maas_ray import storage
-from maas_ray.errors import CorruptError
+from maas_ray.errors import CorruptError, NotFoundError, StorageError
 from maas_ray.spec import Spec
+from maas_ray.storage import FileEntry
+from maas_ray.train.plan import Ledger
 
 TAG = "state"
+UNIVERSAL_TAG = f"{TAG}_universal"
+_POSITION = "position.json"
+_PREFIX = "step-"
+_LONGEST_PAUSE = 30.0
+_BEST = "validation/loss"
+_Result = TypeVar("_Result")
 
 
 class Position(Spec):
@@ -27,69 +48,268 @@ class Position(Spec):
     """Optimizer steps taken."""
     workers: int
     """Number of workers whose shards make up the checkpoint."""
+    rows: int = 0
+    """Rows trained on; with `digest`, the ledger."""
+    digest: int = 0
+    """The ledger's hash of which rows they were."""
     metrics: dict[str, float] = {}
     """Metrics measured at this step by `split/metric`."""
     deepspeed: dict[str, Any] = {}
     """DeepSpeed's configuration as it ran: its own document."""
 
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(self.rows, self.digest)
 
-def save(engine: Any, directory: Path, rank: int, position: Position) -> None:
-    """Write one rank's part of a checkpoint into a local directory. All ranks call it together."""
+
+# --- saving ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Snapshot:
+    """One rank's part of a checkpoint, held in host memory until it is written."""
+
+    rank: int
+    position: Position
+    states: dict[str, Any]
+    """What `torch.save` will write, by path."""
+    scratch: "tempfile.TemporaryDirectory[str]"
+    """What DeepSpeed wrote itself, such as parameters offloaded to NVMe."""
+
+    def write(self, uri: str, retry_seconds: float = 0.0, say: Callable[[str], None] = lambda _: None) -> None:
+        """Put the files at `uri`, the manifest last. What fails is tried again, at growing intervals.
+
+        Args:
+            uri: the checkpoint's directory.
+            retry_seconds: how long a file is tried again before that counts as a failure.
+            say: told of what had to be tried again.
+
+        Raises:
+            StorageError: a file could not be written.
+        """
+
+        def put(path: str, write: Callable[[str], _Result]) -> _Result:
+            return _persistently(partial(write, storage.join(uri, path)), retry_seconds, say)
+
+        with self.scratch as scratch:
+            entries = [FileEntry(path, *put(path, partial(_save, state))) for path, state in self.states.items()]
+            for local in sorted(file for file in Path(scratch).rglob("*") if file.is_file()):
+                path = local.relative_to(scratch).as_posix()
+                entries.append(FileEntry(path, *put(path, partial(storage.upload, local))))
+            if self.rank == 0:
+                put(_POSITION, lambda target: storage.write_json(target, self.position.document()))
+            listing = [{"path": e.path, "size": e.size, "sha256": e.sha256} for e in entries]
+            put(_manifest(self.rank), lambda target: storage.write_json(target, listing))
+        self.states.clear()
+
+
+def take(engine: Any, rank: int, position: Position) -> Snapshot:
+    """Copy one rank's state to host memory. All ranks call it together; `hold` must have seen the engine."""
     import torch
 
-    engine.save_checkpoint(str(directory), tag=TAG)
+    scratch = tempfile.TemporaryDirectory(prefix="maas-checkpoint-")
+    engine.save_checkpoint(scratch.name, tag=TAG, save_latest=False)
+    states = {
+        Path(path).relative_to(scratch.name).as_posix(): state for path, state in engine.checkpoint_engine.taken.items()
+    }
+    engine.checkpoint_engine.taken.clear()
     random_state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         random_state["cuda"] = torch.cuda.get_rng_state()
-    torch.save(random_state, directory / f"rank-{rank:05d}.random.pt")
-    if rank == 0:
-        (directory / "position.json").write_text(json.dumps(position.document()), encoding="utf-8")
-    entries = [
-        storage.file_entry(path, path.relative_to(directory).as_posix())
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    ]
-    listing = [{"path": e.path, "size": e.size, "sha256": e.sha256} for e in entries]
-    (directory / f"rank-{rank:05d}.json").write_text(json.dumps(listing), encoding="utf-8")
+    states[_random(rank)] = random_state
+    return Snapshot(rank, position, states, scratch)
 
 
-def position_of(directory: Path) -> Position:
-    """Where the run stood."""
-    try:
-        document = json.loads((directory / "position.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CorruptError(f"checkpoint {directory} has no readable position.json: {error}") from error
-    return Position.parse(document, source=str(directory))
+def hold(engine: Any) -> None:
+    """Make DeepSpeed's engine keep in memory what it would write."""
+    from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+
+    class Holding(TorchCheckpointEngine):  # type: ignore[misc]
+        taken: dict[str, Any] = {}
+
+        def save(self, state_dict: Any, path: str) -> None:
+            self.taken[path] = _copied(state_dict, {})
+
+        def preserves_storage_sharing(self) -> bool:
+            return False  # `_copied` copies each view by itself, so DeepSpeed need not
+
+    engine.checkpoint_engine = Holding()
 
 
-def check(directory: Path) -> Position:
-    """Make sure that every rank's files are there and whole.
+def _copied(value: Any, copies: dict[Any, Any]) -> Any:
+    """A state dict that later steps do not change: tensors on the CPU; one that stands twice is copied once."""
+    import copy
 
-    Raises:
-        CorruptError: names the first file that is missing or differs.
-    """
-    position = position_of(directory)
-    for rank in range(position.workers):
-        listing = directory / f"rank-{rank:05d}.json"
-        if not listing.is_file():
-            raise CorruptError(f"checkpoint {directory}: the shards of rank {rank} are missing.")
-        for entry in json.loads(listing.read_text(encoding="utf-8")):
-            path = directory / entry["path"]
-            if not path.is_file() or path.stat().st_size != entry["size"]:
-                raise CorruptError(f"checkpoint {directory}: {entry['path']} is missing or cut off.")
-            if storage.file_entry(path, entry["path"]).sha256 != entry["sha256"]:
-                raise CorruptError(f"checkpoint {directory}: {entry['path']} is damaged (its sha256 differs).")
-    return position
-
-
-def load(engine: Any, directory: Path, rank: int) -> Position:
-    """Put the engine and this rank's random state where the run stood. All ranks call it together."""
     import torch
 
-    position = position_of(directory)
-    engine.load_checkpoint(str(directory), tag=TAG)
-    random_state = torch.load(directory / f"rank-{rank:05d}.random.pt", weights_only=True)
+    if isinstance(value, torch.Tensor):
+        key = value.data_ptr(), value.storage_offset(), value.shape, value.stride(), value.dtype, value.device
+        if key not in copies:
+            copies[key] = value.detach().to("cpu", copy=True)
+        return copies[key]
+    if isinstance(value, dict):
+        return type(value)((name, _copied(inner, copies)) for name, inner in value.items())
+    if isinstance(value, list):
+        return [_copied(inner, copies) for inner in value]
+    if type(value) is tuple:
+        return tuple(_copied(inner, copies) for inner in value)
+    return copy.deepcopy(value)
+
+
+def _save(state: Any, uri: str) -> tuple[int, str]:
+    import torch
+
+    return storage.put(uri, partial(torch.save, state))
+
+
+def _persistently(call: Callable[[], _Result], seconds: float, say: Callable[[str], None]) -> _Result:
+    deadline, pause = time.monotonic() + seconds, 0.5
+    while True:
+        try:
+            return call()
+        except StorageError as error:
+            if time.monotonic() + pause > deadline:
+                raise
+            say(f"a checkpoint's file could not be written ({error}); trying again in {pause:g} s")
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+# --- finding ---------------------------------------------------------------------------------------
+
+
+def saved(home: str) -> list[str]:
+    """URIs of a run's checkpoints, whole or not, the newest first."""
+    names = [name for name in storage.list_directory(home) if name.startswith(_PREFIX)]
+    return [storage.join(home, name) for name in sorted(names, reverse=True)]
+
+
+def name_of(step: int, attempt: str) -> str:
+    """A checkpoint's name; unique to the attempt, so that shards of one that died are never mixed in."""
+    return f"{_PREFIX}{step:08d}-{attempt}"
+
+
+def step_of(uri: str) -> int:
+    """The step in a checkpoint's name."""
+    return int(uri.rpartition("/")[2].split("-")[1])
+
+
+def inspect(uri: str) -> tuple[Position, list[FileEntry]]:
+    """Where the run stood, and every rank's files, all of them there with their sizes; no byte of them is read.
+
+    Raises:
+        CorruptError: something is missing or cut off; says what.
+    """
+    try:
+        position = Position.parse(storage.read_json(storage.join(uri, _POSITION)), source=uri)
+        listings = [storage.read_json(storage.join(uri, _manifest(rank))) for rank in range(position.workers)]
+        entries = [FileEntry(e["path"], e["size"], e["sha256"]) for listing in listings for e in listing]
+    except NotFoundError as error:
+        raise CorruptError(f"checkpoint {uri} is not whole: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptError(f"checkpoint {uri} has a manifest that cannot be read: {error}") from error
+    storage.check_sizes(uri, entries)
+    return position, entries
+
+
+def newest(home: str, say: Callable[[str], None]) -> tuple[str, Position] | None:
+    """The newest checkpoint of a run that is whole, every byte verified; `say` is told of those that are not."""
+    for uri in saved(home):
+        try:
+            position, entries = inspect(uri)
+            storage.verify(uri, entries)
+        except CorruptError as error:
+            say(f"{error}\nfalling back to the checkpoint before")
+            continue
+        return uri, position
+    return None
+
+
+def prune(home: str, keep: int) -> None:
+    """Delete what is older than the newest `keep` whole checkpoints, but for the one of the lowest validation loss."""
+    whole: list[tuple[str, Position]] = []
+    broken: list[str] = []
+    for uri in saved(home):
+        try:
+            whole.append((uri, inspect(uri)[0]))
+        except CorruptError:
+            broken += [uri] if whole else []  # a newer one may be on its way
+    losses = [(position.metrics[_BEST], uri) for uri, position in whole if _BEST in position.metrics]
+    kept = {uri for uri, _ in whole[:keep]} | {uri for _, uri in sorted(losses)[:1]}
+    for uri in [*broken, *(uri for uri, _ in whole)]:
+        if uri not in kept:
+            storage.delete(uri)
+
+
+# --- loading ---------------------------------------------------------------------------------------
+
+
+def fetch(uri: str, directory: Path) -> Path:
+    """A whole checkpoint's files on this machine: where they lie, or verified copies in `directory`."""
+    return storage.local_path(uri) or storage.fetch(uri, inspect(uri)[1], directory)
+
+
+def universal(source: Path, directory: Path) -> None:
+    """Write DeepSpeed's universal format of a checkpoint, which any number of workers can load.
+
+    Args:
+        source: the checkpoint's files.
+        directory: where `state_universal/` goes.
+    """
+    from deepspeed.checkpoint.ds_to_universal import main
+
+    arguments = Namespace(
+        input_folder=str(source / TAG),
+        output_folder=str(directory / UNIVERSAL_TAG),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
+    )
+    # It prints each of its steps; what goes wrong it raises.
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        main(arguments)
+
+
+def needs_conversion(source: Path, position: Position, workers: int) -> bool:
+    """Whether a checkpoint's optimizer state is sharded for another number of workers."""
+    return position.workers != workers and any((source / TAG).glob("*zero_pp_rank_*optim_states.pt"))
+
+
+def load(engine: Any, directory: Path, tag: str, source: Path, rank: int, seed: list[int]) -> None:
+    """Put the engine and this rank's random state where the run stood. All ranks call it together.
+
+    Args:
+        engine: DeepSpeed's.
+        directory: where the engine's files lie.
+        tag: the directory of them inside it.
+        source: the checkpoint's own files.
+        rank: this worker's.
+        seed: what a rank that the checkpoint did not have draws its random state from.
+    """
+    import numpy as np
+    import torch
+
+    engine.load_checkpoint(str(directory), tag=tag)
+    path = source / _random(rank)
+    if not path.is_file():
+        torch.manual_seed(int(np.random.default_rng(seed).integers(2**62)))
+        return
+    random_state = torch.load(path, weights_only=True)
     torch.set_rng_state(random_state["cpu"])
     if "cuda" in random_state and torch.cuda.is_available():
         torch.cuda.set_rng_state(random_state["cuda"])
-    return position
+
+
+def remove(directory: Path) -> None:
+    """Remove a local copy."""
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _manifest(rank: int) -> str:
+    return f"rank-{rank:05d}.json"
+
+
+def _random(rank: int) -> str:
+    return f"rank-{rank:05d}.random.pt"

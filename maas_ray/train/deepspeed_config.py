@@ -79,55 +79,64 @@ def check_against_spec(spec: "TrainSpec") -> None:
 
 
 def _check_batch(spec: "TrainSpec") -> None:
-    """The rows of a step must come out even over workers and forward passes."""
-    batch, micro, accumulation = batch_geometry(spec)
-    if batch == micro * accumulation * spec.workers:
-        return
-    even = max(1, batch // (micro * spec.workers)) * micro * spec.workers
-    raise ValueError(
-        f"{batch} rows a step do not divide evenly: batch_size (train_batch_size) is {batch}, and {spec.workers} "
-        f"workers × {micro} rows a pass (micro_batch_size) × {accumulation} passes (gradient_accumulation_steps) make "
-        f"{micro * accumulation * spec.workers}. Try batch_size: {even}."
-    )
+    """What is written of a step's rows must agree, at the largest number of workers."""
+    workers = spec.most_workers
+    batch, micro, _ = batch_geometry(spec, workers)
+    if batch < workers:
+        raise ValueError(f"batch_size: {batch} rows a step are too few for {workers} workers; each needs one.")
+    passes = _theirs(spec)["gradient_accumulation_steps"]
+    if passes and (micro * passes * workers) != batch:
+        raise ValueError(
+            f"{batch} rows a step do not divide evenly: batch_size (train_batch_size) is {batch}, and {workers} "
+            f"workers × {micro} rows a pass (micro_batch_size) × {passes} passes (gradient_accumulation_steps) make "
+            f"{micro * passes * workers}. Leave one of them out."
+        )
 
 
-def batch_geometry(spec: "TrainSpec") -> tuple[int, int, int]:
+def batch_geometry(spec: "TrainSpec", workers: int) -> tuple[int, int, int]:
     """Rows a step over all workers, rows a forward pass, and forward passes a step of one worker.
 
-    What the DeepSpeed document gives as numbers counts before the spec's defaults; what is left follows.
+    What the DeepSpeed document gives as numbers counts before the spec's defaults; what is left follows. The rows
+    of a step are the same for any number of workers: fewer workers make more passes. Where they do not come out
+    even, some passes have fewer rows, and weigh less.
     """
-    theirs = {
-        name: None if value == AUTO else value
-        for name in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-        for value in [spec.deepspeed.get(name)]
-    }
+    theirs = _theirs(spec)
     micro = theirs["train_micro_batch_size_per_gpu"] or spec.micro_batch_size
     accumulation = theirs["gradient_accumulation_steps"]
     batch = theirs["train_batch_size"]
     if batch is None and micro and accumulation and "batch_size" not in spec.model_fields_set:
-        batch = micro * accumulation * spec.workers
+        batch = micro * accumulation * spec.most_workers
     batch = batch or spec.batch_size
-    share = max(1, batch // spec.workers)
     if micro is None:
-        micro = share // accumulation if accumulation else _default_micro(share)
-    return batch, micro, accumulation or max(1, share // micro)
+        share = -(-batch // spec.most_workers)
+        micro = -(-share // accumulation) if accumulation else _default_micro(share)
+    return batch, micro, max(1, -(-batch // (workers * micro)))
+
+
+def _theirs(spec: "TrainSpec") -> dict[str, int | None]:
+    """What the DeepSpeed document says in numbers of a step's rows."""
+    names = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    return {name: None if (value := spec.deepspeed.get(name)) == AUTO else value for name in names}
 
 
 def _default_micro(share: int) -> int:
     return next(size for size in range(min(8, share), 0, -1) if share % size == 0)
 
 
-def resolve(spec: "TrainSpec", *, total_steps: int, hidden_size: int | None, on_cpu: bool) -> dict[str, Any]:
+def resolve(
+    spec: "TrainSpec", *, workers: int, total_steps: int, hidden_size: int | None, on_cpu: bool
+) -> dict[str, Any]:
     """The configuration as DeepSpeed gets it: every `"auto"` filled, what is missing added.
 
     Args:
         spec: the run's spec.
+        workers: how many there are.
         total_steps: optimizer steps in the whole run, for schedulers.
         hidden_size: width of the network, for ZeRO's buffer sizes as Transformers fills them. None: unknown.
         on_cpu: whether the workers have no GPU.
     """
     config = copy.deepcopy(spec.deepspeed)
-    batch, micro, accumulation = batch_geometry(spec)
+    _, micro, accumulation = batch_geometry(spec, workers)
     warmup = max(1, total_steps * 3 // 100 if spec.warmup_steps is None else spec.warmup_steps)  # it refuses 0
     config.setdefault(
         "optimizer", {"type": "AdamW", "params": dict.fromkeys(("lr", "betas", "eps", "weight_decay"), AUTO)}
@@ -149,7 +158,8 @@ def resolve(spec: "TrainSpec", *, total_steps: int, hidden_size: int | None, on_
     config.setdefault("gradient_clipping", AUTO)
     values: dict[Path_, Any] = {
         **{path: getattr(spec, field) for path, field in _SAME.items()},
-        ("train_batch_size",): batch,
+        # As DeepSpeed counts it; where rows do not come out even, a pass or a worker has fewer.
+        ("train_batch_size",): micro * accumulation * workers,
         ("train_micro_batch_size_per_gpu",): micro,
         ("gradient_accumulation_steps",): accumulation,
         ("optimizer", "params", "betas"): list(spec.betas),
@@ -165,7 +175,7 @@ def resolve(spec: "TrainSpec", *, total_steps: int, hidden_size: int | None, on_
         ("zero_optimization", "stage3_prefetch_bucket_size"): hidden_size and int(0.9 * hidden_size**2),
         ("zero_optimization", "stage3_param_persistence_threshold"): hidden_size and 10 * hidden_size,
     }
-    for name in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
+    for name in _theirs(spec):
         config[name] = values[name,]
     _fill(config, values, ())
     config.setdefault("steps_per_print", 1 << 30)  # this platform reports; DeepSpeed need not print

@@ -5,23 +5,25 @@ Knows nothing of registries and bundles: it ends with a checkpoint whose positio
 
 import math
 import os
-import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from maas_ray import storage
 from maas_ray.data.dataset import PreparedDataset
 from maas_ray.errors import NonFiniteLossError
 from maas_ray.tasks import NetworkSpec
-from maas_ray.train import checkpoint
+from maas_ray.train import checkpoint, resume
 from maas_ray.train.checkpoint import Position
+from maas_ray.train.deepspeed_config import resolve
 from maas_ray.train.events import Event
-from maas_ray.train.feed import Plan, batches
+from maas_ray.train.feed import EPOCH, batches
+from maas_ray.train.plan import Ledger, Plan
 from maas_ray.train.spec import TrainSpec
 
 
@@ -32,26 +34,22 @@ class Job:
     spec: TrainSpec
     dataset: PreparedDataset
     plan: Plan
-    deepspeed: dict[str, Any]
+    home: str
+    """URI of the run's directory: its checkpoints."""
     events: Any
     """Handle of the `EventBuffer` actor."""
+    watches_preemption: bool
+    """Whether Ray tells of machines that are about to go."""
 
 
 def train_worker(config: dict[str, Job]) -> NonFiniteLossError | None:
-    """Train from the last checkpoint, or from the start, to the end. What stopped it for good, or None.
+    """Train from the newest whole checkpoint, or from the start, to the end. What stopped it for good, or None.
 
     A loss that is not finite would be so again after a restart, so it is returned rather than raised:
     Ray Train restarts workers that raise.
     """
-    import ray.train
-
     try:
-        worker = _Worker(config["job"])
-        resumed = ray.train.get_checkpoint()
-        if resumed:
-            with resumed.as_directory() as directory:
-                worker.resume(Path(directory))
-        worker.run()
+        _Worker(config["job"]).run()
     except NonFiniteLossError as error:
         return error
     return None
@@ -59,7 +57,6 @@ def train_worker(config: dict[str, Job]) -> NonFiniteLossError | None:
 
 class _Worker:
     def __init__(self, job: Job) -> None:
-        import deepspeed
         import ray.train
         import torch
 
@@ -69,66 +66,111 @@ class _Worker:
         self.device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
         if self.device.type == "cpu":
             torch.set_num_threads(max(1, int(self.spec.cpus_per_worker)))
+        config = resolve(
+            self.spec,
+            workers=self.world,
+            total_steps=job.plan.total_steps,
+            hidden_size=getattr(self.spec.network, "hidden_size", None),
+            on_cpu=self.device.type == "cpu",
+        )
+        self.position = Position(step=0, workers=self.world, deepspeed=config)
+        with resume.newest(job.home, self.rank, context.get_local_rank(), self.world, self._say) as saved:
+            if saved and saved.universal:
+                config = config | {"checkpoint": {**config.get("checkpoint", {}), "load_universal": True}}
+            self.engine = self._engine(config)
+            if saved:
+                saved.load(self.engine, self.rank, self.spec.seed)
+                stood, self.position = (
+                    saved.position,
+                    saved.position.model_copy(update={"workers": self.world, "deepspeed": self.position.deepspeed}),
+                )
+                before = f", made by {_counted(stood.workers)}" if stood.workers != self.world else ""
+                self._say(f"resumed from the checkpoint at step {stood.step:,}{before}, on {_counted(self.world)}")
+        self.micro_batch = self.engine.train_micro_batch_size_per_gpu()
+        self.ledger = Ledger()
+        self.saving: threading.Event | None = None
+        self.spare: dict[str, Any] = {}
+        self.window = _Window()
+
+    def _engine(self, config: dict[str, Any]) -> Any:
+        import deepspeed
+        import torch
+
         # The same initial weights on every rank; dropout differs.
         torch.manual_seed(self.spec.seed)
         spec: NetworkSpec = self.spec.network
         network = spec.build(self.task)
         torch.manual_seed(self.spec.seed + 1 + self.rank)
-        self.engine, _, _, _ = deepspeed.initialize(
-            model=network, model_parameters=network.parameters(), config=job.deepspeed, dist_init_required=False
+        engine, _, _, _ = deepspeed.initialize(
+            model=network, model_parameters=network.parameters(), config=config, dist_init_required=False
         )
-        self.micro_batch = self.engine.train_micro_batch_size_per_gpu()
-        self.position = Position(step=0, workers=self.world, deepspeed=job.deepspeed)
-        self.window = _Window()
-
-    def resume(self, directory: Path) -> None:
-        checkpoint.check(directory)
-        self.position = checkpoint.load(self.engine, directory, self.rank)
-        self._say(f"resumed from the checkpoint at step {self.position.step}")
+        checkpoint.hold(engine)
+        return engine
 
     def run(self) -> None:
         total, spec = self.job.plan.total_steps, self.spec
         if self.position.step >= total:
             return
         self.engine.train()
-        feed = self._feed()
+        feed = batches(
+            self.job.dataset, self.job.plan, rank=self.rank, workers=self.world, start_step=self.position.step
+        )
         validate_every = spec.validation.every_steps or spec.checkpoint.every_steps
+        warned = False
         for step in range(self.position.step + 1, total + 1):
-            self._step(feed)
+            self._step(step, feed)
             last = step == total
             saves = last or step % spec.checkpoint.every_steps == 0
             if saves or step % spec.log_every_steps == 0:
                 self._report(step)
+                if not warned and self._preempted():
+                    self._say(f"a machine of this run is about to go: saving at step {step:,}")
+                    warned = saves = True
             if last or step % validate_every == 0:
                 self._validate(step, final=last)
             if saves:
                 self._save(step)
 
-    def _feed(self) -> Iterator[dict[str, Any]]:
-        feed = batches(
-            self.job.dataset,
-            self.job.plan,
-            rank=self.rank,
-            start_step=self.position.step,
-            batch_size=self.micro_batch,
-        )
-        for batch in feed:
-            yield self._on_device(self.task.collate(batch))
+    def _preempted(self) -> bool:
+        import ray.train
 
-    def _on_device(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        return self.job.watches_preemption and ray.train.get_preemption_info() is not None
 
-    def _step(self, feed: Iterator[dict[str, Any]]) -> None:
-        """One optimizer step: as many forward and backward passes as gradients are accumulated over."""
-        for _ in range(self.engine.gradient_accumulation_steps()):
-            waited = time.perf_counter()
-            batch = next(feed)
-            self.window.data_seconds += time.perf_counter() - waited
-            loss = self.task.loss(self.engine, batch)
+    def _step(self, step: int, feed: Iterator[dict[str, np.ndarray]]) -> None:
+        """One optimizer step: as many forward and backward passes as gradients are accumulated over.
+
+        Every row of a step weighs the same. Where they do not come out even over workers and passes, and in the
+        short last step, a pass with fewer rows weighs less, and one without any repeats an old row with no weight:
+        under ZeRO 3 a pass is collective, so every worker makes the same number of them.
+        """
+        plan, rows = self.job.plan, {}
+        low, high = plan.share(step - 1, self.rank, self.world)
+        waited = time.perf_counter()
+        if high > low:
+            rows = next(feed)
+            self.ledger += Ledger.of(rows[EPOCH], rows["index"])
+        self.window.data_seconds += time.perf_counter() - waited
+        passes = self.engine.gradient_accumulation_steps()
+        for start in range(0, passes * self.micro_batch, self.micro_batch):
+            count = max(0, min(self.micro_batch, high - low - start))
+            if count:
+                part = {name: values[start : start + count] for name, values in rows.items()}
+                self.spare = self._on_device(self.task.collate(part))
+            weight = count * passes * self.world / plan.rows_in(step - 1)
+            loss = self.task.loss(self.engine, self.spare or self._any_row())
+            if weight != 1.0:
+                loss = loss * weight
             self.engine.backward(loss)
             self.engine.step()
             self.window.losses.append(loss.detach())
         self.window.steps += 1
+
+    def _any_row(self) -> dict[str, Any]:
+        first = next(self.job.dataset.read([self.job.dataset.row_group("train", 0)]))
+        return self._on_device(self.task.collate({name: values[:1] for name, values in first.items()}))
+
+    def _on_device(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
     def _report(self, step: int) -> None:
         """Say how the steps since the last report went; stop the run if a loss was not finite.
@@ -226,22 +268,56 @@ class _Worker:
         return self.task.summarise(dict(zip(names, totals.tolist(), strict=True)))
 
     def _save(self, step: int) -> None:
+        """Copy the state to host memory; it goes to storage beside the training, one checkpoint at a time."""
         import ray.train
-        from ray.train import Checkpoint
+        from ray.train import Checkpoint, CheckpointUploadMode
 
-        self.position = self.position.model_copy(update={"step": step})
         started = time.perf_counter()
-        # Unique to the attempt, so that shards of an attempt that died are never mixed in.
-        name = f"step-{step:08d}-{uuid.uuid4().hex[:6]}"
-        with tempfile.TemporaryDirectory(prefix="maas-checkpoint-") as directory:
-            checkpoint.save(self.engine, Path(directory), self.rank, self.position)
-            ray.train.report(
-                {"step": step, **self.position.metrics},
-                checkpoint=Checkpoint.from_directory(directory),
-                checkpoint_dir_name=name,
-            )
-        self._push(step, {"train/checkpoint_seconds": time.perf_counter() - started})
+        if self.saving is not None:
+            self.saving.wait()
+        self.position = self.position.model_copy(update={"step": step} | self._counted_rows())
+        snapshot = checkpoint.take(self.engine, self.rank, self.position)
+        stalled = time.perf_counter() - started
+        storage_context = ray.train.get_context().get_storage()
+        self.saving = done = threading.Event()
+
+        def at(name: str) -> Checkpoint:
+            return Checkpoint(f"{storage_context.experiment_fs_path}/{name}", storage_context.storage_filesystem)
+
+        def write(_: Checkpoint, name: str) -> Checkpoint:
+            began = time.perf_counter()
+            try:
+                snapshot.write(storage.join(self.job.home, name), self.spec.checkpoint.retry_seconds, self._say)
+                if self.rank == 0:
+                    checkpoint.prune(self.job.home, self.spec.checkpoint.keep)
+            finally:
+                done.set()
+            self._push(step, {"train/checkpoint_write_seconds": time.perf_counter() - began})
+            return at(name)
+
+        name = checkpoint.name_of(step, uuid.uuid4().hex[:6])
+        ray.train.report(
+            {"step": step, **self.position.metrics},
+            checkpoint=at(name),
+            checkpoint_dir_name=name,
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=False,
+            checkpoint_upload_fn=write,
+        )
+        self._push(step, {"train/checkpoint_stall_seconds": stalled})
         self.window.started = time.perf_counter()
+
+    def _counted_rows(self) -> dict[str, int]:
+        """What all workers together have trained on since the run began."""
+        import torch
+
+        ours, self.ledger = self.ledger, Ledger()
+        # The sum wraps around at 2⁶⁴, as the ledger's does.
+        sums = torch.from_numpy(np.array([ours.rows, ours.digest], np.uint64).view(np.int64)).to(self.device)
+        torch.distributed.all_reduce(sums)
+        rows, digest = (int(value) for value in sums.cpu().numpy().view(np.uint64))
+        total = self.position.ledger + Ledger(rows, digest)
+        return {"rows": total.rows, "digest": total.digest}
 
     def _push(self, step: int, metrics: dict[str, float], text: str = "") -> None:
         if self.rank == 0:
@@ -279,9 +355,16 @@ def _rebatched(
         yield held
 
 
+def _counted(workers: int) -> str:
+    return "1 worker" if workers == 1 else f"{workers} workers"
+
+
 def worker_environment(*, on_cpu: bool, threads: int) -> dict[str, str]:
     """Environment variables of a training worker."""
     environment = {"TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore")}
     if on_cpu:
         environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
+        # A step allocates and frees the same tensors as the one before. Left alone, glibc gives large ones back to the
+        # system each time, and the kernel clears every page anew: up to a third of a small step.
+        environment |= {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
     return environment

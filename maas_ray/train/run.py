@@ -8,6 +8,7 @@ Killed anywhere, there is no version or a whole one.
 """
 
 import json
+import os
 import signal
 import tempfile
 import threading
@@ -21,26 +22,29 @@ from maas_ray import storage
 from maas_ray.cluster import connect
 from maas_ray.console import progress, say
 from maas_ray.data.dataset import PreparedDataset, open_dataset
-from maas_ray.errors import ClusterError, MaasError, SpecError, TrainingError
+from maas_ray.errors import MaasError, SpecError, TrainingError
 from maas_ray.registry.bundle import Bundle, BundleMeta, Lineage, publish_bundle
 from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.settings import Settings
 from maas_ray.spec import digest_of
 from maas_ray.train.card import model_card
-from maas_ray.train.checkpoint import Position, check, position_of
+from maas_ray.train.checkpoint import Position, fetch, newest, saved, step_of
 from maas_ray.train.deepspeed_config import batch_geometry, check_with_deepspeed, resolve
 from maas_ray.train.events import EventBuffer, Watcher
 from maas_ray.train.export import export
-from maas_ray.train.feed import Plan
 from maas_ray.train.lineage import code_revision, package_versions
 from maas_ray.train.loop import Job, train_worker, worker_environment
+from maas_ray.train.plan import Plan
 from maas_ray.train.spec import TrainSpec
 
 TAG_RUN = "maas.run"
 TAG_IDENTITY = "maas.identity"
 TAG_PACKAGES = "maas.packages"
 TAG_REVISION = "mlflow.source.git.commit"
-_SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
+TAG_LANES = "maas.lanes"
+# What a run is called, how it is watched, and on what it runs, do not change what it computes.
+_NOT_COMPUTED = {"run", "alias", "dataset", "log_every_steps", "max_failures", "checkpoint"}
+_NOT_COMPUTED |= {"workers", "cpus_per_worker", "device", "micro_batch_size"}
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,11 @@ class _Run:
     dataset: PreparedDataset
     settings: Settings
     registry: Registry
+
+    @property
+    def home(self) -> str:
+        """URI of the run's directory, as Ray Train lays it out: its checkpoints."""
+        return storage.join(runs_home(self.settings, self.spec.model), self.name)
 
 
 def train(spec: TrainSpec, *, settings: Settings | None = None) -> ModelVersion:
@@ -76,8 +85,8 @@ def train(spec: TrainSpec, *, settings: Settings | None = None) -> ModelVersion:
             "train",
             [f"network.type: {spec.network.type!r} cannot do {dataset.task.spec.type}; choose one of {known}."],
         )
-    plan = make_plan(spec, dataset)
     run = _open_run(spec, dataset, settings)
+    plan = make_plan(spec, dataset, lanes=int(run.tags[TAG_LANES]))
     done = _registered(run)
     if done:
         say(
@@ -87,35 +96,43 @@ def train(spec: TrainSpec, *, settings: Settings | None = None) -> ModelVersion:
         return _alias(run, done)
     say(
         f"training {spec.model} on {dataset.name}: {plan.total_steps:,} steps of {plan.batch_size} rows, "
-        f"{spec.workers} {'worker' if spec.workers == 1 else 'workers'}, run {run.name}"
+        f"{_workers(spec)}, run {run.name}"
     )
-    check_with_deepspeed(resolve(spec, total_steps=plan.total_steps, hidden_size=None, on_cpu=False))
+    most = spec.most_workers
+    check_with_deepspeed(resolve(spec, workers=most, total_steps=plan.total_steps, hidden_size=None, on_cpu=False))
     connect(settings)
     with _recorded(run):
-        checkpoint = _last_checkpoint(run, plan) or _fit(run, plan)
-        bundle, version = finish(run, checkpoint)
+        if not _trained(run, plan):
+            _fit(run, plan)
+        bundle, version = finish(run, plan)
     shown = "  ".join(f"{name.replace('/', ' ')} {value:.4g}" for name, value in sorted(version.metrics.items()))
     say(f"{version.reference} registered  {shown}\n  {bundle.uri}")
     return _alias(run, version)
 
 
-def make_plan(spec: TrainSpec, dataset: PreparedDataset) -> Plan:
-    """How the training split is dealt to workers."""
+def make_plan(spec: TrainSpec, dataset: PreparedDataset, *, lanes: int | None = None) -> Plan:
+    """How the training split is dealt to steps and workers; `lanes` are those that the run began with."""
+    batch_size = batch_geometry(spec, spec.most_workers)[0]
     return Plan(
-        groups=tuple(dataset.row_groups("train")),
-        batch_size=batch_geometry(spec)[0],
-        workers=spec.workers,
+        sizes=dataset.group_sizes("train"),
+        batch_size=batch_size,
+        lanes=lanes or _lanes(batch_size, spec.most_workers),
         epochs=spec.epochs,
         seed=spec.seed,
         max_steps=spec.max_steps,
     )
 
 
+def _lanes(batch_size: int, workers: int) -> int:
+    """One for each worker, where that divides the batch; else as many as do."""
+    return next(lanes for lanes in range(min(workers, batch_size), 0, -1) if batch_size % lanes == 0)
+
+
 def _open_run(spec: TrainSpec, dataset: PreparedDataset, settings: Settings) -> _Run:
     """The MLflow run of this name, made if there is none."""
-    # What a run is called and how it is watched do not change what it computes.
-    document = spec.model_dump(mode="json", exclude={"run", "alias", "dataset", "log_every_steps", "max_failures"})
-    identity = digest_of({"spec": document, "dataset": dataset.fingerprint})
+    document = spec.model_dump(mode="json", exclude=_NOT_COMPUTED)
+    batch_size = batch_geometry(spec, spec.most_workers)[0]
+    identity = digest_of({"spec": document, "batch_size": batch_size, "dataset": dataset.fingerprint})
     name = spec.run or f"{spec.model}-{identity[:8]}"
     registry = Registry(settings)
     client = registry.client
@@ -135,6 +152,7 @@ def _open_run(spec: TrainSpec, dataset: PreparedDataset, settings: Settings) -> 
             TAG_IDENTITY: identity,
             TAG_REVISION: code_revision(Path.cwd()),
             TAG_PACKAGES: json.dumps(package_versions()),
+            TAG_LANES: str(_lanes(batch_size, spec.most_workers)),
             "maas.dataset": dataset.fingerprint,
         }
         run_id = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
@@ -183,33 +201,30 @@ def _recorded(run: _Run) -> Iterator[None]:
 # --- training --------------------------------------------------------------------------------------
 
 
-def _fit(run: _Run, plan: Plan) -> Any:
-    """Run the workers to the end. Returns Ray Train's last checkpoint."""
+def _fit(run: _Run, plan: Plan) -> None:
+    """Run the workers to the end."""
     import ray
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     spec = run.spec
     use_gpu = _use_gpu(spec)
-    needed, there = spec.workers * spec.cpus_per_worker, ray.cluster_resources().get("CPU", 0)
+    needed, there = spec.least_workers * spec.cpus_per_worker, ray.cluster_resources().get("CPU", 0)
     if needed > there:
         say(
-            f"waiting for CPUs: {spec.workers} workers need {needed:g}, the cluster has {there:g}. Unless it grows by "
-            "itself, add nodes, or lower workers or cpus_per_worker."
+            f"waiting for CPUs: {spec.least_workers} workers need {needed:g}, the cluster has {there:g}. Unless it "
+            "grows by itself, add nodes, or lower workers or cpus_per_worker."
         )
-    config = resolve(
-        spec,
-        total_steps=plan.total_steps,
-        hidden_size=getattr(spec.network, "hidden_size", None),
-        on_cpu=not use_gpu,
-    )
+    # One machine has nothing to be told of; each idle process of Ray's wakes a hundred times a second.
+    several = len(ray.nodes()) > 1
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1" if several else "0")
     events = ray.remote(num_cpus=0)(EventBuffer).remote()
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"job": Job(spec, run.dataset, plan, config, events)},
+        train_loop_config={"job": Job(spec, run.dataset, plan, run.home, events, watches_preemption=several)},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=spec.workers,
+            num_workers=spec.workers,  # two of them: Ray Train's elastic scaling
             use_gpu=use_gpu,
             resources_per_worker={"CPU": spec.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
         ),
@@ -217,7 +232,6 @@ def _fit(run: _Run, plan: Plan) -> Any:
             name=run.name,
             storage_path=runs_home(run.settings, spec.model),
             failure_config=FailureConfig(max_failures=spec.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=spec.checkpoint.keep),
             worker_runtime_env={
                 "env_vars": worker_environment(on_cpu=not use_gpu, threads=max(1, int(spec.cpus_per_worker)))
             },
@@ -230,26 +244,16 @@ def _fit(run: _Run, plan: Plan) -> Any:
             raise _translated(error, run.name) from error
     if isinstance(result.return_value, MaasError):
         raise result.return_value
-    return result.checkpoint
 
 
-def _last_checkpoint(run: _Run, plan: Plan) -> Any:
-    """The checkpoint of the last step, if training is complete already; else None."""
-    from ray.train import Result
-
-    home = storage.join(runs_home(run.settings, run.spec.model), run.name)
-    if not storage.exists(storage.join(home, _SNAPSHOT)):
-        return None
-    checkpoint = Result.from_path(home).checkpoint
-    if checkpoint is None:
-        return None
-    with checkpoint.as_directory() as saved:
-        step = position_of(Path(saved)).step
-    if step < plan.total_steps:
-        say(f"run {run.name} goes on from step {step:,}")
-        return None
-    say(f"run {run.name} is trained to the end already")
-    return checkpoint
+def _trained(run: _Run, plan: Plan) -> bool:
+    """Whether the last step's checkpoint is there already."""
+    steps = [step_of(uri) for uri in saved(run.home)]
+    found = newest(run.home, say) if plan.total_steps in steps else None
+    if found and found[1].step == plan.total_steps:
+        say(f"run {run.name} is trained to the end already")
+        return True
+    return False
 
 
 def runs_home(settings: Settings, model: str) -> str:
@@ -257,14 +261,20 @@ def runs_home(settings: Settings, model: str) -> str:
     return storage.join(settings.storage, "runs", model)
 
 
+def _workers(spec: TrainSpec) -> str:
+    if spec.least_workers < spec.most_workers:
+        return f"{spec.least_workers} to {spec.most_workers} workers"
+    return f"{spec.most_workers} {'worker' if spec.most_workers == 1 else 'workers'}"
+
+
 def _use_gpu(spec: TrainSpec) -> bool:
     import ray
 
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    if spec.device == "gpu" and gpus < spec.workers:
-        say(f"waiting for GPUs: {spec.workers} are needed, the cluster has {gpus}")
+    if spec.device == "gpu" and gpus < spec.least_workers:
+        say(f"waiting for GPUs: {spec.least_workers} are needed, the cluster has {gpus}")
     if spec.device == "auto":
-        return gpus >= spec.workers
+        return gpus >= spec.least_workers
     return spec.device == "gpu"
 
 
@@ -325,16 +335,26 @@ def _translated(error: Any, run: str) -> MaasError:
 # --- the end of a run ------------------------------------------------------------------------------
 
 
-def finish(run: _Run, checkpoint: Any) -> tuple[Bundle, ModelVersion]:
-    """From the last checkpoint to a registered version; every step is the same when done again."""
-    if checkpoint is None:
-        raise ClusterError(f"run {run.name} ended without a checkpoint.")
-    with checkpoint.as_directory() as saved, tempfile.TemporaryDirectory(prefix="maas-export-") as scratch:
-        position = check(Path(saved))
+def finish(run: _Run, plan: Plan) -> tuple[Bundle, ModelVersion]:
+    """From the last checkpoint to a registered version; every step is the same when done again.
+
+    Raises:
+        TrainingError: the last checkpoint is gone or damaged, or a row was left out or trained on twice.
+    """
+    found = newest(run.home, say)
+    if found is None or found[1].step < plan.total_steps:
+        raise TrainingError(
+            f"run {run.name} has trained to the end, but its last checkpoint is not whole. Start it again: it goes on "
+            f"from {f'step {found[1].step:,}' if found else 'the beginning'}."
+        )
+    uri, position = found
+    _check_ledger(run, plan, position)
+    with tempfile.TemporaryDirectory(prefix="maas-export-") as scratch:
+        source = fetch(uri, Path(scratch) / "saved")
         say("consolidating shards and publishing the bundle")
         directory = Path(scratch) / "bundle"
         directory.mkdir()
-        export(Path(saved), run.dataset, run.spec.network, directory)
+        export(source, run.dataset, run.spec.network, directory)
         meta = _bundle_meta(run, position)
         rows = {name: split.rows for name, split in run.dataset.meta.splits.items()}
         card = model_card(meta, run.dataset.task, parameters=_parameters_in(directory), rows=rows)
@@ -342,6 +362,17 @@ def finish(run: _Run, checkpoint: Any) -> tuple[Bundle, ModelVersion]:
         bundle = publish_bundle(run.settings, directory, meta)
     version = run.registry.register(bundle, run_id=run.run_id)
     return bundle, version
+
+
+def _check_ledger(run: _Run, plan: Plan, position: Position) -> None:
+    """Every row of every epoch once, and no other."""
+    due = plan.ledger_at(position.step)
+    if position.ledger != due:
+        raise TrainingError(
+            f"run {run.name} has trained on {position.rows:,} rows, and not on the {due.rows:,} that {position.step:,} "
+            "steps take, each once (the ledger differs from the plan). This is a bug; no version was registered."
+        )
+    say(f"{position.rows:,} rows trained on, each of them once in an epoch (ledger {position.digest:016x})")
 
 
 def _bundle_meta(run: _Run, position: Position) -> BundleMeta:

@@ -11,15 +11,19 @@ from maas_ray.train.deepspeed_config import check_against_spec, read_document, r
 
 DeepSpeedDocument = Annotated[dict[str, Any], BeforeValidator(read_document)]
 """A DeepSpeed configuration, inline or the path of a JSON file: DeepSpeed's own document, passed through whole."""
+Workers = Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+"""A number of workers, or the least and the most of them."""
 
 
 class CheckpointSpec(Spec):
-    """When the state of a run is saved."""
+    """When the state of a run is saved. At most one checkpoint is on its way to storage at a time."""
 
     every_steps: int = Field(200, ge=1)
     """Optimizer steps between checkpoints; the last step always has one."""
     keep: int = Field(2, ge=1)
-    """How many of the newest checkpoints to keep."""
+    """How many of the newest whole checkpoints to keep; the one of the lowest validation loss stays too."""
+    retry_seconds: float = Field(300.0, ge=0)
+    """How long a write that fails is tried again before the workers are restarted, seconds."""
 
 
 class ValidationSpec(Spec):
@@ -47,8 +51,8 @@ class TrainSpec(Spec):
     alias: Alias | None = None
     """Alias to give the new version, such as `champion`. None: none."""
 
-    workers: int = Field(1, ge=1)
-    """Training workers; with GPUs, one GPU each."""
+    workers: Workers = 1
+    """Training workers; with GPUs, one GPU each. `[2, 8]`: as many as the cluster has room for, from 2 to 8."""
     cpus_per_worker: float = Field(1.0, gt=0)
     """Logical CPUs that Ray reserves for each worker; also its number of compute threads, at least one."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
@@ -90,6 +94,17 @@ class TrainSpec(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainSpec":
+        if self.least_workers > self.most_workers:
+            raise ValueError(f"workers: [{self.least_workers}, {self.most_workers}]: the least comes first.")
         check_against_spec(self)
-        resolve(self, total_steps=1, hidden_size=None, on_cpu=False)  # names an "auto" that nothing fills
+        # Names an "auto" that nothing fills.
+        resolve(self, workers=self.most_workers, total_steps=1, hidden_size=None, on_cpu=False)
         return self
+
+    @property
+    def least_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,10 +16,10 @@ import pytest
 
 from maas_ray import storage
 from maas_ray.data.dataset import PreparedDataset
-from maas_ray.errors import NonFiniteLossError, SpecError
+from maas_ray.errors import NonFiniteLossError, SpecError, TrainingError
 from maas_ray.evaluate.run import EvaluateSpec, evaluate
 from maas_ray.registry.bundle import bundle_home, open_bundle
-from maas_ray.registry.versions import Registry
+from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.settings import Settings
 from maas_ray.train.run import train
 from maas_ray.train.spec import TrainSpec
@@ -156,28 +157,83 @@ def _train_workers() -> list[psutil.Process]:
     ]
 
 
+def _kill_a_worker_at(home: Path, checkpoints: int, killed: threading.Event) -> None:
+    """Wait until a run has so many whole checkpoints, then kill one of its workers."""
+
+    def kill() -> None:
+        while True:
+            names = [name for name in home.glob("*/step-*") if (name / "rank-00000.json").exists()]
+            if len(names) >= checkpoints and (workers := _train_workers()):
+                workers[-1].kill()
+                killed.set()
+                return
+            time.sleep(0.1)
+
+    threading.Thread(target=kill, daemon=True).start()
+
+
 def test_a_killed_worker_costs_only_the_steps_since_the_last_checkpoint(
     settings: Settings, text: PreparedDataset, capsys
 ):
-    spec = text_spec(text, "killed", max_steps=120, epochs=9)
-    home = Path(settings.storage) / "runs" / "killed"
+    # 2,246 rows are 140 batches of 16 and 6 rows, the last step.
+    spec = text_spec(text, "killed", max_steps=None, checkpoint={"every_steps": 40})
     killed = threading.Event()
-
-    def kill_one() -> None:
-        while not list(home.glob("*/checkpoint_manager_snapshot.json")):
-            time.sleep(0.2)
-        _train_workers()[-1].kill()
-        killed.set()
-
-    thread = threading.Thread(target=kill_one, daemon=True)
-    thread.start()
+    _kill_a_worker_at(Path(settings.storage) / "runs" / "killed", 1, killed)
     version = train(spec, settings=settings)
     assert killed.is_set()
     said = capsys.readouterr().out
-    assert "resumed from the checkpoint at step" in said
+    assert re.search(r"resumed from the checkpoint at step (40|80|120), on 2 workers", said)
+    rows = text.split("train").rows
+    assert rows % 16, "the last step is to be a short one"
+    assert f"{rows:,} rows trained on, each of them once in an epoch" in said
     client = Registry(settings).client
     steps = {metric.step for metric in client.get_metric_history(version.lineage.run_id, "train/loss")}
-    assert steps == set(range(10, 121, 10))
+    assert steps == {*range(10, rows // 16 + 1, 10), rows // 16 + 1}
+    # Two checkpoints are kept, the newest and the one before, and the best of them is among those.
+    assert len(list((Path(settings.storage) / "runs" / "killed").glob("*/step-*"))) in (2, 3)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_run_goes_on_with_other_numbers_of_workers_as_if_nothing_had_happened(
+    settings: Settings, text: PreparedDataset, stage: int, capsys
+):
+    def spec(model: str, workers: int) -> TrainSpec:
+        return text_spec(
+            text,
+            model,
+            workers=workers,
+            precision="fp32",
+            deepspeed={"zero_optimization": {"stage": stage}},
+            # Neither 3 workers nor passes of 3 rows divide 16.
+            micro_batch_size=3,
+            max_steps=36,
+            checkpoint={"every_steps": 12},
+            validation={"every_steps": 1000},
+            log_every_steps=1,
+            max_failures=0,
+        )
+
+    def losses(version: ModelVersion) -> list[float]:
+        history = Registry(settings).client.get_metric_history(version.lineage.run_id, "train/loss")
+        return [
+            by_step[1] for by_step in sorted({metric.step: (metric.step, metric.value) for metric in history}.values())
+        ]
+
+    calm = train(spec(f"calm-{stage}", 2), settings=settings)
+    model = f"elastic-{stage}"
+    for number, workers in enumerate((2, 1)):
+        killed = threading.Event()
+        _kill_a_worker_at(Path(settings.storage) / "runs" / model, number + 1, killed)
+        with pytest.raises(TrainingError):
+            train(spec(model, workers), settings=settings)
+        assert killed.is_set()
+    version = train(spec(model, 3), settings=settings)
+    said = capsys.readouterr().out
+    assert "made by 2 workers, on 1 worker" in said
+    assert "made by 1 worker, on 3 workers" in said
+    assert said.count("576 rows trained on, each of them once in an epoch") == 2
+    np.testing.assert_allclose(losses(version), losses(calm), rtol=2e-3)
+    assert version.metrics["test/loss"] == pytest.approx(calm.metrics["test/loss"], rel=2e-3)
 
 
 DRIVER = """

@@ -17,7 +17,9 @@ def parse(text: str = "", **deepspeed) -> TrainSpec:
 
 
 def filled(spec: TrainSpec, **changes):
-    return resolve(spec, **{"total_steps": 1000, "hidden_size": 64, "on_cpu": True, **changes})
+    return resolve(
+        spec, **{"workers": spec.most_workers, "total_steps": 1000, "hidden_size": 64, "on_cpu": True, **changes}
+    )
 
 
 def test_defaults_make_a_whole_configuration():
@@ -88,9 +90,18 @@ def test_what_the_document_says_and_we_do_not_know_goes_through_whole():
 
 def test_the_documents_numbers_count_before_our_defaults():
     spec = parse("workers: 2\n", train_micro_batch_size_per_gpu=2, gradient_accumulation_steps=3)
-    assert batch_geometry(spec) == (12, 2, 3)
+    assert batch_geometry(spec, 2) == (12, 2, 3)
     config = filled(parse(optimizer={"type": "Adam", "params": {"lr": 0.5}}))
     assert config["optimizer"]["params"]["lr"] == 0.5
+
+
+@pytest.mark.parametrize(("workers", "passes"), [(1, 4), (2, 2), (3, 2), (4, 1), (5, 1), (8, 1)])
+def test_the_rows_of_a_step_stay_and_passes_follow_the_number_of_workers(workers: int, passes: int):
+    spec = parse("workers: [1, 8]\nbatch_size: 32\nmicro_batch_size: 8\n")
+    assert batch_geometry(spec, workers) == (32, 8, passes)
+    config = filled(spec, workers=workers)
+    assert config["train_batch_size"] == 8 * passes * workers >= 32
+    assert (spec.least_workers, spec.most_workers) == (1, 8)
 
 
 @pytest.mark.parametrize(
@@ -103,8 +114,13 @@ def test_the_documents_numbers_count_before_our_defaults():
             r"learning_rate is 0.1, but deepspeed.optimizer.params.lr is 0.2",
         ),
         ("precision: fp32\n", {"bf16": {"enabled": True}}, r"precision is 'fp32', but deepspeed.bf16.enabled is true"),
-        ("workers: 3\nbatch_size: 32\n", {}, r"32 rows a step do not divide evenly.*Try batch_size: 30"),
-        ("batch_size: 12\nmicro_batch_size: 5\n", {}, r"12 rows a step do not divide evenly"),
+        (
+            "workers: 2\nbatch_size: 32\nmicro_batch_size: 4\n",
+            {"gradient_accumulation_steps": 3},
+            r"32 rows a step do not divide evenly: .*2 workers × 4 rows .* × 3 passes .* make 24. Leave one",
+        ),
+        ("workers: 8\nbatch_size: 4\n", {}, r"4 rows a step are too few for 8 workers"),
+        ("workers: [4, 2]\n", {}, r"workers: \[4, 2\]: the least comes first"),
         ("network: {type: cnm}\n", {}, r"stands twice"),
     ],
 )
