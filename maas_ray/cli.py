@@ -160,9 +160,8 @@ def deploy(
     if target.endswith((".yaml", ".yml")) or Path(target).is_file():
         spec = DeploySpec.from_yaml(target, laid_over)
     else:
-        spec = DeploySpec.from_text(
-            json.dumps({"version": target}), source=f"maas deploy {target}", overrides=laid_over
-        )
+        named = f"version={json.dumps(target)}"  # as an override: it stands on no line
+        spec = DeploySpec.from_text("", source=f"maas deploy {target}", overrides=[named, *laid_over])
     status.show_deployed(verb(spec))
 
 

@@ -1,8 +1,9 @@
 """The base of every spec: one YAML document, parsed strictly, with errors a person can act on.
 
 A spec is frozen, refuses unknown fields, and is checked whole before anything starts. All problems of a
-file are reported at once, each with its line, the field, the value seen and the fix. Knows nothing of
-what any spec means.
+file are reported at once, each with its line, the field, the value seen and the fix. It remembers where it
+was read, so that what only a verb can find wrong is reported the same way. Knows nothing of what any spec
+means.
 """
 
 import copy
@@ -10,25 +11,37 @@ import difflib
 import json
 import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, StringConstraints, ValidationError
 from pydantic_core import ErrorDetails
 
-from maas_ray.errors import SpecError
+from maas_ray.errors import DataError, NotFoundError, SpecError
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 """A name that is safe in a path, a URL and a registry: letters, digits, `.`, `_` and `-`."""
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where a spec was read. Equal to any other: what a spec says does not depend on it."""
+
+    source: str = field(default="", compare=False)
+    lines: dict[tuple[Any, ...], int] = field(default_factory=dict, compare=False)
 
 
 class Spec(BaseModel):
     """Base of all specs. Subclasses document every field in one line: meaning, unit, sentinel."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+    _origin: _Origin = PrivateAttr(default_factory=_Origin)
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:
@@ -82,17 +95,48 @@ class Spec(BaseModel):
     @classmethod
     def _parse(cls, data: dict[str, Any], source: str, lines: dict[tuple[Any, ...], int]) -> Self:
         try:
-            return cls.model_validate(data)
+            spec = cls.model_validate(data)
         except ValidationError as error:
             problems = []
             for detail in _telling(error.errors(include_url=False)):
                 line = _line_of(_plain(detail, data), lines)
                 problems.append((f"line {line}: " if line else "") + _problem(cls, detail, data))
             raise SpecError(source, list(dict.fromkeys(problems))) from None
+        spec._origin = _Origin(source, lines)
+        return spec
 
     def document(self) -> dict[str, Any]:
         """The spec as plain JSON values, defaults filled in."""
         return self.model_dump(mode="json")
+
+    def where(self, field: str) -> str:
+        """Where a field such as `sources[0].path` stands: `prepare.yaml, line 4: sources[0].path`."""
+        line = self._line(field)
+        return self._source + (f", line {line}: " if line else ": ") + field
+
+    def refuse(self, field: str, *problems: str) -> SpecError:
+        """The error for a field that can only be found wrong after parsing, as parsing would have reported it."""
+        line = self._line(field)
+        named = [p if p.startswith((f"{field}:", f"{field}.", f"{field}[")) else f"{field}: {p}" for p in problems]
+        return SpecError(self._source, [(f"line {line}: " if line else "") + problem for problem in named])
+
+    @contextmanager
+    def at(self, field: str) -> Iterator[None]:
+        """Errors about what a field names also say where the field stands; their type stays."""
+        try:
+            yield
+        except SpecError as error:
+            raise self.refuse(field, *error.problems) from error
+        except (NotFoundError, DataError) as error:
+            raise type(error)(f"{self.where(field)}: {error}") from error
+
+    @property
+    def _source(self) -> str:
+        return self._origin.source or type(self).__name__
+
+    def _line(self, field: str) -> int | None:
+        path = tuple(int(key) if key.isdigit() else key for key in re.findall(r"[^.\[\]]+", field))
+        return _line_of(path, self._origin.lines)
 
 
 def digest_of(document: Any) -> str:

@@ -276,5 +276,26 @@ def test_what_is_no_version_is_not_deployed(run: Run, reference: str) -> None:
     status, _, err = run("deploy", reference)
 
     assert status == 2
-    assert err
-    assert "not foreseen" not in err
+    assert err.startswith(f"maas deploy {reference}: 1 problem\n  version: ")
+
+
+@pytest.mark.parametrize(
+    ("verb", "text", "status", "says"),
+    [
+        ("train", "model: m\nnetwork: {type: cnn}\ndataset: d\n", 1, ", line 3: dataset: there is no dataset 'd'; "),
+        ("evaluate", "version: lm@best\n", 1, ", line 1: version: lm has no alias 'best'; it has: champion.\n"),
+        ("evaluate", "version: lm@\n", 2, ": 1 problem\n  line 1: version: 'lm@': write `name@alias` or `name/number`"),
+        ("evaluate", "version: lm/1\ndataset: d\n", 1, ", line 2: dataset: there is no dataset 'd'; there are: none."),
+        ("deploy", "version: lm/7\n", 1, ", line 1: version: lm has no version 7; it has: 2, 1.\n"),
+    ],
+)
+def test_what_a_spec_names_and_is_not_there_is_told_with_file_and_line(
+    run: Run, tmp_path: Path, verb: str, text: str, status: int, says: str
+) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(text)
+
+    ended, _, err = run(verb, str(path))
+
+    assert ended == status
+    assert err.startswith(f"{path}{says}")

@@ -1,14 +1,16 @@
 """A wrong spec says everything that is wrong with it, where, and what to do."""
 
+import pickle
 from pathlib import Path
 from typing import Annotated, Literal
 
+import cloudpickle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError, model_validator
 
-from maas_ray.errors import SpecError
+from maas_ray.errors import DataError, NotFoundError, SpecError
 from maas_ray.spec import Name, Spec, digest_of
 
 
@@ -179,6 +181,56 @@ def test_overrides_leave_the_parsed_values_types_alone() -> None:
     found = problems("model: 2026-01-01", "rate=0.1")
 
     assert found == ["line 1: model: input should be a valid string (found datetime.date(2026, 1, 1))"]
+
+
+# --- what only a verb finds wrong ------------------------------------------------------------------
+
+TEXT = "model: a\nnetwork:\n  type: small\nsources:\n  - {path: x}\n  - {path: y}\n"
+
+
+def test_what_is_found_wrong_later_is_told_as_at_parsing() -> None:
+    spec = Example.from_text(TEXT, source="f.yaml", overrides=["rate=0.1"])
+
+    error = spec.refuse("network.type", "'small' is too small", "network.type: is no good")
+    assert error.source == "f.yaml"
+    assert error.problems == ["line 3: network.type: 'small' is too small", "line 3: network.type: is no good"]
+    assert spec.where("sources[1].path") == "f.yaml, line 6: sources[1].path"
+    assert spec.where("network.heads") == "f.yaml, line 2: network.heads"
+    assert spec.where("rate") == "f.yaml: rate"
+    assert spec.where("mode") == "f.yaml: mode"
+
+
+def test_what_is_found_wrong_in_a_spec_made_in_python_names_the_field() -> None:
+    for spec in (Example(model="a"), Example.parse({"model": "a"})):
+        assert str(spec.refuse("model", "'a' is taken")) == "Example: 1 problem\n  model: 'a' is taken"
+        assert spec.where("model") == "Example: model"
+
+
+@pytest.mark.parametrize("kind", [NotFoundError, DataError])
+def test_what_a_field_names_and_is_not_there_is_told_with_its_line(kind: type[NotFoundError | DataError]) -> None:
+    spec = Example.from_text(TEXT, source="f.yaml")
+
+    with pytest.raises(kind, match=r"^f\.yaml, line 1: model: there is no model 'a'$"), spec.at("model"):
+        raise kind("there is no model 'a'")
+    with pytest.raises(SpecError, match=r"^f\.yaml: 1 problem\n  line 1: model: 'a' is no name$"), spec.at("model"):
+        raise SpecError("model", ["'a' is no name"])
+    with pytest.raises(KeyError), spec.at("model"):
+        raise KeyError("a")
+
+
+@pytest.mark.parametrize("pickler", [pickle, cloudpickle], ids=lambda module: module.__name__)
+def test_where_a_spec_was_read_travels_with_it_and_is_no_part_of_it(pickler) -> None:
+    read = Source.from_text("# a comment\npath: x", source="f.yaml")
+    made = Source(path="x")
+
+    assert read == made
+    assert hash(read) == hash(made)
+    assert read.model_dump() == made.model_dump()
+    assert repr(read) == repr(made)
+    assert pickler.loads(pickler.dumps(read)).where("path") == "f.yaml, line 2: path"
+    assert read.model_copy(update={"path": "y"}).where("path") == "f.yaml, line 2: path"
+    with pytest.raises(ValidationError, match="frozen"):
+        read.path = "y"  # type: ignore[misc]
 
 
 # --- names and digests -----------------------------------------------------------------------------
