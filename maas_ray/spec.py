@@ -96,12 +96,8 @@ class Spec(BaseModel):
     def _parse(cls, data: dict[str, Any], source: str, lines: dict[tuple[Any, ...], int]) -> Self:
         try:
             spec = cls.model_validate(data)
-        except ValidationError as error:
-            problems = []
-            for detail in _telling(error.errors(include_url=False)):
-                line = _line_of(_plain(detail, data), lines)
-                problems.append((f"line {line}: " if line else "") + _problem(cls, detail, data))
-            raise SpecError(source, list(dict.fromkeys(problems))) from None
+        except ValidationError:
+            raise SpecError(source, _problems(cls, data, lines)) from None
         spec._origin = _Origin(source, lines)
         return spec
 
@@ -188,6 +184,64 @@ def _lines(node: yaml.Node | None, path: tuple[Any, ...] = ()) -> dict[tuple[Any
     return lines
 
 
+def _problems(cls: type[BaseModel], data: dict[str, Any], lines: dict[tuple[Any, ...], int]) -> list[str]:
+    """All problems of a document, a line each.
+
+    Rules across fields run only once each field is right. So what is wrong is taken out, its default stands
+    in, and the rest is checked again.
+    """
+    problems: dict[str, None] = {}
+    doubted: set[str] = set()
+    data = copy.deepcopy(data)
+    while details := _errors(cls, data):
+        wrong: dict[tuple[Any, ...], None] = {}
+        meant: set[str] = set()
+        for detail in details:
+            path, problem = _plain(detail, data), _problem(cls, detail, data)
+            wrong[_key(path)] = None
+            meant.update(_meant(cls, detail))
+            # What is missing now, or disagrees with a default that stands in, is not the user's mistake.
+            if not doubted or (detail["type"] != "missing" and doubted.isdisjoint(re.findall(r"\w+", problem))):
+                line = _line_of(path, lines)
+                problems[(f"line {line}: " if line else "") + problem] = None
+        taken = {name for path in wrong if (name := _take_out(data, path))}
+        if not taken:
+            break
+        doubted |= taken | meant
+    return list(problems)
+
+
+def _errors(cls: type[BaseModel], data: dict[str, Any]) -> list[ErrorDetails]:
+    try:
+        cls.model_validate(data)
+    except ValidationError as error:
+        return _telling(error.errors(include_url=False))
+    return []
+
+
+def _key(path: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The path of the field that a value belongs to: an item is not taken out of its list."""
+    while path and isinstance(path[-1], int):
+        path = path[:-1]
+    return path
+
+
+def _take_out(document: Any, path: tuple[Any, ...]) -> str | None:
+    """Remove a field, or the field around it where it is not there; gives the name of what was removed."""
+    if not path:
+        return None
+    holder = document
+    try:
+        for part in path[:-1]:
+            holder = holder[part]
+        del holder[path[-1]]
+    except KeyError:
+        return _take_out(document, _key(path[:-1]))
+    except (IndexError, TypeError):
+        return None
+    return str(path[-1])
+
+
 def _plain(detail: ErrorDetails, data: Any) -> tuple[Any, ...]:
     """Where in the document an error lies: pydantic's location without the union tags it puts between keys."""
     path: list[Any] = []
@@ -216,7 +270,7 @@ def _problem(cls: type[BaseModel], detail: ErrorDetails, data: dict[str, Any]) -
     kind = detail["type"]
     if kind == "extra_forbidden":
         known = _fields_at(cls, tuple(detail["loc"][:-1]))
-        near = difflib.get_close_matches(str(path[-1]), known, n=1)
+        near = _meant(cls, detail)
         fix = f"did you mean `{near[0]}`?" if near else f"known fields: {', '.join(known)}."
         return f"{field}: there is no such field; {fix}"
     if kind == "missing":
@@ -232,6 +286,14 @@ def _problem(cls: type[BaseModel], detail: ErrorDetails, data: dict[str, Any]) -
     message = message[0].lower() + message[1:]
     message = message.replace("string should match pattern", "must match the pattern")
     return f"{field}: {message} (found {_seen(detail['input'])})"
+
+
+def _meant(cls: type[BaseModel], detail: ErrorDetails) -> list[str]:
+    """The field that an unknown one was probably meant to be."""
+    if detail["type"] != "extra_forbidden":
+        return []
+    *outer, name = detail["loc"]
+    return difflib.get_close_matches(str(name), _fields_at(cls, tuple(outer)), n=1)
 
 
 def _tag_problem(cls: type[BaseModel], detail: ErrorDetails, field: str) -> str:

@@ -94,6 +94,59 @@ def test_all_problems_of_a_file_are_told_at_once_with_line_field_value_and_fix()
     ]
 
 
+class Crossed(Spec):
+    """As `TrainSpec`: fields, and rules across them."""
+
+    network: Small = Small()
+    least: int = Field(1, ge=1)
+    most: int = Field(4, ge=1)
+    steps: int
+    warmup: int = 0
+    sources: list[Source] = []
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Crossed":
+        if self.least > self.most:
+            raise ValueError(f"least ({self.least}) is above most ({self.most}).")
+        if self.warmup > self.steps:
+            raise ValueError(f"warmup ({self.warmup}) is above steps ({self.steps}).")
+        return self
+
+
+CLASH = "least (5) is above most (4)."
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("steps: 1\nleast: 5\nwarmup: x", ["line 3: warmup: input should be a valid integer", CLASH]),
+        ("steps: 1\nleast: 5\nwarm: 1", ["line 3: warm: there is no such field; did you mean `warmup`?", CLASH]),
+        ("steps: 1\nleast: 5\nnetwork: {heads: 3}", ["line 3: network: heads (3) must be even.", CLASH]),
+        (
+            "steps: 1\nleast: 5\nnetwork: {heads: 3, layers: 0}",
+            ["line 3: network.layers: input should be greater", "line 3: network: heads (3) must be even.", CLASH],
+        ),
+        (
+            "steps: 1\nleast: 5\nsources: [{path: a}, {path: 1}, {}]",
+            ["line 3: sources[1].path: ", "line 3: sources[2]", CLASH],
+        ),
+        # Whether these contradict each other is not known: what was meant by the wrong one is not.
+        ("steps: 1\nleast: 5\nmost: x", ["line 3: most: input should be a valid integer"]),
+        ("steps: 1\nleast: 5\nmots: 9", ["line 3: mots: there is no such field; did you mean `most`?"]),
+        ("least: 5\nwarmup: x", ["steps: is missing; add it.", "line 2: warmup: "]),
+        ("steps: x\nleast: 5", ["line 1: steps: input should be a valid integer"]),
+    ],
+)
+def test_a_contradiction_is_told_together_with_wrong_fields(text: str, expected: list[str]) -> None:
+    with pytest.raises(SpecError) as caught:
+        Crossed.from_text(text, source="f.yaml")
+
+    found = caught.value.problems
+    assert len(found) == len(expected), found
+    for problem, start in zip(sorted(found), sorted(expected), strict=True):
+        assert problem.startswith(start)
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
