@@ -218,7 +218,9 @@ def models(
 ) -> None:
     """List models; with a name, its versions with metrics and lineage.
 
-    MLflow's own client and web interface show the same ones.
+    The newest is shown with the spec it was trained by, defaults filled in;
+    --json has every version's. MLflow's own client and web interface
+    show the same ones.
 
     Examples:
       maas models

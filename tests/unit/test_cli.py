@@ -208,7 +208,13 @@ def registry_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in (1, 2):
         directory = tmp_path_factory.mktemp("bundle")
         save_file({"x": np.array([number])}, directory / "model.safetensors")
-        lineage = Lineage(dataset="words", dataset_fingerprint="f" * 64, run=f"run-{number}", code_revision="abc")
+        lineage = Lineage(
+            dataset="words",
+            dataset_fingerprint="f" * 64,
+            run=f"run-{number}",
+            code_revision="abc",
+            spec={"model": "lm", "network": {"type": "llama", "layers": number}, "alias": None},
+        )
         metrics = {"validation/perplexity": 10.0 / number, "validation/loss": 1.0, "test/perplexity": 11.0}
         meta = BundleMeta(name="lm", task="text-generation", metrics=metrics, lineage=lineage)
         registry.register(publish_bundle(settings, directory, meta))
@@ -252,8 +258,11 @@ def test_models_of_a_name_shows_lineage_and_json_all_of_it(run: Run) -> None:
 
     assert "lm/2\n  aliases   none" in text
     assert f"dataset   words ({'f' * 16})" in text
+    assert text.count("  spec\n    model: lm\n    network: {type: llama, layers: 2}\n    alias: null\nlm/1\n") == 1
+    assert text.count("spec") == 1
     assert (second["reference"], first["aliases"]) == ("lm/2", ["champion"])
     assert first["lineage"]["run"] == "run-1"
+    assert first["lineage"]["spec"]["network"] == {"type": "llama", "layers": 1}
     assert first["metrics"]["validation/perplexity"] == 10.0
 
 
