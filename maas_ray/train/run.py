@@ -271,7 +271,10 @@ def _use_gpu(spec: TrainSpec) -> bool:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C, as anybody expects it: Ray Train takes the signal, ends the workers, and would exit with 0."""
+    """Ctrl-C, as anybody expects it: Ray Train takes the signal, ends the workers, and would exit with 0.
+
+    In a terminal and in a job, SIGTERM comes here as Ctrl-C.
+    """
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield

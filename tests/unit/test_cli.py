@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from maas_ray import cli
+from maas_ray import cli, cluster
 from maas_ray.errors import DataError, SpecError
 from maas_ray.settings import Settings
 
@@ -155,7 +155,8 @@ def test_what_was_not_foreseen_is_one_line(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err.splitlines()[0] == "ZeroDivisionError: division by zero"
 
 
-def test_ctrl_c_ends_with_one_line(tmp_path: Path, settings: Settings) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_with_one_line(number: signal.Signals, status: int, tmp_path: Path, settings: Settings) -> None:
     fifo = tmp_path / "spec.yaml"
     os.mkfifo(fifo)  # reading it waits until somebody writes
     command = [sys.executable, "-c", "from maas_ray.cli import main; main()", "train", str(fifo)]
@@ -168,12 +169,53 @@ def test_ctrl_c_ends_with_one_line(tmp_path: Path, settings: Settings) -> None:
             assert process.poll() is None
             time.sleep(0.05)
 
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=30)
     os.close(handle)
 
-    assert process.returncode == 130
+    assert process.returncode == status
     assert err == "interrupted\n"
+
+
+@pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN])
+def test_sigterm_is_what_ctrl_c_is_to_the_code_that_runs(ctrl_c: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        with cli.reported():
+            try:
+                signal.raise_signal(signal.SIGTERM)
+                time.sleep(10)
+            except KeyboardInterrupt:
+                print("cleaning up")
+                raise
+
+    terminate, interrupt = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGINT, ctrl_c)
+    try:
+        with pytest.raises(SystemExit) as end:
+            work()
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+
+    assert end.value.code == 143
+    assert capsys.readouterr() == ("cleaning up\n", "interrupted\n")
+    assert signal.getsignal(signal.SIGTERM) is terminate
+
+
+def test_ray_does_not_keep_sigterm() -> None:
+    def rays(number: int, frame: object) -> None:
+        pass
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with cli.reported():
+            ours = signal.getsignal(signal.SIGTERM)
+            with cluster._sigterm_kept():
+                signal.signal(signal.SIGTERM, rays)
+            assert signal.getsignal(signal.SIGTERM) is ours
+        with cluster._sigterm_kept():  # nobody but Ray handles it
+            signal.signal(signal.SIGTERM, rays)
+        assert signal.getsignal(signal.SIGTERM) is rays
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # --- looking, where there is nothing ---------------------------------------------------------------
