@@ -1,16 +1,18 @@
 """`maas`: the verbs in a terminal, and the way the scripts in `jobs/` call them.
 
 Every error that was raised on purpose is shown as its message alone, on standard error: exit status 2 for
-a spec, an override or a setting that is wrong, 1 for all else, 130 for Ctrl-C. Nothing heavy is imported
-before a command runs.
+a spec, an override or a setting that is wrong, 1 for all else, 130 for Ctrl-C, 143 for SIGTERM. Nothing
+heavy is imported before a command runs.
 """
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -160,9 +162,8 @@ def deploy(
     if target.endswith((".yaml", ".yml")) or Path(target).is_file():
         spec = DeploySpec.from_yaml(target, laid_over)
     else:
-        spec = DeploySpec.from_text(
-            json.dumps({"version": target}), source=f"maas deploy {target}", overrides=laid_over
-        )
+        named = f"version={json.dumps(target)}"  # as an override: it stands on no line
+        spec = DeploySpec.from_text("", source=f"maas deploy {target}", overrides=[named, *laid_over])
     status.show_deployed(verb(spec))
 
 
@@ -219,7 +220,9 @@ def models(
 ) -> None:
     """List models; with a name, its versions with metrics and lineage.
 
-    MLflow's own client and web interface show the same ones.
+    The newest is shown with the spec it was trained by, defaults filled in;
+    --json has every version's. MLflow's own client and web interface
+    show the same ones.
 
     Examples:
       maas models
@@ -315,12 +318,23 @@ def run_job(spec_type: Any, verb: Callable[[Any], Any], show: Callable[[Any], No
 @contextmanager
 def reported() -> Iterator[None]:
     """End the process as an error deserves, with its message where a person reads it."""
+    terminated = False
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        nonlocal terminated
+        terminated = True
+        # Ends what Ctrl-C would end, in the same way; also where a shell has it ignored (`maas train … &`).
+        interrupt = signal.getsignal(signal.SIGINT)
+        (interrupt if callable(interrupt) else signal.default_int_handler)(signal.SIGINT, frame)
+
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
-    except SystemExit as end:
-        if end.code == 130:
-            _tell("interrupted")
-        raise
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != 130:  # Typer's for Ctrl-C
+            raise
+        _tell("interrupted")
+        sys.exit(143 if terminated else 130)
     except Exception as error:
         from maas_ray.errors import MaasError, SpecError
 
@@ -333,6 +347,8 @@ def reported() -> Iterator[None]:
         last = str(error).strip().splitlines() or [""]
         _tell(f"{type(error).__name__}: {last[-1]}\nThis was not foreseen; --verbose shows where it happened.")
         sys.exit(1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _cause(error: BaseException) -> BaseException:

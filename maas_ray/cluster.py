@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -210,17 +211,29 @@ def _join(cluster: Cluster, settings: Settings) -> None:
     taken = (job.get("runtime_env") or {}).get("env_vars") or {}
     variables = {name: value for name, value in worker_environment(settings).items() if name not in taken}
     try:
-        ray.init(
-            address=cluster.address,
-            runtime_env={"env_vars": variables},
-            logging_level="INFO" if settings.verbose else "ERROR",
-            log_to_driver=settings.verbose,
-        )
+        with _sigterm_kept():
+            ray.init(
+                address=cluster.address,
+                runtime_env={"env_vars": variables},
+                logging_level="INFO" if settings.verbose else "ERROR",
+                log_to_driver=settings.verbose,
+            )
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         raise ClusterError(
             f"the Ray cluster at {cluster.address} ({cluster.origin}) refused this process: {error}\n"
             f"Check that {_AUTH} ({os.environ.get(_AUTH, 'not set')}) and the token are those of the cluster."
         ) from error
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Who handled SIGTERM before still does: `ray.init` takes it, and for a crash whose stack it prints."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _dashboard() -> str:

@@ -1,8 +1,9 @@
 """The base of every spec: one YAML document, parsed strictly, with errors a person can act on.
 
 A spec is frozen, refuses unknown fields, and is checked whole before anything starts. All problems of a
-file are reported at once, each with its line, the field, the value seen and the fix. Knows nothing of
-what any spec means.
+file are reported at once, each with its line, the field, the value seen and the fix. It remembers where it
+was read, so that what only a verb can find wrong is reported the same way. Knows nothing of what any spec
+means.
 """
 
 import copy
@@ -10,25 +11,37 @@ import difflib
 import json
 import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, StringConstraints, ValidationError
 from pydantic_core import ErrorDetails
 
-from maas_ray.errors import SpecError
+from maas_ray.errors import DataError, NotFoundError, SpecError
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 """A name that is safe in a path, a URL and a registry: letters, digits, `.`, `_` and `-`."""
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where a spec was read. Equal to any other: what a spec says does not depend on it."""
+
+    source: str = field(default="", compare=False)
+    lines: dict[tuple[Any, ...], int] = field(default_factory=dict, compare=False)
 
 
 class Spec(BaseModel):
     """Base of all specs. Subclasses document every field in one line: meaning, unit, sentinel."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+    _origin: _Origin = PrivateAttr(default_factory=_Origin)
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:
@@ -82,17 +95,44 @@ class Spec(BaseModel):
     @classmethod
     def _parse(cls, data: dict[str, Any], source: str, lines: dict[tuple[Any, ...], int]) -> Self:
         try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            problems = []
-            for detail in _telling(error.errors(include_url=False)):
-                line = _line_of(_plain(detail, data), lines)
-                problems.append((f"line {line}: " if line else "") + _problem(cls, detail, data))
-            raise SpecError(source, list(dict.fromkeys(problems))) from None
+            spec = cls.model_validate(data)
+        except ValidationError:
+            raise SpecError(source, _problems(cls, data, lines)) from None
+        spec._origin = _Origin(source, lines)
+        return spec
 
     def document(self) -> dict[str, Any]:
         """The spec as plain JSON values, defaults filled in."""
         return self.model_dump(mode="json")
+
+    def where(self, field: str) -> str:
+        """Where a field such as `sources[0].path` stands: `prepare.yaml, line 4: sources[0].path`."""
+        line = self._line(field)
+        return self._source + (f", line {line}: " if line else ": ") + field
+
+    def refuse(self, field: str, *problems: str) -> SpecError:
+        """The error for a field that can only be found wrong after parsing, as parsing would have reported it."""
+        line = self._line(field)
+        named = [p if p.startswith((f"{field}:", f"{field}.", f"{field}[")) else f"{field}: {p}" for p in problems]
+        return SpecError(self._source, [(f"line {line}: " if line else "") + problem for problem in named])
+
+    @contextmanager
+    def at(self, field: str) -> Iterator[None]:
+        """Errors about what a field names also say where the field stands; their type stays."""
+        try:
+            yield
+        except SpecError as error:
+            raise self.refuse(field, *error.problems) from error
+        except (NotFoundError, DataError) as error:
+            raise type(error)(f"{self.where(field)}: {error}") from error
+
+    @property
+    def _source(self) -> str:
+        return self._origin.source or type(self).__name__
+
+    def _line(self, field: str) -> int | None:
+        path = tuple(int(key) if key.isdigit() else key for key in re.findall(r"[^.\[\]]+", field))
+        return _line_of(path, self._origin.lines)
 
 
 def digest_of(document: Any) -> str:
@@ -144,6 +184,64 @@ def _lines(node: yaml.Node | None, path: tuple[Any, ...] = ()) -> dict[tuple[Any
     return lines
 
 
+def _problems(cls: type[BaseModel], data: dict[str, Any], lines: dict[tuple[Any, ...], int]) -> list[str]:
+    """All problems of a document, a line each.
+
+    Rules across fields run only once each field is right. So what is wrong is taken out, its default stands
+    in, and the rest is checked again.
+    """
+    problems: dict[str, None] = {}
+    doubted: set[str] = set()
+    data = copy.deepcopy(data)
+    while details := _errors(cls, data):
+        wrong: dict[tuple[Any, ...], None] = {}
+        meant: set[str] = set()
+        for detail in details:
+            path, problem = _plain(detail, data), _problem(cls, detail, data)
+            wrong[_key(path)] = None
+            meant.update(_meant(cls, detail))
+            # What is missing now, or disagrees with a default that stands in, is not the user's mistake.
+            if not doubted or (detail["type"] != "missing" and doubted.isdisjoint(re.findall(r"\w+", problem))):
+                line = _line_of(path, lines)
+                problems[(f"line {line}: " if line else "") + problem] = None
+        taken = {name for path in wrong if (name := _take_out(data, path))}
+        if not taken:
+            break
+        doubted |= taken | meant
+    return list(problems)
+
+
+def _errors(cls: type[BaseModel], data: dict[str, Any]) -> list[ErrorDetails]:
+    try:
+        cls.model_validate(data)
+    except ValidationError as error:
+        return _telling(error.errors(include_url=False))
+    return []
+
+
+def _key(path: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The path of the field that a value belongs to: an item is not taken out of its list."""
+    while path and isinstance(path[-1], int):
+        path = path[:-1]
+    return path
+
+
+def _take_out(document: Any, path: tuple[Any, ...]) -> str | None:
+    """Remove a field, or the field around it where it is not there; gives the name of what was removed."""
+    if not path:
+        return None
+    holder = document
+    try:
+        for part in path[:-1]:
+            holder = holder[part]
+        del holder[path[-1]]
+    except KeyError:
+        return _take_out(document, _key(path[:-1]))
+    except (IndexError, TypeError):
+        return None
+    return str(path[-1])
+
+
 def _plain(detail: ErrorDetails, data: Any) -> tuple[Any, ...]:
     """Where in the document an error lies: pydantic's location without the union tags it puts between keys."""
     path: list[Any] = []
@@ -172,7 +270,7 @@ def _problem(cls: type[BaseModel], detail: ErrorDetails, data: dict[str, Any]) -
     kind = detail["type"]
     if kind == "extra_forbidden":
         known = _fields_at(cls, tuple(detail["loc"][:-1]))
-        near = difflib.get_close_matches(str(path[-1]), known, n=1)
+        near = _meant(cls, detail)
         fix = f"did you mean `{near[0]}`?" if near else f"known fields: {', '.join(known)}."
         return f"{field}: there is no such field; {fix}"
     if kind == "missing":
@@ -188,6 +286,14 @@ def _problem(cls: type[BaseModel], detail: ErrorDetails, data: dict[str, Any]) -
     message = message[0].lower() + message[1:]
     message = message.replace("string should match pattern", "must match the pattern")
     return f"{field}: {message} (found {_seen(detail['input'])})"
+
+
+def _meant(cls: type[BaseModel], detail: ErrorDetails) -> list[str]:
+    """The field that an unknown one was probably meant to be."""
+    if detail["type"] != "extra_forbidden":
+        return []
+    *outer, name = detail["loc"]
+    return difflib.get_close_matches(str(name), _fields_at(cls, tuple(outer)), n=1)
 
 
 def _tag_problem(cls: type[BaseModel], detail: ErrorDetails, field: str) -> str:

@@ -1,12 +1,14 @@
 """What there is, for a person or as JSON: models, endpoints, and all of it on one screen."""
 
 import json
+import textwrap
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from rich.table import Table
 
 from maas_ray import cluster as clusters
@@ -24,7 +26,9 @@ _NEWEST = 3
 
 
 def show_models(settings: Settings, name: str | None, *, as_json: bool = False) -> None:
-    """All models with their versions, or one model's versions in full.
+    """All models with their versions, or one model's versions with lineage; the newest with its spec.
+
+    As JSON, each version has everything.
 
     Raises:
         NotFoundError: there is no model of that name.
@@ -41,7 +45,7 @@ def show_models(settings: Settings, name: str | None, *, as_json: bool = False) 
         _print(_models_table(models))
     else:
         for version in shown:
-            _show_version(version)
+            _show_version(version, spec=version is shown[0])
 
 
 def show_endpoints(settings: Settings, *, as_json: bool = False) -> None:
@@ -181,7 +185,7 @@ def _last(key: str) -> str:
     return key.rpartition("/")[2]
 
 
-def _show_version(version: ModelVersion) -> None:
+def _show_version(version: ModelVersion, *, spec: bool) -> None:
     lineage = version.lineage
     dataset = f"{lineage.dataset} ({lineage.dataset_fingerprint[:16]}) at {lineage.dataset_uri}"
     facts = {
@@ -201,6 +205,10 @@ def _show_version(version: ModelVersion) -> None:
     for label, fact in facts.items():
         if fact:
             say(f"  {label:<9} {fact}")
+    if spec and lineage.spec:
+        # Innermost mappings on one line each, so that a screen holds it.
+        text = yaml.safe_dump(lineage.spec, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
+        say("  spec\n" + textwrap.indent(text.rstrip(), "    "))
 
 
 def _endpoints_table(endpoints: Iterable["Endpoint"]) -> Table:

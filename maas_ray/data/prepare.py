@@ -147,14 +147,14 @@ def list_sources(spec: PrepareSpec) -> list[list[InputFile]]:
     """The files of every source.
 
     Raises:
-        DataError: all sources that name no file, each with its place in the spec.
+        DataError: all sources that name no file, each with where it stands.
     """
     files, problems = [], []
     for place, source in enumerate(spec.sources):
         try:
             files.append(list_files(source))
         except MaasError as error:
-            problems.append(f"sources[{place}]: {error}")
+            problems.append(f"{spec.where(f'sources[{place}]')}: {error}")
     if problems:
         raise DataError("\n".join(problems))
     return files

@@ -58,7 +58,12 @@ def look(spec: "PrepareSpec", files: list[list[InputFile]], parallelism: int | N
     with stage("looking at the input", len(items)) as bar:
         for number, file in _objects(run(_blocks(groups), step, lambda _, done: bar.update(done))):
             found[number].append(file)
-    problems = [file.problem for source in found for file in source if file.problem]
+    problems = [
+        f"{spec.where(f'sources[{number}]')}: {file.problem}"
+        for number, source in enumerate(found)
+        for file in source
+        if file.problem
+    ]
     if problems:
         more = f"\n… and {len(problems) - 5:,} more." if len(problems) > 5 else ""
         raise DataError("\n".join(problems[:5]) + more)

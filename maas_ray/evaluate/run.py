@@ -60,10 +60,13 @@ def evaluate(spec: EvaluateSpec, *, settings: Settings | None = None) -> Report:
     """
     settings = settings or Settings.from_environment()
     registry = Registry(settings)
-    version = registry.resolve(spec.version)
-    dataset = _dataset(settings, version, spec.dataset)
+    with spec.at("version"):
+        version = registry.resolve(spec.version)
+    with spec.at("dataset"):
+        dataset = _dataset(settings, version, spec.dataset)
     bundle = version.open()
-    rows = dataset.split(spec.split).rows
+    with spec.at("split"):
+        rows = dataset.split(spec.split).rows
     _check_features(bundle, dataset)
     sums = _measured(spec, settings, bundle, dataset)
     metrics = dataset.task.summarise(sums)

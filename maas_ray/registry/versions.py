@@ -222,7 +222,7 @@ def _name(name: str, reference: str) -> str:
         return TypeAdapter(Name).validate_python(name)
     except ValidationError:
         raise SpecError(
-            f"version {reference!r}", ["write `name@alias` or `name/number`; names hold letters, digits, . _ -"]
+            "version", [f"{reference!r}: write `name@alias` or `name/number`; names hold letters, digits, . _ -"]
         ) from None
 
 

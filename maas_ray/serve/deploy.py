@@ -72,7 +72,8 @@ def deploy(spec: DeploySpec, *, settings: Settings | None = None) -> Endpoint:
         ConflictError: somebody else changed the endpoint meanwhile.
     """
     settings = settings or Settings.from_environment()
-    version = Registry(settings).resolve(spec.version)
+    with spec.at("version"):
+        version = Registry(settings).resolve(spec.version)
     name = spec.endpoint or version.name
     spec = spec.model_copy(update={"endpoint": name, "version": version.reference})
     application = _application_name(spec, version)

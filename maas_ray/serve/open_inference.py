@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from maas_ray import __version__
 from maas_ray.errors import RequestError
 from maas_ray.serve.guard import parse_json
+from maas_ray.serve.wording import wording
 from maas_ray.tasks import TensorSpec
 
 SERVER = {"name": "maas_ray", "version": __version__, "extensions": []}
@@ -194,10 +195,10 @@ def render_infer(
 
 def _refusal(error: ValidationError) -> RequestError:
     problems = []
-    for detail in error.errors(include_url=False, include_input=False):
+    for detail in error.errors(include_url=False):
         place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"]).lstrip(".")
-        problems.append(f"{place or 'body'}: {detail['msg'][0].lower() + detail['msg'][1:]}")
-    return RequestError("; ".join(problems) + ".", code="invalid_value")
+        problems.append(wording(detail, place))
+    return RequestError(" ".join(problems), code="invalid_value")
 
 
 def error_shape(error: RequestError) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from maas_ray.errors import RequestError
 from maas_ray.serve.text import Delta, TextRequest
+from maas_ray.serve.wording import wording
 
 DEFAULT_COMPLETION_TOKENS = 16
 
@@ -108,18 +109,18 @@ class _TextBody(_Strict):
                 if value is not None and not any(type(value) is type(n) and value == n for n in _neutral(name)):
                     raise PydanticCustomError(
                         "unsupported_parameter",
-                        "{name} is not supported by this server; leave it out.",
+                        "'{name}' is not supported by this server; leave it out.",
                         {"name": name},
                     )
             elif name not in _HARMLESS:
-                raise PydanticCustomError("unknown_parameter", "Unknown parameter: {name}.", {"name": name})
+                raise PydanticCustomError("unknown_parameter", "Unknown parameter: '{name}'.", {"name": name})
         return kept
 
     @model_validator(mode="after")
     def _streams(self) -> Any:
         if self.stream_options is not None and not self.stream:
             raise PydanticCustomError(
-                "invalid_value", "{name} is only allowed with stream: true.", {"name": "stream_options"}
+                "invalid_value", "'{name}' is only allowed with stream: true.", {"name": "stream_options"}
             )
         return self
 
@@ -148,7 +149,7 @@ class CompletionBody(_TextBody):
     def _one_prompt(self) -> Any:
         if isinstance(self.prompt, list) and not isinstance((self.prompt or [""])[0], int) and len(self.prompt) != 1:
             raise PydanticCustomError(
-                "unsupported_value", "{name} must be one prompt; send a request for each.", {"name": "prompt"}
+                "unsupported_value", "'{name}' must be one prompt; send a request for each.", {"name": "prompt"}
             )
         return self
 
@@ -199,18 +200,13 @@ def _refusal(error: ValidationError) -> RequestError:
         key=lambda detail: (sum(isinstance(part, int) for part in detail["loc"]), not detail["type"].endswith("_type")),
     )
     kind, context = detail["type"], detail.get("ctx", {})
-    param = context.get("name") or _param(detail["loc"])
-    if kind == "missing":
-        return RequestError(f"Missing required parameter: {param}.", param=param, code="missing_required_parameter")
-    if kind == "extra_forbidden":
-        return RequestError(f"Unknown parameter: {param}.", param=param, code="unknown_parameter")
     if "name" in context:
-        return RequestError(detail["msg"], param=param, code=kind)
-    code = "invalid_type" if kind.endswith("_type") else "invalid_value"
-    seen = json.dumps(detail["input"], ensure_ascii=False, default=str)
-    seen = seen if len(seen) <= 80 else seen[:77] + "..."
-    message = detail["msg"][0].lower() + detail["msg"][1:]
-    return RequestError(f"Invalid {param or 'body'}: {message} (found {seen}).", param=param or None, code=code)
+        return RequestError(detail["msg"], param=context["name"], code=kind)
+    param = _param(detail["loc"])
+    alternatives = [other["type"] for other in details if _param(other["loc"]) == param]
+    codes = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
+    code = codes.get(kind, "invalid_type" if kind.endswith("_type") else "invalid_value")
+    return RequestError(wording(detail, param, alternatives), param=param or None, code=code)
 
 
 def _param(location: tuple[int | str, ...]) -> str:

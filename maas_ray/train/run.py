@@ -22,7 +22,7 @@ from maas_ray import storage
 from maas_ray.cluster import connect
 from maas_ray.console import progress, say
 from maas_ray.data.dataset import PreparedDataset, open_dataset
-from maas_ray.errors import MaasError, SpecError, TrainingError
+from maas_ray.errors import MaasError, TrainingError
 from maas_ray.registry.bundle import Bundle, BundleMeta, Lineage, publish_bundle
 from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.settings import Settings
@@ -78,12 +78,12 @@ def train(spec: TrainSpec, *, settings: Settings | None = None) -> ModelVersion:
         TrainingError: the workers failed more often than `max_failures`.
     """
     settings = settings or Settings.from_environment()
-    dataset = open_dataset(settings, spec.dataset)
+    with spec.at("dataset"):
+        dataset = open_dataset(settings, spec.dataset)
     if spec.network.type not in dataset.task.networks:
         known = ", ".join(dataset.task.networks)
-        raise SpecError(
-            "train",
-            [f"network.type: {spec.network.type!r} cannot do {dataset.task.spec.type}; choose one of {known}."],
+        raise spec.refuse(
+            "network.type", f"{spec.network.type!r} cannot do {dataset.task.spec.type}; choose one of {known}."
         )
     run = _open_run(spec, dataset, settings)
     plan = make_plan(spec, dataset, lanes=int(run.tags[TAG_LANES]))
@@ -99,7 +99,8 @@ def train(spec: TrainSpec, *, settings: Settings | None = None) -> ModelVersion:
         f"{_workers(spec)}, run {run.name}"
     )
     most = spec.most_workers
-    check_with_deepspeed(resolve(spec, workers=most, total_steps=plan.total_steps, hidden_size=None, on_cpu=False))
+    with spec.at("deepspeed"):
+        check_with_deepspeed(resolve(spec, workers=most, total_steps=plan.total_steps, hidden_size=None, on_cpu=False))
     connect(settings)
     with _recorded(run):
         if not _trained(run, plan):
@@ -142,9 +143,9 @@ def _open_run(spec: TrainSpec, dataset: PreparedDataset, settings: Settings) -> 
     if found:
         run_id, tags = found[0].info.run_id, found[0].data.tags
         if tags.get(TAG_IDENTITY) != identity:
-            raise SpecError(
-                f"run {name!r}",
-                ["was started from another spec or dataset; give this one another name, or leave `run` out."],
+            raise spec.refuse(
+                "run",
+                f"{name!r} was started from another spec or dataset; give this one another name, or leave `run` out.",
             )
     else:
         tags = {
@@ -280,7 +281,10 @@ def _use_gpu(spec: TrainSpec) -> bool:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C, as anybody expects it: Ray Train takes the signal, ends the workers, and would exit with 0."""
+    """Ctrl-C, as anybody expects it: Ray Train takes the signal, ends the workers, and would exit with 0.
+
+    In a terminal and in a job, SIGTERM comes here as Ctrl-C.
+    """
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield

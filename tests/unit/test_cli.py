@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from maas_ray import cli
+from maas_ray import cli, cluster
 from maas_ray.errors import DataError, SpecError
 from maas_ray.settings import Settings
 
@@ -155,7 +155,8 @@ def test_what_was_not_foreseen_is_one_line(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err.splitlines()[0] == "ZeroDivisionError: division by zero"
 
 
-def test_ctrl_c_ends_with_one_line(tmp_path: Path, settings: Settings) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_with_one_line(number: signal.Signals, status: int, tmp_path: Path, settings: Settings) -> None:
     fifo = tmp_path / "spec.yaml"
     os.mkfifo(fifo)  # reading it waits until somebody writes
     command = [sys.executable, "-c", "from maas_ray.cli import main; main()", "train", str(fifo)]
@@ -168,12 +169,53 @@ def test_ctrl_c_ends_with_one_line(tmp_path: Path, settings: Settings) -> None:
             assert process.poll() is None
             time.sleep(0.05)
 
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=30)
     os.close(handle)
 
-    assert process.returncode == 130
+    assert process.returncode == status
     assert err == "interrupted\n"
+
+
+@pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN])
+def test_sigterm_is_what_ctrl_c_is_to_the_code_that_runs(ctrl_c: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        with cli.reported():
+            try:
+                signal.raise_signal(signal.SIGTERM)
+                time.sleep(10)
+            except KeyboardInterrupt:
+                print("cleaning up")
+                raise
+
+    terminate, interrupt = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGINT, ctrl_c)
+    try:
+        with pytest.raises(SystemExit) as end:
+            work()
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+
+    assert end.value.code == 143
+    assert capsys.readouterr() == ("cleaning up\n", "interrupted\n")
+    assert signal.getsignal(signal.SIGTERM) is terminate
+
+
+def test_ray_does_not_keep_sigterm() -> None:
+    def rays(number: int, frame: object) -> None:
+        pass
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with cli.reported():
+            ours = signal.getsignal(signal.SIGTERM)
+            with cluster._sigterm_kept():
+                signal.signal(signal.SIGTERM, rays)
+            assert signal.getsignal(signal.SIGTERM) is ours
+        with cluster._sigterm_kept():  # nobody but Ray handles it
+            signal.signal(signal.SIGTERM, rays)
+        assert signal.getsignal(signal.SIGTERM) is rays
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # --- looking, where there is nothing ---------------------------------------------------------------
@@ -208,7 +250,13 @@ def registry_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in (1, 2):
         directory = tmp_path_factory.mktemp("bundle")
         save_file({"x": np.array([number])}, directory / "model.safetensors")
-        lineage = Lineage(dataset="words", dataset_fingerprint="f" * 64, run=f"run-{number}", code_revision="abc")
+        lineage = Lineage(
+            dataset="words",
+            dataset_fingerprint="f" * 64,
+            run=f"run-{number}",
+            code_revision="abc",
+            spec={"model": "lm", "network": {"type": "llama", "layers": number}, "alias": None},
+        )
         metrics = {"validation/perplexity": 10.0 / number, "validation/loss": 1.0, "test/perplexity": 11.0}
         meta = BundleMeta(name="lm", task="text-generation", metrics=metrics, lineage=lineage)
         registry.register(publish_bundle(settings, directory, meta))
@@ -252,8 +300,11 @@ def test_models_of_a_name_shows_lineage_and_json_all_of_it(run: Run) -> None:
 
     assert "lm/2\n  aliases   none" in text
     assert f"dataset   words ({'f' * 16})" in text
+    assert text.count("  spec\n    model: lm\n    network: {type: llama, layers: 2}\n    alias: null\nlm/1\n") == 1
+    assert text.count("spec") == 1
     assert (second["reference"], first["aliases"]) == ("lm/2", ["champion"])
     assert first["lineage"]["run"] == "run-1"
+    assert first["lineage"]["spec"]["network"] == {"type": "llama", "layers": 1}
     assert first["metrics"]["validation/perplexity"] == 10.0
 
 
@@ -276,5 +327,26 @@ def test_what_is_no_version_is_not_deployed(run: Run, reference: str) -> None:
     status, _, err = run("deploy", reference)
 
     assert status == 2
-    assert err
-    assert "not foreseen" not in err
+    assert err.startswith(f"maas deploy {reference}: 1 problem\n  version: ")
+
+
+@pytest.mark.parametrize(
+    ("verb", "text", "status", "says"),
+    [
+        ("train", "model: m\nnetwork: {type: cnn}\ndataset: d\n", 1, ", line 3: dataset: there is no dataset 'd'; "),
+        ("evaluate", "version: lm@best\n", 1, ", line 1: version: lm has no alias 'best'; it has: champion.\n"),
+        ("evaluate", "version: lm@\n", 2, ": 1 problem\n  line 1: version: 'lm@': write `name@alias` or `name/number`"),
+        ("evaluate", "version: lm/1\ndataset: d\n", 1, ", line 2: dataset: there is no dataset 'd'; there are: none."),
+        ("deploy", "version: lm/7\n", 1, ", line 1: version: lm has no version 7; it has: 2, 1.\n"),
+    ],
+)
+def test_what_a_spec_names_and_is_not_there_is_told_with_file_and_line(
+    run: Run, tmp_path: Path, verb: str, text: str, status: int, says: str
+) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(text)
+
+    ended, _, err = run(verb, str(path))
+
+    assert ended == status
+    assert err.startswith(f"{path}{says}")

@@ -140,6 +140,12 @@ def test_all_sources_that_fail_are_named_at_once(tree: Path) -> None:
         list_sources(spec)
 
 
+def test_a_source_that_fails_is_named_with_file_and_line(tree: Path) -> None:
+    text = f"dataset: d\ntask: {{type: text-generation}}\nsources:\n  - {{format: text, path: {tree}/x}}\n"
+    with pytest.raises(DataError, match=r"^prepare\.yaml, line 4: sources\[0\]: .*/x does not exist\.$"):
+        list_sources(PrepareSpec.from_text(text, source="prepare.yaml"))
+
+
 def test_a_source_must_give_what_the_task_needs() -> None:
     with pytest.raises(SpecError, match=r"sources\[0\]\.format: text cannot give image and label, which image-class"):
         PrepareSpec.parse(

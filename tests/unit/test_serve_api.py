@@ -291,6 +291,50 @@ def test_a_wrong_field_is_named(call: Call, changes: dict, param: str, code: str
     assert error["message"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_tokens": "5"}, "Invalid type for 'max_tokens': expected an integer, but got a string instead."),
+        ({"max_tokens": 1.5}, "Invalid type for 'max_tokens': expected an integer, but got a number instead."),
+        ({"temperature": True}, "Invalid type for 'temperature': expected a number, but got a boolean instead."),
+        ({"stream": []}, "Invalid type for 'stream': expected a boolean, but got an array instead."),
+        ({"stop": 5}, "Invalid type for 'stop': expected a string or an array, but got an integer instead."),
+        ({"stop": [1]}, "Invalid type for 'stop[0]': expected a string, but got an integer instead."),
+        ({"messages": ["hi"]}, "Invalid type for 'messages[0]': expected an object, but got a string instead."),
+        (
+            {"messages": [say(None)]},
+            "Invalid type for 'messages[0].content': expected a string or an array, but got null ",
+        ),
+        (
+            {"max_tokens": 0},
+            "Invalid 'max_tokens': integer below minimum value. Expected a value >= 1, but got 0 instead.",
+        ),
+        (
+            {"temperature": 2.1},
+            "Invalid 'temperature': number above maximum value. Expected a value <= 2, but got 2.1 ",
+        ),
+        ({"seed": 2**63}, f"Invalid 'seed': integer above maximum value. Expected a value < {2**63}, but got "),
+        (
+            {"stop": list("abcde")},
+            "Invalid 'stop': array too long. Expected an array with maximum length 4, but got one ",
+        ),
+        (
+            {"messages": []},
+            "Invalid 'messages': array too short. Expected an array with minimum length 1, but got one ",
+        ),
+        (
+            {"messages": [say("x", role="robot")]},
+            "Invalid value for 'messages[0].role': \"robot\". Supported values are: 'system', 'developer', 'user' or ",
+        ),
+        ({"messages": [{"role": "user"}]}, "Missing required parameter: 'messages[0].content'."),
+        ({"max_tokenz": 5}, "Unknown parameter: 'max_tokenz'."),
+        ({"n": 2}, "'n' is not supported by this server; leave it out."),
+    ],
+)
+def test_a_wrong_field_is_told_in_openais_words(call: Call, changes: dict, message: str) -> None:
+    assert chat(call, **changes).json()["error"]["message"].startswith(message)
+
+
 def test_wrong_prompts(call: Call) -> None:
     for prompt in (5, None, [], ["a", "b"], [1, "a"], [["a"]], {"a": 1}):
         response = complete(call, prompt=prompt)
@@ -442,8 +486,9 @@ def test_infer(call: Call) -> None:
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        ({}, "inputs: field required"),
-        ({"inputs": []}, "inputs: list should have at least 1"),
+        ({}, "Missing required parameter: 'inputs'."),
+        ({"inputs": []}, "Invalid 'inputs': array too short. Expected an array with minimum length 1"),
+        ([], "Invalid type for the body: expected an object, but got an array instead."),
         (tensors(datatype="FP64"), "x is FP32, not 'FP64'"),
         (tensors(shape=[2]), "shape [-1, 2] (-1: any), not [2]"),
         (tensors(shape=[2, 3]), "not [2, 3]"),
@@ -462,7 +507,7 @@ def test_infer(call: Call) -> None:
         (tensors(extra=1), "extra"),
         (tensors(parameters={"binary_data_size": 5}), "no parameters are supported"),
         (tensors() | {"outputs": [{"name": "z"}]}, "there is no 'z'"),
-        (tensors() | {"id": 5}, "id: input should be a valid string"),
+        (tensors() | {"id": 5}, "Invalid type for 'id': expected a string, but got an integer instead."),
         ({"inputs": tensors()["inputs"][:1]}, "word is missing"),
         ({"inputs": tensors()["inputs"] * 2}, "stands twice"),
     ],
@@ -470,7 +515,7 @@ def test_infer(call: Call) -> None:
 def test_wrong_tensors(call: Call, body: dict, says: str) -> None:
     response = infer(call, body)
     assert response.status_code == 400
-    assert says in response.json()["error"].replace("Field", "field")
+    assert says in response.json()["error"]
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,16 @@
 """A wrong spec says everything that is wrong with it, where, and what to do."""
 
+import pickle
 from pathlib import Path
 from typing import Annotated, Literal
 
+import cloudpickle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError, model_validator
 
-from maas_ray.errors import SpecError
+from maas_ray.errors import DataError, NotFoundError, SpecError
 from maas_ray.spec import Name, Spec, digest_of
 
 
@@ -90,6 +92,59 @@ def test_all_problems_of_a_file_are_told_at_once_with_line_field_value_and_fix()
         "line 9: rate: input should be less than 1 (found 2)",
         "line 10: mode: input should be 'fast' or 'slow' (found 'medium')",
     ]
+
+
+class Crossed(Spec):
+    """As `TrainSpec`: fields, and rules across them."""
+
+    network: Small = Small()
+    least: int = Field(1, ge=1)
+    most: int = Field(4, ge=1)
+    steps: int
+    warmup: int = 0
+    sources: list[Source] = []
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Crossed":
+        if self.least > self.most:
+            raise ValueError(f"least ({self.least}) is above most ({self.most}).")
+        if self.warmup > self.steps:
+            raise ValueError(f"warmup ({self.warmup}) is above steps ({self.steps}).")
+        return self
+
+
+CLASH = "least (5) is above most (4)."
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("steps: 1\nleast: 5\nwarmup: x", ["line 3: warmup: input should be a valid integer", CLASH]),
+        ("steps: 1\nleast: 5\nwarm: 1", ["line 3: warm: there is no such field; did you mean `warmup`?", CLASH]),
+        ("steps: 1\nleast: 5\nnetwork: {heads: 3}", ["line 3: network: heads (3) must be even.", CLASH]),
+        (
+            "steps: 1\nleast: 5\nnetwork: {heads: 3, layers: 0}",
+            ["line 3: network.layers: input should be greater", "line 3: network: heads (3) must be even.", CLASH],
+        ),
+        (
+            "steps: 1\nleast: 5\nsources: [{path: a}, {path: 1}, {}]",
+            ["line 3: sources[1].path: ", "line 3: sources[2]", CLASH],
+        ),
+        # Whether these contradict each other is not known: what was meant by the wrong one is not.
+        ("steps: 1\nleast: 5\nmost: x", ["line 3: most: input should be a valid integer"]),
+        ("steps: 1\nleast: 5\nmots: 9", ["line 3: mots: there is no such field; did you mean `most`?"]),
+        ("least: 5\nwarmup: x", ["steps: is missing; add it.", "line 2: warmup: "]),
+        ("steps: x\nleast: 5", ["line 1: steps: input should be a valid integer"]),
+    ],
+)
+def test_a_contradiction_is_told_together_with_wrong_fields(text: str, expected: list[str]) -> None:
+    with pytest.raises(SpecError) as caught:
+        Crossed.from_text(text, source="f.yaml")
+
+    found = caught.value.problems
+    assert len(found) == len(expected), found
+    for problem, start in zip(sorted(found), sorted(expected), strict=True):
+        assert problem.startswith(start)
 
 
 @pytest.mark.parametrize(
@@ -179,6 +234,56 @@ def test_overrides_leave_the_parsed_values_types_alone() -> None:
     found = problems("model: 2026-01-01", "rate=0.1")
 
     assert found == ["line 1: model: input should be a valid string (found datetime.date(2026, 1, 1))"]
+
+
+# --- what only a verb finds wrong ------------------------------------------------------------------
+
+TEXT = "model: a\nnetwork:\n  type: small\nsources:\n  - {path: x}\n  - {path: y}\n"
+
+
+def test_what_is_found_wrong_later_is_told_as_at_parsing() -> None:
+    spec = Example.from_text(TEXT, source="f.yaml", overrides=["rate=0.1"])
+
+    error = spec.refuse("network.type", "'small' is too small", "network.type: is no good")
+    assert error.source == "f.yaml"
+    assert error.problems == ["line 3: network.type: 'small' is too small", "line 3: network.type: is no good"]
+    assert spec.where("sources[1].path") == "f.yaml, line 6: sources[1].path"
+    assert spec.where("network.heads") == "f.yaml, line 2: network.heads"
+    assert spec.where("rate") == "f.yaml: rate"
+    assert spec.where("mode") == "f.yaml: mode"
+
+
+def test_what_is_found_wrong_in_a_spec_made_in_python_names_the_field() -> None:
+    for spec in (Example(model="a"), Example.parse({"model": "a"})):
+        assert str(spec.refuse("model", "'a' is taken")) == "Example: 1 problem\n  model: 'a' is taken"
+        assert spec.where("model") == "Example: model"
+
+
+@pytest.mark.parametrize("kind", [NotFoundError, DataError])
+def test_what_a_field_names_and_is_not_there_is_told_with_its_line(kind: type[NotFoundError | DataError]) -> None:
+    spec = Example.from_text(TEXT, source="f.yaml")
+
+    with pytest.raises(kind, match=r"^f\.yaml, line 1: model: there is no model 'a'$"), spec.at("model"):
+        raise kind("there is no model 'a'")
+    with pytest.raises(SpecError, match=r"^f\.yaml: 1 problem\n  line 1: model: 'a' is no name$"), spec.at("model"):
+        raise SpecError("model", ["'a' is no name"])
+    with pytest.raises(KeyError), spec.at("model"):
+        raise KeyError("a")
+
+
+@pytest.mark.parametrize("pickler", [pickle, cloudpickle], ids=lambda module: module.__name__)
+def test_where_a_spec_was_read_travels_with_it_and_is_no_part_of_it(pickler) -> None:
+    read = Source.from_text("# a comment\npath: x", source="f.yaml")
+    made = Source(path="x")
+
+    assert read == made
+    assert hash(read) == hash(made)
+    assert read.model_dump() == made.model_dump()
+    assert repr(read) == repr(made)
+    assert pickler.loads(pickler.dumps(read)).where("path") == "f.yaml, line 2: path"
+    assert read.model_copy(update={"path": "y"}).where("path") == "f.yaml, line 2: path"
+    with pytest.raises(ValidationError, match="frozen"):
+        read.path = "y"  # type: ignore[misc]
 
 
 # --- names and digests -----------------------------------------------------------------------------

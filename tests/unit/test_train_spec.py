@@ -22,6 +22,14 @@ def filled(spec: TrainSpec, **changes):
     )
 
 
+def test_a_contradiction_is_told_together_with_a_wrong_field():
+    with pytest.raises(SpecError) as caught:
+        parse("batch_size: 32\nepochs: 0\n", train_batch_size=64)
+    wrong, contradiction = caught.value.problems
+    assert wrong.startswith("line 6: epochs: ")
+    assert contradiction.startswith("batch_size is 32, but deepspeed.train_batch_size is 64. Remove one, ")
+
+
 def test_defaults_make_a_whole_configuration():
     config = filled(parse("workers: 2\nbatch_size: 32\n"))
     assert config["train_batch_size"] == 32
