@@ -39,6 +39,7 @@ from maas_ray.train.spec import TrainSpec
 TAG_RUN = "maas.run"
 TAG_IDENTITY = "maas.identity"
 TAG_PACKAGES = "maas.packages"
+TAG_TOTAL_STEPS = "maas.total_steps"
 TAG_REVISION = "mlflow.source.git.commit"
 _SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
 
@@ -78,6 +79,7 @@ def train(spec: TrainSpec, *, settings: Settings | None = None) -> ModelVersion:
         )
     plan = make_plan(spec, dataset)
     run = _open_run(spec, dataset, settings)
+    run.registry.client.set_tag(run.run_id, TAG_TOTAL_STEPS, str(plan.total_steps))
     done = _registered(run)
     if done:
         say(
@@ -175,9 +177,9 @@ def _recorded(run: _Run) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        client.update_run(run.run_id, status="KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        client.set_terminated(run.run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    client.update_run(run.run_id, status="FINISHED")
+    client.set_terminated(run.run_id, "FINISHED")
 
 
 # --- training --------------------------------------------------------------------------------------
