@@ -235,6 +235,40 @@ def models(
 
 
 @app.command(rich_help_panel=_LOOK)
+def runs(
+    run: Annotated[
+        str | None,
+        typer.Argument(help="Show this run: its name, or how its MLflow run id begins.", show_default=False),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many to list.")] = 20,
+    png: Annotated[
+        Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Write the run's curves.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """List training runs, newest first; with a name, one run and its curves.
+
+    Of one run: its parameters, last metrics, where the time went, and curves
+    of loss, learning rate and throughput.
+
+    Examples:
+      maas runs
+      maas runs stdlib-lm-1f3a9c02
+      maas runs stdlib-lm-1f3a9c02 --png curves.png
+      maas runs --json | jq '.[] | select(.state == "failed").name'
+    """
+    from maas_ray import runs as shown
+
+    if run is not None:
+        shown.show_run(_settings(), run, as_json=as_json, png=png)
+    elif png is not None:
+        raise typer.BadParameter("curves are of one run; name it: maas runs RUN --png FILE", param_hint="--png")
+    else:
+        shown.show_runs(_settings(), limit, as_json=as_json)
+
+
+@app.command(rich_help_panel=_LOOK)
 def endpoints(as_json: Json = False, verbose: Verbose = False) -> None:
     """List what is served: public name, version, state, replicas."""
     from maas_ray import status

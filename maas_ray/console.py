@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as _Bar
+from rich.table import Table
 
 _LINE_SECONDS = 5.0
+_PIPE_WIDTH = 200  # a pipe has none; lines must not break where a terminal's would
 
 
 def console() -> Console:
@@ -21,6 +23,29 @@ def say(message: str) -> None:
     """One line, at once, also through a pipe."""
     console().print(message, markup=False)
     sys.stdout.flush()
+
+
+def new_table(*columns: str) -> Table:
+    """A plain table with these headings; a cell that is too wide is folded."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made
+
+
+def show_table(table: Table) -> None:
+    """Print a table as wide as the terminal; through a pipe, wide enough for any."""
+    out = console()
+    if not out.is_terminal:
+        out.width = _PIPE_WIDTH
+    out.print(table)
+
+
+def duration(seconds: float) -> str:
+    """Such as `1 h 12 min`, `3 min 20 s` or `4 s`."""
+    minutes, seconds = divmod(int(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 class Progress:

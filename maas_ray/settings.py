@@ -77,3 +77,9 @@ class Settings(Spec):
     def environment(self) -> dict[str, str]:
         """The variables that give another process the same settings."""
         return {PREFIX + name.upper(): str(value) for name, value in self.document().items()}
+
+
+def exists(database: str) -> bool:
+    """Whether there is a database to look at: looking must not make one. Another than SQLite's is taken to be there."""
+    path = database.removeprefix("sqlite:///")
+    return path == database or Path(path).exists()

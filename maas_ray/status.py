@@ -5,17 +5,16 @@ import textwrap
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.table import Table
 
 from maas_ray import cluster as clusters
-from maas_ray.console import console, say
+from maas_ray.console import duration, new_table, say, show_table
 from maas_ray.errors import NotFoundError
 from maas_ray.registry.versions import ModelVersion, Registry
-from maas_ray.settings import Settings
+from maas_ray.settings import Settings, exists
 from maas_ray.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def show_models(settings: Settings, name: str | None, *, as_json: bool = False) 
     elif not shown:
         say("models     none; `maas train SPEC.yaml` makes one")
     elif name is None:
-        _print(_models_table(models))
+        show_table(_models_table(models))
     else:
         for version in shown:
             _show_version(version, spec=version is shown[0])
@@ -54,7 +53,7 @@ def show_endpoints(settings: Settings, *, as_json: bool = False) -> None:
     if as_json:
         print(json.dumps([asdict(endpoint) for endpoint in found], indent=2, default=str))
     elif found:
-        _print(_endpoints_table(found))
+        show_table(_endpoints_table(found))
     else:
         say("endpoints  none; `maas deploy NAME@ALIAS` makes one")
 
@@ -127,37 +126,25 @@ def _show_jobs(cluster: clusters.Cluster) -> None:
     jobs = [job for job in running if job.job_id != own]
     say(f"jobs       {'none running' if not jobs else ''}".rstrip())
     for job in jobs:
-        since = f"for {_duration(time.time() - job.start_time / 1000)}" if job.start_time else ""
+        since = f"for {duration(time.time() - job.start_time / 1000)}" if job.start_time else ""
         say(f"           {job.submission_id or job.job_id}  {job.entrypoint}  {since}".rstrip())
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(int(max(seconds, 0)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 # --- models and endpoints --------------------------------------------------------------------------
 
 
 def _models(settings: Settings) -> dict[str, list[ModelVersion]]:
-    return Registry(settings).models() if _there(settings.mlflow) else {}
+    return Registry(settings).models() if exists(settings.mlflow) else {}
 
 
 def _endpoints(settings: Settings) -> "list[Endpoint]":
     from maas_ray.serve.deploy import endpoints
 
-    return endpoints(settings=settings) if _there(settings.database) else []
-
-
-def _there(database: str) -> bool:
-    """Whether there is something to look at: looking must not make a database."""
-    path = database.removeprefix("sqlite:///")
-    return path == database or Path(path).exists()
+    return endpoints(settings=settings) if exists(settings.database) else []
 
 
 def _models_table(models: dict[str, list[ModelVersion]]) -> Table:
-    table = _table("MODEL", "VERSION", "ALIASES", "TASK", "METRICS", "MADE")
+    table = new_table("MODEL", "VERSION", "ALIASES", "TASK", "METRICS", "MADE")
     for name, versions in models.items():
         listed = [v for place, v in enumerate(versions) if place < _NEWEST or v.aliases]
         for version in listed:
@@ -212,21 +199,7 @@ def _show_version(version: ModelVersion, *, spec: bool) -> None:
 
 
 def _endpoints_table(endpoints: Iterable["Endpoint"]) -> Table:
-    table = _table("ENDPOINT", "VERSION", "STATE", "REPLICAS", "URL")
+    table = new_table("ENDPOINT", "VERSION", "STATE", "REPLICAS", "URL")
     for endpoint in endpoints:
         table.add_row(endpoint.name, endpoint.version, endpoint.state, str(endpoint.replicas), endpoint.url)
     return table
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _print(table: Table) -> None:
-    out = console()
-    if not out.is_terminal:
-        out.width = 200  # a pipe has no width; lines must not break where a terminal's would
-    out.print(table)

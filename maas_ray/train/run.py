@@ -40,6 +40,7 @@ from maas_ray.train.spec import TrainSpec
 TAG_RUN = "maas.run"
 TAG_IDENTITY = "maas.identity"
 TAG_PACKAGES = "maas.packages"
+TAG_TOTAL_STEPS = "maas.total_steps"
 TAG_REVISION = "mlflow.source.git.commit"
 TAG_LANES = "maas.lanes"
 # What a run is called, how it is watched, and on what it runs, do not change what it computes.
@@ -87,6 +88,7 @@ def train(spec: TrainSpec, *, settings: Settings | None = None) -> ModelVersion:
         )
     run = _open_run(spec, dataset, settings)
     plan = make_plan(spec, dataset, lanes=int(run.tags[TAG_LANES]))
+    run.registry.client.set_tag(run.run_id, TAG_TOTAL_STEPS, str(plan.total_steps))
     done = _registered(run)
     if done:
         say(
@@ -157,7 +159,7 @@ def _open_run(spec: TrainSpec, dataset: PreparedDataset, settings: Settings) -> 
             "maas.dataset": dataset.fingerprint,
         }
         run_id = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
-        for key, value in _parameters(document):
+        for key, value in _parameters(spec.model_dump(mode="json", exclude={"run", "alias", "dataset"})):
             client.log_param(run_id, key, value)
     return _Run(name, run_id, tags, spec, dataset, settings, registry)
 
@@ -194,9 +196,9 @@ def _recorded(run: _Run) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        client.update_run(run.run_id, status="KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        client.set_terminated(run.run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    client.update_run(run.run_id, status="FINISHED")
+    client.set_terminated(run.run_id, "FINISHED")
 
 
 # --- training --------------------------------------------------------------------------------------

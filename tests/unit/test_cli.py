@@ -27,6 +27,7 @@ COMMANDS = [
     "undeploy",
     "alias",
     "models",
+    "runs",
     "endpoints",
     "status",
     "up",
@@ -222,12 +223,14 @@ def test_ray_does_not_keep_sigterm() -> None:
 
 
 def test_looking_at_nothing_says_how_to_begin_and_leaves_nothing_behind(settings: Settings) -> None:
-    for command in ("models", "endpoints", "down"):
+    for command in ("models", "runs", "endpoints", "down"):
         done = maas(command)
         assert done.returncode == 0, done.stderr
         assert len(done.stdout.splitlines()) == 1
 
     assert maas("models", "--json").stdout == "[]\n"
+    assert maas("runs", "--json").stdout == "[]\n"
+    assert maas("runs", "x").stderr == "there is no run 'x'; there are: none.\n"
     assert maas("endpoints", "--json").stdout == "[]\n"
     assert {path.name for path in Path(settings.home).iterdir()} <= {"cluster.lock"}
 

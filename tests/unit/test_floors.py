@@ -13,14 +13,14 @@ PACKAGE = ROOT / "maas_ray"
 FLOORS = [
     {"errors"},
     {"spec"},
-    {"settings", "console"},
+    {"settings", "console", "curves"},
     {"storage"},
     {"tasks"},
     {"cluster"},
     {"data", "registry"},
     {"train", "evaluate"},
     {"serve"},
-    {"status"},
+    {"status", "runs"},
     {"__init__"},  # the verbs, which import what they call when they are called
     {"cli"},
     {"jobs"},
@@ -35,7 +35,7 @@ NEVER = {
     "registry": {"ray", "torch", "deepspeed"},
     "data": {"torch", "deepspeed", "mlflow"},
 }
-HEAVY = {"torch", "ray", "transformers", "deepspeed", "mlflow", "accelerate", "openai", "pandas"}
+HEAVY = {"torch", "ray", "transformers", "deepspeed", "mlflow", "accelerate", "openai", "pandas", "matplotlib"}
 
 
 def unit_of(path: Path) -> str:
@@ -113,6 +113,7 @@ def test_only_storage_opens_bytes_by_uri() -> None:
         "maas_ray",
         "maas_ray.cli",
         "maas_ray.status",
+        "maas_ray.runs",
         "maas_ray.cluster",
         "maas_ray.registry.versions",
         "maas_ray.data.dataset",
