@@ -1,9 +1,10 @@
 """What the platform costs in training: tokens/s of `maas train` ÷ tokens/s of a bare DeepSpeed loop.
 
-Both sides train the same network on the same rows with the same DeepSpeed configuration and the same number of
-workers. The bare side holds all its rows in memory and does nothing but forward, backward and step; ours
-is the worker of `maas train` as it is, with its feed, its reports and its events. They alternate, each
-in fresh processes, in one run; steps at the start are left out of both.
+All sides train the same network on the same rows with the same DeepSpeed configuration, environment and number of
+workers. The bare loop holds all its rows in memory and does nothing but forward, backward and step. It runs twice:
+in processes of its own, and as the training function of plain Ray Train, which shows what Ray's processes take where
+training workers leave them no core. Ours is `maas train` as it is, with its feed, ledger, reports and events. They
+take turns, each in fresh processes, in one run; steps at the start are left out of all.
 
     python benchmarks/train_overhead.py --dataset URI [--rounds 3] [--steps 200]
 """
@@ -16,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 WARM_UP = 40
@@ -110,6 +112,42 @@ def run_bare(fields: dict) -> float:
         return json.loads(Path(results).read_text())
 
 
+def run_in_ray(fields: dict, number: int) -> float:
+    """Tokens a second of the same bare loop, run by Ray Train's workers."""
+    import socket
+
+    import torch
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    from maas_ray.train.loop import worker_environment
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as directory:
+        results = f"{directory}/tokens_per_second"
+        on_gpu = torch.cuda.is_available()
+
+        def loop() -> None:
+            import ray.train
+
+            os.chdir(root)
+            bare(ray.train.get_context().get_world_rank(), port, fields, results)
+
+        root = os.getcwd()
+        DataParallelTrainer(
+            loop,
+            scaling_config=ScalingConfig(num_workers=fields["workers"], use_gpu=on_gpu),
+            run_config=RunConfig(
+                name=f"bare-{number}",
+                storage_path=directory,
+                worker_runtime_env={"env_vars": worker_environment(on_cpu=not on_gpu, threads=1)},
+            ),
+        ).fit()
+        return json.loads(Path(results).read_text())
+
+
 def run_ours(fields: dict, number: int) -> float:
     """Tokens a second of `maas train`, as it reports them to MLflow."""
     from maas_ray.registry.versions import Registry
@@ -155,19 +193,21 @@ def main() -> None:
     from maas_ray.settings import Settings
 
     connect(Settings.from_environment())
-    pairs = []
+    sides: dict[str, list[float]] = {"maas": [], "bare": [], "bare in Ray Train": []}
     for number in range(arguments.rounds):
-        plain = run_bare(fields)
-        ours = run_ours(fields, number)
-        pairs.append((ours, plain))
-        print(f"round {number + 1}: maas {ours:,.0f} tokens/s, bare {plain:,.0f} tokens/s, ratio {ours / plain:.3f}")
+        sides["bare"].append(run_bare(fields))
+        sides["bare in Ray Train"].append(run_in_ray(fields, number))
+        sides["maas"].append(run_ours(fields, number))
+        print(f"round {number + 1}: " + ", ".join(f"{name} {found[-1]:,.0f}" for name, found in sides.items()))
         sys.stdout.flush()
-    ratios = [ours / plain for ours, plain in pairs]
-    print(
-        f"median of {arguments.rounds}: maas {statistics.median(o for o, _ in pairs):,.0f}, bare "
-        f"{statistics.median(b for _, b in pairs):,.0f} tokens/s, ratio {statistics.median(ratios):.3f} "
-        f"(lowest {min(ratios):.3f}, highest {max(ratios):.3f})"
-    )
+    print(f"medians of {arguments.rounds}, tokens/s: " + show(sides.items(), ",.0f"))
+    for name in ("bare", "bare in Ray Train"):
+        ratios = [ours / theirs for ours, theirs in zip(sides["maas"], sides[name], strict=True)]
+        print(f"maas ÷ {name}: {statistics.median(ratios):.3f} (lowest {min(ratios):.3f}, highest {max(ratios):.3f})")
+
+
+def show(sides: Iterable[tuple[str, list[float]]], form: str) -> str:
+    return ", ".join(f"{name} {statistics.median(found):{form}}" for name, found in sides)
 
 
 if __name__ == "__main__":

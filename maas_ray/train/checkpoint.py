@@ -53,7 +53,15 @@ class Position(Spec):
     digest: int = 0
     """The ledger's hash of which rows they were."""
     metrics: dict[str, float] = {}
-    """Metrics measured at this step by `split/metric`."""
+    """Metrics measured at this very step by `split/metric`; empty: nothing was."""
+    ended: str = ""
+    """Why the run ended here. Empty: it goes on."""
+    seconds: float = 0.0
+    """How long the run has trained, all attempts together."""
+    lowest_loss: float | None = None
+    """The lowest validation loss so far. None: not measured yet."""
+    validations_since: int = 0
+    """Validations since then."""
     deepspeed: dict[str, Any] = {}
     """DeepSpeed's configuration as it ran: its own document."""
 
@@ -189,11 +197,6 @@ def name_of(step: int, attempt: str) -> str:
     return f"{_PREFIX}{step:08d}-{attempt}"
 
 
-def step_of(uri: str) -> int:
-    """The step in a checkpoint's name."""
-    return int(uri.rpartition("/")[2].split("-")[1])
-
-
 def inspect(uri: str) -> tuple[Position, list[FileEntry]]:
     """Where the run stood, and every rank's files, all of them there with their sizes; no byte of them is read.
 
@@ -223,6 +226,25 @@ def newest(home: str, say: Callable[[str], None]) -> tuple[str, Position] | None
             continue
         return uri, position
     return None
+
+
+def best(home: str) -> tuple[str, Position] | None:
+    """The whole checkpoint with the lowest validation loss, every byte verified. None: no loss was measured.
+
+    Raises:
+        CorruptError: it is damaged.
+    """
+    measured = []
+    for uri in saved(home):
+        with contextlib.suppress(CorruptError):
+            position, entries = inspect(uri)
+            if _BEST in position.metrics:
+                measured.append((position.metrics[_BEST], uri, position, entries))
+    if not measured:
+        return None
+    _, uri, position, entries = min(measured, key=lambda one: one[0])
+    storage.verify(uri, entries)
+    return uri, position
 
 
 def prune(home: str, keep: int) -> None:

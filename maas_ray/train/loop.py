@@ -88,6 +88,8 @@ class _Worker:
                 self._say(f"resumed from the checkpoint at step {stood.step:,}{before}, on {_counted(self.world)}")
         self.micro_batch = self.engine.train_micro_batch_size_per_gpu()
         self.ledger = Ledger()
+        self.metrics: dict[str, float] = {}
+        self.began, self.seconds = time.perf_counter() - self.position.seconds, self.position.seconds
         self.saving: threading.Event | None = None
         self.spare: dict[str, Any] = {}
         self.window = _Window()
@@ -109,27 +111,52 @@ class _Worker:
 
     def run(self) -> None:
         total, spec = self.job.plan.total_steps, self.spec
-        if self.position.step >= total:
+        if self.position.ended:
             return
         self.engine.train()
         feed = batches(
             self.job.dataset, self.job.plan, rank=self.rank, workers=self.world, start_step=self.position.step
         )
         validate_every = spec.validation.every_steps or spec.checkpoint.every_steps
-        warned = False
+        told = False
         for step in range(self.position.step + 1, total + 1):
             self._step(step, feed)
-            last = step == total
-            saves = last or step % spec.checkpoint.every_steps == 0
-            if saves or step % spec.log_every_steps == 0:
+            ended = "every step is done" if step == total else ""
+            saves, validates = step % spec.checkpoint.every_steps == 0, step % validate_every == 0
+            if ended or saves or validates or step % spec.log_every_steps == 0:
                 self._report(step)
-                if not warned and self._preempted():
+                ended = ended or self._out_of_time()
+                if not told and self._preempted():
                     self._say(f"a machine of this run is about to go: saving at step {step:,}")
-                    warned = saves = True
-            if last or step % validate_every == 0:
-                self._validate(step, final=last)
-            if saves:
-                self._save(step)
+                    told = saves = True
+            if validates and not ended:
+                self._validate(step)
+                ended = self._no_better()
+            if ended:
+                self._validate(step, final=True)
+            if ended or saves:
+                self._save(step, ended)
+            if ended:
+                if step < total:
+                    self._say(f"ended at step {step:,}: {ended}")
+                return
+
+    def _out_of_time(self) -> str:
+        limit = self.spec.max_minutes
+        return f"max_minutes ({limit:g}) are over" if limit and self.seconds >= 60 * limit else ""
+
+    def _no_better(self) -> str:
+        """Why the run is to end after a validation: the loss gets no lower. Empty: it is not."""
+        stopping, loss = self.spec.early_stopping, self.metrics.get("validation/loss")
+        if loss is None or stopping is None:
+            return ""
+        lowest = self.position.lowest_loss
+        better = lowest is None or loss < lowest - stopping.min_delta
+        since = 0 if better else self.position.validations_since + 1
+        self.position = self.position.model_copy(
+            update={"lowest_loss": loss if better else lowest, "validations_since": since}
+        )
+        return f"the validation loss was no lower {since} times" if since >= stopping.patience else ""
 
     def _preempted(self) -> bool:
         import ray.train
@@ -184,8 +211,12 @@ class _Worker:
         if not window.steps:
             return
         losses = torch.stack(window.losses).float().view(window.steps, -1).mean(dim=1)
-        torch.distributed.all_reduce(losses)
-        losses = (losses / self.world).cpu()
+        # The clock is averaged along, so that all ranks go by the same time.
+        clock = torch.tensor([time.perf_counter() - self.began], device=losses.device)
+        shared = torch.cat([losses, clock])
+        torch.distributed.all_reduce(shared)
+        shared = (shared / self.world).cpu()
+        losses, self.seconds = shared[:-1], float(shared[-1])
         for offset, loss in enumerate(losses.tolist()):
             if not math.isfinite(loss):
                 raise NonFiniteLossError(step - window.steps + 1 + offset, loss, self._advice())
@@ -217,7 +248,8 @@ class _Worker:
         causes.append("the data holds values that are not finite")
         return "Likely causes, the commonest first:\n" + "\n".join(f"  - {cause}" for cause in causes)
 
-    def _validate(self, step: int, *, final: bool) -> None:
+    def _validate(self, step: int, *, final: bool = False) -> None:
+        started = time.perf_counter()
         metrics: dict[str, float] = {}
         for split in ("validation", "test") if final else ("validation",):
             if self.job.dataset.meta.splits[split].rows:
@@ -225,8 +257,9 @@ class _Worker:
                 metrics |= {f"{split}/{name}": value for name, value in measured.items()}
         if metrics:
             shown = "  ".join(f"{name.replace('/', ' ')} {value:.4g}" for name, value in metrics.items())
-            self._push(step, metrics, f"step {step}: {shown}" if self.rank == 0 else "")
-        self.position = self.position.model_copy(update={"metrics": metrics})
+            took = {"train/validation_seconds": time.perf_counter() - started}
+            self._push(step, metrics | took, f"step {step}: {shown}" if self.rank == 0 else "")
+        self.metrics = metrics
         self.window.started = time.perf_counter()
 
     def _measure(self, split: str, limit: int | None) -> dict[str, float]:
@@ -267,7 +300,7 @@ class _Worker:
         torch.distributed.all_reduce(totals)
         return self.task.summarise(dict(zip(names, totals.tolist(), strict=True)))
 
-    def _save(self, step: int) -> None:
+    def _save(self, step: int, ended: str) -> None:
         """Copy the state to host memory; it goes to storage beside the training, one checkpoint at a time."""
         import ray.train
         from ray.train import Checkpoint, CheckpointUploadMode
@@ -275,7 +308,10 @@ class _Worker:
         started = time.perf_counter()
         if self.saving is not None:
             self.saving.wait()
-        self.position = self.position.model_copy(update={"step": step} | self._counted_rows())
+        metrics, self.metrics = self.metrics, {}
+        self.position = self.position.model_copy(
+            update={"step": step, "metrics": metrics, "ended": ended, "seconds": self.seconds} | self._counted_rows()
+        )
         snapshot = checkpoint.take(self.engine, self.rank, self.position)
         stalled = time.perf_counter() - started
         storage_context = ray.train.get_context().get_storage()

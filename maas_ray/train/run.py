@@ -28,7 +28,7 @@ from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.settings import Settings
 from maas_ray.spec import digest_of
 from maas_ray.train.card import model_card
-from maas_ray.train.checkpoint import Position, fetch, newest, saved, step_of
+from maas_ray.train.checkpoint import Position, best, fetch, newest
 from maas_ray.train.deepspeed_config import batch_geometry, check_with_deepspeed, resolve
 from maas_ray.train.events import EventBuffer, Watcher
 from maas_ray.train.export import export
@@ -105,7 +105,7 @@ def train(spec: TrainSpec, *, settings: Settings | None = None) -> ModelVersion:
         check_with_deepspeed(resolve(spec, workers=most, total_steps=plan.total_steps, hidden_size=None, on_cpu=False))
     connect(settings)
     with _recorded(run):
-        if not _trained(run, plan):
+        if not _trained(run):
             _fit(run, plan)
         bundle, version = finish(run, plan)
     shown = "  ".join(f"{name.replace('/', ' ')} {value:.4g}" for name, value in sorted(version.metrics.items()))
@@ -116,13 +116,14 @@ def train(spec: TrainSpec, *, settings: Settings | None = None) -> ModelVersion:
 def make_plan(spec: TrainSpec, dataset: PreparedDataset, *, lanes: int | None = None) -> Plan:
     """How the training split is dealt to steps and workers; `lanes` are those that the run began with."""
     batch_size = batch_geometry(spec, spec.most_workers)[0]
+    of_units = spec.max_units and -(-spec.max_units // (batch_size * dataset.task.units_per_row))
     return Plan(
         sizes=dataset.group_sizes("train"),
         batch_size=batch_size,
         lanes=lanes or _lanes(batch_size, spec.most_workers),
         epochs=spec.epochs,
         seed=spec.seed,
-        max_steps=spec.max_steps,
+        max_steps=min((limit for limit in (spec.max_steps, of_units) if limit), default=None),
     )
 
 
@@ -249,11 +250,10 @@ def _fit(run: _Run, plan: Plan) -> None:
         raise result.return_value
 
 
-def _trained(run: _Run, plan: Plan) -> bool:
-    """Whether the last step's checkpoint is there already."""
-    steps = [step_of(uri) for uri in saved(run.home)]
-    found = newest(run.home, say) if plan.total_steps in steps else None
-    if found and found[1].step == plan.total_steps:
+def _trained(run: _Run) -> bool:
+    """Whether the run has ended already."""
+    found = newest(run.home, say)
+    if found and found[1].ended:
         say(f"run {run.name} is trained to the end already")
         return True
     return False
@@ -347,13 +347,7 @@ def finish(run: _Run, plan: Plan) -> tuple[Bundle, ModelVersion]:
     Raises:
         TrainingError: the last checkpoint is gone or damaged, or a row was left out or trained on twice.
     """
-    found = newest(run.home, say)
-    if found is None or found[1].step < plan.total_steps:
-        raise TrainingError(
-            f"run {run.name} has trained to the end, but its last checkpoint is not whole. Start it again: it goes on "
-            f"from {f'step {found[1].step:,}' if found else 'the beginning'}."
-        )
-    uri, position = found
+    uri, position = _chosen(run)
     _check_ledger(run, plan, position)
     with tempfile.TemporaryDirectory(prefix="maas-export-") as scratch:
         source = fetch(uri, Path(scratch) / "saved")
@@ -368,6 +362,20 @@ def finish(run: _Run, plan: Plan) -> tuple[Bundle, ModelVersion]:
         bundle = publish_bundle(run.settings, directory, meta)
     version = run.registry.register(bundle, run_id=run.run_id)
     return bundle, version
+
+
+def _chosen(run: _Run) -> tuple[str, Position]:
+    """The checkpoint that becomes the version."""
+    found = newest(run.home, say)
+    if found is None or not found[1].ended:
+        raise TrainingError(
+            f"run {run.name} has trained to the end, but its last checkpoint is not whole. Start it again: it goes on "
+            f"from {f'step {found[1].step:,}' if found else 'the beginning'}."
+        )
+    lowest = best(run.home) if run.spec.checkpoint.select == "best" else None
+    if lowest and lowest[0] != found[0]:
+        say(f"the lowest validation loss was at step {lowest[1].step:,}; that is what is exported")
+    return lowest or found
 
 
 def _check_ledger(run: _Run, plan: Plan, position: Position) -> None:

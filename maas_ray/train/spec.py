@@ -24,6 +24,8 @@ class CheckpointSpec(Spec):
     """How many of the newest whole checkpoints to keep; the one of the lowest validation loss stays too."""
     retry_seconds: float = Field(300.0, ge=0)
     """How long a write that fails is tried again before the workers are restarted, seconds."""
+    select: Literal["last", "best"] = "last"
+    """Which checkpoint becomes the version. best: the one of the lowest validation loss."""
 
 
 class ValidationSpec(Spec):
@@ -33,6 +35,15 @@ class ValidationSpec(Spec):
     """Optimizer steps between validations. None: with every checkpoint."""
     max_rows: int | None = Field(4096, ge=1)
     """Rows of the validation split to measure on; the last step uses all. None: all, always."""
+
+
+class EarlyStoppingSpec(Spec):
+    """When a run ends because it gets no better."""
+
+    patience: int = Field(ge=1)
+    """Validations in a row without a lower validation loss after which the run ends."""
+    min_delta: float = Field(0.0, ge=0)
+    """How much lower the loss must be to count."""
 
 
 class TrainSpec(Spec):
@@ -64,6 +75,12 @@ class TrainSpec(Spec):
     """Passes over the training split."""
     max_steps: int | None = Field(None, ge=1)
     """Stop after this many optimizer steps, whatever `epochs` says. None: no limit."""
+    max_units: int | None = Field(None, ge=1)
+    """Stop after this many units, as throughput counts them: tokens of text, else rows. None: no limit."""
+    max_minutes: float | None = Field(None, gt=0)
+    """Stop after training this long, all attempts together. None: no limit."""
+    early_stopping: EarlyStoppingSpec | None = None
+    """Stop when the validation loss gets no lower. None: train to the end."""
     batch_size: int = Field(32, ge=1)
     """Rows in one optimizer step, over all workers."""
     micro_batch_size: int | None = Field(None, ge=1)
