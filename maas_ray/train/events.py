@@ -62,7 +62,8 @@ class Watcher:
     def _note(self, event: Event) -> str:
         speed = event.metrics["train/units_per_second"]
         left = (event.total_steps - event.step) * event.metrics["train/step_seconds"]
-        return f"loss {event.metrics['train/loss']:.3f}  {speed:,.0f} {self._unit}/s  {_clock(left)} left"
+        mfu = f"  MFU {event.metrics['train/mfu']:.0%}" if "train/mfu" in event.metrics else ""
+        return f"loss {event.metrics['train/loss']:.3f}  {speed:,.0f} {self._unit}/s{mfu}  {_clock(left)} left"
 
 
 def _clock(seconds: float) -> str:

@@ -23,6 +23,7 @@ from maas_ray.train.checkpoint import Position
 from maas_ray.train.deepspeed_config import resolve
 from maas_ray.train.events import Event
 from maas_ray.train.feed import EPOCH, batches
+from maas_ray.train.hardware import flops_per_token, peak_flops
 from maas_ray.train.plan import Ledger, Plan
 from maas_ray.train.spec import TrainSpec
 
@@ -91,6 +92,14 @@ class _Worker:
         self.metrics: dict[str, float] = {}
         self.began, self.seconds = time.perf_counter() - self.position.seconds, self.position.seconds
         self.saving: threading.Event | None = None
+        # Both are known for tokens on GPUs in 16 bits; else there is no MFU to tell.
+        self.peak, self.flops_per_unit = 0.0, 0.0
+        if self.device.type == "cuda" and self.task.unit == "tokens" and self.spec.precision != "fp32":
+            self.peak = self.world * (peak_flops(torch.cuda.get_device_name(self.device)) or 0.0)
+            # Under ZeRO 3 a parameter is a shard, and knows how many numbers the whole one has.
+            parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.engine.module.parameters())
+            shape = getattr(self.engine.module, "config", None)
+            self.flops_per_unit = flops_per_token(parameters, shape, self.task.units_per_row)
         self.spare: dict[str, Any] = {}
         self.window = _Window()
 
@@ -232,6 +241,7 @@ class _Worker:
                 "train/step_seconds": seconds,
                 "train/data_wait_share": window.data_seconds / (seconds * window.steps),
                 **({"train/gradient_norm": float(norm)} if norm is not None else {}),
+                **({"train/mfu": self.flops_per_unit * units / seconds / self.peak} if self.peak else {}),
             },
         )
 
