@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
 from maas_ray import storage
@@ -24,6 +23,7 @@ from maas_ray.settings import Settings
 from maas_ray.train.run import train
 from maas_ray.train.spec import TrainSpec
 from tests.datasets import digits_dataset, text_dataset
+from tests.processes import train_workers
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -172,21 +172,13 @@ def test_a_run_that_gets_no_better_ends_and_its_best_checkpoint_is_the_version(
     assert history[-1].step < 20 * 44
 
 
-def _train_workers() -> list[psutil.Process]:
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "RayTrainWorker" in " ".join(process.cmdline())
-    ]
-
-
 def _kill_a_worker_at(home: Path, checkpoints: int, killed: threading.Event) -> None:
     """Wait until a run has so many whole checkpoints, then kill one of its workers."""
 
     def kill() -> None:
         while True:
             names = [name for name in home.glob("*/step-*") if (name / "rank-00000.json").exists()]
-            if len(names) >= checkpoints and (workers := _train_workers()):
+            if len(names) >= checkpoints and (workers := train_workers()):
                 workers[-1].kill()
                 killed.set()
                 return

@@ -5,7 +5,6 @@ import threading
 import time
 
 import numpy as np
-import psutil
 import pytest
 
 from maas_ray.errors import TrainingError
@@ -14,6 +13,7 @@ from maas_ray.settings import Settings
 from maas_ray.train.run import train
 from maas_ray.train.spec import TrainSpec
 from tests.datasets import text_dataset
+from tests.processes import train_workers
 
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.soak, pytest.mark.timeout(3000)]
 KILLS = 10
@@ -25,15 +25,11 @@ def _kill_soon(rng: random.Random) -> threading.Event:
 
     def kill() -> None:
         while not killed.is_set():
-            workers = [
-                process
-                for process in psutil.Process().children(recursive=True)
-                if "RayTrainWorker" in " ".join(process.cmdline())
-            ]
-            if workers:
+            if train_workers():
                 time.sleep(rng.uniform(5, 25))
-                rng.choice(workers).kill()
-                killed.set()
+                if workers := train_workers():
+                    rng.choice(workers).kill()
+                    killed.set()
             time.sleep(0.1)
 
     threading.Thread(target=kill, daemon=True).start()
