@@ -81,12 +81,10 @@ class _Worker:
             self.engine = self._engine(config)
             if saved:
                 saved.load(self.engine, self.rank, self.spec.seed)
-                stood, self.position = (
-                    saved.position,
-                    saved.position.model_copy(update={"workers": self.world, "deepspeed": self.position.deepspeed}),
-                )
-                before = f", made by {_counted(stood.workers)}" if stood.workers != self.world else ""
-                self._say(f"resumed from the checkpoint at step {stood.step:,}{before}, on {_counted(self.world)}")
+                before = saved.position
+                self.position = before.model_copy(update={"workers": self.world, "deepspeed": self.position.deepspeed})
+                made = f", made by {_counted(before.workers)}" if before.workers != self.world else ""
+                self._say(f"resumed from the checkpoint at step {before.step:,}{made}, on {_counted(self.world)}")
         self.micro_batch = self.engine.train_micro_batch_size_per_gpu()
         self.ledger = Ledger()
         self.metrics: dict[str, float] = {}
