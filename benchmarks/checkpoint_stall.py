@@ -221,7 +221,9 @@ def main() -> None:
             f"{medians['bytes'] / 1e6:,.0f} MB (synchronous {medians['theirs'] / 1e6:,.0f} MB)"
         )
         print(f"  synchronous   blocked {blocked:6.3f} s: save_checkpoint {save:.3f}, upload {blocked - save:.3f}")
-        print(f"  ours          blocked {medians['stall']:6.3f} s, then {medians['write']:.3f} s of writing beside steps")
+        print(
+            f"  ours          blocked {medians['stall']:6.3f} s, then {medians['write']:.3f} s of writing beside steps"
+        )
         for name, values, beside in (
             ("blocked ÷ synchronous", ours["stall"], theirs["blocked"]),
             ("blocked ÷ save_checkpoint alone", ours["stall"], theirs["save"]),

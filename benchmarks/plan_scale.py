@@ -59,7 +59,9 @@ def resume_times(make: Callable[[], Plan], workers: int, rounds: int) -> None:
             seconds.setdefault(where, []).append((len(reads), listing, first, again))
     print(f"\n{'seconds, medians':34} {'near the start':>15} {'near the end':>15}")
     print(f"{'the plan itself':34} {statistics.median(build):15.4f}")
-    for number, name in enumerate(("reads left (how many)", "  all of them", "  what the first one reads", "  the last")):
+    for number, name in enumerate(
+        ("reads left (how many)", "  all of them", "  what the first one reads", "  the last")
+    ):
         row = [statistics.median(found[number] for found in seconds[where]) for where in seconds]
         print(f"{name:34} " + " ".join(f"{value:15,.0f}" if number == 0 else f"{value:15.4f}" for value in row))
 
