@@ -1,8 +1,8 @@
 """What a checkpoint costs the training: seconds it is blocked ÷ those of a synchronous DeepSpeed checkpoint.
 
-Ours copies the state to host memory (`checkpoint.take`) and writes it beside the training (`Snapshot.write`). Beside it,
-what one writes with plain Ray Train: DeepSpeed's `save_checkpoint` into a local directory, then an upload, and
-training goes on when both are done. Both save the same state of the same engines, in turns, through the same
+Ours copies the state to host memory (`checkpoint.take`) and writes it beside the training (`Snapshot.write`). The
+other is what one writes with plain Ray Train: DeepSpeed's `save_checkpoint` into a local directory, then an upload,
+and training goes on when both are done. Both save the same state of the same engines, in turns, through the same
 `storage` into the same filesystem, with fsync and sha256. The first round is left out.
 
     python benchmarks/checkpoint_stall.py [--rounds 5] [--stages 1 3] [--layers 8] [--hidden-size 512]
@@ -217,13 +217,12 @@ def main() -> None:
         medians = {name: statistics.median(values) for name, values in (ours | {"theirs": theirs["bytes"]}).items()}
         save, blocked = (statistics.median(theirs[name]) for name in ("save", "blocked"))
         print(
-            f"\nZeRO {stage}, bf16, {parameters / 1e6:.1f} M parameters, {WORKERS} workers, medians of {len(rounds)} rounds; "
-            f"{medians['bytes'] / 1e6:,.0f} MB (synchronous {medians['theirs'] / 1e6:,.0f} MB)"
+            f"\nZeRO {stage}, bf16, {parameters / 1e6:.1f} M parameters, {WORKERS} workers, "
+            f"medians of {len(rounds)} rounds; {medians['bytes'] / 1e6:,.0f} MB "
+            f"(synchronous {medians['theirs'] / 1e6:,.0f} MB)"
         )
         print(f"  synchronous   blocked {blocked:6.3f} s: save_checkpoint {save:.3f}, upload {blocked - save:.3f}")
-        print(
-            f"  ours          blocked {medians['stall']:6.3f} s, then {medians['write']:.3f} s of writing beside steps"
-        )
+        print(f"  ours          blocked {medians['stall']:6.3f} s; then writing, {medians['write']:.3f} s beside steps")
         for name, values, beside in (
             ("blocked ÷ synchronous", ours["stall"], theirs["blocked"]),
             ("blocked ÷ save_checkpoint alone", ours["stall"], theirs["save"]),
