@@ -106,11 +106,14 @@ class Plan:
     epochs: int
     seed: int
     max_steps: int | None = None
+    rows: int = field(init=False, repr=False)
+    """Rows in the split."""
     _starts: np.ndarray = field(init=False, repr=False)
     _orders: dict[int, tuple[np.ndarray, np.ndarray]] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not len(self.sizes) or not self.rows:
+        object.__setattr__(self, "rows", int(np.sum(self.sizes)))  # once: it is asked for at every turn
+        if not self.rows:
             raise DataError("the training split has no rows; prepare more data.")
         if self.batch_size % self.lanes:
             raise ValueError(f"{self.lanes} lanes do not divide a batch of {self.batch_size}")
@@ -118,11 +121,6 @@ class Plan:
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_orders": {}}  # made again where it is needed
-
-    @property
-    def rows(self) -> int:
-        """Rows in the split."""
-        return int(np.sum(self.sizes))
 
     @property
     def stream_rows(self) -> int:
@@ -208,7 +206,13 @@ class Plan:
         for lane in range(self.lanes):
             start = begin * self.batch_size + lane * segment
             pieces += self._slices(start, start + (step - begin) * self._width)
-        return sum((Ledger.of(p.epoch, self.indices_of(p)) for p in pieces), self._ledger_of_epochs(epochs))
+        return sum(map(self._ledger_of_slice, pieces), self._ledger_of_epochs(epochs))
+
+    def _ledger_of_slice(self, piece: Slice) -> Ledger:
+        size, start = int(self.sizes[piece.group]), int(self._starts[piece.group])
+        if piece.high - piece.low == size:  # in which order does not matter then
+            return Ledger.of(piece.epoch, np.arange(start, start + size))
+        return Ledger.of(piece.epoch, self.indices_of(piece))
 
     def _ledger_of_epochs(self, epochs: int) -> Ledger:
         return sum(
