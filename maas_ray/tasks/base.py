@@ -68,6 +68,13 @@ class NetworkSpec(Spec, ABC):
     def build(self, task: Any) -> "torch.nn.Module":
         """The network for a fitted task, with its initial (random or pretrained) weights in fp32."""
 
+    def skeleton(self, task: Any) -> "torch.nn.Module":
+        """The network without values, on torch's meta device: its config, names, shapes and dtypes."""
+        import torch
+
+        with torch.device("meta"):
+            return self.build(task)
+
     def write_config(self, module: "torch.nn.Module", task: Any, directory: Path) -> None:
         """Write `config.json`, from which `Task.load_model` builds the network again."""
         config = {"maas_network": self.document(), "architectures": [type(module).__name__]}

@@ -269,9 +269,7 @@ class Pretrained(_CausalNetwork):
         import torch
         from transformers import AutoModelForCausalLM
 
-        directory = Path(self.path).expanduser()
-        if not (directory / "config.json").is_file():
-            raise DataError(f"network.path: {directory} holds no config.json; give a Transformers model directory.")
+        directory = self._directory()
         model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, dtype=torch.float32)
         embeddings = model.get_input_embeddings().num_embeddings
         if task.vocab_size > embeddings:
@@ -280,6 +278,24 @@ class Pretrained(_CausalNetwork):
                 f"{embeddings}. Prepare the dataset with `tokenizer: {directory}`."
             )
         return cast("torch.nn.Module", model)
+
+    def skeleton(self, task: TextGeneration) -> "torch.nn.Module":
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+        directory = self._directory()
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        if (directory / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
+        return cast("torch.nn.Module", model)
+
+    def _directory(self) -> Path:
+        directory = Path(self.path).expanduser()
+        if not (directory / "config.json").is_file():
+            raise DataError(f"network.path: {directory} holds no config.json; give a Transformers model directory.")
+        return directory
 
 
 def _next_token_loss(model: Forward, input_ids: "torch.Tensor") -> tuple["torch.Tensor", int]:
