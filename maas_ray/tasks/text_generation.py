@@ -195,6 +195,16 @@ class TextGeneration(Task):
 class _CausalNetwork(NetworkSpec):
     """A Transformers causal language model: its own `config.json` is what a bundle carries."""
 
+    def build_sharded(self, task: TextGeneration, config: dict[str, Any]) -> "torch.nn.Module":
+        from transformers.integrations import HfDeepSpeedConfig
+
+        # While it lives, Transformers itself builds under `zero.Init`, and gathers what it initialises.
+        holder = HfDeepSpeedConfig(config)
+        try:
+            return self.build(task)
+        finally:
+            del holder
+
     def write_config(self, module: Any, task: Any, directory: Path) -> None:
         module.config.save_pretrained(directory)
         if module.can_generate():
@@ -236,7 +246,7 @@ class Llama(_CausalNetwork):
 
     def build(self, task: TextGeneration) -> "torch.nn.Module":
         import torch
-        from transformers import LlamaConfig, LlamaForCausalLM
+        from transformers import AutoModelForCausalLM, LlamaConfig
 
         config = LlamaConfig(
             vocab_size=task.vocab_size,
@@ -253,8 +263,7 @@ class Llama(_CausalNetwork):
             pad_token_id=None,
             use_cache=True,
         )
-        model = LlamaForCausalLM(config)
-        return cast("torch.nn.Module", model.to(torch.float32))
+        return cast("torch.nn.Module", AutoModelForCausalLM.from_config(config, dtype=torch.float32))
 
 
 class Pretrained(_CausalNetwork):

@@ -108,7 +108,12 @@ class _Worker:
         # The same initial weights on every rank; dropout differs.
         torch.manual_seed(self.spec.seed)
         spec: NetworkSpec = self.spec.network
-        network = spec.build(self.task)
+        if config.get("zero_optimization", {}).get("stage") == 3:
+            # The model may be larger than a worker's memory. Until this call DeepSpeed takes a worker for the only one.
+            deepspeed.init_distributed(dist_init_required=False, verbose=False)
+            network = spec.build_sharded(self.task, config)
+        else:
+            network = spec.build(self.task)
         torch.manual_seed(self.spec.seed + 1 + self.rank)
         engine, _, _, _ = deepspeed.initialize(
             model=network, model_parameters=network.parameters(), config=config, dist_init_required=False

@@ -1,5 +1,8 @@
 """Networks of a task: built, saved, and trained further from a local directory."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,3 +47,41 @@ def test_a_llama_has_the_shape_that_was_asked_for():
     assert config.vocab_size == task.vocab_size
     assert config.eos_token_id == task.end_of_text_id
     assert config.intermediate_size == 192
+
+
+SHARDED = """
+import deepspeed, torch, sys
+from maas_ray.tasks.image_classification import Cnn
+from maas_ray.tasks.text_generation import Llama
+from tests.bundles import image_task, text_task
+
+torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/store", rank=0, world_size=1)
+deepspeed.init_distributed(dist_init_required=False, verbose=False)
+config = {"train_batch_size": 1, "zero_optimization": {"stage": 3}, "bf16": {"enabled": True}}
+for task, spec in ((image_task(), Cnn(channels=(8,), hidden_size=8)), (text_task(), Llama(hidden_size=32, layers=2))):
+    torch.manual_seed(0)
+    whole = spec.build(task)
+    torch.manual_seed(0)
+    shares = spec.build_sharded(task, config)
+    named = dict(shares.named_parameters())
+    assert named.keys() == dict(whole.named_parameters()).keys()
+    assert all(value.numel() == 0 and value.dtype == torch.bfloat16 for value in named.values())
+    for name, value in shares.named_buffers():
+        assert torch.equal(value, whole.get_buffer(name)) and value.dtype == torch.float32, name
+    with deepspeed.zero.GatheredParameters(list(named.values())):
+        for name, value in whole.named_parameters():
+            assert named[name].shape == value.shape
+            if task.kind == "predict":
+                assert torch.equal(named[name], value.bfloat16()), name
+            else:  # Transformers draws other values of the same distribution
+                assert abs(named[name].float().std() - value.std()) < 0.003, name
+print("done")
+"""
+
+
+def test_a_network_built_in_shares_is_the_one_that_is_built_whole(tmp_path: Path):
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", SHARDED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "done"
