@@ -64,31 +64,12 @@ class NetworkSpec(Spec, ABC):
     type: str
     """Which network."""
 
+    of_transformers: ClassVar[bool] = False
+    """Whether Transformers builds it."""
+
     @abstractmethod
     def build(self, task: Any) -> "torch.nn.Module":
         """The network for a fitted task, with its initial (random or pretrained) weights in fp32."""
-
-    def build_sharded(self, task: Any, config: dict[str, Any]) -> "torch.nn.Module":
-        """`build`, but of each parameter a worker keeps only its share: for ZeRO 3. All workers call it together.
-
-        The initial weights are rank 0's, so they do not depend on how many workers there are.
-
-        Args:
-            task: a fitted task.
-            config: DeepSpeed's configuration.
-        """
-        from deepspeed.runtime.zero import DeepSpeedTensorOverride
-        from deepspeed.runtime.zero.partition_parameters import Init
-
-        class Sharded(Init):  # type: ignore[misc]
-            """Left alone, it makes every tensor in the training's precision: draws of other values, and buffers too."""
-
-            def _zero_init_param(self, param: Any) -> None:
-                param.data = param.data.to(self.dtype)
-                super()._zero_init_param(param)
-
-        with Sharded(config_dict_or_path=config, tensor_overrides=[DeepSpeedTensorOverride.device]):
-            return self.build(task)
 
     def skeleton(self, task: Any) -> "torch.nn.Module":
         """The network without values, on torch's meta device: its config, names, shapes and dtypes."""

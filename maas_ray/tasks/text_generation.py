@@ -195,15 +195,7 @@ class TextGeneration(Task):
 class _CausalNetwork(NetworkSpec):
     """A Transformers causal language model: its own `config.json` is what a bundle carries."""
 
-    def build_sharded(self, task: TextGeneration, config: dict[str, Any]) -> "torch.nn.Module":
-        from transformers.integrations import HfDeepSpeedConfig
-
-        # While it lives, Transformers itself builds under `zero.Init`, and gathers what it initialises.
-        holder = HfDeepSpeedConfig(config)
-        try:
-            return self.build(task)
-        finally:
-            del holder
+    of_transformers: ClassVar[bool] = True
 
     def write_config(self, module: Any, task: Any, directory: Path) -> None:
         module.config.save_pretrained(directory)

@@ -25,6 +25,7 @@ from maas_ray.train.events import Event
 from maas_ray.train.feed import EPOCH, batches
 from maas_ray.train.hardware import flops_per_token, peak_flops
 from maas_ray.train.plan import Ledger, Plan
+from maas_ray.train.sharded import build_sharded
 from maas_ray.train.spec import TrainSpec
 
 
@@ -108,12 +109,8 @@ class _Worker:
         # The same initial weights on every rank; dropout differs.
         torch.manual_seed(self.spec.seed)
         spec: NetworkSpec = self.spec.network
-        if config.get("zero_optimization", {}).get("stage") == 3:
-            # The model may be larger than a worker's memory. Until this call DeepSpeed takes a worker for the only one.
-            deepspeed.init_distributed(dist_init_required=False, verbose=False)
-            network = spec.build_sharded(self.task, config)
-        else:
-            network = spec.build(self.task)
+        shares = config.get("zero_optimization", {}).get("stage") == 3
+        network = build_sharded(spec, self.task, config) if shares else spec.build(self.task)
         torch.manual_seed(self.spec.seed + 1 + self.rank)
         engine, _, _, _ = deepspeed.initialize(
             model=network, model_parameters=network.parameters(), config=config, dist_init_required=False

@@ -53,16 +53,16 @@ SHARDED = """
 import deepspeed, torch, sys
 from maas_ray.tasks.image_classification import Cnn
 from maas_ray.tasks.text_generation import Llama
+from maas_ray.train.sharded import build_sharded
 from tests.bundles import image_task, text_task
 
 torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/store", rank=0, world_size=1)
-deepspeed.init_distributed(dist_init_required=False, verbose=False)
 config = {"train_batch_size": 1, "zero_optimization": {"stage": 3}, "bf16": {"enabled": True}}
 for task, spec in ((image_task(), Cnn(channels=(8,), hidden_size=8)), (text_task(), Llama(hidden_size=32, layers=2))):
     torch.manual_seed(0)
     whole = spec.build(task)
     torch.manual_seed(0)
-    shares = spec.build_sharded(task, config)
+    shares = build_sharded(spec, task, config)
     named = dict(shares.named_parameters())
     assert named.keys() == dict(whole.named_parameters()).keys()
     assert all(value.numel() == 0 and value.dtype == torch.bfloat16 for value in named.values())
