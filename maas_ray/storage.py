@@ -214,7 +214,12 @@ def put(uri: str, write: Callable[[Any], Any]) -> tuple[int, str]:
 
     def through(target: Any) -> None:
         written.begin(target)
-        write(written)
+        try:
+            write(written)
+        except Exception:
+            if written.failure is not None:
+                raise written.failure from None
+            raise
 
     with _translated(uri):
         _put(uri, through)
@@ -228,16 +233,21 @@ def upload(local: Path, uri: str) -> tuple[int, str]:
 
 
 class _Digesting:
-    """A file to write to that keeps count and digest of what passes."""
+    """A file to write to that keeps count and digest of what passes, and what went wrong: `torch.save` hides it."""
 
     def begin(self, target: Any) -> None:
         self._target, self.size, self.sha256 = target, 0, hashlib.sha256()
+        self.failure: OSError | None = None
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
         self.sha256.update(view)
         self.size += len(view)
-        self._target.write(view)
+        try:
+            self._target.write(view)
+        except OSError as error:
+            self.failure = error
+            raise
         return len(view)
 
     def flush(self) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from maas_ray import storage
 from maas_ray.data.dataset import PreparedDataset
-from maas_ray.errors import NonFiniteLossError
+from maas_ray.errors import NonFiniteLossError, NotFoundError, StorageError
 from maas_ray.tasks import NetworkSpec
 from maas_ray.train import checkpoint, resume
 from maas_ray.train.checkpoint import Position
@@ -335,7 +335,7 @@ class _Worker:
             try:
                 snapshot.write(storage.join(self.job.home, name), self.spec.checkpoint.retry_seconds, self._say)
                 if self.rank == 0:
-                    checkpoint.prune(self.job.home, self.spec.checkpoint.keep)
+                    self._prune()
             finally:
                 done.set()
             self._push(step, {"train/checkpoint_write_seconds": time.perf_counter() - began})
@@ -352,6 +352,13 @@ class _Worker:
         )
         self._push(step, {"train/checkpoint_stall_seconds": stalled})
         self.window.started = time.perf_counter()
+
+    def _prune(self) -> None:
+        """Delete old checkpoints. What cannot be deleted now is tried again with the next one; the new one is saved."""
+        try:
+            checkpoint.prune(self.job.home, self.spec.checkpoint.keep)
+        except (StorageError, NotFoundError) as error:
+            self._say(f"old checkpoints could not be deleted ({error}); trying again with the next one")
 
     def _counted_rows(self) -> dict[str, int]:
         """What all workers together have trained on since the run began."""

@@ -122,6 +122,31 @@ def test_a_write_that_keeps_failing_is_an_error_and_leaves_no_checkpoint(
     assert newest(str(tmp_path), lambda _: None) is None
 
 
+def test_a_disk_that_fills_while_a_shard_is_written_is_an_error_of_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    put, room = storage._put, 2000
+
+    class Full:
+        def __init__(self, target):
+            self.target, self.size = target, 0
+
+        def write(self, data):
+            self.size += len(data)
+            if self.size > room:
+                raise OSError(28, os.strerror(28))
+            return self.target.write(data)
+
+        def flush(self):
+            self.target.flush()
+
+    monkeypatch.setattr(storage, "_put", lambda uri, write: put(uri, lambda target: write(Full(target))))
+    # torch.save itself raises a RuntimeError about positions.
+    with pytest.raises(StorageError, match="No space left on device"):
+        snapshot(0, 1).write(str(tmp_path / checkpoint.name_of(1, "abc123")))
+    assert not list(tmp_path.rglob("*.pt*"))
+
+
 def test_a_snapshot_does_not_change_with_the_state_it_was_taken_of():
     weights = torch.zeros(4)
     state = {"a": weights, "tied": [weights], "inner": {"step": 1, "moments": (torch.ones(2),)}}
