@@ -16,6 +16,7 @@ format on its way in.
 
 import contextlib
 import io
+import json
 import shutil
 import tempfile
 import time
@@ -105,7 +106,8 @@ class Snapshot:
                 path = local.relative_to(scratch).as_posix()
                 entries.append(FileEntry(path, *put(path, partial(storage.upload, local))))
             if self.rank == 0:
-                put(_POSITION, lambda target: storage.write_json(target, self.position.document()))
+                position = json.dumps(self.position.document(), indent=2).encode()
+                entries.append(FileEntry(_POSITION, *put(_POSITION, partial(_put_bytes, position))))
             listing = [{"path": e.path, "size": e.size, "sha256": e.sha256} for e in entries]
             put(_manifest(self.rank), lambda target: storage.write_json(target, listing))
         self.states.clear()
@@ -168,6 +170,10 @@ def _save(state: Any, uri: str) -> tuple[int, str]:
     import torch
 
     return storage.put(uri, partial(torch.save, state))
+
+
+def _put_bytes(content: bytes, uri: str) -> tuple[int, str]:
+    return storage.put(uri, lambda target: target.write(content))
 
 
 def _persistently(call: Callable[[], _Result], seconds: float, say: Callable[[str], None]) -> _Result:

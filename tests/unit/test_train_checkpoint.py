@@ -45,7 +45,7 @@ def test_a_rank_that_did_not_deliver_is_missed(tmp_path: Path):
         inspect(str(target))
 
 
-@pytest.mark.parametrize("damage", ["cut off", "gone", "changed", "no manifest", "half a position"])
+@pytest.mark.parametrize("damage", ["cut off", "gone", "changed", "no manifest", "half a position", "another position"])
 def test_a_run_falls_back_to_the_checkpoint_before_and_says_so(tmp_path: Path, damage: str):
     before, target = write(tmp_path, 7), write(tmp_path, 9)
     shard = target / "state" / "zero_pp_rank_1_optim_states.pt"
@@ -58,6 +58,9 @@ def test_a_run_falls_back_to_the_checkpoint_before_and_says_so(tmp_path: Path, d
         shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     elif damage == "no manifest":
         (target / "rank-00000.json").unlink()
+    elif damage == "another position":
+        position = target / "position.json"
+        position.write_text(position.read_text().replace('"rows": 90', '"rows": 91'))
     else:
         (target / "position.json").write_text('{"step": 9, "wor')
     said: list[str] = []
