@@ -43,6 +43,7 @@ TAG_PACKAGES = "maas.packages"
 TAG_TOTAL_STEPS = "maas.total_steps"
 TAG_REVISION = "mlflow.source.git.commit"
 TAG_LANES = "maas.lanes"
+_RAY_TRAINS_LIST = "checkpoint_manager_snapshot.json"
 # What a run is called, how it is watched, and on what it runs, do not change what it computes.
 _NOT_COMPUTED = {"run", "alias", "dataset", "log_every_steps", "max_failures", "checkpoint"}
 _NOT_COMPUTED |= {"workers", "cpus_per_worker", "device", "micro_batch_size"}
@@ -223,6 +224,9 @@ def _fit(run: _Run, plan: Plan) -> None:
     several = len(ray.nodes()) > 1
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1" if several else "0")
     events = ray.remote(num_cpus=0)(EventBuffer).remote()
+    # Ray Train's own list of checkpoints, from another try: it refuses to start where one of them was pruned since.
+    # Which checkpoints there are, their manifests say.
+    storage.delete(storage.join(run.home, _RAY_TRAINS_LIST))
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": Job(spec, run.dataset, plan, run.home, events, watches_preemption=several)},
