@@ -21,6 +21,7 @@ from maas_ray.errors import NotFoundError, SpecError
 from maas_ray.registry.versions import Registry
 from maas_ray.settings import Settings, exists
 from maas_ray.tasks import TASKS, Task
+from maas_ray.train import events
 from maas_ray.train.run import TAG_IDENTITY, TAG_PACKAGES, TAG_REVISION, TAG_RUN, TAG_TOTAL_STEPS
 
 _OURS = f"tags.`{TAG_RUN}` != ''"
@@ -83,9 +84,9 @@ class Run:
         """The line of a list as plain JSON values."""
         return {
             **{name: getattr(self, name) for name in ("name", "run_id", "model", "state", "step", "total_steps")},
-            "loss": self.metrics.get("train/loss"),
+            "loss": self.metrics.get(events.LOSS),
             "validation": dict([self.headline] if self.headline else []),
-            "units_per_second": self.metrics.get("train/units_per_second"),
+            "units_per_second": self.metrics.get(events.UNITS_PER_SECOND),
             "unit": self.unit,
             "started": self.started.isoformat(),
             "seconds": self.seconds,
@@ -187,7 +188,7 @@ def _run(registry: Registry, found: Any, model: str, version: str) -> Run:
     running = info.status == "RUNNING"
     step, heard = total or 0, None
     if not (info.status == "FINISHED" and info.end_time and total):  # else all is known without its history
-        losses = registry.client.get_metric_history(info.run_id, "train/loss")
+        losses = registry.client.get_metric_history(info.run_id, events.LOSS)
         last = max(losses, key=lambda metric: (metric.timestamp, metric.step), default=None)
         step, heard = (last.step, _time(last.timestamp)) if last else (0, None)
     started = _time(info.start_time)
@@ -223,10 +224,10 @@ def _by_step(metrics: list[Any]) -> list[tuple[int, float]]:
 
 def _cells(run: Run) -> dict[str, str]:
     total = f"/{run.total_steps:,}" if run.total_steps else ""
-    speed = run.metrics.get("train/units_per_second")
+    speed = run.metrics.get(events.UNITS_PER_SECOND)
     return {
         "step": f"{run.step:,}{total}",
-        "loss": f"{run.metrics['train/loss']:.4g}" if "train/loss" in run.metrics else "–",
+        "loss": f"{run.metrics[events.LOSS]:.4g}" if events.LOSS in run.metrics else "–",
         "validation": f"{run.headline[0]} {run.headline[1]:.4g}" if run.headline else "–",
         "speed": f"{short(speed)} {run.unit}/s" if speed is not None else "–",
         "day": f"{run.started.astimezone():%Y-%m-%d}",
@@ -312,12 +313,12 @@ def _events(metrics: list[Any]) -> str:
 
 
 def _where_time_went(run: Run, history: dict[str, list[Any]]) -> str:
-    """Training steps (and what of them was waiting for data), checkpoints, all else."""
-    saves = history.get("train/checkpoint_seconds", [])
-    shares = {(m.timestamp, m.step): m.value for m in history.get("train/data_wait_share", [])}
+    """Training steps (and what of them was waiting for data), checkpoints, validation, all else."""
+    saves = history.get(events.CHECKPOINT_SECONDS, [])
+    shares = {(m.timestamp, m.step): m.value for m in history.get(events.DATA_WAIT_SHARE, [])}
     stepping = waiting = 0.0
     before = 0
-    for metric in sorted(history.get("train/step_seconds", []), key=lambda m: m.timestamp):
+    for metric in sorted(history.get(events.STEP_SECONDS, []), key=lambda m: m.timestamp):
         if metric.step <= before:  # it went on from a checkpoint
             before = max((save.step for save in saves if save.step < metric.step), default=0)
         seconds = metric.value * (metric.step - before)
@@ -327,11 +328,13 @@ def _where_time_went(run: Run, history: dict[str, list[Any]]) -> str:
     if not stepping:
         return ""
     saving = sum(metric.value for metric in saves)
+    validating = sum(metric.value for metric in history.get(events.VALIDATION_SECONDS, []))
     parts = {
         "steps": stepping,
         "of these waiting for data": waiting,
         f"{len(saves)} checkpoint{'s' if len(saves) != 1 else ''}": saving,
-        "all else (start, validation, export, pauses)": max(run.seconds - stepping - saving, 0.0),
+        "validation": validating,
+        "all else (start, export, pauses)": max(run.seconds - stepping - saving - validating, 0.0),
     }
     return "\n".join(
         f"{duration(seconds):>12} {seconds / run.seconds if run.seconds else 0:>5.1%}  {part}"
@@ -346,9 +349,9 @@ def _charts(run: Run, points: dict[str, Points]) -> list[Chart]:
         return (Series(label, points[key], marked),) if finite(points.get(key, ())) else ()
 
     charts = [
-        Chart("loss", series("train/loss", "train") + series("validation/loss", "validation", marked=True), rows=12),
-        Chart("learning rate", series("train/learning_rate", "last"), from_zero=True),
-        Chart(f"{run.unit}/s", series("train/units_per_second", "last"), from_zero=True),
+        Chart("loss", series(events.LOSS, "train") + series("validation/loss", "validation", marked=True), rows=12),
+        Chart("learning rate", series(events.LEARNING_RATE, "last"), from_zero=True),
+        Chart(f"{run.unit}/s", series(events.UNITS_PER_SECOND, "last"), from_zero=True),
     ]
     return [chart for chart in charts if chart.series]
 

@@ -236,6 +236,22 @@ class PreparedDataset:
             if handle:
                 handle.close()
 
+    def batches(self, split: str, size: int, low: int = 0, high: int | None = None) -> Iterator[dict[str, np.ndarray]]:
+        """A split's rows whose index is in [low, high), `size` at a time, in index order; the last may be fewer."""
+        high = self.split(split).rows if high is None else high
+        groups = [group for group in self.row_groups(split) if group.start < high and group.start + group.rows > low]
+        held: dict[str, np.ndarray] = {}
+        for stored in self.read(groups):
+            chosen = (stored["index"] >= low) & (stored["index"] < high)
+            rows = {name: values[chosen] for name, values in stored.items()}
+            held = {name: np.concatenate([held[name], rows[name]]) for name in rows} if held else rows
+            whole = len(held["index"]) // size * size
+            for start in range(0, whole, size):
+                yield {name: values[start : start + size] for name, values in held.items()}
+            held = {name: values[whole:] for name, values in held.items()}
+        if held and len(held["index"]):
+            yield held
+
 
 def to_numpy(table: Any, columns: dict[str, Column]) -> dict[str, np.ndarray]:
     """An Arrow table of stored columns as arrays [n, *shape], which are the caller's own; `index` comes along."""

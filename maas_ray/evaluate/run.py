@@ -3,11 +3,8 @@
 A few actors hold the model, read a row group at a time and reduce it to sums; the driver adds them.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 from pydantic import Field
 
 from maas_ray.cluster import connect
@@ -19,6 +16,7 @@ from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.settings import Settings
 from maas_ray.spec import Spec
 from maas_ray.tasks import Task
+from maas_ray.tasks.base import summed
 
 
 class EvaluateSpec(Spec):
@@ -138,25 +136,9 @@ class _Measurer:
         if not spec.gpus_per_worker:
             torch.set_num_threads(max(1, int(spec.cpus_per_worker)))
         self.model = self.task.load_model(directory).to(self.device)
-        self.dataset, self.batch_size = dataset, spec.batch_size
+        self.dataset, self.split, self.batch_size = dataset, spec.split, spec.batch_size
 
     def measure(self, group: RowGroup) -> tuple[int, dict[str, float]]:
         """Number of rows, and the task's sums over them."""
-        (stored,) = self.dataset.read([group])
-        sums: dict[str, float] = {}
-        for part in _pieces(stored, self.batch_size):
-            for name, value in self._sums(part).items():
-                sums[name] = sums.get(name, 0.0) + value
-        return group.rows, sums
-
-    def _sums(self, stored: dict[str, np.ndarray]) -> dict[str, float]:
-        import torch
-
-        tensors: dict[str, Any] = {name: t.to(self.device) for name, t in self.task.collate(stored).items()}
-        with torch.inference_mode():
-            return {name: float(value) for name, value in self.task.measure(self.model, tensors).items()}
-
-
-def _pieces(stored: dict[str, np.ndarray], size: int) -> Iterator[dict[str, np.ndarray]]:
-    for start in range(0, len(stored["index"]), size):
-        yield {name: values[start : start + size] for name, values in stored.items()}
+        batches = self.dataset.batches(self.split, self.batch_size, group.start, group.start + group.rows)
+        return group.rows, summed(self.task, self.model, batches, self.device)

@@ -218,6 +218,21 @@ class Task(ABC):
         raise TypeError(f"{self.spec.type} answers by generating; it has no predict().")
 
 
+def summed(
+    task: Task, model: Forward, batches: Iterable[Mapping[str, np.ndarray]], device: "torch.device"
+) -> dict[str, float]:
+    """A task's sums over batches of stored columns, which `Task.summarise` makes metrics of."""
+    import torch
+
+    sums: dict[str, float] = {}
+    with torch.inference_mode():
+        for stored in batches:
+            tensors = {name: tensor.to(device) for name, tensor in task.collate(stored).items()}
+            for name, value in task.measure(model, tensors).items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+    return sums
+
+
 def load_config(directory: Path) -> dict[str, Any]:
     """A bundle's `config.json`."""
     document: dict[str, Any] = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))

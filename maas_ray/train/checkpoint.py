@@ -36,6 +36,7 @@ from maas_ray.train.plan import Ledger
 TAG = "state"
 UNIVERSAL_TAG = f"{TAG}_universal"
 _POSITION = "position.json"
+_VALIDATION = "validation.json"
 _PREFIX = "step-"
 _LONGEST_PAUSE = 30.0
 _BEST = "validation/loss"
@@ -63,6 +64,10 @@ class Position(Spec):
     """The lowest validation loss so far. None: not measured yet."""
     validations_since: int = 0
     """Validations since then."""
+    unjudged: float | None = None
+    """The newest validation loss, at which early stopping has not looked yet."""
+    validating: str = ""
+    """Name of the checkpoint that is being validated beside the training. Empty: none is."""
     deepspeed: dict[str, Any] = {}
     """DeepSpeed's configuration as it ran: its own document."""
 
@@ -203,8 +208,15 @@ def name_of(step: int, attempt: str) -> str:
     return f"{_PREFIX}{step:08d}-{attempt}"
 
 
+def step_of(name: str) -> int:
+    """The step in a checkpoint's name."""
+    return int(name.removeprefix(_PREFIX).partition("-")[0])
+
+
 def inspect(uri: str) -> tuple[Position, list[FileEntry]]:
     """Where the run stood, and every rank's files, all of them there with their sizes; no byte of them is read.
+
+    What was measured on the checkpoint afterwards is in the position's metrics.
 
     Raises:
         CorruptError: something is missing or cut off; says what.
@@ -218,7 +230,20 @@ def inspect(uri: str) -> tuple[Position, list[FileEntry]]:
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptError(f"checkpoint {uri} has a manifest that cannot be read: {error}") from error
     storage.check_sizes(uri, entries)
-    return position, entries
+    return position.model_copy(update={"metrics": position.metrics or validation(uri)}), entries
+
+
+def validation(uri: str) -> dict[str, float]:
+    """What was measured on a checkpoint beside the training. Empty: nothing was, so far."""
+    try:
+        return {name: float(value) for name, value in storage.read_json(storage.join(uri, _VALIDATION)).items()}
+    except NotFoundError:
+        return {}
+
+
+def put_validation(uri: str, metrics: dict[str, float]) -> None:
+    """Put what was measured on a checkpoint beside it."""
+    storage.write_json(storage.join(uri, _VALIDATION), metrics)
 
 
 def newest(home: str, say: Callable[[str], None]) -> tuple[str, Position] | None:
@@ -253,8 +278,11 @@ def best(home: str) -> tuple[str, Position] | None:
     return uri, position
 
 
-def prune(home: str, keep: int) -> None:
-    """Delete what is older than the newest `keep` whole checkpoints, but for the one of the lowest validation loss."""
+def prune(home: str, keep: int, validating: str = "") -> None:
+    """Delete what is older than the newest `keep` whole checkpoints.
+
+    The one of the lowest validation loss stays, and so does the one named `validating`.
+    """
     whole: list[tuple[str, Position]] = []
     broken: list[str] = []
     for uri in saved(home):
@@ -264,6 +292,7 @@ def prune(home: str, keep: int) -> None:
             broken += [uri] if whole else []  # a newer one may be on its way
     losses = [(position.metrics[_BEST], uri) for uri, position in whole if _BEST in position.metrics]
     kept = {uri for uri, _ in whole[:keep]} | {uri for _, uri in sorted(losses)[:1]}
+    kept |= {storage.join(home, validating)} if validating else set()
     for uri in [*broken, *(uri for uri, _ in whole)]:
         if uri not in kept:
             storage.delete(uri)

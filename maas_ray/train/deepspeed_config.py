@@ -188,6 +188,11 @@ def resolve(
     return config
 
 
+def zero_stage(config: dict[str, Any]) -> int:
+    """Which of a worker's state is sharded: 0 none, 1 the optimizer's, 2 gradients too, 3 parameters too."""
+    return int(_get(config, ("zero_optimization", "stage")) or 0)
+
+
 def check_with_deepspeed(config: dict[str, Any]) -> None:
     """Let DeepSpeed itself read a resolved configuration, here rather than in every worker a minute later.
 

@@ -10,6 +10,18 @@ from typing import Any
 
 from maas_ray.console import Progress
 
+# Metrics of the training itself, as MLflow has them; seconds are those that no step was made in.
+LOSS = "train/loss"
+LEARNING_RATE = "train/learning_rate"
+GRADIENT_NORM = "train/gradient_norm"
+UNITS_PER_SECOND = "train/units_per_second"
+STEP_SECONDS = "train/step_seconds"
+DATA_WAIT_SHARE = "train/data_wait_share"
+MFU = "train/mfu"
+CHECKPOINT_SECONDS = "train/checkpoint_stall_seconds"
+CHECKPOINT_WRITE_SECONDS = "train/checkpoint_write_seconds"  # beside the training
+VALIDATION_SECONDS = "train/validation_seconds"
+
 
 @dataclass(frozen=True)
 class Event:
@@ -56,14 +68,14 @@ class Watcher:
         for event in events:
             if event.text:
                 self._shown.line(event.text)
-            if "train/loss" in event.metrics:
+            if LOSS in event.metrics:
                 self._shown.update(event.step, self._note(event), total=event.total_steps)
 
     def _note(self, event: Event) -> str:
-        speed = event.metrics["train/units_per_second"]
-        left = (event.total_steps - event.step) * event.metrics["train/step_seconds"]
-        mfu = f"  MFU {event.metrics['train/mfu']:.0%}" if "train/mfu" in event.metrics else ""
-        return f"loss {event.metrics['train/loss']:.3f}  {speed:,.0f} {self._unit}/s{mfu}  {_clock(left)} left"
+        speed = event.metrics[UNITS_PER_SECOND]
+        left = (event.total_steps - event.step) * event.metrics[STEP_SECONDS]
+        mfu = f"  MFU {event.metrics[MFU]:.0%}" if MFU in event.metrics else ""
+        return f"loss {event.metrics[LOSS]:.3f}  {speed:,.0f} {self._unit}/s{mfu}  {_clock(left)} left"
 
 
 def _clock(seconds: float) -> str:

@@ -18,15 +18,16 @@ from maas_ray import storage
 from maas_ray.data.dataset import PreparedDataset
 from maas_ray.errors import NonFiniteLossError, NotFoundError, StorageError
 from maas_ray.tasks import NetworkSpec
-from maas_ray.train import checkpoint, resume
+from maas_ray.train import checkpoint, events, resume
 from maas_ray.train.checkpoint import Position
-from maas_ray.train.deepspeed_config import resolve
+from maas_ray.train.deepspeed_config import resolve, zero_stage
 from maas_ray.train.events import Event
 from maas_ray.train.feed import EPOCH, batches
 from maas_ray.train.hardware import flops_per_token, peak_flops
 from maas_ray.train.plan import Ledger, Plan
 from maas_ray.train.sharded import build_sharded
 from maas_ray.train.spec import TrainSpec
+from maas_ray.train.validation import Validator
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Job:
     """Handle of the `EventBuffer` actor."""
     watches_preemption: bool
     """Whether Ray tells of machines that are about to go."""
+    validator: Validator | None
+    """Measures checkpoints beside the training. None: the workers measure."""
 
 
 def train_worker(config: dict[str, Job]) -> NonFiniteLossError | None:
@@ -109,8 +112,7 @@ class _Worker:
         # The same initial weights on every rank; dropout differs.
         torch.manual_seed(self.spec.seed)
         spec: NetworkSpec = self.spec.network
-        shares = config.get("zero_optimization", {}).get("stage") == 3
-        network = build_sharded(spec, self.task, config) if shares else spec.build(self.task)
+        network = build_sharded(spec, self.task, config) if zero_stage(config) == 3 else spec.build(self.task)
         torch.manual_seed(self.spec.seed + 1 + self.rank)
         engine, _, _, _ = deepspeed.initialize(
             model=network, model_parameters=network.parameters(), config=config, dist_init_required=False
@@ -126,12 +128,11 @@ class _Worker:
         feed = batches(
             self.job.dataset, self.job.plan, rank=self.rank, workers=self.world, start_step=self.position.step
         )
-        validate_every = spec.validation.every_steps or spec.checkpoint.every_steps
         told = False
         for step in range(self.position.step + 1, total + 1):
             self._step(step, feed)
             ended = "every step is done" if step == total else ""
-            saves, validates = step % spec.checkpoint.every_steps == 0, step % validate_every == 0
+            saves, validates = step % spec.checkpoint.every_steps == 0, step % spec.validate_every == 0
             if ended or saves or validates or step % spec.log_every_steps == 0:
                 self._report(step)
                 ended = ended or self._out_of_time()
@@ -139,12 +140,14 @@ class _Worker:
                     self._say(f"a machine of this run is about to go: saving at step {step:,}")
                     told = saves = True
             if validates and not ended:
-                self._validate(step)
+                self._collect()
                 ended = self._no_better()
             if ended:
                 self._validate(step, final=True)
+            elif validates and not self.job.validator:
+                self._validate(step)
             if ended or saves:
-                self._save(step, ended)
+                self._save(step, ended, validate=validates and not ended)
             if ended:
                 if step < total:
                     self._say(f"ended at step {step:,}: {ended}")
@@ -154,16 +157,37 @@ class _Worker:
         limit = self.spec.max_minutes
         return f"max_minutes ({limit:g}) are over" if limit and self.seconds >= 60 * limit else ""
 
+    def _collect(self) -> None:
+        """Take in the last validation beside the training; wait for it where it is not there yet."""
+        import ray.train
+
+        name = self.position.validating
+        if not name or not self.job.validator:
+            return
+        started = time.perf_counter()
+        ray.train.get_all_reported_checkpoints()  # returns when none is being validated
+        uri, metrics = storage.join(self.job.home, name), {}
+        if self.rank == 0:
+            # It may have ended with another try of this run.
+            metrics = checkpoint.validation(uri) or self.job.validator(None, name=name)
+        metrics = resume.agreed(metrics)
+        self._push(self.position.step, {events.VALIDATION_SECONDS: time.perf_counter() - started})
+        self.position = self.position.model_copy(update={"validating": "", "unjudged": metrics.get("validation/loss")})
+        self.window.started = time.perf_counter()
+
     def _no_better(self) -> str:
-        """Why the run is to end after a validation: the loss gets no lower. Empty: it is not."""
-        stopping, loss = self.spec.early_stopping, self.metrics.get("validation/loss")
+        """Why the run is to end: the validation loss gets no lower. Empty: it is not to.
+
+        Judged is the validation before this one, wherever they are made: beside the training this one is yet to come.
+        """
+        stopping, loss = self.spec.early_stopping, self.position.unjudged
         if loss is None or stopping is None:
             return ""
         lowest = self.position.lowest_loss
         better = lowest is None or loss < lowest - stopping.min_delta
         since = 0 if better else self.position.validations_since + 1
         self.position = self.position.model_copy(
-            update={"lowest_loss": loss if better else lowest, "validations_since": since}
+            update={"lowest_loss": loss if better else lowest, "validations_since": since, "unjudged": None}
         )
         return f"the validation loss was no lower {since} times" if since >= stopping.patience else ""
 
@@ -235,13 +259,13 @@ class _Worker:
         self._push(
             step,
             {
-                "train/loss": float(losses.mean()),
-                "train/learning_rate": float(self.engine.get_lr()[0]),
-                "train/units_per_second": units / seconds,
-                "train/step_seconds": seconds,
-                "train/data_wait_share": window.data_seconds / (seconds * window.steps),
-                **({"train/gradient_norm": float(norm)} if norm is not None else {}),
-                **({"train/mfu": self.flops_per_unit * units / seconds / self.peak} if self.peak else {}),
+                events.LOSS: float(losses.mean()),
+                events.LEARNING_RATE: float(self.engine.get_lr()[0]),
+                events.UNITS_PER_SECOND: units / seconds,
+                events.STEP_SECONDS: seconds,
+                events.DATA_WAIT_SHARE: window.data_seconds / (seconds * window.steps),
+                **({events.GRADIENT_NORM: float(norm)} if norm is not None else {}),
+                **({events.MFU: self.flops_per_unit * units / seconds / self.peak} if self.peak else {}),
             },
         )
 
@@ -267,9 +291,10 @@ class _Worker:
                 metrics |= {f"{split}/{name}": value for name, value in measured.items()}
         if metrics:
             shown = "  ".join(f"{name.replace('/', ' ')} {value:.4g}" for name, value in metrics.items())
-            took = {"train/validation_seconds": time.perf_counter() - started}
+            took = {events.VALIDATION_SECONDS: time.perf_counter() - started}
             self._push(step, metrics | took, f"step {step}: {shown}" if self.rank == 0 else "")
         self.metrics = metrics
+        self.position = self.position.model_copy(update={"unjudged": metrics.get("validation/loss")})
         self.window.started = time.perf_counter()
 
     def _measure(self, split: str, limit: int | None) -> dict[str, float]:
@@ -280,48 +305,39 @@ class _Worker:
         """
         import torch
 
-        groups = self.job.dataset.row_groups(split)
-        rows = min(sum(group.rows for group in groups), limit or 1 << 62)
+        rows = min(self.job.dataset.split(split).rows, limit or 1 << 62)
         share = -(-rows // self.world)
         low, high = min(self.rank * share, rows), min((self.rank + 1) * share, rows)
-        mine = [group for group in groups if group.start < high and group.start + group.rows > low]
-        mine = mine or groups[:1]
+        stored = self.job.dataset.batches(split, self.micro_batch, low, high)
         sums: dict[str, Any] = {}
-        passes = -(-share // self.micro_batch)
+        batch: dict[str, Any] = {}
         self.engine.eval()
         with torch.no_grad():
-            made = 0
-            batch: dict[str, Any] = {}
-            for stored in _rebatched(self.job.dataset.read(mine), low, high, self.micro_batch):
-                batch = self._on_device(self.task.collate(stored))
-                for name, value in self.task.measure(self.engine, batch).items():
-                    sums[name] = sums.get(name, 0) + value
-                made += 1
-            if not batch:
-                first = next(self.job.dataset.read(groups[:1]))
-                batch = self._on_device(self.task.collate({name: values[:1] for name, values in first.items()}))
-            while made < passes or not sums:
-                for name, value in self.task.measure(self.engine, batch).items():
-                    sums.setdefault(name, torch.zeros_like(value))
-                made += 1
+            for _ in range(-(-share // self.micro_batch)):
+                rows_left = next(stored, None)
+                if rows_left is not None:
+                    batch = self._on_device(self.task.collate(rows_left))
+                for name, value in self.task.measure(self.engine, batch or self._any_row()).items():
+                    sums[name] = sums.get(name, 0) + (torch.zeros_like(value) if rows_left is None else value)
         self.engine.train()
         names = sorted(sums)
         totals = torch.stack([sums[name].to(self.device, torch.float64) for name in names])
         torch.distributed.all_reduce(totals)
         return self.task.summarise(dict(zip(names, totals.tolist(), strict=True)))
 
-    def _save(self, step: int, ended: str) -> None:
+    def _save(self, step: int, ended: str, *, validate: bool) -> None:
         """Copy the state to host memory; it goes to storage beside the training, one checkpoint at a time."""
         import ray.train
-        from ray.train import Checkpoint, CheckpointUploadMode
+        from ray.train import Checkpoint, CheckpointUploadMode, ValidationTaskConfig
 
         started = time.perf_counter()
         if self.saving is not None:
             self.saving.wait()
         metrics, self.metrics = self.metrics, {}
-        self.position = self.position.model_copy(
-            update={"step": step, "metrics": metrics, "ended": ended, "seconds": self.seconds} | self._counted_rows()
-        )
+        name = resume.agreed(checkpoint.name_of(step, uuid.uuid4().hex[:6]))
+        beside = {"validating": name} if validate and self.job.validator else {}
+        standing = {"step": step, "metrics": metrics, "ended": ended, "seconds": self.seconds}
+        self.position = self.position.model_copy(update=standing | beside | self._counted_rows())
         snapshot = checkpoint.take(self.engine, self.rank, self.position)
         stalled = time.perf_counter() - started
         storage_context = ray.train.get_context().get_storage()
@@ -335,13 +351,12 @@ class _Worker:
             try:
                 snapshot.write(storage.join(self.job.home, name), self.spec.checkpoint.retry_seconds, self._say)
                 if self.rank == 0:
-                    self._prune()
+                    self._prune(snapshot.position.validating)
             finally:
                 done.set()
-            self._push(step, {"train/checkpoint_write_seconds": time.perf_counter() - began})
+            self._push(step, {events.CHECKPOINT_WRITE_SECONDS: time.perf_counter() - began})
             return at(name)
 
-        name = checkpoint.name_of(step, uuid.uuid4().hex[:6])
         ray.train.report(
             {"step": step, **self.position.metrics},
             checkpoint=at(name),
@@ -349,14 +364,15 @@ class _Worker:
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=False,
             checkpoint_upload_fn=write,
+            validation=ValidationTaskConfig(fn_kwargs={"name": name}) if beside else False,
         )
-        self._push(step, {"train/checkpoint_stall_seconds": stalled})
+        self._push(step, {events.CHECKPOINT_SECONDS: stalled})
         self.window.started = time.perf_counter()
 
-    def _prune(self) -> None:
+    def _prune(self, validating: str) -> None:
         """Delete old checkpoints. What cannot be deleted now is tried again with the next one; the new one is saved."""
         try:
-            checkpoint.prune(self.job.home, self.spec.checkpoint.keep)
+            checkpoint.prune(self.job.home, self.spec.checkpoint.keep, validating)
         except (StorageError, NotFoundError) as error:
             self._say(f"old checkpoints could not be deleted ({error}); trying again with the next one")
 
@@ -389,23 +405,6 @@ class _Window:
         self.steps = 0
         self.data_seconds = 0.0
         self.started = time.perf_counter()
-
-
-def _rebatched(
-    chunks: Iterator[dict[str, np.ndarray]], low: int, high: int, size: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Rows whose `index` is in [low, high), in batches of `size`; the last may be smaller."""
-    held: dict[str, np.ndarray] = {}
-    for chunk in chunks:
-        chosen = (chunk["index"] >= low) & (chunk["index"] < high)
-        rows = {name: values[chosen] for name, values in chunk.items()}
-        held = {name: np.concatenate([held[name], rows[name]]) for name in rows} if held else rows
-        whole = len(held["index"]) // size * size
-        for start in range(0, whole, size):
-            yield {name: values[start : start + size] for name, values in held.items()}
-        held = {name: values[whole:] for name, values in held.items()}
-    if held and len(held["index"]):
-        yield held
 
 
 def _counted(workers: int) -> str:

@@ -48,7 +48,7 @@ def newest(home: str, rank: int, local_rank: int, workers: int, say: Callable[[s
         workers: how many there are.
         say: told of checkpoints that are not whole.
     """
-    found = _agreed((checkpoint.newest(home, say), uuid.uuid4().hex[:8]) if rank == 0 else None)
+    found = agreed((checkpoint.newest(home, say), uuid.uuid4().hex[:8]) if rank == 0 else None)
     if found[0] is None:
         yield None
         return
@@ -66,7 +66,7 @@ def newest(home: str, rank: int, local_rank: int, workers: int, say: Callable[[s
         checkpoint.remove(directory)
 
 
-def _agreed(value: Any) -> Any:
+def agreed(value: Any) -> Any:
     """What rank 0 gave."""
     import torch
 

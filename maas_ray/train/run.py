@@ -29,13 +29,14 @@ from maas_ray.settings import Settings
 from maas_ray.spec import digest_of
 from maas_ray.train.card import model_card
 from maas_ray.train.checkpoint import Position, best, fetch, newest
-from maas_ray.train.deepspeed_config import batch_geometry, check_with_deepspeed, resolve
+from maas_ray.train.deepspeed_config import batch_geometry, check_with_deepspeed, resolve, zero_stage
 from maas_ray.train.events import EventBuffer, Watcher
 from maas_ray.train.export import export
 from maas_ray.train.lineage import code_revision, package_versions
 from maas_ray.train.loop import Job, train_worker, worker_environment
 from maas_ray.train.plan import Plan
 from maas_ray.train.spec import TrainSpec
+from maas_ray.train.validation import Validator
 
 TAG_RUN = "maas.run"
 TAG_IDENTITY = "maas.identity"
@@ -209,7 +210,7 @@ def _recorded(run: _Run) -> Iterator[None]:
 def _fit(run: _Run, plan: Plan) -> None:
     """Run the workers to the end."""
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, ValidationConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     spec = run.spec
@@ -227,9 +228,12 @@ def _fit(run: _Run, plan: Plan) -> None:
     # Ray Train's own list of checkpoints, from another try: it refuses to start where one of them was pruned since.
     # Which checkpoints there are, their manifests say.
     storage.delete(storage.join(run.home, _RAY_TRAINS_LIST))
+    environment = worker_environment(on_cpu=not use_gpu, threads=max(1, int(spec.cpus_per_worker)))
+    validator = _validator(run, events, use_gpu, environment)
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"job": Job(spec, run.dataset, plan, run.home, events, watches_preemption=several)},
+        train_loop_config={"job": Job(spec, run.dataset, plan, run.home, events, several, validator)},
+        validation_config=ValidationConfig(validator, ray_remote_kwargs={"num_cpus": 0}) if validator else None,
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=spec.workers,  # two of them: Ray Train's elastic scaling
@@ -240,9 +244,7 @@ def _fit(run: _Run, plan: Plan) -> None:
             name=run.name,
             storage_path=runs_home(run.settings, spec.model),
             failure_config=FailureConfig(max_failures=spec.max_failures),
-            worker_runtime_env={
-                "env_vars": worker_environment(on_cpu=not use_gpu, threads=max(1, int(spec.cpus_per_worker)))
-            },
+            worker_runtime_env={"env_vars": environment},
         ),
     )
     with _interruptible(), _watched(run, events, plan.total_steps):
@@ -252,6 +254,39 @@ def _fit(run: _Run, plan: Plan) -> None:
             raise _translated(error, run.name) from error
     if isinstance(result.return_value, MaasError):
         raise result.return_value
+
+
+def _validator(run: _Run, events: Any, use_gpu: bool, environment: dict[str, str]) -> Validator | None:
+    """What measures checkpoints beside the training, where that is wanted and has room."""
+    import ray
+
+    spec = run.spec
+    if spec.validation.place == "workers" or not run.dataset.split("validation").rows:
+        return None
+    resources = {"CPU": spec.cpus_per_worker, "GPU": float(use_gpu)}
+    there = ray.cluster_resources()
+    short = [kind for kind, each in resources.items() if there.get(kind, 0) < each * (spec.most_workers + 1)]
+    if spec.validation.place == "auto":
+        if short or zero_stage(spec.deepspeed) == 3 or not spec.checkpoint_for_each_validation:
+            return None
+    elif short:
+        say(
+            f"too few {' and '.join(f'{kind}s' for kind in short)} for validation beside {_workers(spec)}: it needs as "
+            "much as one worker more, and training will wait for it. Add nodes, lower workers, or write "
+            "validation.place: workers."
+        )
+    return Validator(
+        spec=spec,
+        dataset=run.dataset,
+        home=run.home,
+        events=events,
+        batch_size=batch_geometry(spec, spec.most_workers)[1],
+        resources={
+            "num_cpus": resources["CPU"],
+            "num_gpus": resources["GPU"],
+            "runtime_env": {"env_vars": environment},
+        },
+    )
 
 
 def _trained(run: _Run) -> bool:

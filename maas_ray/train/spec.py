@@ -29,12 +29,16 @@ class CheckpointSpec(Spec):
 
 
 class ValidationSpec(Spec):
-    """When the model is measured while it trains."""
+    """When and where the model is measured while it trains."""
 
     every_steps: int | None = Field(None, ge=1)
     """Optimizer steps between validations. None: with every checkpoint."""
     max_rows: int | None = Field(4096, ge=1)
     """Rows of the validation split to measure on; the last step uses all. None: all, always."""
+    place: Literal["auto", "beside", "workers"] = "auto"
+    """beside: on the saved checkpoint, in a process of its own while training goes on. workers: in the workers, which
+    stop training meanwhile. auto: beside, where the cluster has room for one worker more and each validation has a
+    checkpoint, but not under ZeRO 3, whose model may be too large for one process."""
 
 
 class EarlyStoppingSpec(Spec):
@@ -113,10 +117,25 @@ class TrainSpec(Spec):
     def _consistent(self) -> "TrainSpec":
         if self.least_workers > self.most_workers:
             raise ValueError(f"workers: [{self.least_workers}, {self.most_workers}]: the least comes first.")
+        if self.validation.place == "beside" and not self.checkpoint_for_each_validation:
+            raise ValueError(
+                "validation.place: each validation beside the training needs a checkpoint, but validation.every_steps "
+                f"is {self.validate_every}, no multiple of checkpoint.every_steps ({self.checkpoint.every_steps}). "
+                "Make it one, or write `workers`."
+            )
         check_against_spec(self)
         # Names an "auto" that nothing fills.
         resolve(self, workers=self.most_workers, total_steps=1, hidden_size=None, on_cpu=False)
         return self
+
+    @property
+    def validate_every(self) -> int:
+        """Optimizer steps between validations."""
+        return self.validation.every_steps or self.checkpoint.every_steps
+
+    @property
+    def checkpoint_for_each_validation(self) -> bool:
+        return self.validate_every % self.checkpoint.every_steps == 0
 
     @property
     def least_workers(self) -> int:

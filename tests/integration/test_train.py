@@ -152,24 +152,35 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_when(settings: Setting
 def test_a_run_that_gets_no_better_ends_and_its_best_checkpoint_is_the_version(
     settings: Settings, digits: PreparedDataset, capsys
 ):
-    spec = digits_spec(
-        digits,
-        "stops",
-        # The loss falls while the rate rises, and then it climbs.
-        learning_rate=0.5,
-        warmup_steps=60,
-        epochs=20,
-        gradient_clipping=0,
-        checkpoint={"every_steps": 15, "select": "best", "keep": 1},
-        early_stopping={"patience": 2},
-    )
-    version = train(spec, settings=settings)
-    said = capsys.readouterr().out
-    assert "the validation loss was no lower 2 times" in said
-    assert "the lowest validation loss was at step" in said
-    history = Registry(settings).client.get_metric_history(version.lineage.run_id, "validation/loss")
-    assert version.metrics["validation/loss"] == min(metric.value for metric in history)
-    assert history[-1].step < 20 * 44
+    def run(place: str) -> dict[int, float]:
+        spec = digits_spec(
+            digits,
+            f"stops-{place}",
+            # The loss falls while the rate rises, and then it climbs.
+            learning_rate=0.5,
+            warmup_steps=60,
+            epochs=20,
+            gradient_clipping=0,
+            checkpoint={"every_steps": 15, "select": "best", "keep": 1},
+            validation={"place": place},
+            early_stopping={"patience": 2},
+        )
+        version = train(spec, settings=settings)
+        said = capsys.readouterr().out
+        assert "the validation loss was no lower 2 times" in said
+        assert "the lowest validation loss was at step" in said
+        client, run_id = Registry(settings).client, version.lineage.run_id
+        losses = {metric.step: metric.value for metric in client.get_metric_history(run_id, "validation/loss")}
+        assert version.metrics["validation/loss"] == min(losses.values())
+        assert max(losses) < 20 * 44
+        kept = (Path(settings.storage) / "runs" / f"stops-{place}").glob("*/step-*/validation.json")
+        assert bool(list(kept)) == (place == "beside")
+        return losses
+
+    # Where it is measured changes neither what is measured nor when the run ends.
+    beside, in_workers = run("beside"), run("workers")
+    assert beside.keys() == in_workers.keys()
+    np.testing.assert_allclose([beside[step] for step in in_workers], [*in_workers.values()], rtol=1e-3)
 
 
 def _kill_a_worker_at(home: Path, checkpoints: int, killed: threading.Event) -> None:

@@ -12,7 +12,7 @@ from maas_ray.data.dataset import dataset_home, from_numpy, open_dataset, to_num
 from maas_ray.errors import CorruptError, DataError, NotFoundError
 from maas_ray.settings import Settings
 from maas_ray.tasks import Column
-from tests.datasets import text_dataset
+from tests.datasets import digits_dataset, text_dataset
 
 COLUMNS = {"pixels": Column("uint8", (3, 2, 2)), "ids": Column("uint16", (5,)), "label": Column("int64")}
 
@@ -66,6 +66,15 @@ def test_read_gives_every_row_in_order(settings: Settings) -> None:
     assert np.array_equal(index, np.arange(dataset.split("train").rows))
     (middle,) = dataset.read(groups[5:6])
     assert middle["index"][0] == groups[5].start
+
+
+@pytest.mark.parametrize(("low", "high", "size"), [(0, None, 7), (30, 95, 16), (0, 3, 16), (5, 5, 4)])
+def test_batches_are_the_rows_between_two_indices(settings: Settings, low: int, high: int | None, size: int) -> None:
+    dataset = digits_dataset(settings, "digits")
+    batches = list(dataset.batches("validation", size, low, high))
+    wanted = list(range(low, dataset.split("validation").rows if high is None else high))
+    assert [index for batch in batches for index in batch["index"]] == wanted
+    assert all(len(batch["label"]) == size for batch in batches[:-1])
 
 
 def test_a_flipped_bit_is_seen_when_it_is_read(settings: Settings) -> None:

@@ -20,6 +20,7 @@ from maas_ray.curves import Chart, Series, draw
 from maas_ray.errors import NotFoundError, SpecError, StorageError
 from maas_ray.registry.versions import Registry
 from maas_ray.settings import Settings
+from maas_ray.train import events
 
 LANGUAGE = {"network.type": "llama", "network.layers": "4", "network.kv_heads": "None", "batch_size": "16", "seed": "0"}
 START = int(time.time() * 1000) - 3_600_000
@@ -63,8 +64,9 @@ class Store:
         values["data_wait_share"] = 0.25
         metrics = [Metric(f"train/{key}", value, at, step) for key, value in values.items()]
         if step % 20 == 0:
-            metrics += [Metric("train/checkpoint_seconds", 0.5, at, step), Metric("validation/loss", loss, at, step)]
+            metrics += [Metric(events.CHECKPOINT_SECONDS, 0.5, at, step), Metric("validation/loss", loss, at, step)]
             metrics += [Metric("validation/perplexity", math.exp(loss), at, step)]
+            metrics += [Metric(events.VALIDATION_SECONDS, 0.5, at, step)]
         self.client.log_batch(run_id, metrics=metrics)
 
 
@@ -177,6 +179,7 @@ def test_one_run_shows_what_it_was_given_how_it_went_and_its_curves(store: Store
     assert facts["time"] == "4 s 44.4%  steps"
     assert "1 s 11.1%  of these waiting for data" in out
     assert "1 s 11.1%  2 checkpoints" in out
+    assert "1 s 11.1%  validation" in out
     for title in (
         "loss       ── train 6   ● validation 6",
         "learning rate  ── last 2.5e-05",

@@ -10,7 +10,7 @@ import torch
 from maas_ray import storage
 from maas_ray.errors import CorruptError, StorageError
 from maas_ray.train import checkpoint
-from maas_ray.train.checkpoint import Position, Snapshot, inspect, newest, prune, saved
+from maas_ray.train.checkpoint import Position, Snapshot, best, inspect, newest, prune, put_validation, saved
 
 
 def snapshot(rank: int, step: int, loss: float | None = None) -> Snapshot:
@@ -84,6 +84,17 @@ def test_the_newest_and_the_best_stay_and_what_was_cut_off_goes(tmp_path: Path):
     prune(str(tmp_path), keep=2)
     assert [Path(uri) for uri in saved(str(tmp_path))] == [on_its_way, steps[4], steps[3], steps[1]]
     assert not cut_off.exists()
+
+
+def test_one_that_is_being_validated_stays_and_what_was_measured_on_it_counts(tmp_path: Path):
+    steps = [write(tmp_path, step) for step in (10, 20, 30, 40)]
+    prune(str(tmp_path), keep=1, validating=steps[1].name)
+    assert [Path(uri) for uri in saved(str(tmp_path))] == [steps[3], steps[1]]
+    put_validation(str(steps[1]), {"validation/loss": 1.0})
+    put_validation(str(steps[3]), {"validation/loss": 1.5})
+    prune(str(tmp_path), keep=1)
+    uri, position = best(str(tmp_path))  # type: ignore[misc]
+    assert (uri, position.step, position.metrics) == (str(steps[1]), 20, {"validation/loss": 1.0})
 
 
 def test_the_last_good_one_is_never_deleted(tmp_path: Path):
