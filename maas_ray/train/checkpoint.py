@@ -208,11 +208,6 @@ def name_of(step: int, attempt: str) -> str:
     return f"{_PREFIX}{step:08d}-{attempt}"
 
 
-def step_of(name: str) -> int:
-    """The step in a checkpoint's name."""
-    return int(name.removeprefix(_PREFIX).partition("-")[0])
-
-
 def inspect(uri: str) -> tuple[Position, list[FileEntry]]:
     """Where the run stood, and every rank's files, all of them there with their sizes; no byte of them is read.
 
@@ -242,7 +237,7 @@ def validation(uri: str) -> dict[str, float]:
 
 
 def put_validation(uri: str, metrics: dict[str, float]) -> None:
-    """Put what was measured on a checkpoint beside it."""
+    """Put what was measured on a checkpoint into its directory."""
     storage.write_json(storage.join(uri, _VALIDATION), metrics)
 
 
@@ -253,10 +248,15 @@ def newest(home: str, say: Callable[[str], None]) -> tuple[str, Position] | None
             position, entries = inspect(uri)
             storage.verify(uri, entries)
         except CorruptError as error:
-            say(f"{error}\nfalling back to the checkpoint before")
+            say(passed_over(str(error)))
             continue
         return uri, position
     return None
+
+
+def passed_over(problem: str) -> str:
+    """What is said of a checkpoint that is not whole."""
+    return f"{problem}\nfalling back to the checkpoint before"
 
 
 def best(home: str) -> tuple[str, Position] | None:

@@ -27,7 +27,6 @@ from maas_ray.train.hardware import flops_per_token, peak_flops
 from maas_ray.train.plan import Ledger, Plan
 from maas_ray.train.sharded import build_sharded
 from maas_ray.train.spec import TrainSpec
-from maas_ray.train.validation import Validator
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,8 @@ class Job:
     """Handle of the `EventBuffer` actor."""
     watches_preemption: bool
     """Whether Ray tells of machines that are about to go."""
-    validator: Validator | None
-    """Measures checkpoints beside the training. None: the workers measure."""
+    validator: Any
+    """Handle of the `Validator` actor, which measures checkpoints beside the training. None: the workers measure."""
 
 
 def train_worker(config: dict[str, Job]) -> NonFiniteLossError | None:
@@ -144,6 +143,7 @@ class _Worker:
                 ended = self._no_better()
             if ended:
                 self._validate(step, final=True)
+                self._collect()
             elif validates and not self.job.validator:
                 self._validate(step)
             if ended or saves:
@@ -159,17 +159,21 @@ class _Worker:
 
     def _collect(self) -> None:
         """Take in the last validation beside the training; wait for it where it is not there yet."""
-        import ray.train
+        import ray
 
         name = self.position.validating
-        if not name or not self.job.validator:
+        if not name:
             return
         started = time.perf_counter()
-        ray.train.get_all_reported_checkpoints()  # returns when none is being validated
-        uri, metrics = storage.join(self.job.home, name), {}
-        if self.rank == 0:
-            # It may have ended with another try of this run.
-            metrics = checkpoint.validation(uri) or self.job.validator(None, name=name)
+        if self.saving is not None:
+            self.saving.wait()
+        resume.barrier()  # now every worker's part of it is written
+        metrics = {}
+        if self.rank == 0 and self.job.validator:  # there may be no room for one any more
+            try:
+                metrics = ray.get(self.job.validator.measure.remote(name, self.job.events))
+            except ray.exceptions.RayError as error:
+                self._say(f"checkpoint {name} could not be validated: {str(error).strip().splitlines()[-1]}")
         metrics = resume.agreed(metrics)
         self._push(self.position.step, {events.VALIDATION_SECONDS: time.perf_counter() - started})
         self.position = self.position.model_copy(update={"validating": "", "unjudged": metrics.get("validation/loss")})
@@ -328,7 +332,7 @@ class _Worker:
     def _save(self, step: int, ended: str, *, validate: bool) -> None:
         """Copy the state to host memory; it goes to storage beside the training, one checkpoint at a time."""
         import ray.train
-        from ray.train import Checkpoint, CheckpointUploadMode, ValidationTaskConfig
+        from ray.train import Checkpoint, CheckpointUploadMode
 
         started = time.perf_counter()
         if self.saving is not None:
@@ -358,13 +362,12 @@ class _Worker:
             return at(name)
 
         ray.train.report(
-            {"step": step, **self.position.metrics},
+            {"step": step, "validate": name if beside else "", **self.position.metrics},
             checkpoint=at(name),
             checkpoint_dir_name=name,
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=False,
             checkpoint_upload_fn=write,
-            validation=ValidationTaskConfig(fn_kwargs={"name": name}) if beside else False,
         )
         self._push(step, {events.CHECKPOINT_SECONDS: stalled})
         self.window.started = time.perf_counter()

@@ -1,7 +1,7 @@
 """Where a run goes on: its newest whole checkpoint, on every machine, in a form that this many workers can load.
 
-Rank 0 says which checkpoint it is; the first worker of each machine fetches it and, where it was made by another
-number of workers, converts it. Every function here is collective: all ranks call it together.
+The workers verify it together, each a share of its bytes; the first of each machine fetches it and, where it was made
+by another number of workers, converts it. Every function here is collective: all ranks call it together.
 """
 
 import tempfile
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from maas_ray import storage
+from maas_ray.errors import CorruptError
+from maas_ray.storage import FileEntry
 from maas_ray.train import checkpoint
 from maas_ray.train.checkpoint import Position
 
@@ -48,22 +50,56 @@ def newest(home: str, rank: int, local_rank: int, workers: int, say: Callable[[s
         workers: how many there are.
         say: told of checkpoints that are not whole.
     """
-    found = agreed((checkpoint.newest(home, say), uuid.uuid4().hex[:8]) if rank == 0 else None)
-    if found[0] is None:
+    found = _newest(home, rank, workers, say)
+    if found is None:
         yield None
         return
-    (uri, position), token = found
-    directory = Path(tempfile.gettempdir()) / f"maas-resume-{token}"
+    uri, position = found
+    directory = Path(tempfile.gettempdir()) / f"maas-resume-{agreed(uuid.uuid4().hex[:8])}"
     if local_rank == 0:
         source = checkpoint.fetch(uri, directory / "copy")
         if checkpoint.needs_conversion(source, position, workers):
             checkpoint.universal(source, directory)
-    _barrier()
+    barrier()
     universal = directory if (directory / checkpoint.UNIVERSAL_TAG).is_dir() else None
     yield Saved(position, storage.local_path(uri) or directory / "copy", universal)
-    _barrier()
+    barrier()
     if local_rank == 0:
         checkpoint.remove(directory)
+
+
+def _newest(home: str, rank: int, workers: int, say: Callable[[str], None]) -> tuple[str, Position] | None:
+    """As `checkpoint.newest`."""
+    import torch
+
+    for uri in agreed(checkpoint.saved(home) if rank == 0 else None):
+        position, entries, problem = agreed(_inspected(uri) if rank == 0 else None)
+        if not problem:
+            # The largest first, so that shares are about equal.
+            share = sorted(entries, key=lambda entry: entry.size, reverse=True)[rank::workers]
+            problems: list[str] = [""] * workers
+            torch.distributed.all_gather_object(problems, _problem(uri, share))
+            problem = next(filter(None, problems), "")
+        if not problem:
+            return uri, position
+        if rank == 0:
+            say(checkpoint.passed_over(problem))
+    return None
+
+
+def _inspected(uri: str) -> tuple[Position | None, list[FileEntry], str]:
+    try:
+        return *checkpoint.inspect(uri), ""
+    except CorruptError as error:
+        return None, [], str(error)
+
+
+def _problem(uri: str, entries: list[FileEntry]) -> str:
+    try:
+        storage.verify(uri, entries)
+    except CorruptError as error:
+        return str(error)
+    return ""
 
 
 def agreed(value: Any) -> Any:
@@ -75,7 +111,8 @@ def agreed(value: Any) -> Any:
     return values[0]
 
 
-def _barrier() -> None:
+def barrier() -> None:
+    """Return when all ranks have come here."""
     import torch
 
     torch.distributed.barrier()

@@ -46,8 +46,11 @@ TAG_REVISION = "mlflow.source.git.commit"
 TAG_LANES = "maas.lanes"
 _RAY_TRAINS_LIST = "checkpoint_manager_snapshot.json"
 # What a run is called, how it is watched, and on what it runs, do not change what it computes.
-_NOT_COMPUTED = {"run", "alias", "dataset", "log_every_steps", "max_failures", "checkpoint"}
-_NOT_COMPUTED |= {"workers", "cpus_per_worker", "device", "micro_batch_size"}
+_NOT_COMPUTED: dict[str, Any] = {
+    **dict.fromkeys(("run", "alias", "dataset", "log_every_steps", "max_failures", "checkpoint"), True),
+    **dict.fromkeys(("workers", "cpus_per_worker", "device", "micro_batch_size"), True),
+    "validation": {"place"},
+}
 
 
 @dataclass(frozen=True)
@@ -107,9 +110,13 @@ def train(spec: TrainSpec, *, settings: Settings | None = None) -> ModelVersion:
         check_with_deepspeed(resolve(spec, workers=most, total_steps=plan.total_steps, hidden_size=None, on_cpu=False))
     connect(settings)
     with _recorded(run):
-        if not _trained(run):
+        found = newest(run.home, lambda _: None)  # what is passed over, the workers say
+        if found and found[1].ended:
+            say(f"run {run.name} is trained to the end already")
+        else:
             _fit(run, plan)
-        bundle, version = finish(run, plan)
+            found = newest(run.home, say)
+        bundle, version = finish(run, plan, found)
     shown = "  ".join(f"{name.replace('/', ' ')} {value:.4g}" for name, value in sorted(version.metrics.items()))
     say(f"{version.reference} registered  {shown}\n  {bundle.uri}")
     return _alias(run, version)
@@ -210,7 +217,7 @@ def _recorded(run: _Run) -> Iterator[None]:
 def _fit(run: _Run, plan: Plan) -> None:
     """Run the workers to the end."""
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, ValidationConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     spec = run.spec
@@ -229,11 +236,10 @@ def _fit(run: _Run, plan: Plan) -> None:
     # Which checkpoints there are, their manifests say.
     storage.delete(storage.join(run.home, _RAY_TRAINS_LIST))
     environment = worker_environment(on_cpu=not use_gpu, threads=max(1, int(spec.cpus_per_worker)))
-    validator = _validator(run, events, use_gpu, environment)
+    validator = _validator(run, use_gpu, environment)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": Job(spec, run.dataset, plan, run.home, events, several, validator)},
-        validation_config=ValidationConfig(validator, ray_remote_kwargs={"num_cpus": 0}) if validator else None,
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=spec.workers,  # two of them: Ray Train's elastic scaling
@@ -256,8 +262,8 @@ def _fit(run: _Run, plan: Plan) -> None:
         raise result.return_value
 
 
-def _validator(run: _Run, events: Any, use_gpu: bool, environment: dict[str, str]) -> Validator | None:
-    """What measures checkpoints beside the training, where that is wanted and has room."""
+def _validator(run: _Run, use_gpu: bool, environment: dict[str, str]) -> Any:
+    """The actor that measures checkpoints beside the training. None: it is not wanted, or there is no room for it."""
     import ray
 
     spec = run.spec
@@ -275,27 +281,15 @@ def _validator(run: _Run, events: Any, use_gpu: bool, environment: dict[str, str
             "much as one worker more, and training will wait for it. Add nodes, lower workers, or write "
             "validation.place: workers."
         )
-    return Validator(
-        spec=spec,
-        dataset=run.dataset,
-        home=run.home,
-        events=events,
-        batch_size=batch_geometry(spec, spec.most_workers)[1],
-        resources={
-            "num_cpus": resources["CPU"],
-            "num_gpus": resources["GPU"],
-            "runtime_env": {"env_vars": environment},
-        },
-    )
-
-
-def _trained(run: _Run) -> bool:
-    """Whether the run has ended already."""
-    found = newest(run.home, say)
-    if found and found[1].ended:
-        say(f"run {run.name} is trained to the end already")
-        return True
-    return False
+    actor = ray.remote(
+        num_cpus=resources["CPU"],
+        num_gpus=resources["GPU"],
+        max_restarts=-1,
+        max_task_retries=2,
+        runtime_env={"env_vars": environment},
+    )(Validator)
+    batch_size = batch_geometry(spec, spec.most_workers)[1]
+    return actor.remote(spec, run.dataset, run.home, batch_size, use_gpu)
 
 
 def runs_home(settings: Settings, model: str) -> str:
@@ -380,13 +374,18 @@ def _translated(error: Any, run: str) -> MaasError:
 # --- the end of a run ------------------------------------------------------------------------------
 
 
-def finish(run: _Run, plan: Plan) -> tuple[Bundle, ModelVersion]:
+def finish(run: _Run, plan: Plan, last: tuple[str, Position] | None) -> tuple[Bundle, ModelVersion]:
     """From the last checkpoint to a registered version; every step is the same when done again.
+
+    Args:
+        run: the run.
+        plan: what it was to train on.
+        last: its newest whole checkpoint. None: there is none.
 
     Raises:
         TrainingError: the last checkpoint is gone or damaged, or a row was left out or trained on twice.
     """
-    uri, position = _chosen(run)
+    uri, position = _chosen(run, last)
     _check_ledger(run, plan, position)
     with tempfile.TemporaryDirectory(prefix="maas-export-") as scratch:
         source = fetch(uri, Path(scratch) / "saved")
@@ -403,9 +402,8 @@ def finish(run: _Run, plan: Plan) -> tuple[Bundle, ModelVersion]:
     return bundle, version
 
 
-def _chosen(run: _Run) -> tuple[str, Position]:
+def _chosen(run: _Run, found: tuple[str, Position] | None) -> tuple[str, Position]:
     """The checkpoint that becomes the version."""
-    found = newest(run.home, say)
     if found is None or not found[1].ended:
         raise TrainingError(
             f"run {run.name} has trained to the end, but its last checkpoint is not whole. Start it again: it goes on "

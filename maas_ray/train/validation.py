@@ -1,14 +1,12 @@
 """Validation beside the training: a checkpoint is measured in a process of its own while the next steps are made.
 
-    worker ── report(checkpoint k, validation) ──▶ Ray Train's controller ──▶ Validator ──▶ a task: load k, measure
-       │                                                                                          │
-       └── at the validation after it: wait for ◀── validation.json in checkpoint k ◀─────────────┘
+    workers ── checkpoint k is whole ──▶ Ray Train's controller ──▶ Validator: load k, measure ──▶ validation.json in k
+       └────── at the validation after it: wait for k ─────────────────▲
 
 One at a time: the training waits where the one before is not there yet, so what early stopping sees never
-depends on how fast either was.
+depends on how fast either was. Whoever asks first for a checkpoint has it measured; to ask again costs nothing.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,67 +16,69 @@ from maas_ray.data.dataset import PreparedDataset
 from maas_ray.tasks import NetworkSpec
 from maas_ray.tasks.base import summed
 from maas_ray.train import checkpoint
+from maas_ray.train.checkpoint import Position
 from maas_ray.train.events import Event
 from maas_ray.train.export import consolidated
 from maas_ray.train.spec import TrainSpec
 
 
-@dataclass(frozen=True)
 class Validator:
-    """Measures checkpoints of a run. Ray Train calls it, in a task without resources, for each that asks for it."""
+    """The body of an actor that measures checkpoints of a run.
 
-    spec: TrainSpec
-    dataset: PreparedDataset
-    home: str
-    """URI of the run's directory."""
-    events: Any
-    """Handle of the `EventBuffer` actor."""
-    batch_size: int
-    """Rows in one forward pass."""
-    resources: dict[str, Any]
-    """Options of the Ray task that measures."""
+    Args:
+        spec: the run's.
+        dataset: what it is measured on.
+        home: URI of the run's directory.
+        batch_size: rows in one forward pass.
+        gpu: whether to compute on a GPU.
+    """
 
-    def __call__(self, _: Any, *, name: str) -> dict[str, float]:
-        """Measure the checkpoint of that name. Empty: it could not be measured, and the run was told why."""
-        import ray
+    def __init__(self, spec: TrainSpec, dataset: PreparedDataset, home: str, batch_size: int, gpu: bool) -> None:
+        import torch
 
-        # A task of its own: what kills it, such as too little memory, would end Ray Train's controller.
-        try:
-            return dict(ray.get(ray.remote(**self.resources)(_measure).remote(self, name)))
-        except ray.exceptions.RayError as error:
-            cause = str(error).strip().splitlines()[-1]
-            text = f"checkpoint {name} could not be validated: {cause}"
-            self.events.push.remote(Event(step=checkpoint.step_of(name), text=text))
-            return {}
+        self._spec, self._dataset, self._home = spec, dataset, home
+        self._batch_size, self._device = batch_size, torch.device("cuda" if gpu else "cpu")
+        if not gpu:
+            torch.set_num_threads(max(1, int(spec.cpus_per_worker)))
 
+    def measure(self, name: str, events: Any) -> dict[str, float]:
+        """Metrics of a checkpoint on the validation split; they are put into its directory.
 
-def _measure(validator: Validator, name: str) -> dict[str, float]:
-    import torch
+        Args:
+            name: the checkpoint's.
+            events: handle of the `EventBuffer` actor; told of what is new.
 
-    spec, task, uri = validator.spec, validator.dataset.task, storage.join(validator.home, name)
-    device = torch.device("cuda" if validator.resources.get("num_gpus") else "cpu")
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, int(spec.cpus_per_worker)))
-    position, _ = checkpoint.inspect(uri)
-    network: NetworkSpec = spec.network
-    model = network.build(task)
-    tied = set(getattr(model, "all_tied_weights_keys", ()))  # these share another's values
-    with TemporaryDirectory(prefix="maas-validate-") as scratch:
-        state = consolidated(checkpoint.fetch(uri, Path(scratch) / "saved"))
-        with torch.no_grad():
+        Raises:
+            MaasError: the checkpoint cannot be read.
+        """
+        uri = storage.join(self._home, name)
+        if measured := checkpoint.validation(uri):
+            return measured
+        position, _ = checkpoint.inspect(uri)
+        model = self._load(uri, position)
+        batches = self._dataset.batches("validation", self._batch_size, high=self._spec.validation.max_rows)
+        task = self._dataset.task
+        values = task.summarise(summed(task, model, batches, self._device))
+        metrics = {f"validation/{metric}": value for metric, value in values.items()}
+        checkpoint.put_validation(uri, metrics)
+        shown = "  ".join(f"{metric.replace('/', ' ')} {value:.4g}" for metric, value in metrics.items())
+        events.push.remote(Event(step=position.step, metrics=metrics, text=f"step {position.step}: {shown}"))
+        return metrics
+
+    def _load(self, uri: str, position: Position) -> Any:
+        """The network with a checkpoint's weights, in the precision of the training, as its workers would measure."""
+        import torch
+
+        network: NetworkSpec = self._spec.network
+        model = network.build(self._dataset.task)
+        tied = set(getattr(model, "all_tied_weights_keys", ()))  # these share another's values
+        with TemporaryDirectory(prefix="maas-validate-") as scratch, torch.no_grad():
+            state = consolidated(checkpoint.fetch(uri, Path(scratch) / "saved"))
             for key, value in model.state_dict().items():
                 if key not in tied:
                     value.copy_(state[key].contiguous())
-        del state
-    # In the precision of the training, as its own workers would measure.
-    for field, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
-        if position.deepspeed.get(field, {}).get("enabled"):
-            model = model.to(dtype)
-    model = model.to(device).eval()
-    batches = validator.dataset.batches("validation", validator.batch_size, high=spec.validation.max_rows)
-    measured = task.summarise(summed(task, model, batches, device))
-    metrics = {f"validation/{metric}": value for metric, value in measured.items()}
-    checkpoint.put_validation(uri, metrics)
-    shown = "  ".join(f"{metric.replace('/', ' ')} {value:.4g}" for metric, value in metrics.items())
-    validator.events.push.remote(Event(step=position.step, metrics=metrics, text=f"step {position.step}: {shown}"))
-    return metrics
+            del state  # it keeps the files mapped
+        for field, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+            if position.deepspeed.get(field, {}).get("enabled"):
+                model = model.to(dtype)
+        return model.to(self._device).eval()
