@@ -20,6 +20,7 @@ from maas_ray.errors import NonFiniteLossError, NotFoundError, StorageError
 from maas_ray.tasks import NetworkSpec
 from maas_ray.train import checkpoint, resume
 from maas_ray.train.checkpoint import Position
+from maas_ray.train.compiled import load_communication
 from maas_ray.train.deepspeed_config import precision, resolve
 from maas_ray.train.events import Event
 from maas_ray.train.feed import EPOCH, batches
@@ -109,6 +110,8 @@ class _Worker:
         import deepspeed
         import torch
 
+        if self.device.type == "cpu":
+            load_communication()  # else DeepSpeed does, under a lock that a killed process leaves behind
         # The same initial weights on every rank; dropout differs.
         torch.manual_seed(self.spec.seed)
         spec: NetworkSpec = self.spec.network
