@@ -45,8 +45,11 @@ TAG_REVISION = "mlflow.source.git.commit"
 TAG_LANES = "maas.lanes"
 _RAY_TRAINS_LIST = "checkpoint_manager_snapshot.json"
 # What a run is called, how it is watched, and on what it runs, do not change what it computes.
-_NOT_COMPUTED = {"run", "alias", "dataset", "log_every_steps", "max_failures", "checkpoint"}
-_NOT_COMPUTED |= {"workers", "cpus_per_worker", "device", "micro_batch_size"}
+_NOT_COMPUTED: dict[str, Any] = dict.fromkeys(
+    ("run", "alias", "dataset", "log_every_steps", "max_failures", "checkpoint"), True
+)
+_NOT_COMPUTED |= dict.fromkeys(("workers", "cpus_per_worker", "device", "micro_batch_size"), True)
+_NOT_COMPUTED |= {"network": {"gradient_checkpointing"}}
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,11 @@ def train(spec: TrainSpec, *, settings: Settings | None = None) -> ModelVersion:
     most = spec.most_workers
     with spec.at("deepspeed"):
         check_with_deepspeed(resolve(spec, workers=most, total_steps=plan.total_steps, hidden_size=None, on_cpu=False))
+    if "activation_checkpointing" in spec.deepspeed:
+        say(
+            "deepspeed.activation_checkpointing changes nothing here: it is for networks that call DeepSpeed's own "
+            "checkpoint function. Transformers' networks have `gradient_checkpointing: true` under `network`."
+        )
     connect(settings)
     with _recorded(run):
         if not _trained(run):
