@@ -9,7 +9,7 @@
     ├── DataError            (ValueError)    the input cannot become a dataset
     ├── ClusterError         (RuntimeError)  no Ray cluster, or not the one that is needed
     ├── TrainingError        (RuntimeError)  a run could not go on
-    │   └── NonFiniteLossError               the loss became NaN or infinite
+    │   └── NonFiniteLossError               the loss or its gradient became NaN or infinite
     ├── DeploymentError      (RuntimeError)  a version could not be brought up
     └── RequestError         (ValueError)    a request to a model is wrong; the client can mend it
         ├── ModelNotFoundError               no such model is served here
@@ -91,16 +91,17 @@ class TrainingError(MaasError, RuntimeError):
 
 
 class NonFiniteLossError(TrainingError):
-    """The loss became NaN or infinite.
+    """The loss, or its gradient, became NaN or infinite.
 
     Args:
         step: the optimizer step at which it was seen.
         loss: the value seen.
         advice: likely causes, given the configuration.
+        of: what became so.
     """
 
-    def __init__(self, step: int, loss: float, advice: str) -> None:
-        super().__init__(f"the loss became {loss} at step {step}; training stopped.\n{advice}")
+    def __init__(self, step: int, loss: float, advice: str, of: str = "loss") -> None:
+        super().__init__(f"the {of} became {loss} at step {step}; training stopped.\n{advice}")
         self.step = step
         self.loss = loss
 

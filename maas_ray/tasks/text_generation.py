@@ -197,6 +197,14 @@ class _CausalNetwork(NetworkSpec):
 
     of_transformers: ClassVar[bool] = True
 
+    gradient_checkpointing: bool = False
+    """Keep only each layer's input in the forward pass and compute the rest again in the backward pass: less memory."""
+
+    def _trainable(self, model: Any) -> "torch.nn.Module":
+        if self.gradient_checkpointing:
+            model.activation_checkpointing_enable()  # inert unless the module trains
+        return cast("torch.nn.Module", model)
+
     def write_config(self, module: Any, task: Any, directory: Path) -> None:
         module.config.save_pretrained(directory)
         if module.can_generate():
@@ -255,7 +263,7 @@ class Llama(_CausalNetwork):
             pad_token_id=None,
             use_cache=True,
         )
-        return cast("torch.nn.Module", AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+        return self._trainable(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
 
 
 class Pretrained(_CausalNetwork):
@@ -278,7 +286,7 @@ class Pretrained(_CausalNetwork):
                 f"the dataset's tokenizer has {task.vocab_size} tokens, the model in {directory} embeds "
                 f"{embeddings}. Prepare the dataset with `tokenizer: {directory}`."
             )
-        return cast("torch.nn.Module", model)
+        return self._trainable(model)
 
     def skeleton(self, task: TextGeneration) -> "torch.nn.Module":
         import torch

@@ -30,9 +30,29 @@ _SAME: dict[Path_, str] = {
     ("optimizer", "params", "betas"): "betas",
     ("optimizer", "params", "eps"): "eps",
     ("scheduler", "params", "warmup_max_lr"): "learning_rate",
+    ("scheduler", "params", "cycle_max_lr"): "learning_rate",
     ("scheduler", "params", "warmup_num_steps"): "warmup_steps",
 }
 _PRECISIONS = ("bf16", "fp16")
+_ADAM = ("lr", "betas", "eps", "weight_decay")
+# Which of the table's fields an optimizer or a scheduler has. One that is not here is taken as it is written.
+_HAS: dict[str, dict[str, tuple[str, ...]]] = {
+    "optimizer": {
+        "adam": _ADAM,
+        "adamw": _ADAM,
+        "lamb": _ADAM,
+        "lion": ("lr", "betas", "weight_decay"),
+        "adagrad": ("lr", "eps", "weight_decay"),
+        "sgd": ("lr", "weight_decay"),
+    },
+    "scheduler": {
+        "warmuplr": ("warmup_max_lr", "warmup_num_steps"),
+        "warmupdecaylr": ("warmup_max_lr", "warmup_num_steps", "total_num_steps"),
+        "warmupcosinelr": ("warmup_num_steps", "total_num_steps"),
+        "onecycle": ("cycle_max_lr",),
+        "lrrangetest": (),
+    },
+}
 
 
 def read_document(value: Any) -> Any:
@@ -73,9 +93,38 @@ def check_against_spec(spec: "TrainSpec") -> None:
             problems.append(
                 f"precision is {spec.precision!r}, but deepspeed.{name}.enabled is {str(enabled).lower()}. Remove one."
             )
+    problems += [
+        f"{field} is {getattr(spec, field)!r}, but deepspeed.{block}.type is {spec.deepspeed[block]['type']!r}, which "
+        "has no such thing. Remove one."
+        for block, field in _homeless(spec)
+    ]
     if problems:
         raise ValueError("\n  ".join(problems))
     _check_batch(spec)
+
+
+def _homeless(spec: "TrainSpec") -> list[tuple[str, str]]:
+    """Fields written in the spec that the document's optimizer or scheduler has no place for: (block, field)."""
+    found: dict[tuple[str, str], bool] = {}
+    for (block, *_, key), field in ((path, field) for path, field in _SAME.items() if len(path) > 1):
+        has = _HAS[block].get(str(_get(spec.deepspeed, (block, "type"))).lower())
+        # The learning rate always has a place: the optimizer's.
+        if has is not None and field in spec.model_fields_set and field != "learning_rate":
+            found[block, field] = found.get((block, field), False) or key in has
+    return [place for place, housed in found.items() if not housed]
+
+
+def precision(spec: "TrainSpec") -> str:
+    """The number format of the passes: `bf16`, `fp16` or `fp32`. What the document says counts before our default."""
+    written = {name: _get(spec.deepspeed, (name, "enabled")) for name in _PRECISIONS}
+    for name, enabled in written.items():
+        if enabled is True:
+            return name
+    if "precision" in spec.model_fields_set or AUTO in written.values():
+        return "fp32" if written.get(spec.precision) is False else spec.precision
+    if False in written.values() or _get(spec.deepspeed, ("torch_autocast", "enabled")) is True:
+        return "fp32"
+    return spec.precision
 
 
 def _check_batch(spec: "TrainSpec") -> None:
@@ -153,9 +202,11 @@ def resolve(
             },
         },
     )
-    if not any(name in config for name in _PRECISIONS) and spec.precision in _PRECISIONS:
-        config[spec.precision] = {"enabled": True}
+    number_format = precision(spec)
+    if number_format in _PRECISIONS:
+        config.setdefault(number_format, {}).setdefault("enabled", True)
     config.setdefault("gradient_clipping", AUTO)
+    _add_missing(config, spec)
     values: dict[Path_, Any] = {
         **{path: getattr(spec, field) for path, field in _SAME.items()},
         # As DeepSpeed counts it; where rows do not come out even, a pass or a worker has fewer.
@@ -166,8 +217,10 @@ def resolve(
         ("scheduler", "params", "warmup_min_lr"): 0.0,
         ("scheduler", "params", "warmup_num_steps"): warmup,
         ("scheduler", "params", "total_num_steps"): total_steps,
-        ("bf16", "enabled"): spec.precision == "bf16",
-        ("fp16", "enabled"): spec.precision == "fp16",
+        ("bf16", "enabled"): number_format == "bf16",
+        ("fp16", "enabled"): number_format == "fp16",
+        # It asks for what the export does at any rate.
+        ("zero_optimization", "stage3_gather_16bit_weights_on_model_save"): True,
     }
     # As Transformers' own integration fills them; without a width, DeepSpeed's defaults stand.
     values |= {
@@ -181,11 +234,20 @@ def resolve(
     config.setdefault("steps_per_print", 1 << 30)  # this platform reports; DeepSpeed need not print
     config.setdefault("wall_clock_breakdown", False)
     optimizer = config["optimizer"]
-    offloads = _get(config, ("zero_optimization", "offload_optimizer", "device")) in ("cpu", "nvme")
-    if on_cpu and not offloads and optimizer["type"].lower() in ("adam", "adamw"):
-        # Without it DeepSpeed compiles its own CPU Adam at the start of every fresh machine.
-        optimizer.setdefault("params", {}).setdefault("torch_adam", True)
+    if on_cpu and str(optimizer.get("type")).lower() in ("adam", "adamw"):
+        # Without it DeepSpeed compiles its own CPU Adam, for most of a minute, at the start of every fresh machine.
+        optimizer["params"].setdefault("torch_adam", True)
     return config
+
+
+def _add_missing(config: dict[str, Any], spec: "TrainSpec") -> None:
+    """What the spec says and the document's optimizer or scheduler leaves open: DeepSpeed has defaults of its own."""
+    written = {path[-1] for path, field in _SAME.items() if field in spec.model_fields_set} | {"total_num_steps"}
+    for block, kinds in _HAS.items():
+        params = config[block].setdefault("params", {})
+        for key in kinds.get(str(config[block].get("type")).lower(), ()):
+            if key in written:
+                params.setdefault(key, AUTO)
 
 
 def zero_stage(config: dict[str, Any]) -> int:
@@ -204,7 +266,7 @@ def check_with_deepspeed(config: dict[str, Any]) -> None:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # it would warn that it has to guess
     from deepspeed.runtime import constants
-    from deepspeed.runtime.config import DeepSpeedConfig
+    from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
     from pydantic import ValidationError
 
     known = {value for value in vars(constants).values() if isinstance(value, str)} | {"zero_optimization"}
@@ -222,7 +284,7 @@ def check_with_deepspeed(config: dict[str, Any]) -> None:
         for detail in error.errors(include_url=False):
             field = ".".join(str(part) for part in detail["loc"])
             problems.append(f"deepspeed: {error.title}.{field}: {detail['msg']} (found {detail['input']!r}).")
-    except (AssertionError, ValueError, TypeError, KeyError) as error:
+    except (DeepSpeedConfigError, AssertionError, ValueError, TypeError, KeyError) as error:
         problems.append(f"deepspeed: {str(error).strip() or repr(error)}")
     if problems:
         raise SpecError("train", problems)

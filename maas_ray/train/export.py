@@ -104,8 +104,7 @@ def consolidated(saved: Path) -> dict[str, Any]:
             contextlib.redirect_stderr(io.StringIO()),
         ):
             if not sharded:
-                # ZeRO 0: rank 0's file holds everything. DeepSpeed's files are pickles of our own making.
-                return dict(torch.load(states / _MODEL_STATES, map_location="cpu", weights_only=False)["module"])
+                return _unsharded(str(states / _MODEL_STATES))
             if (states / _MODEL_STATES).exists():
                 return _cut_from_groups(str(states))
             return dict(get_fp32_state_dict_from_zero_checkpoint(str(saved), tag=checkpoint.TAG, lazy_mode=True))
@@ -130,6 +129,33 @@ class _Cut:
             found.append(piece[max(low, 0) : max(high, 0)])
             low, high = low - piece.numel(), high - piece.numel()
         return torch.cat(found).view(self.shape)
+
+
+def _unsharded(path: str) -> dict[str, Any]:
+    """What rank 0's file holds under ZeRO 0. In 16 bits its module is rounded, and the weights are the optimizer's."""
+    import torch
+
+    saved = torch.load(path, map_location="cpu", weights_only=False)  # a pickle of our own making
+    state: dict[str, Any] = dict(saved["module"])
+    groups = saved["optimizer"] or {}
+    masters = [tensor for group in groups.get("fp32_groups", ()) for tensor in group]
+    vectors = groups.get("fp32_groups_flat", ())
+    if not masters and not vectors:
+        return state
+    # Both are in the order of the module's parameters, one that is tied counted once.
+    named = {value.data_ptr(): name for name, value in reversed(state.items()) if name not in saved["buffer_names"]}
+    shapes = {name: value.shape for name, value in state.items() if name in named.values()}
+    start = 0
+    for shape in shapes.values() if vectors else ():
+        masters.append(_Cut(list(vectors), start, shape))
+        start += shape.numel()
+    if start != sum(vector.numel() for vector in vectors):
+        raise ValueError(f"parameters of {start:,} values, but a copy of other length in fp32")
+    for name, value in zip(shapes, masters, strict=True):
+        if value.shape != shapes[name]:
+            raise ValueError(f"{name} has shape {list(shapes[name])}, but its copy in fp32 {list(value.shape)}")
+        state[name] = value
+    return state
 
 
 def _cut_from_groups(states: str) -> dict[str, Any]:

@@ -20,13 +20,17 @@ from maas_ray.errors import NonFiniteLossError, NotFoundError, StorageError
 from maas_ray.tasks import NetworkSpec
 from maas_ray.train import checkpoint, events, resume
 from maas_ray.train.checkpoint import Position
-from maas_ray.train.deepspeed_config import resolve, zero_stage
+from maas_ray.train.compiled import load_communication
+from maas_ray.train.deepspeed_config import precision, resolve, zero_stage
 from maas_ray.train.events import Event
 from maas_ray.train.feed import EPOCH, batches
 from maas_ray.train.hardware import flops_per_token, peak_flops
 from maas_ray.train.plan import Ledger, Plan
 from maas_ray.train.sharded import build_sharded
 from maas_ray.train.spec import TrainSpec
+
+# From the largest loss scale to 1, each value tried twice (DeepSpeed's hysteresis), and more.
+_MOST_TRIES = 80
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ class _Worker:
         self.saving: threading.Event | None = None
         # Both are known for tokens on GPUs in 16 bits; else there is no MFU to tell.
         self.peak, self.flops_per_unit = 0.0, 0.0
-        if self.device.type == "cuda" and self.task.unit == "tokens" and self.spec.precision != "fp32":
+        if self.device.type == "cuda" and self.task.unit == "tokens" and precision(self.spec) != "fp32":
             self.peak = self.world * (peak_flops(torch.cuda.get_device_name(self.device)) or 0.0)
             # Under ZeRO 3 a parameter is a shard, and knows how many numbers the whole one has.
             parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.engine.module.parameters())
@@ -108,6 +112,8 @@ class _Worker:
         import deepspeed
         import torch
 
+        if self.device.type == "cpu":
+            load_communication()  # else DeepSpeed does, under a lock that a killed process leaves behind
         # The same initial weights on every rank; dropout differs.
         torch.manual_seed(self.spec.seed)
         spec: NetworkSpec = self.spec.network
@@ -201,33 +207,79 @@ class _Worker:
         return self.job.watches_preemption and ray.train.get_preemption_info() is not None
 
     def _step(self, step: int, feed: Iterator[dict[str, np.ndarray]]) -> None:
-        """One optimizer step: as many forward and backward passes as gradients are accumulated over.
+        """Read a worker's rows of one optimizer step and take it, in as many passes as gradients are accumulated over.
 
         Every row of a step weighs the same. Where they do not come out even over workers and passes, and in the
         short last step, a pass with fewer rows weighs less, and one without any repeats an old row with no weight:
         under ZeRO 3 a pass is collective, so every worker makes the same number of them.
         """
-        plan, rows = self.job.plan, {}
-        low, high = plan.share(step - 1, self.rank, self.world)
+        rows: dict[str, np.ndarray] = {}
+        low, high = self.job.plan.share(step - 1, self.rank, self.world)
         waited = time.perf_counter()
         if high > low:
             rows = next(feed)
             self.ledger += Ledger.of(rows[EPOCH], rows["index"])
         self.window.data_seconds += time.perf_counter() - waited
+        self.window.losses += self._taken(step, rows, high - low)
+        self.window.steps += 1
+
+    def _taken(self, step: int, rows: dict[str, np.ndarray], count: int) -> list[Any]:
+        """Take one optimizer step; the loss of each pass.
+
+        Where gradients overflow in fp16, DeepSpeed lowers the loss scale and leaves the step out: its rows would be
+        lost, and the schedule would end too late. So the step is taken again, until its gradients fit.
+
+        Raises:
+            NonFiniteLossError: they fit with no loss scale; on every rank alike.
+        """
+        falls = self.engine.fp16_enabled() and self.engine.dynamic_loss_scale()
+        tries, scale = 0, self.engine.optimizer.loss_scale if falls else 1.0
+        while True:
+            try:
+                losses = self._passes(step, rows, count)
+            except Exception as error:
+                # DeepSpeed's own end of it has no type of its own.
+                if not (falls and str(error).startswith("Current loss scale already at minimum")):
+                    raise
+                raise NonFiniteLossError(step, math.inf, self._advice(), of="gradient norm") from error
+            tries += 1
+            if self.engine.was_step_applied() or not falls:
+                break
+            if tries == _MOST_TRIES:
+                raise NonFiniteLossError(step, math.inf, self._advice(), of="gradient norm")
+        if tries > 1:
+            lowered = self.engine.optimizer.loss_scale
+            told = f"step {step:,}: gradients overflowed in fp16; taken again, loss scale {scale:g} → {lowered:g}"
+            self._push(step, {events.LOSS_SCALE: lowered}, told)
+        elif not self.engine.was_step_applied():
+            self._push(step, {}, f"step {step:,}: gradients are not finite; DeepSpeed left the weights as they were")
+        return losses
+
+    def _passes(self, step: int, rows: dict[str, np.ndarray], count: int) -> list[Any]:
+        """The forward and backward passes of one step over this worker's `count` rows, and the update."""
+        losses = []
         passes = self.engine.gradient_accumulation_steps()
         for start in range(0, passes * self.micro_batch, self.micro_batch):
-            count = max(0, min(self.micro_batch, high - low - start))
-            if count:
-                part = {name: values[start : start + count] for name, values in rows.items()}
+            some = max(0, min(self.micro_batch, count - start))
+            if some:
+                part = {name: values[start : start + some] for name, values in rows.items()}
                 self.spare = self._on_device(self.task.collate(part))
-            weight = count * passes * self.world / plan.rows_in(step - 1)
+            weight = some * passes * self.world / self.job.plan.rows_in(step - 1)
             loss = self.task.loss(self.engine, self.spare or self._any_row())
             if weight != 1.0:
                 loss = loss * weight
-            self.engine.backward(loss)
+            self.engine.backward(loss * self._scale_left_out())
             self.engine.step()
-            self.window.losses.append(loss.detach())
-        self.window.steps += 1
+            losses.append(loss.detach())
+        return losses
+
+    def _scale_left_out(self) -> float:
+        """What a loss must be multiplied by since DeepSpeed does not, though it divides the gradients by it.
+
+        So it is in fp16 without ZeRO (DeepSpeed's pull request 8393): left alone, such a run trains nothing.
+        """
+        unscaled = self.engine.fp16_enabled() and not self.engine.zero_optimization()
+        return float(self.engine.optimizer.loss_scale) if unscaled else 1.0
 
     def _any_row(self) -> dict[str, Any]:
         first = next(self.job.dataset.read([self.job.dataset.row_group("train", 0)]))
@@ -259,7 +311,7 @@ class _Worker:
                 raise NonFiniteLossError(step - window.steps + 1 + offset, loss, self._advice())
         seconds = (time.perf_counter() - window.started) / window.steps
         units = self.job.plan.batch_size * self.task.units_per_row
-        norm = self.engine.get_global_grad_norm()
+        norm = self._gradient_norm()
         self._push(
             step,
             {
@@ -268,10 +320,19 @@ class _Worker:
                 events.UNITS_PER_SECOND: units / seconds,
                 events.STEP_SECONDS: seconds,
                 events.DATA_WAIT_SHARE: window.data_seconds / (seconds * window.steps),
-                **({events.GRADIENT_NORM: float(norm)} if norm is not None else {}),
+                **({events.GRADIENT_NORM: norm} if norm is not None else {}),
                 **({events.MFU: self.flops_per_unit * units / seconds / self.peak} if self.peak else {}),
             },
         )
+
+    def _gradient_norm(self) -> float | None:
+        """Of the last step, before clipping."""
+        from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+
+        norm = self.engine.get_global_grad_norm()
+        # Alone among DeepSpeed's optimizers this one tells it as the loss scale has multiplied it.
+        scaled = isinstance(self.engine.optimizer, FP16_UnfusedOptimizer)
+        return None if norm is None else float(norm) / (self.engine.optimizer.loss_scale if scaled else 1.0)
 
     def _advice(self) -> str:
         rate = self.engine.get_lr()[0]
@@ -281,8 +342,8 @@ class _Worker:
         ]
         if not self.spec.gradient_clipping:
             causes.append("gradients are not clipped (gradient_clipping: 0): try 1.0")
-        if self.spec.precision != "fp32":
-            causes.append(f"numbers overflow in {self.spec.precision}: try precision: fp32")
+        if precision(self.spec) != "fp32":
+            causes.append(f"numbers overflow in {precision(self.spec)}: try precision: fp32")
         causes.append("the data holds values that are not finite")
         return "Likely causes, the commonest first:\n" + "\n".join(f"  - {cause}" for cause in causes)
 

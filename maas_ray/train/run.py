@@ -49,6 +49,7 @@ _RAY_TRAINS_LIST = "checkpoint_manager_snapshot.json"
 _NOT_COMPUTED: dict[str, Any] = {
     **dict.fromkeys(("run", "alias", "dataset", "log_every_steps", "max_failures", "checkpoint"), True),
     **dict.fromkeys(("workers", "cpus_per_worker", "device", "micro_batch_size"), True),
+    "network": {"gradient_checkpointing"},
     "validation": {"place"},
 }
 
@@ -108,6 +109,11 @@ def train(spec: TrainSpec, *, settings: Settings | None = None) -> ModelVersion:
     most = spec.most_workers
     with spec.at("deepspeed"):
         check_with_deepspeed(resolve(spec, workers=most, total_steps=plan.total_steps, hidden_size=None, on_cpu=False))
+    if "activation_checkpointing" in spec.deepspeed:
+        say(
+            "deepspeed.activation_checkpointing changes nothing here: it is for networks that call DeepSpeed's own "
+            "checkpoint function. Transformers' networks have `gradient_checkpointing: true` under `network`."
+        )
     connect(settings)
     with _recorded(run):
         found = newest(run.home, lambda _: None)  # what is passed over, the workers say

@@ -27,6 +27,7 @@ def save_checkpoint(module: torch.nn.Module, directory: Path, stage: int, worker
     model = {
         "module": module.state_dict() if stage < 3 else {},
         "buffer_names": [],
+        "optimizer": None,
         "param_shapes": [{name: value.shape for name, value in parameters.items()}],
         "shared_params": {} if "lm_head.weight" in parameters else {"lm_head.weight": "model.embed_tokens.weight"},
         "ds_version": "0",
@@ -93,6 +94,24 @@ def test_it_reads_what_deepspeed_reads(tmp_path: Path, stage: int):
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         assert torch.equal(ours[name].contiguous(), value), name
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("key", ["fp32_groups", "fp32_groups_flat"])
+def test_without_zero_in_16_bits_the_weights_are_the_optimizers_in_fp32(tmp_path: Path, key: str, tied: bool):
+    module = Llama(hidden_size=24, layers=1, heads=2, tie_embeddings=tied).build(text_task())
+    whole = {name: value.clone() for name, value in module.state_dict().items()}
+    masters = [parameter.detach().clone() for parameter in module.parameters()]
+    saved = save_checkpoint(module.bfloat16(), tmp_path, 0)
+    path = saved / "state" / "mp_rank_00_model_states.pt"
+    groups = [masters] if key == "fp32_groups" else [torch.cat([value.flatten() for value in masters])]
+    torch.save(torch.load(path, weights_only=False) | {"optimizer": {key: groups}}, path)
+    found = consolidated(saved)
+    for name in whole.keys() - ({"lm_head.weight"} if tied else set()):
+        assert torch.equal(found[name].contiguous(), whole[name]), name
+    torch.save(torch.load(path, weights_only=False) | {"optimizer": {key: [groups[0][:-1]]}}, path)
+    with pytest.raises(TrainingError, match="cannot be consolidated"):
+        consolidated(saved)
 
 
 @STAGES

@@ -49,6 +49,31 @@ def test_a_llama_has_the_shape_that_was_asked_for():
     assert config.intermediate_size == 192
 
 
+def test_gradient_checkpointing_computes_layers_twice_and_the_very_same_gradients(tmp_path: Path):
+    import torch
+
+    task = text_task()
+    directory = save_bundle(task, tmp_path / "model")
+    batch = {"input_ids": torch.tensor([task.encode([{"text": TEXT[0]}])["input_ids"][0].tolist()])}
+
+    def passes_and_gradients(model: torch.nn.Module) -> tuple[int, list[torch.Tensor]]:
+        passes = []
+        model.model.layers[0].self_attn.register_forward_hook(lambda *_: passes.append(1))
+        task.loss(model.train(), batch).backward()
+        trained, passes[:] = len(passes), []
+        with torch.no_grad():
+            task.loss(model.eval(), batch)
+        assert len(passes) == 1
+        return trained, [parameter.grad for parameter in model.parameters()]
+
+    once, plain = passes_and_gradients(Pretrained(path=str(directory)).build(task))
+    twice, recomputed = passes_and_gradients(Pretrained(path=str(directory), gradient_checkpointing=True).build(task))
+    assert (once, twice) == (1, 2)
+    assert all(map(torch.equal, plain, recomputed))
+    config = Llama(hidden_size=32, layers=2, heads=2, gradient_checkpointing=True).build(task).config
+    assert "gradient_checkpointing" not in config.to_dict(), "it is how the run trains, not what the model is"
+
+
 SHARDED = """
 import deepspeed, torch, sys
 from maas_ray.tasks.image_classification import Cnn
