@@ -22,7 +22,7 @@ from maas_ray import storage
 from maas_ray.cluster import connect
 from maas_ray.console import progress, say
 from maas_ray.data.dataset import PreparedDataset, open_dataset
-from maas_ray.errors import MaasError, TrainingError
+from maas_ray.errors import MaasError, StorageError, TrainingError
 from maas_ray.registry.bundle import Bundle, BundleMeta, Lineage, publish_bundle
 from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.settings import Settings
@@ -43,7 +43,6 @@ TAG_PACKAGES = "maas.packages"
 TAG_TOTAL_STEPS = "maas.total_steps"
 TAG_REVISION = "mlflow.source.git.commit"
 TAG_LANES = "maas.lanes"
-_RAY_TRAINS_LIST = "checkpoint_manager_snapshot.json"
 # What a run is called, how it is watched, and on what it runs, do not change what it computes.
 _NOT_COMPUTED = {"run", "alias", "dataset", "log_every_steps", "max_failures", "checkpoint"}
 _NOT_COMPUTED |= {"workers", "cpus_per_worker", "device", "micro_batch_size"}
@@ -63,7 +62,7 @@ class _Run:
 
     @property
     def home(self) -> str:
-        """URI of the run's directory, as Ray Train lays it out: its checkpoints."""
+        """URI of the run's directory: its checkpoints."""
         return storage.join(runs_home(self.settings, self.spec.model), self.name)
 
 
@@ -209,8 +208,6 @@ def _recorded(run: _Run) -> Iterator[None]:
 def _fit(run: _Run, plan: Plan) -> None:
     """Run the workers to the end."""
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
 
     spec = run.spec
     use_gpu = _use_gpu(spec)
@@ -224,12 +221,34 @@ def _fit(run: _Run, plan: Plan) -> None:
     several = len(ray.nodes()) > 1
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1" if several else "0")
     events = ray.remote(num_cpus=0)(EventBuffer).remote()
-    # Ray Train's own list of checkpoints, from another try: it refuses to start where one of them was pruned since.
-    # Which checkpoints there are, their manifests say.
-    storage.delete(storage.join(run.home, _RAY_TRAINS_LIST))
-    trainer = TorchTrainer(
+    job = Job(spec, run.dataset, plan, run.home, events, watches_preemption=several)
+    with (
+        tempfile.TemporaryDirectory(prefix="maas-ray-train-") as notes,
+        _interruptible(),
+        _watched(run, events, plan.total_steps),
+    ):
+        try:
+            result = _trainer(job, run.name, use_gpu, notes).fit()
+        except ray.train.TrainingFailedError as error:
+            raise _translated(error, run.name) from error
+    if isinstance(result.return_value, MaasError):
+        raise result.return_value
+
+
+def _trainer(job: Job, name: str, use_gpu: bool, notes: str) -> Any:
+    """Ray Train's trainer; `notes` is a directory of this machine for what it keeps for itself.
+
+    That is a list of checkpoints, which ours needs not: their manifests say which there are. Beside the checkpoints,
+    a write of the list that fails would end the run without another try, and one that names a checkpoint which was
+    deleted since would keep the run from starting again.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    spec = job.spec
+    return TorchTrainer(
         train_worker,
-        train_loop_config={"job": Job(spec, run.dataset, plan, run.home, events, watches_preemption=several)},
+        train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=spec.workers,  # two of them: Ray Train's elastic scaling
@@ -237,21 +256,14 @@ def _fit(run: _Run, plan: Plan) -> None:
             resources_per_worker={"CPU": spec.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
         ),
         run_config=RunConfig(
-            name=run.name,
-            storage_path=runs_home(run.settings, spec.model),
+            name=name,
+            storage_path=notes,
             failure_config=FailureConfig(max_failures=spec.max_failures),
             worker_runtime_env={
                 "env_vars": worker_environment(on_cpu=not use_gpu, threads=max(1, int(spec.cpus_per_worker)))
             },
         ),
     )
-    with _interruptible(), _watched(run, events, plan.total_steps):
-        try:
-            result = trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise _translated(error, run.name) from error
-    if isinstance(result.return_value, MaasError):
-        raise result.return_value
 
 
 def _trained(run: _Run) -> bool:
@@ -264,7 +276,7 @@ def _trained(run: _Run) -> bool:
 
 
 def runs_home(settings: Settings, model: str) -> str:
-    """The directory of all training runs of a model: checkpoints, as Ray Train lays them out."""
+    """The directory of all training runs of a model, each with its checkpoints."""
     return storage.join(settings.storage, "runs", model)
 
 
@@ -326,13 +338,17 @@ def _watched(run: _Run, events: Any, total_steps: int) -> Iterator[None]:
 
 def _translated(error: Any, run: str) -> MaasError:
     """Ray Train's error as ours: the worker's own words first, not the traceback."""
-    failures = getattr(error, "worker_failures", {})
-    for rank, failure in sorted(failures.items()):
-        cause = failure
-        while cause is not None:
-            if isinstance(cause, MaasError):
-                return cause
-            cause = getattr(cause, "cause", None) or cause.__cause__
+    failures = sorted(getattr(error, "worker_failures", {}).items())
+    # A worker that fails takes others with it: its own words, not those of their lost connections.
+    for cause in (_ours(failure) for _, failure in failures):
+        if type(cause) is StorageError:
+            return StorageError(
+                f"{cause}\nThe run {run} had no restarts left. Once storage is back, starting it again goes on from "
+                "its last checkpoint. To ride out longer outages raise checkpoint.retry_seconds or max_failures."
+            )
+        if cause is not None:
+            return cause
+    for rank, failure in failures:
         raised = getattr(failure, "_base_exc", failure)  # Ray Train's wrapper adds the traceback
         last = f"{type(raised).__name__}: {raised}"
         return TrainingError(
@@ -340,6 +356,13 @@ def _translated(error: Any, run: str) -> MaasError:
             "Starting it again goes on from its last checkpoint. With --verbose the whole traceback is shown."
         )
     return TrainingError(f"run {run} failed: {error}")
+
+
+def _ours(failure: Any) -> MaasError | None:
+    """The error of this platform in a chain of causes."""
+    while failure is not None and not isinstance(failure, MaasError):
+        failure = getattr(failure, "cause", None) or failure.__cause__
+    return failure
 
 
 # --- the end of a run ------------------------------------------------------------------------------
@@ -363,7 +386,7 @@ def finish(run: _Run, plan: Plan) -> tuple[Bundle, ModelVersion]:
         rows = {name: split.rows for name, split in run.dataset.meta.splits.items()}
         card = model_card(meta, run.dataset.task, parameters=_parameters_in(directory), rows=rows)
         (directory / "README.md").write_text(card, encoding="utf-8")
-        bundle = publish_bundle(run.settings, directory, meta)
+        bundle = publish_bundle(run.settings, directory, meta, run.spec.checkpoint.retry_seconds, say)
     version = run.registry.register(bundle, run_id=run.run_id)
     return bundle, version
 
