@@ -8,6 +8,7 @@ Two writers never meet, since a directory (or the names inside it) is derived fr
 Knows nothing of what the artefacts mean; that stands under `meta` in the manifest.
 """
 
+import functools
 import hashlib
 import io
 import json
@@ -15,12 +16,13 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -32,7 +34,9 @@ from maas_ray.spec import digest_of
 MANIFEST = "manifest.json"
 FORMAT = 1
 _CHUNK = 1 << 20
+_LONGEST_PAUSE = 30.0
 _SAFE_PART = re.compile(r"^(?!\.{1,2}$)[^/\\\0]+$")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -195,9 +199,11 @@ def list_directory(uri: str) -> list[str]:
     fs, path = filesystem(uri)
     with _translated(uri):
         fs.invalidate_cache()
-        if not fs.isdir(path):
+        try:
+            found = {PurePosixPath(name) for name in fs.ls(path, detail=False)}
+        except FileNotFoundError:  # asked of `isdir`, storage that cannot be reached would have no directories
             return []
-        return sorted(PurePosixPath(name).name for name in fs.ls(path, detail=False))
+    return sorted(name.name for name in found - {PurePosixPath(path)})
 
 
 def delete(uri: str) -> None:
@@ -226,6 +232,33 @@ def put(uri: str, write: Callable[[Any], Any]) -> tuple[int, str]:
     return written.size, written.sha256.hexdigest()
 
 
+def persistently(call: Callable[[], _Result], seconds: float, say: Callable[[str], None]) -> _Result:
+    """What `call` returns. While storage fails it is called again, at growing intervals, for so many seconds.
+
+    Args:
+        call: what to do.
+        seconds: how long to go on trying; 0: it is called once.
+        say: told of each failure that is not the last.
+
+    Raises:
+        StorageError: the last failure.
+    """
+    deadline, pause = time.monotonic() + seconds, 0.5
+    while True:
+        try:
+            return call()
+        except CorruptError:
+            raise  # waiting mends no bytes
+        except (StorageError, NotFoundError) as error:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise
+            pause = min(pause, left)
+            say(f"{error}; trying again in {pause:.1f} s")
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
 def upload(local: Path, uri: str) -> tuple[int, str]:
     """Put a local file atomically. Returns its size and sha256."""
     with local.open("rb") as source:
@@ -237,7 +270,7 @@ class _Digesting:
 
     def begin(self, target: Any) -> None:
         self._target, self.size, self.sha256 = target, 0, hashlib.sha256()
-        self.failure: OSError | None = None
+        self.failure: Exception | None = None
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
@@ -245,7 +278,7 @@ class _Digesting:
         self.size += len(view)
         try:
             self._target.write(view)
-        except OSError as error:
+        except Exception as error:
             self.failure = error
             raise
         return len(view)
@@ -272,11 +305,19 @@ def artifact_digest(kind: str, files: tuple[FileEntry, ...], meta: dict[str, Any
     return digest_of({"kind": kind, "files": listing, "meta": meta})
 
 
-def publish(directory: Path, parent: str, kind: str, meta: dict[str, Any]) -> Artifact:
+def publish(
+    directory: Path,
+    parent: str,
+    kind: str,
+    meta: dict[str, Any],
+    retry_seconds: float = 0.0,
+    say: Callable[[str], None] = lambda _: None,
+) -> Artifact:
     """Publish a local directory as the artefact `parent/<digest>`.
 
     The directory is named by what it holds, so publishing the same content again, after a crash or by
-    somebody else at the same moment, writes the same bytes to the same place.
+    somebody else at the same moment, writes the same bytes to the same place. A write that fails is tried
+    again for `retry_seconds`, and `say` is told.
 
     Returns:
         The committed artefact.
@@ -286,9 +327,10 @@ def publish(directory: Path, parent: str, kind: str, meta: dict[str, Any]) -> Ar
     uri = join(parent, artifact_digest(kind, files, meta)[:16])
     if not exists(join(uri, MANIFEST)):
         for path, entry in zip(paths, files, strict=True):
-            if upload(path, join(uri, entry.path)) != (entry.size, entry.sha256):
+            put_there = functools.partial(upload, path, join(uri, entry.path))
+            if persistently(put_there, retry_seconds, say) != (entry.size, entry.sha256):
                 raise StorageError(f"{path} changed while it was published; nothing was committed. Try again.")
-    return commit(uri, kind, files, meta)
+    return persistently(functools.partial(commit, uri, kind, files, meta), retry_seconds, say)
 
 
 def commit(uri: str, kind: str, files: tuple[FileEntry, ...], meta: dict[str, Any]) -> Artifact:
@@ -466,3 +508,8 @@ def _translated(uri: str) -> Iterator[None]:
         raise StorageError(f"no permission for {uri}: {error}") from error
     except OSError as error:
         raise StorageError(f"{uri} cannot be read or written: {error}") from error
+    except Exception as error:
+        if is_local(uri):
+            raise
+        # Clients of object stores have errors of their own; botocore's of a connection that was lost is no OSError.
+        raise StorageError(f"{uri} cannot be read or written: {type(error).__name__}: {error}") from error

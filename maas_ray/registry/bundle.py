@@ -11,6 +11,7 @@ ever unpickled.
 
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,7 +130,13 @@ def open_bundle(uri: str) -> Bundle:
     return Bundle(artifact)
 
 
-def publish_bundle(settings: Settings, directory: Path, meta: BundleMeta) -> Bundle:
-    """Publish a local directory as a bundle. The same content is always the same bundle."""
+def publish_bundle(
+    settings: Settings,
+    directory: Path,
+    meta: BundleMeta,
+    retry_seconds: float = 0.0,
+    say: Callable[[str], None] = lambda _: None,
+) -> Bundle:
+    """Publish a local directory as a bundle; the rest as for `storage.publish`. The same content is the same bundle."""
     home = bundle_home(settings, meta.name)
-    return Bundle(storage.publish(directory, home, KIND, meta.document()))
+    return Bundle(storage.publish(directory, home, KIND, meta.document(), retry_seconds, say))

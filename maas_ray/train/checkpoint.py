@@ -19,7 +19,6 @@ import io
 import json
 import shutil
 import tempfile
-import time
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from maas_ray import storage
-from maas_ray.errors import CorruptError, NotFoundError, StorageError
+from maas_ray.errors import CorruptError, NotFoundError
 from maas_ray.spec import Spec
 from maas_ray.storage import FileEntry
 from maas_ray.train.plan import Ledger
@@ -38,7 +37,6 @@ UNIVERSAL_TAG = f"{TAG}_universal"
 _POSITION = "position.json"
 _VALIDATION = "validation.json"
 _PREFIX = "step-"
-_LONGEST_PAUSE = 30.0
 _BEST = "validation/loss"
 _Result = TypeVar("_Result")
 
@@ -103,7 +101,7 @@ class Snapshot:
         """
 
         def put(path: str, write: Callable[[str], _Result]) -> _Result:
-            return _persistently(partial(write, storage.join(uri, path)), retry_seconds, say)
+            return storage.persistently(partial(write, storage.join(uri, path)), retry_seconds, say)
 
         with self.scratch as scratch:
             entries = [FileEntry(path, *put(path, partial(_save, state))) for path, state in self.states.items()]
@@ -179,19 +177,6 @@ def _save(state: Any, uri: str) -> tuple[int, str]:
 
 def _put_bytes(content: bytes, uri: str) -> tuple[int, str]:
     return storage.put(uri, lambda target: target.write(content))
-
-
-def _persistently(call: Callable[[], _Result], seconds: float, say: Callable[[str], None]) -> _Result:
-    deadline, pause = time.monotonic() + seconds, 0.5
-    while True:
-        try:
-            return call()
-        except StorageError as error:
-            if time.monotonic() + pause > deadline:
-                raise
-            say(f"a checkpoint's file could not be written ({error}); trying again in {pause:g} s")
-        time.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 # --- finding ---------------------------------------------------------------------------------------

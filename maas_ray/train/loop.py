@@ -5,10 +5,10 @@ Knows nothing of registries and bundles: it ends with a checkpoint whose positio
 
 import math
 import os
-import threading
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +96,7 @@ class _Worker:
         self.ledger = Ledger()
         self.metrics: dict[str, float] = {}
         self.began, self.seconds = time.perf_counter() - self.position.seconds, self.position.seconds
-        self.saving: threading.Event | None = None
+        self.saving: Future[None] | None = None
         # Both are known for tokens on GPUs in 16 bits; else there is no MFU to tell.
         self.peak, self.flops_per_unit = 0.0, 0.0
         if self.device.type == "cuda" and self.task.unit == "tokens" and precision(self.spec) != "fp32":
@@ -172,7 +172,7 @@ class _Worker:
             return
         started = time.perf_counter()
         if self.saving is not None:
-            self.saving.wait()
+            self.saving.result()
         resume.barrier()  # now every worker's part of it is written
         metrics = {}
         if self.rank == 0 and self.job.validator:  # there may be no room for one any more
@@ -397,7 +397,7 @@ class _Worker:
 
         started = time.perf_counter()
         if self.saving is not None:
-            self.saving.wait()
+            self.saving.result()  # raises what went wrong: no step is made on top of two intervals that are unsaved
         metrics, self.metrics = self.metrics, {}
         name = resume.agreed(checkpoint.name_of(step, uuid.uuid4().hex[:6]))
         beside = {"validating": name} if validate and self.job.validator else {}
@@ -406,19 +406,21 @@ class _Worker:
         snapshot = checkpoint.take(self.engine, self.rank, self.position)
         stalled = time.perf_counter() - started
         storage_context = ray.train.get_context().get_storage()
-        self.saving = done = threading.Event()
+        self.saving = done = Future[None]()
 
-        def at(name: str) -> Checkpoint:
+        def at(name: str) -> Checkpoint:  # what Ray Train is told; it neither reads nor writes there
             return Checkpoint(f"{storage_context.experiment_fs_path}/{name}", storage_context.storage_filesystem)
 
         def write(_: Checkpoint, name: str) -> Checkpoint:
             began = time.perf_counter()
             try:
-                snapshot.write(storage.join(self.job.home, name), self.spec.checkpoint.retry_seconds, self._say)
+                snapshot.write(storage.join(self.job.home, name), self.spec.checkpoint.retry_seconds, self._complain)
                 if self.rank == 0:
                     self._prune(snapshot.position.validating)
-            finally:
-                done.set()
+            except BaseException as error:
+                done.set_exception(error)
+                raise
+            done.set_result(None)
             self._push(step, {events.CHECKPOINT_WRITE_SECONDS: time.perf_counter() - began})
             return at(name)
 
@@ -459,6 +461,10 @@ class _Worker:
 
     def _say(self, text: str) -> None:
         self._push(self.position.step, {}, text)
+
+    def _complain(self, text: str) -> None:
+        """Say what may be so on this worker alone."""
+        self.job.events.push.remote(Event(step=self.position.step, text=f"worker {self.rank}: {text}"))
 
 
 class _Window:

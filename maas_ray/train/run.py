@@ -22,7 +22,7 @@ from maas_ray import storage
 from maas_ray.cluster import connect
 from maas_ray.console import progress, say
 from maas_ray.data.dataset import PreparedDataset, open_dataset
-from maas_ray.errors import MaasError, TrainingError
+from maas_ray.errors import MaasError, StorageError, TrainingError
 from maas_ray.registry.bundle import Bundle, BundleMeta, Lineage, publish_bundle
 from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.settings import Settings
@@ -44,7 +44,6 @@ TAG_PACKAGES = "maas.packages"
 TAG_TOTAL_STEPS = "maas.total_steps"
 TAG_REVISION = "mlflow.source.git.commit"
 TAG_LANES = "maas.lanes"
-_RAY_TRAINS_LIST = "checkpoint_manager_snapshot.json"
 # What a run is called, how it is watched, and on what it runs, do not change what it computes.
 _NOT_COMPUTED: dict[str, Any] = {
     **dict.fromkeys(("run", "alias", "dataset", "log_every_steps", "max_failures", "checkpoint"), True),
@@ -68,7 +67,7 @@ class _Run:
 
     @property
     def home(self) -> str:
-        """URI of the run's directory, as Ray Train lays it out: its checkpoints."""
+        """URI of the run's directory: its checkpoints."""
         return storage.join(runs_home(self.settings, self.spec.model), self.name)
 
 
@@ -223,8 +222,6 @@ def _recorded(run: _Run) -> Iterator[None]:
 def _fit(run: _Run, plan: Plan) -> None:
     """Run the workers to the end."""
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
 
     spec = run.spec
     use_gpu = _use_gpu(spec)
@@ -238,14 +235,34 @@ def _fit(run: _Run, plan: Plan) -> None:
     several = len(ray.nodes()) > 1
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1" if several else "0")
     events = ray.remote(num_cpus=0)(EventBuffer).remote()
-    # Ray Train's own list of checkpoints, from another try: it refuses to start where one of them was pruned since.
-    # Which checkpoints there are, their manifests say.
-    storage.delete(storage.join(run.home, _RAY_TRAINS_LIST))
-    environment = worker_environment(on_cpu=not use_gpu, threads=max(1, int(spec.cpus_per_worker)))
-    validator = _validator(run, use_gpu, environment)
-    trainer = TorchTrainer(
+    job = Job(spec, run.dataset, plan, run.home, events, several, _validator(run, use_gpu))
+    with (
+        tempfile.TemporaryDirectory(prefix="maas-ray-train-", ignore_cleanup_errors=True) as notes,
+        _interruptible(),
+        _watched(run, events, plan.total_steps),
+    ):
+        try:
+            result = _trainer(job, run.name, use_gpu, notes).fit()
+        except ray.train.TrainingFailedError as error:
+            raise _translated(error, run.name) from error
+    if isinstance(result.return_value, MaasError):
+        raise result.return_value
+
+
+def _trainer(job: Job, name: str, use_gpu: bool, notes: str) -> Any:
+    """Ray Train's trainer; `notes` is a directory of this machine for what it keeps for itself.
+
+    That is a list of checkpoints, which ours needs not: their manifests say which there are. Beside the checkpoints,
+    a write of the list that fails would end the run without another try, and one that names a checkpoint which was
+    deleted since would keep the run from starting again.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    spec = job.spec
+    return TorchTrainer(
         train_worker,
-        train_loop_config={"job": Job(spec, run.dataset, plan, run.home, events, several, validator)},
+        train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=spec.workers,  # two of them: Ray Train's elastic scaling
@@ -253,22 +270,19 @@ def _fit(run: _Run, plan: Plan) -> None:
             resources_per_worker={"CPU": spec.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
         ),
         run_config=RunConfig(
-            name=run.name,
-            storage_path=runs_home(run.settings, spec.model),
+            name=name,
+            storage_path=notes,
             failure_config=FailureConfig(max_failures=spec.max_failures),
-            worker_runtime_env={"env_vars": environment},
+            worker_runtime_env=_runtime_env(spec, use_gpu),
         ),
     )
-    with _interruptible(), _watched(run, events, plan.total_steps):
-        try:
-            result = trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise _translated(error, run.name) from error
-    if isinstance(result.return_value, MaasError):
-        raise result.return_value
 
 
-def _validator(run: _Run, use_gpu: bool, environment: dict[str, str]) -> Any:
+def _runtime_env(spec: TrainSpec, use_gpu: bool) -> dict[str, Any]:
+    return {"env_vars": worker_environment(on_cpu=not use_gpu, threads=max(1, int(spec.cpus_per_worker)))}
+
+
+def _validator(run: _Run, use_gpu: bool) -> Any:
     """The actor that measures checkpoints beside the training. None: it is not wanted, or there is no room for it."""
     import ray
 
@@ -292,14 +306,14 @@ def _validator(run: _Run, use_gpu: bool, environment: dict[str, str]) -> Any:
         num_gpus=resources["GPU"],
         max_restarts=-1,
         max_task_retries=2,
-        runtime_env={"env_vars": environment},
+        runtime_env=_runtime_env(spec, use_gpu),
     )(Validator)
     batch_size = batch_geometry(spec, spec.most_workers)[1]
     return actor.remote(spec, run.dataset, run.home, batch_size, use_gpu)
 
 
 def runs_home(settings: Settings, model: str) -> str:
-    """The directory of all training runs of a model: checkpoints, as Ray Train lays them out."""
+    """The directory of all training runs of a model, each with its checkpoints."""
     return storage.join(settings.storage, "runs", model)
 
 
@@ -361,13 +375,17 @@ def _watched(run: _Run, events: Any, total_steps: int) -> Iterator[None]:
 
 def _translated(error: Any, run: str) -> MaasError:
     """Ray Train's error as ours: the worker's own words first, not the traceback."""
-    failures = getattr(error, "worker_failures", {})
-    for rank, failure in sorted(failures.items()):
-        cause = failure
-        while cause is not None:
-            if isinstance(cause, MaasError):
-                return cause
-            cause = getattr(cause, "cause", None) or cause.__cause__
+    failures = sorted(getattr(error, "worker_failures", {}).items())
+    # A worker that fails takes others with it: its own words, not those of their lost connections.
+    for cause in (_ours(failure) for _, failure in failures):
+        if type(cause) is StorageError:
+            return StorageError(
+                f"{cause}\nThe run {run} had no restarts left. Once storage is back, starting it again goes on from "
+                "its last checkpoint. To ride out longer outages raise checkpoint.retry_seconds or max_failures."
+            )
+        if cause is not None:
+            return cause
+    for rank, failure in failures:
         raised = getattr(failure, "_base_exc", failure)  # Ray Train's wrapper adds the traceback
         last = f"{type(raised).__name__}: {raised}"
         return TrainingError(
@@ -375,6 +393,13 @@ def _translated(error: Any, run: str) -> MaasError:
             "Starting it again goes on from its last checkpoint. With --verbose the whole traceback is shown."
         )
     return TrainingError(f"run {run} failed: {error}")
+
+
+def _ours(failure: Any) -> MaasError | None:
+    """The error of this platform in a chain of causes."""
+    while failure is not None and not isinstance(failure, MaasError):
+        failure = getattr(failure, "cause", None) or failure.__cause__
+    return failure
 
 
 # --- the end of a run ------------------------------------------------------------------------------
@@ -403,7 +428,7 @@ def finish(run: _Run, plan: Plan, last: tuple[str, Position] | None) -> tuple[Bu
         rows = {name: split.rows for name, split in run.dataset.meta.splits.items()}
         card = model_card(meta, run.dataset.task, parameters=_parameters_in(directory), rows=rows)
         (directory / "README.md").write_text(card, encoding="utf-8")
-        bundle = publish_bundle(run.settings, directory, meta)
+        bundle = publish_bundle(run.settings, directory, meta, run.spec.checkpoint.retry_seconds, say)
     version = run.registry.register(bundle, run_id=run.run_id)
     return bundle, version
 

@@ -19,11 +19,13 @@ class CheckpointSpec(Spec):
     """When the state of a run is saved. At most one checkpoint is on its way to storage at a time."""
 
     every_steps: int = Field(200, ge=1)
-    """Optimizer steps between checkpoints; the last step always has one."""
+    """Optimizer steps between checkpoints; the last step always has one. Each waits until the one before is in
+    storage, so never more than twice as many steps are unsaved, whatever storage does."""
     keep: int = Field(2, ge=1)
     """How many of the newest whole checkpoints to keep; the one of the lowest validation loss stays too."""
     retry_seconds: float = Field(300.0, ge=0)
-    """How long a write that fails is tried again before the workers are restarted, seconds."""
+    """How long a write that fails is tried again, seconds. Then the workers are restarted, up to `max_failures` times,
+    or, where it is the bundle's, the run ends; it can be started again."""
     select: Literal["last", "best"] = "last"
     """Which checkpoint becomes the version. best: the one of the lowest validation loss."""
 

@@ -20,10 +20,12 @@ from maas_ray.evaluate.run import EvaluateSpec, evaluate
 from maas_ray.registry.bundle import bundle_home, open_bundle
 from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.settings import Settings
+from maas_ray.train import run as run_module
 from maas_ray.train.run import train
 from maas_ray.train.spec import TrainSpec
 from tests.datasets import digits_dataset, text_dataset
 from tests.processes import train_workers
+from tests.recording import consumed, every_row_once, fed, recording
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -199,8 +201,9 @@ def _kill_a_worker_at(home: Path, checkpoints: int, killed: threading.Event) -> 
 
 
 def test_a_killed_worker_costs_only_the_steps_since_the_last_checkpoint(
-    settings: Settings, text: PreparedDataset, capsys
+    settings: Settings, text: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
+    monkeypatch.setattr(run_module, "train_worker", recording(tmp_path))
     # 2,246 rows are 140 batches of 16 and 6 rows, the last step.
     spec = text_spec(text, "killed", max_steps=None, checkpoint={"every_steps": 40})
     killed = threading.Event()
@@ -212,6 +215,8 @@ def test_a_killed_worker_costs_only_the_steps_since_the_last_checkpoint(
     rows = text.split("train").rows
     assert rows % 16, "the last step is to be a short one"
     assert f"{rows:,} rows trained on, each of them once in an epoch" in said
+    assert consumed(tmp_path) == every_row_once(rows)
+    assert sum(len(line["rows"]) for line in fed(tmp_path)) > rows, "some steps were done again"
     client = Registry(settings).client
     steps = {metric.step for metric in client.get_metric_history(version.lineage.run_id, "train/loss")}
     assert steps == {*range(10, rows // 16 + 1, 10), rows // 16 + 1}
@@ -295,7 +300,7 @@ def _losses(settings: Settings, version: ModelVersion) -> list[float]:
 
 
 DRIVER = """
-import os, signal, sys
+import os, signal, sys, threading, time
 from maas_ray import storage
 from maas_ray.registry.versions import Registry
 from maas_ray.settings import Settings
@@ -318,24 +323,38 @@ elif where == "register":
     Registry.register = die
 elif where == "alias":
     Registry.set_alias = die
+elif where == "training":
+    def watch():
+        seen = set()
+        while len(seen) < 4:
+            seen |= {name for name in storage.list_directory(sys.argv[3]) if name.startswith("step-")}
+            time.sleep(0.05)
+        die()
+    threading.Thread(target=watch, daemon=True).start()
 import json
 print(train(TrainSpec.parse(json.loads(sys.argv[1])), settings=Settings.from_environment()).reference)
 """
 
 
-def test_a_driver_killed_at_the_end_of_a_run_leaves_no_version_or_a_whole_one(
+def test_a_driver_that_is_killed_is_started_again_and_leaves_no_version_or_a_whole_one(
     settings: Settings, text: PreparedDataset
 ):
-    spec = text_spec(text, "transaction", alias="champion", workers=1, max_steps=5)
+    # By the time it is killed first, checkpoints have been deleted.
+    checkpoints = {"every_steps": 5, "keep": 1}
+    spec = text_spec(text, "transaction", run="it", alias="champion", workers=1, max_steps=100, checkpoint=checkpoints)
+    home = storage.join(settings.storage, "runs", "transaction", "it")
     fields = spec.model_dump(mode="json", exclude_unset=True)
     registry = Registry(settings)
 
     def drive(where: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-W", "ignore", "-c", DRIVER, json.dumps(fields), where]
+        command = [sys.executable, "-W", "ignore", "-c", DRIVER, json.dumps(fields), where, home]
         return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=os.environ)
 
+    assert drive("training").returncode == -signal.SIGKILL
     for where in ("upload", "manifest", "register"):
-        assert drive(where).returncode == -signal.SIGKILL, where
+        driven = drive(where)
+        assert driven.returncode == -signal.SIGKILL, where
+        assert ("resumed from the checkpoint at step" in driven.stdout) == (where == "upload"), driven.stdout
         assert registry.models().get("transaction", []) == [], where
     # Every file lies there, and only the manifest made it a bundle.
     homes = storage.list_directory(bundle_home(settings, "transaction"))

@@ -3,76 +3,89 @@
 import random
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from maas_ray.errors import TrainingError
-from maas_ray.registry.versions import Registry
+from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.settings import Settings
-from maas_ray.train.run import train
+from maas_ray.train import run
 from maas_ray.train.spec import TrainSpec
 from tests.datasets import text_dataset
 from tests.processes import train_workers
+from tests.recording import consumed, every_row_once, recording
 
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.soak, pytest.mark.timeout(3000)]
-KILLS = 10
+KILLS, EPOCHS = 10, 12
 
 
-def _kill_soon(rng: random.Random) -> threading.Event:
-    """Kill one training worker at a random moment after it has begun; the event says it is done."""
-    killed = threading.Event()
+class Killer(threading.Thread):
+    """Kills training workers at random moments, from their first breath on, until it has killed so many."""
 
-    def kill() -> None:
-        while not killed.is_set():
-            if train_workers():
-                time.sleep(rng.uniform(5, 25))
-                if workers := train_workers():
-                    rng.choice(workers).kill()
-                    killed.set()
-            time.sleep(0.1)
+    def __init__(self, rng: random.Random) -> None:
+        super().__init__(daemon=True)
+        self.rng, self.killed = rng, set[int]()
 
-    threading.Thread(target=kill, daemon=True).start()
-    return killed
+    def run(self) -> None:
+        while len(self.killed) < KILLS:
+            while not self._alive():
+                time.sleep(0.1)
+            # Half of this is the start: imports, the network, the checkpoint.
+            time.sleep(self.rng.uniform(0, 20))
+            if alive := self._alive():
+                victim = self.rng.choice(alive)
+                victim.kill()
+                self.killed.add(victim.pid)
+
+    def _alive(self) -> list[psutil.Process]:
+        return [worker for worker in train_workers() if worker.pid not in self.killed]
 
 
-def test_ten_kills_and_other_numbers_of_workers_change_nothing(settings: Settings, capsys):
+def test_ten_kills_and_other_numbers_of_workers_change_nothing(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
     rng = random.Random(7)
     dataset = text_dataset(settings, "soak")
+    rows = dataset.split("train").rows
 
-    def spec(model: str, workers: int) -> TrainSpec:
-        return TrainSpec.parse(
-            {
-                "dataset": dataset.uri,
-                "model": model,
-                "network": {"type": "llama", "hidden_size": 64, "layers": 2, "heads": 2},
-                "workers": workers,
-                "cpus_per_worker": 0.5,
-                "precision": "fp32",
-                "batch_size": 16,
-                "epochs": 8,
-                "learning_rate": 3e-3,
-                "checkpoint": {"every_steps": 25},
-                "validation": {"every_steps": 100_000},
-                "log_every_steps": 1,
-                "max_failures": 0,
-            }
-        )
+    def train(model: str, workers: int) -> ModelVersion:
+        spec = {
+            "dataset": dataset.uri,
+            "model": model,
+            "network": {"type": "llama", "hidden_size": 64, "layers": 2, "heads": 2},
+            "workers": workers,
+            "cpus_per_worker": 0.5,
+            "precision": "fp32",
+            "batch_size": 16,
+            "epochs": EPOCHS,
+            "learning_rate": 3e-3,
+            "checkpoint": {"every_steps": 25},
+            "validation": {"every_steps": 100_000},
+            "log_every_steps": 1,
+            "max_failures": 0,
+        }
+        (tmp_path / model).mkdir(exist_ok=True)
+        monkeypatch.setattr(run, "train_worker", recording(tmp_path / model))
+        return run.train(TrainSpec.parse(spec), settings=settings)
 
-    kills = 0
+    killer, used = Killer(rng), []
+    killer.start()
     version = None
     while version is None:
-        killed = _kill_soon(rng) if kills < KILLS else threading.Event()
-        try:
-            version = train(spec("soaked", rng.choice([1, 2, 3])), settings=settings)
-        except TrainingError:
-            assert killed.is_set()
-            kills += 1
-        killed.set()
-    calm = train(spec("soak-calm", 2), settings=settings)
-    assert kills == KILLS
+        used.append(rng.choice([workers for workers in (1, 2, 3) if workers not in used[-1:]]))
+        with suppress(TrainingError):
+            version = train("soaked", used[-1])
+    assert len(killer.killed) == KILLS
+    calm = train("soak-calm", 2)
+
+    for model in ("soaked", "soak-calm"):
+        assert consumed(tmp_path / model) == every_row_once(rows, EPOCHS)
     said = capsys.readouterr().out
-    assert said.count(f"{8 * dataset.split('train').rows:,} rows trained on, each of them once in an epoch") == 2
+    assert said.count(f"{EPOCHS * rows:,} rows trained on, each of them once in an epoch") == 2
     client = Registry(settings).client
     losses = [
         [
@@ -83,5 +96,8 @@ def test_ten_kills_and_other_numbers_of_workers_change_nothing(settings: Setting
         ]
         for one in (version, calm)
     ]
-    # Sums in another order differ in the last bits, and a thousand steps carry that on.
+    # Sums in another order differ in the last bits, and thousands of steps carry that on.
+    difference = np.abs(np.subtract(*losses)) / np.array(losses[1])
+    with capsys.disabled():
+        print(f"\nworkers {used}; the losses of {len(losses[0])} steps differ by {difference.max():.2%} at most")
     np.testing.assert_allclose(losses[0], losses[1], rtol=0.05)

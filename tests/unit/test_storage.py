@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from maas_ray import storage
 from maas_ray.errors import ConflictError, CorruptError, NotFoundError, StorageError
 from maas_ray.storage import MANIFEST, Artifact, FileEntry
+from tests.faulty import FINE, FULL, ONE_IN_FIVE, UNREACHABLE, faulty
 
 FILES = {"a.txt": b"alpha", "deep/er/b.bin": bytes(range(256)) * 10, "empty": b""}
 
@@ -393,3 +394,32 @@ def test_local_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.Monke
     assert storage.join("~/x", "a") == f"{tmp_path}/x/a"
     assert storage.is_local("x")
     assert not storage.is_local("memory://x")
+
+
+def test_storage_that_cannot_be_reached_is_not_taken_for_empty(tmp_path: Path):
+    told, home = tmp_path / "told", f"faulty://{tmp_path}/store"
+    told.write_text(FINE)
+    faulty(told)()
+    assert storage.list_directory(home) == []
+    storage.write_bytes(f"{home}/a", b"alpha")
+    told.write_text(UNREACHABLE)
+    with pytest.raises(StorageError, match="ConnectionLostError: Could not connect to the endpoint"):
+        storage.list_directory(home)
+    told.write_text(FINE)
+    assert storage.list_directory(home) == ["a"]
+
+
+def test_publishing_tries_again_what_could_not_be_written(
+    tmp_path: Path, directory: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(storage.time, "sleep", lambda _: None)
+    told, said = tmp_path / "told", []
+    told.write_text(ONE_IN_FIVE)
+    faulty(told)()
+    for number in range(5):
+        storage.publish(directory, f"faulty://{tmp_path}/store", "bundle", {"number": number}, 60, said.append).verify()
+    # Four files each, the manifest among them: the 20 and 4 more.
+    assert len(said) == 4
+    told.write_text(FULL)
+    with pytest.raises(StorageError, match="No space left on device"):
+        storage.publish(directory, f"faulty://{tmp_path}/store", "bundle", {})

@@ -115,7 +115,7 @@ def test_a_write_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.M
         put(uri, write)
 
     monkeypatch.setattr(storage, "_put", one_in_five_fails)
-    monkeypatch.setattr(checkpoint.time, "sleep", lambda _: None)
+    monkeypatch.setattr(storage.time, "sleep", lambda _: None)
     target = tmp_path / checkpoint.name_of(1, "abc123")
     for rank in range(2):
         snapshot(rank, 1).write(str(target), 60, said.append)
