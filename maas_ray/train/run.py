@@ -35,7 +35,7 @@ from maas_ray.train.export import export
 from maas_ray.train.lineage import code_revision, package_versions
 from maas_ray.train.loop import Job, train_worker, worker_environment
 from maas_ray.train.plan import Plan
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.spec import TrainSpec, counted
 
 TAG_RUN = "maas.run"
 TAG_IDENTITY = "maas.identity"
@@ -43,6 +43,8 @@ TAG_PACKAGES = "maas.packages"
 TAG_TOTAL_STEPS = "maas.total_steps"
 TAG_REVISION = "mlflow.source.git.commit"
 TAG_LANES = "maas.lanes"
+# How often a run with a least and a most number of workers looks whether the cluster has room for more, seconds.
+_RESIZE_SECONDS = 60.0
 _RAY_TRAINS_LIST = "checkpoint_manager_snapshot.json"
 # What a run is called, how it is watched, and on what it runs, do not change what it computes.
 _NOT_COMPUTED = {"run", "alias", "dataset", "log_every_steps", "max_failures", "checkpoint"}
@@ -210,7 +212,10 @@ def _fit(run: _Run, plan: Plan) -> None:
     """Run the workers to the end."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from maas_ray.train.controller import Attendant, Trainer
 
     spec = run.spec
     use_gpu = _use_gpu(spec)
@@ -220,32 +225,43 @@ def _fit(run: _Run, plan: Plan) -> None:
             f"waiting for CPUs: {spec.least_workers} workers need {needed:g}, the cluster has {there:g}. Unless it "
             "grows by itself, add nodes, or lower workers or cpus_per_worker."
         )
-    # One machine has nothing to be told of; each idle process of Ray's wakes a hundred times a second.
-    several = len(ray.nodes()) > 1
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1" if several else "0")
-    events = ray.remote(num_cpus=0)(EventBuffer).remote()
+    # A run that fits on the only machine is told of none; each idle process of Ray's wakes a hundred times a second.
+    each = {"CPU": spec.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
+    total = ray.cluster_resources()
+    fits = all(spec.most_workers * amount <= total.get(name, 0) for name, amount in each.items())
+    may_leave = len(ray.nodes()) > 1 or not fits
+    elastic = spec.least_workers < spec.most_workers
+    variables = {
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1" if may_leave else "0",
+        # An elastic run takes fewer where there is no room for all: it need not wait a minute, as by default.
+        **({"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"} if elastic else {}),
+    }
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    events = ray.remote(num_cpus=0, scheduling_strategy=here)(EventBuffer).remote()
     # Ray Train's own list of checkpoints, from another try: it refuses to start where one of them was pruned since.
     # Which checkpoints there are, their manifests say.
     storage.delete(storage.join(run.home, _RAY_TRAINS_LIST))
-    trainer = TorchTrainer(
+    trainer = Trainer(
         train_worker,
-        train_loop_config={"job": Job(spec, run.dataset, plan, run.home, events, watches_preemption=several)},
+        train_loop_config={"job": Job(spec, run.dataset, plan, run.home, events, may_leave)},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=spec.workers,  # two of them: Ray Train's elastic scaling
+            elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
             use_gpu=use_gpu,
-            resources_per_worker={"CPU": spec.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
+            resources_per_worker=each,
         ),
         run_config=RunConfig(
             name=run.name,
             storage_path=runs_home(run.settings, spec.model),
             failure_config=FailureConfig(max_failures=spec.max_failures),
+            callbacks=[Attendant(events, spec, each)],
             worker_runtime_env={
                 "env_vars": worker_environment(on_cpu=not use_gpu, threads=max(1, int(spec.cpus_per_worker)))
             },
         ),
     )
-    with _interruptible(), _watched(run, events, plan.total_steps):
+    with _environment(variables), _interruptible(), _watched(run, events, plan.total_steps):
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
@@ -271,7 +287,7 @@ def runs_home(settings: Settings, model: str) -> str:
 def _workers(spec: TrainSpec) -> str:
     if spec.least_workers < spec.most_workers:
         return f"{spec.least_workers} to {spec.most_workers} workers"
-    return f"{spec.most_workers} {'worker' if spec.most_workers == 1 else 'workers'}"
+    return counted(spec.most_workers)
 
 
 def _use_gpu(spec: TrainSpec) -> bool:
@@ -283,6 +299,18 @@ def _use_gpu(spec: TrainSpec) -> bool:
     if spec.device == "auto":
         return gpus >= spec.least_workers
     return spec.device == "gpu"
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set the variables that are not set while the block runs."""
+    ours = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
 
 
 @contextmanager
