@@ -36,10 +36,11 @@ class Event:
 
 
 class EventBuffer:
-    """The body of a small Ray actor: events wait here until they are drained."""
+    """The body of a small Ray actor: events wait here until they are drained, and so does word for the workers."""
 
     def __init__(self) -> None:
         self._events: list[Event] = []
+        self._leaving = False
 
     def push(self, event: Event) -> None:
         self._events.append(event)
@@ -47,6 +48,13 @@ class EventBuffer:
     def drain(self) -> list[Event]:
         events, self._events = self._events, []
         return events
+
+    def set_leaving(self, leaving: bool) -> None:
+        """Whether the workers are asked to save and leave; rank 0 takes it back when they have."""
+        self._leaving = leaving
+
+    def leaving(self) -> bool:
+        return self._leaving
 
 
 class Watcher:

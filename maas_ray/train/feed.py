@@ -29,6 +29,7 @@ def batches(
     """
     import ray.data
     from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
+    from ray.data._internal.datasource.range_datasource import RangeDatasource
 
     reads = plan.reads(rank, workers, start_step, max(1, _READ_BYTES // _row_bytes(dataset)))
     if not reads:
@@ -43,8 +44,11 @@ def batches(
         first, last = reads[int(batch["id"][0])]
         return rows_of(dataset, plan, rank, workers, first, last)
 
-    source = ray.data.range(len(reads), override_num_blocks=len(reads))
-    stream = source.map_batches(read, batch_size=None, num_cpus=0, compute=TaskPoolStrategy(size=2))
+    # Not `ray.data.range`: each of its tasks would reserve a CPU, and wait for ever where workers hold them all.
+    numbers = RangeDatasource(n=len(reads), block_format="arrow", column_name="id")
+    pool = TaskPoolStrategy(size=2)
+    source = ray.data.read_datasource(numbers, num_cpus=0, compute=pool, override_num_blocks=len(reads))
+    stream = source.map_batches(read, batch_size=None, num_cpus=0, compute=pool)
     # Whole blocks, cut here: a batch from Ray Data costs some of the step's own processor, a slice of an array none.
     blocks = iter(stream.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2))
     held: dict[str, np.ndarray] = {}

@@ -27,8 +27,9 @@ from maas_ray.train.feed import EPOCH, batches
 from maas_ray.train.hardware import flops_per_token, peak_flops
 from maas_ray.train.plan import Ledger, Plan
 from maas_ray.train.sharded import build_sharded
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.spec import TrainSpec, counted
 
+_LOOK_SECONDS = 5.0
 # From the largest loss scale to 1, each value tried twice (DeepSpeed's hysteresis), and more.
 _MOST_TRIES = 80
 
@@ -44,8 +45,8 @@ class Job:
     """URI of the run's directory: its checkpoints."""
     events: Any
     """Handle of the `EventBuffer` actor."""
-    watches_preemption: bool
-    """Whether Ray tells of machines that are about to go."""
+    may_leave: bool
+    """Whether the workers may be told to save and leave: machines come and go."""
     validator: Any
     """Handle of the `Validator` actor, which measures checkpoints beside the training. None: the workers measure."""
 
@@ -90,8 +91,8 @@ class _Worker:
                 saved.load(self.engine, self.rank, self.spec.seed)
                 before = saved.position
                 self.position = before.model_copy(update={"workers": self.world, "deepspeed": self.position.deepspeed})
-                made = f", made by {_counted(before.workers)}" if before.workers != self.world else ""
-                self._say(f"resumed from the checkpoint at step {before.step:,}{made}, on {_counted(self.world)}")
+                made = f", made by {counted(before.workers)}" if before.workers != self.world else ""
+                self._say(f"resumed from the checkpoint at step {before.step:,}{made}, on {counted(self.world)}")
         self.micro_batch = self.engine.train_micro_batch_size_per_gpu()
         self.ledger = Ledger()
         self.metrics: dict[str, float] = {}
@@ -133,7 +134,7 @@ class _Worker:
         feed = batches(
             self.job.dataset, self.job.plan, rank=self.rank, workers=self.world, start_step=self.position.step
         )
-        told = False
+        looks_every, looked = spec.log_every_steps, (self.position.step, self.seconds)
         for step in range(self.position.step + 1, total + 1):
             self._step(step, feed)
             ended = "every step is done" if step == total else ""
@@ -141,9 +142,14 @@ class _Worker:
             if ended or saves or validates or step % spec.log_every_steps == 0:
                 self._report(step)
                 ended = ended or self._out_of_time()
-                if not told and self._preempted():
-                    self._say(f"a machine of this run is about to go: saving at step {step:,}")
-                    told = saves = True
+            if self.job.may_leave and step % looks_every == 0 and not ended:
+                if why := self._called_away():
+                    self._report(step)
+                    self._leave(step, why)
+                # A notice may come half a minute before, so slow steps look oftener; all ranks have the same clock.
+                each = (self.seconds - looked[1]) / (step - looked[0])
+                looks_every = max(1, min(spec.log_every_steps, int(_LOOK_SECONDS / each))) if each else looks_every
+                looked = step, self.seconds
             if validates and not ended:
                 self._collect()
                 ended = self._no_better()
@@ -201,10 +207,38 @@ class _Worker:
         )
         return f"the validation loss was no lower {since} times" if since >= stopping.patience else ""
 
-    def _preempted(self) -> bool:
+    def _called_away(self) -> str:
+        """Why all workers are to save and leave; every rank is told the same at the same step. Empty: they go on."""
         import ray.train
+        import torch
 
-        return self.job.watches_preemption and ray.train.get_preemption_info() is not None
+        asked = [
+            ray.train.get_preemption_info() is not None,
+            self.rank == 0 and ray.get(self.job.events.leaving.remote()),
+        ]
+        flags = torch.tensor(asked, dtype=torch.int32, device=self.device)
+        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+        preempted, resized = flags.tolist()
+        return "a machine of this run is about to go" if preempted else "the workers are to be resized" * resized
+
+    def _leave(self, step: int, why: str) -> None:
+        """Save, and end this attempt as soon as every rank's part is in storage; no step is lost.
+
+        Raises:
+            RayActorError: as if the machine had gone already. Ray Train counts that as no failure, and starts
+                the workers again on those that stay.
+        """
+        import ray
+        import torch
+
+        self._say(f"{why}: saving at step {step:,}")
+        self._save(step, "", validate=False)
+        if self.saving is not None:
+            self.saving.result()
+        torch.distributed.barrier()
+        if self.rank == 0:
+            ray.get(self.job.events.set_leaving.remote(False))
+        raise ray.exceptions.RayActorError(error_msg=why, preempted=True)
 
     def _step(self, step: int, feed: Iterator[dict[str, np.ndarray]]) -> None:
         """Read a worker's rows of one optimizer step and take it, in as many passes as gradients are accumulated over.
@@ -475,10 +509,6 @@ class _Window:
         self.steps = 0
         self.data_seconds = 0.0
         self.started = time.perf_counter()
-
-
-def _counted(workers: int) -> str:
-    return "1 worker" if workers == 1 else f"{workers} workers"
 
 
 def worker_environment(*, on_cpu: bool, threads: int) -> dict[str, str]:

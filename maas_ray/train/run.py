@@ -35,7 +35,7 @@ from maas_ray.train.export import export
 from maas_ray.train.lineage import code_revision, package_versions
 from maas_ray.train.loop import Job, train_worker, worker_environment
 from maas_ray.train.plan import Plan
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.spec import TrainSpec, counted
 from maas_ray.train.validation import Validator
 
 TAG_RUN = "maas.run"
@@ -44,6 +44,8 @@ TAG_PACKAGES = "maas.packages"
 TAG_TOTAL_STEPS = "maas.total_steps"
 TAG_REVISION = "mlflow.source.git.commit"
 TAG_LANES = "maas.lanes"
+# How often a run with a least and a most number of workers looks whether the cluster has room for more, seconds.
+_RESIZE_SECONDS = 60.0
 # What a run is called, how it is watched, and on what it runs, do not change what it computes.
 _NOT_COMPUTED: dict[str, Any] = {
     **dict.fromkeys(("run", "alias", "dataset", "log_every_steps", "max_failures", "checkpoint"), True),
@@ -222,6 +224,7 @@ def _recorded(run: _Run) -> Iterator[None]:
 def _fit(run: _Run, plan: Plan) -> None:
     """Run the workers to the end."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     spec = run.spec
     use_gpu = _use_gpu(spec)
@@ -231,48 +234,66 @@ def _fit(run: _Run, plan: Plan) -> None:
             f"waiting for CPUs: {spec.least_workers} workers need {needed:g}, the cluster has {there:g}. Unless it "
             "grows by itself, add nodes, or lower workers or cpus_per_worker."
         )
-    # One machine has nothing to be told of; each idle process of Ray's wakes a hundred times a second.
-    several = len(ray.nodes()) > 1
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1" if several else "0")
-    events = ray.remote(num_cpus=0)(EventBuffer).remote()
-    job = Job(spec, run.dataset, plan, run.home, events, several, _validator(run, use_gpu))
+    # A run that fits on the only machine is told of none; each idle process of Ray's wakes a hundred times a second.
+    each = {"CPU": spec.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
+    total = ray.cluster_resources()
+    fits = all(spec.most_workers * amount <= total.get(name, 0) for name, amount in each.items())
+    may_leave = len(ray.nodes()) > 1 or not fits
+    elastic = spec.least_workers < spec.most_workers
+    variables = {
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1" if may_leave else "0",
+        # An elastic run takes fewer where there is no room for all: it need not wait a minute, as by default.
+        **({"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"} if elastic else {}),
+    }
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    events = ray.remote(num_cpus=0, scheduling_strategy=here)(EventBuffer).remote()
+    job = Job(spec, run.dataset, plan, run.home, events, may_leave, _validator(run, each))
     with (
         tempfile.TemporaryDirectory(prefix="maas-ray-train-", ignore_cleanup_errors=True) as notes,
+        _environment(variables),
         _interruptible(),
         _watched(run, events, plan.total_steps),
     ):
         try:
-            result = _trainer(job, run.name, use_gpu, notes).fit()
+            result = _trainer(job, run.name, each, notes).fit()
         except ray.train.TrainingFailedError as error:
             raise _translated(error, run.name) from error
     if isinstance(result.return_value, MaasError):
         raise result.return_value
 
 
-def _trainer(job: Job, name: str, use_gpu: bool, notes: str) -> Any:
-    """Ray Train's trainer; `notes` is a directory of this machine for what it keeps for itself.
+def _trainer(job: Job, name: str, each: dict[str, float], notes: str) -> Any:
+    """Ray Train's trainer.
 
-    That is a list of checkpoints, which ours needs not: their manifests say which there are. Beside the checkpoints,
-    a write of the list that fails would end the run without another try, and one that names a checkpoint which was
-    deleted since would keep the run from starting again.
+    Args:
+        job: what the workers are told.
+        name: the run's.
+        each: what each worker reserves, by resource.
+        notes: a directory of this machine for what Ray Train keeps for itself, a list of checkpoints. We do not need
+            it, since manifests say which there are; beside the checkpoints, a write of it that fails would end the run
+            without another try, and one that names a checkpoint deleted since would keep the run from starting again.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
-    spec = job.spec
-    return TorchTrainer(
+    from maas_ray.train.controller import Attendant, Trainer
+
+    spec, use_gpu = job.spec, "GPU" in each
+    return Trainer(
         train_worker,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=spec.workers,  # two of them: Ray Train's elastic scaling
+            elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
             use_gpu=use_gpu,
-            resources_per_worker={"CPU": spec.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
+            resources_per_worker=each,
         ),
         run_config=RunConfig(
             name=name,
             storage_path=notes,
             failure_config=FailureConfig(max_failures=spec.max_failures),
+            callbacks=[Attendant(job, each)],
             worker_runtime_env=_runtime_env(spec, use_gpu),
         ),
     )
@@ -282,34 +303,36 @@ def _runtime_env(spec: TrainSpec, use_gpu: bool) -> dict[str, Any]:
     return {"env_vars": worker_environment(on_cpu=not use_gpu, threads=max(1, int(spec.cpus_per_worker)))}
 
 
-def _validator(run: _Run, use_gpu: bool) -> Any:
-    """The actor that measures checkpoints beside the training. None: it is not wanted, or there is no room for it."""
+def _validator(run: _Run, each: dict[str, float]) -> Any:
+    """The actor that measures checkpoints beside the training. None: it is not wanted, or there is no room for it.
+
+    It takes as much as a worker: `each`, by resource.
+    """
     import ray
 
     spec = run.spec
     if spec.validation.place == "workers" or not run.dataset.split("validation").rows:
         return None
-    resources = {"CPU": spec.cpus_per_worker, "GPU": float(use_gpu)}
     there = ray.cluster_resources()
-    short = [kind for kind, each in resources.items() if there.get(kind, 0) < each * (spec.most_workers + 1)]
+    short = [name for name, amount in each.items() if there.get(name, 0) < amount * (spec.most_workers + 1)]
     if spec.validation.place == "auto":
         if short or zero_stage(spec.deepspeed) == 3 or not spec.checkpoint_for_each_validation:
             return None
     elif short:
         say(
-            f"too few {' and '.join(f'{kind}s' for kind in short)} for validation beside {_workers(spec)}: it needs as "
+            f"too few {' and '.join(f'{name}s' for name in short)} for validation beside {_workers(spec)}: it needs as "
             "much as one worker more, and training will wait for it. Add nodes, lower workers, or write "
             "validation.place: workers."
         )
     actor = ray.remote(
-        num_cpus=resources["CPU"],
-        num_gpus=resources["GPU"],
+        num_cpus=each["CPU"],
+        num_gpus=each.get("GPU", 0),
         max_restarts=-1,
         max_task_retries=2,
-        runtime_env=_runtime_env(spec, use_gpu),
+        runtime_env=_runtime_env(spec, "GPU" in each),
     )(Validator)
     batch_size = batch_geometry(spec, spec.most_workers)[1]
-    return actor.remote(spec, run.dataset, run.home, batch_size, use_gpu)
+    return actor.remote(spec, run.dataset, run.home, batch_size, "GPU" in each)
 
 
 def runs_home(settings: Settings, model: str) -> str:
@@ -320,7 +343,7 @@ def runs_home(settings: Settings, model: str) -> str:
 def _workers(spec: TrainSpec) -> str:
     if spec.least_workers < spec.most_workers:
         return f"{spec.least_workers} to {spec.most_workers} workers"
-    return f"{spec.most_workers} {'worker' if spec.most_workers == 1 else 'workers'}"
+    return counted(spec.most_workers)
 
 
 def _use_gpu(spec: TrainSpec) -> bool:
@@ -332,6 +355,18 @@ def _use_gpu(spec: TrainSpec) -> bool:
     if spec.device == "auto":
         return gpus >= spec.least_workers
     return spec.device == "gpu"
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set the variables that are not set while the block runs."""
+    ours = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
 
 
 @contextmanager

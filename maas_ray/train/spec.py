@@ -146,3 +146,8 @@ class TrainSpec(Spec):
     @property
     def most_workers(self) -> int:
         return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+
+def counted(workers: int) -> str:
+    """Such as `1 worker` or `2 workers`."""
+    return "1 worker" if workers == 1 else f"{workers} workers"
