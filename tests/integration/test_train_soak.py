@@ -96,8 +96,8 @@ def test_ten_kills_and_other_numbers_of_workers_change_nothing(
         ]
         for one in (version, calm)
     ]
-    # Sums in another order differ in the last bits, and thousands of steps carry that on.
+    # Sums in another order differ in the last bits, and a thousand steps carry that on: 5e-5 or less was seen.
     difference = np.abs(np.subtract(*losses)) / np.array(losses[1])
     with capsys.disabled():
-        print(f"\nworkers {used}; the losses of {len(losses[0])} steps differ by {difference.max():.2%} at most")
-    np.testing.assert_allclose(losses[0], losses[1], rtol=0.05)
+        print(f"\nworkers {used}; the losses of {len(losses[0])} steps differ by {difference.max():.1e} at most")
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
