@@ -20,6 +20,7 @@ from maas_ray.registry.versions import Registry
 from maas_ray.settings import Settings
 from tests.datasets import text_dataset
 
+pytestmark = pytest.mark.soak
 RAY = str(Path(sys.executable).parent / "ray")
 DRIVER = """
 import json, sys
@@ -186,7 +187,6 @@ def test_a_run_grows_with_the_cluster_and_leaves_a_machine_that_is_about_to_go(s
     assert [version.reference for version in Registry(settings).versions("comes-and-goes")] == ["comes-and-goes/1"]
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize("workers", [[1, 2], 2])
 def test_a_machine_that_dies_costs_only_the_steps_since_the_last_checkpoint(
     settings: Settings, nodes: Nodes, workers: object
