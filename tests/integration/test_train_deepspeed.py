@@ -134,7 +134,7 @@ def test_gradients_that_no_loss_scale_fits_stop_the_run(settings: Settings, digi
     assert "try precision: fp32" in str(caught.value)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_the_same_seed_gives_the_same_run_bit_for_bit(settings: Settings, digits: PreparedDataset, workers: int):
     def spec(run: str, seed: int) -> TrainSpec:
         return TrainSpec.parse(

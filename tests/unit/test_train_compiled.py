@@ -13,13 +13,14 @@ LOAD = "from maas_ray.train.compiled import load_communication; load_communicati
 
 def test_a_lock_that_a_killed_process_left_behind_stops_nobody(tmp_path: Path):
     from deepspeed.ops.op_builder import ShareMemCommBuilder
-    from torch.utils.cpp_extension import _get_build_directory
+
+    from maas_ray.train.compiled import build_directory
 
     if not ShareMemCommBuilder().is_compatible():
         pytest.skip("DeepSpeed compiles nothing here")
     # A copy, with its times, is not compiled again; without one this test compiles it.
     built = tmp_path / ShareMemCommBuilder.NAME
-    shutil.copytree(_get_build_directory(ShareMemCommBuilder.NAME, verbose=False), built)
+    shutil.copytree(build_directory(ShareMemCommBuilder.NAME), built)
     (built / "lock").touch()
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": str(tmp_path)}
     command = [sys.executable, "-W", "ignore", "-c", LOAD]
