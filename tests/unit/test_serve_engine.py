@@ -16,7 +16,7 @@ import pytest
 from maas_ray.errors import DeploymentError, SpecError
 from maas_ray.serve.engines import Engine, GenerateRequest
 from maas_ray.serve.engines.openvino import OpenVinoEngine
-from maas_ray.serve.engines.openvino_convert import Converted, converted
+from maas_ray.serve.engines.openvino_convert import ARCHITECTURES, Converted, _convert, converted
 from maas_ray.serve.engines.start import Started, start
 from maas_ray.serve.spec import ServingOptions
 from tests.bundles import TEXT, save_bundle, text_task
@@ -296,6 +296,53 @@ print(found.name, [name for name in ("torch", "transformers", "openvino") if nam
 
 
 # --- conversion
+
+
+SHAPE = {"vocab_size": 320, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+LLAMA = SHAPE | {"intermediate_size": 96, "num_key_value_heads": 2, "max_position_embeddings": 256, "head_dim": 16}
+ARCHITECTURE_SHAPES = {
+    "llama": LLAMA,
+    "qwen2": LLAMA | {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1},
+    "qwen3": LLAMA,
+    "qwen3_moe": LLAMA | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    "mistral": LLAMA | {"sliding_window": 16},
+    "phi3": LLAMA | {"sliding_window": 16, "pad_token_id": 0},
+    "gemma": LLAMA,
+    "gemma3_text": LLAMA | {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
+    "gpt2": {"vocab_size": 320, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256},
+    "gpt_neox": SHAPE | {"intermediate_size": 96, "max_position_embeddings": 256},
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of tracing
+@pytest.mark.parametrize(
+    ("architecture", "dtype"), [*((name, "float32") for name in sorted(ARCHITECTURES)), ("llama", "bfloat16")]
+)
+def test_every_architecture_says_what_transformers_says(architecture: str, dtype: str, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(architecture, bos_token_id=0, eos_token_id=0, **ARCHITECTURE_SHAPES[architecture])
+    network = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for weights in network.parameters():
+            if weights.ndim > 1:
+                weights.mul_(3)  # else attention hardly tells one token from another
+    network = network.to(getattr(torch, dtype))
+    network.save_pretrained(tmp_path / "bundle")
+    (tmp_path / "converted").mkdir()
+    _convert(tmp_path / "bundle", tmp_path / "converted", "none")
+    engine = OpenVinoEngine(
+        Converted.load(tmp_path / "converted"), threads=1, max_requests=8, kv_cache_bytes=10**9, prefill_tokens=64
+    )
+    try:
+        draw = torch.Generator().manual_seed(1)
+        prompts = [torch.randint(1, 320, (length,), generator=draw).tolist() for length in (1, 20, 90)]
+        found = run_all(engine, [request(prompt, max_tokens=32) for prompt in prompts])
+    finally:
+        engine.close()
+    assert found == [greedy(network.float(), prompt, 32) for prompt in prompts]
 
 
 def convert_apart(directory: Path, cache: Path) -> "subprocess.Popen[str]":
