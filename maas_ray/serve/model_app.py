@@ -93,16 +93,19 @@ class Generator:
         text, stops, count = Detokenizer(self._codec.task.tokenizer), StopStrings(request.stop), 0
         async with aclosing(self._engine.generate(prepared)) as stream:
             async for ids in stream:
-                count += len(ids)
-                piece, stopped = stops.push(text.push(ids))
-                ended = ids[-1] in prepared.end_ids
-                if stopped or ended or count >= prepared.max_tokens:
-                    if not stopped:
-                        rest, stopped = stops.push(text.flush())
-                        piece += rest + ("" if stopped else stops.flush())
-                    reason = "stop" if stopped or ended else "length"
-                    yield Delta(piece, reason, len(prepared.prompt_ids), count)
-                    return
+                piece = ""
+                for token in ids:  # one by one: how many came together must not show in the count
+                    count += 1
+                    more, stopped = stops.push(text.push([token]))
+                    piece += more
+                    ended = token in prepared.end_ids
+                    if stopped or ended or count >= prepared.max_tokens:
+                        if not stopped:
+                            rest, stopped = stops.push(text.flush())
+                            piece += rest + ("" if stopped else stops.flush())
+                        reason = "stop" if stopped or ended else "length"
+                        yield Delta(piece, reason, len(prepared.prompt_ids), count)
+                        return
                 if piece:
                     yield Delta(piece, None, len(prepared.prompt_ids), count)
 

@@ -105,6 +105,12 @@ def test_streams_say_the_same(openai_client) -> None:
     stopped = openai_client.completions.create(model="lm", prompt="a", max_tokens=30, seed=1, stop=[stop])
     assert stopped.choices[0].text == text[: text.index(stop)]
     assert stopped.choices[0].finish_reason == "stop"
+    # The tokens up to the stop string, however many came together.
+    shorter = {"model": "lm", "prompt": "a", "seed": 1}
+    counts = (
+        n for n in range(1, 31) if stop in openai_client.completions.create(**shorter, max_tokens=n).choices[0].text
+    )
+    assert stopped.usage.completion_tokens == next(counts)
 
 
 def test_mistakes_reach_the_client_as_its_own_errors(served: Served, openai_client) -> None:

@@ -4,7 +4,7 @@ One thread does all: take what has arrived, compute a step, send the new tokens.
 so that beside it nothing else would run; and reading a result that is not there yet would wait for ever.
 
     here come   `Load`, once; then (number, request) to begin, (number, None) to cancel
-    there go    None, loaded; then, after each step, a list of (number, new tokens, "finished" | "refused" | "");
+    there go    None, loaded; then, after a step, a list of (number, new tokens, "finished" | "refused" | "");
                 or a string, of what it died
 
 When the other end closes, this process ends.
@@ -12,6 +12,7 @@ When the other end closes, this process ends.
 
 import hashlib
 import sys
+import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,7 +20,29 @@ from typing import Any
 
 from maas_ray.serve.engines import GenerateRequest
 
-Step = list[tuple[int, list[int], str]]
+_DELIVERY_S = 0.0025
+"""Pause between deliveries for each request in flight: 400 a second for all. One takes a good part of a millisecond
+of processor time on its way to the client, whatever it holds; a request's first tokens and its last do not wait."""
+
+
+class _Running:
+    """A request in flight, and its tokens that are not sent yet."""
+
+    def __init__(self, handle: Any) -> None:
+        self.handle, self.sent_at = handle, 0.0
+        self.tokens: list[int] = []
+        self.end = ""
+
+    def take(self) -> None:
+        """Take what the last step made."""
+        from openvino_genai import GenerationStatus
+
+        status = self.handle.get_status()
+        while self.handle.can_read():
+            for output in self.handle.read().values():
+                self.tokens += output.generated_ids
+        if status != GenerationStatus.RUNNING:
+            self.end = "finished" if status == GenerationStatus.FINISHED else "refused"
 
 
 @dataclass(frozen=True)
@@ -45,20 +68,25 @@ def serve(connection: Connection) -> None:
     """Answer until the other end closes."""
     pipeline = _pipeline(connection.recv())
     connection.send(None)
-    running: dict[int, Any] = {}
+    running: dict[int, _Running] = {}
     while True:
         while connection.poll(0 if pipeline.has_non_finished_requests() else None):
             number, request = connection.recv()
             if request is not None:
-                running[number] = _begin(pipeline, number, request)
+                running[number] = _Running(_begin(pipeline, number, request))
             elif number in running:
-                running.pop(number).cancel()
+                running.pop(number).handle.cancel()
         pipeline.step()
-        step = [(number, *_news(handle)) for number, handle in running.items()]
-        connection.send([news for news in step if news[1] or news[2]])
-        for number, _, end in step:
-            if end:
+        now, pause, news = time.monotonic(), _DELIVERY_S * len(running), []
+        for number, one in list(running.items()):
+            one.take()
+            if one.end or (one.tokens and now - one.sent_at >= pause):
+                news.append((number, one.tokens, one.end))
+                one.tokens, one.sent_at = [], now
+            if one.end:
                 del running[number]
+        if news:
+            connection.send(news)
 
 
 def _pipeline(load: Load) -> Any:
@@ -101,20 +129,6 @@ def _begin(pipeline: Any, number: int, request: GenerateRequest) -> Any:
 def _seed(seed: int) -> int:
     """32 bits that depend on all bits of a seed: the generator uses no more."""
     return int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4])
-
-
-def _news(handle: Any) -> tuple[list[int], str]:
-    """The tokens of a request that are new, and how it ended."""
-    from openvino_genai import GenerationStatus
-
-    status = handle.get_status()
-    tokens: list[int] = []
-    while handle.can_read():
-        for output in handle.read().values():
-            tokens += output.generated_ids
-    if status == GenerationStatus.RUNNING:
-        return tokens, ""
-    return tokens, "finished" if status == GenerationStatus.FINISHED else "refused"
 
 
 def main() -> None:
