@@ -62,6 +62,7 @@ def show_deployed(endpoint: "Endpoint") -> None:
     """Where a version just deployed answers, with a line to try."""
     say(f"{endpoint.name} serves {endpoint.version} at {endpoint.url}")
     if endpoint.task == "text-generation":
+        say(f"  engine: {endpoint.engine}")
         body = json.dumps({"model": endpoint.name, "prompt": "Once", "max_tokens": 32})
         say(f"  curl {endpoint.url}/v1/completions -H 'Content-Type: application/json' -d '{body}'")
     else:
@@ -199,7 +200,8 @@ def _show_version(version: ModelVersion, *, spec: bool) -> None:
 
 
 def _endpoints_table(endpoints: Iterable["Endpoint"]) -> Table:
-    table = new_table("ENDPOINT", "VERSION", "STATE", "REPLICAS", "URL")
+    table = new_table("ENDPOINT", "VERSION", "STATE", "REPLICAS", "ENGINE", "URL")
     for endpoint in endpoints:
-        table.add_row(endpoint.name, endpoint.version, endpoint.state, str(endpoint.replicas), endpoint.url)
+        replicas = str(endpoint.replicas)
+        table.add_row(endpoint.name, endpoint.version, endpoint.state, replicas, endpoint.engine, endpoint.url)
     return table

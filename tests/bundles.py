@@ -1,6 +1,8 @@
 """Small model bundles made without training: what serving needs of a model, in seconds."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,17 +53,24 @@ def save_bundle(task: Task, directory: Path, *, seed: int = 0) -> Path:
     return directory
 
 
-def publish(settings: Settings, name: str, task: Task, directory: Path, *, seed: int = 0) -> Bundle:
+def publish(
+    settings: Settings, name: str, task: Task, directory: Path, *, seed: int = 0, config: dict[str, Any] | None = None
+) -> Bundle:
+    """Publish a bundle; `config` is laid over its `config.json`."""
     save_bundle(task, directory, seed=seed)
+    if config:
+        path = directory / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | config))
     meta = BundleMeta(name=name, task=task.spec.type, metrics={"validation/loss": 1.0}, lineage=Lineage())
     return publish_bundle(settings, directory, meta)
 
 
 def register(
-    settings: Settings, name: str, task: Task, directory: Path, *, seed: int = 0, alias: str | None = "champion"
+    settings: Settings, name: str, task: Task, directory: Path, *, alias: str | None = "champion", **changes: Any
 ) -> ModelVersion:
+    """Register a bundle; the rest as for `publish`."""
     registry = Registry(settings)
-    version = registry.register(publish(settings, name, task, directory, seed=seed))
+    version = registry.register(publish(settings, name, task, directory, **changes))
     if alias:
         registry.set_alias(version, alias)
     return registry.resolve(version.reference)

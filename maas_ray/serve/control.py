@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 0.3
 _PROXY_SECONDS = 60.0
 _DELETE_SECONDS = 120.0
+_ASK_SECONDS = 60.0
 _HEAD = "node:__internal_head__"
 
 
@@ -133,6 +134,22 @@ def wait(
                 "only needs longer; the replica's log is in the dashboard under Serve."
             )
         time.sleep(_POLL_SECONDS)
+
+
+def ask(name: str, method: str) -> Any:
+    """What a method of a running application's ingress returns.
+
+    Raises:
+        DeploymentError: it does not answer.
+    """
+    from ray import serve
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        return getattr(serve.get_app_handle(name), method).remote().result(timeout_s=_ASK_SECONDS)
+    except (RayError, RayServeException, TimeoutError) as error:
+        raise DeploymentError(f"{name} runs, but does not answer: {error}") from error
 
 
 def wait_for_http(url: str) -> None:

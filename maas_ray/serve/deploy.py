@@ -46,6 +46,7 @@ class Endpoint:
         name: the name.
         version: what it serves, `name/number`; where it serves nothing, what it should.
         task: what the model does.
+        engine: what generates its text, and why not a faster one. Empty: it generates none.
         state: `serving`, `unhealthy`, `deploying`, `failed`, `removing`, or `down`: no such application runs.
         replicas: how many run.
         url: where the gateway listens. Empty: nowhere.
@@ -56,6 +57,7 @@ class Endpoint:
     name: str
     version: str
     task: str
+    engine: str
     state: str
     replicas: int
     url: str
@@ -98,7 +100,7 @@ def deploy(spec: DeploySpec, *, settings: Settings | None = None) -> Endpoint:
         )
     )
     try:
-        _bring_up(spec, version, route)
+        route = _bring_up(spec, version, route)
     except BaseException as error:
         _take_back(endpoints, record, before, error, settings)
         raise
@@ -157,8 +159,8 @@ def endpoints(*, settings: Settings | None = None) -> list[Endpoint]:
     return [_endpoint(record, running, url) for record in records]
 
 
-def _bring_up(spec: DeploySpec, version: ModelVersion, route: Route) -> None:
-    """Run a model's application and wait until it works."""
+def _bring_up(spec: DeploySpec, version: ModelVersion, route: Route) -> Route:
+    """Run a model's application and wait until it works. Returns the route with what it says of itself."""
     from maas_ray.serve import model_app
 
     name = route.application
@@ -171,6 +173,7 @@ def _bring_up(spec: DeploySpec, version: ModelVersion, route: Route) -> None:
             startup_timeout_s=spec.startup_timeout_s,
             report=lambda now: bar.update(now.running, now.note, total=now.wanted),
         )
+    return route.model_copy(update={"engine": control.ask(name, "engine")}) if route.kind == "generate" else route
 
 
 def _take_back(
@@ -229,9 +232,9 @@ def _check_gateway() -> None:
 
 
 def _endpoint(record: Record, running: dict[str, Any], url: str) -> Endpoint:
-    version, task, state, replicas = record.version, "", record.state.value, 0
+    version, task, engine, state, replicas = record.version, "", "", record.state.value, 0
     if record.route is not None:
-        version, task = record.route.version, record.route.task
+        version, task, engine = record.route.version, record.route.task, record.route.engine
         found = running.get(record.route.application)
         deployments = found["deployments"].values() if found else ()
         replicas = sum(one["state"] == "RUNNING" for deployment in deployments for one in deployment["replicas"])
@@ -240,7 +243,8 @@ def _endpoint(record: Record, running: dict[str, Any], url: str) -> Endpoint:
         elif found["status"] == "UNHEALTHY" or (found["status"] != "RUNNING" and not replicas):
             state = "unhealthy"
     serves = record.route is not None and state != "down"
-    return Endpoint(record.name, version, task, state, replicas, url if serves else "", record.problem, record.updated)
+    url = url if serves else ""
+    return Endpoint(record.name, version, task, engine, state, replicas, url, record.problem, record.updated)
 
 
 def _application_name(spec: DeploySpec, version: ModelVersion) -> str:

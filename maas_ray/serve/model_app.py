@@ -6,10 +6,12 @@ the type of `build`'s argument from its annotation, so this module must not turn
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -23,14 +25,25 @@ from maas_ray.serve.open_inference import numpy_dtype, parse_infer, render_infer
 from maas_ray.serve.routes import Route, make_route
 from maas_ray.serve.spec import ModelArgs, ServingOptions
 from maas_ray.serve.text import Delta, Detokenizer, StopStrings, TextCodec, TextRequest
+from maas_ray.settings import Settings
 from maas_ray.tasks import Task
 from maas_ray.tasks.text_generation import TextGeneration
 
+_log = logging.getLogger("ray.serve")
 _LONG_PROMPT = 20_000  # characters; longer ones are tokenised beside the event loop
 
 
+def _fetch(uri: str, digest: str) -> tuple[Task, Path]:
+    """A bundle on this node, each byte verified: its task, and its files."""
+    bundle = open_bundle(uri)
+    if bundle.digest != digest:
+        raise ValueError(f"the bundle at {uri} has digest {bundle.digest}, not {digest} as when it was deployed.")
+    directory = bundle.fetch()
+    return bundle.load_task(directory), directory
+
+
 class _Model:
-    """A bundle on a replica: fetched and verified, its network on the replica's device.
+    """A bundle on a replica, its network on the replica's device.
 
     Args:
         uri, digest: the bundle, and what it must hold.
@@ -42,37 +55,31 @@ class _Model:
     def __init__(self, uri: str, digest: str, name: str, number: str, options: ServingOptions) -> None:
         import torch
 
-        torch.set_num_threads(max(1, int(options.resources.cpus)))
-        bundle = open_bundle(uri)
-        if bundle.digest != digest:
-            raise ValueError(f"the bundle at {uri} has digest {bundle.digest}, not {digest} as when it was deployed.")
-        directory = bundle.fetch()
-        self.task = bundle.load_task(directory)
+        torch.set_num_threads(options.threads)
+        self.task, directory = _fetch(uri, digest)
         self.network = self.task.load_model(directory).to("cuda" if options.resources.gpus else "cpu")
-        self.directory, self.name, self.number, self.options = directory, name, number, options
+        self.name, self.number, self.options = name, number, options
 
 
 class Generator:
-    """A replica that answers token by token."""
+    """A replica that answers token by token. Its arguments are those of `_Model`."""
 
-    async def __init__(self, *args: Any) -> None:  # type: ignore[misc]  # Serve awaits it
-        from maas_ray.serve.engines.transformers import TransformersEngine, quiet, warm_up
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, uri: str, digest: str, name: str, number: str, options: ServingOptions
+    ) -> None:
+        from maas_ray.serve.engines.start import start, warm_up
 
-        quiet()
-        model = _Model(*args)
-        network: Any = model.network
-        context = int(network.config.get_text_config().max_position_embeddings)
-        ends = network.generation_config.eos_token_id
-        ends = () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
-        self._codec = TextCodec(cast(TextGeneration, model.task), model.directory, context, ends)
-        self._engine = TransformersEngine(
-            network,
-            context=context,
-            max_requests=model.options.max_ongoing_requests,
-            kv_cache_bytes=int(model.options.kv_cache_gb * 1e9),
-            prefill_tokens=model.options.prefill_tokens,
-        )
+        task, directory = _fetch(uri, digest)
+        cache = Path(Settings.from_environment().home) / "openvino"
+        started = await asyncio.to_thread(start, task, directory, digest, options, cache=cache)
+        self._engine, self._name = started.engine, started.name
+        self._codec = TextCodec(cast(TextGeneration, task), directory, started.context, started.end_ids)
         await warm_up(self._engine, self._codec.task.end_of_text_id)
+        _log.info("%s: the engine is %s", name, self._name)
+
+    def engine(self) -> str:
+        """Which engine generates, for a person."""
+        return self._name
 
     async def generate(self, request: TextRequest) -> AsyncGenerator[Delta | RequestError, None]:
         """The answer as it grows; a `RequestError` is the first and only item."""
@@ -86,16 +93,19 @@ class Generator:
         text, stops, count = Detokenizer(self._codec.task.tokenizer), StopStrings(request.stop), 0
         async with aclosing(self._engine.generate(prepared)) as stream:
             async for ids in stream:
-                count += len(ids)
-                piece, stopped = stops.push(text.push(ids))
-                ended = ids[-1] in prepared.end_ids
-                if stopped or ended or count >= prepared.max_tokens:
-                    if not stopped:
-                        rest, stopped = stops.push(text.flush())
-                        piece += rest + ("" if stopped else stops.flush())
-                    reason = "stop" if stopped or ended else "length"
-                    yield Delta(piece, reason, len(prepared.prompt_ids), count)
-                    return
+                piece = ""
+                for token in ids:  # one by one: how many came together must not show in the count
+                    count += 1
+                    more, stopped = stops.push(text.push([token]))
+                    piece += more
+                    ended = token in prepared.end_ids
+                    if stopped or ended or count >= prepared.max_tokens:
+                        if not stopped:
+                            rest, stopped = stops.push(text.flush())
+                            piece += rest + ("" if stopped else stops.flush())
+                        reason = "stop" if stopped or ended else "length"
+                        yield Delta(piece, reason, len(prepared.prompt_ids), count)
+                        return
                 if piece:
                     yield Delta(piece, None, len(prepared.prompt_ids), count)
 
@@ -213,8 +223,6 @@ def application(options: ServingOptions, version: ModelVersion, route: Route) ->
 
 def build(args: ModelArgs) -> Application:
     """The application of a version, for a Serve config file: the version is resolved now."""
-    from maas_ray.settings import Settings
-
     version = Registry(Settings.from_environment()).resolve(args.version)
     route = make_route(version, endpoint=args.endpoint, application="", timeout_s=args.request_timeout_s)
     return application(args, version, route)

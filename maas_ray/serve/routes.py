@@ -52,6 +52,8 @@ class Route(Spec):
     """What an answer carries."""
     timeout_s: float
     """Longest that one request may take, seconds."""
+    engine: str = ""
+    """What generates, as a replica said when the version was deployed. Empty: nothing does, or it was not asked."""
 
     @property
     def number(self) -> str:

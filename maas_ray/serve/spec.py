@@ -4,7 +4,7 @@ Serve's builders take their argument's type from the annotation, so this module 
 into strings (`from __future__ import annotations`).
 """
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -49,6 +49,10 @@ class ServingOptions(Spec):
     """How many replicas."""
     resources: Resources = Resources()
     """What each takes."""
+    engine: Literal["auto", "openvino", "transformers"] = "auto"
+    """What generates text. auto: on the CPU OpenVINO where it can take the model, else Transformers."""
+    compression: Literal["none", "int8", "int4"] = "none"
+    """Bits that OpenVINO keeps of a weight: fewer are faster and smaller, and change the answers."""
     max_ongoing_requests: int = Field(32, ge=1)
     """Requests a replica works on at once; also the largest continuous batch of a generating model."""
     max_queued_requests: int = Field(64, ge=1)
@@ -63,6 +67,22 @@ class ServingOptions(Spec):
     """Memory for keys and values, GB, for tasks that generate; less is taken where less suffices."""
     prefill_tokens: int = Field(512, ge=32)
     """Tokens computed in one step, for tasks that generate; longer prompts are cut into such pieces."""
+
+    @property
+    def threads(self) -> int:
+        """Threads that a replica computes with."""
+        return max(1, int(self.resources.cpus))
+
+    @model_validator(mode="after")
+    def _openvino_where_it_works(self) -> Self:
+        if self.resources.gpus and self.engine == "openvino":
+            raise ValueError("engine: openvino computes on the CPU; set resources.gpus to 0, or engine to auto.")
+        if self.compression != "none" and (self.resources.gpus or self.engine == "transformers"):
+            raise ValueError(
+                f"compression: {self.compression} is OpenVINO's, which computes on the CPU; leave it out, or set "
+                "resources.gpus to 0 and engine to auto."
+            )
+        return self
 
 
 class DeploySpec(ServingOptions):

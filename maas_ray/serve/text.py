@@ -7,6 +7,7 @@ HTTP, engines or Serve; `tokenizers` is all it needs (and Jinja, for chats).
 import json
 import random
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,13 +76,7 @@ class TextCodec:
     def __init__(self, task: "TextGeneration", directory: Path, context: int, end_ids: tuple[int, ...]) -> None:
         self.task, self.context = task, context
         self.end_ids = tuple(sorted({*end_ids, task.end_of_text_id}))
-        self._chat = ChatTemplate.load(directory)
-        self._chat_tokenizer = task.tokenizer
-        if self._chat is not None and self._chat.writes_special_tokens(task.tokenizer):
-            from tokenizers import Tokenizer
-
-            # The template's own special tokens must become tokens; the task's tokenizer takes all for text.
-            self._chat_tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        self._chat, self._directory = ChatTemplate.load(directory), directory
 
     def prepare(self, request: TextRequest) -> GenerateRequest:
         """The request in token ids.
@@ -96,6 +91,16 @@ class TextCodec:
             raise PromptTooLongError(len(ids), wanted, self.context, request.param)
         seed = random.getrandbits(63) if request.seed is None else request.seed
         return GenerateRequest(ids, wanted, request.temperature, request.top_p, seed, self.end_ids)
+
+    @cached_property
+    def _chat_tokenizer(self) -> "tokenizers.Tokenizer":
+        """Made for the first chat: rendering imports a part of Transformers, which takes a second."""
+        if self._chat is not None and self._chat.writes_special_tokens(self.task.tokenizer):
+            from tokenizers import Tokenizer
+
+            # The template's own special tokens must become tokens; the task's tokenizer takes all for text.
+            return Tokenizer.from_file(str(self._directory / "tokenizer.json"))
+        return self.task.tokenizer
 
     def _ids(self, request: TextRequest) -> list[int]:
         prompt: Any = request.prompt

@@ -21,7 +21,7 @@ from maas_ray.settings import Settings
 from tests.bundles import image_task, register, save_bundle, text_task
 
 SMALL = {"scaling": {"max_replicas": 1}, "resources": {"cpus": 0.5}}
-TEXT, LONG, IMAGES = text_task(), text_task(4096), image_task()
+TEXT, LONG, IMAGES = text_task(), text_task(100_000), image_task()
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ def served(cluster: str, settings: Settings, tmp_path_factory: pytest.TempPathFa
     register(settings, "long", LONG, directory / "long")
     endpoint = put(settings, "lm@champion")
     assert (endpoint.name, endpoint.version, endpoint.state, endpoint.replicas) == ("lm", "lm/1", "serving", 1)
+    assert endpoint.engine == "openvino"
     assert put(settings, "img/1", max_batch_size=4).url == endpoint.url
     yield Served(endpoint.url, settings, directory / "lm-1")
     from ray import serve
@@ -104,6 +105,12 @@ def test_streams_say_the_same(openai_client) -> None:
     stopped = openai_client.completions.create(model="lm", prompt="a", max_tokens=30, seed=1, stop=[stop])
     assert stopped.choices[0].text == text[: text.index(stop)]
     assert stopped.choices[0].finish_reason == "stop"
+    # The tokens up to the stop string, however many came together.
+    shorter = {"model": "lm", "prompt": "a", "seed": 1}
+    counts = (
+        n for n in range(1, 31) if stop in openai_client.completions.create(**shorter, max_tokens=n).choices[0].text
+    )
+    assert stopped.usage.completion_tokens == next(counts)
 
 
 def test_mistakes_reach_the_client_as_its_own_errors(served: Served, openai_client) -> None:
@@ -124,6 +131,28 @@ def test_mistakes_reach_the_client_as_its_own_errors(served: Served, openai_clie
     assert (big.status_code, big.json()["error"]["code"]) == (413, "request_too_large")
     answer = httpx.get(f"{served.url}/nothing", headers={"x-request-id": "mine"})
     assert (answer.status_code, answer.headers["x-request-id"]) == (404, "mine")
+
+
+def test_a_model_that_openvino_does_not_know_is_served_by_transformers_which_is_said(
+    served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from maas_ray.status import show_endpoints
+
+    version = register(served.settings, "odd", TEXT, tmp_path, alias=None, config={"model_type": "ministral"})
+    with pytest.raises(DeploymentError, match=r"engine: openvino cannot be had.*ministral"):
+        put(served.settings, version.reference, engine="openvino")
+    put(served.settings, version.reference)
+    try:
+        capsys.readouterr()
+        show_endpoints(served.settings, as_json=True)
+        engines = {endpoint["name"]: endpoint["engine"] for endpoint in json.loads(capsys.readouterr().out)}
+        assert engines["odd"] == "transformers (OpenVINO's engine does not know the architecture ministral)"
+        assert (engines["lm"], engines["img"]) == ("openvino", "")
+        # The same weights, so the same words from either engine.
+        answers = [complete(served.url, model=name, max_tokens=40).json()["choices"] for name in ("odd", "lm")]
+        assert answers[0] == answers[1]
+    finally:
+        undeploy("odd", settings=served.settings)
 
 
 def image_request(pixels: np.ndarray) -> dict:
@@ -168,7 +197,7 @@ def one_at_a_time(served: Served) -> Iterator[str]:
 
 
 def endless(**changes) -> dict:
-    return {"model": "long", "prompt": "x", "max_tokens": 4000, "temperature": 0} | changes
+    return {"model": "long", "prompt": "x", "max_tokens": 99_000, "temperature": 0} | changes
 
 
 def test_too_long_a_wait_is_a_504(one_at_a_time: str) -> None:

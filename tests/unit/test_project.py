@@ -83,7 +83,7 @@ def test_every_command_is_valid_shell(cluster_yaml: dict[str, Any]) -> None:
 
 def requirements() -> list[Requirement]:
     extras = PROJECT["optional-dependencies"]
-    lines = [*PROJECT["dependencies"], *extras["test"], *extras["client"]]
+    lines = [*PROJECT["dependencies"], *extras["test"], *extras["client"], *extras["compression"]]
     return [found for line in lines if (found := Requirement(line)).name != PROJECT["name"]]
 
 
@@ -103,7 +103,8 @@ def test_every_third_party_import_is_declared() -> None:
     import ast
     from importlib.metadata import packages_distributions
 
-    declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    lines = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["compression"]]
+    declared = {canonicalize_name(Requirement(line).name) for line in lines}
     comes_along = {"pydantic-core"}
     distributions = packages_distributions()
     for path in (ROOT / "maas_ray").rglob("*.py"):

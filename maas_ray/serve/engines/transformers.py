@@ -8,13 +8,12 @@ draws from one generator for the whole batch: neither reproducible nor greedy fo
 import asyncio
 import itertools
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Any
 
 from maas_ray.errors import DeploymentError
 from maas_ray.serve.engines import GenerateRequest
+from maas_ray.serve.engines.kv_cache import PAGE, pages
 
-_PAGE = 32
 _WATCH_S = 1.0
 
 
@@ -40,13 +39,15 @@ class TransformersEngine:
         from maas_ray.serve.engines.sampling import sampling_processors
 
         config = model.config.get_text_config()
-        pages = _pages(config, model.dtype.itemsize, context, max_requests, kv_cache_bytes)
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        token_bytes = 2 * heads * width * model.dtype.itemsize * config.num_hidden_layers
         model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
         self._manager = model.init_continuous_batching(
             generation_config=GenerationConfig(do_sample=False, eos_token_id=-1),
             continuous_batching_config=ContinuousBatchingConfig(
-                page_size=_PAGE,
-                num_blocks=pages,
+                page_size=PAGE,
+                num_blocks=pages(token_bytes, context, max_requests, kv_cache_bytes),
                 max_batch_tokens=max(prefill_tokens, max_requests),
                 max_requests_per_batch=max_requests,
                 use_cuda_graph=False,
@@ -119,26 +120,3 @@ def quiet() -> None:
 
     disable_progress_bar()
     set_verbosity_error()
-
-
-async def warm_up(engine: TransformersEngine, token: int) -> None:
-    """Run one short request, so that the first real one finds everything loaded."""
-    request = GenerateRequest([token] * 2, max_tokens=2, temperature=1.0, top_p=0.9, seed=0, end_ids=())
-    async with aclosing(engine.generate(request)) as tokens:
-        async for _ in tokens:
-            pass
-
-
-def _pages(config: Any, itemsize: int, context: int, max_requests: int, kv_cache_bytes: int) -> int:
-    """Pages of the key-value cache: enough for `max_requests` full sequences, or as many as memory allows."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    page_bytes = _PAGE * 2 * heads * width * itemsize * config.num_hidden_layers
-    sequence = -(-context // _PAGE) + 1
-    allowed = kv_cache_bytes // page_bytes
-    if allowed < sequence:
-        raise DeploymentError(
-            f"kv_cache_gb: {kv_cache_bytes / 1e9:g} GB hold {allowed * _PAGE} tokens, less than one sequence of "
-            f"{context}; this model needs {sequence * page_bytes / 1e9:.2f} GB or more."
-        )
-    return int(min(allowed, sequence * max_requests))

@@ -1,0 +1,144 @@
+"""OpenVINO GenAI's continuous batching on the CPU, in a process of its own.
+
+This side speaks with that process: requests go out as they come, and a thread hands what comes back to the
+event loops that wait for it. What computes there, and why apart, says `openvino_process`.
+"""
+
+import asyncio
+import itertools
+import subprocess
+import threading
+from collections import defaultdict
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing import Pipe
+from typing import Any
+
+from maas_ray.errors import DeploymentError
+from maas_ray.serve.engines import GenerateRequest
+from maas_ray.serve.engines.kv_cache import pages
+from maas_ray.serve.engines.openvino_convert import Converted
+from maas_ray.serve.engines.openvino_process import Load
+from maas_ray.serve.engines.processes import module_command, module_environment
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A request in flight: where its tokens are awaited."""
+
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    arrived: "asyncio.Queue[tuple[list[int], str]]" = field(default_factory=asyncio.Queue)
+
+
+class OpenVinoEngine:
+    """Continuous batching over a converted model. It blocks until the model is loaded.
+
+    Args:
+        model: see `openvino_convert`.
+        threads: to compute with.
+        max_requests: most requests computed together.
+        kv_cache_bytes: most memory for keys and values; at least one full sequence must fit.
+        prefill_tokens: most tokens computed in one step.
+
+    Raises:
+        DeploymentError: the key-value cache is too small for one sequence, or the model does not load.
+    """
+
+    def __init__(
+        self, model: Converted, *, threads: int, max_requests: int, kv_cache_bytes: int, prefill_tokens: int
+    ) -> None:
+        load = Load(
+            directory=model.directory,
+            threads=threads,
+            max_requests=max_requests,
+            prefill_tokens=max(prefill_tokens, max_requests),
+            pages=pages(model.token_bytes, model.context, max_requests, kv_cache_bytes),
+        )
+        self._died = ""
+        self._numbers = itertools.count()
+        self._waiting: dict[int, _Waiting] = {}
+        self._connection, theirs = Pipe()
+        self._process = subprocess.Popen(
+            module_command("maas_ray.serve.engines.openvino_process", str(theirs.fileno())),
+            stdin=subprocess.DEVNULL,
+            env=module_environment(),
+            pass_fds=[theirs.fileno()],
+        )
+        theirs.close()
+        # In order, and beside the event loop: a long prompt may wait there for the end of a step.
+        self._sender = ThreadPoolExecutor(1, "openvino-send")
+        last_words: str | None = ""
+        with suppress(EOFError, OSError):
+            self._connection.send(load)
+            last_words = self._connection.recv()
+        if last_words is not None:
+            raise DeploymentError(f"the model does not load into OpenVINO: {self._end(last_words)}.")
+        self._receiver = threading.Thread(target=self._receive, name="openvino-receive", daemon=True)
+        self._receiver.start()
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[list[int], None]:
+        number, waiting, end = next(self._numbers), _Waiting(), ""
+        self._waiting[number] = waiting
+        try:
+            self.check()  # now that this request would be told
+            self._sender.submit(self._connection.send, (number, request))
+            while not end:
+                tokens, end = await waiting.arrived.get()
+                while not end and not waiting.arrived.empty():
+                    more, end = waiting.arrived.get_nowait()
+                    tokens = tokens + more
+                if end not in ("", "finished"):
+                    raise DeploymentError(f"the text engine could not go on: {end}.")
+                if tokens:
+                    yield tokens
+        finally:
+            del self._waiting[number]
+            if not end:
+                self._sender.submit(self._connection.send, (number, None))
+
+    def check(self) -> None:
+        if self._died:
+            raise DeploymentError(f"the text engine has stopped: {self._died}.")
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def _receive(self) -> None:
+        last_words = ""
+        with suppress(EOFError, OSError):
+            while not last_words:
+                news = self._connection.recv()
+                if isinstance(news, str):
+                    last_words = news
+                else:
+                    self._hand_on(news)
+        self._died = self._end(last_words)
+        self._hand_on([(number, [], self._died) for number in list(self._waiting)])
+
+    def _hand_on(self, step: list[tuple[int, list[int], str]]) -> None:
+        """Wake each event loop once, however many of its requests have news."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[Any]] = defaultdict(list)
+        for number, tokens, end in step:
+            waiting = self._waiting.get(number)
+            if waiting is not None:
+                by_loop[waiting.loop].append((waiting.arrived, (tokens, end)))
+        for loop, news in by_loop.items():
+            with suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(_put_all, news)
+
+    def _end(self, last_words: str) -> str:
+        """What became of the process; it is made to end."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(10)
+        self._process.kill()
+        status = self._process.wait()
+        self._connection.close()
+        return last_words or f"its process ended with {f'signal {-status}' if status < 0 else f'status {status}'}"
+
+
+def _put_all(news: list[tuple["asyncio.Queue[Any]", tuple[list[int], str]]]) -> None:
+    for queue, item in news:
+        queue.put_nowait(item)

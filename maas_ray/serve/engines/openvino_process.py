@@ -1,0 +1,147 @@
+"""The process in which OpenVINO computes, at the other end of a connection from `OpenVinoEngine`.
+
+One thread does all: take what has arrived, compute a step, send the new tokens. A step holds Python's lock,
+so that beside it nothing else would run; and reading a result that is not there yet would wait for ever.
+
+    here come   `Load`, once; then (number, request) to begin, (number, None) to cancel
+    there go    None, loaded; then, after a step, a list of (number, new tokens, "finished" | "refused" | "");
+                or a string, of what it died
+
+When the other end closes, this process ends.
+"""
+
+import hashlib
+import sys
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from maas_ray.serve.engines import GenerateRequest
+
+_DELIVERY_S = 0.0025
+"""Pause between deliveries for each request in flight: 400 a second for all. One takes a good part of a millisecond
+of processor time on its way to the client, whatever it holds; a request's first tokens and its last do not wait."""
+
+
+class _Running:
+    """A request in flight, and its tokens that are not sent yet."""
+
+    def __init__(self, handle: Any) -> None:
+        self.handle, self.sent_at = handle, 0.0
+        self.tokens: list[int] = []
+        self.end = ""
+
+    def take(self) -> None:
+        """Take what the last step made."""
+        from openvino_genai import GenerationStatus
+
+        status = self.handle.get_status()
+        while self.handle.can_read():
+            for output in self.handle.read().values():
+                self.tokens += output.generated_ids
+        if status != GenerationStatus.RUNNING:
+            self.end = "finished" if status == GenerationStatus.FINISHED else "refused"
+
+
+@dataclass(frozen=True)
+class Load:
+    """What to compute with.
+
+    Args:
+        directory: a converted model.
+        threads: to compute with.
+        max_requests: most sequences in a step.
+        prefill_tokens: most tokens in a step.
+        pages: of the key-value cache.
+    """
+
+    directory: Path
+    threads: int
+    max_requests: int
+    prefill_tokens: int
+    pages: int
+
+
+def serve(connection: Connection) -> None:
+    """Answer until the other end closes."""
+    pipeline = _pipeline(connection.recv())
+    connection.send(None)
+    running: dict[int, _Running] = {}
+    while True:
+        while connection.poll(0 if pipeline.has_non_finished_requests() else None):
+            number, request = connection.recv()
+            if request is not None:
+                running[number] = _Running(_begin(pipeline, number, request))
+            elif number in running:
+                running.pop(number).handle.cancel()
+        pipeline.step()
+        now, pause, news = time.monotonic(), _DELIVERY_S * len(running), []
+        for number, one in list(running.items()):
+            one.take()
+            if one.end or (one.tokens and now - one.sent_at >= pause):
+                news.append((number, one.tokens, one.end))
+                one.tokens, one.sent_at = [], now
+            if one.end:
+                del running[number]
+        if news:
+            connection.send(news)
+
+
+def _pipeline(load: Load) -> Any:
+    from openvino import Type
+    from openvino_genai import ContinuousBatchingPipeline, SchedulerConfig
+
+    scheduler = SchedulerConfig()
+    scheduler.max_num_seqs = load.max_requests
+    scheduler.max_num_batched_tokens = load.prefill_tokens
+    scheduler.num_kv_blocks = load.pages
+    scheduler.enable_prefix_caching = True
+    properties = {
+        "INFERENCE_NUM_THREADS": load.threads,
+        "ENABLE_HYPER_THREADING": True,  # a CPU of Ray's is a thread of the processor's
+        "ENABLE_CPU_PINNING": False,  # every replica would take the same cores
+        # By itself OpenVINO computes in bfloat16 where the processor can, and keeps the cache in 8 bits.
+        "INFERENCE_PRECISION_HINT": Type.f32,
+        "KV_CACHE_PRECISION": Type.f32,
+    }
+    return ContinuousBatchingPipeline(load.directory, scheduler, "CPU", properties)
+
+
+def _begin(pipeline: Any, number: int, request: GenerateRequest) -> Any:
+    import numpy as np
+    from openvino import Tensor
+    from openvino_genai import GenerationConfig
+
+    config = GenerationConfig()
+    config.max_new_tokens = request.max_tokens
+    config.ignore_eos = not request.end_ids
+    config.stop_token_ids = set(request.end_ids)
+    if request.temperature > 0:
+        config.do_sample = True
+        config.temperature = request.temperature
+        config.top_p = request.top_p
+        config.rng_seed = _seed(request.seed)
+    return pipeline.add_request(number, Tensor(np.array([request.prompt_ids], dtype=np.int64)), config)
+
+
+def _seed(seed: int) -> int:
+    """32 bits that depend on all bits of a seed: the generator uses no more."""
+    return int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4])
+
+
+def main() -> None:
+    """Argument: the file descriptor of the connection."""
+    connection = Connection(int(sys.argv[1]))
+    try:
+        serve(connection)
+    except (EOFError, ConnectionError):
+        pass
+    except Exception as error:
+        connection.send(f"{type(error).__name__}: {error}")
+        raise
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Which engine a bundle gets on a replica, and why. Knows nothing of Serve.
+
+Transformers is imported where its engine is taken, and nowhere before.
+"""
+
+import logging
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maas_ray.errors import DeploymentError
+from maas_ray.serve.engines import Engine, GenerateRequest
+from maas_ray.serve.spec import ServingOptions
+
+if TYPE_CHECKING:
+    from maas_ray.tasks import Task
+
+_log = logging.getLogger("ray.serve")
+
+
+@dataclass(frozen=True)
+class Started:
+    """A running engine.
+
+    Args:
+        engine: it.
+        name: which, for a person; and where another was wanted, why not that.
+        context: longest sequence it takes, tokens.
+        end_ids: tokens that end an answer, as the model says.
+    """
+
+    engine: Engine
+    name: str
+    context: int
+    end_ids: tuple[int, ...]
+
+
+def start(task: "Task", directory: Path, digest: str, options: ServingOptions, *, cache: Path) -> Started:
+    """Bring a bundle's engine up; returns when its model is loaded.
+
+    Args:
+        task: the bundle's task.
+        directory: the bundle's files.
+        digest: the bundle's digest.
+        options: how to work.
+        cache: where converted models are kept on this node.
+
+    Raises:
+        DeploymentError: it does not come up; or the options ask for what this model cannot have.
+    """
+    if options.engine == "transformers" or options.resources.gpus:
+        return _transformers(task, directory, options, "transformers")
+    try:
+        return _openvino(directory, digest, options, cache)
+    except _UnconvertedError as reason:
+        if options.engine == "openvino" or options.compression != "none":
+            asked = "engine: openvino" if options.engine == "openvino" else f"compression: {options.compression}"
+            raise DeploymentError(f"{asked} cannot be had: {reason}. Leave it out, or serve another model.") from reason
+        _log.warning("the slower engine of Transformers serves this model: %s", reason)
+        return _transformers(task, directory, options, f"transformers ({reason})")
+
+
+class _UnconvertedError(Exception):
+    """Why there is no converted model."""
+
+
+def _openvino(directory: Path, digest: str, options: ServingOptions, cache: Path) -> Started:
+    from maas_ray.serve.engines import openvino_convert
+    from maas_ray.serve.engines.openvino import OpenVinoEngine
+
+    if reason := openvino_convert.refusal(directory):
+        raise _UnconvertedError(reason)
+    threads = options.threads
+    try:
+        model = openvino_convert.converted(directory, digest, options.compression, cache=cache, threads=threads)
+    except DeploymentError as error:
+        raise _UnconvertedError(str(error).removesuffix(".")) from error
+    engine = OpenVinoEngine(
+        model,
+        threads=threads,
+        max_requests=options.max_ongoing_requests,
+        kv_cache_bytes=int(options.kv_cache_gb * 1e9),
+        prefill_tokens=options.prefill_tokens,
+    )
+    name = "openvino" if options.compression == "none" else f"openvino {options.compression}"
+    return Started(engine, name, model.context, model.end_ids)
+
+
+def _transformers(task: "Task", directory: Path, options: ServingOptions, name: str) -> Started:
+    import torch
+
+    from maas_ray.serve.engines.transformers import TransformersEngine, quiet
+
+    quiet()
+    torch.set_num_threads(options.threads)
+    network: Any = task.load_model(directory).to("cuda" if options.resources.gpus else "cpu")
+    context = int(network.config.get_text_config().max_position_embeddings)
+    ends = network.generation_config.eos_token_id
+    engine = TransformersEngine(
+        network,
+        context=context,
+        max_requests=options.max_ongoing_requests,
+        kv_cache_bytes=int(options.kv_cache_gb * 1e9),
+        prefill_tokens=options.prefill_tokens,
+    )
+    return Started(engine, name, context, () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends))
+
+
+async def warm_up(engine: Engine, token: int) -> None:
+    """Run one short request, so that the first real one finds everything loaded."""
+    request = GenerateRequest([token] * 2, max_tokens=2, temperature=1.0, top_p=0.9, seed=0, end_ids=())
+    async with aclosing(engine.generate(request)) as tokens:
+        async for _ in tokens:
+            pass
