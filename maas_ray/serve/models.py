@@ -62,6 +62,12 @@ class Models:
                 if response._replica_result_future.cancel():
                     waiting.discard(response)
 
+    async def close(self) -> None:
+        """End what the calls left running in this process, for one that goes on without them."""
+        for handles in self._handles.values():
+            for handle in (handles.complete, handles.generate, handles.infer):
+                await handle.shutdown_async()
+
     def routes(self) -> list[Route]:
         """All routes, by name."""
         return sorted(self._routes.values(), key=lambda route: route.name)

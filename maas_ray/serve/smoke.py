@@ -100,7 +100,10 @@ def _request(route: Route, body: dict[str, Any] | None) -> tuple[str, dict[str, 
 async def _ask(route: Route, path: str, body: bytes) -> tuple[int, str]:
     models = Models()
     await models.update((route,))
-    return await _post(create_app(models, body_limit=int(GatewayArgs().body_limit_mb * 1e6)), path, body)
+    try:
+        return await _post(create_app(models, body_limit=int(GatewayArgs().body_limit_mb * 1e6)), path, body)
+    finally:
+        await models.close()
 
 
 async def _post(app: App, path: str, body: bytes) -> tuple[int, str]:
