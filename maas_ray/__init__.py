@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from maas_ray.evaluate.run import EvaluateSpec, Report
     from maas_ray.registry.versions import ModelVersion, Registry
     from maas_ray.serve.deploy import Endpoint
+    from maas_ray.serve.drift import Difference
+    from maas_ray.serve.endpoints import Served
+    from maas_ray.serve.reconcile import Outcome
     from maas_ray.serve.spec import DeploySpec
     from maas_ray.settings import Settings
     from maas_ray.train.spec import TrainSpec
@@ -36,7 +39,8 @@ _HOMES = {
     "Settings": "maas_ray.settings",
 }
 __all__ = ["DeploySpec", "EvaluateSpec", "PrepareSpec", "Registry", "Settings", "TrainSpec"]
-__all__ += ["deploy", "endpoints", "evaluate", "prepare", "train", "undeploy"]
+__all__ += ["deploy", "diff", "endpoints", "evaluate", "history", "prepare", "promote", "reconcile", "rollback"]
+__all__ += ["train", "undeploy"]
 
 
 def __getattr__(name: str) -> Any:
@@ -73,6 +77,20 @@ def deploy(spec: "DeploySpec", *, settings: "Settings | None" = None) -> "Endpoi
     return deploy(spec, settings=settings)
 
 
+def promote(version: str, alias: str, *, settings: "Settings | None" = None) -> "list[Endpoint]":
+    """Bring every endpoint that was deployed from an alias to a version, and the alias with them."""
+    from maas_ray.serve.deploy import promote
+
+    return promote(version, alias, settings=settings)
+
+
+def rollback(name: str, *, to: int | None = None, settings: "Settings | None" = None) -> "Endpoint":
+    """Serve again what an endpoint served before."""
+    from maas_ray.serve.deploy import rollback
+
+    return rollback(name, to=to, settings=settings)
+
+
 def undeploy(name: str, *, settings: "Settings | None" = None) -> None:
     """Take an endpoint down; its version stays registered."""
     from maas_ray.serve.deploy import undeploy
@@ -85,3 +103,24 @@ def endpoints(*, settings: "Settings | None" = None) -> "list[Endpoint]":
     from maas_ray.serve.deploy import endpoints
 
     return endpoints(settings=settings)
+
+
+def history(name: str, *, settings: "Settings | None" = None) -> "list[Served]":
+    """What an endpoint serves and served before, newest first."""
+    from maas_ray.serve.deploy import history
+
+    return history(name, settings=settings)
+
+
+def diff(spec: "DeploySpec | None" = None, *, settings: "Settings | None" = None) -> "list[Difference]":
+    """Where what runs is not what should; or, with a spec, where what should is not what it asks for."""
+    from maas_ray.serve.deploy import diff
+
+    return diff(spec, settings=settings)
+
+
+def reconcile(*, settings: "Settings | None" = None) -> "list[Outcome]":
+    """Make what runs what should, once: after a cluster's restart, or after a deployer that died."""
+    from maas_ray.serve.reconcile import reconcile
+
+    return reconcile(settings=settings)

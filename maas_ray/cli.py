@@ -148,7 +148,9 @@ def deploy(
     """Bring a version up behind a public name, autoscaling.
 
     Text generation answers in OpenAI's API under /v1, everything else in the
-    Open Inference Protocol under /v2.
+    Open Inference Protocol under /v2. The version gets traffic when it is up
+    and has answered a smoke request; until then, and if it fails, what was
+    served before goes on. Deployed again unchanged, nothing is done.
 
     Examples:
       maas deploy stdlib-lm@champion
@@ -165,6 +167,58 @@ def deploy(
         named = f"version={json.dumps(target)}"  # as an override: it stands on no line
         spec = DeploySpec.from_text("", source=f"maas deploy {target}", overrides=[named, *laid_over])
     status.show_deployed(verb(spec))
+
+
+@app.command(rich_help_panel=_MODEL)
+def promote(
+    version: Annotated[str, typer.Argument(metavar="NAME/VERSION|NAME@ALIAS", help="The version.", show_default=False)],
+    alias: Annotated[str, typer.Argument(help="Such as champion.", show_default=False)],
+    verbose: Verbose = False,
+) -> None:
+    """Point an alias at a version, and bring its endpoints along.
+
+    Every endpoint that was deployed from the alias comes to serve the version:
+    new replicas are ready before old ones go. All of them move and the alias
+    after them, or nothing does.
+
+    Examples:
+      maas promote stdlib-lm/3 champion
+      maas promote stdlib-lm@candidate champion
+    """
+    from maas_ray import Registry, status
+    from maas_ray import promote as verb
+    from maas_ray.console import say
+
+    moved = verb(version, alias)
+    found = Registry(_settings()).resolve(version)
+    say(f"{found.name}@{alias} is now {found.reference}" + ("" if moved else "; no endpoint was deployed from it"))
+    for endpoint in moved:
+        status.show_deployed(endpoint)
+
+
+@app.command(rich_help_panel=_MODEL)
+def rollback(
+    name: Annotated[str, typer.Argument(help="The endpoint's public name.", show_default=False)],
+    to: Annotated[
+        int | None,
+        typer.Option(metavar="NUMBER", help="Its number in `maas endpoints NAME`. Default: the one before.", min=1),
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Serve again what an endpoint served before.
+
+    The version and the options come from the platform's database. It is a
+    change as any other: ready before it gets traffic, and a further rollback
+    undoes it. Aliases stay where they are.
+
+    Examples:
+      maas rollback stdlib-lm
+      maas rollback stdlib-lm --to 3
+    """
+    from maas_ray import rollback as verb
+    from maas_ray import status
+
+    status.show_deployed(verb(name, to=to))
 
 
 @app.command(rich_help_panel=_MODEL)
@@ -195,7 +249,8 @@ def alias(
 ) -> None:
     """Point an alias at a version, taking it from any other.
 
-    What is deployed stays as it is until it is deployed again.
+    What is deployed stays as it is until it is deployed again; `maas promote`
+    brings endpoints along.
 
     Example:
       maas alias stdlib-lm 3 champion
@@ -269,11 +324,58 @@ def runs(
 
 
 @app.command(rich_help_panel=_LOOK)
-def endpoints(as_json: Json = False, verbose: Verbose = False) -> None:
-    """List what is served: public name, version, state, replicas."""
+def endpoints(
+    name: Annotated[
+        str | None, typer.Argument(help="Show what this endpoint serves and served before.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """List what is served; with a name, what one endpoint served before.
+
+    The numbers of its history are what `maas rollback --to` takes.
+
+    Examples:
+      maas endpoints
+      maas endpoints stdlib-lm
+    """
     from maas_ray import status
 
-    status.show_endpoints(_settings(), as_json=as_json)
+    if name is None:
+        status.show_endpoints(_settings(), as_json=as_json)
+    else:
+        status.show_history(_settings(), name, as_json=as_json)
+
+
+@app.command(rich_help_panel=_LOOK)
+def diff(
+    spec: Annotated[
+        Path | None, typer.Argument(metavar="[SPEC.yaml]", help="Compare this spec.", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compare what runs with what should, or a spec with what should.
+
+    Without a spec: endpoints that do not run, have failed, are half deployed or
+    serve another version than the database says; routes of the gateway that
+    differ; applications that nobody needs. `maas reconcile` puts it right.
+    With a spec: what `maas deploy` of it would change.
+    Exit status 1 where there is a difference, also of errors; 2 of a wrong spec.
+
+    Examples:
+      maas diff
+      maas diff deploy.yaml
+    """
+    from maas_ray import DeploySpec, status
+    from maas_ray import diff as verb
+
+    read = None if spec is None else DeploySpec.from_yaml(spec, overrides or ())
+    found = verb(read)
+    status.show_differences(found, as_json=as_json)
+    if found:
+        raise typer.Exit(1)
 
 
 @app.command(name="status", rich_help_panel=_LOOK)
@@ -300,7 +402,8 @@ def up(
     """Start a Ray cluster on this machine; the verbs do it by themselves.
 
     It listens on loopback only and asks for Ray's token (RAY_AUTH_MODE=disabled:
-    for none). For a cluster of many machines see cluster.yaml and `ray up`.
+    for none). Endpoints that should stand come back, as by `maas reconcile`.
+    For a cluster of many machines see cluster.yaml and `ray up`.
 
     Example:
       maas up --num-cpus 8
@@ -308,6 +411,33 @@ def up(
     from maas_ray import cluster
 
     cluster.up(_settings(), num_cpus=num_cpus, num_gpus=num_gpus, dashboard_port=dashboard_port)
+    _reconcile(quiet=True)
+
+
+@app.command(rich_help_panel=_CLUSTER)
+def reconcile(verbose: Verbose = False) -> None:
+    """Make what runs what should, once.
+
+    Brings back endpoints that should stand and do not, finishes or takes back
+    what a deployer left half done, gives the gateway its routes, deletes
+    applications that nobody needs. It can be interrupted and run again.
+
+    Examples:
+      maas reconcile
+      maas diff || maas reconcile
+    """
+    _reconcile()
+
+
+def _reconcile(*, quiet: bool = False) -> None:
+    from maas_ray import reconcile as verb
+    from maas_ray import status
+
+    outcomes = verb()
+    if outcomes or not quiet:
+        status.show_outcomes(outcomes)
+    if any(outcome.problem for outcome in outcomes):
+        raise typer.Exit(1)
 
 
 @app.command(rich_help_panel=_CLUSTER)

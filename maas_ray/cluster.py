@@ -338,6 +338,8 @@ def serve_environment(directory: Path) -> dict[str, str]:
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "leastconn\n    option http-buffer-request",
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(64 * 1024),
+        # A gateway that dies before it has answered at all: the request, which is still held, goes to another.
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         # How long a replica that is to go keeps listening, until HAProxy knows; it knows within one second.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),

@@ -19,6 +19,8 @@ from maas_ray.tasks import TASKS
 
 if TYPE_CHECKING:
     from maas_ray.serve.deploy import Endpoint
+    from maas_ray.serve.drift import Difference
+    from maas_ray.serve.reconcile import Outcome
 
 # Older versions without an alias are counted, not listed.
 _NEWEST = 3
@@ -56,6 +58,48 @@ def show_endpoints(settings: Settings, *, as_json: bool = False) -> None:
         show_table(_endpoints_table(found))
     else:
         say("endpoints  none; `maas deploy NAME@ALIAS` makes one")
+
+
+def show_history(settings: Settings, name: str, *, as_json: bool = False) -> None:
+    """What one endpoint serves and served before, newest first; as JSON with the specs.
+
+    Raises:
+        NotFoundError: there is no such endpoint.
+    """
+    from maas_ray.serve.deploy import history
+
+    past = history(name, settings=settings)
+    if as_json:
+        print(json.dumps([asdict(one) for one in past], indent=2, default=str))
+        return
+    if not past:
+        say(f"{name} has not served anything yet")
+        return
+    table = new_table("NUMBER", "VERSION", "DEPLOYED FROM", "SINCE")
+    for one in past:
+        table.add_row(str(one.number), one.version, one.spec["version"], f"{one.since.astimezone():%Y-%m-%d %H:%M:%S}")
+    show_table(table)
+
+
+def show_differences(found: "list[Difference]", *, as_json: bool = False) -> None:
+    """What `maas diff` found."""
+    if as_json:
+        print(json.dumps([asdict(one) for one in found], indent=2))
+    elif not found:
+        say("no differences")
+    else:
+        table = new_table("ENDPOINT", "WHAT", "SHOULD BE", "IS")
+        for one in found:
+            table.add_row(one.endpoint, one.what, one.should, one.found)
+        show_table(table)
+
+
+def show_outcomes(outcomes: "list[Outcome]") -> None:
+    """What `maas reconcile` did."""
+    if not outcomes:
+        say("everything stands as it should; nothing to do")
+    for outcome in outcomes:
+        say(f"{outcome.endpoint} {outcome.done}" + (f": {outcome.problem}" if outcome.problem else ""))
 
 
 def show_deployed(endpoint: "Endpoint") -> None:

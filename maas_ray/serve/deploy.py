@@ -1,41 +1,25 @@
 """The verbs of serving: version → route, as one transaction.
 
-A version gets an application of its own, beside the one that serves; only when that runs does the route
-move, and only when the route has moved does the old application go. So a deployment that fails leaves
-what was served untouched. What should stand is recorded in the database, and the gateway's routing table
-is always made from there, so two deployers cannot lose each other's routes.
+A version gets an application of its own, beside the one that serves; only when that runs and has answered a
+smoke request does the route move, and only when the route has moved does the old application go. So a
+deployment that fails leaves what was served untouched. What should stand is recorded in the database, and
+the gateway's routing table is always made from there, so two deployers cannot lose each other's routes.
 """
 
-import hashlib
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import maas_ray
 from maas_ray import cluster
-from maas_ray.console import progress
-from maas_ray.errors import ClusterError, ConflictError, DeploymentError, NotFoundError
-from maas_ray.registry.versions import ModelVersion, Registry
-from maas_ray.serve import control
-from maas_ray.serve.endpoints import Endpoints, Record, State
-from maas_ray.serve.routes import Route, make_route
-from maas_ray.serve.spec import GATEWAY_APP, DeploySpec, GatewayArgs
-from maas_ray.settings import Settings
-from maas_ray.spec import digest_of
-
-# Options that running replicas take over without a restart.
-_LIVE_OPTIONS = {
-    "endpoint",
-    "version",
-    "scaling",
-    "max_queued_requests",
-    "request_timeout_s",
-    "placement_timeout_s",
-    "startup_timeout_s",
-}
+from maas_ray.console import say
+from maas_ray.errors import ClusterError, ConflictError, NotFoundError
+from maas_ray.registry.versions import ModelVersion, Registry, check_alias
+from maas_ray.serve import control, drift, rollout
+from maas_ray.serve.endpoints import Endpoints, Record, Served, State
+from maas_ray.serve.spec import GATEWAY_APP, DeploySpec
+from maas_ray.settings import Settings, exists
 
 
 @dataclass(frozen=True)
@@ -68,6 +52,8 @@ class Endpoint:
 def deploy(spec: DeploySpec, *, settings: Settings | None = None) -> Endpoint:
     """Bring a version up behind a public name, and return when it answers there.
 
+    Where it stands so already, nothing is done.
+
     Raises:
         NotFoundError: there is no such version.
         DeploymentError: it could not be brought up; what was served before still is.
@@ -76,49 +62,71 @@ def deploy(spec: DeploySpec, *, settings: Settings | None = None) -> Endpoint:
     settings = settings or Settings.from_environment()
     with spec.at("version"):
         version = Registry(settings).resolve(spec.version)
-    name = spec.endpoint or version.name
-    spec = spec.model_copy(update={"endpoint": name, "version": version.reference})
-    application = _application_name(spec, version)
-    route = make_route(version, endpoint=name, application=application, timeout_s=spec.request_timeout_s)
-    cluster.connect(settings)
-    url = control.start(settings)
-    _check_gateway()
+    (endpoint,) = _serve([(spec, version)], settings)
+    return endpoint
 
-    endpoints = Endpoints(settings)
-    before = endpoints.get(name)
-    record = endpoints.put(
-        Record(
-            name=name,
-            revision=before.revision if before else 0,
-            spec=spec.document(),
-            version=version.reference,
-            uri=version.uri,
-            digest=version.digest,
-            application=application,
-            route=before.route if before else None,
-            state=State.DEPLOYING,
-        )
-    )
-    try:
-        route = _bring_up(spec, version, route)
-    except BaseException as error:
-        _take_back(endpoints, record, before, error, settings)
-        raise
-    try:
-        record = endpoints.put(replace(record, route=route, state=State.SERVING))
-    except ConflictError:
-        _delete_unused(endpoints, [application])
-        raise
-    try:
-        _apply(endpoints)
-        control.wait_for_http(url)
-    except DeploymentError as error:
-        with suppress(ConflictError):
-            endpoints.put(replace(record, state=State.FAILED, problem=f"gateway: {error}"))
-        raise
-    if before is not None:
-        _delete_unused(endpoints, [before.application, *([before.route.application] if before.route else [])])
-    return _endpoint(record, control.applications(), url)
+
+def promote(version: str, alias: str, *, settings: Settings | None = None) -> list[Endpoint]:
+    """Bring every endpoint that was deployed from an alias to a version, then point the alias at it.
+
+    All endpoints move, and the alias after them, or none does.
+
+    Args:
+        version: `name/number`, or `name@alias` for what another alias points at.
+        alias: such as `champion`.
+        settings: which platform. None: the environment's.
+
+    Returns:
+        Those endpoints.
+
+    Raises:
+        NotFoundError: there is no such version.
+        DeploymentError: it could not be brought up behind one of them; all is as it was.
+        ConflictError: somebody else changed one of them meanwhile.
+    """
+    settings = settings or Settings.from_environment()
+    registry = Registry(settings)
+    found = registry.resolve(version)
+    reference = f"{found.name}@{check_alias(alias)}"
+    records = Endpoints(settings).all() if exists(settings.database) else []
+    specs = [
+        DeploySpec.parse(record.spec, source=f"endpoint {record.name}")
+        for record in records
+        if record.spec["version"] == reference and record.state is not State.REMOVING
+    ]
+    moved = _serve([(spec, found) for spec in specs], settings) if specs else []
+    registry.set_alias(found, alias)
+    return moved
+
+
+def rollback(name: str, *, to: int | None = None, settings: Settings | None = None) -> Endpoint:
+    """Serve again what an endpoint served before, with the options it had then.
+
+    Aliases stay. What it was deployed from is what it was then, so an endpoint that followed an alias does again.
+
+    Args:
+        name: the endpoint.
+        to: the number in its history. None: what it served before the present one.
+        settings: which platform. None: the environment's.
+
+    Raises:
+        NotFoundError: there is no such endpoint, or nothing that it served before.
+        ConflictError: the version is no longer the one it was; or somebody else changed the endpoint meanwhile.
+        DeploymentError: it could not be brought up; what was served still is.
+    """
+    settings = settings or Settings.from_environment()
+    past = history(name, settings=settings)
+    found = past[1:2] if to is None else [one for one in past if one.number == to]
+    if not found:
+        had = ", ".join(f"{one.number} ({one.version})" for one in past) or "nothing"
+        wanted = "anything else" if to is None else f"number {to}"
+        raise NotFoundError(f"endpoint {name} never served {wanted} before; its history: {had}.")
+    (target,) = found
+    version = Registry(settings).resolve(target.version)
+    if version.digest != target.digest:
+        raise ConflictError(f"{target.version} has other content now than when {name} served it; it is not used.")
+    (endpoint,) = _serve([(DeploySpec.parse(target.spec, source=f"endpoint {name}"), version)], settings)
+    return endpoint
 
 
 def undeploy(name: str, *, settings: Settings | None = None) -> None:
@@ -129,18 +137,23 @@ def undeploy(name: str, *, settings: Settings | None = None) -> None:
     """
     settings = settings or Settings.from_environment()
     endpoints = Endpoints(settings)
-    record = endpoints.get(name)
-    if record is None:
-        known = ", ".join(record.name for record in endpoints.all()) or "none"
-        raise NotFoundError(f"there is no endpoint {name!r}; there are: {known}.")
-    applications = [record.application, *([record.route.application] if record.route else [])]
-    record = endpoints.put(replace(record, route=None, state=State.REMOVING, problem=""))
+    record = _existing(endpoints, name)
     # Where no cluster runs, nothing is served: there is only the record to remove.
+    connected = False
     with suppress(ClusterError):
         cluster.connect(settings, start=False)
+        connected = True
+    remove(endpoints, record, settings, connected=connected)
+
+
+def remove(endpoints: Endpoints, record: Record, settings: Settings, *, connected: bool = True) -> None:
+    """Take down an endpoint, or go on with it."""
+    applications = [record.application, *([record.route.application] if record.route else [])]
+    record = endpoints.put(replace(record, route=None, state=State.REMOVING, problem=""))
+    if connected:
         if GATEWAY_APP in control.applications():
             control.start(settings)
-            _apply(endpoints)
+            rollout.apply_gateway(endpoints)
         control.delete(applications)
     endpoints.remove(record)
 
@@ -149,86 +162,88 @@ def endpoints(*, settings: Settings | None = None) -> list[Endpoint]:
     """Every endpoint, as recorded and as it really stands."""
     settings = settings or Settings.from_environment()
     records = Endpoints(settings).all()
-    running: dict[str, Any] = {}
-    url = ""
-    with suppress(ClusterError):
-        if records:
-            cluster.connect(settings, start=False)
-            running = control.applications()
-            url = control.start(settings) if GATEWAY_APP in running else ""
+    running = look(settings) if records else {}
+    url = control.start(settings) if GATEWAY_APP in running else ""
     return [_endpoint(record, running, url) for record in records]
 
 
-def _bring_up(spec: DeploySpec, version: ModelVersion, route: Route) -> Route:
-    """Run a model's application and wait until it works. Returns the route with what it says of itself."""
-    from maas_ray.serve import model_app
+def history(name: str, *, settings: Settings | None = None) -> list[Served]:
+    """What an endpoint serves and served before, newest first.
 
-    name = route.application
-    control.wait_until_gone(name)
-    with progress(f"{route.name}: replicas ready") as bar:
-        control.submit(model_app.application(spec, version, route), name, version=name, route_prefix=None)
-        control.wait(
-            name,
-            placement_timeout_s=spec.placement_timeout_s,
-            startup_timeout_s=spec.startup_timeout_s,
-            report=lambda now: bar.update(now.running, now.note, total=now.wanted),
-        )
-    return route.model_copy(update={"engine": control.ask(name, "engine")}) if route.kind == "generate" else route
+    Raises:
+        NotFoundError: there is no such endpoint.
+    """
+    settings = settings or Settings.from_environment()
+    if not exists(settings.database):
+        raise NotFoundError(f"there is no endpoint {name!r}; there are: none.")
+    endpoints = Endpoints(settings)
+    _existing(endpoints, name)
+    return endpoints.history(name)
 
 
-def _take_back(
-    endpoints: Endpoints, record: Record, before: Record | None, error: BaseException, settings: Settings
-) -> None:
-    """After a failure: what was served stays, and the record says so."""
-    problem = str(error) or type(error).__name__
-    if before is None or before.route is None:
-        failed = replace(record, state=State.FAILED, problem=f"{record.version}: {problem}")
-    else:
-        failed = replace(before, revision=record.revision, state=State.SERVING, problem=f"{record.version}: {problem}")
-        if before.route.application == record.application:
-            # The same replicas with other options: give them the old ones back.
-            from maas_ray.serve import model_app
+def diff(spec: DeploySpec | None = None, *, settings: Settings | None = None) -> list[drift.Difference]:
+    """Where what runs is not what the database says; or, with a spec, where that is not what the spec asks for.
 
-            old = DeploySpec.parse(before.spec, source=f"endpoint {record.name}")
-            application = model_app.application(old, Registry(settings).resolve(before.version), before.route)
-            control.submit(application, record.application, version=record.application, route_prefix=None)
-    with suppress(ConflictError):  # then somebody else has taken over
-        endpoints.put(failed)
-    _delete_unused(endpoints, [record.application])
+    Raises:
+        NotFoundError: there is no such version as the spec asks for.
+    """
+    settings = settings or Settings.from_environment()
+    known = exists(settings.database)
+    if spec is None:
+        running = look(settings) if known else {}  # before the records: what is deployed meanwhile is no difference
+        return drift.differences(Endpoints(settings).all(), running) if known else []
+    with spec.at("version"):
+        version = Registry(settings).resolve(spec.version)
+    spec = spec.model_copy(update={"endpoint": spec.endpoint or version.name})
+    return drift.changes(spec, version.reference, Endpoints(settings).get(str(spec.endpoint)) if known else None)
 
 
-def _apply(endpoints: Endpoints) -> None:
-    """Give the gateway the routing table as it is recorded, starting it where it does not run."""
-    from maas_ray.serve import gateway
-
-    with endpoints.exclusive() as table:
-        application = gateway.application(GatewayArgs(), table)
-        control.submit(application, GATEWAY_APP, version=_code_version(), route_prefix="/")
-    with progress("gateway: replicas ready") as bar:
-        control.wait(
-            GATEWAY_APP,
-            placement_timeout_s=60,
-            startup_timeout_s=120,
-            report=lambda now: bar.update(now.running, now.note, total=now.wanted),
-        )
+def look(settings: Settings) -> dict[str, Any]:
+    """Every application that runs, as Serve gives it; none where no cluster runs."""
+    with suppress(ClusterError):
+        cluster.connect(settings, start=False)
+        return control.applications()
+    return {}
 
 
-def _delete_unused(endpoints: Endpoints, applications: list[str]) -> None:
-    """Delete those applications that no endpoint needs."""
-    needed = set()
-    for record in endpoints.all():
-        needed |= {record.application} if record.state is not State.FAILED else set()
-        needed |= {record.route.application} if record.route else set()
-    control.delete([name for name in dict.fromkeys(applications) if name not in needed])
+def _serve(asked: Sequence[tuple[DeploySpec, ModelVersion]], settings: Settings) -> list[Endpoint]:
+    """Bring versions up behind their names, all or none; those that stand already are left alone."""
+    wanted = [(version, rollout.wanted(spec, version)) for spec, version in asked]
+    cluster.connect(settings)
+    url = control.start(settings)
+    rollout.check_gateway()
+
+    endpoints = Endpoints(settings)
+    running, records = control.applications(), endpoints.all()
+    differing = {difference.endpoint for difference in drift.differences(records, running)}
+    standing = {record.name: record for record in records}
+    changing = []
+    for version, new in wanted:
+        old = standing.get(new.name)
+        if old and _same(old, new) and not differing & {new.name, GATEWAY_APP}:
+            say(f"{new.name} serves {new.version} so already; nothing to do")
+            if old.problem:
+                endpoints.put(replace(old, problem=""))
+        else:
+            changing.append((version, new, old))
+    if changing:
+        rollout.carry_out(endpoints, rollout.begin(endpoints, changing), settings, url)
+    names, running = {new.name for _, new in wanted}, control.applications()
+    return [_endpoint(record, running, url) for record in endpoints.all() if record.name in names]
 
 
-def _check_gateway() -> None:
-    found = control.applications().get(GATEWAY_APP)
-    if found and found["source"] == "declarative":
-        raise DeploymentError(
-            "this cluster's gateway comes from a Serve config file (`serve deploy`), which alone says what it "
-            "routes to. Add the endpoint to that file; or end Serve (`serve shutdown`) and use `maas deploy`."
-        )
+def _same(old: Record, new: Record) -> bool:
+    if old.route and new.route:  # which engine it is, is known only when it runs
+        new = replace(new, route=new.route.model_copy(update={"engine": old.route.engine}))
+    return old == replace(new, revision=old.revision, problem=old.problem, updated=old.updated)
+
+
+def _existing(endpoints: Endpoints, name: str) -> Record:
+    record = endpoints.get(name)
+    if record is None:
+        known = ", ".join(record.name for record in endpoints.all()) or "none"
+        raise NotFoundError(f"there is no endpoint {name!r}; there are: {known}.")
+    return record
 
 
 def _endpoint(record: Record, running: dict[str, Any], url: str) -> Endpoint:
@@ -236,8 +251,7 @@ def _endpoint(record: Record, running: dict[str, Any], url: str) -> Endpoint:
     if record.route is not None:
         version, task, engine = record.route.version, record.route.task, record.route.engine
         found = running.get(record.route.application)
-        deployments = found["deployments"].values() if found else ()
-        replicas = sum(one["state"] == "RUNNING" for deployment in deployments for one in deployment["replicas"])
+        replicas = drift.running_replicas(found) if found else 0
         if found is None:
             state = "down"
         elif found["status"] == "UNHEALTHY" or (found["status"] != "RUNNING" and not replicas):
@@ -245,28 +259,3 @@ def _endpoint(record: Record, running: dict[str, Any], url: str) -> Endpoint:
     serves = record.route is not None and state != "down"
     url = url if serves else ""
     return Endpoint(record.name, version, task, engine, state, replicas, url, record.problem, record.updated)
-
-
-def _application_name(spec: DeploySpec, version: ModelVersion) -> str:
-    """A name for what must be a new application when it changes; live options are not part of it."""
-    identity = digest_of(
-        {
-            "endpoint": spec.endpoint,
-            "version": version.reference,
-            "bundle": [version.uri, version.digest],
-            "options": spec.model_dump(mode="json", exclude=_LIVE_OPTIONS),
-            "code": _code_version(),
-        }
-    )
-    slug = "".join(letter if letter.isalnum() else "-" for letter in str(spec.endpoint).lower())
-    return f"model-{slug}-{identity[:8]}"
-
-
-@cache
-def _code_version() -> str:
-    """Identifies this package's code: replicas that run other code are replaced."""
-    digest = hashlib.sha256()
-    root = Path(maas_ray.__file__).parent
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:12]

@@ -1,13 +1,14 @@
-"""The platform's database: which endpoint should stand, what it serves, and what became of it.
+"""The platform's database: which endpoint should stand, what it serves, what it served before, and what became of it.
 
     spec, version, …   what was asked for last        route   what the gateway sends requests to now
 
-Every change carries the revision it was made from, so that two deployers cannot overwrite each other.
+Every change carries the revision it was made from, so that two deployers cannot overwrite each other. What
+an endpoint began to serve is added to its history in the same transaction.
 Tables are made and changed by Alembic migrations, applied when the database is opened.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import JSON, Connection, DateTime, Engine, NullPool, create_engine, event, inspect, text
+from sqlalchemy import JSON, Connection, DateTime, Engine, NullPool, create_engine, delete, event, inspect, text
 from sqlalchemy import exc as sql
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -62,6 +63,39 @@ class EndpointRow(Base):
     updated: Mapped[datetime] = mapped_column(DateTime(timezone=True))
 
 
+class ServedRow(Base):
+    """Table `served`: what each endpoint began to serve, oldest first."""
+
+    __tablename__ = "served"
+
+    endpoint: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    spec: Mapped[dict[str, Any]] = mapped_column(JSON)
+    version: Mapped[str]
+    uri: Mapped[str]
+    digest: Mapped[str]
+    since: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+
+
+@dataclass(frozen=True)
+class Served:
+    """What an endpoint serves or served.
+
+    Args:
+        number: 1 for the first of an endpoint.
+        spec: the `DeploySpec`, its version as it was asked for.
+        version, uri, digest: what that resolved to, and the bundle.
+        since: when it began.
+    """
+
+    number: int
+    spec: dict[str, Any]
+    version: str
+    uri: str
+    digest: str
+    since: datetime
+
+
 @dataclass(frozen=True)
 class Record:
     """One endpoint as recorded.
@@ -69,7 +103,7 @@ class Record:
     Args:
         name: public model name.
         revision: grows by one with every change; 0 has not been written yet.
-        spec: the resolved `DeploySpec`.
+        spec: the `DeploySpec`, its version as it was asked for: `lm@champion` follows that alias.
         version, uri, digest: what it resolved to, and the bundle.
         application: the Serve application that serves it, or would.
         route: where the gateway sends requests now. None: nowhere.
@@ -117,20 +151,23 @@ class Endpoints:
         Raises:
             ConflictError: somebody else wrote since `record.revision`.
         """
+        (written,) = self.put_all([record])
+        return written
+
+    def put_all(self, records: Sequence[Record]) -> list[Record]:
+        """`put` for several endpoints: all of them or none."""
         with self._transaction() as session:
-            row = self._unchanged(session, record)
-            if row is None:
-                row = EndpointRow(name=record.name)
-                session.add(row)
-            written = replace(record, revision=record.revision + 1, updated=datetime.now(UTC))
-            for name in ("revision", "spec", "version", "uri", "digest", "application", "problem", "updated"):
-                setattr(row, name, getattr(written, name))
-            row.state = written.state.value
-            row.route = None if written.route is None else written.route.document()
-            return written
+            # Every writer takes the rows in the same order, so that no two wait for each other.
+            written = {record.name: self._put(session, record) for record in sorted(records, key=lambda r: r.name)}
+            return [written[record.name] for record in records]
+
+    def history(self, name: str) -> list[Served]:
+        """What an endpoint serves and served, newest first."""
+        with self._transaction() as session:
+            return [_served(row) for row in self._served(session, name)]
 
     def remove(self, record: Record) -> None:
-        """Forget an endpoint.
+        """Forget an endpoint and its history.
 
         Raises:
             ConflictError: somebody else wrote since `record.revision`.
@@ -138,6 +175,7 @@ class Endpoints:
         with self._transaction() as session:
             row = self._unchanged(session, record)
             if row is not None:
+                session.execute(delete(ServedRow).where(ServedRow.endpoint == record.name))
                 session.delete(row)
 
     @contextmanager
@@ -145,6 +183,31 @@ class Endpoints:
         """The routing table as recorded, which nobody changes while the block runs."""
         with self._transaction(exclusive=True) as session:
             yield tuple(record.route for record in self._all(session) if record.route is not None)
+
+    def _put(self, session: Session, record: Record) -> Record:
+        row = self._unchanged(session, record)
+        if row is None:
+            row = EndpointRow(name=record.name)
+            session.add(row)
+        written = replace(record, revision=record.revision + 1, updated=datetime.now(UTC))
+        for name in ("revision", "spec", "version", "uri", "digest", "application", "problem", "updated"):
+            setattr(row, name, getattr(written, name))
+        row.state = written.state.value
+        row.route = None if written.route is None else written.route.document()
+        if written.state is State.SERVING:
+            self._remember(session, written)
+        return written
+
+    def _remember(self, session: Session, record: Record) -> None:
+        """Add what an endpoint serves to its history, unless that was the last thing already."""
+        last = next(iter(self._served(session, record.name)), None)
+        new = {name: getattr(record, name) for name in ("spec", "version", "uri", "digest")}
+        if last is None or any(getattr(last, name) != value for name, value in new.items()):
+            number = 1 if last is None else last.number + 1
+            session.add(ServedRow(endpoint=record.name, number=number, since=record.updated, **new))
+
+    def _served(self, session: Session, name: str) -> list[ServedRow]:
+        return session.query(ServedRow).filter_by(endpoint=name).order_by(ServedRow.number.desc()).all()
 
     def _unchanged(self, session: Session, record: Record) -> EndpointRow | None:
         row = session.get(EndpointRow, record.name, with_for_update=True)
@@ -173,6 +236,10 @@ class Endpoints:
             raise _unusable(self._engine, error) from error
 
 
+def _served(row: ServedRow) -> Served:
+    return Served(row.number, row.spec, row.version, row.uri, row.digest, _utc(row.since))
+
+
 def _record(row: EndpointRow) -> Record:
     return Record(
         name=row.name,
@@ -185,8 +252,13 @@ def _record(row: EndpointRow) -> Record:
         route=None if row.route is None else Route.parse(row.route, source=f"endpoint {row.name}"),
         state=State(row.state),
         problem=row.problem,
-        updated=row.updated.replace(tzinfo=UTC),
+        updated=_utc(row.updated),
     )
+
+
+def _utc(moment: datetime) -> datetime:
+    """SQLite keeps no time zone; PostgreSQL answers in its session's."""
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _open(url: str) -> Engine:

@@ -13,7 +13,7 @@ from maas_ray.serve.api import create_app
 from maas_ray.serve.guard import App
 from maas_ray.serve.models import Models
 from maas_ray.serve.routes import Table, from_config, resolve_route, to_config
-from maas_ray.serve.spec import GatewayArgs
+from maas_ray.serve.spec import GATEWAY_DEPLOYMENT, GatewayArgs
 
 _BUSY = 1000  # requests at once in one gateway: far more than models take, so that they say who must wait
 
@@ -37,7 +37,7 @@ class Gateway:
 def application(args: GatewayArgs, table: Table) -> Application:
     """The gateway with a routing table."""
     deployment = serve.deployment(
-        name="Gateway",
+        name=GATEWAY_DEPLOYMENT,
         # It waits for models, as Serve's own proxies do, and like them reserves no CPU.
         ray_actor_options={"num_cpus": 0},
         autoscaling_config={

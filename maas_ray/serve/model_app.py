@@ -210,6 +210,7 @@ def application(options: ServingOptions, version: ModelVersion, route: Route) ->
             "initial_replicas": max(1, scaling.min_replicas),
             "max_replicas": scaling.max_replicas,
             "target_ongoing_requests": scaling.target_ongoing_requests,
+            "downscale_delay_s": scaling.downscale_delay_s,
         },
         max_ongoing_requests=options.max_ongoing_requests,
         max_queued_requests=options.max_queued_requests,

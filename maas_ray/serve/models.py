@@ -43,10 +43,11 @@ class Models:
     def __init__(self) -> None:
         self._routes: dict[str, Route] = {}
         self._handles: dict[str, _Handles] = {}
+        self._waiting: dict[str, set[Any]] = {}
         self._status: tuple[float, dict[str, bool]] = (0.0, {})
 
     async def update(self, table: Table) -> None:
-        """Take a new table. Requests in flight keep the handles they have."""
+        """Take a new table. Requests that a replica has stay there; those that still wait for one move along."""
         routes = {route.name: route for route in table}
         for application in {route.application for route in table} - set(self._handles):
             await self._connect(application)
@@ -54,6 +55,18 @@ class Models:
         self._handles = {
             route.application: self._handles[route.application] for route in table if route.application in self._handles
         }
+        for application in self._waiting.keys() - {route.application for route in table}:
+            waiting = self._waiting.pop(application)
+            for response in list(waiting):
+                # Serve would let it wait for ever for an application that is deleted. Done means that a replica has it.
+                if response._replica_result_future.cancel():
+                    waiting.discard(response)
+
+    async def close(self) -> None:
+        """End what the calls left running in this process, for one that goes on without them."""
+        for handles in self._handles.values():
+            for handle in (handles.complete, handles.generate, handles.infer):
+                await handle.shutdown_async()
 
     def routes(self) -> list[Route]:
         """All routes, by name."""
@@ -72,44 +85,72 @@ class Models:
 
     async def complete(self, route: Route, request: TextRequest) -> Delta:
         """A whole answer."""
-        answer: Delta = await self._call(route, (await self._bound(route)).complete, request)
+        answer: Delta = await self._call(route, "complete", request)
         return answer
 
     async def infer(self, route: Route, body: bytes) -> bytes:
         """The answer to an Open Inference request, both as JSON."""
-        answer: bytes = await self._call(route, (await self._bound(route)).infer, body)
+        answer: bytes = await self._call(route, "infer", body)
         return answer
-
-    async def _call(self, route: Route, handle: Any, argument: Any) -> Any:
-        response = handle.remote(argument)
-        with _translated(route):
-            try:
-                async with asyncio.timeout(route.timeout_s):
-                    answer = await response
-            except (TimeoutError, asyncio.CancelledError):
-                response.cancel()
-                raise
-        return _checked(answer)
 
     async def stream(self, route: Route, request: TextRequest) -> AsyncGenerator[Delta, None]:
         """An answer as it grows. Closing it cancels the generation."""
         deadline = asyncio.get_running_loop().time() + route.timeout_s
-        response = (await self._bound(route)).generate.remote(request)
+        response: Any = None
         try:
             while True:
                 with _translated(route):
                     try:
                         async with asyncio.timeout_at(deadline):
-                            delta = await response.__anext__()
+                            if response is None:
+                                delta, response = await self._ask(route, "generate", request)
+                            else:
+                                delta = await anext(response)
                     except StopAsyncIteration:
                         return
                     except TimeoutError:
-                        response.cancel()
+                        if response is not None:
+                            response.cancel()
                         raise
                 yield _checked(delta)
         except (asyncio.CancelledError, GeneratorExit):
-            response.cancel()
+            if response is not None:
+                response.cancel()
             raise
+
+    async def _call(self, route: Route, method: str, argument: Any) -> Any:
+        with _translated(route):
+            async with asyncio.timeout(route.timeout_s):
+                answer, _ = await self._ask(route, method, argument)
+        return _checked(answer)
+
+    async def _ask(self, route: Route, method: str, argument: Any) -> tuple[Any, Any]:
+        """The answer, or the first piece of a stream; and Serve's response, which has the further pieces.
+
+        Answering changes nothing in a model, so what has no answer yet can be asked again: once, if the replica died,
+        as it may be this very request that kills them; and if the route moved on before any replica took it.
+        """
+        from ray.exceptions import RayActorError
+
+        again = True
+        while True:
+            response = getattr(await self._bound(route), method).remote(argument)
+            waiting = self._waiting.setdefault(route.application, set())
+            waiting.add(response)
+            try:
+                return await (anext(response) if method == "generate" else response), response
+            except RayActorError:
+                if not again:
+                    raise
+                again = False
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if response in waiting or (task and task.cancelling()):
+                    response.cancel()
+                    raise
+                route = self.route(route.name)
+            finally:
+                waiting.discard(response)
 
     async def ready(self, route: Route) -> bool:
         """Whether the model's application works, as Serve's controller sees it."""

@@ -4,13 +4,14 @@ Serve's builders take their argument's type from the annotation, so this module 
 into strings (`from __future__ import annotations`).
 """
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from maas_ray.spec import Name, Spec
 
 GATEWAY_APP = "maas-gateway"
+GATEWAY_DEPLOYMENT = "Gateway"
 MAX_TIMEOUT_S = 3600.0
 
 
@@ -23,6 +24,8 @@ class Scaling(Spec):
     """Most replicas."""
     target_ongoing_requests: float = Field(16, gt=0)
     """Requests in flight that one replica should have; above it replicas are added."""
+    downscale_delay_s: float = Field(600, ge=0)
+    """How long fewer replicas must have been enough before one goes, seconds; the last one too, where 0 are kept."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -96,6 +99,9 @@ class DeploySpec(ServingOptions):
     """Longest wait for room on the cluster, seconds; raise it where nodes are started on demand."""
     startup_timeout_s: float = Field(300, gt=0)
     """Longest that a replica may take to load once it has room, seconds."""
+    smoke: dict[str, Any] | None = None
+    """A request's body, as a client sends it, that must be answered before the version gets traffic. None: one of the
+    task's own kind."""
 
 
 class ModelArgs(ServingOptions):

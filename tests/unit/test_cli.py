@@ -24,13 +24,17 @@ COMMANDS = [
     "train",
     "evaluate",
     "deploy",
+    "promote",
+    "rollback",
     "undeploy",
     "alias",
     "models",
     "runs",
     "endpoints",
+    "diff",
     "status",
     "up",
+    "reconcile",
     "down",
 ]
 
@@ -67,7 +71,7 @@ def test_each_commands_help_teaches(command: str) -> None:
     out = maas(command, "--help").stdout
 
     assert f"Usage: maas {command}" in out
-    if command not in ("endpoints", "status", "down"):
+    if command not in ("status", "down"):
         assert re.search(rf"(?m)^   maas {command} ", out), "an example"
 
 
@@ -223,7 +227,7 @@ def test_ray_does_not_keep_sigterm() -> None:
 
 
 def test_looking_at_nothing_says_how_to_begin_and_leaves_nothing_behind(settings: Settings) -> None:
-    for command in ("models", "runs", "endpoints", "down"):
+    for command in ("models", "runs", "endpoints", "diff", "reconcile", "down"):
         done = maas(command)
         assert done.returncode == 0, done.stderr
         assert len(done.stdout.splitlines()) == 1
@@ -232,6 +236,9 @@ def test_looking_at_nothing_says_how_to_begin_and_leaves_nothing_behind(settings
     assert maas("runs", "--json").stdout == "[]\n"
     assert maas("runs", "x").stderr == "there is no run 'x'; there are: none.\n"
     assert maas("endpoints", "--json").stdout == "[]\n"
+    assert maas("diff", "--json").stdout == "[]\n"
+    for command in ("endpoints", "rollback"):
+        assert maas(command, "x").stderr == "there is no endpoint 'x'; there are: none.\n"
     assert {path.name for path in Path(settings.home).iterdir()} <= {"cluster.lock"}
 
 
@@ -317,12 +324,31 @@ def test_an_alias_moves(run: Run) -> None:
     assert run("alias", "lm", "7", "champion") == (1, "", "lm has no version 7; it has: 2, 1.\n")
 
 
+def test_promoting_without_endpoints_moves_the_alias(run: Run) -> None:
+    said = "lm@champion is now lm/2; no endpoint was deployed from it\n"
+    assert run("promote", "lm/2", "champion") == (0, said, "")
+    assert [one["aliases"] for one in json.loads(run("models", "lm", "--json")[1])] == [["champion"], []]
+    assert run("promote", "lm/7", "champion") == (1, "", "lm has no version 7; it has: 2, 1.\n")
+
+
+def test_a_difference_ends_with_1(run: Run, tmp_path: Path) -> None:
+    spec = tmp_path / "deploy.yaml"
+    spec.write_text("version: lm@champion\n")
+
+    status, out, err = run("diff", str(spec))
+
+    assert (status, err) == (1, "")
+    assert out.splitlines()[1].split() == ["lm", "missing", "lm/1", "nothing"]
+    assert run("diff", str(spec), "--set", "version=lm/7")[0] == 1
+
+
 @pytest.mark.parametrize("alias", ["latest", "v1", "a b", "../x", ""])
 def test_an_alias_that_cannot_be_used_is_refused(run: Run, alias: str) -> None:
-    status, _, err = run("alias", "lm", "1", alias)
+    for command in (("alias", "lm", "1", alias), ("promote", "lm/1", alias)):
+        status, _, err = run(*command)
 
-    assert status == 2
-    assert err.startswith(f"alias {alias!r}: 1 problem\n")
+        assert status == 2
+        assert err.startswith(f"alias {alias!r}: 1 problem\n")
 
 
 @pytest.mark.parametrize("reference", ["lm@", "lm/x", "lm@a@b", "@champion", ""])

@@ -1,11 +1,14 @@
-"""The platform's database: nothing lost when several write, or start, at once."""
+"""The platform's database: nothing lost when several write, or start, at once; in SQLite and in PostgreSQL."""
 
 import os
 import subprocess
 import sys
 import threading
+import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,27 @@ import pytest
 from maas_ray.errors import ConflictError, StorageError
 from maas_ray.serve.endpoints import Base, Endpoints, Record, State, _open
 from maas_ray.settings import Settings
+from tests import postgres
 from tests.unit.test_serve_api import route
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    programs = postgres.programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed")
+    with postgres.running(programs) as directory:
+        yield directory
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def settings(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings of a fresh platform, with each kind of database."""
+    monkeypatch.setenv("MAAS_HOME", str(tmp_path / "home"))
+    if request.param == "postgresql":
+        server = request.getfixturevalue("server")
+        monkeypatch.setenv("MAAS_DATABASE", postgres.new_database(server, uuid.uuid4().hex))
+    return Settings.from_environment()
 
 
 def record(name: str, **changes) -> Record:
@@ -36,6 +59,64 @@ def test_what_is_put_is_there(settings: Settings) -> None:
         assert table == (route("a", "generate"),)
     endpoints.remove(second)
     assert endpoints.get("a") is None
+
+
+def test_when_it_was_changed_is_known_in_any_time_zone(settings: Settings) -> None:
+    Endpoints(settings).put(record("a", state=State.SERVING))
+    (served,) = Endpoints(settings).history("a")
+    for moment in (Endpoints(settings).get("a").updated, served.since):
+        assert moment.tzinfo is UTC
+        assert abs(datetime.now(UTC) - moment) < timedelta(minutes=5)
+
+
+def test_what_was_served_is_remembered(settings: Settings) -> None:
+    endpoints = Endpoints(settings)
+    now = endpoints.put(record("a"))
+    assert endpoints.history("a") == []  # it has only begun
+    now = endpoints.put(replace(now, state=State.SERVING))
+    now = endpoints.put(replace(now, problem="m/2: no room"))  # still the same
+    now = endpoints.put(replace(now, state=State.DEPLOYING, version="m/2"))
+    now = endpoints.put(replace(now, state=State.SERVING))
+    now = endpoints.put(replace(now, spec={"version": "m@champion", "smoke": {"a": 1}}))
+    now = endpoints.put(replace(now, version="m/1", spec={"version": "m@champion"}))
+    endpoints.put(record("b", state=State.SERVING))
+    assert [(one.number, one.version) for one in endpoints.history("a")] == [
+        (4, "m/1"),
+        (3, "m/2"),
+        (2, "m/2"),
+        (1, "m/1"),
+    ]
+    endpoints.remove(now)
+    assert endpoints.history("a") == []
+    assert len(endpoints.history("b")) == 1
+
+
+def test_several_change_together_or_not_at_all(settings: Settings) -> None:
+    endpoints = Endpoints(settings)
+    first, second = endpoints.put_all([record("b"), record("a")])
+    assert (first.name, second.name) == ("b", "a")
+    endpoints.put(replace(second, problem="x"))
+    with pytest.raises(ConflictError, match="endpoint a"):
+        endpoints.put_all([replace(first, version="m/2"), replace(second, version="m/2")])
+    assert {one.version for one in endpoints.all()} == {"m/1"}
+
+
+def test_those_who_change_the_same_ones_do_not_block_each_other(settings: Settings) -> None:
+    Endpoints(settings).put_all([record("a"), record("b")])
+
+    def write(order: tuple[str, str]) -> int:
+        endpoints, wins = Endpoints(settings), 0
+        for _ in range(10):
+            try:
+                endpoints.put_all([endpoints.get(name) for name in order])
+                wins += 1
+            except ConflictError:
+                pass
+        return wins
+
+    with ThreadPoolExecutor(2) as pool:
+        wins = sum(pool.map(write, [("a", "b"), ("b", "a")]))
+    assert {one.revision for one in Endpoints(settings).all()} == {1 + wins}
 
 
 def test_a_stale_writer_is_refused(settings: Settings) -> None:
@@ -92,6 +173,24 @@ def test_processes_that_start_at_once_migrate_once(settings: Settings) -> None:
     for process in started:
         out, err = process.communicate(timeout=60)
         assert (process.returncode, out.decode().strip()) == (0, "[]"), err.decode()
+
+
+def test_what_an_older_version_served_begins_the_history(settings: Settings) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    import maas_ray.serve.endpoints as module
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(module.__file__).parent / "migrations"))
+    (old,) = Endpoints(settings).put_all([record("a", state=State.SERVING)])
+    Endpoints(settings).put(record("b"))
+    with _open(settings.database).begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0001")
+    (served,) = Endpoints(settings).history("a")
+    assert (served.number, served.version, served.since) == (1, old.version, old.updated)
+    assert Endpoints(settings).history("b") == []
 
 
 def test_migrations_make_the_tables_that_are_declared(settings: Settings) -> None:
