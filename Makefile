@@ -22,7 +22,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "1/3 making an environment in $(VENV) with $$($(PYTHON) --version) ($(PYTHON))"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@echo "2/3 installing about 150 packages, some 2 GB; two to five minutes"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,client]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,client,compression]'
 	@echo "3/3 compiling DeepSpeed's communication between CPU workers, once; about a minute"
 	@DS_ACCELERATOR=cpu $(BIN)/python -W ignore -m maas_ray.train.compiled \
 	  >$(VENV)/deepspeed-build.log 2>&1 || { cat $(VENV)/deepspeed-build.log; exit 1; }
@@ -52,9 +52,9 @@ constraints: ## Write constraints.txt anew: the newest versions that pyproject.t
 	@rm -rf build/constraints && mkdir -p build
 	@$(PYTHON) -m venv build/constraints
 	@echo "installing the newest versions into build/constraints"
-	@build/constraints/bin/python -m pip install -qq --disable-pip-version-check -e '.[test,client]'
+	@build/constraints/bin/python -m pip install -qq --disable-pip-version-check -e '.[test,client,compression]'
 	@build/constraints/bin/python -m pip check
-	@{ echo "# Every package of .[test,client], as resolved by \`make constraints\`."; \
+	@{ echo "# Every package of .[test,client,compression], as resolved by \`make constraints\`."; \
 	  build/constraints/bin/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' | grep -v '^nvidia-'; } >constraints.txt
 	@rm -rf build/constraints
 	@echo "wrote constraints.txt"

@@ -194,7 +194,7 @@ def compare(settings: Settings, arguments: argparse.Namespace) -> int:
             asyncio.run(load(ask, 4, 1, 999))  # warm
         for concurrency in (1, 8, 32):
             runs: dict[str, list[Measured]] = {"gateway": [], "engine": [], "generate": []}
-            for number in range(arguments.rounds):
+            for number in range(arguments.rounds):  # the first of a round is another each time
                 for name in sorted(asks, reverse=bool(number % 2)):
                     runs[name].append(asyncio.run(load(asks[name], concurrency, arguments.requests, number)))
                 runs["generate"].append(by_generate(network, concurrency, arguments.tokens, number))

@@ -20,9 +20,9 @@ from typing import Any
 
 from maas_ray.serve.engines import GenerateRequest
 
-_DELIVERY_S = 0.0025
-"""Pause between deliveries for each request in flight: 400 a second for all. One takes a good part of a millisecond
-of processor time on its way to the client, whatever it holds; a request's first tokens and its last do not wait."""
+_DELIVERY_S, _LONGEST_S = 0.005, 0.1
+"""Pause between deliveries for each request in flight, 200 a second for all, and the longest. One takes about a
+millisecond of processor time on its way to the client, whatever it holds. First and last tokens do not wait."""
 
 
 class _Running:
@@ -77,7 +77,7 @@ def serve(connection: Connection) -> None:
             elif number in running:
                 running.pop(number).handle.cancel()
         pipeline.step()
-        now, pause, news = time.monotonic(), _DELIVERY_S * len(running), []
+        now, pause, news = time.monotonic(), min(_DELIVERY_S * len(running), _LONGEST_S), []
         for number, one in list(running.items()):
             one.take()
             if one.end or (one.tokens and now - one.sent_at >= pause):
