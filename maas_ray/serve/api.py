@@ -12,6 +12,7 @@ from maas_ray.errors import ModelNotFoundError, RequestError
 from maas_ray.serve import open_inference, openai
 from maas_ray.serve.guard import App, Guard, parse_json
 from maas_ray.serve.models import Models
+from maas_ray.serve.open_inference import LENGTH_HEADER, InferBody
 from maas_ray.serve.routes import Route
 
 
@@ -130,7 +131,12 @@ class _Endpoints:
         route = self._version(request)
         if route.kind != "predict":
             raise RequestError(f"The model {route.name!r} does {route.task}; ask it at /v1/completions.")
-        return Response(await self._models.infer(route, await request.body()), media_type="application/json")
+        body = InferBody.of_http(await request.body(), request.headers.get(LENGTH_HEADER))
+        answer = await self._models.infer(route, body)
+        if answer.json_length is None:
+            return Response(answer.data, media_type="application/json")
+        headers = {LENGTH_HEADER: str(answer.json_length)}
+        return Response(answer.data, headers=headers, media_type="application/octet-stream")
 
     def _version(self, request: Request) -> Route:
         route = self._models.route(request.path_params["name"])

@@ -21,7 +21,7 @@ from ray.serve import Application
 from maas_ray.errors import RequestError
 from maas_ray.registry.bundle import open_bundle
 from maas_ray.registry.versions import ModelVersion, Registry
-from maas_ray.serve.open_inference import numpy_dtype, parse_infer, render_infer
+from maas_ray.serve.open_inference import InferBody, numpy_dtype, parse_infer, render_infer
 from maas_ray.serve.routes import Route, make_route
 from maas_ray.serve.spec import ModelArgs, ServingOptions
 from maas_ray.serve.text import Delta, Detokenizer, StopStrings, TextCodec, TextRequest
@@ -139,8 +139,8 @@ class Predictor:
         self._thread = ThreadPoolExecutor(1)
         await self._batch(_example(self._model.task))  # warm; an example may well be one to refuse
 
-    async def infer(self, body: bytes) -> bytes | RequestError:
-        """An Open Inference request to its answer, both as JSON."""
+    async def infer(self, body: InferBody) -> InferBody | RequestError:
+        """An Open Inference request to its answer."""
         task = self._model.task
         try:
             request = parse_infer(body, task.inputs, task.outputs)
@@ -155,7 +155,10 @@ class Predictor:
                 raise answer
             answers.append(answer)
         outputs = {name: np.stack([answer[name] for answer in answers]) for name in request.outputs}
-        return render_infer(request, outputs, task.outputs, self._model.name, self._model.number)
+        try:
+            return render_infer(request, outputs, task.outputs, self._model.name, self._model.number)
+        except RequestError as error:
+            return error
 
     @serve.batch  # type: ignore[untyped-decorator]
     async def _batch(self, rows: list["_Row"]) -> list["_Row | Exception"]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from maas_ray.errors import DeploymentError, ModelNotFoundError, RequestError
 from maas_ray.serve.guard import overloaded
+from maas_ray.serve.open_inference import InferBody
 from maas_ray.serve.routes import Route, Table
 from maas_ray.serve.text import Delta, TextRequest
 
@@ -88,9 +89,9 @@ class Models:
         answer: Delta = await self._call(route, "complete", request)
         return answer
 
-    async def infer(self, route: Route, body: bytes) -> bytes:
-        """The answer to an Open Inference request, both as JSON."""
-        answer: bytes = await self._call(route, "infer", body)
+    async def infer(self, route: Route, body: InferBody) -> InferBody:
+        """The answer to an Open Inference request."""
+        answer: InferBody = await self._call(route, "infer", body)
         return answer
 
     async def stream(self, route: Route, request: TextRequest) -> AsyncGenerator[Delta, None]:

@@ -1,7 +1,8 @@
-"""The Open Inference Protocol (v2): tensors in, tensors out, as JSON; and how its errors look.
+"""The Open Inference Protocol (v2): tensors in, tensors out; and how its errors look.
 
-https://github.com/kserve/open-inference-protocol. Parsed where the model is, so that a gateway passes a
-body on unread. Knows nothing of Serve.
+https://github.com/kserve/open-inference-protocol, as JSON or with tensors as bytes behind the JSON document:
+https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/protocol/extension_binary_data.html.
+Parsed where the model is, so that a gateway passes a body on unread. Knows nothing of Serve.
 """
 
 import json
@@ -18,7 +19,9 @@ from maas_ray.serve.guard import parse_json
 from maas_ray.serve.wording import wording
 from maas_ray.tasks import TensorSpec
 
-SERVER = {"name": "maas_ray", "version": __version__, "extensions": []}
+SERVER = {"name": "maas_ray", "version": __version__, "extensions": ["binary_tensor_data"]}
+LENGTH_HEADER = "Inference-Header-Content-Length"
+_MOST_PROBLEMS = 10  # told at once; a large body may have a million
 _DTypes = dict[str, np.dtype[Any]]
 _INTEGERS: _DTypes = {
     f"{sign}INT{bits}": np.dtype(f"{sign}int{bits}".lower()) for sign in ("", "U") for bits in (8, 16, 32, 64)
@@ -31,71 +34,138 @@ def numpy_dtype(datatype: str) -> np.dtype[Any]:
     return {**_INTEGERS, **_FLOATS, "BOOL": np.dtype("bool")}[datatype]
 
 
+# --- what travels ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class InferBody:
+    """A request or an answer.
+
+    Args:
+        data: a JSON document, and behind it the bytes of those tensors that are not in it.
+        json_length: bytes of the JSON document. None: it is all there is.
+    """
+
+    data: bytes
+    json_length: int | None = None
+
+    @classmethod
+    def of_http(cls, data: bytes, header: str | None) -> "InferBody":
+        """A request's body, with the value of `LENGTH_HEADER`.
+
+        Raises:
+            RequestError: the header does not fit the body.
+        """
+        if header is None:
+            return cls(data)
+        if not (header.isascii() and header.isdigit() and len(header) < 20 and int(header) <= len(data)):
+            raise RequestError(
+                f"{LENGTH_HEADER}: {header!r} is not the length of a JSON document in a body of {len(data)} bytes.",
+                param=LENGTH_HEADER,
+            )
+        return cls(data, int(header))
+
+    @property
+    def document(self) -> bytes:
+        """The JSON document."""
+        return self.data[: self.json_length]
+
+    @property
+    def tail(self) -> memoryview:
+        """What stands behind it."""
+        return memoryview(self.data)[len(self.data) if self.json_length is None else self.json_length :]
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+_Size = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class _InputParameters(_Strict):
+    binary_data_size: _Size | None = None
+
+
 class _Input(_Strict):
     name: str
-    shape: list[Annotated[int, Field(ge=0)]]
+    shape: list[_Size]
     datatype: str
-    data: list[Any]
-    parameters: dict[str, Any] | None = None
+    data: list[Any] | None = None
+    parameters: _InputParameters | None = None
+
+
+class _OutputParameters(_Strict):
+    binary_data: bool | None = None
 
 
 class _Output(_Strict):
     name: str
-    parameters: dict[str, Any] | None = None
+    parameters: _OutputParameters | None = None
 
 
-class _Body(_Strict):
+class _RequestParameters(_Strict):
+    binary_data_output: bool | None = None
+
+
+class _Document(_Strict):
     inputs: Annotated[list[_Input], Field(min_length=1)]
     outputs: list[_Output] | None = None
     id: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: _RequestParameters | None = None
+
+
+# --- requests --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class InferRequest:
-    """A checked request: `inputs` have one row or more, the same number each."""
+    """A checked request.
+
+    Args:
+        inputs: by name; one row or more, the same number each.
+        outputs: those that are asked for, and whether as bytes.
+        id: is given back.
+        rows: how many.
+    """
 
     inputs: dict[str, np.ndarray]
-    outputs: tuple[str, ...]
+    outputs: dict[str, bool]
     id: str | None
     rows: int
 
 
-def parse_infer(body: bytes, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> InferRequest:
+def parse_infer(body: InferBody, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> InferRequest:
     """The request in a body, checked against what the model takes and gives.
 
     Raises:
         RequestError: it is not such a request; names the place.
     """
     try:
-        document = _Body.model_validate(parse_json(body))
+        document = _Document.model_validate(parse_json(body.document))
     except ValidationError as error:
         raise _refusal(error) from error
-    for place, parameters in (
-        ("parameters", document.parameters),
-        *((f"inputs[{n}].parameters", tensor.parameters) for n, tensor in enumerate(document.inputs)),
-        *((f"outputs[{n}].parameters", tensor.parameters) for n, tensor in enumerate(document.outputs or ())),
-    ):
-        if parameters:
-            raise RequestError(f"{place}: {', '.join(parameters)}: no parameters are supported here.", param=place)
-    arrays = _arrays(document.inputs, {spec.name: spec for spec in inputs})
+    arrays = _arrays(document.inputs, {spec.name: spec for spec in inputs}, body.tail)
     rows = {len(array) for array in arrays.values()}
     if len(rows) != 1 or rows == {0}:
         found = ", ".join(f"{name} {len(array)}" for name, array in arrays.items())
         raise RequestError(f"inputs: give one row or more, as many in each tensor; found {found}.", param="inputs")
-    known = tuple(spec.name for spec in outputs)
-    asked = tuple(output.name for output in document.outputs or ()) or known
-    for name in asked:
-        if name not in known:
-            raise RequestError(f"outputs: there is no {name!r}; this model gives {', '.join(known)}.", param="outputs")
+    known = [spec.name for spec in outputs]
+    binary = bool(document.parameters and document.parameters.binary_data_output)
+    asked = dict.fromkeys(known, binary)
+    if document.outputs:
+        asked = {}
+        for output in document.outputs:
+            if output.name not in known:
+                raise RequestError(
+                    f"outputs: there is no {output.name!r}; this model gives {', '.join(known)}.", param="outputs"
+                )
+            own = output.parameters.binary_data if output.parameters else None
+            asked[output.name] = binary if own is None else own
     return InferRequest(arrays, asked, document.id, rows.pop())
 
 
-def _arrays(given: list[_Input], expected: dict[str, TensorSpec]) -> dict[str, np.ndarray]:
+def _arrays(given: list[_Input], expected: dict[str, TensorSpec], tail: memoryview) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     for place, tensor in enumerate(given):
         where = f"inputs[{place}]"
@@ -104,14 +174,27 @@ def _arrays(given: list[_Input], expected: dict[str, TensorSpec]) -> dict[str, n
             raise RequestError(f"{where}: there is no {tensor.name!r}; this model takes {known}.", param=where)
         if tensor.name in arrays:
             raise RequestError(f"{where}: {tensor.name!r} stands twice; keep one.", param=where)
-        arrays[tensor.name] = _array(tensor, expected[tensor.name], where)
+        size = tensor.parameters.binary_data_size if tensor.parameters else None
+        if (size is None) == (tensor.data is None):
+            raise RequestError(f"{where}: give data, or parameters.binary_data_size and no data.", param=where)
+        raw = None
+        if size is not None:
+            if size > len(tail):
+                raise RequestError(
+                    f"{where}: binary_data_size is {size}, but only {len(tail)} bytes are left in the body.",
+                    param=f"{where}.parameters.binary_data_size",
+                )
+            raw, tail = tail[:size], tail[size:]
+        arrays[tensor.name] = _array(tensor, raw, expected[tensor.name], where)
     missing = [name for name in expected if name not in arrays]
     if missing:
         raise RequestError(f"inputs: {', '.join(missing)} is missing.", param="inputs")
+    if tail:
+        raise RequestError(f"The last {len(tail)} bytes of the body belong to no tensor.", param="inputs")
     return arrays
 
 
-def _array(tensor: _Input, spec: TensorSpec, where: str) -> np.ndarray:
+def _array(tensor: _Input, raw: memoryview | None, spec: TensorSpec, where: str) -> np.ndarray:
     if tensor.datatype != spec.datatype:
         raise RequestError(
             f"{where}.datatype: {tensor.name} is {spec.datatype}, not {tensor.datatype!r}.", param=f"{where}.datatype"
@@ -124,17 +207,50 @@ def _array(tensor: _Input, spec: TensorSpec, where: str) -> np.ndarray:
             f"{where}.shape: {tensor.name} has shape {list(spec.shape)} (-1: any), not {tensor.shape}.",
             param=f"{where}.shape",
         )
-    values = _values(tensor.data, spec.datatype, f"{where}.data")
+    if raw is None:
+        values = _values(tensor.data or [], spec.datatype, f"{where}.data")
+    else:
+        values = _from_bytes(raw, spec.datatype, where)
     count = int(np.prod(tensor.shape, dtype=object))
     if values.size != count:
-        raise RequestError(
-            f"{where}.data: {values.size} elements; shape {tensor.shape} needs {count}.", param=f"{where}.data"
-        )
+        raise RequestError(f"{where}: {values.size} elements; shape {tensor.shape} needs {count}.", param=where)
     if values.ndim > 1 and values.shape != tuple(tensor.shape):
         raise RequestError(
             f"{where}.data: nested as {list(values.shape)}, but shape says {tensor.shape}.", param=f"{where}.data"
         )
     return values.reshape(tensor.shape)
+
+
+def _from_bytes(raw: memoryview, datatype: str, where: str) -> np.ndarray:
+    """Little-endian values, one after the other. They are not copied."""
+    if datatype == "BYTES":
+        return _unpack(raw, where)
+    dtype = numpy_dtype(datatype).newbyteorder("<")
+    if len(raw) % dtype.itemsize:
+        raise RequestError(
+            f"{where}: {len(raw)} bytes are no whole number of {datatype}, which takes {dtype.itemsize}.", param=where
+        )
+    # Any byte but 0 is true; numpy would take it over as it is, and compute with a boolean of 255.
+    return np.frombuffer(raw, "uint8") != 0 if datatype == "BOOL" else np.frombuffer(raw, dtype)
+
+
+def _unpack(raw: memoryview, where: str) -> np.ndarray:
+    """Strings, each behind its length in four bytes."""
+    values: list[str] = []
+    place = 0
+    while place < len(raw):
+        start = place + 4
+        end = start + int.from_bytes(raw[place:start], "little")
+        if end > len(raw):
+            raise RequestError(f"{where}: the string at byte {place} is longer than what follows.", param=where)
+        try:
+            values.append(str(raw[start:end], "utf-8"))
+        except UnicodeDecodeError as error:
+            raise RequestError(f"{where}: the string at byte {place} is not UTF-8.", param=where) from error
+        place = end
+    found = np.empty(len(values), dtype=object)
+    found[:] = values
+    return found
 
 
 def _values(data: list[Any], datatype: str, where: str) -> np.ndarray:
@@ -169,33 +285,55 @@ def _strings(data: Any) -> bool:
     return all(isinstance(value, str) or (isinstance(value, list) and _strings(value)) for value in data)
 
 
+# --- answers ---------------------------------------------------------------------------------------
+
+
 def render_infer(
     request: InferRequest, answer: Mapping[str, np.ndarray], outputs: Sequence[TensorSpec], model: str, version: str
-) -> bytes:
-    """The answer to a request, as JSON.
+) -> InferBody:
+    """The answer to a request.
 
     Raises:
-        ValueError: the model gave a number that JSON has no word for.
+        RequestError: the model gave a number that JSON has no word for.
     """
-    tensors = [
-        {
-            "name": spec.name,
-            "datatype": spec.datatype,
-            "shape": list(answer[spec.name].shape),
-            "data": answer[spec.name].ravel().tolist(),
-        }
-        for spec in outputs
-        if spec.name in request.outputs
-    ]
+    tensors: list[dict[str, Any]] = []
+    tail: list[bytes] = []
+    for spec in outputs:
+        if spec.name not in request.outputs:
+            continue
+        array = answer[spec.name]
+        tensor: dict[str, Any] = {"name": spec.name, "datatype": spec.datatype, "shape": list(array.shape)}
+        if request.outputs[spec.name]:
+            tail.append(_to_bytes(array, spec.datatype))
+            tensor["parameters"] = {"binary_data_size": len(tail[-1])}
+        else:
+            if spec.datatype in _FLOATS and not np.isfinite(array).all():
+                raise RequestError(
+                    f"The model answered {spec.name!r} with a value that is not finite, which JSON cannot carry. Ask "
+                    f'for it as bytes: "parameters": {{"binary_data": true}}.',
+                    param="outputs",
+                    code="not_finite",
+                )
+            tensor["data"] = array.ravel().tolist()
+        tensors.append(tensor)
     document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": tensors}
     if request.id is not None:
         document["id"] = request.id
-    return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    data = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return InferBody(data + b"".join(tail), len(data)) if tail else InferBody(data)
+
+
+def _to_bytes(array: np.ndarray, datatype: str) -> bytes:
+    """The opposite of `_from_bytes`."""
+    if datatype == "BYTES":
+        strings = [str(value).encode() for value in array.ravel()]
+        return b"".join(part for string in strings for part in (len(string).to_bytes(4, "little"), string))
+    return array.astype(numpy_dtype(datatype).newbyteorder("<"), copy=False).tobytes()
 
 
 def _refusal(error: ValidationError) -> RequestError:
     problems = []
-    for detail in error.errors(include_url=False):
+    for detail in error.errors(include_url=False)[:_MOST_PROBLEMS]:
         place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"]).lstrip(".")
         problems.append(wording(detail, place))
     return RequestError(" ".join(problems), code="invalid_value")

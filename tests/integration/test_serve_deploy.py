@@ -185,6 +185,30 @@ def test_images_in_batches_get_their_own_answers(served: Served, tmp_path: Path)
     assert httpx.get(f"{served.url}/v2/health/ready").status_code == 200
 
 
+def test_tritonclient_sends_and_gets_bytes(served: Served) -> None:
+    from tritonclient import http as triton
+
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
+    as_json = httpx.post(f"{served.url}/v2/models/img/infer", json=image_request(pixels)).json()
+    expected = {output["name"]: output["data"] for output in as_json["outputs"]}
+    image = triton.InferInput("image", list(pixels.shape), "UINT8")
+    image.set_data_from_numpy(pixels)
+    chosen = [triton.InferRequestedOutput("label", binary_data=False), triton.InferRequestedOutput("scores")]
+    with triton.InferenceServerClient(served.url.removeprefix("http://")) as client:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
+        assert client.is_model_ready("img", "1")
+        assert client.get_model_metadata("img", "1")["inputs"][0]["name"] == "image"
+        for version, outputs in (("", None), ("1", chosen)):
+            answer = client.infer("img", [image], model_version=version, outputs=outputs)
+            labels = [one.decode() if isinstance(one, bytes) else one for one in answer.as_numpy("label")]
+            assert labels == expected["label"]
+            np.testing.assert_allclose(answer.as_numpy("scores").ravel(), expected["scores"], rtol=1e-5)
+        with pytest.raises(triton.InferenceServerException, match="version 2"):
+            client.infer("img", [image], model_version="2")
+
+
 # --- limits
 
 

@@ -12,7 +12,7 @@ import pytest
 from maas_ray.errors import OverloadedError, PromptTooLongError, RequestError
 from maas_ray.serve.api import create_app
 from maas_ray.serve.models import Models
-from maas_ray.serve.open_inference import parse_infer, render_infer
+from maas_ray.serve.open_inference import LENGTH_HEADER, InferBody, parse_infer, render_infer
 from maas_ray.serve.routes import Route, from_config, to_config
 from maas_ray.serve.text import Delta, TextRequest
 from maas_ray.tasks import TensorSpec
@@ -73,7 +73,7 @@ class InProcess(Models):
             self.cancelled += 1
             raise
 
-    async def infer(self, route: Route, body: bytes) -> bytes:
+    async def infer(self, route: Route, body: InferBody) -> InferBody:
         request = parse_infer(body, INPUTS, OUTPUTS)
         answer = {"sum": request.inputs["x"].sum(1), "word": request.inputs["word"]}
         return render_infer(request, answer, OUTPUTS, route.name, route.number)
@@ -444,7 +444,8 @@ def test_wrong_methods_and_paths(call: Call, method: str, path: str, status: int
 
 
 def test_server_and_model_metadata(call: Call) -> None:
-    assert call("GET", "/v2").json()["name"] == "maas_ray"
+    server = call("GET", "/v2").json()
+    assert (server["name"], server["extensions"]) == ("maas_ray", ["binary_tensor_data"])
     assert call("GET", "/v2/health/live").json() == {"live": True}
     assert call("GET", "/v2/health/ready").status_code == 503  # `echo` is not
     for path in ("/v2/models/sums", "/v2/models/sums/versions/3"):
@@ -505,7 +506,9 @@ def test_infer(call: Call) -> None:
         (tensors(data=[1, 2, 3, {"a": 1}]), "not FP32"),
         (tensors(name="y"), "there is no 'y'"),
         (tensors(extra=1), "extra"),
-        (tensors(parameters={"binary_data_size": 5}), "no parameters are supported"),
+        (tensors(parameters={"binary_data_size": 5}), "inputs[0]: give data, or parameters.binary_data_size"),
+        (tensors(parameters={"classification": 5}), "Unknown parameter: 'inputs[0].parameters.classification'."),
+        (tensors() | {"parameters": {"priority": 5}}, "Unknown parameter: 'parameters.priority'."),
         (tensors() | {"outputs": [{"name": "z"}]}, "there is no 'z'"),
         (tensors() | {"id": 5}, "Invalid type for 'id': expected a string, but got an integer instead."),
         ({"inputs": tensors()["inputs"][:1]}, "word is missing"),
@@ -542,10 +545,93 @@ def test_datatypes(datatype: str, data: list, fine: bool) -> None:
     spec = (TensorSpec("x", datatype, (-1,)),)
     body = json.dumps({"inputs": [{"name": "x", "datatype": datatype, "shape": [len(data)], "data": data}]})
     if fine:
-        assert parse_infer(body.encode(), spec, spec).inputs["x"].tolist() == np.array(data).tolist()
+        assert parse_infer(InferBody(body.encode()), spec, spec).inputs["x"].tolist() == np.array(data).tolist()
     else:
         with pytest.raises(RequestError):
-            parse_infer(body.encode(), spec, spec)
+            parse_infer(InferBody(body.encode()), spec, spec)
+
+
+FLOATS, WORDS = np.array([[1, 2.5], [3, np.nan]], "<f4").tobytes(), b"\x02\0\0\0\xc3\xa9\0\0\0\0"
+
+
+def infer_binary(
+    call: Call, floats: bytes = FLOATS, words: bytes = WORDS, rest: bytes = b"", **changes
+) -> httpx.Response:
+    """`x` and `word` behind the JSON document. `changes`: sizes, parameters or the header told instead."""
+    sizes = {"x": len(floats), "word": len(words)} | changes.pop("sizes", {})
+    document = tensors() | {"parameters": {"binary_data_output": True}} | changes.pop("document", {})
+    for tensor in document["inputs"]:
+        del tensor["data"]
+        tensor["parameters"] = {"binary_data_size": sizes[tensor["name"]]}
+    head = json.dumps(document).encode()
+    headers = {LENGTH_HEADER: str(len(head))} | changes.pop("headers", {})
+    return call("POST", "/v2/models/sums/infer", content=head + floats + words + rest, headers=headers)
+
+
+def test_tensors_as_bytes(call: Call) -> None:
+    response = infer_binary(call)
+    length = int(response.headers[LENGTH_HEADER])
+    assert response.headers["content-type"] == "application/octet-stream"
+    document = json.loads(response.content[:length])
+    assert [tensor["parameters"] for tensor in document["outputs"]] == [
+        {"binary_data_size": 8},
+        {"binary_data_size": 10},
+    ]
+    np.testing.assert_array_equal(np.frombuffer(response.content[length : length + 8], "<f4"), [3.5, np.nan])
+    assert response.content[length + 8 :] == WORDS
+
+
+def test_not_a_number_has_no_word_in_json(call: Call) -> None:
+    outputs = [{"name": "sum", "parameters": {"binary_data": False}}, {"name": "word"}]
+    response = infer_binary(call, document={"outputs": outputs})
+    assert response.status_code == 400
+    assert "Ask for it as bytes" in response.json()["error"]
+    mixed = infer_binary(call, np.ones(4, "<f4").tobytes(), document={"outputs": outputs})
+    document = json.loads(mixed.content[: int(mixed.headers[LENGTH_HEADER])])
+    assert document["outputs"][0]["data"] == [2, 2]
+    assert mixed.content.endswith(WORDS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"headers": {LENGTH_HEADER: "100000"}}, "is not the length"),
+        ({"headers": {LENGTH_HEADER: "9" * 5000}}, "is not the length"),
+        ({"headers": {LENGTH_HEADER: "-1"}}, "is not the length"),
+        ({"headers": {LENGTH_HEADER: "1e2"}}, "is not the length"),
+        ({"headers": {LENGTH_HEADER: "0"}}, "not valid JSON"),
+        ({"headers": {LENGTH_HEADER: "20"}}, "not valid JSON"),
+        ({"sizes": {"x": 2**62}}, "only 26 bytes are left"),
+        ({"sizes": {"word": 11}}, "only 10 bytes are left"),
+        ({"sizes": {"word": 10**30}}, "inputs[1].parameters.binary_data_size"),
+        ({"sizes": {"word": -1}}, "inputs[1].parameters.binary_data_size"),
+        ({"sizes": {"x": 15}}, "15 bytes are no whole number of FP32, which takes 4"),
+        ({"sizes": {"x": 12}}, "3 elements; shape [2, 2] needs 4"),
+        ({"rest": b"!"}, "last 1 bytes of the body belong to no tensor"),
+        ({"words": b"\xff\xff\xff\xff"}, "string at byte 0 is longer than what follows"),
+        ({"words": b"\0\0\0\0\0\0"}, "string at byte 4 is longer than what follows"),
+        ({"words": b"\1\0\0\0\xff\0\0\0\0"}, "string at byte 0 is not UTF-8"),
+        ({"words": b"\0\0\0\0" * 3}, "3 elements; shape [2] needs 2"),
+    ],
+)
+def test_wrong_sizes(call: Call, changes: dict, says: str) -> None:
+    response = infer_binary(call, **changes)
+    assert response.status_code == 400
+    assert says in response.json()["error"]
+
+
+def test_a_size_of_thousands_of_digits_is_a_client_s_mistake() -> None:
+    body = json.dumps(tensors(shape=[9 * 10**4298, 2])).encode()  # times two, it has no text in Python
+    with pytest.raises(RequestError, match=r"inputs\[0\]\.shape\[0\]"):
+        parse_infer(InferBody(body), INPUTS, OUTPUTS)
+
+
+def test_any_byte_but_0_is_true() -> None:
+    spec = (TensorSpec("x", "BOOL", (-1,)),)
+    tensor = {"name": "x", "datatype": "BOOL", "shape": [3], "parameters": {"binary_data_size": 3}}
+    head = json.dumps({"inputs": [tensor]}).encode()
+    found = parse_infer(InferBody(head + b"\0\1\xff", len(head)), spec, spec).inputs["x"]
+    assert found.tobytes() == b"\0\1\1"
 
 
 def test_a_table_travels_as_json() -> None:
