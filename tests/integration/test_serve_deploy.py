@@ -315,7 +315,8 @@ def test_a_deployment_that_fails_leaves_what_was_served(served: Served) -> None:
     put(served.settings, "lm/2")
     before, running = complete(served.url).json()["system_fingerprint"], applications()
     with pytest.raises(DeploymentError, match=r"no room .*CPU: a replica needs 64, the cluster has 4"):
-        put(served.settings, "lm/1", resources={"cpus": 64}, placement_timeout_s=2)
+        # Serve waits as long as a request may take for a replica that never came, and so does its shutdown.
+        put(served.settings, "lm/1", resources={"cpus": 64}, placement_timeout_s=2, request_timeout_s=5)
     with pytest.raises(DeploymentError, match="kv_cache_gb"):
         put(served.settings, "lm/1", kv_cache_gb=1e-6)
     with pytest.raises(DeploymentError, match="no room"):  # the same replicas, but more than fit
