@@ -78,9 +78,11 @@ SHARDED = """
 import deepspeed, torch, sys
 from maas_ray.tasks.image_classification import Cnn
 from maas_ray.tasks.text_generation import Llama
+from maas_ray.train.compiled import load_communication
 from maas_ray.train.sharded import build_sharded
 from tests.bundles import image_task, text_task
 
+load_communication()  # as a worker does before DeepSpeed would
 torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/store", rank=0, world_size=1)
 config = {"train_batch_size": 1, "zero_optimization": {"stage": 3}, "bf16": {"enabled": True}}
 for task, spec in ((image_task(), Cnn(channels=(8,), hidden_size=8)), (text_task(), Llama(hidden_size=32, layers=2))):
