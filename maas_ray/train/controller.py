@@ -134,4 +134,6 @@ def _cause(error: Any) -> str:
 
 def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:_LONGEST] if lines else type(error).__name__
+    last = lines[-1] if lines else type(error).__name__
+    # Of a process that is gone Ray says much around what it knows.
+    return last.rpartition("Worker exit detail: ")[2].partition(" Some common causes")[0][:_LONGEST]
