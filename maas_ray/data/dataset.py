@@ -14,6 +14,7 @@ packed task, ordered by it, are its documents end to end; no reader needs it. Ro
 reading; page checksums are verified on every read.
 """
 
+import sys
 import tempfile
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -236,13 +237,14 @@ class PreparedDataset:
             if handle:
                 handle.close()
 
-    def batches(self, split: str, size: int, low: int = 0, high: int | None = None) -> Iterator[dict[str, np.ndarray]]:
-        """A split's rows whose index is in [low, high), `size` at a time, in index order; the last may be fewer."""
-        high = self.split(split).rows if high is None else high
-        groups = [group for group in self.row_groups(split) if group.start < high and group.start + group.rows > low]
+    def batches(
+        self, groups: list[RowGroup], size: int, low: int = 0, high: int | None = None
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Those of the groups' rows whose index is in [low, high), `size` at a time; the last may be fewer."""
+        end = sys.maxsize if high is None else high
         held: dict[str, np.ndarray] = {}
-        for stored in self.read(groups):
-            chosen = (stored["index"] >= low) & (stored["index"] < high)
+        for stored in self.read([one for one in groups if one.start < end and one.start + one.rows > low]):
+            chosen = (stored["index"] >= low) & (stored["index"] < end)
             rows = {name: values[chosen] for name, values in stored.items()}
             held = {name: np.concatenate([held[name], rows[name]]) for name in rows} if held else rows
             whole = len(held["index"]) // size * size

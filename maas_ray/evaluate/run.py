@@ -136,9 +136,9 @@ class _Measurer:
         if not spec.gpus_per_worker:
             torch.set_num_threads(max(1, int(spec.cpus_per_worker)))
         self.model = self.task.load_model(directory).to(self.device)
-        self.dataset, self.split, self.batch_size = dataset, spec.split, spec.batch_size
+        self.dataset, self.batch_size = dataset, spec.batch_size
 
     def measure(self, group: RowGroup) -> tuple[int, dict[str, float]]:
         """Number of rows, and the task's sums over them."""
-        batches = self.dataset.batches(self.split, self.batch_size, group.start, group.start + group.rows)
+        batches = self.dataset.batches([group], self.batch_size)
         return group.rows, summed(self.task, self.model, batches, self.device)

@@ -24,6 +24,11 @@ CHECKPOINT_WRITE_SECONDS = "train/checkpoint_write_seconds"  # beside the traini
 VALIDATION_SECONDS = "train/validation_seconds"
 
 
+def in_words(metrics: dict[str, float]) -> str:
+    """Metrics by `split/metric`, for a person."""
+    return "  ".join(f"{name.replace('/', ' ')} {value:.4g}" for name, value in metrics.items())
+
+
 @dataclass(frozen=True)
 class Event:
     """One thing that happened. `metrics` go to MLflow; `text` is a line for a person."""

@@ -177,9 +177,7 @@ class _Worker:
         if not name:
             return
         started = time.perf_counter()
-        if self.saving is not None:
-            self.saving.result()
-        resume.barrier()  # now every worker's part of it is written
+        self._written()
         metrics = {}
         if self.rank == 0 and self.job.validator:  # there may be no room for one any more
             try:
@@ -190,6 +188,12 @@ class _Worker:
         self._push(self.position.step, {events.VALIDATION_SECONDS: time.perf_counter() - started})
         self.position = self.position.model_copy(update={"validating": "", "unjudged": metrics.get("validation/loss")})
         self.window.started = time.perf_counter()
+
+    def _written(self) -> None:
+        """Return when every worker's part of the last checkpoint is in storage."""
+        if self.saving is not None:
+            self.saving.result()
+        resume.barrier()
 
     def _no_better(self) -> str:
         """Why the run is to end: the validation loss gets no lower. Empty: it is not to.
@@ -229,13 +233,10 @@ class _Worker:
                 the workers again on those that stay.
         """
         import ray
-        import torch
 
         self._say(f"{why}: saving at step {step:,}")
         self._save(step, "", validate=False)
-        if self.saving is not None:
-            self.saving.result()
-        torch.distributed.barrier()
+        self._written()
         if self.rank == 0:
             ray.get(self.job.events.set_leaving.remote(False))
         raise ray.exceptions.RayActorError(error_msg=why, preempted=True)
@@ -389,9 +390,8 @@ class _Worker:
                 measured = self._measure(split, None if final else self.spec.validation.max_rows)
                 metrics |= {f"{split}/{name}": value for name, value in measured.items()}
         if metrics:
-            shown = "  ".join(f"{name.replace('/', ' ')} {value:.4g}" for name, value in metrics.items())
             took = {events.VALIDATION_SECONDS: time.perf_counter() - started}
-            self._push(step, metrics | took, f"step {step}: {shown}" if self.rank == 0 else "")
+            self._push(step, metrics | took, f"step {step:,}: {events.in_words(metrics)}")
         self.metrics = metrics
         self.position = self.position.model_copy(update={"unjudged": metrics.get("validation/loss")})
         self.window.started = time.perf_counter()
@@ -404,10 +404,11 @@ class _Worker:
         """
         import torch
 
+        groups = self.job.dataset.row_groups(split)
         rows = min(self.job.dataset.split(split).rows, limit or 1 << 62)
         share = -(-rows // self.world)
         low, high = min(self.rank * share, rows), min((self.rank + 1) * share, rows)
-        stored = self.job.dataset.batches(split, self.micro_batch, low, high)
+        stored = self.job.dataset.batches(groups, self.micro_batch, low, high)
         sums: dict[str, Any] = {}
         batch: dict[str, Any] = {}
         self.engine.eval()

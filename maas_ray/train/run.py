@@ -30,7 +30,7 @@ from maas_ray.spec import digest_of
 from maas_ray.train.card import model_card
 from maas_ray.train.checkpoint import Position, best, fetch, newest
 from maas_ray.train.deepspeed_config import batch_geometry, check_with_deepspeed, resolve, zero_stage
-from maas_ray.train.events import EventBuffer, Watcher
+from maas_ray.train.events import EventBuffer, Watcher, in_words
 from maas_ray.train.export import export
 from maas_ray.train.lineage import code_revision, package_versions
 from maas_ray.train.loop import Job, train_worker, worker_environment
@@ -124,8 +124,7 @@ def train(spec: TrainSpec, *, settings: Settings | None = None) -> ModelVersion:
             _fit(run, plan)
             found = newest(run.home, say)
         bundle, version = finish(run, plan, found)
-    shown = "  ".join(f"{name.replace('/', ' ')} {value:.4g}" for name, value in sorted(version.metrics.items()))
-    say(f"{version.reference} registered  {shown}\n  {bundle.uri}")
+    say(f"{version.reference} registered  {in_words(dict(sorted(version.metrics.items())))}\n  {bundle.uri}")
     return _alias(run, version)
 
 
@@ -234,12 +233,12 @@ def _fit(run: _Run, plan: Plan) -> None:
             f"waiting for CPUs: {spec.least_workers} workers need {needed:g}, the cluster has {there:g}. Unless it "
             "grows by itself, add nodes, or lower workers or cpus_per_worker."
         )
-    # A run that fits on the only machine is told of none; each idle process of Ray's wakes a hundred times a second.
+    # A fixed run that fits on the only machine is told of none; each idle process of Ray's wakes 100 times a second.
     each = {"CPU": spec.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
     total = ray.cluster_resources()
     fits = all(spec.most_workers * amount <= total.get(name, 0) for name, amount in each.items())
-    may_leave = len(ray.nodes()) > 1 or not fits
-    elastic = spec.least_workers < spec.most_workers
+    elastic = spec.least_workers < spec.most_workers  # then the controller may ask them to, also on one machine
+    may_leave = elastic or len(ray.nodes()) > 1 or not fits
     variables = {
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1" if may_leave else "0",
         # An elastic run takes fewer where there is no room for all: it need not wait a minute, as by default.

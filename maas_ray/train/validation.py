@@ -17,7 +17,7 @@ from maas_ray.tasks import NetworkSpec
 from maas_ray.tasks.base import summed
 from maas_ray.train import checkpoint
 from maas_ray.train.checkpoint import Position
-from maas_ray.train.events import Event
+from maas_ray.train.events import Event, in_words
 from maas_ray.train.export import consolidated
 from maas_ray.train.spec import TrainSpec
 
@@ -51,18 +51,21 @@ class Validator:
         Raises:
             MaasError: the checkpoint cannot be read.
         """
+        import ray
+
         uri = storage.join(self._home, name)
         if measured := checkpoint.validation(uri):
             return measured
         position, _ = checkpoint.inspect(uri)
         model = self._load(uri, position)
-        batches = self._dataset.batches("validation", self._batch_size, high=self._spec.validation.max_rows)
+        groups = self._dataset.row_groups("validation")
+        batches = self._dataset.batches(groups, self._batch_size, high=self._spec.validation.max_rows)
         task = self._dataset.task
         values = task.summarise(summed(task, model, batches, self._device))
         metrics = {f"validation/{metric}": value for metric, value in values.items()}
+        told = Event(step=position.step, metrics=metrics, text=f"step {position.step:,}: {in_words(metrics)}")
+        ray.get(events.push.remote(told))  # before it counts as measured: killed between, it is told again, not never
         checkpoint.put_validation(uri, metrics)
-        shown = "  ".join(f"{metric.replace('/', ' ')} {value:.4g}" for metric, value in metrics.items())
-        events.push.remote(Event(step=position.step, metrics=metrics, text=f"step {position.step}: {shown}"))
         return metrics
 
     def _load(self, uri: str, position: Position) -> Any:

@@ -71,7 +71,7 @@ def test_read_gives_every_row_in_order(settings: Settings) -> None:
 @pytest.mark.parametrize(("low", "high", "size"), [(0, None, 7), (30, 95, 16), (0, 3, 16), (5, 5, 4)])
 def test_batches_are_the_rows_between_two_indices(settings: Settings, low: int, high: int | None, size: int) -> None:
     dataset = digits_dataset(settings, "digits")
-    batches = list(dataset.batches("validation", size, low, high))
+    batches = list(dataset.batches(dataset.row_groups("validation"), size, low, high))
     wanted = list(range(low, dataset.split("validation").rows if high is None else high))
     assert [index for batch in batches for index in batch["index"]] == wanted
     assert all(len(batch["label"]) == size for batch in batches[:-1])

@@ -76,13 +76,7 @@ def _openvino(directory: Path, digest: str, options: ServingOptions, cache: Path
         model = openvino_convert.converted(directory, digest, options.compression, cache=cache, threads=threads)
     except DeploymentError as error:
         raise _UnconvertedError(str(error).removesuffix(".")) from error
-    engine = OpenVinoEngine(
-        model,
-        threads=threads,
-        max_requests=options.max_ongoing_requests,
-        kv_cache_bytes=int(options.kv_cache_gb * 1e9),
-        prefill_tokens=options.prefill_tokens,
-    )
+    engine = OpenVinoEngine(model, threads=threads, **_limits(options))
     name = "openvino" if options.compression == "none" else f"openvino {options.compression}"
     return Started(engine, name, model.context, model.end_ids)
 
@@ -97,14 +91,17 @@ def _transformers(task: "Task", directory: Path, options: ServingOptions, name: 
     network: Any = task.load_model(directory).to("cuda" if options.resources.gpus else "cpu")
     context = int(network.config.get_text_config().max_position_embeddings)
     ends = network.generation_config.eos_token_id
-    engine = TransformersEngine(
-        network,
-        context=context,
-        max_requests=options.max_ongoing_requests,
-        kv_cache_bytes=int(options.kv_cache_gb * 1e9),
-        prefill_tokens=options.prefill_tokens,
-    )
+    engine = TransformersEngine(network, context=context, **_limits(options))
     return Started(engine, name, context, () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends))
+
+
+def _limits(options: ServingOptions) -> dict[str, int]:
+    """What every engine is told of a replica's options."""
+    return {
+        "max_requests": options.max_ongoing_requests,
+        "kv_cache_bytes": int(options.kv_cache_gb * 1e9),
+        "prefill_tokens": options.prefill_tokens,
+    }
 
 
 async def warm_up(engine: Engine, token: int) -> None:
