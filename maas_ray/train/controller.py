@@ -10,6 +10,7 @@ import ray
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.callback import ControllerCallback, ReportCallback
 from ray.train.v2._internal.execution.controller import state
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 from ray.train.v2._internal.execution.worker_group.poll import _is_preempted_actor
 from ray.train.v2.api.exceptions import PreemptionError
@@ -36,6 +37,12 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
 
 
 class _OnThoseThatStay(ElasticScalingPolicy):  # type: ignore[misc]
+    def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
+        decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
+        if isinstance(decision, ResizeDecision) and decision.num_workers < worker_group_state.num_workers and _going():
+            return NoopDecision()  # the workers leave by the notice itself, which says why and counts as no failure
+        return decision
+
     def _count_possible_workers(self, reserved_resources: dict[str, dict[str, float]]) -> int:
         staying = _staying()
         there = {node: resources for node, resources in reserved_resources.items() if node in staying}
@@ -44,8 +51,12 @@ class _OnThoseThatStay(ElasticScalingPolicy):  # type: ignore[misc]
 
 def _staying() -> set[str]:
     """Ids of the nodes that are there, and of which Ray knows no notice."""
-    going = ray._private.state.state.get_draining_nodes()
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"]} - set(going)
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]} - _going()
+
+
+def _going() -> set[str]:
+    """Ids of the nodes that are about to go."""
+    return set(ray._private.state.state.get_draining_nodes())
 
 
 class Attendant(ControllerCallback, ReportCallback):  # type: ignore[misc]
