@@ -116,7 +116,7 @@ def start(settings: Settings) -> dict[str, tuple[str, bytes]]:
     control.submit(gateway.application(GatewayArgs(max_replicas=1), routes), GATEWAY_APP, version="1", route_prefix="/")
     for name in ("trivial", "bare", "composition", GATEWAY_APP):
         control.wait(name, placement_timeout_s=60, startup_timeout_s=120, report=lambda now: None)
-    control.wait_for_http(url)
+    control.wait_for_http(f"{url}/v2/health/live")
     completion, tensors = json.dumps(COMPLETION).encode(), json.dumps(INFER).encode()
     return {
         "openai": (f"{url}/v1/completions", completion),

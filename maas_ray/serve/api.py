@@ -1,4 +1,4 @@
-"""The gateway's HTTP application: paths to models. See `gateway` for Serve's part.
+"""The HTTP application: paths to models. See `gateway` and `single` for Serve's part.
 
 A request goes from the `Guard` to one of the APIs, and from there through `Models` to a model application.
 """
@@ -11,7 +11,7 @@ from starlette.routing import Route as HttpRoute
 from maas_ray.errors import ModelNotFoundError, RequestError
 from maas_ray.serve import open_inference, openai
 from maas_ray.serve.guard import App, Guard, parse_json
-from maas_ray.serve.models import Models
+from maas_ray.serve.models import ModelCalls
 from maas_ray.serve.open_inference import LENGTH_HEADER, InferBody
 from maas_ray.serve.routes import Route
 
@@ -23,8 +23,8 @@ class _Api(Starlette):
         return self.router
 
 
-def create_app(models: Models, *, body_limit: int) -> App:
-    """The gateway's HTTP application."""
+def create_app(models: ModelCalls, *, body_limit: int) -> App:
+    """The HTTP application over these models."""
     endpoints = _Endpoints(models)
     v2 = "/v2/models/{name}"
     routes = [
@@ -54,7 +54,7 @@ def create_app(models: Models, *, body_limit: int) -> App:
 class _Endpoints:
     """What each path does."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: ModelCalls) -> None:
         self._models = models
 
     # --- OpenAI

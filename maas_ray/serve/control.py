@@ -152,22 +152,26 @@ def ask(name: str, method: str) -> Any:
         raise DeploymentError(f"{name} runs, but does not answer: {error}") from error
 
 
-def wait_for_http(url: str) -> None:
-    """Return when the gateway answers at its URL.
+def wait_for_http(url: str, expected: bytes = b"") -> None:
+    """Return when a URL of the gateway's is answered, with `expected` in it.
 
     Raises:
-        DeploymentError: it does not.
+        DeploymentError: it is not.
     """
     if not _on_head():
         return  # from elsewhere the address may mean another machine
     deadline = time.monotonic() + _PROXY_SECONDS
     while True:
+        found: Any = None
         try:
-            with urllib.request.urlopen(f"{url}/v2/health/live", timeout=5):  # noqa: S310  http, from settings
+            with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310  http, from settings
+                found = answer.read()
+            if expected in found:
                 return
         except (urllib.error.URLError, OSError) as error:
-            if time.monotonic() > deadline:
-                raise DeploymentError(f"the gateway runs, but nothing answers at {url}: {error}") from error
+            found = error
+        if time.monotonic() > deadline:
+            raise DeploymentError(f"{url} does not answer as it should: {found}")
         time.sleep(_POLL_SECONDS)
 
 

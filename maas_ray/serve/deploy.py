@@ -227,7 +227,7 @@ def _serve(asked: Sequence[tuple[DeploySpec, ModelVersion]], settings: Settings)
         else:
             changing.append((version, new, old))
     if changing:
-        rollout.carry_out(endpoints, rollout.begin(endpoints, changing), settings, url)
+        rollout.carry_out(endpoints, rollout.begin(endpoints, changing), url)
     names, running = {new.name for _, new in wanted}, control.applications()
     return [_endpoint(record, running, url) for record in endpoints.all() if record.name in names]
 

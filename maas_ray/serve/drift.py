@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from maas_ray.serve.endpoints import Record, State
-from maas_ray.serve.routes import to_config
+from maas_ray.serve.routes import direct_path, to_config
 from maas_ray.serve.spec import GATEWAY_APP, GATEWAY_DEPLOYMENT, DeploySpec
 
 MODEL_PREFIX = "model-"
@@ -21,7 +21,7 @@ class Difference:
 
     Args:
         endpoint: whose; where it is nobody's, the application's name.
-        what: `missing`, `failed`, `unfinished`, `version`, `route`, `unwanted`, or a field of the spec.
+        what: `missing`, `failed`, `unfinished`, `version`, `route`, `path`, `unwanted`, or a field of the spec.
         should, found: in words.
     """
 
@@ -116,9 +116,17 @@ def _of_record(record: Record, running: Mapping[str, Any]) -> list[Difference]:
         return [Difference(record.name, "unfinished", record.version, f"{serves}; being deployed")]
     if record.state is State.FAILED:
         return [Difference(record.name, "failed", record.version, record.problem)]
-    why = lost(record, running)
-    what = "missing" if why.endswith("does not run") else "failed"
-    return [Difference(record.name, what, record.version, why)] if why else []
+    if why := lost(record, running):
+        what = "missing" if why.endswith("does not run") else "failed"
+        return [Difference(record.name, what, record.version, why)]
+    should, has = own_path(record), running[record.application]["route_prefix"]
+    words = "over the gateway"
+    return [] if has == should else [Difference(record.name, "path", should or words, has or words)]
+
+
+def own_path(record: Record) -> str | None:
+    """The prefix of the paths at which an endpoint's own replicas answer. None: the gateway does."""
+    return direct_path(record.name) if record.spec.get("direct") else None
 
 
 def _of_gateway(records: Sequence[Record], running: Mapping[str, Any]) -> list[Difference]:

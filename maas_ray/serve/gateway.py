@@ -10,7 +10,7 @@ from ray import serve
 from ray.serve import Application
 
 from maas_ray.serve.api import create_app
-from maas_ray.serve.guard import App
+from maas_ray.serve.guard import BACKPRESSURE, App
 from maas_ray.serve.models import Models
 from maas_ray.serve.routes import Table, from_config, resolve_route, to_config
 from maas_ray.serve.spec import GATEWAY_DEPLOYMENT, GatewayArgs
@@ -47,7 +47,7 @@ def application(args: GatewayArgs, table: Table) -> Application:
         },
         max_ongoing_requests=_BUSY,
         max_queued_requests=_BUSY,
-        backpressure_config={"status_code": 429, "retry_after_s": 1},
+        backpressure_config=BACKPRESSURE,
         max_surge_percent=100,
         user_config=to_config(table),
     )(Gateway)

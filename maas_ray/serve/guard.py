@@ -24,6 +24,8 @@ ErrorShape = Callable[[RequestError], dict[str, Any]]
 
 _log = logging.getLogger("ray.serve")
 RETRY_AFTER_S = 1
+BACKPRESSURE = {"status_code": 429, "retry_after_s": RETRY_AFTER_S}
+"""What Serve answers where an application's own queue is full."""
 
 
 class Guard:

@@ -1,7 +1,7 @@
 """One Serve application per served version: a replica loads the bundle and answers through its task.
 
-It has no route of its own; gateways call it by handle. Its methods return a client's error instead of
-raising it: for Serve whatever is raised is a failure of the replica, and it logs a traceback. Serve takes
+Gateways call it by handle, and clients may on its own path (see `single`). Its methods return a client's error
+instead of raising it: for Serve whatever is raised is a failure of the replica, and it logs a traceback. Serve takes
 the type of `build`'s argument from its annotation, so this module must not turn annotations into strings.
 """
 
@@ -20,9 +20,11 @@ from ray.serve import Application
 
 from maas_ray.errors import RequestError
 from maas_ray.registry.bundle import open_bundle
-from maas_ray.registry.versions import ModelVersion, Registry
+from maas_ray.registry.versions import Registry
+from maas_ray.serve.guard import BACKPRESSURE, App
 from maas_ray.serve.open_inference import InferBody, numpy_dtype, parse_infer, render_infer
 from maas_ray.serve.routes import Route, make_route
+from maas_ray.serve.single import SingleModel, create_single_app
 from maas_ray.serve.spec import ModelArgs, ServingOptions
 from maas_ray.serve.text import Delta, Detokenizer, StopStrings, TextCodec, TextRequest
 from maas_ray.settings import Settings
@@ -46,36 +48,51 @@ class _Model:
     """A bundle on a replica, its network on the replica's device.
 
     Args:
-        uri, digest: the bundle, and what it must hold.
-        name: public model name.
-        number: the version's number.
+        uri: the bundle.
+        route: to the replica; says what the bundle must hold.
         options: how to work.
     """
 
-    def __init__(self, uri: str, digest: str, name: str, number: str, options: ServingOptions) -> None:
+    def __init__(self, uri: str, route: Route, options: ServingOptions) -> None:
         import torch
 
         torch.set_num_threads(options.threads)
-        self.task, directory = _fetch(uri, digest)
+        self.task, directory = _fetch(uri, route.digest)
         self.network = self.task.load_model(directory).to("cuda" if options.resources.gpus else "cpu")
-        self.name, self.number, self.options = name, number, options
+        self.route, self.options = route, options
 
 
-class Generator:
+class _OnItsOwnPath:
+    """A replica that also answers HTTP."""
+
+    def __init__(self, route: Route) -> None:
+        self._single = SingleModel(self, route)
+
+    def __serve_build_asgi_app__(self) -> App:
+        return create_single_app(self._single)
+
+    def reconfigure(self, config: dict[str, Any]) -> None:
+        """Take over options of the route that need no new replica."""
+        self._single.take(Route.model_validate(config["route"]))
+
+
+@serve.ingress()
+class Generator(_OnItsOwnPath):
     """A replica that answers token by token. Its arguments are those of `_Model`."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, uri: str, digest: str, name: str, number: str, options: ServingOptions
+        self, uri: str, route: Route, options: ServingOptions
     ) -> None:
         from maas_ray.serve.engines.start import start, warm_up
 
-        task, directory = _fetch(uri, digest)
+        super().__init__(route)
+        task, directory = _fetch(uri, route.digest)
         cache = Path(Settings.from_environment().home) / "openvino"
-        started = await asyncio.to_thread(start, task, directory, digest, options, cache=cache)
+        started = await asyncio.to_thread(start, task, directory, route.digest, options, cache=cache)
         self._engine, self._name = started.engine, started.name
         self._codec = TextCodec(cast(TextGeneration, task), directory, started.context, started.end_ids)
         await warm_up(self._engine, self._codec.task.end_of_text_id)
-        _log.info("%s: the engine is %s", name, self._name)
+        _log.info("%s: the engine is %s", route.name, self._name)
 
     def engine(self) -> str:
         """Which engine generates, for a person."""
@@ -128,11 +145,15 @@ class Generator:
             self._engine.close()
 
 
-class Predictor:
+@serve.ingress()
+class Predictor(_OnItsOwnPath):
     """A replica that answers a batch at a time; rows of all requests in flight share batches."""
 
-    async def __init__(self, *args: Any) -> None:  # type: ignore[misc]  # Serve awaits it
-        self._model = _Model(*args)
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, uri: str, route: Route, options: ServingOptions
+    ) -> None:
+        super().__init__(route)
+        self._model = _Model(uri, route, options)
         self._batch.set_max_batch_size(self._model.options.max_batch_size)
         self._batch.set_batch_wait_timeout_s(self._model.options.batch_wait_ms / 1000)
         # One thread computes, so that the event loop gathers the next batch meanwhile.
@@ -141,7 +162,7 @@ class Predictor:
 
     async def infer(self, body: InferBody) -> InferBody | RequestError:
         """An Open Inference request to its answer."""
-        task = self._model.task
+        task, route = self._model.task, self._model.route
         try:
             request = parse_infer(body, task.inputs, task.outputs)
         except RequestError as error:
@@ -156,7 +177,7 @@ class Predictor:
             answers.append(answer)
         outputs = {name: np.stack([answer[name] for answer in answers]) for name in request.outputs}
         try:
-            return render_infer(request, outputs, task.outputs, self._model.name, self._model.number)
+            return render_infer(request, outputs, task.outputs, route.name, route.number)
         except RequestError as error:
             return error
 
@@ -201,8 +222,8 @@ def _example(task: Task) -> _Row:
     }
 
 
-def application(options: ServingOptions, version: ModelVersion, route: Route) -> Application:
-    """The application for a version, as `route` describes it."""
+def application(options: ServingOptions, uri: str, route: Route) -> Application:
+    """The application for a bundle, as `route` describes it."""
     scaling = options.scaling
     deployment = serve.deployment(
         name="Model",
@@ -217,16 +238,18 @@ def application(options: ServingOptions, version: ModelVersion, route: Route) ->
         },
         max_ongoing_requests=options.max_ongoing_requests,
         max_queued_requests=options.max_queued_requests,
+        backpressure_config=BACKPRESSURE,
+        user_config={"route": route.model_dump(mode="json")},
         max_constructor_retry_count=2,
         max_surge_percent=100,
         graceful_shutdown_timeout_s=options.request_timeout_s,
     )(Generator if route.kind == "generate" else Predictor)
     serving = ServingOptions.model_validate(options.model_dump(include=set(ServingOptions.model_fields)))
-    return deployment.bind(version.uri, version.digest, route.name, route.number, serving)
+    return deployment.bind(uri, route, serving)
 
 
 def build(args: ModelArgs) -> Application:
     """The application of a version, for a Serve config file: the version is resolved now."""
     version = Registry(Settings.from_environment()).resolve(args.version)
     route = make_route(version, endpoint=args.endpoint, application="", timeout_s=args.request_timeout_s)
-    return application(args, version, route)
+    return application(args, version.uri, route)

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from maas_ray.errors import DeploymentError, ModelNotFoundError, RequestError
 from maas_ray.serve.guard import overloaded
@@ -20,6 +20,35 @@ from maas_ray.serve.text import Delta, TextRequest
 
 _log = logging.getLogger("ray.serve")
 _STATUS_SECONDS = 1.0
+
+
+_Answer = TypeVar("_Answer")
+
+
+class ModelCalls(Protocol):
+    """Models that an HTTP application can ask: all of a gateway's (`Models`), or the one of a replica."""
+
+    def routes(self) -> list[Route]:
+        """All routes, by name."""
+
+    def route(self, name: str) -> Route:
+        """The route of a public model name.
+
+        Raises:
+            ModelNotFoundError: there is none.
+        """
+
+    async def complete(self, route: Route, request: TextRequest) -> Delta:
+        """A whole answer."""
+
+    def stream(self, route: Route, request: TextRequest) -> AsyncGenerator[Delta, None]:
+        """An answer as it grows. Closing it cancels the generation."""
+
+    async def infer(self, route: Route, body: InferBody) -> InferBody:
+        """The answer to an Open Inference request."""
+
+    async def ready(self, route: Route) -> bool:
+        """Whether the model works."""
 
 
 @dataclass(frozen=True)
@@ -70,37 +99,28 @@ class Models:
                 await handle.shutdown_async()
 
     def routes(self) -> list[Route]:
-        """All routes, by name."""
         return sorted(self._routes.values(), key=lambda route: route.name)
 
     def route(self, name: str) -> Route:
-        """The route of a public model name.
-
-        Raises:
-            ModelNotFoundError: there is none.
-        """
         try:
             return self._routes[name]
         except KeyError:
             raise ModelNotFoundError(name, sorted(self._routes)) from None
 
     async def complete(self, route: Route, request: TextRequest) -> Delta:
-        """A whole answer."""
         answer: Delta = await self._call(route, "complete", request)
         return answer
 
     async def infer(self, route: Route, body: InferBody) -> InferBody:
-        """The answer to an Open Inference request."""
         answer: InferBody = await self._call(route, "infer", body)
         return answer
 
     async def stream(self, route: Route, request: TextRequest) -> AsyncGenerator[Delta, None]:
-        """An answer as it grows. Closing it cancels the generation."""
         deadline = asyncio.get_running_loop().time() + route.timeout_s
         response: Any = None
         try:
             while True:
-                with _translated(route):
+                with translated(route):
                     try:
                         async with asyncio.timeout_at(deadline):
                             if response is None:
@@ -113,17 +133,17 @@ class Models:
                         if response is not None:
                             response.cancel()
                         raise
-                yield _checked(delta)
+                yield checked(delta)
         except (asyncio.CancelledError, GeneratorExit):
             if response is not None:
                 response.cancel()
             raise
 
     async def _call(self, route: Route, method: str, argument: Any) -> Any:
-        with _translated(route):
+        with translated(route):
             async with asyncio.timeout(route.timeout_s):
                 answer, _ = await self._ask(route, method, argument)
-        return _checked(answer)
+        return checked(answer)
 
     async def _ask(self, route: Route, method: str, argument: Any) -> tuple[Any, Any]:
         """The answer, or the first piece of a stream; and Serve's response, which has the further pieces.
@@ -154,7 +174,7 @@ class Models:
                 waiting.discard(response)
 
     async def ready(self, route: Route) -> bool:
-        """Whether the model's application works, as Serve's controller sees it."""
+        """As Serve's controller sees the model's application."""
         from ray import serve
 
         taken, ready = self._status
@@ -186,8 +206,8 @@ class Models:
             _log.warning("no handle for %s: %s", application, error)
 
 
-def _checked(answer: Any) -> Any:
-    """The model's answer; a client's error is an answer too, since Serve logs whatever is raised."""
+def checked(answer: _Answer | RequestError) -> _Answer:
+    """A replica's answer; a client's error is an answer too, since Serve logs whatever is raised."""
     if isinstance(answer, RequestError):
         raise answer
     return answer
@@ -200,7 +220,8 @@ def _unavailable(route: Route, why: str) -> RequestError:
 
 
 @contextmanager
-def _translated(route: Route) -> Iterator[None]:
+def translated(route: Route) -> Iterator[None]:
+    """Failures of a call as what a client is told."""
     from ray.exceptions import RayActorError
     from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 

@@ -47,7 +47,7 @@ def reconcile(*, settings: Settings | None = None) -> list[Outcome]:
     if not any(_unsettled(record) or record.route for record in endpoints.all()):
         return []
     cluster.connect(settings)
-    control.start(settings)
+    url = control.start(settings)
     rollout.check_gateway()
     running = control.applications()
     records = endpoints.all()
@@ -62,8 +62,12 @@ def reconcile(*, settings: Settings | None = None) -> list[Outcome]:
     if _routes_differ(found):
         rollout.apply_gateway(endpoints)
         outcomes.append(Outcome(GATEWAY_APP, "has its routes"))
-    outcomes += [change if isinstance(change, Outcome) else _finish(endpoints, change, settings) for change in changes]
+    outcomes += [change if isinstance(change, Outcome) else _finish(endpoints, change, url) for change in changes]
+    pathless = {difference.endpoint for difference in found if difference.what == "path"}
     for record in endpoints.all():
+        if record.state is State.SERVING and record.name in pathless:
+            rollout.give_path(record, url)
+            outcomes.append(Outcome(record.name, "has its own path"))
         if record.state is State.FAILED and record.route:  # its gateway had failed
             endpoints.put(replace(record, state=State.SERVING, problem=""))
     left = drift.unwanted(records, running)
@@ -103,20 +107,20 @@ def _resume(endpoints: Endpoints, record: Record, settings: Settings) -> rollout
     except ConflictError as error:
         return Outcome(record.name, "was left to somebody else", str(error))
     except MaasError as error:
-        rollout.take_back(endpoints, begun, before, error, settings)
+        rollout.take_back(endpoints, begun, before, error)
         return Outcome(record.name, f"{record.version} could not be brought up", str(error))
     return change
 
 
-def _finish(endpoints: Endpoints, change: rollout.Change, settings: Settings) -> Outcome:
+def _finish(endpoints: Endpoints, change: rollout.Change, url: str) -> Outcome:
     name, version = change.begun.name, change.begun.version
     try:
         change = rollout.make_ready(change)
     except MaasError as error:
-        rollout.take_back(endpoints, change.begun, change.before, error, settings)
+        rollout.take_back(endpoints, change.begun, change.before, error)
         return Outcome(name, f"{version} could not be brought up", str(error))
     try:
-        rollout.switch(endpoints, [change], control.start(settings))
+        rollout.switch(endpoints, [change], url)
     except ConflictError as error:
         return Outcome(name, "was left to somebody else", str(error))
     return Outcome(name, f"serves {version}")

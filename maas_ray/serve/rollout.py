@@ -15,13 +15,12 @@ from pathlib import Path
 import maas_ray
 from maas_ray.console import progress
 from maas_ray.errors import ConflictError, DeploymentError
-from maas_ray.registry.versions import ModelVersion, Registry
+from maas_ray.registry.versions import ModelVersion
 from maas_ray.serve import control, smoke
-from maas_ray.serve.drift import MODEL_PREFIX, needed_by, running_replicas
+from maas_ray.serve.drift import MODEL_PREFIX, needed_by, own_path, running_replicas
 from maas_ray.serve.endpoints import Endpoints, Record, State
-from maas_ray.serve.routes import make_route
+from maas_ray.serve.routes import direct_path, make_route
 from maas_ray.serve.spec import GATEWAY_APP, DeploySpec, GatewayArgs
-from maas_ray.settings import Settings
 from maas_ray.spec import digest_of
 
 # Options that need no new replicas: running ones take them over, or they only say how to deploy.
@@ -34,6 +33,7 @@ _LIVE_OPTIONS = {
     "placement_timeout_s",
     "startup_timeout_s",
     "smoke",
+    "direct",
 }
 
 
@@ -116,7 +116,7 @@ def served(endpoints: Endpoints, record: Record | None) -> Record | None:
     return record
 
 
-def carry_out(endpoints: Endpoints, changes: Sequence[Change], settings: Settings, url: str) -> None:
+def carry_out(endpoints: Endpoints, changes: Sequence[Change], url: str) -> None:
     """Carry out all changes, or none.
 
     Raises:
@@ -129,25 +129,51 @@ def carry_out(endpoints: Endpoints, changes: Sequence[Change], settings: Setting
         ready = [make_ready(change) for change in changes]
     except BaseException as error:
         for change in changes:
-            take_back(endpoints, change.begun, change.before, error, settings)
+            take_back(endpoints, change.begun, change.before, error)
         raise
     switch(endpoints, ready, url)
 
 
 def submit(change: Change) -> None:
     """Begin to bring up a change's application."""
-    from maas_ray.serve import model_app
-
-    name, route = change.begun.application, change.wanted.route
-    assert route is not None  # noqa: S101  what is wanted is served
+    name = change.wanted.application
     control.wait_until_gone(name)
     found = control.applications().get(name)
     if found and found["status"] == "DEPLOY_FAILED" and not running_replicas(found):
         # Serve would not try again what it takes for the same.
         control.delete([name])
         control.wait_until_gone(name)
-    spec = DeploySpec.parse(change.wanted.spec, source=f"endpoint {change.begun.name}")
-    control.submit(model_app.application(spec, change.version, route), name, version=name, route_prefix=None)
+    stays = change.before is not None and change.before.application == name
+    # Another's path is taken over when the route is.
+    _submit(change.wanted, own_path(change.wanted) if stays else None)
+
+
+def _submit(record: Record, route_prefix: str | None) -> None:
+    """Make what a record says the target of its application."""
+    from maas_ray.serve import model_app
+
+    assert record.route is not None  # noqa: S101  what is wanted is served
+    spec = DeploySpec.parse(record.spec, source=f"endpoint {record.name}")
+    application = model_app.application(spec, record.uri, record.route)
+    control.submit(application, record.application, version=record.application, route_prefix=route_prefix)
+
+
+def give_path(record: Record, url: str, before: Record | None = None) -> None:
+    """Lead the path of a `direct` endpoint to its own replicas, away from those of `before`.
+
+    Wherever it leads to none, the gateway answers. Returns when the version of the record does.
+    """
+    assert record.route is not None  # noqa: S101
+    if before and own_path(before) and before.application != record.application:
+        found = control.applications().get(before.application)
+        if found and found["status"] != "DELETING":
+            _submit(before, None)
+    path = own_path(record)
+    if path:
+        _submit(record, path)
+    if path or (before and own_path(before)):
+        # HAProxy is told of it within a second.
+        control.wait_for_http(f"{url}{direct_path(record.name)}", f'"versions":["{record.route.number}"]'.encode())
 
 
 def make_ready(change: Change) -> Change:
@@ -189,17 +215,17 @@ def switch(endpoints: Endpoints, changes: Sequence[Change], url: str) -> None:
         raise
     try:
         apply_gateway(endpoints)
-        control.wait_for_http(url)
+        control.wait_for_http(f"{url}/v2/health/live")
     except DeploymentError as error:
         with suppress(ConflictError):
             endpoints.put_all([replace(r, state=State.FAILED, problem=f"gateway: {error}") for r in moved])
         raise
+    for change in changes:
+        give_path(change.wanted, url, change.before)
     delete_unused(endpoints, [change.before.application for change in changes if change.before])
 
 
-def take_back(
-    endpoints: Endpoints, begun: Record, before: Record | None, error: BaseException, settings: Settings
-) -> None:
+def take_back(endpoints: Endpoints, begun: Record, before: Record | None, error: BaseException) -> None:
     """After a failure: what was served stays, and the record says so."""
     problem = f"{begun.version}: {str(error) or type(error).__name__}"
     try:
@@ -212,11 +238,7 @@ def take_back(
         return
     if before and before.route and before.application == begun.application and before.spec != begun.spec:
         # The same replicas with other options: give them the old ones back.
-        from maas_ray.serve import model_app
-
-        old = DeploySpec.parse(before.spec, source=f"endpoint {begun.name}")
-        application = model_app.application(old, Registry(settings).resolve(before.version), before.route)
-        control.submit(application, begun.application, version=begun.application, route_prefix=None)
+        _submit(before, own_path(before))
     delete_unused(endpoints, [begun.application])
 
 

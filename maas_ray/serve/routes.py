@@ -65,6 +65,11 @@ Table = tuple[Route, ...]
 _TABLE = TypeAdapter(Table)
 
 
+def direct_path(endpoint: str) -> str:
+    """The prefix of the paths that name a model."""
+    return f"/v2/models/{endpoint}"
+
+
 def to_config(table: Table) -> dict[str, Any]:
     """A routing table as the gateway's `user_config`; the same table is always the same document."""
     return {"routes": _TABLE.dump_python(tuple(sorted(table, key=lambda route: route.name)), mode="json")}

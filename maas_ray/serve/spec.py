@@ -99,6 +99,9 @@ class DeploySpec(ServingOptions):
     """Longest wait for room on the cluster, seconds; raise it where nodes are started on demand."""
     startup_timeout_s: float = Field(300, gt=0)
     """Longest that a replica may take to load once it has room, seconds."""
+    direct: bool = False
+    """Answer `/v2/models/NAME` on the model's own replicas, without a hop over the gateway: more requests a second; but
+    what a replica works on when it dies fails, where the gateway would ask another."""
     smoke: dict[str, Any] | None = None
     """A request's body, as a client sends it, that must be answered before the version gets traffic. None: one of the
     task's own kind."""

@@ -17,7 +17,7 @@ import pytest
 from maas_ray import DeploySpec, Registry, deploy, diff, endpoints, history, promote, reconcile, rollback, undeploy
 from maas_ray.cluster import free_ports
 from maas_ray.errors import DeploymentError, NotFoundError
-from maas_ray.serve import control
+from maas_ray.serve import control, rollout
 from maas_ray.serve.endpoints import Endpoints, State
 from maas_ray.settings import Settings
 from tests.bundles import image_task, register
@@ -149,6 +149,42 @@ def test_promoting_and_rolling_back_drop_nothing(served: Settings) -> None:
         rollback("shade", to=9, settings=served)
     assert promote("shade/1", "spare", settings=served) == []  # nobody follows it
     assert registry.resolve("shade@spare").number == 1
+
+
+def test_a_direct_path_moves_with_the_route(served: Settings) -> None:
+    def serve_there() -> set[str]:
+        return {name for name, found in applications().items() if found["route_prefix"] == "/v2/models/shade"}
+
+    url = load(served).url
+    with load(served) as asked:
+        asked.goes_on()
+        other = "shade/1" if put(served, direct=True).version == "shade/2" else "shade/2"
+        first = Endpoints(served).get("shade").application
+        assert serve_there() == {first}
+        asked.goes_on()
+        promote(other, "champion", settings=served)
+        second = Endpoints(served).get("shade").application
+        assert (serve_there(), second != first) == ({second}, True)
+        asked.goes_on()
+    assert asked.failed == []
+    # The same application, guard and all, whoever runs it.
+    direct = httpx.post(url, json=BODY)
+    wrong = httpx.post(url, json={"inputs": []})
+    assert direct.json()["model_version"] == other.rpartition("/")[2]
+    assert (wrong.status_code, list(wrong.json())) == (400, ["error"])
+    assert httpx.get(url.removesuffix("/infer")).json()["name"] == "shade"
+    assert httpx.post(url, content=b"x" * 17_000_000).status_code == 413
+    # A path that went missing is seen, and given back.
+    table = Endpoints(served)
+    rollout._submit(table.get("shade"), None)
+    assert [(one.endpoint, one.what) for one in diff(settings=served)] == [("shade", "path")]
+    assert [(one.endpoint, one.problem) for one in reconcile(settings=served)] == [("shade", "")]
+    assert diff(settings=served) == []
+    with load(served) as asked:
+        asked.goes_on()
+        put(served)
+        asked.goes_on()
+    assert (asked.failed, serve_there(), diff(settings=served)) == ([], set(), [])
 
 
 def test_without_an_answer_there_is_no_traffic(served: Settings) -> None:

@@ -23,9 +23,16 @@ SERVING = record(
 )
 
 
+DIRECT = replace(SERVING, spec={**SERVING.spec, "direct": True})
+
+
 def application(status: str = "RUNNING", replicas: tuple[str, ...] = ("RUNNING",), **changes: Any) -> dict[str, Any]:
     deployment = {"message": "", "replicas": [{"state": state} for state in replicas]}
-    return {"status": status, "message": "", "source": "imperative", "deployments": {"Model": deployment}} | changes
+    return (
+        {"status": status, "message": "", "source": "imperative", "deployments": {"Model": deployment}}
+        | {"route_prefix": None}
+        | changes
+    )
 
 
 def gateway(*routes: Route) -> dict[str, Any]:
@@ -45,6 +52,7 @@ def test_what_stands_as_it_should_differs_in_nothing() -> None:
     assert found(replace(SERVING, problem="a/4: no room")) == set()  # the old one goes on, as it should
     assert found(SERVING, model_a=application(replicas=())) == set()  # scaled to zero
     assert found(SERVING, model_a=application("UNHEALTHY")) == set()  # one replica of several is ill
+    assert found(DIRECT, model_a=application(route_prefix="/v2/models/a")) == set()
     assert found(SERVING, model_other=application(source="declarative"), mine=application()) == set()
 
 
@@ -62,6 +70,8 @@ def test_what_stands_as_it_should_differs_in_nothing() -> None:
         ([SERVING], {"maas_gateway": gateway(route("a", "predict", timeout_s=5))}, ("a", "route")),
         ([SERVING], {"maas_gateway": gateway(ROUTE, route("b", "predict"))}, ("b", "version")),
         ([SERVING], {"maas_gateway": application("DELETING")}, (GATEWAY_APP, "missing")),
+        ([SERVING], {"model_a": application(route_prefix="/v2/models/a")}, ("a", "path")),
+        ([DIRECT], {}, ("a", "path")),
         ([SERVING], {"model_other": application()}, ("model-other", "unwanted")),
         ([], {"maas_gateway": gateway()}, ("model-a", "unwanted")),
     ],
