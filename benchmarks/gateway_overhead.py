@@ -1,17 +1,17 @@
 """What the gateway costs: requests/s and latency through it, beside plain Ray Serve, in one run.
 
-    python benchmarks/gateway_overhead.py [--rounds 5] [--seconds 4]
+    python benchmarks/gateway_overhead.py [--rounds 3] [--seconds 4]
 
-Every route ends in the same kind of trivial model app, which answers at once with the same text:
+A request is echoed, 10 KB there and back, or answered with a stream of 50 pieces, by the same trivial model:
 
-    openai       POST /v1/completions through the gateway
-    infer        POST /v2/models/trivial/infer through the gateway
-    composition  an ingress deployment that parses JSON, calls the app by handle and answers JSON
-    bare         the app itself, answering HTTP: one hop
+    gateway      POST /v2/models/NAME/infer, or /v1/completions with `stream`, through the gateway
+    composition  an ingress deployment that calls the model by handle: what one writes with plain Serve
+    direct       the model's own path: the gateway's HTTP application, guard and all, in the model's replica
+    bare         the model's replica answering HTTP with nothing around it: one hop
+    fastapi      FastAPI under uvicorn, without Serve: for scale
 
-One replica each. Routes take turns within every round, so that what else the machine does meets all of
-them; medians over the rounds are compared. Load comes from `wrk` where it is installed, else from an
-asyncio client in a process of its own.
+One replica each. They take turns within every round, so that what else the machine does meets all of them; medians
+over the rounds are compared. Load comes from `wrk`.
 
 Serve runs as `maas up` starts it, with HAProxy before the replicas: Serve's own proxy answers a quarter of
 the requests or fewer. `RAY_SERVE_THROUGHPUT_OPTIMIZED` stays off: it runs a deployment's code on its replica's
@@ -19,7 +19,6 @@ main loop, which speeds up single answers but not streams, and lets code that bl
 """
 
 import argparse
-import asyncio
 import json
 import os
 import re
@@ -28,21 +27,24 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from starlette.responses import JSONResponse
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
 
 from maas_ray import cluster
 from maas_ray.serve import control
-from maas_ray.serve.routes import Route
+from maas_ray.serve.open_inference import InferBody
+from maas_ray.serve.routes import Route, direct_path
+from maas_ray.serve.single import SingleModel, create_single_app
 from maas_ray.serve.spec import GATEWAY_APP, GatewayArgs
 from maas_ray.serve.text import Delta, TextRequest
 from maas_ray.settings import Settings
 
-TEXT = "the quick brown fox"
-COMPLETION = {"model": "trivial", "prompt": "Once upon a time", "max_tokens": 16, "temperature": 0.5}
-INFER = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1.0, 2.0, 3.0, 4.0]}]}
+PIECES = 50
+ECHO = json.dumps({"inputs": [{"name": "x", "shape": [1], "datatype": "BYTES", "data": ["x" * 10_000]}]}).encode()
+STREAM = json.dumps({"model": "text", "prompt": "Once upon a time", "max_tokens": PIECES, "stream": True}).encode()
+BARS = {("gateway", "composition"): 0.9, ("direct", "bare"): 0.85}
 
 
 @dataclass(frozen=True)
@@ -56,73 +58,113 @@ class Measured:
 
 
 class Trivial:
-    """The model app: answers at once, to any of the callers."""
+    """The model: answers at once."""
 
-    async def complete(self, request: TextRequest) -> Delta:
-        return Delta(TEXT, "stop", 4, 4)
-
-    async def generate(self, request: TextRequest):
-        yield Delta(TEXT, "stop", 4, 4)
-
-    async def infer(self, body: bytes) -> bytes:
+    async def infer(self, body: InferBody) -> InferBody:
         return body
 
-    async def answer(self, document: dict) -> dict:
-        return {"model": document["model"], "choices": [{"text": TEXT}]}
+    async def generate(self, request: TextRequest):
+        for number in range(PIECES):
+            yield Delta(" word", "length" if number == PIECES - 1 else None, 4, number + 1)
 
-    async def __call__(self, request):
-        return JSONResponse(await self.answer(await request.json()))
+    async def complete(self, request: TextRequest) -> Delta:
+        return Delta(" word", "length", 4, 1)
+
+
+class Bare(Trivial):
+    """The model, answering HTTP with nothing around it."""
+
+    async def __call__(self, request: Request) -> Response:
+        return Response(await request.body(), media_type="application/json")
+
+
+class Direct(Trivial):
+    """The model, answering HTTP as `direct: true` does."""
+
+    def __init__(self, route: Route) -> None:
+        self._single = SingleModel(self, route)
+
+    def __serve_build_asgi_app__(self):
+        return create_single_app(self._single)
 
 
 class Ingress:
-    """What one writes with plain Serve: parse, call by handle, answer."""
+    """What one writes with plain Serve: call by handle, answer."""
 
     def __init__(self, handle) -> None:
-        self._handle = handle
+        self._infer, self._generate = handle.infer, handle.options(method_name="generate", stream=True)
 
-    async def __call__(self, request):
-        return JSONResponse(await self._handle.answer.remote(await request.json()))
+    async def __call__(self, request: Request) -> Response:
+        body = await request.body()
+        if request.url.path.endswith("/echo"):
+            return Response((await self._infer.remote(InferBody(body))).data, media_type="application/json")
+        asked = json.loads(body)
+        deltas = self._generate.remote(TextRequest(asked["prompt"], asked["max_tokens"], 1, 1, (), None))
+        return StreamingResponse(self._events(deltas), media_type="text/event-stream")
+
+    async def _events(self, deltas):
+        async for delta in deltas:
+            yield f"data: {json.dumps({'choices': [{'text': delta.text}]})}\n\n".encode()
+        yield b"data: [DONE]\n\n"
 
 
-def start(settings: Settings) -> dict[str, tuple[str, bytes]]:
-    """Bring everything up. Returns URL and body of each route."""
+FASTAPI = """
+import json, sys, uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
+app = FastAPI()
+@app.post("/echo")
+async def echo(request: Request):
+    return Response(await request.body(), media_type="application/json")
+@app.post("/stream")
+async def stream(request: Request):
+    await request.body()
+    async def events():
+        for _ in range(int(sys.argv[2])):
+            yield f"data: {json.dumps({'choices': [{'text': ' word'}]})}\\n\\n".encode()
+    return StreamingResponse(events(), media_type="text/event-stream")
+uvicorn.run(app, port=int(sys.argv[1]), log_level="error")
+"""
+
+
+def start(settings: Settings) -> dict[str, dict[str, str]]:
+    """Bring everything of Serve's up. Returns the URL of each way, by what is asked."""
     # Not before the cluster is known: how Ray takes addresses is settled when it is imported.
     from ray import serve
 
     from maas_ray.serve import gateway
 
+    def deployment(kind: type, *arguments, name: str = "Model"):
+        found = serve.deployment(kind, name=name, max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})
+        return found.bind(*arguments)
+
+    def route(name: str, application: str, kind: str) -> Route:
+        fields = {"version": f"{name}/1", "digest": "0" * 64, "created": 0, "inputs": (), "outputs": ()}
+        return Route(name=name, application=application, kind=kind, task="none", timeout_s=60, **fields)
+
     url = control.start(settings)
-    options = {"max_ongoing_requests": 1000, "ray_actor_options": {"num_cpus": 0}}
-    trivial = serve.deployment(Trivial, **options)
-    plain = serve.deployment(Ingress, **options).bind(serve.deployment(Trivial, **options).bind())
-    control.submit(trivial.bind(), "trivial", version="1", route_prefix=None)
-    control.submit(trivial.bind(), "bare", version="1", route_prefix="/bare")
-    control.submit(plain, "composition", version="1", route_prefix="/composition")
-    routes = tuple(
-        Route(
-            name=name,
-            application="trivial",
-            kind=kind,
-            task="none",
-            version="trivial/1",
-            digest="0" * 64,
-            created=0,
-            inputs=(),
-            outputs=(),
-            timeout_s=60,
-        )
-        for name, kind in (("trivial", "generate"), ("tensors", "predict"))
-    )
-    control.submit(gateway.application(GatewayArgs(max_replicas=1), routes), GATEWAY_APP, version="1", route_prefix="/")
-    for name in ("trivial", "bare", "composition", GATEWAY_APP):
+    direct = deployment(serve.ingress()(Direct), route("direct", "direct", "predict"))
+    routes = (route("text", "model", "generate"), route("echo", "model", "predict"))
+    for name, application, prefix in (
+        ("model", deployment(Trivial), None),
+        ("bare", deployment(Bare), "/bare"),
+        ("direct", direct, direct_path("direct")),
+        ("composition", deployment(Ingress, deployment(Trivial), name="Ingress"), "/composition"),
+        (GATEWAY_APP, gateway.application(GatewayArgs(max_replicas=1), routes), "/"),
+    ):
+        control.submit(application, name, version="1", route_prefix=prefix)
+    for name in ("model", "bare", "direct", "composition", GATEWAY_APP):
         control.wait(name, placement_timeout_s=60, startup_timeout_s=120, report=lambda now: None)
     control.wait_for_http(f"{url}/v2/health/live")
-    completion, tensors = json.dumps(COMPLETION).encode(), json.dumps(INFER).encode()
+    control.wait_for_http(f"{url}{direct_path('direct')}")
     return {
-        "openai": (f"{url}/v1/completions", completion),
-        "infer": (f"{url}/v2/models/tensors/infer", tensors),
-        "composition": (f"{url}/composition", completion),
-        "bare": (f"{url}/bare", completion),
+        "echo": {
+            "gateway": f"{url}/v2/models/echo/infer",
+            "composition": f"{url}/composition/echo",
+            "direct": f"{url}{direct_path('direct')}/infer",
+            "bare": f"{url}/bare",
+        },
+        "stream": {"gateway": f"{url}/v1/completions", "composition": f"{url}/composition/stream"},
     }
 
 
@@ -130,15 +172,7 @@ def start(settings: Settings) -> dict[str, tuple[str, bytes]]:
 
 
 def measure(url: str, body: bytes, concurrency: int, seconds: float) -> Measured:
-    """Load on one route, from another process."""
-    if shutil.which("wrk"):
-        return _wrk(url, body, concurrency, seconds)
-    command = [sys.executable, __file__, "--client", url, str(concurrency), str(seconds)]
-    done = subprocess.run(command, input=body, capture_output=True, check=True)
-    return Measured(**json.loads(done.stdout))
-
-
-def _wrk(url: str, body: bytes, concurrency: int, seconds: float) -> Measured:
+    """Load on one route, by `wrk`."""
     script = f"""
 wrk.method = "POST"
 wrk.headers["Content-Type"] = "application/json"
@@ -158,86 +192,65 @@ end
     return Measured(float(rate), float(p50), float(p99), int(errors))
 
 
-async def _client(url: str, body: bytes, concurrency: int, seconds: float) -> Measured:
-    """Keep-alive connections over bare sockets: as little as Python can do for a request."""
-    host, _, path = url.removeprefix("http://").partition("/")
-    name, _, port = host.partition(":")
-    head = f"POST /{path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-    request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-    taken, errors = [], 0
-    deadline = time.perf_counter() + seconds
-
-    async def connection() -> None:
-        nonlocal errors
-        reader, writer = await asyncio.open_connection(name, int(port))
-        while time.perf_counter() < deadline:
-            began = time.perf_counter()
-            writer.write(request)
-            answer = await reader.readuntil(b"\r\n\r\n")
-            length = int(re.search(rb"content-length: (\d+)", answer, re.IGNORECASE)[1])
-            await reader.readexactly(length)
-            taken.append(time.perf_counter() - began)
-            errors += answer.split(b" ", 2)[1] != b"200"
-        writer.close()
-
-    await asyncio.gather(*(connection() for _ in range(concurrency)))
-    taken.sort()
-    return Measured(len(taken) / seconds, taken[len(taken) // 2] * 1e3, taken[int(len(taken) * 0.99)] * 1e3, errors)
-
-
 # --- report ----------------------------------------------------------------------------------------
 
 
-def compare(routes: dict[str, tuple[str, bytes]], rounds: int, seconds: float) -> int:
-    """Measure, print, and return 0 if the gateway holds its promise."""
-    print(f"load: {'wrk' if shutil.which('wrk') else 'asyncio client'}; {os.cpu_count()} cores; Serve with HAProxy")
-    for url, body in routes.values():
-        measure(url, body, 4, 2)  # warm
+def compare(asked: dict[str, dict[str, str]], rounds: int, seconds: float) -> int:
+    """Measure, print, and return 0 if the gateway holds its promises."""
+    bodies = {"echo": ECHO, "stream": STREAM}
     kept = True
-    for concurrency in (1, 16):
-        runs: dict[str, list[Measured]] = {name: [] for name in routes}
-        for number in range(rounds):
-            # In turns, and each round begins with another.
-            names = list(routes)[number % len(routes) :] + list(routes)[: number % len(routes)]
-            for name in names:
-                runs[name].append(measure(*routes[name], concurrency, seconds))
-        rates = {name: statistics.median(run.rate for run in found) for name, found in runs.items()}
-        print(f"\nc={concurrency}, medians of {rounds} rounds of {seconds:g} s")
-        for name, found in runs.items():
-            p50, p99 = (statistics.median(getattr(run, field) for run in found) for field in ("p50_ms", "p99_ms"))
-            errors = sum(run.errors for run in found)
-            # Of the ratios of each round, which share what else the machine did: steadier than that of the medians.
-            beside = statistics.median(
-                mine.rate / other.rate for mine, other in zip(found, runs["composition"], strict=True)
-            )
+    for what, ways in asked.items():
+        for url in ways.values():
+            measure(url, bodies[what], 4, 2)  # warm
+        for concurrency in (1, 16, 64):
+            runs: dict[str, list[Measured]] = {way: [] for way in ways}
+            for number in range(rounds):
+                # In turns, and each round begins with another.
+                for way in list(ways)[number % len(ways) :] + list(ways)[: number % len(ways)]:
+                    runs[way].append(measure(ways[way], bodies[what], concurrency, seconds))
             print(
-                f"  {name:12} {rates[name]:7.0f} requests/s   p50 {p50:6.2f} ms   p99 {p99:6.2f} ms   "
-                f"÷ composition {beside:.2f}" + (f"   {errors} errors" if errors else "")
+                f"\n{what}, c={concurrency}, medians of {rounds} rounds of {seconds:g} s; load {os.getloadavg()[0]:.1f}"
             )
-            kept &= errors == 0 and (name not in ("openai", "infer") or beside >= 0.8)
-    print("\n" + ("kept" if kept else "NOT kept") + ": through the gateway at least 0.8 of the composition")
+            for way, found in runs.items():
+                rate, p50, p99 = (
+                    statistics.median(getattr(run, field) for run in found) for field in ("rate", "p50_ms", "p99_ms")
+                )
+                errors = sum(run.errors for run in found)
+                kept &= errors == 0
+                line = f"  {way:12} {rate:7.0f} requests/s   p50 {p50:6.2f} ms   p99 {p99:6.2f} ms"
+                for (mine, other), bar in BARS.items():
+                    if way == mine and other in runs:
+                        # Of the ratios of each round, which share what else the machine did.
+                        ratios = [one.rate / base.rate for one, base in zip(found, runs[other], strict=True)]
+                        line += f"   ÷ {other} {statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
+                        kept &= statistics.median(ratios) >= bar
+                print(line + (f"   {errors} errors" if errors else ""), flush=True)
+    bars = " and ".join(f"{mine} at least {bar} of {other}" for (mine, other), bar in BARS.items())
+    print(f"\n{'kept' if kept else 'NOT kept'}: {bars}")
     return 0 if kept else 1
 
 
 def main() -> int:
-    if sys.argv[1:2] == ["--client"]:
-        url, concurrency, seconds = sys.argv[2:]
-        found = asyncio.run(_client(url, sys.stdin.buffer.read(), int(concurrency), float(seconds)))
-        print(json.dumps(asdict(found)))
-        return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4)
     arguments = parser.parse_args()
+    if not shutil.which("wrk"):
+        sys.exit("Load comes from wrk, which is not installed here.")
     with tempfile.TemporaryDirectory(prefix="maas-bench-") as home:
-        port = cluster.free_ports(1)[0]
-        settings = Settings.from_environment({"MAAS_HOME": home, "MAAS_HTTP_PORT": str(port)})
+        ports = cluster.free_ports(3)
+        settings = Settings.from_environment({"MAAS_HOME": home, "MAAS_HTTP_PORT": str(ports[0])})
         os.environ.pop("RAY_ADDRESS", None)
-        cluster.up(settings, dashboard_port=cluster.free_ports(1)[0])
+        cluster.up(settings, dashboard_port=ports[1])
+        fastapi = subprocess.Popen([sys.executable, "-c", FASTAPI, str(ports[2]), str(PIECES)])
         try:
             cluster.connect(settings, start=False)
-            return compare(start(settings), arguments.rounds, arguments.seconds)
+            asked = start(settings)
+            for what, ways in asked.items():
+                ways["fastapi"] = f"http://127.0.0.1:{ports[2]}/{what}"
+            return compare(asked, arguments.rounds, arguments.seconds)
         finally:
+            fastapi.kill()
             cluster.down(settings)
 
 
