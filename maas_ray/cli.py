@@ -453,10 +453,10 @@ def down(verbose: Verbose = False) -> None:
 # --- running and reporting -------------------------------------------------------------------------
 
 
-def main() -> None:
-    """The `maas` command."""
+def main(*command: str) -> None:
+    """The `maas` command; with words of a command, that command with the process's arguments, as `jobs/` has them."""
     with reported():
-        app(prog_name="maas")
+        app([*command, *sys.argv[1:]], prog_name="maas")
 
 
 def run_job(spec_type: Any, verb: Callable[[Any], Any], show: Callable[[Any], None] | None = None) -> None:

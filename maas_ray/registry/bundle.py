@@ -24,6 +24,8 @@ from maas_ray.tasks import Task, load_task
 
 KIND = "bundle"
 WEIGHTS_SUFFIX = ".safetensors"
+WEIGHT_SUFFIXES = (WEIGHTS_SUFFIX, ".onnx", ".onnx.data")
+"""What needs not be read to know what a model does."""
 UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 

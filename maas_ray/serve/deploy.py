@@ -30,7 +30,7 @@ class Endpoint:
         name: the name.
         version: what it serves, `name/number`; where it serves nothing, what it should.
         task: what the model does.
-        engine: what generates its text, and why not a faster one. Empty: it generates none.
+        engine: what computes, and why not what is faster. Empty: not known.
         state: `serving`, `unhealthy`, `deploying`, `failed`, `removing`, or `down`: no such application runs.
         replicas: how many run.
         url: where the gateway listens. Empty: nowhere.

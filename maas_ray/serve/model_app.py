@@ -21,6 +21,7 @@ from ray.serve import Application
 from maas_ray.errors import RequestError
 from maas_ray.registry.bundle import open_bundle
 from maas_ray.registry.versions import Registry
+from maas_ray.serve.engines import predict
 from maas_ray.serve.guard import BACKPRESSURE, App
 from maas_ray.serve.open_inference import InferBody, numpy_dtype, parse_infer, render_infer
 from maas_ray.serve.routes import Route, make_route
@@ -54,11 +55,8 @@ class _Model:
     """
 
     def __init__(self, uri: str, route: Route, options: ServingOptions) -> None:
-        import torch
-
-        torch.set_num_threads(options.threads)
         self.task, directory = _fetch(uri, route.digest)
-        self.network = self.task.load_model(directory).to("cuda" if options.resources.gpus else "cpu")
+        self.network, self.engine = predict.load(self.task, directory, options)
         self.route, self.options = route, options
 
 
@@ -158,7 +156,12 @@ class Predictor(_OnItsOwnPath):
         self._batch.set_batch_wait_timeout_s(self._model.options.batch_wait_ms / 1000)
         # One thread computes, so that the event loop gathers the next batch meanwhile.
         self._thread = ThreadPoolExecutor(1)
-        await self._batch(_example(self._model.task))  # warm; an example may well be one to refuse
+        for size in predict.warm_up_sizes(self._model.engine):  # an example may well be one to refuse
+            await asyncio.gather(*(self._batch(_example(self._model.task)) for _ in range(size)))
+
+    def engine(self) -> str:
+        """What computes, for a person."""
+        return self._model.engine
 
     async def infer(self, body: InferBody) -> InferBody | RequestError:
         """An Open Inference request to its answer."""

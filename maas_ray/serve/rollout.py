@@ -58,11 +58,14 @@ def wanted(spec: DeploySpec, version: ModelVersion) -> Record:
     """The record of an endpoint that serves a version as a spec says.
 
     Raises:
-        MaasError: the bundle is missing, damaged, or not the one that was registered.
+        MaasError: the bundle is missing, damaged, or not the one that was registered; or the spec asks for what its
+            task cannot have.
     """
     name = spec.endpoint or version.name
     spec = spec.model_copy(update={"endpoint": name})
     application = _application_name(spec, version)
+    route = make_route(version, endpoint=name, application=application, timeout_s=spec.request_timeout_s)
+    spec.check_kind(route.kind)
     return Record(
         name=name,
         revision=0,
@@ -71,7 +74,7 @@ def wanted(spec: DeploySpec, version: ModelVersion) -> Record:
         uri=version.uri,
         digest=version.digest,
         application=application,
-        route=make_route(version, endpoint=name, application=application, timeout_s=spec.request_timeout_s),
+        route=route,
         state=State.SERVING,
     )
 
@@ -193,8 +196,7 @@ def make_ready(change: Change) -> Change:
     route = change.wanted.route
     assert route is not None  # noqa: S101
     smoke.check(route, spec.smoke)
-    if route.kind == "generate":
-        route = route.model_copy(update={"engine": control.ask(route.application, "engine")})
+    route = route.model_copy(update={"engine": control.ask(route.application, "engine")})
     return replace(change, wanted=replace(change.wanted, route=route))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from maas_ray.registry.bundle import WEIGHTS_SUFFIX
+from maas_ray.registry.bundle import WEIGHT_SUFFIXES
 from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.serve.spec import ServedModel
 from maas_ray.spec import Spec
@@ -53,7 +53,7 @@ class Route(Spec):
     timeout_s: float
     """Longest that one request may take, seconds."""
     engine: str = ""
-    """What generates, as a replica said when the version was deployed. Empty: nothing does, or it was not asked."""
+    """What computes, as a replica said when the version was deployed. Empty: it was not asked."""
 
     @property
     def number(self) -> str:
@@ -87,7 +87,7 @@ def make_route(version: ModelVersion, *, endpoint: str, application: str, timeou
         MaasError: the bundle is missing, damaged, or not the one that was registered.
     """
     bundle = version.open()
-    features = [entry.path for entry in bundle.artifact.files if not entry.path.endswith(WEIGHTS_SUFFIX)]
+    features = [entry.path for entry in bundle.artifact.files if not entry.path.endswith(WEIGHT_SUFFIXES)]
     with tempfile.TemporaryDirectory() as directory:
         task = bundle.load_task(bundle.artifact.fetch(Path(directory), features))
     return Route(

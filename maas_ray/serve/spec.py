@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from maas_ray.errors import DeploymentError
 from maas_ray.spec import Name, Spec
 
 GATEWAY_APP = "maas-gateway"
@@ -45,6 +46,9 @@ class Resources(Spec):
     """GPUs; 0 computes on the CPU."""
 
 
+_GENERATING, _PREDICTING = ("openvino", "transformers"), ("onnxruntime", "torch", "torch.compile")
+
+
 class ServingOptions(Spec):
     """How a replica works."""
 
@@ -52,8 +56,9 @@ class ServingOptions(Spec):
     """How many replicas."""
     resources: Resources = Resources()
     """What each takes."""
-    engine: Literal["auto", "openvino", "transformers"] = "auto"
-    """What generates text. auto: on the CPU OpenVINO where it can take the model, else Transformers."""
+    engine: Literal["auto", "openvino", "transformers", "onnxruntime", "torch", "torch.compile"] = "auto"
+    """What computes. auto: for text, on the CPU OpenVINO where it can take the model, else Transformers; for tasks that
+    predict, on the CPU ONNX Runtime where the bundle carries `model.onnx`, else Torch."""
     compression: Literal["none", "int8", "int4"] = "none"
     """Bits that OpenVINO keeps of a weight: fewer are faster and smaller, and change the answers."""
     max_ongoing_requests: int = Field(32, ge=1)
@@ -75,6 +80,18 @@ class ServingOptions(Spec):
     def threads(self) -> int:
         """Threads that a replica computes with."""
         return max(1, int(self.resources.cpus))
+
+    def check_kind(self, kind: str) -> None:
+        """See that the engine is one for a task's kind.
+
+        Raises:
+            DeploymentError: it is not.
+        """
+        fitting = _GENERATING if kind == "generate" else _PREDICTING
+        if self.engine not in ("auto", *fitting):
+            raise DeploymentError(
+                f"engine: {self.engine} is not for this model's task; take auto, {', '.join(fitting)}."
+            )
 
     @model_validator(mode="after")
     def _openvino_where_it_works(self) -> Self:

@@ -147,7 +147,7 @@ def test_a_model_that_openvino_does_not_know_is_served_by_transformers_which_is_
         show_endpoints(served.settings, as_json=True)
         engines = {endpoint["name"]: endpoint["engine"] for endpoint in json.loads(capsys.readouterr().out)}
         assert engines["odd"] == "transformers (OpenVINO's engine does not know the architecture ministral)"
-        assert (engines["lm"], engines["img"]) == ("openvino", "")
+        assert (engines["lm"], engines["img"]) == ("openvino", "torch")
         # The same weights, so the same words from either engine.
         answers = [complete(served.url, model=name, max_tokens=40).json()["choices"] for name in ("odd", "lm")]
         assert answers[0] == answers[1]

@@ -1,5 +1,6 @@
 """What stands beside the package says the same as the package."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -49,6 +50,25 @@ def test_gpu_workers_come_when_asked_for_and_go_when_idle(cluster_yaml: dict[str
     assert sum(kind["max_workers"] for kind in types.values()) <= cluster_yaml["max_workers"]
 
 
+def test_nodes_have_the_settings_of_serve_that_maas_up_has(cluster_yaml: dict[str, Any], tmp_path: Path) -> None:
+    from maas_ray.cluster import serve_environment
+
+    (written,) = [
+        command for command in cluster_yaml["setup_commands"] if ".maas_environment" in command and "END" in command
+    ]
+    home = tmp_path / "home"
+    home.mkdir()
+    shell = f"{written}\n. ~/.maas_environment; env -0"
+    shown = subprocess.run(
+        ["bash", "-ec", shell], env={"HOME": str(home), "PATH": os.environ["PATH"]}, capture_output=True, check=True
+    )
+    found = dict(line.split("=", 1) for line in shown.stdout.decode().split("\0") if line)
+    own = {"FILE", "PATH", "BASE", "LOC", "PORT", "NBTHREAD"}  # each cluster's, or each machine's
+    for name, value in serve_environment(tmp_path / "serve").items():
+        if name.rpartition("_")[2] not in own:
+            assert found[name].split() == value.split(), name
+
+
 def test_every_node_is_set_up_from_the_constraints_and_asks_for_the_token(cluster_yaml: dict[str, Any]) -> None:
     environment = next(command for command in cluster_yaml["setup_commands"] if "cat > ~/.maas_environment" in command)
 
@@ -83,7 +103,7 @@ def test_every_command_is_valid_shell(cluster_yaml: dict[str, Any]) -> None:
 
 def requirements() -> list[Requirement]:
     extras = PROJECT["optional-dependencies"]
-    lines = [*PROJECT["dependencies"], *extras["test"], *extras["client"], *extras["compression"]]
+    lines = [*PROJECT["dependencies"], *extras["test"], *extras["client"], *extras["compression"], *extras["onnx"]]
     return [found for line in lines if (found := Requirement(line)).name != PROJECT["name"]]
 
 
@@ -103,7 +123,8 @@ def test_every_third_party_import_is_declared() -> None:
     import ast
     from importlib.metadata import packages_distributions
 
-    lines = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["compression"]]
+    extras = PROJECT["optional-dependencies"]
+    lines = [*PROJECT["dependencies"], *extras["compression"], *extras["onnx"]]
     declared = {canonicalize_name(Requirement(line).name) for line in lines}
     comes_along = {"pydantic-core"}
     distributions = packages_distributions()

@@ -1,0 +1,6 @@
+"""Serve again what an endpoint served before: `python jobs/rollback.py ENDPOINT [--to NUMBER]`"""
+
+from maas_ray.cli import main
+
+if __name__ == "__main__":
+    main("rollback")
