@@ -7,7 +7,7 @@ the type of `build`'s argument from its annotation, so this module must not turn
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
@@ -21,8 +21,10 @@ from ray.serve import Application
 from maas_ray.errors import RequestError
 from maas_ray.registry.bundle import open_bundle
 from maas_ray.registry.versions import ModelVersion, Registry
+from maas_ray.serve.generating import Generating
 from maas_ray.serve.open_inference import InferBody, numpy_dtype, parse_infer, render_infer
 from maas_ray.serve.routes import Route, make_route
+from maas_ray.serve.rows import Head, PredictBody, parse_rows
 from maas_ray.serve.spec import ModelArgs, ServingOptions
 from maas_ray.serve.text import Delta, Detokenizer, StopStrings, TextCodec, TextRequest
 from maas_ray.settings import Settings
@@ -74,6 +76,8 @@ class Generator:
         started = await asyncio.to_thread(start, task, directory, digest, options, cache=cache)
         self._engine, self._name = started.engine, started.name
         self._codec = TextCodec(cast(TextGeneration, task), directory, started.context, started.end_ids)
+        head = Head(model=name, version=number)
+        self._rows = Generating(self._codec.task, self.complete, head, options.max_ongoing_requests)
         await warm_up(self._engine, self._codec.task.end_of_text_id)
         _log.info("%s: the engine is %s", name, self._name)
 
@@ -119,6 +123,20 @@ class Generator:
                 text, last = text + delta.text, delta
         return Delta(text, last.finish_reason, last.prompt_tokens, last.completion_tokens)
 
+    async def infer(self, body: InferBody) -> InferBody | RequestError:
+        """An Open Inference request to its answer."""
+        try:
+            return await self._rows.infer(body)
+        except RequestError as error:
+            return error
+
+    async def predict(self, body: PredictBody) -> bytes | RequestError:
+        """Rows in the task's words to their answers."""
+        try:
+            return await self._rows.predict(body)
+        except RequestError as error:
+            return error
+
     def check_health(self) -> None:
         """Serve asks; what is raised makes it replace the replica."""
         self._engine.check()
@@ -137,6 +155,7 @@ class Predictor:
         self._batch.set_batch_wait_timeout_s(self._model.options.batch_wait_ms / 1000)
         # One thread computes, so that the event loop gathers the next batch meanwhile.
         self._thread = ThreadPoolExecutor(1)
+        self._reading = ThreadPoolExecutor(1)  # unfolds one image at a time: some are hundreds of megabytes
         await self._batch(_example(self._model.task))  # warm; an example may well be one to refuse
 
     async def infer(self, body: InferBody) -> InferBody | RequestError:
@@ -144,21 +163,32 @@ class Predictor:
         task = self._model.task
         try:
             request = parse_infer(body, task.inputs, task.outputs)
-        except RequestError as error:
-            return error
-        rows = ({name: array[row] for name, array in request.inputs.items()} for row in range(request.rows))
-        answers: list[_Row] = []
-        for answer in await asyncio.gather(*map(self._batch, rows)):
-            if isinstance(answer, RequestError):
-                return answer
-            if isinstance(answer, Exception):
-                raise answer
-            answers.append(answer)
-        outputs = {name: np.stack([answer[name] for answer in answers]) for name in request.outputs}
-        try:
+            rows = ({name: array[row] for name, array in request.inputs.items()} for row in range(request.rows))
+            answers = await self._answers(rows)
+            outputs = {name: np.stack([answer[name] for answer in answers]) for name in request.outputs}
             return render_infer(request, outputs, task.outputs, self._model.name, self._model.number)
         except RequestError as error:
             return error
+
+    async def predict(self, body: PredictBody) -> bytes | RequestError:
+        """Rows in the task's words to their answers."""
+        model = self._model
+        try:
+            asked = parse_rows(body, model.task)
+            answers = await self._answers(await asked.inputs(model.task, self._reading))
+            head = Head(model=model.name, version=model.number)
+            return asked.render([model.task.to_answer(answer) for answer in answers], head)
+        except RequestError as error:
+            return error
+
+    async def _answers(self, rows: Iterable["_Row"]) -> list["_Row"]:
+        """Answers in the order of the rows; the first error is raised."""
+        answers = []
+        for answer in await asyncio.gather(*map(self._batch, rows)):
+            if isinstance(answer, Exception):
+                raise answer
+            answers.append(answer)
+        return answers
 
     @serve.batch  # type: ignore[untyped-decorator]
     async def _batch(self, rows: list["_Row"]) -> list["_Row | Exception"]:

@@ -6,7 +6,7 @@ Parsed where the model is, so that a gateway passes a body on unread. Knows noth
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -83,36 +83,40 @@ class _Strict(BaseModel):
 _Size = Annotated[int, Field(ge=0, lt=2**63)]
 
 
-class _InputParameters(_Strict):
+class InputParameters(_Strict):
     binary_data_size: _Size | None = None
 
 
-class _Input(_Strict):
+class InputTensor(_Strict):
     name: str
     shape: list[_Size]
     datatype: str
     data: list[Any] | None = None
-    parameters: _InputParameters | None = None
+    parameters: InputParameters | None = None
 
 
-class _OutputParameters(_Strict):
+class ChoiceParameters(_Strict):
     binary_data: bool | None = None
 
 
-class _Output(_Strict):
+class OutputChoice(_Strict):
     name: str
-    parameters: _OutputParameters | None = None
+    parameters: ChoiceParameters | None = None
 
 
-class _RequestParameters(_Strict):
+class RequestParameters(_Strict):
+    model_config = ConfigDict(extra="allow")
+
     binary_data_output: bool | None = None
 
 
-class _Document(_Strict):
-    inputs: Annotated[list[_Input], Field(min_length=1)]
-    outputs: list[_Output] | None = None
+class InferDocument(_Strict):
+    """`POST /v2/models/{name}/infer`"""
+
+    inputs: Annotated[list[InputTensor], Field(min_length=1)]
+    outputs: list[OutputChoice] | None = None
     id: str | None = None
-    parameters: _RequestParameters | None = None
+    parameters: RequestParameters | None = None
 
 
 # --- requests --------------------------------------------------------------------------------------
@@ -127,24 +131,41 @@ class InferRequest:
         outputs: those that are asked for, and whether as bytes.
         id: is given back.
         rows: how many.
+        parameters: of the answer, by name; not checked further.
     """
 
     inputs: dict[str, np.ndarray]
     outputs: dict[str, bool]
     id: str | None
     rows: int
+    parameters: dict[str, Any]
 
 
-def parse_infer(body: InferBody, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> InferRequest:
+def parse_infer(
+    body: InferBody,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    parameters: Collection[str] = (),
+) -> InferRequest:
     """The request in a body, checked against what the model takes and gives.
+
+    Args:
+        body: the body.
+        inputs: what the model takes.
+        outputs: what it gives.
+        parameters: names of those that the model takes.
 
     Raises:
         RequestError: it is not such a request; names the place.
     """
     try:
-        document = _Document.model_validate(parse_json(body.document))
+        document = InferDocument.model_validate(parse_json(body.document))
     except ValidationError as error:
         raise _refusal(error) from error
+    given = document.parameters.model_extra or {} if document.parameters else {}
+    unknown = [name for name in given if name not in parameters]
+    if unknown:
+        raise RequestError(f"Unknown parameter: 'parameters.{unknown[0]}'.", param="parameters")
     arrays = _arrays(document.inputs, {spec.name: spec for spec in inputs}, body.tail)
     rows = {len(array) for array in arrays.values()}
     if len(rows) != 1 or rows == {0}:
@@ -162,10 +183,10 @@ def parse_infer(body: InferBody, inputs: Sequence[TensorSpec], outputs: Sequence
                 )
             own = output.parameters.binary_data if output.parameters else None
             asked[output.name] = binary if own is None else own
-    return InferRequest(arrays, asked, document.id, rows.pop())
+    return InferRequest(arrays, asked, document.id, rows.pop(), given)
 
 
-def _arrays(given: list[_Input], expected: dict[str, TensorSpec], tail: memoryview) -> dict[str, np.ndarray]:
+def _arrays(given: list[InputTensor], expected: dict[str, TensorSpec], tail: memoryview) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     for place, tensor in enumerate(given):
         where = f"inputs[{place}]"
@@ -194,7 +215,7 @@ def _arrays(given: list[_Input], expected: dict[str, TensorSpec], tail: memoryvi
     return arrays
 
 
-def _array(tensor: _Input, raw: memoryview | None, spec: TensorSpec, where: str) -> np.ndarray:
+def _array(tensor: InputTensor, raw: memoryview | None, spec: TensorSpec, where: str) -> np.ndarray:
     if tensor.datatype != spec.datatype:
         raise RequestError(
             f"{where}.datatype: {tensor.name} is {spec.datatype}, not {tensor.datatype!r}.", param=f"{where}.datatype"

@@ -350,7 +350,7 @@ def test_missing_and_unknown_models(call: Call) -> None:
         assert unknown.json()["error"]["code"] == "model_not_found"
     other = complete(call, model="sums")
     assert other.status_code == 400
-    assert "/v2/models/sums/infer" in other.json()["error"]["message"]
+    assert "/v1/models/sums/predict" in other.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
