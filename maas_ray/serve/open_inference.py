@@ -280,7 +280,8 @@ def _values(data: list[Any], datatype: str, where: str) -> np.ndarray:
         found = np.array(data, dtype=object) if _strings(data) else None
     else:
         try:
-            found = np.array(data) if data else np.array(data, dtype="int64")
+            # An array of strings has room for the longest in each place: a short body would become gigabytes.
+            found = None if str in _kinds(data) else np.array(data) if data else np.array(data, dtype="int64")
         except (ValueError, OverflowError):
             raise RequestError(f"{where}: its rows are not all of one length.", param=where) from None
     kinds = {"BYTES": "O", "BOOL": "b"} | dict.fromkeys(_INTEGERS, "iu") | dict.fromkeys(_FLOATS, "iuf")
@@ -299,6 +300,16 @@ def _values(data: list[Any], datatype: str, where: str) -> np.ndarray:
             found = found.astype(_FLOATS[datatype])
         if not np.isfinite(found).all():
             raise RequestError(f"{where}: holds a number too large for {datatype}.", param=where)
+    return found
+
+
+def _kinds(data: list[Any]) -> set[type]:
+    """The types of values in nested lists."""
+    found = set(map(type, data))
+    if list in found:
+        for value in data:
+            if type(value) is list:
+                found |= _kinds(value)
     return found
 
 

@@ -1,7 +1,7 @@
 """The HTTP surface as one OpenAPI 3.1 document, made from the models that parse requests.
 
-So what requests may hold is never another thing than what is said of it. What answers hold is described here, and a
-fuzzer in the tests compares the two. What a path does stands in `api`.
+So what requests may hold is never another thing than what is said of it. What a path does stands in `api`, what answers
+hold in `answers`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,173 +13,14 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from maas_ray import __version__
-from maas_ray.serve import openai, rows
+from maas_ray.serve import answers, openai, rows
+from maas_ray.serve.forms import FORM_TYPE
 from maas_ray.serve.open_inference import LENGTH_HEADER, InferDocument
-from maas_ray.serve.routes import Route, Tensor
+from maas_ray.serve.routes import Route
 from maas_ray.tasks import TASKS
 
 _Document = dict[str, Any]
 _Answers = Mapping[int, Any]  # a model or a schema for each status
-
-
-# --- answers: OpenAI -------------------------------------------------------------------------------
-
-
-class Usage(BaseModel):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class _Piece(BaseModel):
-    index: int
-    logprobs: dict[str, Any] | None
-    finish_reason: str | None
-
-
-class _Choice(_Piece):
-    finish_reason: str
-
-
-class CompletionChoice(_Choice):
-    text: str
-
-
-class CompletionPiece(_Piece):
-    text: str
-
-
-class ChatMessage(BaseModel):
-    role: Literal["assistant"]
-    content: str | None
-    refusal: str | None
-
-
-class ChatChoice(_Choice):
-    message: ChatMessage
-
-
-class ChatDelta(BaseModel):
-    role: Literal["assistant"] = "assistant"
-    content: str | None = None
-
-
-class ChatPiece(_Piece):
-    delta: ChatDelta
-
-
-class _TextAnswer(BaseModel):
-    id: str
-    created: int
-    model: str
-    system_fingerprint: str
-
-
-class Completion(_TextAnswer):
-    object: Literal["text_completion"]
-    choices: list[CompletionChoice]
-    usage: Usage
-
-
-class CompletionChunk(_TextAnswer):
-    object: Literal["text_completion"]
-    choices: list[CompletionPiece]
-    usage: Usage | None = None
-
-
-class ChatCompletion(_TextAnswer):
-    object: Literal["chat.completion"]
-    choices: list[ChatChoice]
-    usage: Usage
-
-
-class ChatCompletionChunk(_TextAnswer):
-    object: Literal["chat.completion.chunk"]
-    choices: list[ChatPiece]
-    usage: Usage | None = None
-
-
-class Model(BaseModel):
-    id: str
-    object: Literal["model"]
-    created: int
-    owned_by: str
-
-
-class ModelList(BaseModel):
-    object: Literal["list"]
-    data: list[Model]
-
-
-class ErrorDetail(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class Error(BaseModel):
-    """An error under any path but `/v2`."""
-
-    error: ErrorDetail
-
-
-# --- answers: Open Inference Protocol --------------------------------------------------------------
-
-
-class Server(BaseModel):
-    name: str
-    version: str
-    extensions: list[str]
-
-
-class Live(BaseModel):
-    live: bool
-
-
-class Ready(BaseModel):
-    ready: bool
-
-
-class ModelReady(Ready):
-    name: str
-
-
-class ModelMetadata(BaseModel):
-    name: str
-    versions: list[str]
-    platform: str
-    inputs: list[Tensor]
-    outputs: list[Tensor]
-
-
-class OutputParameters(BaseModel):
-    binary_data_size: int
-
-
-class Output(BaseModel):
-    name: str
-    datatype: str
-    shape: list[int]
-    data: list[Any] = []
-    parameters: OutputParameters | None = None
-
-
-class InferAnswer(BaseModel):
-    model_name: str
-    model_version: str
-    id: str | None = None
-    outputs: list[Output]
-
-
-class InferenceError(BaseModel):
-    """An error under `/v2`."""
-
-    error: str
-
-
-# --- the document ----------------------------------------------------------------------------------
-
 _JSON = "application/json"
 _BYTES = "application/octet-stream"
 _ERRORS = {
@@ -194,20 +35,20 @@ _ERRORS = {
 _ASKED = (400, 404, 413, 429, 500, 503, 504)
 _TOLD = (404, 500)
 _ANSWERS: tuple[type[BaseModel], ...] = (
-    Completion,
-    CompletionChunk,
-    ChatCompletion,
-    ChatCompletionChunk,
-    Model,
-    ModelList,
-    Error,
-    Server,
-    Live,
-    Ready,
-    ModelReady,
-    ModelMetadata,
-    InferAnswer,
-    InferenceError,
+    answers.Completion,
+    answers.CompletionChunk,
+    answers.ChatCompletion,
+    answers.ChatCompletionChunk,
+    answers.Model,
+    answers.ModelList,
+    answers.Error,
+    answers.Server,
+    answers.Live,
+    answers.Ready,
+    answers.ModelReady,
+    answers.ModelMetadata,
+    answers.InferAnswer,
+    answers.InferenceError,
     rows.Head,
     *(task.answer for task in TASKS),
 )
@@ -241,9 +82,9 @@ def document(routes: Sequence[Route]) -> _Document:
 
 @cache
 def _schemas() -> _Document:
-    """Every model by its name. What is missing in an answer may be left out; in a request, what has a default."""
-    models: list[tuple[type[BaseModel], Literal["validation", "serialization"]]] = [
-        *((model, "validation") for model in (*_REQUESTS, *_ANSWERS)),
+    """Every model by its name."""
+    models: list[tuple[type[BaseModel], Literal["validation"]]] = [
+        (model, "validation") for model in (*_REQUESTS, *_ANSWERS)
     ]
     _, found = models_json_schema(models, ref_template="#/components/schemas/{model}")
     schemas: _Document = found["$defs"]
@@ -253,18 +94,22 @@ def _schemas() -> _Document:
 def _openai(names: _Document) -> _Document:
     one = [_path("name", "Public model name.", names)]
     ours = {"type": "object", "properties": {"model": names}}
-    listed = _operation("list_models", "Models that generate text", "OpenAI", Error, (500,), {200: ModelList})
-    card = _operation("get_model", "One of them", "OpenAI", Error, (400, *_TOLD), {200: Model}, parameters=one)
+    listed = _operation(
+        "list_models", "Models that generate text", "OpenAI", answers.Error, (500,), {200: answers.ModelList}
+    )
+    card = _operation(
+        "get_model", "One of them", "OpenAI", answers.Error, (400, *_TOLD), {200: answers.Model}, parameters=one
+    )
     paths: _Document = {"/v1/models": {"get": listed}, "/v1/models/{name}": {"get": card}}
     for path, body, answer, chunk in (
-        ("completions", openai.CompletionBody, Completion, CompletionChunk),
-        ("chat/completions", openai.ChatBody, ChatCompletion, ChatCompletionChunk),
+        ("completions", openai.CompletionBody, answers.Completion, answers.CompletionChunk),
+        ("chat/completions", openai.ChatBody, answers.ChatCompletion, answers.ChatCompletionChunk),
     ):
         asked = _operation(
             f"create_{path.replace('/', '_')}",
             "Text that follows a prompt" if body is openai.CompletionBody else "What follows in a chat",
             "OpenAI",
-            Error,
+            answers.Error,
             _ASKED,
             {200: answer},
             body={_JSON: {"allOf": [_ref(body), ours]}},
@@ -276,7 +121,7 @@ def _openai(names: _Document) -> _Document:
 
 def _event(chunk: type[BaseModel]) -> _Document:
     """One server-sent event, with `stream: true`. An error on the way is the last; else that is `[DONE]`."""
-    document = {"contentMediaType": _JSON, "contentSchema": {"anyOf": [_ref(chunk), _ref(Error)]}}
+    document = {"contentMediaType": _JSON, "contentSchema": {"anyOf": [_ref(chunk), _ref(answers.Error)]}}
     return {
         "type": "object",
         "properties": {"data": {"type": "string", "anyOf": [{"const": "[DONE]"}, document]}},
@@ -285,29 +130,25 @@ def _event(chunk: type[BaseModel]) -> _Document:
 
 
 def _plain(routes: Sequence[Route]) -> _Document:
-    row, answer = ({"anyOf": [_ref(kind) for kind in kinds]} for kinds in _of_tasks())
+    row, answer = {"anyOf": [_ref(task.request) for task in TASKS]}, {"anyOf": [_ref(task.answer) for task in TASKS]}
     several = {"type": "array", "items": row, "minItems": 1, "maxItems": rows.MOST_ROWS}
+    file = _object(**{rows.FILE: {"type": "string", "contentMediaType": _BYTES}})
     body = {
         _JSON: {"anyOf": [*row["anyOf"], _object(instances=several)]},
-        "multipart/form-data": {
-            "type": "object",
-            "properties": {rows.FILE: {"type": "string", "contentMediaType": _BYTES}},
-            "required": [rows.FILE],
-            "additionalProperties": False,
-        },
+        FORM_TYPE: {"anyOf": [file, *(_ref(task.request) for task in TASKS if not task.file)]},
     }
     many = _object(predictions={"type": "array", "items": answer})
     del many["additionalProperties"]  # the head stands before them
-    answers = {"allOf": [_ref(rows.Head), {"anyOf": [*answer["anyOf"], many]}]}
+    said = {"allOf": [_ref(rows.Head), {"anyOf": [*answer["anyOf"], many]}]}
     return {
         f"/v1/models/{{name}}{version}/predict": {
             "post": _operation(
                 f"predict{'_version' if version else ''}",
                 "Answers in the task's own words, to a row or to several `instances`",
                 "predict",
-                Error,
+                answers.Error,
                 _ASKED,
-                {200: answers},
+                {200: said},
                 body=body,
                 parameters=_model(routes, version),
             )
@@ -316,22 +157,20 @@ def _plain(routes: Sequence[Route]) -> _Document:
     }
 
 
-def _of_tasks() -> tuple[list[type[BaseModel]], list[type[BaseModel]]]:
-    return [task.request for task in TASKS], [task.answer for task in TASKS]
-
-
 def _open_inference(routes: Sequence[Route]) -> _Document:
-    def get(name: str, summary: str, answers: _Answers, errors: Iterable[int], parameters: Any = ()) -> _Document:
+    def get(name: str, summary: str, right: _Answers, errors: Iterable[int], parameters: Any = ()) -> _Document:
         return {
             "get": _operation(
-                name, summary, "Open Inference Protocol", InferenceError, errors, answers, parameters=parameters
+                name, summary, "Open Inference Protocol", answers.InferenceError, errors, right, parameters=parameters
             )
         }
 
     paths: _Document = {
-        "/v2": get("server_metadata", "The server", {200: Server}, (500,)),
-        "/v2/health/live": get("server_live", "The gateway answers", {200: Live}, (500,)),
-        "/v2/health/ready": get("server_ready", "Every model can be asked", {200: Ready, 503: Ready}, (500,)),
+        "/v2": get("server_metadata", "The server", {200: answers.Server}, (500,)),
+        "/v2/health/live": get("server_live", "The gateway answers", {200: answers.Live}, (500,)),
+        "/v2/health/ready": get(
+            "server_ready", "Every model can be asked", {200: answers.Ready, 503: answers.Ready}, (500,)
+        ),
     }
     length = {
         "name": LENGTH_HEADER,
@@ -341,18 +180,18 @@ def _open_inference(routes: Sequence[Route]) -> _Document:
     }
     for version in ("", "/versions/{version}"):
         parameters, path, tail = _model(routes, version), f"/v2/models/{{name}}{version}", "_version" if version else ""
-        ready = {200: ModelReady, 503: ModelReady}
+        ready = {200: answers.ModelReady, 503: answers.ModelReady}
         paths[path] = get(
-            f"model_metadata{tail}", "What a model takes and gives", {200: ModelMetadata}, _TOLD, parameters
+            f"model_metadata{tail}", "What a model takes and gives", {200: answers.ModelMetadata}, _TOLD, parameters
         )
         paths[f"{path}/ready"] = get(f"model_ready{tail}", "A model can be asked", ready, _TOLD, parameters)
         infer = _operation(
             f"infer{tail}",
             "Tensors in, tensors out",
             "Open Inference Protocol",
-            InferenceError,
+            answers.InferenceError,
             _ASKED,
-            {200: InferAnswer},
+            {200: answers.InferAnswer},
             body={_JSON: _ref(InferDocument), _BYTES: {"type": "string", "format": "binary"}},
             parameters=[*parameters, length],
         )
@@ -367,7 +206,7 @@ def _operation(
     tag: str,
     error: type[BaseModel],
     errors: Iterable[int],
-    answers: _Answers,
+    right: _Answers,
     *,
     body: _Document | None = None,
     parameters: Sequence[_Document] = (),
@@ -380,16 +219,18 @@ def _operation(
         tag: where it is listed.
         error: how errors look.
         errors: their statuses.
-        answers: the others.
+        right: the other answers.
         body: schemas of a request's body, by type.
         parameters: of its path and headers.
     """
-    told = {status: (HTTPStatus(status).phrase, answer) for status, answer in answers.items()}
+    told = {status: (HTTPStatus(status).phrase, answer) for status, answer in right.items()}
     told |= {status: (_ERRORS[status], error) for status in errors}
-    responses = {
+    responses: _Document = {
         str(status): {"description": text, "content": {_JSON: {"schema": _ref(schema)}}}
         for status, (text, schema) in sorted(told.items())
     }
+    for status in {429, 503}.intersection(errors):
+        responses[str(status)]["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
     found: _Document = {"operationId": name, "summary": summary, "tags": [tag], "responses": responses}
     if parameters:
         found["parameters"] = list(parameters)

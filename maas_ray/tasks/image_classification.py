@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
-from pydantic import Field, PlainValidator, WithJsonSchema
+from pydantic import ConfigDict, Field, PlainValidator, TypeAdapter, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from maas_ray.errors import CorruptError, DataError, RequestError
@@ -108,6 +108,13 @@ class ImageFeatures(Spec):
     """Per-channel standard deviation of the pixels, in [0, 1]."""
 
 
+_Byte = Annotated[int, Field(ge=0, le=255)]
+_Pixel = _Byte | Annotated[list[_Byte], Field(min_length=1, max_length=3)]
+_PIXELS = TypeAdapter(
+    Annotated[list[Annotated[list[_Pixel], Field(min_length=1)]], Field(min_length=1)], config=ConfigDict(strict=True)
+)
+
+
 def _image(value: Any) -> bytes | np.ndarray:
     """A file, base64 of one, or nested lists of pixels → the file's bytes, or uint8 [H, W] or [H, W, channels]."""
     if isinstance(value, bytes):
@@ -121,16 +128,11 @@ def _image(value: Any) -> bytes | np.ndarray:
     if not isinstance(value, list):
         raise PydanticCustomError("image", "Give base64 of an image file, or rows of pixels")
     try:
-        pixels = np.array(value)
-    except (ValueError, OverflowError):
-        pixels = np.empty(0)
-    if pixels.dtype.kind != "i" or not pixels.size or pixels.min() < 0 or pixels.max() > 255:
-        raise PydanticCustomError("image", "Pixels are whole numbers from 0 to 255, in rows of one length")
-    return pixels.astype(np.uint8)
-
-
-_Byte = {"type": "integer", "minimum": 0, "maximum": 255}
-_Pixel = {"anyOf": [_Byte, {"type": "array", "items": _Byte, "minItems": 1, "maxItems": 3}]}
+        return np.array(_PIXELS.validate_python(value), dtype=np.uint8)
+    except ValueError as error:
+        raise PydanticCustomError(
+            "image", "Pixels are whole numbers from 0 to 255, or up to three of them, in rows of one length"
+        ) from error
 
 
 class ImageRow(RequestRow):
@@ -140,12 +142,7 @@ class ImageRow(RequestRow):
         bytes | np.ndarray,
         PlainValidator(_image),
         WithJsonSchema(
-            {
-                "anyOf": [
-                    {"type": "string", "contentEncoding": "base64", "minLength": 1},
-                    {"type": "array", "minItems": 1, "items": {"type": "array", "minItems": 1, "items": _Pixel}},
-                ]
-            }
+            {"anyOf": [{"type": "string", "contentEncoding": "base64", "minLength": 1}, _PIXELS.json_schema()]}
         ),
     ]
     """A PNG, JPEG, WebP, GIF, BMP or TIFF file in base64, or rows of pixels: numbers, or [red, green, blue]. Of any

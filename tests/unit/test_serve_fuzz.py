@@ -10,6 +10,7 @@ import schemathesis
 from schemathesis import checks
 from schemathesis.specs.openapi import checks as openapi_checks
 
+from maas_ray.serve import openapi
 from maas_ray.serve.api import create_app
 from maas_ray.serve.generating import Generating
 from maas_ray.serve.models import Models
@@ -26,6 +27,7 @@ CHECKS = [
     openapi_checks.status_code_conformance,
     openapi_checks.content_type_conformance,
     openapi_checks.response_schema_conformance,
+    openapi_checks.response_headers_conformance,
     openapi_checks.negative_data_rejection,
     openapi_checks.unsupported_method,
 ]
@@ -93,6 +95,17 @@ DOCUMENT = schemathesis.openapi.from_asgi("/openapi.json", APP)
 
 def test_the_document_is_valid_openapi() -> None:
     DOCUMENT.validate()
+
+
+def test_the_document_has_every_path_and_no_other() -> None:
+    served = {
+        (route.path, method)
+        for route in APP._app.routes  # type: ignore[attr-defined]
+        for method in route.methods - {"HEAD"}
+        if route.path != "/openapi.json"
+    }
+    said = {(path, method.upper()) for path, item in openapi.document(())["paths"].items() for method in item}
+    assert said == served
 
 
 @DOCUMENT.parametrize()
