@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from maas_ray import __version__
+from maas_ray.bodies import Body
 from maas_ray.errors import RequestError
 from maas_ray.serve.guard import parse_json
 from maas_ray.serve.wording import wording
@@ -76,18 +77,14 @@ class InferBody:
         return memoryview(self.data)[len(self.data) if self.json_length is None else self.json_length :]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
 _Size = Annotated[int, Field(ge=0, lt=2**63)]
 
 
-class InputParameters(_Strict):
+class InputParameters(Body):
     binary_data_size: _Size | None = None
 
 
-class InputTensor(_Strict):
+class InputTensor(Body):
     name: str
     shape: list[_Size]
     datatype: str
@@ -95,22 +92,22 @@ class InputTensor(_Strict):
     parameters: InputParameters | None = None
 
 
-class ChoiceParameters(_Strict):
+class ChoiceParameters(Body):
     binary_data: bool | None = None
 
 
-class OutputChoice(_Strict):
+class OutputChoice(Body):
     name: str
     parameters: ChoiceParameters | None = None
 
 
-class RequestParameters(_Strict):
+class RequestParameters(Body):
     model_config = ConfigDict(extra="allow")
 
     binary_data_output: bool | None = None
 
 
-class InferDocument(_Strict):
+class InferDocument(Body):
     """`POST /v2/models/{name}/infer`"""
 
     inputs: Annotated[list[InputTensor], Field(min_length=1)]

@@ -11,9 +11,10 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from maas_ray.bodies import Body
 from maas_ray.errors import RequestError
 from maas_ray.serve.text import Delta, TextRequest
 from maas_ray.serve.wording import wording
@@ -58,21 +59,17 @@ _HARMLESS = {
 }
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class StreamOptions(_Strict):
+class StreamOptions(Body):
     include_usage: bool = False
     include_obfuscation: bool | None = None
 
 
-class ContentPart(_Strict):
+class ContentPart(Body):
     type: Literal["text"]
     text: str
 
 
-class Message(_Strict):
+class Message(Body):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[ContentPart]
     name: str | None = None
@@ -93,7 +90,7 @@ def _also_taken(schema: dict[str, Any]) -> None:
     schema["properties"] = others | schema["properties"]
 
 
-class _TextBody(_Strict):
+class _TextBody(Body):
     model_config = ConfigDict(json_schema_extra=_also_taken)
 
     model: str

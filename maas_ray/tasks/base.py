@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from maas_ray.bodies import Body
 from maas_ray.spec import Spec
 
 if TYPE_CHECKING:
@@ -59,12 +60,10 @@ class Packing:
     length: int
 
 
-class RequestRow(BaseModel):
+class RequestRow(Body):
     """One row as people send it, in a task's own words. Docstrings of fields are the API's documentation."""
 
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, arbitrary_types_allowed=True
-    )
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
 
 class AnswerRow(BaseModel):

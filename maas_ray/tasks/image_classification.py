@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
-from pydantic import ConfigDict, Field, PlainValidator, TypeAdapter, WithJsonSchema
+from pydantic import ConfigDict, FailFast, Field, PlainValidator, TypeAdapter, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from maas_ray.errors import CorruptError, DataError, RequestError
@@ -110,9 +110,8 @@ class ImageFeatures(Spec):
 
 _Byte = Annotated[int, Field(ge=0, le=255)]
 _Pixel = _Byte | Annotated[list[_Byte], Field(min_length=1, max_length=3)]
-_PIXELS = TypeAdapter(
-    Annotated[list[Annotated[list[_Pixel], Field(min_length=1)]], Field(min_length=1)], config=ConfigDict(strict=True)
-)
+_Line = Annotated[list[_Pixel], Field(min_length=1), FailFast()]
+_PIXELS = TypeAdapter(Annotated[list[_Line], Field(min_length=1), FailFast()], config=ConfigDict(strict=True))
 
 
 def _image(value: Any) -> bytes | np.ndarray:
