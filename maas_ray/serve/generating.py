@@ -5,7 +5,8 @@ same rules. Knows nothing of engines or Serve.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ class Generating:
 
     Args:
         task: the model's.
-        complete: generates one answer; a client's error is an answer too.
+        generate: gives an answer as it grows, or a client's error as the first and only item.
         head: whose answers they are.
         most: rows that one request may have.
     """
@@ -33,11 +34,11 @@ class Generating:
     def __init__(
         self,
         task: TextGeneration,
-        complete: Callable[[TextRequest], Awaitable[Delta | RequestError]],
+        generate: Callable[[TextRequest], AsyncGenerator[Delta | RequestError, None]],
         head: Head,
         most: int = MOST_ROWS,
     ) -> None:
-        self._task, self._complete, self._head = task, complete, head
+        self._task, self._generate, self._head = task, generate, head
         self._most = min(most, MOST_ROWS)
 
     async def predict(self, body: PredictBody) -> bytes:
@@ -79,10 +80,13 @@ class Generating:
 
         async def one(number: int, row: Any) -> str:
             with asked.at(number):
-                answer = await self._complete(_text_request(row))
-                if isinstance(answer, RequestError):
-                    raise answer
-                return answer.text
+                text = ""
+                async with aclosing(self._generate(_text_request(row))) as deltas:
+                    async for delta in deltas:
+                        if isinstance(delta, RequestError):
+                            raise delta
+                        text += delta.text
+                return text
 
         try:
             async with asyncio.TaskGroup() as group:

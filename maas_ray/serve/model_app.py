@@ -77,7 +77,7 @@ class Generator:
         self._engine, self._name = started.engine, started.name
         self._codec = TextCodec(cast(TextGeneration, task), directory, started.context, started.end_ids)
         head = Head(model=name, version=number)
-        self._rows = Generating(self._codec.task, self.complete, head, options.max_ongoing_requests)
+        self._rows = Generating(self._codec.task, self.generate, head, options.max_ongoing_requests)
         await warm_up(self._engine, self._codec.task.end_of_text_id)
         _log.info("%s: the engine is %s", name, self._name)
 
@@ -155,7 +155,6 @@ class Predictor:
         self._batch.set_batch_wait_timeout_s(self._model.options.batch_wait_ms / 1000)
         # One thread computes, so that the event loop gathers the next batch meanwhile.
         self._thread = ThreadPoolExecutor(1)
-        self._reading = ThreadPoolExecutor(1)  # unfolds one image at a time: some are hundreds of megabytes
         await self._batch(_example(self._model.task))  # warm; an example may well be one to refuse
 
     async def infer(self, body: InferBody) -> InferBody | RequestError:
@@ -175,7 +174,7 @@ class Predictor:
         model = self._model
         try:
             asked = parse_rows(body, model.task)
-            answers = await self._answers(await asked.inputs(model.task, self._reading))
+            answers = await self._answers(await asked.inputs(model.task))
             head = Head(model=model.name, version=model.number)
             return asked.render([model.task.to_answer(answer) for answer in answers], head)
         except RequestError as error:

@@ -11,7 +11,7 @@ gateway passes a body on unread. Which words there are is the task's affair. Kno
 import asyncio
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,9 @@ from maas_ray.tasks import AnswerRow, RequestRow, Task
 
 FILE = "file"  # the form's field, as in `curl -F file=@digit.png`
 MOST_ROWS = 256  # a row may become much larger than what is sent of it: an image of one pixel is made as large as any
+
+
+_unfolding = ThreadPoolExecutor(1)  # one image at a time in a process: some become hundreds of megabytes
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,8 @@ class Rows:
                 status=error.status,
             ) from error
 
-    async def inputs(self, task: Task, executor: Executor) -> list[dict[str, Any]]:
-        """Each row as the tensors of a task; made one at a time, so that no more than one image is unfolded.
+    async def inputs(self, task: Task) -> list[dict[str, Any]]:
+        """Each row as the tensors of a task.
 
         Raises:
             RequestError: a row is not one the task can take; names it.
@@ -83,7 +86,7 @@ class Rows:
         made = []
         for number, row in enumerate(self.rows):
             with self.at(number):
-                made.append(await loop.run_in_executor(executor, task.to_inputs, row))
+                made.append(await loop.run_in_executor(_unfolding, task.to_inputs, row))
         return made
 
     def render(self, answers: Sequence[AnswerRow], head: Head) -> bytes:

@@ -1,7 +1,6 @@
 """Whatever is asked, the gateway answers as its OpenAPI document says, and never with a fault of its own."""
 
 from collections.abc import AsyncGenerator
-from concurrent.futures import ThreadPoolExecutor
 
 import hypothesis
 import numpy as np
@@ -54,13 +53,16 @@ class InProcess(Models):
             )
             for name, task in (("lm", TEXT), ("img", IMAGES))
         }
-        self._generating = Generating(TEXT, self._echo, Head(model="lm", version="3"))
+        self._generating = Generating(TEXT, self._echoed, Head(model="lm", version="3"))
 
     async def ready(self, route: Route) -> bool:
         return True
 
     async def _echo(self, request: TextRequest) -> Delta:
         return Delta(str(request.prompt), "stop", 1, 1)
+
+    async def _echoed(self, request: TextRequest) -> AsyncGenerator[Delta, None]:
+        yield await self._echo(request)
 
     async def complete(self, route: Route, request: TextRequest) -> Delta:
         return await self._echo(request)
@@ -83,8 +85,7 @@ class InProcess(Models):
         if route.name == "lm":
             return await self._generating.predict(body)
         asked = parse_rows(body, IMAGES)
-        with ThreadPoolExecutor(1) as executor:
-            inputs = await asked.inputs(IMAGES, executor)
+        inputs = await asked.inputs(IMAGES)
         answer = IMAGES.to_answer({"label": "dark", "scores": np.float32([1, 0])})
         return asked.render([answer] * len(inputs), Head(model="img", version="3"))
 

@@ -7,7 +7,7 @@ import json
 import struct
 import tracemalloc
 import zlib
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any
 
@@ -52,8 +52,7 @@ def inputs(body: Any, task: Any = IMAGES, content_type: str = "application/json"
     async def made() -> list[dict[str, Any]]:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         asked = parse_rows(PredictBody(data, content_type), task)
-        with ThreadPoolExecutor(1) as executor:
-            return await asked.inputs(task, executor)
+        return await asked.inputs(task)
 
     return asyncio.run(made())
 
@@ -310,10 +309,11 @@ class Engine:
         self.asked: list[TextRequest] = []
         self.cancelled = 0
 
-    async def complete(self, request: TextRequest) -> Delta | RequestError:
+    async def generate(self, request: TextRequest) -> AsyncGenerator[Delta | RequestError, None]:
         self.asked.append(request)
         if request.prompt == "long":
-            return PromptTooLongError(9, 9, 10, "prompt")
+            yield PromptTooLongError(9, 9, 10, "prompt")
+            return
         if request.prompt == "bug":
             raise KeyError("bug")
         try:
@@ -321,17 +321,18 @@ class Engine:
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        return Delta(f"<{request.prompt}>", "stop", 1, 1)
+        yield Delta("<", None, 1, 1)
+        yield Delta(f"{request.prompt}>", "stop", 1, 2)
 
 
 def generate(body: Any, engine: Engine, content_type: str = "application/json", most: int = 8) -> Any:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    generating = Generating(TEXT, engine.complete, HEAD, most)  # type: ignore[arg-type]
+    generating = Generating(TEXT, engine.generate, HEAD, most)  # type: ignore[arg-type]
     return json.loads(asyncio.run(generating.predict(PredictBody(data, content_type))))
 
 
 def infer(body: dict, engine: Engine, most: int = 8) -> Any:
-    generating = Generating(TEXT, engine.complete, HEAD, most)  # type: ignore[arg-type]
+    generating = Generating(TEXT, engine.generate, HEAD, most)  # type: ignore[arg-type]
     return json.loads(asyncio.run(generating.infer(InferBody(json.dumps(body).encode()))).data)
 
 
@@ -413,7 +414,7 @@ def test_the_first_mistake_ends_the_other_rows() -> None:
 
 def test_who_leaves_ends_every_row() -> None:
     engine = Engine()
-    generating = Generating(TEXT, engine.complete, HEAD)  # type: ignore[arg-type]
+    generating = Generating(TEXT, engine.generate, HEAD)  # type: ignore[arg-type]
     body = json.dumps({"instances": [{"prompt": "wait"}] * 3}).encode()
 
     async def leave() -> None:
