@@ -26,8 +26,6 @@ from maas_ray.tasks import AnswerRow, RequestRow, Task
 
 FILE = "file"  # the form's field, as in `curl -F file=@digit.png`
 MOST_ROWS = 256  # a row may become much larger than what is sent of it: an image of one pixel is made as large as any
-
-
 _unfolding = ThreadPoolExecutor(1)  # one image at a time in a process: some become hundreds of megabytes
 
 
@@ -123,11 +121,11 @@ def parse_rows(body: PredictBody, task: Task, most: int = MOST_ROWS) -> Rows:
     document = parse_json(body.data)
     if not (isinstance(document, dict) and "instances" in document):
         return Rows([_row(task, document, None)], many=False)
-    unknown = sorted(document.keys() - {"instances"})
-    if unknown:
+    unknown = next((name for name in document if name != "instances"), None)
+    if unknown is not None:
         raise RequestError(
-            f"Unknown parameter: {unknown[0]!r}. Beside 'instances' stands nothing; give it in each of them.",
-            param=unknown[0],
+            f"Unknown parameter: {unknown!r}. Beside 'instances' stands nothing; give it in each of them.",
+            param=unknown,
             code="unknown_parameter",
         )
     rows = document["instances"]
