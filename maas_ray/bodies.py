@@ -1,29 +1,40 @@
 """The base of what clients send: strict, and no dearer to refuse than to read.
 
 pydantic makes a record of everything that is wrong. A body of megabytes has room for millions of mistakes, and their
-records take gigabytes; so the first wrong item of a list ends it, and an object with more fields than any has is
-refused whole.
+records take gigabytes; so the first wrong item of a list ends it, and an object with more fields than any has, or a
+dict of more keys, is refused whole.
 """
 
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, model_validator
-from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 _MOST_FIELDS = 100
+_MOST_KEYS = 10_000
 
 
-def _fail_fast(schema: Any) -> None:
-    """Make every list in a core schema stop at its first error."""
+def _bound(schema: Any) -> None:
+    """Make every list in a core schema stop at its first error, and every dict be of a bounded size first."""
     if isinstance(schema, list | tuple):
         for inner in schema:
-            _fail_fast(inner)
+            _bound(inner)
     elif isinstance(schema, dict):
-        if schema.get("type") == "list":
-            schema["fail_fast"] = True
         for key, inner in schema.items():
             if key not in ("default", "metadata"):
-                _fail_fast(inner)
+                _bound(inner)
+        if schema.get("type") == "list":
+            schema["fail_fast"] = True
+        elif schema.get("type") == "dict":
+            bounded = core_schema.no_info_before_validator_function(_of_few_keys, dict(schema))
+            schema.clear()
+            schema.update(bounded)
+
+
+def _of_few_keys(data: Any) -> Any:
+    if isinstance(data, dict) and len(data) > _MOST_KEYS:
+        raise PydanticCustomError("too_many_keys", "No object here has so many keys")
+    return data
 
 
 class Body(BaseModel):
@@ -34,7 +45,7 @@ class Body(BaseModel):
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         schema = handler(source)
-        _fail_fast(schema)
+        _bound(schema)
         return schema
 
     @model_validator(mode="before")

@@ -16,9 +16,16 @@ FIELDS = {f"field{number}": 1 for number in range(MANY)}
 TENSOR = {"name": "x", "datatype": "FP32", "shape": ["1"] * MANY}
 
 
+class Biases(Body):
+    """A dict of numbers."""
+
+    biases: dict[str, float] | None = None
+
+
 @pytest.mark.parametrize(
     ("kind", "document"),
     [
+        (Biases, {"biases": {str(number): "x" for number in range(20_000)}}),
         (ChatBody, {"model": "m", "messages": [1] * MANY}),
         (ChatBody, {"model": "m", "messages": [{"role": "user", "content": [1] * MANY}]}),
         (ChatBody, {"model": "m", "messages": [{"role": "user", "content": "a", **FIELDS}]}),
@@ -41,6 +48,8 @@ def test_refusing_costs_no_more_than_reading(kind: type[Body], document: dict[st
 
 
 def test_what_is_right_is_taken() -> None:
+    assert Biases.model_json_schema()["properties"]["biases"]["anyOf"][0]["type"] == "object"
+    assert len(Biases.model_validate({"biases": {str(number): 1 for number in range(5000)}}).biases or {}) == 5000
     assert (
         len(ChatBody.model_validate({"model": "m", "messages": [{"role": "user", "content": "a"}] * MANY}).messages)
         == MANY
