@@ -147,10 +147,10 @@ def deploy(
 ) -> None:
     """Bring a version up behind a public name, autoscaling.
 
-    Text generation answers in OpenAI's API under /v1, everything else in the
-    Open Inference Protocol under /v2. The version gets traffic when it is up
-    and has answered a smoke request; until then, and if it fails, what was
-    served before goes on. Deployed again unchanged, nothing is done.
+    It answers /v1/models/NAME/predict and the Open Inference Protocol under
+    /v2; text generation in OpenAI's API too. The version gets traffic when it
+    is up and has answered a smoke request; until then, and if it fails, what
+    was served before goes on. Deployed again unchanged, nothing is done.
 
     Examples:
       maas deploy stdlib-lm@champion

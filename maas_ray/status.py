@@ -110,7 +110,18 @@ def show_deployed(endpoint: "Endpoint") -> None:
         body = json.dumps({"model": endpoint.name, "prompt": "Once", "max_tokens": 32})
         say(f"  curl {endpoint.url}/v1/completions -H 'Content-Type: application/json' -d '{body}'")
     else:
-        say(f"  curl {endpoint.url}/v2/models/{endpoint.name}")
+        say(f"  curl {_row_of(endpoint.task)} {endpoint.url}/v1/models/{endpoint.name}/predict")
+
+
+def _row_of(task: str) -> str:
+    """A row for a task, as curl sends it."""
+    from maas_ray.tasks import TASKS
+
+    kind = next(kind for kind in TASKS if kind.spec_type.model_fields["type"].default == task)
+    if kind.file:
+        return "-F file=@PATH"
+    row = {name: "…" for name, field in kind.request.model_fields.items() if field.is_required()}
+    return f"-d '{json.dumps(row, ensure_ascii=False)}'"
 
 
 def show_status(settings: Settings) -> None:

@@ -9,11 +9,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route as HttpRoute
 
 from maas_ray.errors import ModelNotFoundError, RequestError
-from maas_ray.serve import open_inference, openai
+from maas_ray.serve import open_inference, openai, openapi
 from maas_ray.serve.guard import App, Guard, parse_json
 from maas_ray.serve.models import ModelCalls
 from maas_ray.serve.open_inference import LENGTH_HEADER, InferBody
 from maas_ray.serve.routes import Route
+from maas_ray.serve.rows import PredictBody
 
 
 class _Api(Starlette):
@@ -26,12 +27,16 @@ class _Api(Starlette):
 def create_app(models: ModelCalls, *, body_limit: int) -> App:
     """The HTTP application over these models."""
     endpoints = _Endpoints(models)
-    v2 = "/v2/models/{name}"
+    v1, v2 = "/v1/models/{name}", "/v2/models/{name}"
     routes = [
         HttpRoute("/v1/chat/completions", endpoints.chat, methods=["POST"]),
         HttpRoute("/v1/completions", endpoints.completions, methods=["POST"]),
         HttpRoute("/v1/models", endpoints.list_models),
         HttpRoute("/v1/models/{name}", endpoints.model),
+        *(
+            HttpRoute(f"{model}/predict", endpoints.predict, methods=["POST"])
+            for model in (v1, f"{v1}/versions/{{version}}")
+        ),
         *(
             HttpRoute(f"{model}{tail}", answer, methods=methods)
             for model in (v2, f"{v2}/versions/{{version}}")
@@ -44,6 +49,7 @@ def create_app(models: ModelCalls, *, body_limit: int) -> App:
         HttpRoute("/v2/health/live", endpoints.live),
         HttpRoute("/v2/health/ready", endpoints.ready),
         HttpRoute("/v2", endpoints.server),
+        HttpRoute("/openapi.json", endpoints.openapi),
     ]
     api = _Api(routes=routes)
     api.router.redirect_slashes = False
@@ -92,11 +98,22 @@ class _Endpoints:
         route = self._models.route(name)
         if route.kind != "generate":
             raise RequestError(
-                f"The model {name!r} does {route.task}; ask it at /v2/models/{name}/infer.",
+                f"The model {name!r} does {route.task}; ask it at /v1/models/{name}/predict.",
                 param="model",
                 code="model_not_supported",
             )
         return route
+
+    # --- the plain way
+
+    async def predict(self, request: Request) -> Response:
+        route = self._version(request)
+        body = PredictBody(await request.body(), request.headers.get("content-type", ""))
+        return Response(await self._models.predict(route, body), media_type="application/json")
+
+    async def openapi(self, request: Request) -> Response:
+        """What this module serves, as a document."""
+        return JSONResponse(openapi.document(self._models.routes()))
 
     # --- Open Inference Protocol
 
@@ -129,8 +146,6 @@ class _Endpoints:
 
     async def infer(self, request: Request) -> Response:
         route = self._version(request)
-        if route.kind != "predict":
-            raise RequestError(f"The model {route.name!r} does {route.task}; ask it at /v1/completions.")
         body = InferBody.of_http(await request.body(), request.headers.get(LENGTH_HEADER))
         answer = await self._models.infer(route, body)
         if answer.json_length is None:

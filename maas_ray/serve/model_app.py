@@ -7,7 +7,7 @@ the type of `build`'s argument from its annotation, so this module must not turn
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
@@ -21,10 +21,12 @@ from ray.serve import Application
 from maas_ray.errors import RequestError
 from maas_ray.registry.bundle import open_bundle
 from maas_ray.registry.versions import Registry
-from maas_ray.serve.engines import predict
+from maas_ray.serve.engines import network
+from maas_ray.serve.generating import Generating
 from maas_ray.serve.guard import BACKPRESSURE, App
 from maas_ray.serve.open_inference import InferBody, numpy_dtype, parse_infer, render_infer
 from maas_ray.serve.routes import Route, make_route
+from maas_ray.serve.rows import Head, PredictBody, parse_rows
 from maas_ray.serve.single import SingleModel, create_single_app
 from maas_ray.serve.spec import ModelArgs, ServingOptions
 from maas_ray.serve.text import Delta, Detokenizer, StopStrings, TextCodec, TextRequest
@@ -56,7 +58,7 @@ class _Model:
 
     def __init__(self, uri: str, route: Route, options: ServingOptions) -> None:
         self.task, directory = _fetch(uri, route.digest)
-        self.network, self.engine = predict.load(self.task, directory, options)
+        self.network, self.engine = network.load(self.task, directory, options)
         self.route, self.options = route, options
 
 
@@ -89,6 +91,8 @@ class Generator(_OnItsOwnPath):
         started = await asyncio.to_thread(start, task, directory, route.digest, options, cache=cache)
         self._engine, self._name = started.engine, started.name
         self._codec = TextCodec(cast(TextGeneration, task), directory, started.context, started.end_ids)
+        head = Head(model=route.name, version=route.number)
+        self._rows = Generating(self._codec.task, self.generate, head, options.max_ongoing_requests)
         await warm_up(self._engine, self._codec.task.end_of_text_id)
         _log.info("%s: the engine is %s", route.name, self._name)
 
@@ -134,6 +138,20 @@ class Generator(_OnItsOwnPath):
                 text, last = text + delta.text, delta
         return Delta(text, last.finish_reason, last.prompt_tokens, last.completion_tokens)
 
+    async def infer(self, body: InferBody) -> InferBody | RequestError:
+        """An Open Inference request to its answer."""
+        try:
+            return await self._rows.infer(body)
+        except RequestError as error:
+            return error
+
+    async def predict(self, body: PredictBody) -> bytes | RequestError:
+        """Rows in the task's words to their answers."""
+        try:
+            return await self._rows.predict(body)
+        except RequestError as error:
+            return error
+
     def check_health(self) -> None:
         """Serve asks; what is raised makes it replace the replica."""
         self._engine.check()
@@ -156,7 +174,7 @@ class Predictor(_OnItsOwnPath):
         self._batch.set_batch_wait_timeout_s(self._model.options.batch_wait_ms / 1000)
         # One thread computes, so that the event loop gathers the next batch meanwhile.
         self._thread = ThreadPoolExecutor(1)
-        for size in predict.warm_up_sizes(self._model.engine):  # an example may well be one to refuse
+        for size in network.warm_up_sizes(self._model.engine):  # an example may well be one to refuse
             await asyncio.gather(*(self._batch(_example(self._model.task)) for _ in range(size)))
 
     def engine(self) -> str:
@@ -168,21 +186,32 @@ class Predictor(_OnItsOwnPath):
         task, route = self._model.task, self._model.route
         try:
             request = parse_infer(body, task.inputs, task.outputs)
-        except RequestError as error:
-            return error
-        rows = ({name: array[row] for name, array in request.inputs.items()} for row in range(request.rows))
-        answers: list[_Row] = []
-        for answer in await asyncio.gather(*map(self._batch, rows)):
-            if isinstance(answer, RequestError):
-                return answer
-            if isinstance(answer, Exception):
-                raise answer
-            answers.append(answer)
-        outputs = {name: np.stack([answer[name] for answer in answers]) for name in request.outputs}
-        try:
+            rows = ({name: array[row] for name, array in request.inputs.items()} for row in range(request.rows))
+            answers = await self._answers(rows)
+            outputs = {name: np.stack([answer[name] for answer in answers]) for name in request.outputs}
             return render_infer(request, outputs, task.outputs, route.name, route.number)
         except RequestError as error:
             return error
+
+    async def predict(self, body: PredictBody) -> bytes | RequestError:
+        """Rows in the task's words to their answers."""
+        model = self._model
+        try:
+            asked = parse_rows(body, model.task)
+            answers = await self._answers(await asked.inputs(model.task))
+            head = Head(model=model.route.name, version=model.route.number)
+            return asked.render([model.task.to_answer(answer) for answer in answers], head)
+        except RequestError as error:
+            return error
+
+    async def _answers(self, rows: Iterable["_Row"]) -> list["_Row"]:
+        """Answers in the order of the rows; the first error is raised."""
+        answers = []
+        for answer in await asyncio.gather(*map(self._batch, rows)):
+            if isinstance(answer, Exception):
+                raise answer
+            answers.append(answer)
+        return answers
 
     @serve.batch  # type: ignore[untyped-decorator]
     async def _batch(self, rows: list["_Row"]) -> list["_Row | Exception"]:

@@ -16,6 +16,7 @@ from maas_ray.errors import DeploymentError, ModelNotFoundError, RequestError
 from maas_ray.serve.guard import overloaded
 from maas_ray.serve.open_inference import InferBody
 from maas_ray.serve.routes import Route, Table
+from maas_ray.serve.rows import PredictBody
 from maas_ray.serve.text import Delta, TextRequest
 
 _log = logging.getLogger("ray.serve")
@@ -47,6 +48,9 @@ class ModelCalls(Protocol):
     async def infer(self, route: Route, body: InferBody) -> InferBody:
         """The answer to an Open Inference request."""
 
+    async def predict(self, route: Route, body: PredictBody) -> bytes:
+        """The answer to rows in the task's words: a JSON document."""
+
     async def ready(self, route: Route) -> bool:
         """Whether the model works."""
 
@@ -58,13 +62,14 @@ class _Handles:
     complete: Any
     generate: Any
     infer: Any
+    predict: Any
 
     @classmethod
     def of(cls, application: str) -> "_Handles":
         from ray import serve
 
         handle = serve.get_app_handle(application)
-        return cls(handle.complete, handle.options(method_name="generate", stream=True), handle.infer)
+        return cls(handle.complete, handle.options(method_name="generate", stream=True), handle.infer, handle.predict)
 
 
 class Models:
@@ -95,7 +100,7 @@ class Models:
     async def close(self) -> None:
         """End what the calls left running in this process, for one that goes on without them."""
         for handles in self._handles.values():
-            for handle in (handles.complete, handles.generate, handles.infer):
+            for handle in (handles.complete, handles.generate, handles.infer, handles.predict):
                 await handle.shutdown_async()
 
     def routes(self) -> list[Route]:
@@ -113,6 +118,10 @@ class Models:
 
     async def infer(self, route: Route, body: InferBody) -> InferBody:
         answer: InferBody = await self._call(route, "infer", body)
+        return answer
+
+    async def predict(self, route: Route, body: PredictBody) -> bytes:
+        answer: bytes = await self._call(route, "predict", body)
         return answer
 
     async def stream(self, route: Route, request: TextRequest) -> AsyncGenerator[Delta, None]:

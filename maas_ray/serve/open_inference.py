@@ -6,14 +6,15 @@ Parsed where the model is, so that a gateway passes a body on unread. Knows noth
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from maas_ray import __version__
+from maas_ray.bodies import Body
 from maas_ray.errors import RequestError
 from maas_ray.serve.guard import parse_json
 from maas_ray.serve.wording import wording
@@ -76,43 +77,43 @@ class InferBody:
         return memoryview(self.data)[len(self.data) if self.json_length is None else self.json_length :]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
 _Size = Annotated[int, Field(ge=0, lt=2**63)]
 
 
-class _InputParameters(_Strict):
+class InputParameters(Body):
     binary_data_size: _Size | None = None
 
 
-class _Input(_Strict):
+class InputTensor(Body):
     name: str
     shape: list[_Size]
     datatype: str
     data: list[Any] | None = None
-    parameters: _InputParameters | None = None
+    parameters: InputParameters | None = None
 
 
-class _OutputParameters(_Strict):
+class ChoiceParameters(Body):
     binary_data: bool | None = None
 
 
-class _Output(_Strict):
+class OutputChoice(Body):
     name: str
-    parameters: _OutputParameters | None = None
+    parameters: ChoiceParameters | None = None
 
 
-class _RequestParameters(_Strict):
+class RequestParameters(Body):
+    model_config = ConfigDict(extra="allow")
+
     binary_data_output: bool | None = None
 
 
-class _Document(_Strict):
-    inputs: Annotated[list[_Input], Field(min_length=1)]
-    outputs: list[_Output] | None = None
+class InferDocument(Body):
+    """`POST /v2/models/{name}/infer`"""
+
+    inputs: Annotated[list[InputTensor], Field(min_length=1)]
+    outputs: list[OutputChoice] | None = None
     id: str | None = None
-    parameters: _RequestParameters | None = None
+    parameters: RequestParameters | None = None
 
 
 # --- requests --------------------------------------------------------------------------------------
@@ -127,24 +128,41 @@ class InferRequest:
         outputs: those that are asked for, and whether as bytes.
         id: is given back.
         rows: how many.
+        parameters: of the answer, by name; not checked further.
     """
 
     inputs: dict[str, np.ndarray]
     outputs: dict[str, bool]
     id: str | None
     rows: int
+    parameters: dict[str, Any]
 
 
-def parse_infer(body: InferBody, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> InferRequest:
+def parse_infer(
+    body: InferBody,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    parameters: Collection[str] = (),
+) -> InferRequest:
     """The request in a body, checked against what the model takes and gives.
+
+    Args:
+        body: the body.
+        inputs: what the model takes.
+        outputs: what it gives.
+        parameters: names of those that the model takes.
 
     Raises:
         RequestError: it is not such a request; names the place.
     """
     try:
-        document = _Document.model_validate(parse_json(body.document))
+        document = InferDocument.model_validate(parse_json(body.document))
     except ValidationError as error:
         raise _refusal(error) from error
+    given = document.parameters.model_extra or {} if document.parameters else {}
+    unknown = [name for name in given if name not in parameters]
+    if unknown:
+        raise RequestError(f"Unknown parameter: 'parameters.{unknown[0]}'.", param="parameters")
     arrays = _arrays(document.inputs, {spec.name: spec for spec in inputs}, body.tail)
     rows = {len(array) for array in arrays.values()}
     if len(rows) != 1 or rows == {0}:
@@ -162,10 +180,10 @@ def parse_infer(body: InferBody, inputs: Sequence[TensorSpec], outputs: Sequence
                 )
             own = output.parameters.binary_data if output.parameters else None
             asked[output.name] = binary if own is None else own
-    return InferRequest(arrays, asked, document.id, rows.pop())
+    return InferRequest(arrays, asked, document.id, rows.pop(), given)
 
 
-def _arrays(given: list[_Input], expected: dict[str, TensorSpec], tail: memoryview) -> dict[str, np.ndarray]:
+def _arrays(given: list[InputTensor], expected: dict[str, TensorSpec], tail: memoryview) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     for place, tensor in enumerate(given):
         where = f"inputs[{place}]"
@@ -194,7 +212,7 @@ def _arrays(given: list[_Input], expected: dict[str, TensorSpec], tail: memoryvi
     return arrays
 
 
-def _array(tensor: _Input, raw: memoryview | None, spec: TensorSpec, where: str) -> np.ndarray:
+def _array(tensor: InputTensor, raw: memoryview | None, spec: TensorSpec, where: str) -> np.ndarray:
     if tensor.datatype != spec.datatype:
         raise RequestError(
             f"{where}.datatype: {tensor.name} is {spec.datatype}, not {tensor.datatype!r}.", param=f"{where}.datatype"
@@ -259,7 +277,8 @@ def _values(data: list[Any], datatype: str, where: str) -> np.ndarray:
         found = np.array(data, dtype=object) if _strings(data) else None
     else:
         try:
-            found = np.array(data) if data else np.array(data, dtype="int64")
+            # An array of strings has room for the longest in each place: a short body would become gigabytes.
+            found = None if str in _kinds(data) else np.array(data) if data else np.array(data, dtype="int64")
         except (ValueError, OverflowError):
             raise RequestError(f"{where}: its rows are not all of one length.", param=where) from None
     kinds = {"BYTES": "O", "BOOL": "b"} | dict.fromkeys(_INTEGERS, "iu") | dict.fromkeys(_FLOATS, "iuf")
@@ -278,6 +297,16 @@ def _values(data: list[Any], datatype: str, where: str) -> np.ndarray:
             found = found.astype(_FLOATS[datatype])
         if not np.isfinite(found).all():
             raise RequestError(f"{where}: holds a number too large for {datatype}.", param=where)
+    return found
+
+
+def _kinds(data: list[Any]) -> set[type]:
+    """The types of values in nested lists."""
+    found = set(map(type, data))
+    if list in found:
+        for value in data:
+            if type(value) is list:
+                found |= _kinds(value)
     return found
 
 

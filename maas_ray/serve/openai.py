@@ -11,9 +11,10 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from maas_ray.bodies import Body
 from maas_ray.errors import RequestError
 from maas_ray.serve.text import Delta, TextRequest
 from maas_ray.serve.wording import wording
@@ -58,21 +59,17 @@ _HARMLESS = {
 }
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class StreamOptions(_Strict):
+class StreamOptions(Body):
     include_usage: bool = False
     include_obfuscation: bool | None = None
 
 
-class ContentPart(_Strict):
+class ContentPart(Body):
     type: Literal["text"]
     text: str
 
 
-class Message(_Strict):
+class Message(Body):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[ContentPart]
     name: str | None = None
@@ -86,7 +83,16 @@ class Message(_Strict):
 _Stop = Annotated[str, StringConstraints(min_length=1)]
 
 
-class _TextBody(_Strict):
+def _also_taken(schema: dict[str, Any]) -> None:
+    """Puts what is taken though no field holds it into a body's JSON schema."""
+    others: dict[str, Any] = {name: {"enum": [None, *values]} for name, values in _NEUTRAL.items()}
+    others |= {name: {"description": "No answer depends on it."} for name in sorted(_HARMLESS)}
+    schema["properties"] = others | schema["properties"]
+
+
+class _TextBody(Body):
+    model_config = ConfigDict(json_schema_extra=_also_taken)
+
     model: str
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -189,10 +195,11 @@ def parse_body(kind: type[_Body], document: Any) -> _Body:
     try:
         return kind.model_validate(document)
     except ValidationError as error:
-        raise _refusal(error) from error
+        raise refusal(error) from error
 
 
-def _refusal(error: ValidationError) -> RequestError:
+def refusal(error: ValidationError, within: str = "") -> RequestError:
+    """What is told of an error in a body, or in the part of one that stands at `within`."""
     details = error.errors(include_url=False, include_input=True)
     # Of a union, the branch that got furthest is the one that was meant.
     detail = max(
@@ -202,8 +209,8 @@ def _refusal(error: ValidationError) -> RequestError:
     kind, context = detail["type"], detail.get("ctx", {})
     if "name" in context:
         return RequestError(detail["msg"], param=context["name"], code=kind)
-    param = _param(detail["loc"])
-    alternatives = [other["type"] for other in details if _param(other["loc"]) == param]
+    param = ".".join(part for part in (within, _param(detail["loc"])) if part)
+    alternatives = [other["type"] for other in details if _param(other["loc"]) == _param(detail["loc"])]
     codes = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
     code = codes.get(kind, "invalid_type" if kind.endswith("_type") else "invalid_value")
     return RequestError(wording(detail, param, alternatives), param=param or None, code=code)

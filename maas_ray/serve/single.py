@@ -14,6 +14,7 @@ from maas_ray.serve.guard import App, Receive, Scope, Send
 from maas_ray.serve.models import checked, translated
 from maas_ray.serve.open_inference import InferBody
 from maas_ray.serve.routes import Route
+from maas_ray.serve.rows import PredictBody
 from maas_ray.serve.spec import GatewayArgs
 from maas_ray.serve.text import Delta, TextRequest
 
@@ -48,6 +49,9 @@ class SingleModel:
 
     async def infer(self, route: Route, body: InferBody) -> InferBody:
         return await _in_time(route, self._replica.infer(body))
+
+    async def predict(self, route: Route, body: PredictBody) -> bytes:
+        return await _in_time(route, self._replica.predict(body))
 
     async def stream(self, route: Route, request: TextRequest) -> AsyncGenerator[Delta, None]:
         deadline = asyncio.get_running_loop().time() + route.timeout_s

@@ -72,5 +72,7 @@ def _type(value: Any) -> str:
 
 
 def _seen(value: Any) -> str:
+    if isinstance(value, dict | list) and len(value) > 40:
+        return f"{_type(value)} of {len(value)}"
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else text[:77] + "..."

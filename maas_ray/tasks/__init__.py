@@ -8,7 +8,18 @@ from pydantic import Field
 
 from maas_ray.errors import CorruptError
 from maas_ray.spec import Spec
-from maas_ray.tasks.base import TASK_FILE, Column, NetworkSpec, Packing, Row, Task, TaskSpec, TensorSpec
+from maas_ray.tasks.base import (
+    TASK_FILE,
+    AnswerRow,
+    Column,
+    NetworkSpec,
+    Packing,
+    RequestRow,
+    Row,
+    Task,
+    TaskSpec,
+    TensorSpec,
+)
 from maas_ray.tasks.image_classification import Cnn, ImageClassification, ImageClassificationSpec
 from maas_ray.tasks.text_generation import Llama, Pretrained, TextGeneration, TextGenerationSpec
 
@@ -40,11 +51,13 @@ def load_task(directory: Path) -> Task:
 
 __all__ = [
     "TASKS",
+    "AnswerRow",
     "AnyNetworkSpec",
     "AnyTaskSpec",
     "Column",
     "NetworkSpec",
     "Packing",
+    "RequestRow",
     "Row",
     "Task",
     "TaskSpec",

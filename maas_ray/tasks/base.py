@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
+from maas_ray.bodies import Body
 from maas_ray.spec import Spec
 
 if TYPE_CHECKING:
@@ -56,6 +58,18 @@ class Packing:
 
     column: str
     length: int
+
+
+class RequestRow(Body):
+    """One row as people send it, in a task's own words. Docstrings of fields are the API's documentation."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+
+class AnswerRow(BaseModel):
+    """What a task says of one row."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
 
 class NetworkSpec(Spec, ABC):
@@ -124,6 +138,12 @@ class Task(ABC):
     """How it is served: `generate` (token by token, continuous batching) or `predict` (one call a batch)."""
     headline: ClassVar[tuple[str, ...]]
     """The metrics a person looks at first, best first."""
+    request: ClassVar[type[RequestRow]]
+    """One row that is asked the plain way. Fields that are no tensor of `inputs` are parameters of the answer."""
+    answer: ClassVar[type[AnswerRow]]
+    """What is answered to it."""
+    file: ClassVar[str] = ""
+    """The field of `request` that holds the bytes of a file where one is sent. Empty: it takes none."""
 
     def __init__(self, spec: TaskSpec) -> None:
         self.spec = spec
@@ -206,6 +226,18 @@ class Task(ABC):
             side: [asdict(tensor) | {"shape": list(tensor.shape)} for tensor in tensors]
             for side, tensors in (("inputs", self.inputs), ("outputs", self.outputs))
         }
+
+    @abstractmethod
+    def to_inputs(self, row: Any) -> dict[str, Any]:
+        """A `request` as one row of `inputs`.
+
+        Raises:
+            RequestError: a value is not one this task can take; `param` is the field.
+        """
+
+    @abstractmethod
+    def to_answer(self, outputs: Mapping[str, Any]) -> AnswerRow:
+        """One row of `outputs` in the task's own words."""
 
     def predict(self, model: Forward, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Answer a batch: `inputs` named and shaped as `self.inputs`, the answer as `self.outputs`.

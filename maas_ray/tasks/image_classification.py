@@ -1,20 +1,26 @@
 """`image-classification`: one label for an image. Stored pixels are uint8, [channels, height, width]."""
 
+import base64
+import binascii
 import io
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
-from pydantic import Field
+from pydantic import ConfigDict, FailFast, Field, PlainValidator, TypeAdapter, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from maas_ray.errors import CorruptError, DataError, RequestError
 from maas_ray.spec import Spec
 from maas_ray.tasks.base import (
+    AnswerRow,
     Column,
     Forward,
     NetworkSpec,
+    RequestRow,
     Row,
     Task,
     TaskSpec,
@@ -25,6 +31,11 @@ from maas_ray.tasks.base import (
 
 if TYPE_CHECKING:
     import torch
+
+
+_REQUEST_PIXELS = 50_000_000  # decoding takes some ten bytes for each, whatever the file's own size
+# What Pillow reads by itself; for others it starts programs, or reads what nobody sends as a picture.
+_REQUEST_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 
 
 class ImageClassificationSpec(TaskSpec):
@@ -97,6 +108,55 @@ class ImageFeatures(Spec):
     """Per-channel standard deviation of the pixels, in [0, 1]."""
 
 
+_Byte = Annotated[int, Field(ge=0, le=255)]
+_Pixel = _Byte | Annotated[list[_Byte], Field(min_length=1, max_length=3)]
+_Line = Annotated[list[_Pixel], Field(min_length=1), FailFast()]
+_PIXELS = TypeAdapter(Annotated[list[_Line], Field(min_length=1), FailFast()], config=ConfigDict(strict=True))
+
+
+def _image(value: Any) -> bytes | np.ndarray:
+    """A file, base64 of one, or nested lists of pixels → the file's bytes, or uint8 [H, W] or [H, W, channels]."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        text = value.partition(",")[2] if value.startswith("data:") else value
+        try:
+            return base64.b64decode("".join(text.split()), validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise PydanticCustomError("image", "Not base64 of an image file: {why}", {"why": str(error)}) from error
+    if not isinstance(value, list):
+        raise PydanticCustomError("image", "Give base64 of an image file, or rows of pixels")
+    try:
+        return np.array(_PIXELS.validate_python(value), dtype=np.uint8)
+    except ValueError as error:
+        raise PydanticCustomError(
+            "image", "Pixels are whole numbers from 0 to 255, or up to three of them, in rows of one length"
+        ) from error
+
+
+class ImageRow(RequestRow):
+    """An image."""
+
+    image: Annotated[
+        bytes | np.ndarray,
+        PlainValidator(_image),
+        WithJsonSchema(
+            {"anyOf": [{"type": "string", "contentEncoding": "base64", "minLength": 1}, _PIXELS.json_schema()]}
+        ),
+    ]
+    """A PNG, JPEG, WebP, GIF, BMP or TIFF file in base64, or rows of pixels: numbers, or [red, green, blue]. Of any
+    size and colour; it is converted as the images of the training were."""
+
+
+class ImageAnswer(AnswerRow):
+    """What is in the image."""
+
+    label: str
+    """The likeliest class."""
+    scores: dict[str, float]
+    """The probability of each class."""
+
+
 class ImageClassification(Task):
     """A fitted `image-classification` task."""
 
@@ -106,6 +166,7 @@ class ImageClassification(Task):
     unit = "rows"
     kind = "predict"
     headline = ("accuracy", "loss")
+    request, answer, file = ImageRow, ImageAnswer, "image"
 
     def __init__(self, spec: ImageClassificationSpec, features: ImageFeatures) -> None:
         super().__init__(spec)
@@ -201,6 +262,17 @@ class ImageClassification(Task):
             TensorSpec("scores", "FP32", (-1, len(self.features.labels))),
         )
 
+    def to_inputs(self, row: ImageRow) -> dict[str, Any]:
+        try:
+            pixels = _pixels(row.image, most=_REQUEST_PIXELS, formats=_REQUEST_FORMATS)
+        except ValueError as error:
+            raise RequestError(f"{error}.", param="image", code="invalid_image") from error
+        return {"image": np.ascontiguousarray(self._resize(pixels).transpose(1, 2, 0))}
+
+    def to_answer(self, outputs: Mapping[str, Any]) -> ImageAnswer:
+        scores = (float(str(score)) for score in outputs["scores"])  # 0.1, not the 0.10000000149 that is nearest to it
+        return ImageAnswer(label=outputs["label"], scores=dict(zip(self.features.labels, scores, strict=True)))
+
     def predict(self, model: Forward, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """`image` uint8 [n, H, W, C] → `label` (names, [n]) and `scores` (probabilities, float32 [n, labels])."""
         import torch
@@ -244,8 +316,17 @@ class Cnn(NetworkSpec):
         )
 
 
-def _pixels(image: Any) -> np.ndarray:
-    """Encoded bytes or an array → uint8 [H, W, 1 or 3]."""
+def _pixels(image: Any, most: float = math.inf, formats: tuple[str, ...] | None = None) -> np.ndarray:
+    """Encoded bytes or an array → uint8 [H, W, 1 or 3].
+
+    Args:
+        image: the bytes, or the array.
+        most: pixels an image may have; more are not decoded.
+        formats: Pillow's names of the formats that are decoded. None: all that it knows.
+
+    Raises:
+        ValueError: it is no such image.
+    """
     if isinstance(image, np.ndarray):
         image = image[..., None] if image.ndim == 2 else image
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
@@ -256,19 +337,22 @@ def _pixels(image: Any) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(image)) as picture:
+        with Image.open(io.BytesIO(image), formats=formats) as picture:
+            if picture.width * picture.height > most:
+                size = f"{picture.width} × {picture.height} pixels"
+                raise ValueError(f"it has {size}, more than {most:,} in all; send a smaller one")
             if picture.mode == "F":
                 raise ValueError("its pixels are floating point numbers of no known range; save it with 8 or 16 bits")
             if picture.mode.startswith("I"):
                 # 16 bits a pixel: the high byte is the picture. Pillow's own conversion would cut, not scale.
-                high = np.clip(np.asarray(picture).astype(np.int64) >> 8, 0, 255)
+                high = np.clip(np.asarray(picture) >> 8, 0, 255)
                 return cast(np.ndarray, high.astype(np.uint8)[..., None])
             grey = picture.mode in ("1", "L", "LA")
             return np.array(picture.convert("L"))[..., None] if grey else np.array(picture.convert("RGB"))
     except UnidentifiedImageError as error:
-        raise ValueError("not an image of any known format") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"not a readable image: {error}") from error
+        raise ValueError(f"not an image of {', '.join(formats) if formats else 'any known format'}") from error
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them meet
+        raise ValueError(f"not a readable image: {error or type(error).__name__}") from error
 
 
 def _to_channels(image: np.ndarray, channels: int) -> np.ndarray:

@@ -11,14 +11,25 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from maas_ray.errors import DataError
 from maas_ray.spec import Spec
-from maas_ray.tasks.base import Column, Forward, NetworkSpec, Packing, Row, Task, TaskSpec, TensorSpec
+from maas_ray.tasks.base import (
+    AnswerRow,
+    Column,
+    Forward,
+    NetworkSpec,
+    Packing,
+    RequestRow,
+    Row,
+    Task,
+    TaskSpec,
+    TensorSpec,
+)
 
 if TYPE_CHECKING:
     import tokenizers
@@ -88,6 +99,33 @@ class TextGenerationSpec(TaskSpec):
         return TextGeneration(self, fitted=_fit_tokenizer(self.tokenizer, rows))
 
 
+_Stop = Annotated[str, StringConstraints(min_length=1)]
+
+
+class TextRow(RequestRow):
+    """A prompt, and how to go on with it."""
+
+    prompt: str
+    """The text to go on with."""
+    max_tokens: int = Field(16, ge=1)
+    """Most new tokens."""
+    temperature: float = Field(1.0, ge=0, le=2)
+    """0 takes the likeliest token each time; higher is more varied."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Sample among the likeliest tokens whose probabilities sum to this."""
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] | None = None
+    """Text that ends the answer and is not part of it, or up to four such texts."""
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    """The same request with the same seed gives the same answer. null: a new one each time."""
+
+
+class TextAnswer(AnswerRow):
+    """How the model went on."""
+
+    text: str
+    """What follows the prompt."""
+
+
 class TextGeneration(Task):
     """A fitted `text-generation` task: it holds the tokenizer.
 
@@ -103,6 +141,7 @@ class TextGeneration(Task):
     unit = "tokens"
     kind = "generate"
     headline = ("perplexity", "loss")
+    request, answer = TextRow, TextAnswer
 
     def __init__(
         self,
@@ -185,11 +224,17 @@ class TextGeneration(Task):
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        return (TensorSpec("text", "BYTES", (-1,)),)
+        return (TensorSpec("prompt", "BYTES", (-1,)),)
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        return (TensorSpec("generated_text", "BYTES", (-1,)),)
+        return (TensorSpec("text", "BYTES", (-1,)),)
+
+    def to_inputs(self, row: TextRow) -> dict[str, Any]:
+        return {"prompt": row.prompt}
+
+    def to_answer(self, outputs: Mapping[str, Any]) -> TextAnswer:
+        return TextAnswer(text=outputs["text"])
 
 
 class _CausalNetwork(NetworkSpec):

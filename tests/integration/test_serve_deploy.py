@@ -1,6 +1,7 @@
 """Versions served for real: Serve, HAProxy, the `openai` client, and what happens when things go wrong."""
 
 import asyncio
+import base64
 import json
 import os
 import subprocess
@@ -8,12 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 
 from maas_ray import DeploySpec, Registry, deploy, endpoints, undeploy
 from maas_ray.errors import DeploymentError, NotFoundError
@@ -207,6 +210,119 @@ def test_tritonclient_sends_and_gets_bytes(served: Served) -> None:
             np.testing.assert_allclose(answer.as_numpy("scores").ravel(), expected["scores"], rtol=1e-5)
         with pytest.raises(triton.InferenceServerException, match="version 2"):
             client.infer("img", [image], model_version="2")
+
+
+def test_tritonclient_asks_for_text(served: Served) -> None:
+    from tritonclient import http as triton
+
+    texts = ["for name in", "東京 🚀"]
+    expected = [complete(served.url, prompt=text, max_tokens=9).json()["choices"][0]["text"] for text in texts]
+    prompt = triton.InferInput("prompt", [2], "BYTES")
+    how = {"max_tokens": 9, "temperature": 0.0}
+    with triton.InferenceServerClient(served.url.removeprefix("http://")) as client:
+        metadata = client.get_model_metadata("lm", "1")
+        assert [tensor["name"] for side in ("inputs", "outputs") for tensor in metadata[side]] == ["prompt", "text"]
+        for version, binary in (("", True), ("1", False)):
+            prompt.set_data_from_numpy(np.array([text.encode() for text in texts], dtype=object), binary_data=binary)
+            outputs = [triton.InferRequestedOutput("text", binary_data=binary)]
+            answer = client.infer("lm", [prompt], model_version=version, outputs=outputs, parameters=how)
+            found = [one.decode() if isinstance(one, bytes) else one for one in answer.as_numpy("text")]
+            assert found == expected
+        with pytest.raises(triton.InferenceServerException, match=r"parameters\.max_tokens"):
+            client.infer("lm", [prompt], parameters={"max_tokens": 0})
+        with pytest.raises(triton.InferenceServerException, match="maximum context length"):
+            client.infer("lm", [prompt], parameters={"max_tokens": 500})
+
+
+# --- the plain way
+
+
+def post(url: str, body: object) -> httpx.Response:
+    return httpx.post(url, json=body, timeout=60)
+
+
+def test_curl_sends_a_picture_and_gets_a_label(served: Served, tmp_path: Path) -> None:
+    network = IMAGES.load_model(save_bundle(IMAGES, tmp_path))
+    pixels = np.random.default_rng(3).integers(0, 256, (20, 9, 3), dtype=np.uint8)  # not the model's size, nor colour
+    picture = tmp_path / "picture.png"
+    Image.fromarray(pixels).save(picture)
+    stored = IMAGES.encode([{"image": pixels}])["pixel_values"]  # as `prepare` does
+    expected = IMAGES.predict(network, {"image": stored.transpose(0, 2, 3, 1)})
+    url = f"{served.url}/v1/models/img/predict"
+
+    curl = subprocess.run(["curl", "-sS", "-F", f"file=@{picture}", url], capture_output=True, check=True, timeout=60)
+
+    said = json.loads(curl.stdout)
+    assert (said["model"], said["version"], said["label"]) == ("img", "1", expected["label"][0])
+    np.testing.assert_allclose(list(said["scores"].values()), expected["scores"][0], rtol=1e-5)
+    row = {"image": base64.b64encode(picture.read_bytes()).decode()}
+    assert post(url, row).json() == said
+    several = post(
+        f"{served.url}/v1/models/img/versions/1/predict", {"instances": [row, {"image": [[0] * 8] * 8}, row]}
+    )
+    first, second, third = several.json()["predictions"]
+    for answer in (first, third):
+        assert answer["label"] == said["label"]
+        assert answer["scores"] == pytest.approx(said["scores"], rel=1e-5)
+    assert second["scores"] != pytest.approx(said["scores"], rel=1e-5)
+
+
+def test_text_the_plain_way(served: Served) -> None:
+    expected = complete(served.url).json()["choices"][0]["text"]
+    row = {"prompt": "def ", "max_tokens": 8, "temperature": 0}
+    url = f"{served.url}/v1/models/lm/predict"
+    assert post(url, row).json() == {"model": "lm", "version": "1", "text": expected}
+    assert post(url, {"instances": [row] * 3}).json()["predictions"] == [{"text": expected}] * 3
+    form = httpx.post(url, files={name: (None, str(value)) for name, value in row.items()}, timeout=60)
+    assert form.json()["text"] == expected
+
+
+def test_what_is_wrong_with_a_row_is_told(served: Served) -> None:
+    url = f"{served.url}/v1/models"
+    wrong = [
+        (post(f"{url}/img/predict", {"image": "aGVsbG8="}), "image", "not an image"),
+        (post(f"{url}/img/predict", {"prompt": "x"}), "image", "Missing required parameter"),
+        (httpx.post(f"{url}/img/predict", files={"picture": b"x"}), "picture", "a file is sent as 'file'"),
+        (httpx.post(f"{url}/img/predict", files={"other": (None, "x")}), "file", "send it as the field 'file'"),
+        (post(f"{url}/lm/predict", {"prompt": "x", "max_tokens": 900}), "prompt", "maximum context length"),
+        (post(f"{url}/lm/predict", {"instances": [{"prompt": "x"}, 5]}), "instances[1]", "expected an object"),
+    ]
+    for response, param, says in wrong:
+        error = response.json()["error"]
+        assert (response.status_code, error["param"]) == (400, param)
+        assert says in error["message"]
+    assert post(f"{url}/img/versions/2/predict", {}).status_code == 404
+    assert post(f"{url}/none/predict", {}).json()["error"]["code"] == "model_not_found"
+
+
+def test_the_gateway_answers_as_its_document_says(served: Served) -> None:
+    """What a fuzzer thinks of; `tests/unit/test_serve_fuzz.py` asks much more of the same application."""
+    import hypothesis
+    import schemathesis
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi import checks
+
+    conform = [checks.status_code_conformance, checks.content_type_conformance, checks.response_schema_conformance]
+    document = schemathesis.openapi.from_url(f"{served.url}/openapi.json")
+    document.validate()
+    modes = [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE]
+    quick = hypothesis.settings(
+        max_examples=8, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+    )
+    asked: set[str] = set()
+    for found in document.get_all_operations():
+        operation = found.ok()
+        for mode in modes:
+
+            @quick
+            @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
+            def ask(case: schemathesis.Case) -> None:
+                case.call_and_validate(checks=[not_a_server_error, *conform], timeout=30)
+
+            with suppress(hypothesis.errors.Unsatisfiable):  # nothing can be wrong with a GET that takes nothing
+                ask()
+                asked.add(operation.label)
+    assert len(asked) == len(list(document.get_all_operations()))
 
 
 # --- limits

@@ -379,3 +379,21 @@ def test_what_a_spec_names_and_is_not_there_is_told_with_file_and_line(
 
     assert ended == status
     assert err.startswith(f"{path}{says}")
+
+
+@pytest.mark.parametrize(
+    ("task", "says"),
+    [
+        ("image-classification", "  curl -F file=@PATH http://h:1/v1/models/m/predict\n"),
+        ("text-generation", "  curl http://h:1/v1/completions -H"),
+    ],
+)
+def test_what_was_deployed_is_shown_with_a_line_to_try(
+    task: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from maas_ray.serve.deploy import Endpoint
+    from maas_ray.status import show_deployed
+
+    show_deployed(Endpoint("m", "m/1", task, "", "serving", 1, "http://h:1", "", None))
+
+    assert says in capsys.readouterr().out

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "maas_ray"
 FLOORS = [
     {"errors"},
-    {"spec"},
+    {"spec", "bodies"},
     {"settings", "console", "curves"},
     {"storage"},
     {"tasks"},

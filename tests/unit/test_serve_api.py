@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import tracemalloc
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 
@@ -350,7 +351,7 @@ def test_missing_and_unknown_models(call: Call) -> None:
         assert unknown.json()["error"]["code"] == "model_not_found"
     other = complete(call, model="sums")
     assert other.status_code == 400
-    assert "/v2/models/sums/infer" in other.json()["error"]["message"]
+    assert "/v1/models/sums/predict" in other.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -624,6 +625,19 @@ def test_a_size_of_thousands_of_digits_is_a_client_s_mistake() -> None:
     body = json.dumps(tensors(shape=[9 * 10**4298, 2])).encode()  # times two, it has no text in Python
     with pytest.raises(RequestError, match=r"inputs\[0\]\.shape\[0\]"):
         parse_infer(InferBody(body), INPUTS, OUTPUTS)
+
+
+def test_a_long_word_among_many_numbers_costs_no_more_than_itself() -> None:
+    x = {"name": "x", "datatype": "FP32", "shape": [10_001], "data": ["a" * 10_000, *[0] * 10_000]}
+    spec = (TensorSpec("x", "FP32", (-1,)),)
+    tracemalloc.start()
+    try:
+        for data in (x["data"], [x["data"]]):
+            with pytest.raises(RequestError, match="not FP32"):
+                parse_infer(InferBody(json.dumps({"inputs": [x | {"data": data}]}).encode()), spec, spec)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000  # as an array of strings it would be 400 MB
+    finally:
+        tracemalloc.stop()
 
 
 def test_any_byte_but_0_is_true() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from maas_ray.errors import RequestError
 from maas_ray.serve.open_inference import InferBody
+from maas_ray.serve.rows import PredictBody
 from maas_ray.serve.single import SingleModel, create_single_app
 from maas_ray.serve.text import Delta, TextRequest
 from tests.unit.test_serve_api import route
@@ -22,6 +23,9 @@ class Replica:
     async def infer(self, body: InferBody) -> InferBody | RequestError:
         await asyncio.sleep(5 if body.data == b"slow" else 0)
         return RequestError("no such thing", param="x") if body.data == b"no" else body
+
+    async def predict(self, body: PredictBody) -> bytes:
+        return b'{"label":"7"}'
 
     async def generate(self, request: TextRequest) -> AsyncGenerator[Delta, None]:
         try:
@@ -49,6 +53,7 @@ def ask(replica: Replica, kind: str, path: str, **request) -> httpx.Response:
     [
         ("/v2/models/m/infer", "yes", 200),
         ("/v2/models/m/versions/3/infer", "yes", 200),
+        ("/v1/models/m/predict", "yes", 200),
         ("/v2/models/m/infer", "no", 400),
         ("/v2/models/m/infer", "slow", 504),
         ("/v2/models/m/versions/2/infer", "yes", 404),

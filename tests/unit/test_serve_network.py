@@ -8,7 +8,7 @@ import pytest
 
 from maas_ray import DeploySpec
 from maas_ray.errors import DeploymentError
-from maas_ray.serve.engines import predict
+from maas_ray.serve.engines import network
 from maas_ray.serve.spec import ServingOptions
 from maas_ray.tasks import Task
 from tests.bundles import image_task, save_bundle
@@ -39,8 +39,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Task, Path]:
 
 
 def scores(task: Task, directory: Path, images: np.ndarray = IMAGES, **options: object) -> tuple[str, np.ndarray]:
-    network, name = predict.load(task, directory, ServingOptions.parse(options))
-    return name, task.predict(network, {"image": images})["scores"]
+    found, name = network.load(task, directory, ServingOptions.parse(options))
+    return name, task.predict(found, {"image": images})["scores"]
 
 
 def test_onnx_answers_as_torch_does(exported: tuple[Task, Path]) -> None:
@@ -60,7 +60,7 @@ def test_without_it_torch_answers(tmp_path: Path) -> None:
 
 
 def test_where_it_is_not_installed(exported: tuple[Task, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predict.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(network.importlib.util, "find_spec", lambda name: None)
     assert scores(*exported)[0].startswith("torch (onnxruntime is not installed")
     with pytest.raises(DeploymentError, match=r"pip install 'maas-ray\[onnx\]'"):
         scores(*exported, engine="onnxruntime")

@@ -1,0 +1,165 @@
+"""What answers hold, as clients read them; for the OpenAPI document. A fuzzer in the tests holds the answers to it.
+
+They may hold more than is said here. The rows of `predict` are the tasks' own.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from maas_ray.serve.routes import Tensor
+
+# --- OpenAI ----------------------------------------------------------------------------------------
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class _Piece(BaseModel):
+    index: int
+    logprobs: dict[str, Any] | None
+    finish_reason: str | None
+
+
+class _Choice(_Piece):
+    finish_reason: str
+
+
+class CompletionChoice(_Choice):
+    text: str
+
+
+class CompletionPiece(_Piece):
+    text: str
+
+
+class ChatMessage(BaseModel):
+    role: Literal["assistant"]
+    content: str | None
+    refusal: str | None
+
+
+class ChatChoice(_Choice):
+    message: ChatMessage
+
+
+class ChatDelta(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str | None = None
+
+
+class ChatPiece(_Piece):
+    delta: ChatDelta
+
+
+class _TextAnswer(BaseModel):
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+
+class Completion(_TextAnswer):
+    object: Literal["text_completion"]
+    choices: list[CompletionChoice]
+    usage: Usage
+
+
+class CompletionChunk(_TextAnswer):
+    object: Literal["text_completion"]
+    choices: list[CompletionPiece]
+    usage: Usage | None = None
+
+
+class ChatCompletion(_TextAnswer):
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class ChatCompletionChunk(_TextAnswer):
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChatPiece]
+    usage: Usage | None = None
+
+
+class Model(BaseModel):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelList(BaseModel):
+    object: Literal["list"]
+    data: list[Model]
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Error(BaseModel):
+    """An error under any path but `/v2`."""
+
+    error: ErrorDetail
+
+
+# --- Open Inference Protocol -----------------------------------------------------------------------
+
+
+class Server(BaseModel):
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class Live(BaseModel):
+    live: bool
+
+
+class Ready(BaseModel):
+    ready: bool
+
+
+class ModelReady(Ready):
+    name: str
+
+
+class ModelMetadata(BaseModel):
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+
+class OutputParameters(BaseModel):
+    binary_data_size: int
+
+
+class Output(BaseModel):
+    name: str
+    datatype: str
+    shape: list[int]
+    data: list[Any] = []
+    parameters: OutputParameters | None = None
+
+
+class InferAnswer(BaseModel):
+    model_name: str
+    model_version: str
+    id: str | None = None
+    outputs: list[Output]
+
+
+class InferenceError(BaseModel):
+    """An error under `/v2`."""
+
+    error: str

@@ -1,0 +1,56 @@
+"""A request with a million mistakes is refused for the first: pydantic would keep a record of each."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from maas_ray.bodies import Body
+from maas_ray.serve.open_inference import InferDocument
+from maas_ray.serve.openai import ChatBody, CompletionBody
+from maas_ray.tasks.image_classification import ImageRow
+from maas_ray.tasks.text_generation import TextRow
+
+MANY = 1000
+FIELDS = {f"field{number}": 1 for number in range(MANY)}
+TENSOR = {"name": "x", "datatype": "FP32", "shape": ["1"] * MANY}
+
+
+class Biases(Body):
+    """A dict of numbers."""
+
+    biases: dict[str, float] | None = None
+
+
+@pytest.mark.parametrize(
+    ("kind", "document"),
+    [
+        (Biases, {"biases": {str(number): "x" for number in range(20_000)}}),
+        (ChatBody, {"model": "m", "messages": [1] * MANY}),
+        (ChatBody, {"model": "m", "messages": [{"role": "user", "content": [1] * MANY}]}),
+        (ChatBody, {"model": "m", "messages": [{"role": "user", "content": "a", **FIELDS}]}),
+        (CompletionBody, {"model": "m", "prompt": [{}] * MANY}),
+        (CompletionBody, {"model": "m", "prompt": [[{}] * MANY] * MANY}),
+        (CompletionBody, {"model": "m", "stop": [1] * MANY}),
+        (InferDocument, {"inputs": [1] * MANY}),
+        (InferDocument, {"inputs": [TENSOR] * MANY}),
+        (InferDocument, {"inputs": [], **FIELDS}),
+        (ImageRow, {"image": [[300] * MANY] * MANY}),
+        (ImageRow, {"image": [[1]], **FIELDS}),
+        (TextRow, {"prompt": "a", "stop": [1] * MANY}),
+    ],
+)
+def test_refusing_costs_no_more_than_reading(kind: type[Body], document: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate(document)
+    assert caught.value.error_count() <= 5
+    assert len(str(caught.value)) < 5000
+
+
+def test_what_is_right_is_taken() -> None:
+    assert Biases.model_json_schema()["properties"]["biases"]["anyOf"][0]["type"] == "object"
+    assert len(Biases.model_validate({"biases": {str(number): 1 for number in range(5000)}}).biases or {}) == 5000
+    assert (
+        len(ChatBody.model_validate({"model": "m", "messages": [{"role": "user", "content": "a"}] * MANY}).messages)
+        == MANY
+    )

@@ -1,0 +1,155 @@
+"""Whatever is asked, the gateway answers as its OpenAPI document says, and never with a fault of its own."""
+
+from collections.abc import AsyncGenerator
+
+import hypothesis
+import numpy as np
+import pytest
+import schemathesis
+from schemathesis import checks
+from schemathesis.specs.openapi import checks as openapi_checks
+
+from maas_ray.serve import openapi
+from maas_ray.serve.api import create_app
+from maas_ray.serve.generating import Generating
+from maas_ray.serve.models import Models
+from maas_ray.serve.open_inference import InferBody, parse_infer, render_infer
+from maas_ray.serve.routes import Route
+from maas_ray.serve.rows import Head, PredictBody, parse_rows
+from maas_ray.serve.text import Delta, TextRequest
+from tests.bundles import image_task, text_task
+
+TEXT, IMAGES = text_task(), image_task()
+EXAMPLES = 30  # for each operation, of those that are drawn; those at the edges of a schema come on top
+CHECKS = [
+    checks.not_a_server_error,
+    openapi_checks.status_code_conformance,
+    openapi_checks.content_type_conformance,
+    openapi_checks.response_schema_conformance,
+    openapi_checks.response_headers_conformance,
+    openapi_checks.negative_data_rejection,
+    openapi_checks.unsupported_method,
+]
+
+
+class InProcess(Models):
+    """Models that answer here: real tasks, an engine that echoes, a network that knows one answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._routes = {
+            name: Route.parse(
+                {
+                    "name": name,
+                    "application": f"model-{name}",
+                    "kind": task.kind,
+                    "task": task.spec.type,
+                    "version": f"{name}/3",
+                    "digest": "ab" * 32,
+                    "created": 1_700_000_000,
+                    "timeout_s": 30,
+                    **task.signature(),
+                }
+            )
+            for name, task in (("lm", TEXT), ("img", IMAGES))
+        }
+        self._generating = Generating(TEXT, self._echoed, Head(model="lm", version="3"))
+
+    async def ready(self, route: Route) -> bool:
+        return True
+
+    async def _echo(self, request: TextRequest) -> Delta:
+        return Delta(str(request.prompt), "stop", 1, 1)
+
+    async def _echoed(self, request: TextRequest) -> AsyncGenerator[Delta, None]:
+        yield await self._echo(request)
+
+    async def complete(self, route: Route, request: TextRequest) -> Delta:
+        return await self._echo(request)
+
+    async def stream(self, route: Route, request: TextRequest) -> AsyncGenerator[Delta, None]:
+        yield Delta("a", None, 1, 1)
+        yield Delta(str(request.prompt), "stop", 1, 2)
+
+    async def infer(self, route: Route, body: InferBody) -> InferBody:
+        if route.name == "lm":
+            return await self._generating.infer(body)
+        request = parse_infer(body, IMAGES.inputs, IMAGES.outputs)
+        answer = {
+            "label": np.full(request.rows, "dark", object),
+            "scores": np.tile(np.float32([1, 0]), (request.rows, 1)),
+        }
+        return render_infer(request, answer, IMAGES.outputs, "img", "3")
+
+    async def predict(self, route: Route, body: PredictBody) -> bytes:
+        if route.name == "lm":
+            return await self._generating.predict(body)
+        asked = parse_rows(body, IMAGES)
+        inputs = await asked.inputs(IMAGES)
+        answer = IMAGES.to_answer({"label": "dark", "scores": np.float32([1, 0])})
+        return asked.render([answer] * len(inputs), Head(model="img", version="3"))
+
+
+APP = create_app(InProcess(), body_limit=100_000)
+DOCUMENT = schemathesis.openapi.from_asgi("/openapi.json", APP)
+
+
+def test_the_document_is_valid_openapi() -> None:
+    DOCUMENT.validate()
+
+
+def test_the_document_has_every_path_and_no_other() -> None:
+    served = {
+        (route.path, method)
+        for route in APP._app.routes  # type: ignore[attr-defined]
+        for method in route.methods - {"HEAD"}
+        if route.path != "/openapi.json"
+    }
+    said = {(path, method.upper()) for path, item in openapi.document(())["paths"].items() for method in item}
+    assert said == served
+
+
+@DOCUMENT.parametrize()
+@hypothesis.settings(
+    max_examples=EXAMPLES,
+    suppress_health_check=list(hypothesis.HealthCheck),
+    phases=[hypothesis.Phase.generate, hypothesis.Phase.explicit],
+)
+def test_answers_are_as_the_document_says(case: schemathesis.Case) -> None:
+    case.call_and_validate(checks=CHECKS)
+
+
+PIXELS = {"name": "image", "datatype": "UINT8", "shape": [2, 8, 8, 1], "data": [0] * 128}
+PROMPTS = {"name": "prompt", "datatype": "BYTES", "shape": [2], "data": ["a", "b"]}
+RIGHT = {
+    "completion": ("/v1/completions", "", {"model": "lm", "prompt": "a"}),
+    "completion, streamed": ("/v1/completions", "", {"model": "lm", "prompt": "a", "stream": True}),
+    "chat": ("/v1/chat/completions", "", {"model": "lm", "messages": [{"role": "user", "content": "a"}]}),
+    "chat, streamed": (
+        "/v1/chat/completions",
+        "",
+        {"model": "lm", "messages": [{"role": "user", "content": "a"}], "stream": True}
+        | {"stream_options": {"include_usage": True}},
+    ),
+    "row": ("/v1/models/{name}/predict", "img", {"image": [[0, 255], [0, 255]]}),
+    "rows": ("/v1/models/{name}/versions/{version}/predict", "img", {"instances": [{"image": [[[1, 2, 3]]]}]}),
+    "text": ("/v1/models/{name}/predict", "lm", {"prompt": "a", "max_tokens": 5, "stop": ["x"]}),
+    "tensors": ("/v2/models/{name}/infer", "img", {"inputs": [PIXELS], "id": "1"}),
+    "tensors as bytes": (
+        "/v2/models/{name}/infer",
+        "img",
+        {"inputs": [PIXELS], "parameters": {"binary_data_output": True}},
+    ),
+    "text as a tensor": (
+        "/v2/models/{name}/versions/{version}/infer",
+        "lm",
+        {"inputs": [PROMPTS], "parameters": {"max_tokens": 3, "temperature": 0}},
+    ),
+}
+
+
+@pytest.mark.parametrize(("path", "name", "body"), RIGHT.values(), ids=RIGHT)
+def test_right_answers_are_as_the_document_says(path: str, name: str, body: dict) -> None:
+    place = {"path_parameters": {"name": name} | ({"version": "3"} if "{version}" in path else {})} if name else {}
+    case = DOCUMENT[path]["POST"].Case(body=body, media_type="application/json", **place)
+    assert case.call_and_validate(checks=CHECKS).status_code == 200
