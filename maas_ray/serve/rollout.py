@@ -33,6 +33,7 @@ _LIVE_OPTIONS = {
     "request_timeout_s",
     "placement_timeout_s",
     "startup_timeout_s",
+    "adapters",
     "smoke",
 }
 
@@ -54,15 +55,18 @@ class Change:
     begun: Record
 
 
-def wanted(spec: DeploySpec, version: ModelVersion) -> Record:
-    """The record of an endpoint that serves a version as a spec says.
+def wanted(spec: DeploySpec, version: ModelVersion, registry: Registry) -> Record:
+    """The record of an endpoint that serves a version as a spec says; its adapters' aliases become numbers.
 
     Raises:
-        MaasError: the bundle is missing, damaged, or not the one that was registered.
+        MaasError: a bundle is missing, damaged, or not the one that was registered; an adapter does not fit.
     """
     name = spec.endpoint or version.name
-    spec = spec.model_copy(update={"endpoint": name})
+    adapters = resolve_adapters(spec, registry)
+    pinned = {adapter: found.reference for adapter, found in adapters.items()}
+    spec = spec.model_copy(update={"endpoint": name, "adapters": pinned})
     application = _application_name(spec, version)
+    timeout_s = spec.request_timeout_s
     return Record(
         name=name,
         revision=0,
@@ -71,9 +75,22 @@ def wanted(spec: DeploySpec, version: ModelVersion) -> Record:
         uri=version.uri,
         digest=version.digest,
         application=application,
-        route=make_route(version, endpoint=name, application=application, timeout_s=spec.request_timeout_s),
+        route=make_route(version, endpoint=name, application=application, timeout_s=timeout_s, adapters=adapters),
         state=State.SERVING,
     )
+
+
+def resolve_adapters(spec: DeploySpec, registry: Registry) -> dict[str, ModelVersion]:
+    """The versions that a spec's adapters mean now, by name.
+
+    Raises:
+        NotFoundError: there is no such version.
+    """
+    found = {}
+    for name, version in spec.adapters.items():
+        with spec.at(f"adapters.{name}"):
+            found[name] = registry.resolve(version)
+    return found
 
 
 def begin(endpoints: Endpoints, asked: Sequence[tuple[ModelVersion, Record, Record | None]]) -> list[Change]:
@@ -166,7 +183,11 @@ def make_ready(change: Change) -> Change:
         )
     route = change.wanted.route
     assert route is not None  # noqa: S101
-    smoke.check(route, spec.smoke)
+    before = change.before.route if change.before else None
+    standing = before.adapters if before and before.application == route.application else ()
+    for one in route.expanded():
+        if one.adapter is None or one.adapter not in standing:
+            smoke.check(one, spec.smoke)
     if route.kind == "generate":
         route = route.model_copy(update={"engine": control.ask(route.application, "engine")})
     return replace(change, wanted=replace(change.wanted, route=route))

@@ -70,6 +70,9 @@ class ServingOptions(Spec):
     """Memory for keys and values, GB, for tasks that generate; less is taken where less suffices."""
     prefill_tokens: int = Field(512, ge=32)
     """Tokens computed in one step, for tasks that generate; longer prompts are cut into such pieces."""
+    max_adapters: int = Field(4, ge=1)
+    """LoRA adapters that a replica keeps loaded; each takes the memory of a further model. The one that was asked
+    longest ago makes room for another."""
 
     @property
     def threads(self) -> int:
@@ -99,9 +102,20 @@ class DeploySpec(ServingOptions):
     """Longest wait for room on the cluster, seconds; raise it where nodes are started on demand."""
     startup_timeout_s: float = Field(300, gt=0)
     """Longest that a replica may take to load once it has room, seconds."""
+    adapters: dict[Name, str] = {}
+    """LoRA adapters of this version, each a version `name@alias` or `name/number`, by name: `french` is the public
+    model `ENDPOINT:french`. Aliases mean what they do now; adapters come and go without restarting the model."""
     smoke: dict[str, Any] | None = None
     """A request's body, as a client sends it, that must be answered before the version gets traffic. None: one of the
     task's own kind."""
+
+    @model_validator(mode="after")
+    def _adapters_find_weights(self) -> Self:
+        if self.adapters and self.compression != "none":
+            raise ValueError(
+                f"compression: {self.compression} leaves no weights that adapters fit; leave it out, or adapters."
+            )
+        return self
 
 
 class ModelArgs(ServingOptions):
@@ -124,6 +138,8 @@ class ServedModel(Spec):
     """The Serve application that serves it."""
     request_timeout_s: float = Field(300, gt=0, le=MAX_TIMEOUT_S)
     """Longest that one request may take, seconds."""
+    adapters: dict[Name, str] = {}
+    """LoRA adapters by name, as in a `DeploySpec`."""
 
 
 class GatewayArgs(Spec):
