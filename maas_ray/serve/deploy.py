@@ -18,6 +18,7 @@ from maas_ray.errors import ClusterError, ConflictError, NotFoundError
 from maas_ray.registry.versions import ModelVersion, Registry, check_alias
 from maas_ray.serve import control, drift, rollout
 from maas_ray.serve.endpoints import Endpoints, Record, Served, State
+from maas_ray.serve.engines.vllm import chosen
 from maas_ray.serve.spec import GATEWAY_APP, DeploySpec
 from maas_ray.settings import Settings, exists
 
@@ -198,7 +199,8 @@ def diff(spec: DeploySpec | None = None, *, settings: Settings | None = None) ->
     with spec.at("version"):
         version = registry.resolve(spec.version)
     adapters = {name: found.reference for name, found in rollout.resolve_adapters(spec, registry).items()}
-    spec = spec.model_copy(update={"endpoint": spec.endpoint or version.name, "adapters": adapters})
+    update = {"endpoint": spec.endpoint or version.name, "adapters": adapters}
+    spec = chosen(spec, version.task).model_copy(update=update)
     return drift.changes(spec, version.reference, Endpoints(settings).get(str(spec.endpoint)) if known else None)
 
 

@@ -21,6 +21,7 @@ from ray.serve import Application
 from maas_ray.errors import RequestError
 from maas_ray.registry.bundle import open_bundle
 from maas_ray.registry.versions import ModelVersion, Registry
+from maas_ray.serve.engines.vllm import chosen, placement
 from maas_ray.serve.open_inference import InferBody, numpy_dtype, parse_infer, render_infer
 from maas_ray.serve.routes import Route, make_route
 from maas_ray.serve.spec import ModelArgs, ServingOptions
@@ -71,7 +72,8 @@ class Generator:
 
         task, directory = _fetch(uri, digest)
         cache = Path(Settings.from_environment().home) / "openvino"
-        started = await asyncio.to_thread(start, task, directory, digest, options, cache=cache)
+        loop = asyncio.get_running_loop()
+        started = await asyncio.to_thread(start, task, directory, digest, options, cache=cache, loop=loop)
         self._engine, self._name = started.engine, started.name
         self._codec = TextCodec(cast(TextGeneration, task), directory, started.context, started.end_ids)
         await warm_up(self._engine, self._codec.task.end_of_text_id)
@@ -206,7 +208,7 @@ def application(options: ServingOptions, version: ModelVersion, route: Route) ->
     scaling = options.scaling
     deployment = serve.deployment(
         name="Model",
-        ray_actor_options={"num_cpus": options.resources.cpus, "num_gpus": options.resources.gpus},
+        **placement(options, route.kind),
         autoscaling_config={
             "min_replicas": scaling.min_replicas,
             # One starts even where none is kept: a version that cannot load must not be routed to.
@@ -228,5 +230,6 @@ def application(options: ServingOptions, version: ModelVersion, route: Route) ->
 def build(args: ModelArgs) -> Application:
     """The application of a version, for a Serve config file: the version is resolved now."""
     version = Registry(Settings.from_environment()).resolve(args.version)
+    args = chosen(args, version.task)
     route = make_route(version, endpoint=args.endpoint, application="", timeout_s=args.request_timeout_s)
     return application(args, version, route)

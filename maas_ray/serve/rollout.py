@@ -19,6 +19,7 @@ from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.serve import control, smoke
 from maas_ray.serve.drift import MODEL_PREFIX, needed_by, running_replicas
 from maas_ray.serve.endpoints import Endpoints, Record, State
+from maas_ray.serve.engines.vllm import chosen
 from maas_ray.serve.routes import make_route
 from maas_ray.serve.spec import GATEWAY_APP, DeploySpec, GatewayArgs
 from maas_ray.settings import Settings
@@ -64,7 +65,7 @@ def wanted(spec: DeploySpec, version: ModelVersion, registry: Registry) -> Recor
     name = spec.endpoint or version.name
     adapters = resolve_adapters(spec, registry)
     pinned = {adapter: found.reference for adapter, found in adapters.items()}
-    spec = spec.model_copy(update={"endpoint": name, "adapters": pinned})
+    spec = chosen(spec, version.task).model_copy(update={"endpoint": name, "adapters": pinned})
     application = _application_name(spec, version)
     timeout_s = spec.request_timeout_s
     return Record(

@@ -14,6 +14,19 @@ GATEWAY_APP = "maas-gateway"
 GATEWAY_DEPLOYMENT = "Gateway"
 MAX_TIMEOUT_S = 3600.0
 
+_NOT_THE_USER_S = {
+    "model": "it is the version's bundle",
+    "tokenizer": "it is the version's bundle",
+    "served_model_name": "it is the endpoint's name",
+    "hf_config_path": "it is the version's bundle",
+    "load_format": "a bundle's weights are safetensors",
+    "trust_remote_code": "nothing in a bundle is run",
+    "max_num_seqs": "set max_ongoing_requests",
+    "max_loras": "set max_adapters",
+    "distributed_executor_backend": "it is Ray",
+    "data_parallel_size": "set scaling.min_replicas and max_replicas",
+}
+
 
 class Scaling(Spec):
     """How many replicas serve a model; Serve adds and removes them by the requests in flight."""
@@ -52,8 +65,13 @@ class ServingOptions(Spec):
     """How many replicas."""
     resources: Resources = Resources()
     """What each takes."""
-    engine: Literal["auto", "openvino", "transformers"] = "auto"
-    """What generates text. auto: on the CPU OpenVINO where it can take the model, else Transformers."""
+    engine: Literal["auto", "openvino", "transformers", "vllm"] = "auto"
+    """What generates text. auto: on the CPU OpenVINO where it can take the model; on GPUs vLLM where it is installed;
+    else Transformers."""
+    vllm: dict[str, Any] = {}
+    """vLLM's own engine arguments, such as `max_model_len`, `gpu_memory_utilization` (which says how much memory keys
+    and values get), `dtype`; `enable_lora: true` and `max_lora_rank` for adapters. `tensor_parallel_size` is all of
+    `resources.gpus`, or what `pipeline_parallel_size` leaves of them."""
     compression: Literal["none", "int8", "int4"] = "none"
     """Bits that OpenVINO keeps of a weight: fewer are faster and smaller, and change the answers."""
     max_ongoing_requests: int = Field(32, ge=1)
@@ -90,6 +108,28 @@ class ServingOptions(Spec):
             )
         return self
 
+    @model_validator(mode="after")
+    def _vllm_as_it_is_run(self) -> Self:
+        gpus = self.resources.gpus
+        takes = gpus >= 1 and gpus.is_integer()
+        if self.engine == "vllm" and not takes:
+            raise ValueError(f"engine: vllm computes on whole GPUs; set resources.gpus to 1 or more, not {gpus:g}.")
+        if self.vllm and (not takes or self.engine not in ("auto", "vllm")):
+            raise ValueError("vllm: is for engine vllm, on whole GPUs; leave it out, or set engine and resources.gpus.")
+        for name, instead in _NOT_THE_USER_S.items():
+            if name in self.vllm:
+                raise ValueError(f"vllm.{name}: is not to be set here; {instead}.")
+        parallel = [self.vllm.get(f"{kind}_parallel_size") for kind in ("tensor", "pipeline")]
+        if not all(size is None or (type(size) is int and size > 0) for size in parallel):
+            raise ValueError("vllm.tensor_parallel_size and vllm.pipeline_parallel_size: are whole numbers above 0.")
+        tensor, pipeline = parallel[0], parallel[1] or 1
+        if self.vllm and (gpus % pipeline or (tensor is not None and tensor * pipeline != gpus)):
+            raise ValueError(
+                f"resources.gpus is {gpus:g}, and vllm.tensor_parallel_size × vllm.pipeline_parallel_size "
+                f"{tensor or '?'} × {pipeline}; leave the first of them out, or make them equal."
+            )
+        return self
+
 
 class DeploySpec(ServingOptions):
     """`maas deploy`: a version behind a public name."""
@@ -114,6 +154,10 @@ class DeploySpec(ServingOptions):
         if self.adapters and self.compression != "none":
             raise ValueError(
                 f"compression: {self.compression} leaves no weights that adapters fit; leave it out, or adapters."
+            )
+        if self.adapters and self.engine == "vllm" and not self.vllm.get("enable_lora"):
+            raise ValueError(
+                "adapters: with engine vllm they need vllm.enable_lora: true (and max_lora_rank, if above 16)."
             )
         return self
 

@@ -103,7 +103,8 @@ def test_every_third_party_import_is_declared() -> None:
     import ast
     from importlib.metadata import packages_distributions
 
-    lines = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["compression"]]
+    extras = PROJECT["optional-dependencies"]
+    lines = [*PROJECT["dependencies"], *extras["compression"], *extras["vllm"]]
     declared = {canonicalize_name(Requirement(line).name) for line in lines}
     comes_along = {"pydantic-core"}
     distributions = packages_distributions()

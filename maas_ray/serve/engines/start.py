@@ -3,6 +3,7 @@
 Transformers is imported where its engine is taken, and nowhere before.
 """
 
+import asyncio
 import logging
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -38,7 +39,15 @@ class Started:
     end_ids: tuple[int, ...]
 
 
-def start(task: "Task", directory: Path, digest: str, options: ServingOptions, *, cache: Path) -> Started:
+def start(
+    task: "Task",
+    directory: Path,
+    digest: str,
+    options: ServingOptions,
+    *,
+    cache: Path,
+    loop: asyncio.AbstractEventLoop | None = None,
+) -> Started:
     """Bring a bundle's engine up; returns when its model is loaded.
 
     Args:
@@ -47,12 +56,17 @@ def start(task: "Task", directory: Path, digest: str, options: ServingOptions, *
         digest: the bundle's digest.
         options: how to work.
         cache: where converted models are kept on this node.
+        loop: the event loop that will ask the engine, running in another thread; vLLM needs to know.
 
     Raises:
         DeploymentError: it does not come up; or the options ask for what this model cannot have.
     """
+    if options.engine == "vllm":
+        assert loop is not None  # noqa: S101  replicas say it
+        return _vllm(directory, digest, options, loop)
     if options.engine == "transformers" or options.resources.gpus:
-        return _transformers(task, directory, options, "transformers")
+        name = "transformers" if options.engine == "transformers" else "transformers (vLLM is not installed)"
+        return _transformers(task, directory, options, name)
     try:
         return _openvino(directory, digest, options, cache)
     except _UnconvertedError as reason:
@@ -89,6 +103,13 @@ def _openvino(directory: Path, digest: str, options: ServingOptions, cache: Path
     engine = AdapterEngine(OpenVinoEngine(model, **limits), load, options.max_adapters)
     name = "openvino" if options.compression == "none" else f"openvino {options.compression}"
     return Started(engine, name, model.context, model.end_ids)
+
+
+def _vllm(directory: Path, digest: str, options: ServingOptions, loop: asyncio.AbstractEventLoop) -> Started:
+    from maas_ray.serve.engines.vllm import VllmEngine, end_ids, llm_config
+
+    engine = VllmEngine.started(llm_config(directory, digest[:12], options), _fetched, loop)
+    return Started(engine, "vllm", engine.context, end_ids(directory))
 
 
 def _transformers(task: "Task", directory: Path, options: ServingOptions, name: str) -> Started:
