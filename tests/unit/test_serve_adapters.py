@@ -18,8 +18,8 @@ from maas_ray.serve.engines.openvino import OpenVinoEngine
 from maas_ray.serve.engines.openvino_convert import Converted, _convert
 from maas_ray.serve.engines.start import Started, start
 from maas_ray.serve.lora import Lora, check
-from maas_ray.serve.routes import make_route
-from maas_ray.serve.spec import DeploySpec, ServingOptions
+from maas_ray.serve.routes import make_route, resolve_route
+from maas_ray.serve.spec import DeploySpec, ServedModel, ServingOptions
 from maas_ray.settings import Settings
 from tests.adapters import publish_adapter, register_adapter, save_adapter
 from tests.bundles import register, save_bundle, text_task
@@ -308,6 +308,9 @@ def test_an_adapter_that_does_not_fit_is_not_deployed(settings: Settings, base: 
     assert plain == route
     assert (adapted.name, adapted.parent, adapted.version, adapted.number) == ("lm:fr", "lm", "good/1", "1")
     assert adapted.digest != route.digest
+
+    model = ServedModel(endpoint="lm", version="lm/1", application="model-lm", adapters={"fr": "good@champion"})
+    assert resolve_route(model, settings).adapters == route.adapters  # as a Serve config file names it
 
     other = register(settings, "other", TASK, tmp_path / "other", seed=1)
     with pytest.raises(DeploymentError, match="made for lm/1, not for other/1"):

@@ -94,14 +94,14 @@ def llm_config(
         from ray.serve.llm import LLMConfig
     except ImportError as error:
         raise DeploymentError(
-            f"engine: vllm finds no vLLM on the replica's node ({_first_line(error)}). Install it there (`pip install "
+            f"engine: vllm needs vLLM on the replica's node ({_first_line(error)}). Install it there (`pip install "
             "'maas-ray[vllm]'`), or take engine: transformers."
         ) from error
-    config = LLMConfig(**config_fields(directory, name, options, device))
     try:
+        config = LLMConfig(**config_fields(directory, name, options, device))
         config.get_engine_config()
     except ValueError as error:
-        raise DeploymentError(f"vllm: {_first_line(error)}.") from error
+        raise DeploymentError(f"vllm: {' '.join(str(error).split())}") from error  # Pydantic's has several lines
     return config
 
 
