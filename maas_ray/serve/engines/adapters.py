@@ -11,7 +11,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from maas_ray.errors import DeploymentError
 from maas_ray.serve.engines import Adapter, Engine, GenerateRequest
 
 
@@ -110,8 +109,6 @@ def _failed(loaded: _Loaded) -> bool:
         return False
     try:
         loaded.engine.result().check()
-    except DeploymentError:
-        return True
     except Exception:
-        return loaded.engine.exception() is not None
+        return True
     return False
