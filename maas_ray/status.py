@@ -107,6 +107,8 @@ def show_deployed(endpoint: "Endpoint") -> None:
     say(f"{endpoint.name} serves {endpoint.version} at {endpoint.url}")
     if endpoint.task == "text-generation":
         say(f"  engine: {endpoint.engine}")
+        for adapter, version in endpoint.adapters.items():
+            say(f"  {endpoint.name}:{adapter} is {version}")
         body = json.dumps({"model": endpoint.name, "prompt": "Once", "max_tokens": 32})
         say(f"  curl {endpoint.url}/v1/completions -H 'Content-Type: application/json' -d '{body}'")
     else:
@@ -259,4 +261,6 @@ def _endpoints_table(endpoints: Iterable["Endpoint"]) -> Table:
     for endpoint in endpoints:
         replicas = str(endpoint.replicas)
         table.add_row(endpoint.name, endpoint.version, endpoint.state, replicas, endpoint.engine, endpoint.url)
+        for adapter, version in endpoint.adapters.items():
+            table.add_row(f"{endpoint.name}:{adapter}", version, "", "", "", "")
     return table

@@ -9,6 +9,7 @@ A bundle lies at `<storage>/models/<name>/<digest>`. Weights are safetensors; no
 ever unpickled.
 """
 
+import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -106,6 +107,24 @@ class Bundle:
             else:
                 os.mkdir(partial)  # for the context manager to remove
         return target
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every weight by name; only the heads of the files are read, and are not verified.
+
+        Raises:
+            CorruptError: a file is no safetensors file.
+        """
+        found: dict[str, tuple[int, ...]] = {}
+        for entry in self.artifact.files:
+            if entry.path.endswith(WEIGHTS_SUFFIX):
+                with storage.open_file(storage.join(self.uri, entry.path)) as file:
+                    size = int.from_bytes(file.read(8), "little")
+                    try:
+                        head = json.loads(file.read(size) if size < entry.size else b"")
+                        found |= {name: tuple(head[name]["shape"]) for name in head if name != "__metadata__"}
+                    except (ValueError, KeyError, TypeError) as error:
+                        raise CorruptError(f"{self.uri}: {entry.path} is no safetensors file: {error}") from error
+        return found
 
     def load_task(self, directory: Path) -> Task:
         """The fitted task, from a fetched copy."""

@@ -68,12 +68,12 @@ class _Endpoints:
     async def list_models(self, request: Request) -> Response:
         """The models that this API can be asked."""
         served = [route for route in self._models.routes() if route.kind == "generate"]
-        cards = [openai.model_card(route.name, route.created) for route in served]
+        cards = [openai.model_card(route.name, route.created, route.parent) for route in served]
         return JSONResponse({"object": "list", "data": cards})
 
     async def model(self, request: Request) -> Response:
         route = self._generating(request.path_params["name"])
-        return JSONResponse(openai.model_card(route.name, route.created))
+        return JSONResponse(openai.model_card(route.name, route.created, route.parent))
 
     async def completions(self, request: Request) -> Response:
         return await self._generate(openai.CompletionBody, await request.body(), chat=False)

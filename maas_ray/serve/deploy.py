@@ -18,6 +18,7 @@ from maas_ray.errors import ClusterError, ConflictError, NotFoundError
 from maas_ray.registry.versions import ModelVersion, Registry, check_alias
 from maas_ray.serve import control, drift, rollout
 from maas_ray.serve.endpoints import Endpoints, Record, Served, State
+from maas_ray.serve.engines.vllm import chosen
 from maas_ray.serve.spec import GATEWAY_APP, DeploySpec
 from maas_ray.settings import Settings, exists
 
@@ -33,6 +34,7 @@ class Endpoint:
         engine: what computes, and why not what is faster. Empty: not known.
         state: `serving`, `unhealthy`, `deploying`, `failed`, `removing`, or `down`: no such application runs.
         replicas: how many run.
+        adapters: versions of the LoRA adapters that are served as `name:adapter`.
         url: where the gateway listens. Empty: nowhere.
         problem: why the last deployment failed. Empty: it did not.
         updated: when the record changed last.
@@ -44,6 +46,7 @@ class Endpoint:
     engine: str
     state: str
     replicas: int
+    adapters: dict[str, str]
     url: str
     problem: str
     updated: datetime | None
@@ -192,9 +195,12 @@ def diff(spec: DeploySpec | None = None, *, settings: Settings | None = None) ->
     if spec is None:
         running = look(settings) if known else {}  # before the records: what is deployed meanwhile is no difference
         return drift.differences(Endpoints(settings).all(), running) if known else []
+    registry = Registry(settings)
     with spec.at("version"):
-        version = Registry(settings).resolve(spec.version)
-    spec = spec.model_copy(update={"endpoint": spec.endpoint or version.name})
+        version = registry.resolve(spec.version)
+    adapters = {name: found.reference for name, found in rollout.resolve_adapters(spec, registry).items()}
+    update = {"endpoint": spec.endpoint or version.name, "adapters": adapters}
+    spec = chosen(spec, version.task).model_copy(update=update)
     return drift.changes(spec, version.reference, Endpoints(settings).get(str(spec.endpoint)) if known else None)
 
 
@@ -208,7 +214,8 @@ def look(settings: Settings) -> dict[str, Any]:
 
 def _serve(asked: Sequence[tuple[DeploySpec, ModelVersion]], settings: Settings) -> list[Endpoint]:
     """Bring versions up behind their names, all or none; those that stand already are left alone."""
-    wanted = [(version, rollout.wanted(spec, version)) for spec, version in asked]
+    registry = Registry(settings)
+    wanted = [(version, rollout.wanted(spec, version, registry)) for spec, version in asked]
     cluster.connect(settings)
     url = control.start(settings)
     rollout.check_gateway()
@@ -248,8 +255,10 @@ def _existing(endpoints: Endpoints, name: str) -> Record:
 
 def _endpoint(record: Record, running: dict[str, Any], url: str) -> Endpoint:
     version, task, engine, state, replicas = record.version, "", "", record.state.value, 0
+    adapters: dict[str, str] = {}
     if record.route is not None:
         version, task, engine = record.route.version, record.route.task, record.route.engine
+        adapters = {adapter.name: adapter.version for adapter in record.route.adapters}
         found = running.get(record.route.application)
         replicas = drift.running_replicas(found) if found else 0
         if found is None:
@@ -258,4 +267,4 @@ def _endpoint(record: Record, running: dict[str, Any], url: str) -> Endpoint:
             state = "unhealthy"
     serves = record.route is not None and state != "down"
     url = url if serves else ""
-    return Endpoint(record.name, version, task, engine, state, replicas, url, record.problem, record.updated)
+    return Endpoint(record.name, version, task, engine, state, replicas, adapters, url, record.problem, record.updated)

@@ -22,6 +22,7 @@ from maas_ray.errors import RequestError
 from maas_ray.registry.bundle import open_bundle
 from maas_ray.registry.versions import Registry
 from maas_ray.serve.engines import network
+from maas_ray.serve.engines.vllm import chosen, placement
 from maas_ray.serve.generating import Generating
 from maas_ray.serve.guard import BACKPRESSURE, App
 from maas_ray.serve.open_inference import InferBody, numpy_dtype, parse_infer, render_infer
@@ -88,7 +89,8 @@ class Generator(_OnItsOwnPath):
         super().__init__(route)
         task, directory = _fetch(uri, route.digest)
         cache = Path(Settings.from_environment().home) / "openvino"
-        started = await asyncio.to_thread(start, task, directory, route.digest, options, cache=cache)
+        loop = asyncio.get_running_loop()
+        started = await asyncio.to_thread(start, task, directory, route.digest, options, cache=cache, loop=loop)
         self._engine, self._name = started.engine, started.name
         self._codec = TextCodec(cast(TextGeneration, task), directory, started.context, started.end_ids)
         head = Head(model=route.name, version=route.number)
@@ -259,7 +261,7 @@ def application(options: ServingOptions, uri: str, route: Route) -> Application:
     scaling = options.scaling
     deployment = serve.deployment(
         name="Model",
-        ray_actor_options={"num_cpus": options.resources.cpus, "num_gpus": options.resources.gpus},
+        **placement(options, route.kind),
         autoscaling_config={
             "min_replicas": scaling.min_replicas,
             # One starts even where none is kept: a version that cannot load must not be routed to.
@@ -283,5 +285,6 @@ def application(options: ServingOptions, uri: str, route: Route) -> Application:
 def build(args: ModelArgs) -> Application:
     """The application of a version, for a Serve config file: the version is resolved now."""
     version = Registry(Settings.from_environment()).resolve(args.version)
+    args = chosen(args, version.task)
     route = make_route(version, endpoint=args.endpoint, application="", timeout_s=args.request_timeout_s)
     return application(args, version.uri, route)

@@ -9,10 +9,11 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from maas_ray.errors import DeploymentError, ModelNotFoundError, RequestError
+from maas_ray.serve.engines import Adapter
 from maas_ray.serve.guard import overloaded
 from maas_ray.serve.open_inference import InferBody
 from maas_ray.serve.routes import Route, Table
@@ -83,7 +84,7 @@ class Models:
 
     async def update(self, table: Table) -> None:
         """Take a new table. Requests that a replica has stay there; those that still wait for one move along."""
-        routes = {route.name: route for route in table}
+        routes = {one.name: one for route in table for one in route.expanded()}
         for application in {route.application for route in table} - set(self._handles):
             await self._connect(application)
         self._routes = routes
@@ -164,6 +165,8 @@ class Models:
 
         again = True
         while True:
+            if route.adapter and isinstance(argument, TextRequest):
+                argument = replace(argument, adapter=Adapter(route.adapter.uri, route.adapter.digest))
             response = getattr(await self._bound(route), method).remote(argument)
             waiting = self._waiting.setdefault(route.application, set())
             waiting.add(response)
@@ -249,4 +252,5 @@ def translated(route: Route) -> Iterator[None]:
     except (DeploymentUnavailableError, ReplicaUnavailableError) as error:
         raise _unavailable(route, error.message) from error
     except DeploymentError as error:
+        _log.error("the engine of %s failed", route.name, exc_info=error)
         raise _unavailable(route, "its engine failed") from error

@@ -303,9 +303,10 @@ def _event(document: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
-def model_card(name: str, created: int) -> dict[str, Any]:
-    """One entry of `/v1/models`."""
-    return {"id": name, "object": "model", "created": created, "owned_by": "maas_ray"}
+def model_card(name: str, created: int, parent: str | None = None) -> dict[str, Any]:
+    """One entry of `/v1/models`; that of an adapter names its base, as vLLM does."""
+    card = {"id": name, "object": "model", "created": created, "owned_by": "maas_ray"}
+    return card | ({"parent": parent} if parent else {})
 
 
 def error_shape(error: RequestError) -> dict[str, Any]:

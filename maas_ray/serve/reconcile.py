@@ -96,8 +96,9 @@ def _resume(endpoints: Endpoints, record: Record, settings: Settings) -> rollout
     begun, before = record, rollout.served(endpoints, record)
     try:
         spec = DeploySpec.parse(record.spec, source=f"endpoint {record.name}")
-        version = Registry(settings).resolve(record.version)
-        wanted = rollout.wanted(spec, version)
+        registry = Registry(settings)
+        version = registry.resolve(record.version)
+        wanted = rollout.wanted(spec, version, registry)
         if record.state is State.DEPLOYING and record.application == wanted.application:
             change = rollout.Change(version, wanted, before, record)
         else:

@@ -15,10 +15,11 @@ from pathlib import Path
 import maas_ray
 from maas_ray.console import progress
 from maas_ray.errors import ConflictError, DeploymentError
-from maas_ray.registry.versions import ModelVersion
+from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.serve import control, smoke
 from maas_ray.serve.drift import MODEL_PREFIX, needed_by, own_path, running_replicas
 from maas_ray.serve.endpoints import Endpoints, Record, State
+from maas_ray.serve.engines.vllm import chosen
 from maas_ray.serve.routes import direct_path, make_route
 from maas_ray.serve.spec import GATEWAY_APP, DeploySpec, GatewayArgs
 from maas_ray.spec import digest_of
@@ -32,6 +33,7 @@ _LIVE_OPTIONS = {
     "request_timeout_s",
     "placement_timeout_s",
     "startup_timeout_s",
+    "adapters",
     "smoke",
     "direct",
 }
@@ -54,17 +56,20 @@ class Change:
     begun: Record
 
 
-def wanted(spec: DeploySpec, version: ModelVersion) -> Record:
-    """The record of an endpoint that serves a version as a spec says.
+def wanted(spec: DeploySpec, version: ModelVersion, registry: Registry) -> Record:
+    """The record of an endpoint that serves a version as a spec says; its adapters' aliases become numbers.
 
     Raises:
-        MaasError: the bundle is missing, damaged, or not the one that was registered; or the spec asks for what its
-            task cannot have.
+        MaasError: a bundle is missing, damaged, or not the one that was registered; an adapter does not fit; or the
+            spec asks for what its task cannot have.
     """
     name = spec.endpoint or version.name
-    spec = spec.model_copy(update={"endpoint": name})
+    adapters = resolve_adapters(spec, registry)
+    pinned = {adapter: found.reference for adapter, found in adapters.items()}
+    spec = chosen(spec, version.task).model_copy(update={"endpoint": name, "adapters": pinned})
     application = _application_name(spec, version)
-    route = make_route(version, endpoint=name, application=application, timeout_s=spec.request_timeout_s)
+    timeout_s = spec.request_timeout_s
+    route = make_route(version, endpoint=name, application=application, timeout_s=timeout_s, adapters=adapters)
     spec.check_kind(route.kind)
     return Record(
         name=name,
@@ -77,6 +82,19 @@ def wanted(spec: DeploySpec, version: ModelVersion) -> Record:
         route=route,
         state=State.SERVING,
     )
+
+
+def resolve_adapters(spec: DeploySpec, registry: Registry) -> dict[str, ModelVersion]:
+    """The versions that a spec's adapters mean now, by name.
+
+    Raises:
+        NotFoundError: there is no such version.
+    """
+    found = {}
+    for name, version in spec.adapters.items():
+        with spec.at(f"adapters.{name}"):
+            found[name] = registry.resolve(version)
+    return found
 
 
 def begin(endpoints: Endpoints, asked: Sequence[tuple[ModelVersion, Record, Record | None]]) -> list[Change]:
@@ -195,7 +213,11 @@ def make_ready(change: Change) -> Change:
         )
     route = change.wanted.route
     assert route is not None  # noqa: S101
-    smoke.check(route, spec.smoke)
+    before = change.before.route if change.before else None
+    standing = before.adapters if before and before.application == route.application else ()
+    for one in route.expanded():
+        if one.adapter is None or one.adapter not in standing:
+            smoke.check(one, spec.smoke)
     route = route.model_copy(update={"engine": control.ask(route.application, "engine")})
     return replace(change, wanted=replace(change.wanted, route=route))
 

@@ -4,15 +4,19 @@ Made where a version is deployed, from its bundle; the gateway itself opens no b
 """
 
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
+from maas_ray.errors import DeploymentError
 from maas_ray.registry.bundle import WEIGHT_SUFFIXES
 from maas_ray.registry.versions import ModelVersion, Registry
+from maas_ray.serve import lora
 from maas_ray.serve.spec import ServedModel
-from maas_ray.spec import Spec
+from maas_ray.spec import Spec, digest_of
 
 if TYPE_CHECKING:
     from maas_ray.settings import Settings
@@ -27,6 +31,21 @@ class Tensor(Spec):
     """Such as `FP32`."""
     shape: tuple[int, ...]
     """-1 for any; the first is the batch."""
+
+
+class AdapterRoute(Spec):
+    """A LoRA adapter of the model that a route leads to."""
+
+    name: str
+    """Its name; public is `MODEL:NAME`."""
+    version: str
+    """The registered version, `name/number`."""
+    uri: str
+    """The adapter's bundle."""
+    digest: str
+    """The bundle's digest."""
+    created: int
+    """When the version was registered, Unix seconds."""
 
 
 class Route(Spec):
@@ -54,11 +73,35 @@ class Route(Spec):
     """Longest that one request may take, seconds."""
     engine: str = ""
     """What computes, as a replica said when the version was deployed. Empty: it was not asked."""
+    adapters: tuple[AdapterRoute, ...] = ()
+    """LoRA adapters that can be asked of it too."""
+    adapter: AdapterRoute | None = None
+    """The adapter that this route asks for, see `expanded`."""
 
     @property
     def number(self) -> str:
         """The version's number, which the Open Inference Protocol calls the version."""
         return self.version.rpartition("/")[2]
+
+    @property
+    def parent(self) -> str | None:
+        """Of an adapter's route, the model that it is added to."""
+        return self.name.rpartition(":")[0] if self.adapter else None
+
+    def expanded(self) -> "Iterator[Route]":
+        """Itself, and a route for each of its adapters."""
+        yield self
+        for adapter in self.adapters:
+            yield self.model_copy(
+                update={
+                    "name": f"{self.name}:{adapter.name}",
+                    "version": adapter.version,
+                    "digest": digest_of([self.digest, adapter.digest]),
+                    "created": adapter.created,
+                    "adapters": (),
+                    "adapter": adapter,
+                }
+            )
 
 
 Table = tuple[Route, ...]
@@ -80,16 +123,32 @@ def from_config(config: dict[str, Any]) -> Table:
     return _TABLE.validate_python(config["routes"])
 
 
-def make_route(version: ModelVersion, *, endpoint: str, application: str, timeout_s: float) -> Route:
+def make_route(
+    version: ModelVersion,
+    *,
+    endpoint: str,
+    application: str,
+    timeout_s: float,
+    adapters: Mapping[str, ModelVersion] = MappingProxyType({}),
+) -> Route:
     """The route to a version; its bundle is opened, and its task loaded, to see that they are whole.
 
     Raises:
-        MaasError: the bundle is missing, damaged, or not the one that was registered.
+        MaasError: a bundle is missing, damaged, or not the one that was registered; an adapter does not fit.
     """
     bundle = version.open()
+    if lora.is_adapter(bundle):
+        raise DeploymentError(
+            f"{version.reference} is a LoRA adapter and no model by itself; deploy its base with "
+            f"`adapters: {{NAME: {version.reference}}}`."
+        )
     features = [entry.path for entry in bundle.artifact.files if not entry.path.endswith(WEIGHT_SUFFIXES)]
     with tempfile.TemporaryDirectory() as directory:
         task = bundle.load_task(bundle.artifact.fetch(Path(directory), features))
+    if adapters and task.kind != "generate":
+        raise DeploymentError(f"{version.reference} does {task.spec.type}; adapters are for models that generate text.")
+    for adapter in adapters.values():
+        lora.check(adapter, version)
     return Route(
         name=endpoint,
         application=application,
@@ -99,13 +158,28 @@ def make_route(version: ModelVersion, *, endpoint: str, application: str, timeou
         digest=version.digest,
         created=int(version.created.timestamp()),
         timeout_s=timeout_s,
+        adapters=tuple(_adapter_route(name, adapter) for name, adapter in sorted(adapters.items())),
         **task.signature(),
     )
 
 
 def resolve_route(model: ServedModel, settings: "Settings") -> Route:
     """The route to a model that a config file names."""
-    version = Registry(settings).resolve(model.version)
+    registry = Registry(settings)
     return make_route(
-        version, endpoint=model.endpoint, application=model.application, timeout_s=model.request_timeout_s
+        registry.resolve(model.version),
+        endpoint=model.endpoint,
+        application=model.application,
+        timeout_s=model.request_timeout_s,
+        adapters={name: registry.resolve(version) for name, version in model.adapters.items()},
+    )
+
+
+def _adapter_route(name: str, version: ModelVersion) -> AdapterRoute:
+    return AdapterRoute(
+        name=name,
+        version=version.reference,
+        uri=version.uri,
+        digest=version.digest,
+        created=int(version.created.timestamp()),
     )

@@ -15,6 +15,19 @@ GATEWAY_APP = "maas-gateway"
 GATEWAY_DEPLOYMENT = "Gateway"
 MAX_TIMEOUT_S = 3600.0
 
+_NOT_THE_USER_S = {
+    "model": "it is the version's bundle",
+    "tokenizer": "it is the version's bundle",
+    "served_model_name": "it is the endpoint's name",
+    "hf_config_path": "it is the version's bundle",
+    "load_format": "a bundle's weights are safetensors",
+    "trust_remote_code": "nothing in a bundle is run",
+    "max_num_seqs": "set max_ongoing_requests",
+    "max_loras": "set max_adapters",
+    "distributed_executor_backend": "it is Ray",
+    "data_parallel_size": "set scaling.min_replicas and max_replicas",
+}
+
 
 class Scaling(Spec):
     """How many replicas serve a model; Serve adds and removes them by the requests in flight."""
@@ -46,7 +59,7 @@ class Resources(Spec):
     """GPUs; 0 computes on the CPU."""
 
 
-_GENERATING, _PREDICTING = ("openvino", "transformers"), ("onnxruntime", "torch", "torch.compile")
+_GENERATING, _PREDICTING = ("openvino", "transformers", "vllm"), ("onnxruntime", "torch", "torch.compile")
 
 
 class ServingOptions(Spec):
@@ -56,9 +69,14 @@ class ServingOptions(Spec):
     """How many replicas."""
     resources: Resources = Resources()
     """What each takes."""
-    engine: Literal["auto", "openvino", "transformers", "onnxruntime", "torch", "torch.compile"] = "auto"
-    """What computes. auto: for text, on the CPU OpenVINO where it can take the model, else Transformers; for tasks that
-    predict, on the CPU ONNX Runtime where the bundle carries `model.onnx`, else Torch."""
+    engine: Literal["auto", "openvino", "transformers", "vllm", "onnxruntime", "torch", "torch.compile"] = "auto"
+    """What computes. auto: for text, on the CPU OpenVINO where it can take the model, on GPUs vLLM where it is
+    installed, else Transformers; for tasks that predict, on the CPU ONNX Runtime where the bundle carries `model.onnx`,
+    else Torch."""
+    vllm: dict[str, Any] = {}
+    """vLLM's own engine arguments, such as `max_model_len`, `gpu_memory_utilization` (which says how much memory keys
+    and values get), `dtype`; `enable_lora: true` and `max_lora_rank` for adapters. `tensor_parallel_size` is all of
+    `resources.gpus`, or what `pipeline_parallel_size` leaves of them."""
     compression: Literal["none", "int8", "int4"] = "none"
     """Bits that OpenVINO keeps of a weight: fewer are faster and smaller, and change the answers."""
     max_ongoing_requests: int = Field(32, ge=1)
@@ -75,6 +93,9 @@ class ServingOptions(Spec):
     """Memory for keys and values, GB, for tasks that generate; less is taken where less suffices."""
     prefill_tokens: int = Field(512, ge=32)
     """Tokens computed in one step, for tasks that generate; longer prompts are cut into such pieces."""
+    max_adapters: int = Field(4, ge=1)
+    """LoRA adapters that a replica keeps loaded; each takes the memory of a further model. The one that was asked
+    longest ago makes room for another."""
 
     @property
     def threads(self) -> int:
@@ -104,6 +125,28 @@ class ServingOptions(Spec):
             )
         return self
 
+    @model_validator(mode="after")
+    def _vllm_as_it_is_run(self) -> Self:
+        gpus = self.resources.gpus
+        takes = gpus >= 1 and gpus.is_integer()
+        if self.engine == "vllm" and not takes:
+            raise ValueError(f"engine: vllm computes on whole GPUs; set resources.gpus to 1 or more, not {gpus:g}.")
+        if self.vllm and (not takes or self.engine not in ("auto", "vllm")):
+            raise ValueError("vllm: is for engine vllm, on whole GPUs; leave it out, or set engine and resources.gpus.")
+        for name, instead in _NOT_THE_USER_S.items():
+            if name in self.vllm:
+                raise ValueError(f"vllm.{name}: is not to be set here; {instead}.")
+        parallel = [self.vllm.get(f"{kind}_parallel_size") for kind in ("tensor", "pipeline")]
+        if not all(size is None or (type(size) is int and size > 0) for size in parallel):
+            raise ValueError("vllm.tensor_parallel_size and vllm.pipeline_parallel_size: are whole numbers above 0.")
+        tensor, pipeline = parallel[0], parallel[1] or 1
+        if self.vllm and (gpus % pipeline or (tensor is not None and tensor * pipeline != gpus)):
+            raise ValueError(
+                f"resources.gpus is {gpus:g}, and vllm.tensor_parallel_size × vllm.pipeline_parallel_size "
+                f"{tensor or '?'} × {pipeline}; leave the first of them out, or make them equal."
+            )
+        return self
+
 
 class DeploySpec(ServingOptions):
     """`maas deploy`: a version behind a public name."""
@@ -119,9 +162,24 @@ class DeploySpec(ServingOptions):
     direct: bool = False
     """Answer `/v2/models/NAME` on the model's own replicas, without a hop over the gateway: more requests a second; but
     what a replica works on when it dies fails, where the gateway would ask another."""
+    adapters: dict[Name, str] = {}
+    """LoRA adapters of this version, each a version `name@alias` or `name/number`, by name: `french` is the public
+    model `ENDPOINT:french`. Aliases mean what they do now; adapters come and go without restarting the model."""
     smoke: dict[str, Any] | None = None
     """A request's body, as a client sends it, that must be answered before the version gets traffic. None: one of the
     task's own kind."""
+
+    @model_validator(mode="after")
+    def _adapters_find_weights(self) -> Self:
+        if self.adapters and self.compression != "none":
+            raise ValueError(
+                f"compression: {self.compression} leaves no weights that adapters fit; leave it out, or adapters."
+            )
+        if self.adapters and self.engine == "vllm" and not self.vllm.get("enable_lora"):
+            raise ValueError(
+                "adapters: with engine vllm they need vllm.enable_lora: true (and max_lora_rank, if above 16)."
+            )
+        return self
 
 
 class ModelArgs(ServingOptions):
@@ -144,6 +202,8 @@ class ServedModel(Spec):
     """The Serve application that serves it."""
     request_timeout_s: float = Field(300, gt=0, le=MAX_TIMEOUT_S)
     """Longest that one request may take, seconds."""
+    adapters: dict[Name, str] = {}
+    """LoRA adapters by name, as in a `DeploySpec`."""
 
 
 class GatewayArgs(Spec):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maas_ray.errors import PromptTooLongError, RequestError
-from maas_ray.serve.engines import GenerateRequest
+from maas_ray.serve.engines import Adapter, GenerateRequest
 
 if TYPE_CHECKING:
     import tokenizers
@@ -34,6 +34,7 @@ class TextRequest:
         top_p: sample among the likeliest tokens whose probabilities sum to this.
         stop: strings that end the answer and are not part of it.
         seed: the same request with the same seed gives the same answer. None: a new one each time.
+        adapter: asked in place of the model itself. The route says it, not the client.
     """
 
     prompt: str | list[int] | list[dict[str, str]]
@@ -42,6 +43,7 @@ class TextRequest:
     top_p: float
     stop: tuple[str, ...]
     seed: int | None
+    adapter: Adapter | None = None
 
     @property
     def is_chat(self) -> bool:
@@ -90,7 +92,7 @@ class TextCodec:
         if wanted > room:
             raise PromptTooLongError(len(ids), wanted, self.context, request.param)
         seed = random.getrandbits(63) if request.seed is None else request.seed
-        return GenerateRequest(ids, wanted, request.temperature, request.top_p, seed, self.end_ids)
+        return GenerateRequest(ids, wanted, request.temperature, request.top_p, seed, self.end_ids, request.adapter)
 
     @cached_property
     def _chat_tokenizer(self) -> "tokenizers.Tokenizer":

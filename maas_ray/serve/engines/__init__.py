@@ -10,6 +10,14 @@ from typing import Protocol
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter: its bundle, and what that must hold."""
+
+    uri: str
+    digest: str
+
+
+@dataclass(frozen=True)
 class GenerateRequest:
     """One sequence to continue.
 
@@ -20,6 +28,7 @@ class GenerateRequest:
         top_p: sample among the likeliest tokens whose probabilities sum to this, in (0, 1].
         seed: the same request with the same seed gives the same tokens.
         end_ids: stop after any of these tokens.
+        adapter: added to the model for this sequence. None: the model itself.
     """
 
     prompt_ids: list[int]
@@ -28,6 +37,7 @@ class GenerateRequest:
     top_p: float
     seed: int
     end_ids: tuple[int, ...]
+    adapter: Adapter | None = None
 
 
 class Engine(Protocol):

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
+from pathlib import Path
 from typing import Any
 
 from maas_ray.errors import DeploymentError
@@ -41,13 +42,21 @@ class OpenVinoEngine:
         max_requests: most requests computed together.
         kv_cache_bytes: most memory for keys and values; at least one full sequence must fit.
         prefill_tokens: most tokens computed in one step.
+        adapter: a LoRA adapter's files, added to the model. None: the model itself.
 
     Raises:
         DeploymentError: the key-value cache is too small for one sequence, or the model does not load.
     """
 
     def __init__(
-        self, model: Converted, *, threads: int, max_requests: int, kv_cache_bytes: int, prefill_tokens: int
+        self,
+        model: Converted,
+        *,
+        threads: int,
+        max_requests: int,
+        kv_cache_bytes: int,
+        prefill_tokens: int,
+        adapter: Path | None = None,
     ) -> None:
         load = Load(
             directory=model.directory,
@@ -55,6 +64,7 @@ class OpenVinoEngine:
             max_requests=max_requests,
             prefill_tokens=max(prefill_tokens, max_requests),
             pages=pages(model.token_bytes, model.context, max_requests, kv_cache_bytes),
+            adapter=adapter,
         )
         self._died = ""
         self._numbers = itertools.count()

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 from maas_ray.errors import DeploymentError
 from maas_ray.serve.engines.processes import module_command, module_environment
 
-_MODEL, _FACTS = "openvino_model.xml", "facts.json"
+MODEL, FACTS = "openvino_model.xml", "facts.json"
 # Those whose tokens were found to be the same as Transformers'. What is not here may convert, and be wrong.
 ARCHITECTURES = frozenset(
     {"llama", "qwen2", "qwen3", "qwen3_moe", "mistral", "phi3", "gemma", "gemma3_text", "gpt2", "gpt_neox"}
@@ -50,7 +51,7 @@ class Converted:
     @classmethod
     def load(cls, directory: Path) -> "Converted":
         """What stands beside the model in its directory."""
-        facts = json.loads((directory / _FACTS).read_text(encoding="utf-8"))
+        facts = json.loads((directory / FACTS).read_text(encoding="utf-8"))
         return cls(directory, facts["context"], tuple(facts["end_ids"]), facts["token_bytes"])
 
 
@@ -109,14 +110,15 @@ def main() -> None:
     """Convert the model in a directory. Arguments: the directory, the target, the compression."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        _convert_once(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+        made_once(Path(sys.argv[2]), lambda partial: _convert(Path(sys.argv[1]), partial, sys.argv[3]))
     except Exception as error:
         traceback.print_exc()
         print(" ".join(f"{type(error).__name__}: {error}".split())[:500])  # the last line is what a person is told
         sys.exit(1)
 
 
-def _convert_once(directory: Path, target: Path, compression: str) -> None:
+def made_once(target: Path, make: Callable[[Path], None]) -> None:
+    """Make a directory where it does not exist; of processes at once one makes it, and nobody sees a part."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with (target.parent / f".{target.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel lets go of it however this process ends
@@ -125,7 +127,7 @@ def _convert_once(directory: Path, target: Path, compression: str) -> None:
         partial = target.with_name(f".{target.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        _convert(directory, partial, compression)
+        make(partial)
         partial.rename(target)
 
 
@@ -169,9 +171,9 @@ def _convert(directory: Path, target: Path, compression: str) -> None:
             smaller = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)
             mode = nncf.CompressWeightsMode.INT4_ASYM
             converted = nncf.compress_weights(converted, mode=mode, advanced_parameters=smaller)
-    openvino.save_model(converted, target / _MODEL, compress_to_fp16=False)
+    openvino.save_model(converted, target / MODEL, compress_to_fp16=False)
     shutil.copy(directory / "config.json", target)
-    (target / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
+    (target / FACTS).write_text(json.dumps(facts), encoding="utf-8")
 
 
 def _stateful(model: Any, layers: int, heads: int, width: int) -> Any:

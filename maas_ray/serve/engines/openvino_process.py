@@ -55,6 +55,7 @@ class Load:
         max_requests: most sequences in a step.
         prefill_tokens: most tokens in a step.
         pages: of the key-value cache.
+        adapter: a LoRA adapter's files, added to the model. None: the model itself.
     """
 
     directory: Path
@@ -62,6 +63,7 @@ class Load:
     max_requests: int
     prefill_tokens: int
     pages: int
+    adapter: Path | None = None
 
 
 def serve(connection: Connection) -> None:
@@ -93,6 +95,11 @@ def _pipeline(load: Load) -> Any:
     from openvino import Type
     from openvino_genai import ContinuousBatchingPipeline, SchedulerConfig
 
+    directory = load.directory
+    if load.adapter is not None:
+        from maas_ray.serve.engines.openvino_adapter import with_adapter
+
+        directory = with_adapter(directory, load.adapter)
     scheduler = SchedulerConfig()
     scheduler.max_num_seqs = load.max_requests
     scheduler.max_num_batched_tokens = load.prefill_tokens
@@ -106,7 +113,7 @@ def _pipeline(load: Load) -> Any:
         "INFERENCE_PRECISION_HINT": Type.f32,
         "KV_CACHE_PRECISION": Type.f32,
     }
-    return ContinuousBatchingPipeline(load.directory, scheduler, "CPU", properties)
+    return ContinuousBatchingPipeline(directory, scheduler, "CPU", properties)
 
 
 def _begin(pipeline: Any, number: int, request: GenerateRequest) -> Any:

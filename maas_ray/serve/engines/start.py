@@ -3,6 +3,7 @@
 Transformers is imported where its engine is taken, and nowhere before.
 """
 
+import asyncio
 import logging
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maas_ray.errors import DeploymentError
-from maas_ray.serve.engines import Engine, GenerateRequest
+from maas_ray.registry.bundle import open_bundle
+from maas_ray.serve.engines import Adapter, Engine, GenerateRequest
+from maas_ray.serve.engines.adapters import AdapterEngine
 from maas_ray.serve.spec import ServingOptions
 
 if TYPE_CHECKING:
@@ -36,7 +39,15 @@ class Started:
     end_ids: tuple[int, ...]
 
 
-def start(task: "Task", directory: Path, digest: str, options: ServingOptions, *, cache: Path) -> Started:
+def start(
+    task: "Task",
+    directory: Path,
+    digest: str,
+    options: ServingOptions,
+    *,
+    cache: Path,
+    loop: asyncio.AbstractEventLoop | None = None,
+) -> Started:
     """Bring a bundle's engine up; returns when its model is loaded.
 
     Args:
@@ -45,12 +56,17 @@ def start(task: "Task", directory: Path, digest: str, options: ServingOptions, *
         digest: the bundle's digest.
         options: how to work.
         cache: where converted models are kept on this node.
+        loop: the event loop that will ask the engine, running in another thread; vLLM needs to know.
 
     Raises:
         DeploymentError: it does not come up; or the options ask for what this model cannot have.
     """
+    if options.engine == "vllm":
+        assert loop is not None  # noqa: S101  replicas say it
+        return _vllm(directory, digest, options, loop)
     if options.engine == "transformers" or options.resources.gpus:
-        return _transformers(task, directory, options, "transformers")
+        name = "transformers" if options.engine == "transformers" else "transformers (vLLM is not installed)"
+        return _transformers(task, directory, options, name)
     try:
         return _openvino(directory, digest, options, cache)
     except _UnconvertedError as reason:
@@ -76,23 +92,56 @@ def _openvino(directory: Path, digest: str, options: ServingOptions, cache: Path
         model = openvino_convert.converted(directory, digest, options.compression, cache=cache, threads=threads)
     except DeploymentError as error:
         raise _UnconvertedError(str(error).removesuffix(".")) from error
-    engine = OpenVinoEngine(model, threads=threads, **_limits(options))
+
+    limits: Any = {"threads": threads, **_limits(options)}
+
+    def load(adapter: Adapter) -> Engine:
+        if options.compression != "none":
+            raise DeploymentError(f"compression: {options.compression} leaves no weights that adapters fit.")
+        return OpenVinoEngine(model, **limits, adapter=_fetched(adapter))
+
+    engine = AdapterEngine(OpenVinoEngine(model, **limits), load, options.max_adapters)
     name = "openvino" if options.compression == "none" else f"openvino {options.compression}"
     return Started(engine, name, model.context, model.end_ids)
+
+
+def _vllm(directory: Path, digest: str, options: ServingOptions, loop: asyncio.AbstractEventLoop) -> Started:
+    from maas_ray.serve.engines.vllm import VllmEngine, end_ids, llm_config
+
+    engine = VllmEngine.started(llm_config(directory, digest[:12], options), _fetched, loop)
+    return Started(engine, "vllm", engine.context, end_ids(directory))
 
 
 def _transformers(task: "Task", directory: Path, options: ServingOptions, name: str) -> Started:
     import torch
 
     from maas_ray.serve.engines.transformers import TransformersEngine, quiet
+    from maas_ray.serve.lora import Lora
 
     quiet()
     torch.set_num_threads(options.threads)
-    network: Any = task.load_model(directory).to("cuda" if options.resources.gpus else "cpu")
+    device = "cuda" if options.resources.gpus else "cpu"
+
+    def load(adapter: Adapter) -> Engine:
+        files = _fetched(adapter)
+        network: Any = task.load_model(directory)
+        Lora.load(files).merge(network, files)
+        return TransformersEngine(network.to(device), context=context, **_limits(options))
+
+    network: Any = task.load_model(directory).to(device)
     context = int(network.config.get_text_config().max_position_embeddings)
     ends = network.generation_config.eos_token_id
-    engine = TransformersEngine(network, context=context, **_limits(options))
+    base = TransformersEngine(network, context=context, **_limits(options))
+    engine = AdapterEngine(base, load, options.max_adapters)
     return Started(engine, name, context, () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends))
+
+
+def _fetched(adapter: Adapter) -> Path:
+    """An adapter's files on this node, each byte verified."""
+    bundle = open_bundle(adapter.uri)
+    if bundle.digest != adapter.digest:
+        raise DeploymentError(f"the adapter at {adapter.uri} is not the one that was deployed; deploy it again.")
+    return bundle.fetch()
 
 
 def _limits(options: ServingOptions) -> dict[str, int]:

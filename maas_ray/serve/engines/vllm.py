@@ -1,0 +1,216 @@
+"""vLLM on GPUs, through Ray Serve's own integration of it (`ray.serve.llm`).
+
+Ray's `LLMConfig` checks what vLLM is told, and its `VLLMEngine` starts it in the replica's placement group, one
+worker a GPU. It is asked for tokens and not for chats, so prompts, stop strings and answers are made as with any
+other engine. A replica's GPUs are those of one machine, where the bundle is. vLLM itself is imported only there.
+"""
+
+import asyncio
+import importlib.util
+import itertools
+import json
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from maas_ray.errors import DeploymentError
+from maas_ray.serve.engines import Adapter, GenerateRequest
+from maas_ray.serve.spec import ServingOptions
+
+if TYPE_CHECKING:
+    from ray.serve.llm import LLMConfig
+
+_START_SECONDS = 3600
+_Options = TypeVar("_Options", bound=ServingOptions)
+
+
+def installed() -> bool:
+    """Whether this environment has vLLM; a directory of that name is not it."""
+    found = importlib.util.find_spec("vllm")
+    return found is not None and found.origin is not None
+
+
+def chosen(options: _Options, task: str) -> _Options:
+    """Options in which `engine: auto` has become vLLM, where that is what auto means for a task here."""
+    gpus = options.resources.gpus
+    takes = task == "text-generation" and options.engine == "auto" and gpus >= 1 and gpus.is_integer()
+    return options.model_copy(update={"engine": "vllm"}) if takes and installed() else options
+
+
+def placement(options: ServingOptions, kind: str) -> dict[str, Any]:
+    """Serve's options that give a replica its resources.
+
+    For vLLM there is a bundle with a GPU for each of its workers; the replica itself is in the first one.
+    """
+    if options.engine != "vllm" or kind != "generate":
+        return {"ray_actor_options": {"num_cpus": options.resources.cpus, "num_gpus": options.resources.gpus}}
+    bundles: list[dict[str, float]] = [{"GPU": 1} for _ in range(int(options.resources.gpus))]
+    bundles[0]["CPU"] = options.resources.cpus
+    return {
+        "ray_actor_options": {"num_cpus": options.resources.cpus, "num_gpus": 0},
+        "placement_group_bundles": bundles,
+        "placement_group_strategy": "STRICT_PACK",
+    }
+
+
+def engine_arguments(options: ServingOptions) -> dict[str, Any]:
+    """What vLLM is told: what the options say, and what is safe; beside it the user's own `vllm`."""
+    workers = max(1, int(options.resources.gpus))
+    ours = {
+        "tensor_parallel_size": workers // int(options.vllm.get("pipeline_parallel_size", 1)),
+        "max_num_seqs": options.max_ongoing_requests,
+        "load_format": "safetensors",
+        "trust_remote_code": False,
+        **({"max_loras": options.max_adapters} if options.vllm.get("enable_lora") else {}),
+    }
+    return {**options.vllm, **ours}
+
+
+def config_fields(directory: Path, name: str, options: ServingOptions, device: Literal["gpu", "cpu"]) -> dict[str, Any]:
+    """The fields of Ray's `LLMConfig`; the rest as for `llm_config`."""
+    return {
+        "model_loading_config": {"model_id": name, "model_source": str(directory)},
+        "engine_kwargs": engine_arguments(options),
+        "accelerator_config": {"kind": device},
+        "placement_group_config": {"bundle_per_worker": {device.upper(): 1}, "strategy": "STRICT_PACK"},
+    }
+
+
+def llm_config(
+    directory: Path, name: str, options: ServingOptions, device: Literal["gpu", "cpu"] = "gpu"
+) -> "LLMConfig":
+    """Ray's description of the engine.
+
+    Args:
+        directory: the bundle's files.
+        name: vLLM's own name of the model.
+        options: how to work.
+        device: `cpu` is for trying all this where there is no GPU.
+
+    Raises:
+        DeploymentError: vLLM is not installed here, or takes no such arguments.
+    """
+    try:
+        from ray.serve.llm import LLMConfig
+    except ImportError as error:
+        raise DeploymentError(
+            f"engine: vllm needs vLLM on the replica's node ({_first_line(error)}). Install it there (`pip install "
+            "'maas-ray[vllm]'`), or take engine: transformers."
+        ) from error
+    try:
+        config = LLMConfig(**config_fields(directory, name, options, device))
+        config.get_engine_config()
+    except ValueError as error:
+        raise DeploymentError(f"vllm: {' '.join(str(error).split())}") from error  # Pydantic's has several lines
+    return config
+
+
+class VllmEngine:
+    """vLLM's engine, to be used from the event loop in which it was started.
+
+    Args:
+        config: see `llm_config`.
+        fetch: an adapter's files on this node.
+    """
+
+    def __init__(self, config: "LLMConfig", fetch: Callable[[Adapter], Path]) -> None:
+        from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
+
+        self._engine, self._fetch = VLLMEngine(config), fetch
+        self._takes_adapters = bool(config.engine_kwargs.get("enable_lora"))
+        self._client: Any = None
+        self._numbers = itertools.count(1)
+        self._adapters: dict[str, Any] = {}
+
+    @classmethod
+    def started(
+        cls, config: "LLMConfig", fetch: Callable[[Adapter], Path], loop: asyncio.AbstractEventLoop
+    ) -> "VllmEngine":
+        """The engine, when it has loaded; called from another thread than the event loop's.
+
+        Raises:
+            DeploymentError: it does not come up.
+        """
+        engine = cls(config, fetch)
+        try:
+            asyncio.run_coroutine_threadsafe(engine._start(), loop).result(_START_SECONDS)
+        except Exception as error:
+            raise DeploymentError(f"vLLM does not start: {_first_line(error)}.") from error
+        return engine
+
+    @property
+    def context(self) -> int:
+        """Longest sequence it takes, tokens."""
+        return int(self._client.model_config.max_model_len)
+
+    async def _start(self) -> None:
+        await self._engine.start()
+        # Ray's wrapper offers whole chats and completions; tokens are to be had of the client that it holds.
+        self._client = self._engine._engine_client
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[list[int], None]:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        self.check()
+        sampling = SamplingParams(
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p if request.temperature > 0 else 1.0,
+            seed=request.seed if request.temperature > 0 else None,
+            stop_token_ids=list(request.end_ids),
+            ignore_eos=True,  # `end_ids` has all that end an answer
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        adapter = await self._adapter(request.adapter) if request.adapter else None
+        outputs = self._client.generate(
+            {"prompt_token_ids": request.prompt_ids},
+            sampling,
+            f"request-{next(self._numbers)}",
+            lora_request=adapter,
+        )
+        try:
+            async for output in outputs:
+                if tokens := list(output.outputs[0].token_ids):
+                    yield tokens
+        except Exception as error:
+            raise DeploymentError(f"the text engine could not go on: {_first_line(error)}.") from error
+        finally:
+            await outputs.aclose()  # which ends the request in the engine
+
+    def check(self) -> None:
+        if self._client.errored:
+            raise DeploymentError(f"the text engine has stopped: {_first_line(self._client.dead_error)}.")
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.shutdown()
+
+    async def _adapter(self, adapter: Adapter) -> Any:
+        """An adapter as vLLM is asked for it; it keeps those that were asked last itself."""
+        from vllm.lora.request import LoRARequest
+
+        if not self._takes_adapters:
+            raise DeploymentError("vLLM takes adapters when it is started with vllm.enable_lora: true.")
+        if adapter.digest not in self._adapters:
+            files = await asyncio.to_thread(self._fetch, adapter)
+            if adapter.digest not in self._adapters:  # another request may have been faster
+                number = len(self._adapters) + 1
+                self._adapters[adapter.digest] = LoRARequest(adapter.digest, number, str(files))
+        return self._adapters[adapter.digest]
+
+
+def end_ids(directory: Path) -> tuple[int, ...]:
+    """The tokens that end an answer, as a model's files say."""
+    for name in ("generation_config.json", "config.json"):
+        path = directory / name
+        document = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        ends = document.get("eos_token_id")
+        if ends is not None:
+            return (ends,) if isinstance(ends, int) else tuple(ends)
+    return ()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

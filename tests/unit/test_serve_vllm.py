@@ -1,0 +1,118 @@
+"""vLLM through `ray.serve.llm`: what it is told and given, checked without a GPU, and without vLLM where it is not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maas_ray.errors import DeploymentError, SpecError
+from maas_ray.serve.engines.vllm import chosen, config_fields, end_ids, installed, llm_config, placement
+from maas_ray.serve.spec import DeploySpec, ServingOptions
+
+BUNDLE = Path("/nodes/bundles/abc")
+
+
+def options(gpus: float = 1, **fields: Any) -> ServingOptions:
+    return ServingOptions.parse({"engine": "vllm", "resources": {"gpus": gpus, "cpus": 3}, **fields})
+
+
+def test_ray_s_own_config_takes_what_vllm_is_told() -> None:
+    # What `ray.serve.llm.LLMConfig` derives from; that module itself cannot be imported without vLLM.
+    from ray.llm._internal.serve.core.configs.llm_config import LLMConfig
+
+    asked = options(
+        4, max_ongoing_requests=7, vllm={"max_model_len": 4096, "dtype": "bfloat16", "pipeline_parallel_size": 2}
+    )
+    config = LLMConfig(**config_fields(BUNDLE, "lm", asked, "gpu"))
+    assert config.engine_kwargs == {
+        "max_model_len": 4096,
+        "dtype": "bfloat16",
+        "pipeline_parallel_size": 2,
+        "tensor_parallel_size": 2,
+        "max_num_seqs": 7,
+        "load_format": "safetensors",
+        "trust_remote_code": False,
+    }
+    assert config.model_loading_config.model_id == "lm"
+    assert config.model_loading_config.model_source == str(BUNDLE)
+    assert config.accelerator_config.kind == "gpu"
+    assert config.lora_config is None  # adapters are asked for request by request, from bundles
+
+
+def test_adapters_are_vllm_s_own_when_asked_for() -> None:
+    asked = options(max_adapters=3, vllm={"enable_lora": True, "max_lora_rank": 32})
+    told = config_fields(BUNDLE, "lm", asked, "gpu")["engine_kwargs"]
+    assert (told["enable_lora"], told["max_lora_rank"], told["max_loras"]) == (True, 32, 3)
+    with pytest.raises(SpecError, match="enable_lora"):
+        DeploySpec.parse({"version": "lm/1", "engine": "vllm", "resources": {"gpus": 1}, "adapters": {"fr": "fr/1"}})
+
+
+def test_a_replica_gets_a_bundle_a_gpu_and_is_itself_in_the_first() -> None:
+    given = placement(options(2), "generate")
+    assert given == {
+        "ray_actor_options": {"num_cpus": 3, "num_gpus": 0},  # the GPUs are the workers'
+        "placement_group_bundles": [{"GPU": 1, "CPU": 3}, {"GPU": 1}],
+        "placement_group_strategy": "STRICT_PACK",
+    }
+    from ray import serve
+
+    serve.deployment(name="Model", **given)(type("Replica", (), {}))  # Serve takes them
+    alone = {"ray_actor_options": {"num_cpus": 3, "num_gpus": 2}}
+    assert placement(options(2), "predict") == alone
+    assert placement(options(2, engine="transformers"), "generate") == alone
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"resources": {"gpus": 0}}, "whole GPUs"),
+        ({"resources": {"gpus": 0.5}}, "whole GPUs"),
+        ({"vllm": {"trust_remote_code": True}}, "nothing in a bundle is run"),
+        ({"vllm": {"load_format": "pt"}}, "safetensors"),
+        ({"vllm": {"model": "x/y"}}, "the version's bundle"),
+        ({"vllm": {"max_num_seqs": 3}}, "max_ongoing_requests"),
+        ({"vllm": {"tensor_parallel_size": 2}}, "resources.gpus is 1"),
+        ({"vllm": {"tensor_parallel_size": "2"}}, "whole numbers"),
+        ({"vllm": {"pipeline_parallel_size": 2}}, "resources.gpus is 1"),
+        ({"engine": "transformers", "vllm": {"dtype": "half"}}, "for engine vllm"),
+        ({"engine": "auto", "resources": {"gpus": 0}, "vllm": {"dtype": "half"}}, "for engine vllm"),
+    ],
+)
+def test_what_it_cannot_be_told_is_refused_with_the_way_to_say_it(fields: dict[str, Any], problem: str) -> None:
+    with pytest.raises(SpecError, match=problem):
+        options(**({"gpus": fields.pop("resources")["gpus"]} if "resources" in fields else {}), **fields)
+
+
+def test_auto_is_vllm_for_text_on_gpus_where_it_is_installed() -> None:
+    on_gpu = options(engine="auto")
+    assert chosen(on_gpu, "text-generation").engine == ("vllm" if installed() else "auto")
+    assert chosen(on_gpu, "image-classification") == on_gpu
+    assert chosen(options(0, engine="auto"), "text-generation").engine == "auto"
+    assert chosen(options(0.5, engine="auto"), "text-generation").engine == "auto"
+    assert chosen(options(engine="transformers"), "text-generation").engine == "transformers"
+
+
+@pytest.mark.skipif(installed(), reason="vLLM is installed")
+def test_where_it_is_not_installed_is_said_what_to_do() -> None:
+    with pytest.raises(DeploymentError, match=r"pip install 'maas-ray\[vllm\]'"):
+        llm_config(BUNDLE, "lm", options())
+
+
+@pytest.mark.skipif(not installed(), reason="vLLM is not installed")
+def test_vllm_s_own_arguments_are_checked() -> None:
+    engine = llm_config(BUNDLE, "lm", options(2, vllm={"max_model_len": 64})).get_engine_config()
+    assert engine.placement_bundles == [{"GPU": 1}, {"GPU": 1}]
+    assert engine.placement_strategy == "STRICT_PACK"
+    told = engine.get_initialization_kwargs()
+    assert (told["model"], told["max_model_len"], told["distributed_executor_backend"]) == (str(BUNDLE), 64, "ray")
+    with pytest.raises(DeploymentError, match="max_modle_len"):
+        llm_config(BUNDLE, "lm", options(vllm={"max_modle_len": 64}))
+
+
+def test_the_model_s_files_say_what_ends_an_answer(tmp_path: Path) -> None:
+    assert end_ids(tmp_path) == ()
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 3}))
+    assert end_ids(tmp_path) == (3,)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [4, 5]}))
+    assert end_ids(tmp_path) == (4, 5)
