@@ -246,6 +246,6 @@ def _show_version(version: ModelVersion, *, spec: bool) -> None:
 def _endpoints_table(endpoints: Iterable["Endpoint"]) -> Table:
     table = new_table("ENDPOINT", "VERSION", "STATE", "REPLICAS", "ENGINE", "URL")
     for endpoint in endpoints:
-        replicas = str(endpoint.replicas)
+        replicas = f"{endpoint.replicas}{' shared' if endpoint.shared else ''}"
         table.add_row(endpoint.name, endpoint.version, endpoint.state, replicas, endpoint.engine, endpoint.url)
     return table

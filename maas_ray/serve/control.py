@@ -136,20 +136,31 @@ def wait(
         time.sleep(_POLL_SECONDS)
 
 
-def ask(name: str, method: str) -> Any:
+def ask(name: str, method: str, *, shared: str = "", timeout_s: float = _ASK_SECONDS) -> Any:
     """What a method of a running application's ingress returns.
 
+    Args:
+        name: the application.
+        method: takes no argument.
+        shared: for which model, where it has several (`Route.shared`).
+        timeout_s: longest wait.
+
     Raises:
-        DeploymentError: it does not answer.
+        DeploymentError: it does not answer; or what it raised itself.
     """
     from ray import serve
     from ray.exceptions import RayError
     from ray.serve.exceptions import RayServeException
 
+    handle = serve.get_app_handle(name).options(method_name=method, multiplexed_model_id=shared)
     try:
-        return getattr(serve.get_app_handle(name), method).remote().result(timeout_s=_ASK_SECONDS)
+        return handle.remote().result(timeout_s=timeout_s)
     except (RayError, RayServeException, TimeoutError) as error:
-        raise DeploymentError(f"{name} runs, but does not answer: {error}") from error
+        cause = getattr(error, "cause", None)  # Ray wraps what a replica raised
+        if isinstance(cause, DeploymentError):
+            raise DeploymentError(cause.message) from error
+        why = str(error) or f"no answer within {timeout_s:g} s"
+        raise DeploymentError(f"{name} runs, but does not answer: {why}") from error
 
 
 def wait_for_http(url: str) -> None:

@@ -18,7 +18,7 @@ from maas_ray.errors import ClusterError, ConflictError, NotFoundError
 from maas_ray.registry.versions import ModelVersion, Registry, check_alias
 from maas_ray.serve import control, drift, rollout
 from maas_ray.serve.endpoints import Endpoints, Record, Served, State
-from maas_ray.serve.spec import GATEWAY_APP, DeploySpec
+from maas_ray.serve.spec import GATEWAY_APP, SHARED_APP, DeploySpec
 from maas_ray.settings import Settings, exists
 
 
@@ -33,6 +33,7 @@ class Endpoint:
         engine: what generates its text, and why not a faster one. Empty: it generates none.
         state: `serving`, `unhealthy`, `deploying`, `failed`, `removing`, or `down`: no such application runs.
         replicas: how many run.
+        shared: whether other endpoints are served by them too.
         url: where the gateway listens. Empty: nowhere.
         problem: why the last deployment failed. Empty: it did not.
         updated: when the record changed last.
@@ -44,6 +45,7 @@ class Endpoint:
     engine: str
     state: str
     replicas: int
+    shared: bool
     url: str
     problem: str
     updated: datetime | None
@@ -154,7 +156,8 @@ def remove(endpoints: Endpoints, record: Record, settings: Settings, *, connecte
         if GATEWAY_APP in control.applications():
             control.start(settings)
             rollout.apply_gateway(endpoints)
-        control.delete(applications)
+        others = drift.needed_by(other for other in endpoints.all() if other.name != record.name)
+        control.delete([name for name in applications if name not in others])
     endpoints.remove(record)
 
 
@@ -248,6 +251,7 @@ def _existing(endpoints: Endpoints, name: str) -> Record:
 
 def _endpoint(record: Record, running: dict[str, Any], url: str) -> Endpoint:
     version, task, engine, state, replicas = record.version, "", "", record.state.value, 0
+    shared = (record.route.application if record.route else record.application) == SHARED_APP
     if record.route is not None:
         version, task, engine = record.route.version, record.route.task, record.route.engine
         found = running.get(record.route.application)
@@ -258,4 +262,4 @@ def _endpoint(record: Record, running: dict[str, Any], url: str) -> Endpoint:
             state = "unhealthy"
     serves = record.route is not None and state != "down"
     url = url if serves else ""
-    return Endpoint(record.name, version, task, engine, state, replicas, url, record.problem, record.updated)
+    return Endpoint(record.name, version, task, engine, state, replicas, shared, url, record.problem, record.updated)

@@ -9,7 +9,7 @@ from typing import Any
 
 from maas_ray.serve.endpoints import Record, State
 from maas_ray.serve.routes import to_config
-from maas_ray.serve.spec import GATEWAY_APP, GATEWAY_DEPLOYMENT, DeploySpec
+from maas_ray.serve.spec import GATEWAY_APP, GATEWAY_DEPLOYMENT, SHARED_APP, DeploySpec
 
 MODEL_PREFIX = "model-"
 _NONE = "nothing"
@@ -62,7 +62,7 @@ def unwanted(records: Iterable[Record], running: Mapping[str, Any]) -> list[str]
     return [
         name
         for name, found in running.items()
-        if name.startswith(MODEL_PREFIX)
+        if (name.startswith(MODEL_PREFIX) or name == SHARED_APP)
         and found["source"] == "imperative"
         and found["status"] != "DELETING"
         and name not in needed

@@ -1,6 +1,7 @@
-"""One Serve application per served version: a replica loads the bundle and answers through its task.
+"""A loaded version, which answers through its task; and the Serve application of replicas that hold one each.
 
-It has no route of its own; gateways call it by handle. Its methods return a client's error instead of
+`Generator` and `Predictor` are what Serve makes a replica of, and what a shared replica (`shared`) holds several of.
+They have no route of their own; gateways call them by handle. Their methods return a client's error instead of
 raising it: for Serve whatever is raised is a failure of the replica, and it logs a traceback. Serve takes
 the type of `build`'s argument from its annotation, so this module must not turn annotations into strings.
 """
@@ -8,7 +9,6 @@ the type of `build`'s argument from its annotation, so this module must not turn
 import asyncio
 import logging
 from collections.abc import AsyncGenerator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,10 @@ from ray.serve import Application
 from maas_ray.errors import RequestError
 from maas_ray.registry.bundle import open_bundle
 from maas_ray.registry.versions import ModelVersion, Registry
+from maas_ray.serve.batches import Batches
 from maas_ray.serve.open_inference import InferBody, numpy_dtype, parse_infer, render_infer
 from maas_ray.serve.routes import Route, make_route
-from maas_ray.serve.spec import ModelArgs, ServingOptions
+from maas_ray.serve.spec import ModelArgs, Scaling, ServingOptions
 from maas_ray.serve.text import Delta, Detokenizer, StopStrings, TextCodec, TextRequest
 from maas_ray.settings import Settings
 from maas_ray.tasks import Task
@@ -69,7 +70,7 @@ class Generator:
     ) -> None:
         from maas_ray.serve.engines.start import start, warm_up
 
-        task, directory = _fetch(uri, digest)
+        task, directory = await asyncio.to_thread(_fetch, uri, digest)
         cache = Path(Settings.from_environment().home) / "openvino"
         started = await asyncio.to_thread(start, task, directory, digest, options, cache=cache)
         self._engine, self._name = started.engine, started.name
@@ -123,6 +124,10 @@ class Generator:
         """Serve asks; what is raised makes it replace the replica."""
         self._engine.check()
 
+    def close(self) -> None:
+        """End the engine, and free the model's memory."""
+        self._engine.close()
+
     def __del__(self) -> None:
         if hasattr(self, "_engine"):
             self._engine.close()
@@ -132,11 +137,9 @@ class Predictor:
     """A replica that answers a batch at a time; rows of all requests in flight share batches."""
 
     async def __init__(self, *args: Any) -> None:  # type: ignore[misc]  # Serve awaits it
-        self._model = _Model(*args)
-        self._batch.set_max_batch_size(self._model.options.max_batch_size)
-        self._batch.set_batch_wait_timeout_s(self._model.options.batch_wait_ms / 1000)
-        # One thread computes, so that the event loop gathers the next batch meanwhile.
-        self._thread = ThreadPoolExecutor(1)
+        self._model = await asyncio.to_thread(_Model, *args)
+        options = self._model.options
+        self._batch = Batches(self._answer, size=options.max_batch_size, wait_s=options.batch_wait_ms / 1000)
         await self._batch(_example(self._model.task))  # warm; an example may well be one to refuse
 
     async def infer(self, body: InferBody) -> InferBody | RequestError:
@@ -160,10 +163,13 @@ class Predictor:
         except RequestError as error:
             return error
 
-    @serve.batch  # type: ignore[untyped-decorator]
-    async def _batch(self, rows: list["_Row"]) -> list["_Row | Exception"]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._answer, rows)
+    def check_health(self) -> None:
+        """Nothing of it can stop by itself."""
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        self._batch.close()
+        del self._model
 
     def _answer(self, rows: list["_Row"]) -> list["_Row | Exception"]:
         """Answers in the order of the rows; rows of one shape are computed together."""
@@ -201,20 +207,24 @@ def _example(task: Task) -> _Row:
     }
 
 
+def autoscaling(scaling: Scaling) -> dict[str, Any]:
+    """Serve's own configuration of it."""
+    return {
+        "min_replicas": scaling.min_replicas,
+        # One starts even where none is kept: a version that cannot load must not be routed to.
+        "initial_replicas": max(1, scaling.min_replicas),
+        "max_replicas": scaling.max_replicas,
+        "target_ongoing_requests": scaling.target_ongoing_requests,
+        "downscale_delay_s": scaling.downscale_delay_s,
+    }
+
+
 def application(options: ServingOptions, version: ModelVersion, route: Route) -> Application:
     """The application for a version, as `route` describes it."""
-    scaling = options.scaling
     deployment = serve.deployment(
         name="Model",
         ray_actor_options={"num_cpus": options.resources.cpus, "num_gpus": options.resources.gpus},
-        autoscaling_config={
-            "min_replicas": scaling.min_replicas,
-            # One starts even where none is kept: a version that cannot load must not be routed to.
-            "initial_replicas": max(1, scaling.min_replicas),
-            "max_replicas": scaling.max_replicas,
-            "target_ongoing_requests": scaling.target_ongoing_requests,
-            "downscale_delay_s": scaling.downscale_delay_s,
-        },
+        autoscaling_config=autoscaling(options.scaling),
         max_ongoing_requests=options.max_ongoing_requests,
         max_queued_requests=options.max_queued_requests,
         max_constructor_retry_count=2,

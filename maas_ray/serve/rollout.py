@@ -19,8 +19,8 @@ from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.serve import control, smoke
 from maas_ray.serve.drift import MODEL_PREFIX, needed_by, running_replicas
 from maas_ray.serve.endpoints import Endpoints, Record, State
-from maas_ray.serve.routes import make_route
-from maas_ray.serve.spec import GATEWAY_APP, DeploySpec, GatewayArgs
+from maas_ray.serve.routes import make_route, share
+from maas_ray.serve.spec import GATEWAY_APP, SHARED_APP, DeploySpec, GatewayArgs, SharedArgs
 from maas_ray.settings import Settings
 from maas_ray.spec import digest_of
 
@@ -62,7 +62,8 @@ def wanted(spec: DeploySpec, version: ModelVersion) -> Record:
     """
     name = spec.endpoint or version.name
     spec = spec.model_copy(update={"endpoint": name})
-    application = _application_name(spec, version)
+    application = SHARED_APP if spec.replicas == "shared" else _application_name(spec, version)
+    route = make_route(version, endpoint=name, application=application, timeout_s=spec.request_timeout_s)
     return Record(
         name=name,
         revision=0,
@@ -71,7 +72,7 @@ def wanted(spec: DeploySpec, version: ModelVersion) -> Record:
         uri=version.uri,
         digest=version.digest,
         application=application,
-        route=make_route(version, endpoint=name, application=application, timeout_s=spec.request_timeout_s),
+        route=share(route, version, spec) if spec.replicas == "shared" else route,
         state=State.SERVING,
     )
 
@@ -125,7 +126,7 @@ def carry_out(endpoints: Endpoints, changes: Sequence[Change], settings: Setting
     """
     try:
         for change in changes:
-            submit(change)
+            submit(change, settings)
         ready = [make_ready(change) for change in changes]
     except BaseException as error:
         for change in changes:
@@ -134,20 +135,39 @@ def carry_out(endpoints: Endpoints, changes: Sequence[Change], settings: Setting
     switch(endpoints, ready, url)
 
 
-def submit(change: Change) -> None:
-    """Begin to bring up a change's application."""
+def submit(change: Change, settings: Settings) -> None:
+    """Begin to bring up a change's application; of shared replicas, see that they run as they should."""
     from maas_ray.serve import model_app
 
     name, route = change.begun.application, change.wanted.route
     assert route is not None  # noqa: S101  what is wanted is served
+    if name == SHARED_APP:
+        submit_shared(settings)
+        return
+    _make_way(name)
+    spec = DeploySpec.parse(change.wanted.spec, source=f"endpoint {change.begun.name}")
+    control.submit(model_app.application(spec, change.version, route), name, version=name, route_prefix=None)
+
+
+def submit_shared(settings: Settings) -> None:
+    """Begin to bring the shared replicas to what the settings say of them."""
+    from maas_ray.serve import shared
+
+    _make_way(SHARED_APP)
+    args = SharedArgs.from_yaml(settings.shared) if settings.shared else SharedArgs()
+    restarting = args.model_dump(mode="json", exclude={"scaling", "max_queued_requests", "request_timeout_s"})
+    version = digest_of({"options": restarting, "code": _code_version()})[:12]
+    control.submit(shared.application(args), SHARED_APP, version=version, route_prefix=None)
+
+
+def _make_way(name: str) -> None:
+    """Return when an application of that name can be submitted."""
     control.wait_until_gone(name)
     found = control.applications().get(name)
     if found and found["status"] == "DEPLOY_FAILED" and not running_replicas(found):
         # Serve would not try again what it takes for the same.
         control.delete([name])
         control.wait_until_gone(name)
-    spec = DeploySpec.parse(change.wanted.spec, source=f"endpoint {change.begun.name}")
-    control.submit(model_app.application(spec, change.version, route), name, version=name, route_prefix=None)
 
 
 def make_ready(change: Change) -> Change:
@@ -166,9 +186,13 @@ def make_ready(change: Change) -> Change:
         )
     route = change.wanted.route
     assert route is not None  # noqa: S101
+    engine = ""
+    if route.shared:  # it is loaded by this
+        engine = control.ask(route.application, "engine", shared=route.shared, timeout_s=spec.startup_timeout_s)
+    elif route.kind == "generate":
+        engine = control.ask(route.application, "engine")
     smoke.check(route, spec.smoke)
-    if route.kind == "generate":
-        route = route.model_copy(update={"engine": control.ask(route.application, "engine")})
+    route = route.model_copy(update={"engine": engine})
     return replace(change, wanted=replace(change.wanted, route=route))
 
 
@@ -210,7 +234,8 @@ def take_back(
     except ConflictError:  # somebody else has taken over
         delete_unused(endpoints, [begun.application])
         return
-    if before and before.route and before.application == begun.application and before.spec != begun.spec:
+    same = before and before.route and before.application == begun.application != SHARED_APP
+    if before and before.route and same and before.spec != begun.spec:
         # The same replicas with other options: give them the old ones back.
         from maas_ray.serve import model_app
 

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from maas_ray.registry.bundle import WEIGHTS_SUFFIX
 from maas_ray.registry.versions import ModelVersion, Registry
-from maas_ray.serve.spec import ServedModel
+from maas_ray.serve.spec import ServedModel, ServingOptions, SharedModel
 from maas_ray.spec import Spec
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ class Route(Spec):
     """Longest that one request may take, seconds."""
     engine: str = ""
     """What generates, as a replica said when the version was deployed. Empty: nothing does, or it was not asked."""
+    shared: str = ""
+    """What a shared replica loads to answer, the id of a `SharedModel`. Empty: its application serves nothing else."""
 
     @property
     def number(self) -> str:
@@ -96,6 +98,23 @@ def make_route(version: ModelVersion, *, endpoint: str, application: str, timeou
         timeout_s=timeout_s,
         **task.signature(),
     )
+
+
+def share(route: Route, version: ModelVersion, options: ServingOptions) -> Route:
+    """The same route, to shared replicas."""
+    weights = sum(entry.size for entry in version.open().artifact.files if entry.path.endswith(WEIGHTS_SUFFIX))
+    # What the gateway or Serve keeps to is not the model's: when it changes, the model stays loaded.
+    of_the_model = set(ServingOptions.model_fields) - {"scaling", "resources", "request_timeout_s"}
+    model = SharedModel(
+        uri=version.uri,
+        digest=version.digest,
+        name=route.name,
+        number=route.number,
+        kind=route.kind,
+        weights=weights,
+        options=ServingOptions.model_validate(options.model_dump(include=of_the_model)),
+    )
+    return route.model_copy(update={"shared": model.id})
 
 
 def resolve_route(model: ServedModel, settings: "Settings") -> Route:

@@ -12,7 +12,7 @@ from maas_ray.serve.api import create_app
 from maas_ray.serve.drift import changes, differences, unwanted
 from maas_ray.serve.endpoints import Record, State
 from maas_ray.serve.routes import Route, to_config
-from maas_ray.serve.spec import GATEWAY_APP, DeploySpec
+from maas_ray.serve.spec import GATEWAY_APP, SHARED_APP, DeploySpec
 from tests.unit.test_serve_api import InProcess, route
 from tests.unit.test_serve_endpoints import record
 
@@ -113,3 +113,17 @@ def test_the_smoke_request_is_one_that_the_api_takes(name: str, kind: str) -> No
     path, _ = smoke._request(route("echo", "generate"), stream)
     status, text = asyncio.run(smoke._post(app, path, json.dumps(stream).encode()))
     assert (status, text[-8:]) == (200, "[DONE]\n\n")
+
+
+def test_shared_replicas_are_wanted_as_long_as_an_endpoint_has_them() -> None:
+    shared = ROUTE.model_copy(update={"application": SHARED_APP, "shared": "{}"})
+    one = replace(SERVING, application=SHARED_APP, route=shared)
+    running = {SHARED_APP: application(), GATEWAY_APP: gateway(shared)}
+    assert differences([one], running) == []
+    assert unwanted([], running) == [SHARED_APP]
+    assert unwanted([], {SHARED_APP: application(source="declarative")}) == []
+    (missing,) = differences([one], {GATEWAY_APP: gateway(shared)})
+    assert (missing.endpoint, missing.what) == ("a", "missing")
+    other = shared.model_copy(update={"shared": '{"digest":"x"}'})
+    (difference,) = differences([one], {SHARED_APP: application(), GATEWAY_APP: gateway(other)})
+    assert difference.what == "route"
