@@ -145,13 +145,14 @@ class Lru(Generic[M]):
         return entry
 
     async def _bring(self, key: str, entry: _Entry[M]) -> M:
+        deadline = time.monotonic() + self._patience_s
         try:
             async with self._making_room:  # in the order they were asked for
-                await self._make_room(entry.size)
+                await self._make_room(entry.size, deadline)
                 entry.has_room = True
             model = await self._load(key)
         except BaseException as error:
-            del self._entries[key]
+            self._entries.pop(key, None)
             self._released.set()
             self._changed()
             if not isinstance(error, Exception) or isinstance(error, OverloadedError):
@@ -164,9 +165,8 @@ class Lru(Generic[M]):
         self._failed.pop(key, None)
         return model
 
-    async def _make_room(self, size: int) -> None:
+    async def _make_room(self, size: int, deadline: float) -> None:
         """Return when one more fits."""
-        deadline = time.monotonic() + self._patience_s
         while True:
             held = [entry for entry in self._entries.values() if entry.has_room]
             if len(held) < self._most and sum(entry.size for entry in held) + size <= self._most_bytes:

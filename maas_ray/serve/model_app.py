@@ -8,6 +8,7 @@ the type of `build`'s argument from its annotation, so this module must not turn
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
@@ -70,17 +71,29 @@ class Generator:
     ) -> None:
         from maas_ray.serve.engines.start import start, warm_up
 
+        self._phases = {"replica": time.time()}
         task, directory = await asyncio.to_thread(_fetch, uri, digest)
+        self._phases["bundle"] = time.time()
         cache = Path(Settings.from_environment().home) / "openvino"
         started = await asyncio.to_thread(start, task, directory, digest, options, cache=cache)
         self._engine, self._name = started.engine, started.name
+        self._phases["engine"] = time.time()
         self._codec = TextCodec(cast(TextGeneration, task), directory, started.context, started.end_ids)
         await warm_up(self._engine, self._codec.task.end_of_text_id)
-        _log.info("%s: the engine is %s", name, self._name)
+        self._phases["warm"] = time.time()
+        began, bundle, loaded, warm = self._phases.values()
+        _log.info(
+            "%s: the engine is %s; bundle %.2f s, engine %.2f s, first request %.2f s",
+            *(name, self._name, bundle - began, loaded - bundle, warm - loaded),
+        )
 
     def engine(self) -> str:
         """Which engine generates, for a person."""
         return self._name
+
+    def phases(self) -> dict[str, float]:
+        """When each phase of the start was over, Unix seconds: `replica` (this began), `bundle`, `engine`, `warm`."""
+        return self._phases
 
     async def generate(self, request: TextRequest) -> AsyncGenerator[Delta | RequestError, None]:
         """The answer as it grows; a `RequestError` is the first and only item."""

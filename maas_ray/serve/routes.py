@@ -120,6 +120,7 @@ def share(route: Route, version: ModelVersion, options: ServingOptions) -> Route
 def resolve_route(model: ServedModel, settings: "Settings") -> Route:
     """The route to a model that a config file names."""
     version = Registry(settings).resolve(model.version)
-    return make_route(
+    route = make_route(
         version, endpoint=model.endpoint, application=model.application, timeout_s=model.request_timeout_s
     )
+    return share(route, version, ServingOptions()) if model.replicas == "shared" else route

@@ -20,6 +20,7 @@ from ray import serve
 from ray.serve import Application
 
 from maas_ray.errors import DeploymentError, OverloadedError, RequestError
+from maas_ray.serve.engines import openvino
 from maas_ray.serve.lru import Lru
 from maas_ray.serve.model_app import Generator, Predictor, autoscaling
 from maas_ray.serve.open_inference import InferBody
@@ -27,7 +28,7 @@ from maas_ray.serve.spec import ServingOptions, SharedArgs, SharedModel
 from maas_ray.serve.text import Delta, TextRequest
 
 _log = logging.getLogger("ray.serve")
-_WARM = ("torch", "tokenizers", "maas_ray.serve.engines.openvino")
+_WARM = ("torch", "tokenizers")
 _TELL_S = 0.1  # changes within it are told to Serve together
 
 
@@ -51,6 +52,11 @@ class Shared:
         async with self._use(again=True) as model:
             return model.engine() if isinstance(model, Generator) else ""
 
+    async def phases(self) -> dict[str, float]:
+        """See `Generator.phases`."""
+        async with self._use() as model:
+            return model.phases() if isinstance(model, Generator) else {}
+
     async def generate(self, request: TextRequest) -> AsyncGenerator[Delta | RequestError, None]:
         """See `Generator.generate`."""
         async with AsyncExitStack() as stack:
@@ -61,18 +67,18 @@ class Shared:
             async for delta in await stack.enter_async_context(aclosing(model.generate(request))):
                 yield delta
 
-    async def complete(self, request: TextRequest) -> Delta | RequestError:
+    async def complete(self, request: TextRequest) -> Any:
         """See `Generator.complete`."""
-        return await self._ask("complete", request)  # type: ignore[no-any-return]
+        return await self._ask("complete", request)
 
-    async def infer(self, body: InferBody) -> InferBody | RequestError:
+    async def infer(self, body: InferBody) -> Any:
         """See `Predictor.infer`."""
-        return await self._ask("infer", body)  # type: ignore[no-any-return]
+        return await self._ask("infer", body)
 
-    async def _ask(self, method: str, argument: Any) -> Any:
+    async def _ask(self, method: str, *arguments: Any) -> Any:
         async with AsyncExitStack() as stack:
             model = await self._model(stack)
-            return model if isinstance(model, RequestError) else await getattr(model, method)(argument)
+            return model if isinstance(model, RequestError) else await getattr(model, method)(*arguments)
 
     async def _model(self, stack: AsyncExitStack) -> Any:
         """The model that this request is for, until the stack ends; or why not, as its answer."""
@@ -106,6 +112,9 @@ class Shared:
         except Exception:
             _log.exception("%s, version %s, could not be loaded", model.name, model.number)
             raise
+        if isinstance(loaded, Generator) and loaded.engine().startswith("openvino"):
+            # Where one generating model is asked for, another will be. It costs some 80 MB, so not before the first.
+            await asyncio.to_thread(openvino.prepare)
         _log.info("%s, version %s, loaded in %.3f s", model.name, model.number, time.monotonic() - began)
         return loaded
 

@@ -181,6 +181,8 @@ class ServedModel(Spec):
     """The version, as the model application's arguments have it."""
     application: str = Field(min_length=1)
     """The Serve application that serves it."""
+    replicas: Literal["own", "shared"] = "own"
+    """shared: the application is one of `maas_ray.serve.shared:build`, and the model works by the default options."""
     request_timeout_s: float = Field(300, gt=0, le=MAX_TIMEOUT_S)
     """Longest that one request may take, seconds."""
 

@@ -71,7 +71,7 @@ def replicas() -> list[dict]:
 
 
 def engines() -> int:
-    """How many engines' processes the shared replica has."""
+    """How many engines' processes the shared replica has; one of them waits for the next model."""
     children = psutil.Process(replicas()[0]["pid"]).children()
     return sum("maas_ray.serve.engines.openvino_process" in child.cmdline() for child in children)
 
@@ -113,10 +113,10 @@ def test_all_answer_as_themselves_from_one_replica(served) -> None:
     # More at once than the replica holds; each comes to its turn.
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(ask, [*tones, *right_words] * 6))
-    assert engines() <= 2
+    assert engines() <= 3
     for name in ("one", "two"):
         ask(name)
-    assert engines() == 0  # both made room
+    assert engines() == 1  # both made room
     assert diff(settings=settings) == []
     assert httpx.get(f"{url}/v2/models/two/ready").json()["ready"]
 

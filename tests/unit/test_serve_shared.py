@@ -4,8 +4,8 @@ import pytest
 
 from maas_ray.errors import SpecError
 from maas_ray.registry.versions import ModelVersion
-from maas_ray.serve.routes import from_config, make_route, share, to_config
-from maas_ray.serve.spec import DeploySpec, SharedArgs, SharedModel
+from maas_ray.serve.routes import from_config, make_route, resolve_route, share, to_config
+from maas_ray.serve.spec import DeploySpec, ServedModel, SharedArgs, SharedModel
 from maas_ray.settings import Settings
 from tests.bundles import image_task, register
 
@@ -39,6 +39,9 @@ def test_the_id_is_all_that_a_replica_needs(tmp_path) -> None:
     assert (model.kind, model.options.max_batch_size) == ("predict", 4)
     assert model.weights == (tmp_path / "1" / "model.safetensors").stat().st_size
     assert model.id == plain.shared
+    served = ServedModel.parse({"endpoint": "x", "version": "img/1", "application": "mine", "replicas": "shared"})
+    listed = resolve_route(served, settings)  # as a gateway's config file has it
+    assert (listed.application, listed.shared) == ("mine", route(first).shared)
     assert from_config(to_config((plain,))) == (plain,)
     # Another model: other weights, other options. The same one: what is the gateway's to keep.
     assert route(second, max_batch_size=4).shared != plain.shared
