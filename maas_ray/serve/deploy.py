@@ -194,7 +194,8 @@ def diff(spec: DeploySpec | None = None, *, settings: Settings | None = None) ->
     known = exists(settings.database)
     if spec is None:
         running = look(settings) if known else {}  # before the records: what is deployed meanwhile is no difference
-        return drift.differences(Endpoints(settings).all(), running) if known else []
+        records = Endpoints(settings).all() if known else []
+        return drift.differences(records, running, rollout.shared_args(settings))
     with spec.at("version"):
         version = Registry(settings).resolve(spec.version)
     spec = spec.model_copy(update={"endpoint": spec.endpoint or version.name})
@@ -218,12 +219,13 @@ def _serve(asked: Sequence[tuple[DeploySpec, ModelVersion]], settings: Settings)
 
     endpoints = Endpoints(settings)
     running, records = control.applications(), endpoints.all()
-    differing = {difference.endpoint for difference in drift.differences(records, running)}
+    found = drift.differences(records, running, rollout.shared_args(settings))
+    differing = {difference.endpoint for difference in found}
     standing = {record.name: record for record in records}
     changing = []
     for version, new in wanted:
         old = standing.get(new.name)
-        if old and _same(old, new) and not differing & {new.name, GATEWAY_APP}:
+        if old and _same(old, new) and not differing & {new.name, new.application, GATEWAY_APP}:
             say(f"{new.name} serves {new.version} so already; nothing to do")
             if old.problem:
                 endpoints.put(replace(old, problem=""))

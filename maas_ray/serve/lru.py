@@ -87,6 +87,10 @@ class Lru(Generic[M]):
         self._making_room = asyncio.Lock()
         self._released = asyncio.Event()
 
+    def limit(self, *, most: int, most_bytes: float) -> None:
+        """Other limits, from the next model that needs room."""
+        self._most, self._most_bytes = most, most_bytes
+
     def keys(self) -> list[str]:
         """Those that are loaded, or on their way."""
         return list(self._entries)

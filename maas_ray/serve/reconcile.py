@@ -51,10 +51,10 @@ def reconcile(*, settings: Settings | None = None) -> list[Outcome]:
     rollout.check_gateway()
     running = control.applications()
     records = endpoints.all()
-    found = drift.differences(records, running)
+    found = drift.differences(records, running, rollout.shared_args(settings))
     outcomes = [_remove(endpoints, record, settings) for record in records if record.state is State.REMOVING]
     shared = [record for record in records if record.route and record.route.application == SHARED_APP]
-    if shared and drift.lost(shared[0], running):
+    if shared and (drift.lost(shared[0], running) or any(one.what == "options" for one in found)):
         # Once for all their endpoints, which need nothing more.
         outcomes.append(_share(settings))
         running = control.applications()
@@ -105,7 +105,7 @@ def _share(settings: Settings) -> Outcome:
         )
     except MaasError as error:
         return Outcome(SHARED_APP, "could not be brought up", str(error))
-    return Outcome(SHARED_APP, "runs")
+    return Outcome(SHARED_APP, "runs as it should")
 
 
 def _resume(endpoints: Endpoints, record: Record, settings: Settings) -> rollout.Change | Outcome:

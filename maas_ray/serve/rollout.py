@@ -149,14 +149,23 @@ def submit(change: Change, settings: Settings) -> None:
     control.submit(model_app.application(spec, change.version, route), name, version=name, route_prefix=None)
 
 
+def shared_args(settings: Settings) -> SharedArgs:
+    """How shared replicas should work.
+
+    Raises:
+        SpecError: the file that says it is wrong.
+    """
+    return SharedArgs.from_yaml(settings.shared) if settings.shared else SharedArgs()
+
+
 def submit_shared(settings: Settings) -> None:
     """Begin to bring the shared replicas to what the settings say of them."""
     from maas_ray.serve import shared
 
     _make_way(SHARED_APP)
-    args = SharedArgs.from_yaml(settings.shared) if settings.shared else SharedArgs()
-    restarting = args.model_dump(mode="json", exclude={"scaling", "max_queued_requests", "request_timeout_s"})
-    version = digest_of({"options": restarting, "code": _code_version()})[:12]
+    args = shared_args(settings)
+    # Running replicas take over all else.
+    version = digest_of({"resources": args.resources.document(), "code": _code_version()})[:12]
     control.submit(shared.application(args), SHARED_APP, version=version, route_prefix=None)
 
 

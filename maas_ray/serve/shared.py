@@ -24,7 +24,7 @@ from maas_ray.serve.engines import openvino
 from maas_ray.serve.lru import Lru
 from maas_ray.serve.model_app import Generator, Predictor, autoscaling
 from maas_ray.serve.open_inference import InferBody
-from maas_ray.serve.spec import ServingOptions, SharedArgs, SharedModel
+from maas_ray.serve.spec import SHARED_DEPLOYMENT, ServingOptions, SharedArgs, SharedModel
 from maas_ray.serve.text import Delta, TextRequest
 
 _log = logging.getLogger("ray.serve")
@@ -42,6 +42,11 @@ class Shared:
         self._models: Lru[Generator | Predictor] = Lru(
             self._load, most=args.max_models, most_bytes=args.weights_gb * 1e9, changed=self._changed
         )
+
+    def reconfigure(self, config: dict[str, Any]) -> None:
+        """Take what of the options needs no new replica."""
+        args = SharedArgs.parse(config)
+        self._models.limit(most=args.max_models, most_bytes=args.weights_gb * 1e9)
 
     async def engine(self) -> str:
         """Load the model now, if it is not; which engine generates, for a person.
@@ -145,7 +150,7 @@ def _parse(key: str) -> SharedModel:
 def application(args: SharedArgs) -> Application:
     """The application of all shared replicas."""
     deployment = serve.deployment(
-        name="Shared",
+        name=SHARED_DEPLOYMENT,
         ray_actor_options={"num_cpus": args.resources.cpus, "num_gpus": args.resources.gpus},
         autoscaling_config=autoscaling(args.scaling),
         max_ongoing_requests=args.max_ongoing_requests,
@@ -153,6 +158,7 @@ def application(args: SharedArgs) -> Application:
         max_constructor_retry_count=2,
         max_surge_percent=100,
         graceful_shutdown_timeout_s=args.request_timeout_s,
+        user_config=args.document(),
     )(Shared)
     return deployment.bind(args)
 

@@ -14,6 +14,7 @@ from maas_ray.spec import Name, Spec
 GATEWAY_APP = "maas-gateway"
 GATEWAY_DEPLOYMENT = "Gateway"
 SHARED_APP = "maas-shared"
+SHARED_DEPLOYMENT = "Shared"
 MAX_TIMEOUT_S = 3600.0
 
 

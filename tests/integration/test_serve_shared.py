@@ -233,6 +233,36 @@ def test_what_is_lost_comes_back_at_once_for_all(served) -> None:
     assert (diff(settings=settings), reconcile(settings=settings)) == ([], [])
 
 
+def test_requests_come_where_their_model_is(served) -> None:
+    """With two replicas each model is loaded on one of them, and more replicas restart none."""
+    settings, url, directory = served
+    import ray
+
+    def loads(name: str) -> int:
+        logs = Path(ray._private.worker.global_worker.node.get_session_dir_path()) / "logs" / "serve"
+        return sum(
+            file.read_text().count(f"{name}, version 1, loaded in") for file in logs.glob("replica_maas-shared*")
+        )
+
+    (before,) = replicas()
+    file = directory / "two.yaml"
+    file.write_text("max_models: 2\nscaling: {min_replicas: 2, max_replicas: 2}\nresources: {cpus: 0.5}\n")
+    more = settings.model_copy(update={"shared": str(file)})
+    put(more, "tone/1", "one")  # the endpoint is as it was; the replicas are not
+    assert len(replicas()) == 2
+    assert before["replica_id"] in {one["replica_id"] for one in replicas()}
+    scores(url, "three")
+    time.sleep(2)  # it is told where the model is
+    first = loads("three")
+    assert first >= 1
+    for _ in range(20):
+        scores(url, "three")
+    assert loads("three") == first
+    assert [(one.endpoint, one.what) for one in diff(settings=settings)] == [(APP, "options")]
+    assert {(one.endpoint, one.problem) for one in reconcile(settings=settings)} == {(APP, "")}
+    assert diff(settings=settings) == []
+
+
 def test_promoting_and_undeploying(served) -> None:
     settings, url, _ = served
     from maas_ray import Registry
