@@ -139,7 +139,8 @@ class SharedArgs(Spec):
     max_models: int = Field(16, ge=1)
     """Models that a replica keeps loaded; the one used longest ago makes room."""
     weights_gb: float = Field(4, gt=0)
-    """Weights that a replica keeps loaded, GB of their files; a model of more needs replicas of its own."""
+    """Weights that a replica keeps loaded, GB of their files; a model of more needs replicas of its own. What a
+    generating model takes beside them, its `kv_cache_gb` bounds."""
     max_ongoing_requests: int = Field(128, ge=1)
     """Requests a replica works on at once, for all models; of one model, what its own options say."""
     max_queued_requests: int = Field(256, ge=1)
