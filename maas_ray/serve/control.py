@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 0.3
 _PROXY_SECONDS = 60.0
 _DELETE_SECONDS = 120.0
+_BEGIN_SECONDS = 10.0
 _ASK_SECONDS = 60.0
 _HEAD = "node:__internal_head__"
 
@@ -186,8 +187,16 @@ def delete(names: list[str]) -> None:
     """Begin to delete applications, those of them that exist; what they work on is finished first."""
     from ray import serve
 
-    for name in set(names) & set(applications()):
+    going = set(names) & set(applications())
+    for name in going:
         serve.delete(name, _blocking=False)
+    # Serve is only told so far, and who submits one of that name again must not be overtaken by it.
+    deadline = time.monotonic() + _BEGIN_SECONDS
+    while going and time.monotonic() < deadline:
+        now = applications()
+        going = {name for name in going if now.get(name, {}).get("status", "DELETING") != "DELETING"}
+        if going:
+            time.sleep(_POLL_SECONDS)
 
 
 def wait_until_gone(name: str) -> None:
