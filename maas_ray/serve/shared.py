@@ -118,7 +118,7 @@ class Shared:
             _log.exception("%s, version %s, could not be loaded", model.name, model.number)
             raise
         if isinstance(loaded, Generator) and loaded.engine().startswith("openvino"):
-            # Where one generating model is asked for, another will be. It costs some 80 MB, so not before the first.
+            # Where one generating model is asked for, another will be. It costs 40 MB, so not before the first.
             await asyncio.to_thread(openvino.prepare)
         _log.info("%s, version %s, loaded in %.3f s", model.name, model.number, time.monotonic() - began)
         return loaded
