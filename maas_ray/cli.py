@@ -152,9 +152,13 @@ def deploy(
     is up and has answered a smoke request; until then, and if it fails, what
     was served before goes on. Deployed again unchanged, nothing is done.
 
+    With replicas=shared it is served by the platform's shared replicas, which
+    load it when it is asked for; see MAAS_SHARED in the README.
+
     Examples:
       maas deploy stdlib-lm@champion
       maas deploy digits/3 --endpoint digits-beta --set scaling.max_replicas=2
+      maas deploy digits/3 --set replicas=shared
       maas deploy deploy.yaml
     """
     from maas_ray import DeploySpec, status

@@ -259,7 +259,7 @@ def _show_version(version: ModelVersion, *, spec: bool) -> None:
 def _endpoints_table(endpoints: Iterable["Endpoint"]) -> Table:
     table = new_table("ENDPOINT", "VERSION", "STATE", "REPLICAS", "ENGINE", "URL")
     for endpoint in endpoints:
-        replicas = str(endpoint.replicas)
+        replicas = f"{endpoint.replicas}{' shared' if endpoint.shared else ''}"
         table.add_row(endpoint.name, endpoint.version, endpoint.state, replicas, endpoint.engine, endpoint.url)
         for adapter, version in endpoint.adapters.items():
             table.add_row(f"{endpoint.name}:{adapter}", version, "", "", "", "")

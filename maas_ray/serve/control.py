@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 0.3
 _PROXY_SECONDS = 60.0
 _DELETE_SECONDS = 120.0
+_BEGIN_SECONDS = 10.0
 _ASK_SECONDS = 60.0
 _HEAD = "node:__internal_head__"
 
@@ -136,20 +137,31 @@ def wait(
         time.sleep(_POLL_SECONDS)
 
 
-def ask(name: str, method: str) -> Any:
+def ask(name: str, method: str, *, shared: str = "", timeout_s: float = _ASK_SECONDS) -> Any:
     """What a method of a running application's ingress returns.
 
+    Args:
+        name: the application.
+        method: takes no argument.
+        shared: for which model, where it has several (`Route.shared`).
+        timeout_s: longest wait.
+
     Raises:
-        DeploymentError: it does not answer.
+        DeploymentError: it does not answer; or what it raised itself.
     """
     from ray import serve
     from ray.exceptions import RayError
     from ray.serve.exceptions import RayServeException
 
+    handle = serve.get_app_handle(name).options(method_name=method, multiplexed_model_id=shared)
     try:
-        return getattr(serve.get_app_handle(name), method).remote().result(timeout_s=_ASK_SECONDS)
+        return handle.remote().result(timeout_s=timeout_s)
     except (RayError, RayServeException, TimeoutError) as error:
-        raise DeploymentError(f"{name} runs, but does not answer: {error}") from error
+        cause = getattr(error, "cause", None)  # Ray wraps what a replica raised
+        if isinstance(cause, DeploymentError):
+            raise DeploymentError(cause.message) from error
+        why = str(error) or f"no answer within {timeout_s:g} s"
+        raise DeploymentError(f"{name} runs, but does not answer: {why}") from error
 
 
 def wait_for_http(url: str, expected: bytes = b"") -> None:
@@ -179,8 +191,16 @@ def delete(names: list[str]) -> None:
     """Begin to delete applications, those of them that exist; what they work on is finished first."""
     from ray import serve
 
-    for name in set(names) & set(applications()):
+    going = set(names) & set(applications())
+    for name in going:
         serve.delete(name, _blocking=False)
+    # Serve is only told so far, and who submits one of that name again must not be overtaken by it.
+    deadline = time.monotonic() + _BEGIN_SECONDS
+    while going and time.monotonic() < deadline:
+        now = applications()
+        going = {name for name in going if now.get(name, {}).get("status", "DELETING") != "DELETING"}
+        if going:
+            time.sleep(_POLL_SECONDS)
 
 
 def wait_until_gone(name: str) -> None:

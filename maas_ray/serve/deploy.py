@@ -19,7 +19,7 @@ from maas_ray.registry.versions import ModelVersion, Registry, check_alias
 from maas_ray.serve import control, drift, rollout
 from maas_ray.serve.endpoints import Endpoints, Record, Served, State
 from maas_ray.serve.engines.vllm import chosen
-from maas_ray.serve.spec import GATEWAY_APP, DeploySpec
+from maas_ray.serve.spec import GATEWAY_APP, SHARED_APP, DeploySpec
 from maas_ray.settings import Settings, exists
 
 
@@ -35,6 +35,7 @@ class Endpoint:
         state: `serving`, `unhealthy`, `deploying`, `failed`, `removing`, or `down`: no such application runs.
         replicas: how many run.
         adapters: versions of the LoRA adapters that are served as `name:adapter`.
+        shared: whether other endpoints are served by them too.
         url: where the gateway listens. Empty: nowhere.
         problem: why the last deployment failed. Empty: it did not.
         updated: when the record changed last.
@@ -47,6 +48,7 @@ class Endpoint:
     state: str
     replicas: int
     adapters: dict[str, str]
+    shared: bool
     url: str
     problem: str
     updated: datetime | None
@@ -157,7 +159,8 @@ def remove(endpoints: Endpoints, record: Record, settings: Settings, *, connecte
         if GATEWAY_APP in control.applications():
             control.start(settings)
             rollout.apply_gateway(endpoints)
-        control.delete(applications)
+        others = drift.needed_by(other for other in endpoints.all() if other.name != record.name)
+        control.delete([name for name in applications if name not in others])
     endpoints.remove(record)
 
 
@@ -194,7 +197,8 @@ def diff(spec: DeploySpec | None = None, *, settings: Settings | None = None) ->
     known = exists(settings.database)
     if spec is None:
         running = look(settings) if known else {}  # before the records: what is deployed meanwhile is no difference
-        return drift.differences(Endpoints(settings).all(), running) if known else []
+        records = Endpoints(settings).all() if known else []
+        return drift.differences(records, running, rollout.shared_args(settings))
     registry = Registry(settings)
     with spec.at("version"):
         version = registry.resolve(spec.version)
@@ -222,19 +226,20 @@ def _serve(asked: Sequence[tuple[DeploySpec, ModelVersion]], settings: Settings)
 
     endpoints = Endpoints(settings)
     running, records = control.applications(), endpoints.all()
-    differing = {difference.endpoint for difference in drift.differences(records, running)}
+    found = drift.differences(records, running, rollout.shared_args(settings))
+    differing = {difference.endpoint for difference in found}
     standing = {record.name: record for record in records}
     changing = []
     for version, new in wanted:
         old = standing.get(new.name)
-        if old and _same(old, new) and not differing & {new.name, GATEWAY_APP}:
+        if old and _same(old, new) and not differing & {new.name, new.application, GATEWAY_APP}:
             say(f"{new.name} serves {new.version} so already; nothing to do")
             if old.problem:
                 endpoints.put(replace(old, problem=""))
         else:
             changing.append((version, new, old))
     if changing:
-        rollout.carry_out(endpoints, rollout.begin(endpoints, changing), url)
+        rollout.carry_out(endpoints, rollout.begin(endpoints, changing), settings, url)
     names, running = {new.name for _, new in wanted}, control.applications()
     return [_endpoint(record, running, url) for record in endpoints.all() if record.name in names]
 
@@ -255,6 +260,7 @@ def _existing(endpoints: Endpoints, name: str) -> Record:
 
 def _endpoint(record: Record, running: dict[str, Any], url: str) -> Endpoint:
     version, task, engine, state, replicas = record.version, "", "", record.state.value, 0
+    shared = (record.route.application if record.route else record.application) == SHARED_APP
     adapters: dict[str, str] = {}
     if record.route is not None:
         version, task, engine = record.route.version, record.route.task, record.route.engine
@@ -267,4 +273,16 @@ def _endpoint(record: Record, running: dict[str, Any], url: str) -> Endpoint:
             state = "unhealthy"
     serves = record.route is not None and state != "down"
     url = url if serves else ""
-    return Endpoint(record.name, version, task, engine, state, replicas, adapters, url, record.problem, record.updated)
+    return Endpoint(
+        name=record.name,
+        version=version,
+        task=task,
+        engine=engine,
+        state=state,
+        replicas=replicas,
+        shared=shared,
+        adapters=adapters,
+        url=url,
+        problem=record.problem,
+        updated=record.updated,
+    )

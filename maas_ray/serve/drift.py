@@ -9,7 +9,7 @@ from typing import Any
 
 from maas_ray.serve.endpoints import Record, State
 from maas_ray.serve.routes import direct_path, to_config
-from maas_ray.serve.spec import GATEWAY_APP, GATEWAY_DEPLOYMENT, DeploySpec
+from maas_ray.serve.spec import GATEWAY_APP, GATEWAY_DEPLOYMENT, SHARED_APP, SHARED_DEPLOYMENT, DeploySpec, SharedArgs
 
 MODEL_PREFIX = "model-"
 _NONE = "nothing"
@@ -21,7 +21,8 @@ class Difference:
 
     Args:
         endpoint: whose; where it is nobody's, the application's name.
-        what: `missing`, `failed`, `unfinished`, `version`, `route`, `path`, `unwanted`, or a field of the spec.
+        what: `missing`, `failed`, `unfinished`, `version`, `route`, `path`, `options`, `unwanted`, or a field of the
+            spec.
         should, found: in words.
     """
 
@@ -31,15 +32,19 @@ class Difference:
     found: str
 
 
-def differences(records: Sequence[Record], running: Mapping[str, Any]) -> list[Difference]:
+def differences(
+    records: Sequence[Record], running: Mapping[str, Any], shared: SharedArgs | None = None
+) -> list[Difference]:
     """Where what runs is not what should.
 
     Args:
         records: every endpoint as recorded.
         running: every application as Serve gives it, by name; those of an earlier moment than `records`, so that
             an application whose endpoint was made meanwhile is not taken for one without.
+        shared: how shared replicas should work. None: as they do.
     """
     found = [difference for record in records for difference in _of_record(record, running)]
+    found += _of_shared(running.get(SHARED_APP), shared)
     return [*found, *_of_gateway(records, running), *(_unwanted(name) for name in unwanted(records, running))]
 
 
@@ -62,7 +67,7 @@ def unwanted(records: Iterable[Record], running: Mapping[str, Any]) -> list[str]
     return [
         name
         for name, found in running.items()
-        if name.startswith(MODEL_PREFIX)
+        if (name.startswith(MODEL_PREFIX) or name == SHARED_APP)
         and found["source"] == "imperative"
         and found["status"] != "DELETING"
         and name not in needed
@@ -127,6 +132,17 @@ def _of_record(record: Record, running: Mapping[str, Any]) -> list[Difference]:
 def own_path(record: Record) -> str | None:
     """The prefix of the paths at which an endpoint's own replicas answer. None: the gateway does."""
     return direct_path(record.name) if record.spec.get("direct") else None
+
+
+def _of_shared(application: Mapping[str, Any] | None, args: SharedArgs | None) -> list[Difference]:
+    """The options of the shared replicas against those that they have; whether they run, their endpoints say."""
+    if application is None or args is None or application["source"] != "imperative":
+        return []
+    config = application["deployments"].get(SHARED_DEPLOYMENT, {}).get("deployment_config", {})
+    has, should = config.get("user_config") or {}, args.document()
+    fields = [field for field in should if should[field] != has.get(field)]
+    wanted, seen = ({field: one.get(field) for field in fields} for one in (should, has))
+    return [Difference(SHARED_APP, "options", str(wanted), str(seen))] if fields else []
 
 
 def _of_gateway(records: Sequence[Record], running: Mapping[str, Any]) -> list[Difference]:

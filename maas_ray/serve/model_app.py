@@ -1,14 +1,15 @@
-"""One Serve application per served version: a replica loads the bundle and answers through its task.
+"""A loaded version, which answers through its task; and the Serve application of replicas that hold one each.
 
-Gateways call it by handle, and clients may on its own path (see `single`). Its methods return a client's error
+`Generator` and `Predictor` are what Serve makes a replica of, and what a shared replica (`shared`) holds several of.
+Gateways call them by handle, and clients may on their own path (see `single`). Their methods return a client's error
 instead of raising it: for Serve whatever is raised is a failure of the replica, and it logs a traceback. Serve takes
 the type of `build`'s argument from its annotation, so this module must not turn annotations into strings.
 """
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from ray.serve import Application
 from maas_ray.errors import RequestError
 from maas_ray.registry.bundle import open_bundle
 from maas_ray.registry.versions import Registry
+from maas_ray.serve.batches import Batches
 from maas_ray.serve.engines import network
 from maas_ray.serve.engines.vllm import chosen, placement
 from maas_ray.serve.generating import Generating
@@ -29,7 +31,7 @@ from maas_ray.serve.open_inference import InferBody, numpy_dtype, parse_infer, r
 from maas_ray.serve.routes import Route, make_route
 from maas_ray.serve.rows import Head, PredictBody, parse_rows
 from maas_ray.serve.single import SingleModel, create_single_app
-from maas_ray.serve.spec import ModelArgs, ServingOptions
+from maas_ray.serve.spec import ModelArgs, Scaling, ServingOptions
 from maas_ray.serve.text import Delta, Detokenizer, StopStrings, TextCodec, TextRequest
 from maas_ray.settings import Settings
 from maas_ray.tasks import Task
@@ -52,55 +54,52 @@ class _Model:
     """A bundle on a replica, its network on the replica's device.
 
     Args:
-        uri: the bundle.
-        route: to the replica; says what the bundle must hold.
+        uri, digest: the bundle, and what it must hold.
+        name: public model name.
+        number: the version's number.
         options: how to work.
     """
 
-    def __init__(self, uri: str, route: Route, options: ServingOptions) -> None:
-        self.task, directory = _fetch(uri, route.digest)
+    def __init__(self, uri: str, digest: str, name: str, number: str, options: ServingOptions) -> None:
+        self.task, directory = _fetch(uri, digest)
         self.network, self.engine = network.load(self.task, directory, options)
-        self.route, self.options = route, options
+        self.head, self.options = Head(model=name, version=number), options
 
 
-class _OnItsOwnPath:
-    """A replica that also answers HTTP."""
-
-    def __init__(self, route: Route) -> None:
-        self._single = SingleModel(self, route)
-
-    def __serve_build_asgi_app__(self) -> App:
-        return create_single_app(self._single)
-
-    def reconfigure(self, config: dict[str, Any]) -> None:
-        """Take over options of the route that need no new replica."""
-        self._single.take(Route.model_validate(config["route"]))
-
-
-@serve.ingress()
-class Generator(_OnItsOwnPath):
+class Generator:
     """A replica that answers token by token. Its arguments are those of `_Model`."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, uri: str, route: Route, options: ServingOptions
+        self, uri: str, digest: str, name: str, number: str, options: ServingOptions
     ) -> None:
         from maas_ray.serve.engines.start import start, warm_up
 
-        super().__init__(route)
-        task, directory = _fetch(uri, route.digest)
+        self._phases = {"replica": time.time()}
+        task, directory = await asyncio.to_thread(_fetch, uri, digest)
+        self._phases["bundle"] = time.time()
         cache = Path(Settings.from_environment().home) / "openvino"
         loop = asyncio.get_running_loop()
-        started = await asyncio.to_thread(start, task, directory, route.digest, options, cache=cache, loop=loop)
+        started = await asyncio.to_thread(start, task, directory, digest, options, cache=cache, loop=loop)
         self._engine, self._name = started.engine, started.name
+        self._phases["engine"] = time.time()
         self._codec = TextCodec(cast(TextGeneration, task), directory, started.context, started.end_ids)
-        head = Head(model=route.name, version=route.number)
+        head = Head(model=name, version=number)
         self._rows = Generating(self._codec.task, self.generate, head, options.max_ongoing_requests)
         await warm_up(self._engine, self._codec.task.end_of_text_id)
-        _log.info("%s: the engine is %s", route.name, self._name)
+        self._phases["warm"] = time.time()
+        began, bundle, loaded, warm = self._phases.values()
+        _log.info(
+            "%s: the engine is %s; bundle %.2f s, engine %.2f s, first request %.2f s",
+            *(name, self._name, bundle - began, loaded - bundle, warm - loaded),
+        )
 
     def engine(self) -> str:
         """Which engine generates, for a person."""
         return self._name
+
+    def phases(self) -> dict[str, float]:
+        """When each phase of the start was over, Unix seconds: `replica` (this began), `bundle`, `engine`, `warm`."""
+        return self._phases
 
     async def generate(self, request: TextRequest) -> AsyncGenerator[Delta | RequestError, None]:
         """The answer as it grows; a `RequestError` is the first and only item."""
@@ -158,24 +157,22 @@ class Generator(_OnItsOwnPath):
         """Serve asks; what is raised makes it replace the replica."""
         self._engine.check()
 
+    def close(self) -> None:
+        """End the engine, and free the model's memory."""
+        self._engine.close()
+
     def __del__(self) -> None:
         if hasattr(self, "_engine"):
             self._engine.close()
 
 
-@serve.ingress()
-class Predictor(_OnItsOwnPath):
+class Predictor:
     """A replica that answers a batch at a time; rows of all requests in flight share batches."""
 
-    async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, uri: str, route: Route, options: ServingOptions
-    ) -> None:
-        super().__init__(route)
-        self._model = _Model(uri, route, options)
-        self._batch.set_max_batch_size(self._model.options.max_batch_size)
-        self._batch.set_batch_wait_timeout_s(self._model.options.batch_wait_ms / 1000)
-        # One thread computes, so that the event loop gathers the next batch meanwhile.
-        self._thread = ThreadPoolExecutor(1)
+    async def __init__(self, *args: Any) -> None:  # type: ignore[misc]  # Serve awaits it
+        self._model = await asyncio.to_thread(_Model, *args)
+        options = self._model.options
+        self._batch = Batches(self._answer, size=options.max_batch_size, wait_s=options.batch_wait_ms / 1000)
         for size in network.warm_up_sizes(self._model.engine):  # an example may well be one to refuse
             await asyncio.gather(*(self._batch(_example(self._model.task)) for _ in range(size)))
 
@@ -185,13 +182,13 @@ class Predictor(_OnItsOwnPath):
 
     async def infer(self, body: InferBody) -> InferBody | RequestError:
         """An Open Inference request to its answer."""
-        task, route = self._model.task, self._model.route
+        task, head = self._model.task, self._model.head
         try:
             request = parse_infer(body, task.inputs, task.outputs)
             rows = ({name: array[row] for name, array in request.inputs.items()} for row in range(request.rows))
             answers = await self._answers(rows)
             outputs = {name: np.stack([answer[name] for answer in answers]) for name in request.outputs}
-            return render_infer(request, outputs, task.outputs, route.name, route.number)
+            return render_infer(request, outputs, task.outputs, head.model, head.version)
         except RequestError as error:
             return error
 
@@ -201,8 +198,7 @@ class Predictor(_OnItsOwnPath):
         try:
             asked = parse_rows(body, model.task)
             answers = await self._answers(await asked.inputs(model.task))
-            head = Head(model=model.route.name, version=model.route.number)
-            return asked.render([model.task.to_answer(answer) for answer in answers], head)
+            return asked.render([model.task.to_answer(answer) for answer in answers], model.head)
         except RequestError as error:
             return error
 
@@ -215,10 +211,13 @@ class Predictor(_OnItsOwnPath):
             answers.append(answer)
         return answers
 
-    @serve.batch  # type: ignore[untyped-decorator]
-    async def _batch(self, rows: list["_Row"]) -> list["_Row | Exception"]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._answer, rows)
+    def check_health(self) -> None:
+        """Nothing of it can stop by itself."""
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        self._batch.close()
+        del self._model
 
     def _answer(self, rows: list["_Row"]) -> list["_Row | Exception"]:
         """Answers in the order of the rows; rows of one shape are computed together."""
@@ -256,20 +255,55 @@ def _example(task: Task) -> _Row:
     }
 
 
+def autoscaling(scaling: Scaling) -> dict[str, Any]:
+    """Serve's own configuration of it."""
+    return {
+        "min_replicas": scaling.min_replicas,
+        # One starts even where none is kept: a version that cannot load must not be routed to.
+        "initial_replicas": max(1, scaling.min_replicas),
+        "max_replicas": scaling.max_replicas,
+        "target_ongoing_requests": scaling.target_ongoing_requests,
+        "downscale_delay_s": scaling.downscale_delay_s,
+    }
+
+
+class _Own:
+    """A replica that holds one version: it also answers HTTP, where the endpoint is `direct`.
+
+    Args:
+        uri: the bundle.
+        route: to the replica; says what the bundle must hold.
+        options: how to work.
+    """
+
+    async def __init__(self, uri: str, route: Route, options: ServingOptions) -> None:  # type: ignore[misc]
+        await super().__init__(uri, route.digest, route.name, route.number, options)  # type: ignore[call-arg,misc]
+        self._single = SingleModel(self, route)
+
+    def __serve_build_asgi_app__(self) -> App:
+        return create_single_app(self._single)
+
+    def reconfigure(self, config: dict[str, Any]) -> None:
+        """Take over options of the route that need no new replica."""
+        self._single.take(Route.model_validate(config["route"]))
+
+
+@serve.ingress()
+class OwnGenerator(_Own, Generator):
+    """A replica of one generating model."""
+
+
+@serve.ingress()
+class OwnPredictor(_Own, Predictor):
+    """A replica of one predicting model."""
+
+
 def application(options: ServingOptions, uri: str, route: Route) -> Application:
     """The application for a bundle, as `route` describes it."""
-    scaling = options.scaling
     deployment = serve.deployment(
         name="Model",
         **placement(options, route.kind),
-        autoscaling_config={
-            "min_replicas": scaling.min_replicas,
-            # One starts even where none is kept: a version that cannot load must not be routed to.
-            "initial_replicas": max(1, scaling.min_replicas),
-            "max_replicas": scaling.max_replicas,
-            "target_ongoing_requests": scaling.target_ongoing_requests,
-            "downscale_delay_s": scaling.downscale_delay_s,
-        },
+        autoscaling_config=autoscaling(options.scaling),
         max_ongoing_requests=options.max_ongoing_requests,
         max_queued_requests=options.max_queued_requests,
         backpressure_config=BACKPRESSURE,
@@ -277,7 +311,7 @@ def application(options: ServingOptions, uri: str, route: Route) -> Application:
         max_constructor_retry_count=2,
         max_surge_percent=100,
         graceful_shutdown_timeout_s=options.request_timeout_s,
-    )(Generator if route.kind == "generate" else Predictor)
+    )(OwnGenerator if route.kind == "generate" else OwnPredictor)
     serving = ServingOptions.model_validate(options.model_dump(include=set(ServingOptions.model_fields)))
     return deployment.bind(uri, route, serving)
 

@@ -66,10 +66,9 @@ class _Handles:
     predict: Any
 
     @classmethod
-    def of(cls, application: str) -> "_Handles":
-        from ray import serve
-
-        handle = serve.get_app_handle(application)
+    def of(cls, handle: Any, shared: str) -> "_Handles":
+        if shared:
+            handle = handle.options(multiplexed_model_id=shared)
         return cls(handle.complete, handle.options(method_name="generate", stream=True), handle.infer, handle.predict)
 
 
@@ -78,20 +77,22 @@ class Models:
 
     def __init__(self) -> None:
         self._routes: dict[str, Route] = {}
-        self._handles: dict[str, _Handles] = {}
+        self._applications: dict[str, Any] = {}  # one handle for each: it has a router and connections
+        self._handles: dict[tuple[str, str], _Handles] = {}
         self._waiting: dict[str, set[Any]] = {}
         self._status: tuple[float, dict[str, bool]] = (0.0, {})
 
     async def update(self, table: Table) -> None:
         """Take a new table. Requests that a replica has stay there; those that still wait for one move along."""
         routes = {one.name: one for route in table for one in route.expanded()}
-        for application in {route.application for route in table} - set(self._handles):
+        applications = {route.application for route in table}
+        for application in applications - set(self._applications):
             await self._connect(application)
         self._routes = routes
-        self._handles = {
-            route.application: self._handles[route.application] for route in table if route.application in self._handles
-        }
-        for application in self._waiting.keys() - {route.application for route in table}:
+        self._applications = {name: one for name, one in self._applications.items() if name in applications}
+        bound = {(route.application, route.shared) for route in table}
+        self._handles = {key: handles for key, handles in self._handles.items() if key in bound}
+        for application in self._waiting.keys() - applications:
             waiting = self._waiting.pop(application)
             for response in list(waiting):
                 # Serve would let it wait for ever for an application that is deleted. Done means that a replica has it.
@@ -100,9 +101,8 @@ class Models:
 
     async def close(self) -> None:
         """End what the calls left running in this process, for one that goes on without them."""
-        for handles in self._handles.values():
-            for handle in (handles.complete, handles.generate, handles.infer, handles.predict):
-                await handle.shutdown_async()
+        for handle in self._applications.values():
+            await handle.shutdown_async()
 
     def routes(self) -> list[Route]:
         return sorted(self._routes.values(), key=lambda route: route.name)
@@ -201,21 +201,30 @@ class Models:
         return ready.get(route.application, False)
 
     async def _bound(self, route: Route) -> _Handles:
-        handles = self._handles.get(route.application)
+        key = (route.application, route.shared)
+        handles = self._handles.get(key)
         if handles is None:
-            await self._connect(route.application)
-            handles = self._handles.get(route.application)
-        if handles is None:
-            raise _unavailable(route, "its application is not running")
+            if route.application not in self._applications:
+                await self._connect(route.application)
+            handle = self._applications.get(route.application)
+            if handle is None:
+                raise _unavailable(route, "its application is not running")
+            handles = self._handles[key] = _Handles.of(handle, route.shared)
         return handles
 
     async def _connect(self, application: str) -> None:
         from ray.serve.exceptions import RayServeException
 
         try:
-            self._handles[application] = await asyncio.to_thread(_Handles.of, application)
+            self._applications[application] = await asyncio.to_thread(_handle, application)
         except RayServeException as error:
             _log.warning("no handle for %s: %s", application, error)
+
+
+def _handle(application: str) -> Any:
+    from ray import serve
+
+    return serve.get_app_handle(application).options()  # which starts its router
 
 
 def checked(answer: _Answer | RequestError) -> _Answer:

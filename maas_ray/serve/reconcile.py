@@ -14,7 +14,7 @@ from maas_ray.registry.versions import Registry
 from maas_ray.serve import control, drift, rollout
 from maas_ray.serve.deploy import remove
 from maas_ray.serve.endpoints import Endpoints, Record, State
-from maas_ray.serve.spec import GATEWAY_APP, DeploySpec
+from maas_ray.serve.spec import GATEWAY_APP, SHARED_APP, DeploySpec
 from maas_ray.settings import Settings, exists
 
 
@@ -51,8 +51,13 @@ def reconcile(*, settings: Settings | None = None) -> list[Outcome]:
     rollout.check_gateway()
     running = control.applications()
     records = endpoints.all()
-    found = drift.differences(records, running)
+    found = drift.differences(records, running, rollout.shared_args(settings))
     outcomes = [_remove(endpoints, record, settings) for record in records if record.state is State.REMOVING]
+    shared = [record for record in records if record.route and record.route.application == SHARED_APP]
+    if shared and (drift.lost(shared[0], running) or any(one.what == "options" for one in found)):
+        # Once for all their endpoints, which need nothing more.
+        outcomes.append(_share(settings))
+        running = control.applications()
     changes = [
         _resume(endpoints, record, settings)
         for record in records
@@ -91,6 +96,22 @@ def _remove(endpoints: Endpoints, record: Record, settings: Settings) -> Outcome
     return Outcome(record.name, "removed, as was begun")
 
 
+def _share(settings: Settings) -> Outcome:
+    """Bring the shared replicas back."""
+    try:
+        rollout.submit_shared(settings)
+        defaults = DeploySpec.model_fields
+        control.wait(
+            SHARED_APP,
+            placement_timeout_s=defaults["placement_timeout_s"].default,
+            startup_timeout_s=defaults["startup_timeout_s"].default,
+            report=lambda _: None,
+        )
+    except MaasError as error:
+        return Outcome(SHARED_APP, "could not be brought up", str(error))
+    return Outcome(SHARED_APP, "runs as it should")
+
+
 def _resume(endpoints: Endpoints, record: Record, settings: Settings) -> rollout.Change | Outcome:
     """Begin to bring an endpoint to what is recorded."""
     begun, before = record, rollout.served(endpoints, record)
@@ -104,7 +125,7 @@ def _resume(endpoints: Endpoints, record: Record, settings: Settings) -> rollout
         else:
             (change,) = rollout.begin(endpoints, [(version, wanted, record)])
             begun, before = change.begun, change.before
-        rollout.submit(change)
+        rollout.submit(change, settings)
     except ConflictError as error:
         return Outcome(record.name, "was left to somebody else", str(error))
     except MaasError as error:

@@ -20,8 +20,9 @@ from maas_ray.serve import control, smoke
 from maas_ray.serve.drift import MODEL_PREFIX, needed_by, own_path, running_replicas
 from maas_ray.serve.endpoints import Endpoints, Record, State
 from maas_ray.serve.engines.vllm import chosen
-from maas_ray.serve.routes import direct_path, make_route
-from maas_ray.serve.spec import GATEWAY_APP, DeploySpec, GatewayArgs
+from maas_ray.serve.routes import direct_path, make_route, share
+from maas_ray.serve.spec import GATEWAY_APP, SHARED_APP, DeploySpec, GatewayArgs, SharedArgs
+from maas_ray.settings import Settings
 from maas_ray.spec import digest_of
 
 # Options that need no new replicas: running ones take them over, or they only say how to deploy.
@@ -67,7 +68,7 @@ def wanted(spec: DeploySpec, version: ModelVersion, registry: Registry) -> Recor
     adapters = resolve_adapters(spec, registry)
     pinned = {adapter: found.reference for adapter, found in adapters.items()}
     spec = chosen(spec, version.task).model_copy(update={"endpoint": name, "adapters": pinned})
-    application = _application_name(spec, version)
+    application = SHARED_APP if spec.replicas == "shared" else _application_name(spec, version)
     timeout_s = spec.request_timeout_s
     route = make_route(version, endpoint=name, application=application, timeout_s=timeout_s, adapters=adapters)
     spec.check_kind(route.kind)
@@ -79,7 +80,7 @@ def wanted(spec: DeploySpec, version: ModelVersion, registry: Registry) -> Recor
         uri=version.uri,
         digest=version.digest,
         application=application,
-        route=route,
+        route=share(route, version, spec) if spec.replicas == "shared" else route,
         state=State.SERVING,
     )
 
@@ -137,7 +138,7 @@ def served(endpoints: Endpoints, record: Record | None) -> Record | None:
     return record
 
 
-def carry_out(endpoints: Endpoints, changes: Sequence[Change], url: str) -> None:
+def carry_out(endpoints: Endpoints, changes: Sequence[Change], settings: Settings, url: str) -> None:
     """Carry out all changes, or none.
 
     Raises:
@@ -146,7 +147,7 @@ def carry_out(endpoints: Endpoints, changes: Sequence[Change], url: str) -> None
     """
     try:
         for change in changes:
-            submit(change)
+            submit(change, settings)
         ready = [make_ready(change) for change in changes]
     except BaseException as error:
         for change in changes:
@@ -155,18 +156,46 @@ def carry_out(endpoints: Endpoints, changes: Sequence[Change], url: str) -> None
     switch(endpoints, ready, url)
 
 
-def submit(change: Change) -> None:
-    """Begin to bring up a change's application."""
+def submit(change: Change, settings: Settings) -> None:
+    """Begin to bring up a change's application; of shared replicas, see that they run as they should."""
     name = change.wanted.application
+    if name == SHARED_APP:
+        submit_shared(settings)
+        return
+    _make_way(name)
+    stays = change.before is not None and change.before.application == name
+    # Another's path is taken over when the route is.
+    _submit(change.wanted, own_path(change.wanted) if stays else None)
+
+
+def shared_args(settings: Settings) -> SharedArgs:
+    """How shared replicas should work.
+
+    Raises:
+        SpecError: the file that says it is wrong.
+    """
+    return SharedArgs.from_yaml(settings.shared) if settings.shared else SharedArgs()
+
+
+def submit_shared(settings: Settings) -> None:
+    """Begin to bring the shared replicas to what the settings say of them."""
+    from maas_ray.serve import shared
+
+    _make_way(SHARED_APP)
+    args = shared_args(settings)
+    # Running replicas take over all else.
+    version = digest_of({"resources": args.resources.document(), "code": _code_version()})[:12]
+    control.submit(shared.application(args), SHARED_APP, version=version, route_prefix=None)
+
+
+def _make_way(name: str) -> None:
+    """Return when an application of that name can be submitted."""
     control.wait_until_gone(name)
     found = control.applications().get(name)
     if found and found["status"] == "DEPLOY_FAILED" and not running_replicas(found):
         # Serve would not try again what it takes for the same.
         control.delete([name])
         control.wait_until_gone(name)
-    stays = change.before is not None and change.before.application == name
-    # Another's path is taken over when the route is.
-    _submit(change.wanted, own_path(change.wanted) if stays else None)
 
 
 def _submit(record: Record, route_prefix: str | None) -> None:
@@ -213,12 +242,15 @@ def make_ready(change: Change) -> Change:
         )
     route = change.wanted.route
     assert route is not None  # noqa: S101
+    engine = control.ask(  # by which shared replicas load it
+        route.application, "engine", shared=route.shared, timeout_s=spec.startup_timeout_s
+    )
     before = change.before.route if change.before else None
     standing = before.adapters if before and before.application == route.application else ()
     for one in route.expanded():
         if one.adapter is None or one.adapter not in standing:
             smoke.check(one, spec.smoke)
-    route = route.model_copy(update={"engine": control.ask(route.application, "engine")})
+    route = route.model_copy(update={"engine": engine})
     return replace(change, wanted=replace(change.wanted, route=route))
 
 
@@ -260,7 +292,8 @@ def take_back(endpoints: Endpoints, begun: Record, before: Record | None, error:
     except ConflictError:  # somebody else has taken over
         delete_unused(endpoints, [begun.application])
         return
-    if before and before.route and before.application == begun.application and before.spec != begun.spec:
+    same = before and before.route and before.application == begun.application != SHARED_APP
+    if before and before.route and same and before.spec != begun.spec:
         # The same replicas with other options: give them the old ones back.
         _submit(before, own_path(before))
     delete_unused(endpoints, [begun.application])

@@ -15,7 +15,7 @@ from maas_ray.errors import DeploymentError
 from maas_ray.registry.bundle import WEIGHT_SUFFIXES
 from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.serve import lora
-from maas_ray.serve.spec import ServedModel
+from maas_ray.serve.spec import ServedModel, ServingOptions, SharedModel
 from maas_ray.spec import Spec, digest_of
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ class Route(Spec):
     """LoRA adapters that can be asked of it too."""
     adapter: AdapterRoute | None = None
     """The adapter that this route asks for, see `expanded`."""
+    shared: str = ""
+    """What a shared replica loads to answer, the id of a `SharedModel`. Empty: its application serves nothing else."""
 
     @property
     def number(self) -> str:
@@ -163,16 +165,35 @@ def make_route(
     )
 
 
+def share(route: Route, version: ModelVersion, options: ServingOptions) -> Route:
+    """The same route, to shared replicas."""
+    weights = sum(entry.size for entry in version.open().artifact.files if entry.path.endswith(WEIGHT_SUFFIXES))
+    # What the gateway or Serve keeps to is not the model's: when it changes, the model stays loaded.
+    of_the_model = set(ServingOptions.model_fields) - {"scaling", "resources", "request_timeout_s"}
+    model = SharedModel(
+        uri=version.uri,
+        digest=version.digest,
+        name=route.name,
+        number=route.number,
+        kind=route.kind,
+        weights=weights,
+        options=ServingOptions.model_validate(options.model_dump(include=of_the_model)),
+    )
+    return route.model_copy(update={"shared": model.id})
+
+
 def resolve_route(model: ServedModel, settings: "Settings") -> Route:
     """The route to a model that a config file names."""
     registry = Registry(settings)
-    return make_route(
-        registry.resolve(model.version),
+    version = registry.resolve(model.version)
+    route = make_route(
+        version,
         endpoint=model.endpoint,
         application=model.application,
         timeout_s=model.request_timeout_s,
         adapters={name: registry.resolve(version) for name, version in model.adapters.items()},
     )
+    return share(route, version, ServingOptions()) if model.replicas == "shared" else route
 
 
 def _adapter_route(name: str, version: ModelVersion) -> AdapterRoute:

@@ -4,6 +4,7 @@ Serve's builders take their argument's type from the annotation, so this module 
 into strings (`from __future__ import annotations`).
 """
 
+import json
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -13,6 +14,8 @@ from maas_ray.spec import Name, Spec
 
 GATEWAY_APP = "maas-gateway"
 GATEWAY_DEPLOYMENT = "Gateway"
+SHARED_APP = "maas-shared"
+SHARED_DEPLOYMENT = "Shared"
 MAX_TIMEOUT_S = 3600.0
 
 _NOT_THE_USER_S = {
@@ -155,6 +158,9 @@ class DeploySpec(ServingOptions):
     """The version: `name@alias` or `name/number`."""
     endpoint: Name | None = None
     """Public model name. None: the registered model's name."""
+    replicas: Literal["own", "shared"] = "own"
+    """own: replicas that serve this endpoint alone. shared: the platform's (`MAAS_SHARED`), which load a model when it
+    is asked for and keep those used last: for models that are too small, or asked too seldom, for their own."""
     placement_timeout_s: float = Field(60, gt=0)
     """Longest wait for room on the cluster, seconds; raise it where nodes are started on demand."""
     startup_timeout_s: float = Field(300, gt=0)
@@ -181,6 +187,16 @@ class DeploySpec(ServingOptions):
             )
         return self
 
+    @model_validator(mode="after")
+    def _what_is_shared_is_not_asked_for(self) -> Self:
+        for name, default in (("scaling", Scaling()), ("resources", Resources()), ("direct", False)):
+            if self.replicas == "shared" and getattr(self, name) != default:
+                raise ValueError(
+                    f"{name}: an endpoint with `replicas: shared` has none of its own; leave it out, say it of all "
+                    "shared replicas (the file that MAAS_SHARED names), or set replicas to own."
+                )
+        return self
+
 
 class ModelArgs(ServingOptions):
     """Arguments of `maas_ray.serve.model_app:build`."""
@@ -189,6 +205,51 @@ class ModelArgs(ServingOptions):
     """Public model name."""
     version: str = Field(min_length=1)
     """The version: `name@alias` or `name/number`; resolved when the application is built."""
+
+
+class SharedArgs(Spec):
+    """Arguments of `maas_ray.serve.shared:build`, and what stands in the file that `MAAS_SHARED` names."""
+
+    scaling: Scaling = Scaling()
+    """How many shared replicas, by the requests for all models; with 0 as the fewest none is kept warm."""
+    resources: Resources = Resources()
+    """What each takes, for all its models together."""
+    max_models: int = Field(16, ge=1)
+    """Models that a replica keeps loaded; the one used longest ago makes room."""
+    weights_gb: float = Field(4, gt=0)
+    """Weights that a replica keeps loaded, GB of their files; a model of more needs replicas of its own. What a
+    generating model takes beside them, its `kv_cache_gb` bounds."""
+    max_ongoing_requests: int = Field(128, ge=1)
+    """Requests a replica works on at once, for all models; of one model, what its own options say."""
+    max_queued_requests: int = Field(256, ge=1)
+    """Requests that wait for a replica, at each gateway; more are refused with 429."""
+    request_timeout_s: float = Field(300, gt=0, le=MAX_TIMEOUT_S)
+    """How long a replica that goes may work on what it has, seconds."""
+
+
+class SharedModel(Spec):
+    """What a shared replica needs to know of a model to load it."""
+
+    uri: str
+    """The bundle."""
+    digest: str
+    """What it must hold."""
+    name: str
+    """Public model name."""
+    number: str
+    """The version's number."""
+    kind: Literal["generate", "predict"]
+    """See `maas_ray.tasks.Task`."""
+    weights: int = Field(ge=0)
+    """Its weights, bytes."""
+    options: ServingOptions
+    """How to work; scaling and resources are the replica's."""
+
+    @property
+    def id(self) -> str:
+        """All of it, as Serve's id of the model: a replica needs to be told nothing else."""
+        document = self.model_dump(mode="json", exclude_defaults=True)
+        return json.dumps(document, sort_keys=True, separators=(",", ":"))
 
 
 class ServedModel(Spec):
@@ -200,6 +261,8 @@ class ServedModel(Spec):
     """The version, as the model application's arguments have it."""
     application: str = Field(min_length=1)
     """The Serve application that serves it."""
+    replicas: Literal["own", "shared"] = "own"
+    """shared: the application is one of `maas_ray.serve.shared:build`, and the model works by the default options."""
     request_timeout_s: float = Field(300, gt=0, le=MAX_TIMEOUT_S)
     """Longest that one request may take, seconds."""
     adapters: dict[Name, str] = {}

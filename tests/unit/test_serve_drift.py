@@ -9,10 +9,10 @@ import pytest
 
 from maas_ray.serve import smoke
 from maas_ray.serve.api import create_app
-from maas_ray.serve.drift import changes, differences, unwanted
+from maas_ray.serve.drift import Difference, changes, differences, unwanted
 from maas_ray.serve.endpoints import Record, State
 from maas_ray.serve.routes import Route, to_config
-from maas_ray.serve.spec import GATEWAY_APP, DeploySpec
+from maas_ray.serve.spec import GATEWAY_APP, SHARED_APP, SHARED_DEPLOYMENT, DeploySpec, SharedArgs
 from tests.unit.test_serve_api import InProcess, route
 from tests.unit.test_serve_endpoints import record
 
@@ -123,3 +123,29 @@ def test_the_smoke_request_is_one_that_the_api_takes(name: str, kind: str) -> No
     path, _ = smoke._request(route("echo", "generate"), stream)
     status, text = asyncio.run(smoke._post(app, path, json.dumps(stream).encode()))
     assert (status, text[-8:]) == (200, "[DONE]\n\n")
+
+
+def test_shared_replicas_are_wanted_as_long_as_an_endpoint_has_them() -> None:
+    shared = ROUTE.model_copy(update={"application": SHARED_APP, "shared": "{}"})
+    one = replace(SERVING, application=SHARED_APP, route=shared)
+    running = {SHARED_APP: application(), GATEWAY_APP: gateway(shared)}
+    assert differences([one], running) == []
+    assert unwanted([], running) == [SHARED_APP]
+    assert unwanted([], {SHARED_APP: application(source="declarative")}) == []
+    (missing,) = differences([one], {GATEWAY_APP: gateway(shared)})
+    assert (missing.endpoint, missing.what) == ("a", "missing")
+    other = shared.model_copy(update={"shared": '{"digest":"x"}'})
+    (difference,) = differences([one], {SHARED_APP: application(), GATEWAY_APP: gateway(other)})
+    assert difference.what == "route"
+
+
+def test_shared_replicas_work_as_their_file_says() -> None:
+    args = SharedArgs(max_models=3)
+    deployment = {"message": "", "replicas": [{"state": "RUNNING"}], "deployment_config": {"user_config": {}}}
+    deployment["deployment_config"]["user_config"] = args.document()
+    route = ROUTE.model_copy(update={"application": SHARED_APP, "shared": "{}"})
+    one = replace(SERVING, application=SHARED_APP, route=route)
+    running = {SHARED_APP: application(deployments={SHARED_DEPLOYMENT: deployment}), GATEWAY_APP: gateway(route)}
+    assert differences([one], running, args) == differences([one], running) == []
+    (difference,) = differences([one], running, SharedArgs(max_models=4))
+    assert difference == Difference(SHARED_APP, "options", "{'max_models': 4}", "{'max_models': 3}")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from maas_ray.errors import DeploymentError, SpecError
-from maas_ray.serve.engines import Engine, GenerateRequest
+from maas_ray.serve.engines import Engine, GenerateRequest, openvino
 from maas_ray.serve.engines.openvino import OpenVinoEngine
 from maas_ray.serve.engines.openvino_convert import ARCHITECTURES, Converted, _convert, converted
 from maas_ray.serve.engines.start import Started, start
@@ -254,18 +254,40 @@ def test_a_model_that_does_not_load_is_said(model: Converted, tmp_path: Path) ->
 
 def test_its_process_ends_with_the_replica(model: Converted) -> None:
     code = f"""
-import os, pickle, sys
+import os
+from maas_ray.serve.engines import openvino
 from maas_ray.serve.engines.openvino import OpenVinoEngine
 from maas_ray.serve.engines.openvino_convert import Converted
 from pathlib import Path
 model = Converted.load(Path({str(model.directory)!r}))
 engine = OpenVinoEngine(model, threads=1, max_requests=1, kv_cache_bytes=10**9, prefill_tokens=64)
-print(engine._process.pid, flush=True)
+openvino.prepare()
+print(engine._process.pid, *(process.pid for process, _ in openvino._spare), flush=True)
 os.kill(os.getpid(), 9)
 """
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False)
     assert done.returncode == -9
-    await_end(int(done.stdout))
+    working, prepared = map(int, done.stdout.split())
+    await_end(working)
+    await_end(prepared)
+
+
+@pytest.mark.parametrize("make", ["openvino"], indirect=True)
+def test_a_process_that_was_prepared_is_taken_if_it_lives(make: Make) -> None:
+    answers = []
+    for kill in (False, True):
+        openvino.prepare()
+        openvino.prepare()  # one is enough
+        (process, _), *more = openvino._spare
+        assert not more
+        if kill:
+            process.kill()
+            process.wait()
+        engine = make()
+        assert (engine._process is process) is not kill
+        assert not openvino._spare
+        answers.append(run_all(engine, [request(PROMPTS[0])])[0])
+    assert answers[0] == answers[1]
 
 
 def await_end(pid: int) -> None:

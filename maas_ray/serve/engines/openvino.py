@@ -8,12 +8,13 @@ import asyncio
 import itertools
 import subprocess
 import threading
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +70,7 @@ class OpenVinoEngine:
         self._died = ""
         self._numbers = itertools.count()
         self._waiting: dict[int, _Waiting] = {}
-        self._connection, theirs = Pipe()
-        self._process = subprocess.Popen(
-            module_command("maas_ray.serve.engines.openvino_process", str(theirs.fileno())),
-            stdin=subprocess.DEVNULL,
-            env=module_environment(),
-            pass_fds=[theirs.fileno()],
-        )
-        theirs.close()
+        self._process, self._connection = _prepared() or _start()
         # In order, and beside the event loop: a long prompt may wait there for the end of a step.
         self._sender = ThreadPoolExecutor(1, "openvino-send")
         last_words: str | None = ""
@@ -147,6 +141,36 @@ class OpenVinoEngine:
         status = self._process.wait()
         self._connection.close()
         return last_words or f"its process ended with {f'signal {-status}' if status < 0 else f'status {status}'}"
+
+
+_spare: "deque[tuple[subprocess.Popen[bytes], Connection]]" = deque(maxlen=1)
+
+
+def prepare() -> None:
+    """Start a process for the engine that this one makes next: its imports take most of the time of a small model."""
+    if not _spare:
+        _spare.append(_start())
+
+
+def _prepared() -> "tuple[subprocess.Popen[bytes], Connection] | None":
+    """The process that waits, if one does."""
+    try:
+        process, connection = _spare.pop()
+    except IndexError:
+        return None
+    return (process, connection) if process.poll() is None else None
+
+
+def _start() -> "tuple[subprocess.Popen[bytes], Connection]":
+    ours, theirs = Pipe()
+    process = subprocess.Popen(
+        module_command("maas_ray.serve.engines.openvino_process", str(theirs.fileno())),
+        stdin=subprocess.DEVNULL,
+        env=module_environment(),
+        pass_fds=[theirs.fileno()],
+    )
+    theirs.close()
+    return process, ours
 
 
 def _put_all(news: list[tuple["asyncio.Queue[Any]", tuple[list[int], str]]]) -> None:

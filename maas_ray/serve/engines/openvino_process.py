@@ -68,6 +68,8 @@ class Load:
 
 def serve(connection: Connection) -> None:
     """Answer until the other end closes."""
+    import openvino_genai  # noqa: F401  now, as what to load may come much later
+
     pipeline = _pipeline(connection.recv())
     connection.send(None)
     running: dict[int, _Running] = {}

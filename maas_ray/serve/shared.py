@@ -1,0 +1,173 @@
+"""Replicas that any endpoint with `replicas: shared` is served by: warm before they are asked for anything.
+
+A request names its model by Serve's id of a multiplexed model, which is all that a replica needs to load it
+(`SharedModel`). A replica keeps the models used last (`lru`) and tells Serve which they are, so that requests come
+where their model is. Serve's own `@serve.multiplexed` counts models, not bytes, ends one that is in use, loads one at
+a time, and tries one that fails again for every request; only its routing is used here. Serve takes the type of
+`build`'s argument from its annotation, so this module must not turn annotations into strings.
+"""
+
+import asyncio
+import importlib
+import logging
+import time
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
+from functools import lru_cache
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+
+from maas_ray.errors import DeploymentError, OverloadedError, RequestError
+from maas_ray.serve.engines import openvino
+from maas_ray.serve.lru import Lru
+from maas_ray.serve.model_app import Generator, Predictor, autoscaling
+from maas_ray.serve.open_inference import InferBody
+from maas_ray.serve.rows import PredictBody
+from maas_ray.serve.spec import SHARED_DEPLOYMENT, ServingOptions, SharedArgs, SharedModel
+from maas_ray.serve.text import Delta, TextRequest
+
+_log = logging.getLogger("ray.serve")
+_WARM = ("torch", "tokenizers")
+_TELL_S = 0.1  # changes within it are told to Serve together
+
+
+class Shared:
+    """A replica."""
+
+    def __init__(self, args: SharedArgs) -> None:
+        for module in _WARM:
+            importlib.import_module(module)
+        self._args, self._telling = args, False
+        self._models: Lru[Generator | Predictor] = Lru(
+            self._load, most=args.max_models, most_bytes=args.weights_gb * 1e9, changed=self._changed
+        )
+
+    def reconfigure(self, config: dict[str, Any]) -> None:
+        """Take what of the options needs no new replica."""
+        args = SharedArgs.parse(config)
+        self._models.limit(most=args.max_models, most_bytes=args.weights_gb * 1e9)
+
+    async def engine(self) -> str:
+        """Load the model now, if it is not; which engine generates, for a person.
+
+        Raises:
+            DeploymentError: it cannot be loaded; says why.
+        """
+        async with self._use(again=True) as model:
+            return model.engine()
+
+    async def phases(self) -> dict[str, float]:
+        """See `Generator.phases`."""
+        async with self._use() as model:
+            return model.phases() if isinstance(model, Generator) else {}
+
+    async def generate(self, request: TextRequest) -> AsyncGenerator[Delta | RequestError, None]:
+        """See `Generator.generate`."""
+        async with AsyncExitStack() as stack:
+            model = await self._model(stack)
+            if isinstance(model, RequestError):
+                yield model
+                return
+            async for delta in await stack.enter_async_context(aclosing(model.generate(request))):
+                yield delta
+
+    async def complete(self, request: TextRequest) -> Any:
+        """See `Generator.complete`."""
+        return await self._ask("complete", request)
+
+    async def infer(self, body: InferBody) -> Any:
+        """See `Predictor.infer`."""
+        return await self._ask("infer", body)
+
+    async def predict(self, body: PredictBody) -> Any:
+        """See `Predictor.predict`."""
+        return await self._ask("predict", body)
+
+    async def _ask(self, method: str, *arguments: Any) -> Any:
+        async with AsyncExitStack() as stack:
+            model = await self._model(stack)
+            return model if isinstance(model, RequestError) else await getattr(model, method)(*arguments)
+
+    async def _model(self, stack: AsyncExitStack) -> Any:
+        """The model that this request is for, until the stack ends; or why not, as its answer."""
+        try:
+            return await stack.enter_async_context(self._use())
+        except OverloadedError as error:
+            return error
+        except DeploymentError:
+            name = _parse(serve.get_multiplexed_model_id()).name
+            return RequestError(
+                f"The model {name!r} is unavailable: it could not be loaded, and the server's log tells why. Try again "
+                "later.",
+                code="model_unavailable",
+                status=503,
+            )
+
+    def _use(self, *, again: bool = False) -> AbstractAsyncContextManager[Generator | Predictor]:
+        key = serve.get_multiplexed_model_id()
+        model = _parse(key)
+        most = model.options.max_ongoing_requests + model.options.max_queued_requests
+        return self._models.use(key, model.weights, most_users=most, again=again)
+
+    async def _load(self, key: str) -> Generator | Predictor:
+        model, began = _parse(key), time.monotonic()
+        try:
+            options = ServingOptions.parse(model.options.document() | {"resources": self._args.resources.document()})
+            kind: type[Generator] | type[Predictor] = Generator if model.kind == "generate" else Predictor
+            loaded = kind.__new__(kind)
+            # As Serve itself makes an object whose constructor is to be awaited.
+            await loaded.__init__(model.uri, model.digest, model.name, model.number, options)  # type: ignore[misc]
+        except Exception:
+            _log.exception("%s, version %s, could not be loaded", model.name, model.number)
+            raise
+        if isinstance(loaded, Generator) and loaded.engine().startswith("openvino"):
+            # Where one generating model is asked for, another will be. It costs 40 MB, so not before the first.
+            await asyncio.to_thread(openvino.prepare)
+        _log.info("%s, version %s, loaded in %.3f s", model.name, model.number, time.monotonic() - began)
+        return loaded
+
+    def _changed(self) -> None:
+        if not self._telling:
+            self._telling = True
+            asyncio.get_running_loop().call_later(_TELL_S, self._tell)
+
+    def _tell(self) -> None:
+        """Tell Serve which models are here. There is no public way but `@serve.multiplexed`."""
+        from ray.serve._private.common import RequestRoutingInfo
+        from ray.serve.context import _get_global_client
+
+        self._telling = False
+        replica = serve.get_replica_context().replica_id
+        _get_global_client().record_request_routing_info(RequestRoutingInfo(replica, self._models.keys()))
+
+    def __del__(self) -> None:
+        if hasattr(self, "_models"):
+            self._models.close()
+
+
+@lru_cache(1024)
+def _parse(key: str) -> SharedModel:
+    return SharedModel.model_validate_json(key)
+
+
+def application(args: SharedArgs) -> Application:
+    """The application of all shared replicas."""
+    deployment = serve.deployment(
+        name=SHARED_DEPLOYMENT,
+        ray_actor_options={"num_cpus": args.resources.cpus, "num_gpus": args.resources.gpus},
+        autoscaling_config=autoscaling(args.scaling),
+        max_ongoing_requests=args.max_ongoing_requests,
+        max_queued_requests=args.max_queued_requests,
+        max_constructor_retry_count=2,
+        max_surge_percent=100,
+        graceful_shutdown_timeout_s=args.request_timeout_s,
+        user_config=args.document(),
+    )(Shared)
+    return deployment.bind(args)
+
+
+def build(args: SharedArgs) -> Application:
+    """The application, for a Serve config file."""
+    return application(args)
