@@ -6,6 +6,7 @@
     MAAS_DATABASE       sqlite:///$MAAS_HOME/maas.db  SQLAlchemy URL: endpoints
     MAAS_HTTP_HOST      127.0.0.1                     address the gateway listens on
     MAAS_HTTP_PORT      8000                          port the gateway listens on
+    MAAS_GRPC_PORT      8001                          port of its gRPC; 0: none
     MAAS_VERBOSE        0                             1: show Ray's own log lines, and tracebacks of errors
 
 Which Ray cluster is used is Ray's own affair: `RAY_ADDRESS`, `RAY_AUTH_MODE`.
@@ -39,6 +40,8 @@ class Settings(Spec):
     """Address the gateway listens on; 0.0.0.0 opens it to the network."""
     http_port: int = Field(8000, ge=1, le=65535)
     """Port the gateway listens on."""
+    grpc_port: int = Field(8001, ge=0, le=65535)
+    """Port of the gateway's gRPC, at the same address; 0: none."""
     verbose: bool = False
     """Whether to show Ray's own log lines, and tracebacks of errors."""
 

@@ -153,7 +153,7 @@ def remove(endpoints: Endpoints, record: Record, settings: Settings, *, connecte
     if connected:
         if GATEWAY_APP in control.applications():
             control.start(settings)
-            rollout.apply_gateway(endpoints)
+            rollout.apply_gateway(endpoints, settings)
         control.delete(applications)
     endpoints.remove(record)
 

@@ -73,16 +73,19 @@ class Models:
         """All routes, by name."""
         return sorted(self._routes.values(), key=lambda route: route.name)
 
-    def route(self, name: str) -> Route:
-        """The route of a public model name.
+    def route(self, name: str, version: str = "") -> Route:
+        """The route of a public model name; of a version, where one is named.
 
         Raises:
             ModelNotFoundError: there is none.
         """
         try:
-            return self._routes[name]
+            route = self._routes[name]
         except KeyError:
             raise ModelNotFoundError(name, sorted(self._routes)) from None
+        if version not in ("", route.number):
+            raise ModelNotFoundError(f"{name} version {version}", [f"{name} version {route.number}"])
+        return route
 
     async def complete(self, route: Route, request: TextRequest) -> Delta:
         """A whole answer."""

@@ -60,7 +60,7 @@ def reconcile(*, settings: Settings | None = None) -> list[Outcome]:
     ]
     # The routes of all that is coming up, so that each is reached as soon as it is there.
     if _routes_differ(found):
-        rollout.apply_gateway(endpoints)
+        rollout.apply_gateway(endpoints, settings)
         outcomes.append(Outcome(GATEWAY_APP, "has its routes"))
     outcomes += [change if isinstance(change, Outcome) else _finish(endpoints, change, settings) for change in changes]
     for record in endpoints.all():
@@ -116,7 +116,7 @@ def _finish(endpoints: Endpoints, change: rollout.Change, settings: Settings) ->
         rollout.take_back(endpoints, change.begun, change.before, error, settings)
         return Outcome(name, f"{version} could not be brought up", str(error))
     try:
-        rollout.switch(endpoints, [change], control.start(settings))
+        rollout.switch(endpoints, [change], settings, control.start(settings))
     except ConflictError as error:
         return Outcome(name, "was left to somebody else", str(error))
     return Outcome(name, f"serves {version}")
