@@ -18,7 +18,7 @@ from maas_ray.serve.routes import Table, from_config, resolve_route, to_config
 from maas_ray.serve.shared_port import Address
 from maas_ray.serve.spec import GATEWAY_DEPLOYMENT, GatewayArgs
 
-_DRAINING_SECONDS = 20.0  # what a replica takes to go beside its requests; Serve's default for all of it
+_DRAINING_SECONDS = 40.0  # what a replica takes to go, beside the requests it has
 _BUSY = 1000  # requests at once in one gateway: far more than models take, so that they say who must wait
 
 
@@ -65,8 +65,8 @@ def application(args: GatewayArgs, table: Table) -> Application:
         max_queued_requests=_BUSY,
         backpressure_config={"status_code": 429, "retry_after_s": 1},
         max_surge_percent=100,
-        # What a replica that goes has begun is finished, however long it may take.
-        graceful_shutdown_timeout_s=_DRAINING_SECONDS + max((route.timeout_s for route in table), default=0),
+        # What a replica that goes has begun is finished, however long it may take: HTTP's requests, then gRPC's.
+        graceful_shutdown_timeout_s=_DRAINING_SECONDS + 2 * max((route.timeout_s for route in table), default=0),
         user_config=to_config(table) | {"grpc": grpc},
     )(Gateway)
     return deployment.bind(int(args.body_limit_mb * 1e6))

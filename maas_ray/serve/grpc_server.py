@@ -12,8 +12,9 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ import grpc
 from maas_ray.errors import RequestError
 from maas_ray.serve import open_inference
 from maas_ray.serve.grpc_messages import MESSAGES, PACKAGE, parse, to_body, to_response
-from maas_ray.serve.guard import RETRY_AFTER_S
+from maas_ray.serve.guard import BODY_SECONDS, RETRY_AFTER_S, too_slow
 from maas_ray.serve.models import Models
 from maas_ray.serve.shared_port import Address, claim, has_connections, leave, listening
 from maas_ray.serve.spec import MAX_TIMEOUT_S
@@ -36,6 +37,7 @@ _CODES = {
     401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     500: grpc.StatusCode.INTERNAL,
@@ -149,8 +151,8 @@ class _Listener:
         gRPC breaks the calls that come in while it stops. So nobody connects any more first, and who is connected is
         asked to end that, as always.
         """
-        leave(self.sockets)
-        deadline = time.monotonic() + 1.2 * _CONNECTION_SECONDS
+        await leave(self.sockets)
+        deadline = time.monotonic() + 2 * _CONNECTION_SECONDS
         while has_connections(self.address) and time.monotonic() < deadline:
             await asyncio.sleep(_CONNECTION_SECONDS / 100)
         await self.server.stop(MAX_TIMEOUT_S)
@@ -172,8 +174,9 @@ class _Service:
             "ModelMetadata": self.metadata,
             "ModelInfer": self.infer,
         }
-        # Messages are parsed inside, where what is wrong with one becomes the client's error.
-        handlers = {name: grpc.unary_unary_rpc_method_handler(_guarded(name, call)) for name, call in calls.items()}
+        # On the wire one message is a stream of one. As a stream it is read inside, where there is a limit to how long
+        # that may take, and parsed there, where what is wrong with it becomes the client's error.
+        handlers = {name: grpc.stream_unary_rpc_method_handler(_guarded(name, call)) for name, call in calls.items()}
         return grpc.method_handlers_generic_handler(f"{PACKAGE}.GRPCInferenceService", handlers)
 
     async def live(self, _: Any) -> Any:
@@ -205,32 +208,46 @@ class _Service:
 
 def _guarded(
     name: str, call: Callable[[Any], Awaitable[Any]]
-) -> Callable[[bytes, grpc.aio.ServicerContext], Awaitable[bytes]]:
+) -> Callable[[AsyncIterator[bytes], grpc.aio.ServicerContext], Awaitable[bytes]]:
     """A call from bytes to bytes. What it raises becomes a status.
 
     When the client leaves, or its deadline passes, gRPC cancels it, and with it what it waits for.
     """
 
-    async def guarded(data: bytes, context: grpc.aio.ServicerContext) -> bytes:
+    async def guarded(_: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
         given = dict(context.invocation_metadata() or ()).get("x-request-id")
         request_id = given if isinstance(given, str) else uuid.uuid4().hex
         trailers = [("x-request-id", request_id)]
-        context.set_trailing_metadata(tuple(trailers))
         try:
-            answer: bytes = (await call(parse(f"{name}Request", data))).SerializeToString()
+            answer: bytes = (await call(parse(f"{name}Request", await _read(context)))).SerializeToString()
         except RequestError as error:
-            refusal = error
+            refusal = copy(error)  # as in `Guard`
         except Exception:
             _log.exception("%s failed, request %s", name, request_id)
             refusal = RequestError(
                 f"The server failed to answer; its log tells why. Request id: {request_id}.", status=500
             )
         else:
+            context.set_trailing_metadata(tuple(trailers))
             return answer
         if refusal.status in (429, 503):
             trailers.append(("grpc-retry-pushback-ms", str(RETRY_AFTER_S * 1000)))
-        message = refusal.message.encode()[:_LONGEST_MESSAGE].decode(errors="ignore")
-        await context.abort(_CODES.get(refusal.status, grpc.StatusCode.UNKNOWN), message, tuple(trailers))
-        raise AssertionError  # `abort` has raised
+        context.set_trailing_metadata(tuple(trailers))
+        # Not `abort`, which makes such a cycle too.
+        context.set_code(_CODES.get(refusal.status, grpc.StatusCode.UNKNOWN))
+        context.set_details(refusal.message.encode()[:_LONGEST_MESSAGE].decode(errors="ignore"))
+        return b""
 
     return guarded
+
+
+async def _read(context: grpc.aio.ServicerContext) -> bytes:
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            message = await context.read()
+    except TimeoutError as error:
+        raise too_slow() from error
+    if message is grpc.aio.EOF:
+        raise RequestError("The call carries no message.")
+    found: bytes = message
+    return found

@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import socket
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from maas_ray.cluster import free_ports
 from maas_ray.errors import ModelNotFoundError, OverloadedError, RequestError
-from maas_ray.serve import grpc_server
+from maas_ray.serve import grpc_server, shared_port
 from maas_ray.serve.grpc_messages import MESSAGES, to_body, to_response
 from maas_ray.serve.grpc_server import GrpcServer
 from maas_ray.serve.models import Models
@@ -113,7 +115,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
     monkeypatch.setattr(grpc_server, "_RETRY_SECONDS", 0.1)
     found = Here()
     yield found
-    monkeypatch.setattr(grpc_server, "_CONNECTION_SECONDS", 0)  # whoever is connected still is only forgotten
+    # Whoever is connected still is only forgotten.
+    monkeypatch.setattr(grpc_server, "_CONNECTION_SECONDS", 0)
+    monkeypatch.setattr(shared_port, "_TAKEN_SECONDS", 0)
     found.end()
 
 
@@ -364,6 +368,31 @@ def test_each_failure_has_its_own_status(
         assert trailers["x-request-id"] in error.details()
 
 
+def test_what_a_refused_call_held_is_let_go_of_at_once(
+    here: Here, port: int, client: triton.InferenceServerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Held:
+        pass
+
+    async def refuse(route: Route, body: InferBody) -> InferBody:
+        held = Held()
+        kept.append(weakref.ref(held))
+        try:
+            raise ValueError
+        except ValueError as error:
+            raise RequestError("no") from error
+
+    kept: list[weakref.ref[Held]] = []
+    monkeypatch.setattr(here.models, "infer", refuse)
+    gc.disable()
+    try:
+        with stub(port) as ask:
+            assert status_of(lambda: ask.ModelInfer(typed())) == (grpc.StatusCode.INVALID_ARGUMENT, "no")
+        soon(lambda: kept[0]() is None)
+    finally:
+        gc.enable()
+
+
 def test_what_a_client_got_wrong_is_named(port: int, client: triton.InferenceServerClient) -> None:
     both = typed()
     both.raw_input_contents.extend([b"12345678", b"\0\0\0\0"])
@@ -434,6 +463,25 @@ def test_a_client_that_leaves_ends_the_work(here: Here, client: triton.Inference
     soon(lambda: here.models.ended == ["cancelled"], seconds=1)
 
 
+def test_a_message_that_does_not_come_is_given_up(
+    port: int, client: triton.InferenceServerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grpc_server, "BODY_SECONDS", 0.3)
+    never = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        never.wait(20)
+        yield b""
+
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        ask = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+        code, details = status_of(lambda: ask(nothing()))
+        assert (code, "had not come" in details) == (grpc.StatusCode.DEADLINE_EXCEEDED, True)
+        never.set()
+        code, details = status_of(lambda: ask(iter([])))
+        assert (code, "no message" in details) == (grpc.StatusCode.INVALID_ARGUMENT, True)
+
+
 def test_more_calls_than_allowed_are_refused_not_queued(here: Here, port: int) -> None:
     here.server(port, most_calls=2)
     with stub(port) as ask:
@@ -448,7 +496,7 @@ def test_more_calls_than_allowed_are_refused_not_queued(here: Here, port: int) -
 def test_calls_in_flight_are_finished_when_a_server_goes(here: Here, port: int) -> None:
     server = here.server(port)
     with stub(port) as ask:
-        asking = ask.ModelInfer.future(typed(word={"bytes_contents": [b"wait1"]}))
+        asking = ask.ModelInfer.future(typed(word={"bytes_contents": [b"wait1.5"]}))
         time.sleep(0.1)
         closing = here.begin(server.close())
         soon(lambda: not listens(port))
@@ -549,6 +597,7 @@ def test_it_moves_to_another_port_and_to_none(here: Here) -> None:
 
 def listens(port: int) -> bool:
     with socket.socket() as probe:
+        probe.settimeout(0.2)  # whoever is turned away would knock again after a second
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
