@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route as HttpRoute
 
-from maas_ray.errors import ModelNotFoundError, RequestError
+from maas_ray.errors import RequestError
 from maas_ray.serve import open_inference, openai, openapi
 from maas_ray.serve.guard import App, Guard, parse_json
 from maas_ray.serve.models import ModelCalls
@@ -129,15 +129,7 @@ class _Endpoints:
         return JSONResponse({"ready": ready}, 200 if ready else 503)
 
     async def metadata(self, request: Request) -> Response:
-        route = self._version(request)
-        return JSONResponse(
-            {
-                "name": route.name,
-                "versions": [route.number],
-                "platform": f"maas_ray_{route.task}",
-                **route.model_dump(mode="json", include={"inputs", "outputs"}),
-            }
-        )
+        return JSONResponse(self._version(request).metadata())
 
     async def model_ready(self, request: Request) -> Response:
         route = self._version(request)
@@ -154,8 +146,4 @@ class _Endpoints:
         return Response(answer.data, headers=headers, media_type="application/octet-stream")
 
     def _version(self, request: Request) -> Route:
-        route = self._models.route(request.path_params["name"])
-        version = request.path_params.get("version", route.number)
-        if version != route.number:
-            raise ModelNotFoundError(f"{route.name} version {version}", [f"{route.name} version {route.number}"])
-        return route
+        return self._models.route(request.path_params["name"], request.path_params.get("version", ""))

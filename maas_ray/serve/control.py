@@ -228,6 +228,12 @@ def _url() -> str:
     return f"http://{host}:{options.port}"
 
 
+def host() -> str:
+    """The address that Serve, which runs, listens on."""
+    address: str = _client().http_config.host or "127.0.0.1"
+    return address
+
+
 def _on_head() -> bool:
     import ray
 

@@ -158,7 +158,7 @@ def remove(endpoints: Endpoints, record: Record, settings: Settings, *, connecte
     if connected:
         if GATEWAY_APP in control.applications():
             control.start(settings)
-            rollout.apply_gateway(endpoints)
+            rollout.apply_gateway(endpoints, settings)
         others = drift.needed_by(other for other in endpoints.all() if other.name != record.name)
         control.delete([name for name in applications if name not in others])
     endpoints.remove(record)

@@ -6,15 +6,19 @@ argument from its annotation, so this module must not turn annotations into stri
 
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve import Application
 
 from maas_ray.serve.api import create_app
+from maas_ray.serve.grpc_server import GrpcServer
 from maas_ray.serve.guard import BACKPRESSURE, App
 from maas_ray.serve.models import Models
 from maas_ray.serve.routes import Table, from_config, resolve_route, to_config
+from maas_ray.serve.shared_port import Address
 from maas_ray.serve.spec import GATEWAY_DEPLOYMENT, GatewayArgs
 
+_DRAINING_SECONDS = 40.0  # what a replica takes to go, beside the requests it has
 _BUSY = 1000  # requests at once in one gateway: far more than models take, so that they say who must wait
 
 
@@ -25,17 +29,29 @@ class Gateway:
     def __init__(self, body_limit: int) -> None:
         self._models = Models()
         self._body_limit = body_limit
+        here = ray.get_runtime_context().get_node_id()
+        self._grpc = GrpcServer(self._models, owner=here, message_limit=body_limit, most_calls=_BUSY)
 
     def __serve_build_asgi_app__(self) -> App:
         return create_app(self._models, body_limit=self._body_limit)
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
-        """Take a new routing table."""
+        """Take a new routing table, and where to listen for gRPC."""
         await self._models.update(from_config(config))
+        await self._grpc.listen(Address(**config["grpc"]) if config.get("grpc") else None)
+
+    def grpc_problem(self) -> str:
+        """Why there is no gRPC, for a person. Empty: there is, or none was asked for."""
+        return self._grpc.problem
+
+    async def __del__(self) -> None:
+        # Serve awaits it when a replica goes and HTTP's requests are finished; it knows nothing of these.
+        await self._grpc.close()
 
 
 def application(args: GatewayArgs, table: Table) -> Application:
-    """The gateway with a routing table."""
+    """The gateway with a routing table; without gRPC, where `args` name no port."""
+    grpc = {"host": args.grpc_host, "port": args.grpc_port} if args.grpc_port else None
     deployment = serve.deployment(
         name=GATEWAY_DEPLOYMENT,
         # It waits for models, as Serve's own proxies do, and like them reserves no CPU.
@@ -49,7 +65,9 @@ def application(args: GatewayArgs, table: Table) -> Application:
         max_queued_requests=_BUSY,
         backpressure_config=BACKPRESSURE,
         max_surge_percent=100,
-        user_config=to_config(table),
+        # What a replica that goes has begun is finished, however long it may take: HTTP's requests, then gRPC's.
+        graceful_shutdown_timeout_s=_DRAINING_SECONDS + 2 * max((route.timeout_s for route in table), default=0),
+        user_config=to_config(table) | {"grpc": grpc},
     )(Gateway)
     return deployment.bind(int(args.body_limit_mb * 1e6))
 
@@ -59,4 +77,7 @@ def build(args: GatewayArgs) -> Application:
     from maas_ray.settings import Settings
 
     settings = Settings.from_environment()
+    host = settings.http_host if args.grpc_host is None else args.grpc_host
+    port = settings.grpc_port if args.grpc_port is None else args.grpc_port
+    args = args.model_copy(update={"grpc_host": host, "grpc_port": port})
     return application(args, tuple(resolve_route(model, settings) for model in args.models))

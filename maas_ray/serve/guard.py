@@ -1,12 +1,14 @@
 """The one layer around every HTTP application here: pure ASGI, the same in a gateway and in a model app.
 
-It bounds a request's body while it is read, and gives every error the shape of the API that was asked,
-whatever raised it. Whoever calls is identified by `X-Request-ID`, which Serve adds to each request and
-each answer. It knows no model and no API: the shapes are given to it.
+It bounds a request's body, and how long that may take to come, while it is read, and gives every error the
+shape of the API that was asked, whatever raised it. Whoever calls is identified by `X-Request-ID`, which Serve
+adds to each request and each answer. It knows no model and no API: the shapes are given to it.
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from copy import copy
 from typing import Any
 
 import pydantic_core
@@ -26,6 +28,8 @@ _log = logging.getLogger("ray.serve")
 RETRY_AFTER_S = 1
 BACKPRESSURE = {"status_code": 429, "retry_after_s": RETRY_AFTER_S}
 """What Serve answers where an application's own queue is full."""
+BODY_SECONDS = 120.0
+"""Longest that a request's body may take to come: it holds a place that others could use."""
 
 
 class Guard:
@@ -55,7 +59,9 @@ class Guard:
         try:
             await self._app(scope, _bounded(scope, receive, self._limit), watched_send)
         except RequestError as error:
-            answer = error
+            # Without the traceback, whose frames have this one, which would have it: a cycle, in which the body, also
+            # a large one, would wait for the garbage collector.
+            answer = copy(error)
         except HTTPException as error:  # Starlette's router: no such path, no such method
             headers |= error.headers or {}
             answer = _of_router(error, scope)
@@ -73,7 +79,7 @@ class Guard:
             raise answer  # too late for a status: the connection breaks, which the client notices
         if answer.status in (429, 503):
             headers["retry-after"] = str(RETRY_AFTER_S)
-        if answer.status == 413:
+        if answer.status in (408, 413):
             headers["connection"] = "close"  # the rest of the body is not read
         shape = next(shape for prefix, shape in self._shapes.items() if scope["path"].startswith(prefix))
         await JSONResponse(shape(answer), answer.status, headers)(scope, receive, send)
@@ -92,23 +98,40 @@ def parse_json(body: bytes) -> Any:
 
 
 def _bounded(scope: Scope, receive: Receive, limit: int) -> Receive:
-    """`receive` that refuses a body over the limit, as soon as that is known."""
-    read = 0
+    """`receive` that refuses a body over the limit, as soon as that is known, and one that takes too long to come."""
+    read, whole = 0, False
+    deadline = asyncio.get_running_loop().time() + BODY_SECONDS
 
     async def bounded() -> Message:
-        nonlocal read
+        nonlocal read, whole
+        if whole:
+            return await receive()
         if read == 0:
             declared = dict(scope["headers"]).get(b"content-length", b"")
             if declared.isdigit() and int(declared) > limit:
                 raise _too_large(limit)
-        message = await receive()
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError as error:
+            raise too_slow() from error
         if message["type"] == "http.request":
             read += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
             if read > limit:
                 raise _too_large(limit)
         return message
 
     return bounded
+
+
+def too_slow() -> RequestError:
+    """The answer to a request whose body does not come."""
+    return RequestError(
+        f"The body had not come within {BODY_SECONDS:g} s; the request was given up.",
+        code="request_timeout",
+        status=408,
+    )
 
 
 def _too_large(limit: int) -> RequestError:

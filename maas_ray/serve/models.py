@@ -7,7 +7,7 @@ says), no such model, full, too slow, or not there. Knows nothing of HTTP or of 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
@@ -33,8 +33,8 @@ class ModelCalls(Protocol):
     def routes(self) -> list[Route]:
         """All routes, by name."""
 
-    def route(self, name: str) -> Route:
-        """The route of a public model name.
+    def route(self, name: str, version: str = "") -> Route:
+        """The route of a public model name; of a version, where one is named.
 
         Raises:
             ModelNotFoundError: there is none.
@@ -107,11 +107,8 @@ class Models:
     def routes(self) -> list[Route]:
         return sorted(self._routes.values(), key=lambda route: route.name)
 
-    def route(self, name: str) -> Route:
-        try:
-            return self._routes[name]
-        except KeyError:
-            raise ModelNotFoundError(name, sorted(self._routes)) from None
+    def route(self, name: str, version: str = "") -> Route:
+        return find(self._routes, name, version)
 
     async def complete(self, route: Route, request: TextRequest) -> Delta:
         answer: Delta = await self._call(route, "complete", request)
@@ -225,6 +222,17 @@ def _handle(application: str) -> Any:
     from ray import serve
 
     return serve.get_app_handle(application).options()  # which starts its router
+
+
+def find(routes: Mapping[str, Route], name: str, version: str) -> Route:
+    """The route of a public model name; see `ModelCalls.route`."""
+    try:
+        route = routes[name]
+    except KeyError:
+        raise ModelNotFoundError(name, sorted(routes)) from None
+    if version not in ("", route.number):
+        raise ModelNotFoundError(f"{name} version {version}", [f"{name} version {route.number}"])
+    return route
 
 
 def checked(answer: _Answer | RequestError) -> _Answer:

@@ -228,7 +228,7 @@ def _array(tensor: InputTensor, raw: memoryview | None, spec: TensorSpec, where:
     if raw is None:
         values = _values(tensor.data or [], spec.datatype, f"{where}.data")
     else:
-        values = _from_bytes(raw, spec.datatype, where)
+        values = from_bytes(raw, spec.datatype, where)
     count = int(np.prod(tensor.shape, dtype=object))
     if values.size != count:
         raise RequestError(f"{where}: {values.size} elements; shape {tensor.shape} needs {count}.", param=where)
@@ -239,7 +239,7 @@ def _array(tensor: InputTensor, raw: memoryview | None, spec: TensorSpec, where:
     return values.reshape(tensor.shape)
 
 
-def _from_bytes(raw: memoryview, datatype: str, where: str) -> np.ndarray:
+def from_bytes(raw: memoryview, datatype: str, where: str) -> np.ndarray:
     """Little-endian values, one after the other. They are not copied."""
     if datatype == "BYTES":
         return _unpack(raw, where)
@@ -353,7 +353,7 @@ def render_infer(
 
 
 def _to_bytes(array: np.ndarray, datatype: str) -> bytes:
-    """The opposite of `_from_bytes`."""
+    """The opposite of `from_bytes`."""
     if datatype == "BYTES":
         strings = [str(value).encode() for value in array.ravel()]
         return b"".join(part for string in strings for part in (len(string).to_bytes(4, "little"), string))

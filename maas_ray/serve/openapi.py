@@ -26,13 +26,14 @@ _BYTES = "application/octet-stream"
 _ERRORS = {
     400: "The request is wrong; the message says where and how.",
     404: "No such model, or no such version of it, is served here.",
+    408: "The body did not come in time.",
     413: "The body is larger than is allowed here.",
     429: "All replicas are busy and the queue is full; `Retry-After` says when to come back.",
     500: "A fault of the server's; its log tells which.",
     503: "The model is unavailable for now; `Retry-After` says when to come back.",
     504: "The model did not answer in time; the request was cancelled.",
 }
-_ASKED = (400, 404, 413, 429, 500, 503, 504)
+_ASKED = (400, 404, 408, 413, 429, 500, 503, 504)
 _TOLD = (404, 500)
 _ANSWERS: tuple[type[BaseModel], ...] = (
     answers.Completion,

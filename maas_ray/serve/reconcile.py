@@ -65,9 +65,11 @@ def reconcile(*, settings: Settings | None = None) -> list[Outcome]:
     ]
     # The routes of all that is coming up, so that each is reached as soon as it is there.
     if _routes_differ(found):
-        rollout.apply_gateway(endpoints)
+        rollout.apply_gateway(endpoints, settings)
         outcomes.append(Outcome(GATEWAY_APP, "has its routes"))
-    outcomes += [change if isinstance(change, Outcome) else _finish(endpoints, change, url) for change in changes]
+    outcomes += [
+        change if isinstance(change, Outcome) else _finish(endpoints, change, settings, url) for change in changes
+    ]
     pathless = {difference.endpoint for difference in found if difference.what == "path"}
     for record in endpoints.all():
         if record.state is State.SERVING and record.name in pathless:
@@ -134,7 +136,7 @@ def _resume(endpoints: Endpoints, record: Record, settings: Settings) -> rollout
     return change
 
 
-def _finish(endpoints: Endpoints, change: rollout.Change, url: str) -> Outcome:
+def _finish(endpoints: Endpoints, change: rollout.Change, settings: Settings, url: str) -> Outcome:
     name, version = change.begun.name, change.begun.version
     try:
         change = rollout.make_ready(change)
@@ -142,7 +144,7 @@ def _finish(endpoints: Endpoints, change: rollout.Change, url: str) -> Outcome:
         rollout.take_back(endpoints, change.begun, change.before, error)
         return Outcome(name, f"{version} could not be brought up", str(error))
     try:
-        rollout.switch(endpoints, [change], url)
+        rollout.switch(endpoints, [change], settings, url)
     except ConflictError as error:
         return Outcome(name, "was left to somebody else", str(error))
     return Outcome(name, f"serves {version}")

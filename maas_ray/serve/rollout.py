@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import maas_ray
-from maas_ray.console import progress
+from maas_ray.console import progress, say
 from maas_ray.errors import ConflictError, DeploymentError
 from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.serve import control, smoke
@@ -153,7 +153,7 @@ def carry_out(endpoints: Endpoints, changes: Sequence[Change], settings: Setting
         for change in changes:
             take_back(endpoints, change.begun, change.before, error)
         raise
-    switch(endpoints, ready, url)
+    switch(endpoints, ready, settings, url)
 
 
 def submit(change: Change, settings: Settings) -> None:
@@ -254,7 +254,7 @@ def make_ready(change: Change) -> Change:
     return replace(change, wanted=replace(change.wanted, route=route))
 
 
-def switch(endpoints: Endpoints, changes: Sequence[Change], url: str) -> None:
+def switch(endpoints: Endpoints, changes: Sequence[Change], settings: Settings, url: str) -> None:
     """Move the routes, all at once, then let the old applications go.
 
     Raises:
@@ -270,7 +270,7 @@ def switch(endpoints: Endpoints, changes: Sequence[Change], url: str) -> None:
         delete_unused(endpoints, [record.application for record in moved])
         raise
     try:
-        apply_gateway(endpoints)
+        apply_gateway(endpoints, settings)
         control.wait_for_http(f"{url}/v2/health/live")
     except DeploymentError as error:
         with suppress(ConflictError):
@@ -299,7 +299,7 @@ def take_back(endpoints: Endpoints, begun: Record, before: Record | None, error:
     delete_unused(endpoints, [begun.application])
 
 
-def apply_gateway(endpoints: Endpoints) -> None:
+def apply_gateway(endpoints: Endpoints, settings: Settings) -> None:
     """Give the gateway the routing table as it is recorded, starting it where it does not run.
 
     Raises:
@@ -307,8 +307,9 @@ def apply_gateway(endpoints: Endpoints) -> None:
     """
     from maas_ray.serve import gateway
 
+    args = GatewayArgs(grpc_host=control.host(), grpc_port=settings.grpc_port)
     with endpoints.exclusive() as table:
-        application = gateway.application(GatewayArgs(), table)
+        application = gateway.application(args, table)
         control.submit(application, GATEWAY_APP, version=_code_version(), route_prefix="/")
     with progress("gateway: replicas ready") as bar:
         control.wait(
@@ -317,6 +318,8 @@ def apply_gateway(endpoints: Endpoints) -> None:
             startup_timeout_s=120,
             report=lambda now: bar.update(now.running, now.note, total=now.wanted),
         )
+    if args.grpc_port and (problem := control.ask(GATEWAY_APP, "grpc_problem")):
+        say(problem)
 
 
 def check_gateway() -> None:

@@ -85,6 +85,15 @@ class Route(Spec):
         """The version's number, which the Open Inference Protocol calls the version."""
         return self.version.rpartition("/")[2]
 
+    def metadata(self) -> dict[str, Any]:
+        """The model in the Open Inference Protocol's words."""
+        return {
+            "name": self.name,
+            "versions": [self.number],
+            "platform": f"maas_ray_{self.task}",
+            **self.model_dump(mode="json", include={"inputs", "outputs"}),
+        }
+
     @property
     def parent(self) -> str | None:
         """Of an adapter's route, the model that it is added to."""

@@ -8,10 +8,10 @@ from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from maas_ray.errors import ModelNotFoundError, RequestError
+from maas_ray.errors import RequestError
 from maas_ray.serve.api import create_app
 from maas_ray.serve.guard import App, Receive, Scope, Send
-from maas_ray.serve.models import checked, translated
+from maas_ray.serve.models import checked, find, translated
 from maas_ray.serve.open_inference import InferBody
 from maas_ray.serve.routes import Route
 from maas_ray.serve.rows import PredictBody
@@ -39,10 +39,8 @@ class SingleModel:
     def routes(self) -> list[Route]:
         return [self._route]
 
-    def route(self, name: str) -> Route:
-        if name != self._route.name:
-            raise ModelNotFoundError(name, [self._route.name])
-        return self._route
+    def route(self, name: str, version: str = "") -> Route:
+        return find({self._route.name: self._route}, name, version)
 
     async def complete(self, route: Route, request: TextRequest) -> Delta:
         return await _in_time(route, self._replica.complete(request))

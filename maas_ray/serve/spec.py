@@ -280,3 +280,7 @@ class GatewayArgs(Spec):
     """Fewest gateway replicas."""
     max_replicas: int = Field(4, ge=1)
     """Most gateway replicas."""
+    grpc_host: str | None = None
+    """Address that gRPC listens on. None: MAAS_HTTP_HOST."""
+    grpc_port: int | None = Field(None, ge=0, le=65535)
+    """Port of gRPC, on every machine with a gateway replica; 0: none. None: MAAS_GRPC_PORT."""

@@ -22,7 +22,9 @@ def settings() -> Iterator[Settings]:
         for name in [name for name in os.environ if name.startswith(("MAAS_", "RAY_ADDRESS"))]:
             patch.delenv(name)
         patch.setenv("MAAS_HOME", home)
-        patch.setenv("MAAS_HTTP_PORT", str(clusters.free_ports(1)[0]))
+        http, grpc = clusters.free_ports(2)
+        patch.setenv("MAAS_HTTP_PORT", str(http))
+        patch.setenv("MAAS_GRPC_PORT", str(grpc))
         settings = Settings.from_environment()
         for name, value in settings.environment().items():
             patch.setenv(name, value)

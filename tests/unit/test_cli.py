@@ -394,6 +394,6 @@ def test_what_was_deployed_is_shown_with_a_line_to_try(
     from maas_ray.serve.deploy import Endpoint
     from maas_ray.status import show_deployed
 
-    show_deployed(Endpoint("m", "m/1", task, "", "serving", 1, False, {}, "http://h:1", "", None))
+    show_deployed(Endpoint("m", "m/1", task, "", "serving", 1, {}, False, "http://h:1", "", None))
 
     assert says in capsys.readouterr().out

@@ -1,8 +1,10 @@
 """The gateway's HTTP application: right answers in each API's words, and never a 500 for a client's mistake."""
 
 import asyncio
+import gc
 import json
 import tracemalloc
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from maas_ray.errors import OverloadedError, PromptTooLongError, RequestError
+from maas_ray.serve import guard
 from maas_ray.serve.api import create_app
 from maas_ray.serve.models import Models
 from maas_ray.serve.open_inference import LENGTH_HEADER, InferBody, parse_infer, render_infer
@@ -415,6 +418,64 @@ def test_reading_stops_at_the_limit() -> None:
 
     assert asyncio.run(send()) == 413
     assert read <= LIMIT + 1000
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v2/models/sums/infer"])
+def test_a_body_that_does_not_come_is_given_up(call: Call, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.2)
+
+    async def drops() -> AsyncIterator[bytes]:
+        for _ in range(100):  # something comes all the time
+            yield b" "
+            await asyncio.sleep(0.05)
+
+    response = call("POST", path, content=drops())
+    assert (response.status_code, response.headers["connection"]) == (408, "close")
+    assert "had not come within 0.2 s" in response.text
+
+
+def test_what_a_refused_request_held_is_let_go_of_at_once() -> None:
+    class Held:
+        pass
+
+    class Refusing(InProcess):
+        async def infer(self, route: Route, body: InferBody) -> InferBody:
+            held = Held()
+            kept.append(weakref.ref(held))
+            try:
+                raise ValueError
+            except ValueError as error:
+                raise RequestError("no") from error
+
+    async def ask() -> None:
+        transport = httpx.ASGITransport(create_app(Refusing(), body_limit=LIMIT))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            assert (await client.post("/v2/models/sums/infer", json={})).status_code == 400
+        assert kept[0]() is None
+
+    kept: list[weakref.ref[Held]] = []
+    gc.disable()
+    try:
+        asyncio.run(ask())
+    finally:
+        gc.enable()
+
+
+def test_an_answer_may_take_longer_than_a_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.1)
+
+    class Slow(InProcess):
+        async def stream(self, route: Route, request: TextRequest) -> AsyncGenerator[Delta, None]:
+            for number in range(3):
+                await asyncio.sleep(0.1)
+                yield Delta("x", "stop" if number == 2 else None, 1, number + 1)
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(create_app(Slow(), body_limit=LIMIT))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.post("/v1/completions", json={"model": "echo", "prompt": "a", "stream": True})
+
+    assert events(asyncio.run(ask()))[-1] == "[DONE]"
 
 
 @pytest.mark.parametrize(

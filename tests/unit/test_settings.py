@@ -12,7 +12,8 @@ def test_everything_has_a_default_under_home() -> None:
     assert settings.storage == "/srv/maas/storage"
     assert settings.mlflow == "sqlite:////srv/maas/mlflow.db"
     assert settings.database == "sqlite:////srv/maas/maas.db"
-    assert (settings.http_host, settings.http_port, settings.verbose) == ("127.0.0.1", 8000, False)
+    assert (settings.http_host, settings.http_port, settings.grpc_port) == ("127.0.0.1", 8000, 8001)
+    assert not settings.verbose
 
 
 def test_home_is_absolute_whatever_was_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

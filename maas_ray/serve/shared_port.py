@@ -1,0 +1,132 @@
+"""A port that several processes listen on: kept for those of one owner, and left without breaking what comes in.
+
+With SO_REUSEPORT the kernel deals connections out to all that listen, whatever programs of a user those are; so a
+claim, a lock on a file, tells whose the port is. gRPC keeps its sockets to itself, and can only stop listening and
+answering at once; so they are found here, among the descriptors of the process.
+"""
+
+import asyncio
+import ctypes
+import errno
+import fcntl
+import os
+import re
+import socket
+import stat
+import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+_TAKEN_SECONDS = 0.1  # more than enough to take connections that have been dealt
+_SO_ATTACH_FILTER = 26  # Linux's; elsewhere it is an error, and the few connections are reset
+# A packet filter (classic BPF): of the flags of TCP, SYN without ACK opens a connection, and is dropped.
+_DROP_SYN = ((0x30, 0, 0, 13), (0x54, 0, 0, 0x12), (0x15, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where to listen.
+
+    Args:
+        host: of this machine.
+        port: above 0.
+    """
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def claim(address: Address, owner: str) -> int:
+    """A descriptor that keeps an address for those of one owner, for as long as any of them has it open.
+
+    Raises:
+        OSError: somebody else listens there.
+    """
+    name = re.sub(r"[^\w.]", "_", str(address))
+    path = os.path.join(tempfile.gettempdir(), f"maas-{os.getuid()}-port-{name}")
+    claim = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        with suppress(BlockingIOError):  # somebody has it
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _check_free(address)
+            os.truncate(claim, 0)
+            os.pwrite(claim, owner.encode(), 0)
+        # Between the two locks another may have been first: what stands there then is what counts.
+        fcntl.flock(claim, fcntl.LOCK_SH)
+        if os.pread(claim, 4096, 0).decode(errors="replace") != owner:
+            raise OSError(errno.EADDRINUSE, "Another cluster of this user has that port")
+    except BaseException:
+        os.close(claim)
+        raise
+    return claim
+
+
+def listening(address: Address) -> set[int]:
+    """The descriptors with which this process listens at a port."""
+    return {descriptor for descriptor, one in _sockets(address.port) if _listens(one)}
+
+
+async def leave(listening: set[int]) -> None:
+    """Take these sockets out of those that the kernel deals connections to; connections that stand stay.
+
+    A connection that was dealt and not taken yet would be reset. So new ones are turned away first: their clients
+    knock again a second later, at whoever listens then.
+    """
+    for change in (_turn_away, _end):
+        for descriptor in listening:
+            with suppress(OSError), _opened(descriptor) as one:
+                change(one)
+        await asyncio.sleep(_TAKEN_SECONDS)
+
+
+def has_connections(address: Address) -> bool:
+    """Whether anybody is connected to this process at a port."""
+    return any(not _listens(one) for _, one in _sockets(address.port))
+
+
+def _turn_away(one: socket.socket) -> None:
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in _DROP_SYN))
+    program = struct.pack("@HP", len(_DROP_SYN), ctypes.addressof(code))
+    one.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+
+
+def _end(one: socket.socket) -> None:
+    one.shutdown(socket.SHUT_RD)
+
+
+def _sockets(port: int) -> Iterator[tuple[int, socket.socket]]:
+    for descriptor in map(int, os.listdir("/dev/fd")):
+        with suppress(OSError):  # other threads open and close theirs meanwhile
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                with _opened(descriptor) as one:
+                    if one.family in (socket.AF_INET, socket.AF_INET6) and one.getsockname()[1] == port:
+                        yield descriptor, one
+
+
+@contextmanager
+def _opened(descriptor: int) -> Iterator[socket.socket]:
+    """The socket behind a descriptor, which stays open."""
+    copy = os.dup(descriptor)
+    try:
+        one = socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        raise
+    with one:
+        yield one
+
+
+def _listens(one: socket.socket) -> bool:
+    return bool(one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def _check_free(address: Address) -> None:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # past connections do not count
+        probe.bind((address.host, address.port))
