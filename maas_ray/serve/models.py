@@ -84,10 +84,10 @@ class Models:
         except KeyError:
             raise ModelNotFoundError(name, sorted(self._routes)) from None
 
-    async def complete(self, route: Route, request: TextRequest) -> Delta:
-        """A whole answer."""
-        answer: Delta = await self._call(route, "complete", request)
-        return answer
+    async def complete(self, route: Route, request: TextRequest) -> list[Delta]:
+        """The whole answers, `n` to each prompt."""
+        answers: list[Delta] = await self._call(route, "complete", request)
+        return answers
 
     async def infer(self, route: Route, body: InferBody) -> InferBody:
         """The answer to an Open Inference request."""
@@ -95,7 +95,7 @@ class Models:
         return answer
 
     async def stream(self, route: Route, request: TextRequest) -> AsyncGenerator[Delta, None]:
-        """An answer as it grows. Closing it cancels the generation."""
+        """The answers as they grow. Closing it cancels the generation."""
         deadline = asyncio.get_running_loop().time() + route.timeout_s
         response: Any = None
         try:
