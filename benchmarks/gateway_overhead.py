@@ -67,8 +67,8 @@ class Trivial:
         for number in range(PIECES):
             yield Delta(" word", "length" if number == PIECES - 1 else None, 4, number + 1)
 
-    async def complete(self, request: TextRequest) -> Delta:
-        return Delta(" word", "length", 4, 1)
+    async def complete(self, request: TextRequest) -> list[Delta]:
+        return [Delta(" word", "length", 4, 1)]
 
 
 class Bare(Trivial):

@@ -116,9 +116,9 @@ def directly(engine: Engine, tokens: int) -> Ask:
         began, first, count = time.perf_counter(), 0.0, 0
         request = GenerateRequest(prompt, tokens, temperature=0, top_p=1, seed=0, end_ids=(0,))
         async with aclosing(engine.generate(request)) as stream:
-            async for ids in stream:
+            async for new in stream:
                 first = first or time.perf_counter() - began
-                count += len(ids)
+                count += len(new.ids)
         return count, first
 
     return ask

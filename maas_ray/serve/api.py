@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route as HttpRoute
 
 from maas_ray.errors import RequestError
-from maas_ray.serve import open_inference, openai, openapi
+from maas_ray.serve import open_inference, openai, openai_answers, openapi
 from maas_ray.serve.guard import App, Guard, parse_json
 from maas_ray.serve.models import ModelCalls
 from maas_ray.serve.open_inference import LENGTH_HEADER, InferBody
@@ -53,7 +53,7 @@ def create_app(models: ModelCalls, *, body_limit: int) -> App:
     ]
     api = _Api(routes=routes)
     api.router.redirect_slashes = False
-    shapes = {"/v2": open_inference.error_shape, "": openai.error_shape}
+    shapes = {"/v2": open_inference.error_shape, "": openai_answers.error_shape}
     return Guard(api, body_limit=body_limit, shapes=shapes)
 
 
@@ -68,12 +68,12 @@ class _Endpoints:
     async def list_models(self, request: Request) -> Response:
         """The models that this API can be asked."""
         served = [route for route in self._models.routes() if route.kind == "generate"]
-        cards = [openai.model_card(route.name, route.created, route.parent) for route in served]
+        cards = [openai_answers.model_card(route.name, route.created, route.parent) for route in served]
         return JSONResponse({"object": "list", "data": cards})
 
     async def model(self, request: Request) -> Response:
         route = self._generating(request.path_params["name"])
-        return JSONResponse(openai.model_card(route.name, route.created, route.parent))
+        return JSONResponse(openai_answers.model_card(route.name, route.created, route.parent))
 
     async def completions(self, request: Request) -> Response:
         return await self._generate(openai.CompletionBody, await request.body(), chat=False)
@@ -86,10 +86,11 @@ class _Endpoints:
     ) -> Response:
         asked = openai.parse_body(kind, parse_json(body))
         route = self._generating(asked.model)
-        answer = openai.Answer(route.name, route.digest, chat=chat)
+        request = asked.request()
+        answer = openai_answers.Answer(route.name, route.digest, chat=chat, n=request.n, logprobs=request.logprobs)
         if not asked.stream:
-            return JSONResponse(answer.whole(await self._models.complete(route, asked.request())))
-        deltas = self._models.stream(route, asked.request())
+            return JSONResponse(answer.whole(await self._models.complete(route, request)))
+        deltas = self._models.stream(route, request)
         first = await anext(deltas)  # an error before it still has a status of its own
         events = answer.stream(first, deltas, include_usage=asked.include_usage)
         return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-cache"})

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -26,13 +27,14 @@ from maas_ray.serve.batches import Batches
 from maas_ray.serve.engines import network
 from maas_ray.serve.engines.vllm import chosen, placement
 from maas_ray.serve.generating import Generating
+from maas_ray.serve.growing import Growing, grow, together
 from maas_ray.serve.guard import BACKPRESSURE, App
 from maas_ray.serve.open_inference import InferBody, numpy_dtype, parse_infer, render_infer
 from maas_ray.serve.routes import Route, make_route
 from maas_ray.serve.rows import Head, PredictBody, parse_rows
 from maas_ray.serve.single import SingleModel, create_single_app
 from maas_ray.serve.spec import ModelArgs, Scaling, ServingOptions
-from maas_ray.serve.text import Delta, Detokenizer, StopStrings, TextCodec, TextRequest
+from maas_ray.serve.text import Delta, TextCodec, TextRequest
 from maas_ray.settings import Settings
 from maas_ray.tasks import Task
 from maas_ray.tasks.text_generation import TextGeneration
@@ -82,7 +84,9 @@ class Generator:
         started = await asyncio.to_thread(start, task, directory, digest, options, cache=cache, loop=loop)
         self._engine, self._name = started.engine, started.name
         self._phases["engine"] = time.time()
-        self._codec = TextCodec(cast(TextGeneration, task), directory, started.context, started.end_ids)
+        self._codec = TextCodec(
+            cast(TextGeneration, task), directory, started.context, started.end_ids, self._engine.abilities
+        )
         head = Head(model=name, version=number)
         self._rows = Generating(self._codec.task, self.generate, head, options.max_ongoing_requests)
         await warm_up(self._engine, self._codec.task.end_of_text_id)
@@ -102,42 +106,39 @@ class Generator:
         return self._phases
 
     async def generate(self, request: TextRequest) -> AsyncGenerator[Delta | RequestError, None]:
-        """The answer as it grows; a `RequestError` is the first and only item."""
+        """The answers as they grow; a `RequestError` is the first and only item."""
         try:
-            long = request.is_chat or len(request.prompt) > _LONG_PROMPT
+            long = request.is_chat or request.more_prompts or len(request.prompt) > _LONG_PROMPT
             prepare = partial(self._codec.prepare, request)
             prepared = await asyncio.to_thread(prepare) if long else prepare()
         except RequestError as error:
             yield error
             return
-        text, stops, count = Detokenizer(self._codec.task.tokenizer), StopStrings(request.stop), 0
-        async with aclosing(self._engine.generate(prepared)) as stream:
-            async for ids in stream:
-                piece = ""
-                for token in ids:  # one by one: how many came together must not show in the count
-                    count += 1
-                    more, stopped = stops.push(text.push([token]))
-                    piece += more
-                    ended = token in prepared.end_ids
-                    if stopped or ended or count >= prepared.max_tokens:
-                        if not stopped:
-                            rest, stopped = stops.push(text.flush())
-                            piece += rest + ("" if stopped else stops.flush())
-                        reason = "stop" if stopped or ended else "length"
-                        yield Delta(piece, reason, len(prepared.prompt_ids), count)
-                        return
-                if piece:
-                    yield Delta(piece, None, len(prepared.prompt_ids), count)
+        tokenizer = self._codec.task.tokenizer
+        answers = [
+            grow(self._engine, asked, Growing(tokenizer, asked, request.stop, index))
+            for index, asked in enumerate(prepared)
+        ]
+        async with aclosing(answers[0] if len(answers) == 1 else together(answers)) as deltas:
+            async for delta in deltas:
+                yield delta
 
-    async def complete(self, request: TextRequest) -> Delta | RequestError:
-        """The whole answer."""
-        text = ""
+    async def complete(self, request: TextRequest) -> list[Delta] | RequestError:
+        """The whole answers."""
+        pieces: dict[int, list[Delta]] = {}
         async with aclosing(self.generate(request)) as deltas:
             async for delta in deltas:
                 if isinstance(delta, RequestError):
                     return delta
-                text, last = text + delta.text, delta
-        return Delta(text, last.finish_reason, last.prompt_tokens, last.completion_tokens)
+                pieces.setdefault(delta.index, []).append(delta)
+        return [
+            replace(
+                found[-1],
+                text="".join(piece.text for piece in found),
+                logprobs=tuple(one for piece in found for one in piece.logprobs),
+            )
+            for _, found in sorted(pieces.items())
+        ]
 
     async def infer(self, body: InferBody) -> InferBody | RequestError:
         """An Open Inference request to its answer."""

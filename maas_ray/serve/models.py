@@ -40,11 +40,11 @@ class ModelCalls(Protocol):
             ModelNotFoundError: there is none.
         """
 
-    async def complete(self, route: Route, request: TextRequest) -> Delta:
-        """A whole answer."""
+    async def complete(self, route: Route, request: TextRequest) -> list[Delta]:
+        """The whole answers, `n` to each prompt."""
 
     def stream(self, route: Route, request: TextRequest) -> AsyncGenerator[Delta, None]:
-        """An answer as it grows. Closing it cancels the generation."""
+        """The answers as they grow. Closing it cancels the generation."""
 
     async def infer(self, route: Route, body: InferBody) -> InferBody:
         """The answer to an Open Inference request."""
@@ -110,9 +110,9 @@ class Models:
     def route(self, name: str, version: str = "") -> Route:
         return find(self._routes, name, version)
 
-    async def complete(self, route: Route, request: TextRequest) -> Delta:
-        answer: Delta = await self._call(route, "complete", request)
-        return answer
+    async def complete(self, route: Route, request: TextRequest) -> list[Delta]:
+        answers: list[Delta] = await self._call(route, "complete", request)
+        return answers
 
     async def infer(self, route: Route, body: InferBody) -> InferBody:
         answer: InferBody = await self._call(route, "infer", body)

@@ -1,37 +1,32 @@
-"""OpenAI's API for text: what a request may hold, and how answers, streams and errors look.
+"""OpenAI's API for text: what a request may hold. How answers look is told by `openai_answers`.
 
 A parameter that would change the answer and is not supported is refused by name unless it says what
-would happen anyway; nothing is silently ignored but what cannot matter. Knows nothing of Serve.
+would happen anyway; nothing is silently ignored but what cannot matter. What only some engines can do is
+refused by the model's replica, which knows its engine. Knows nothing of Serve.
 """
 
 import json
-import time
-import uuid
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from maas_ray.bodies import Body
 from maas_ray.errors import RequestError
-from maas_ray.serve.text import Delta, TextRequest
+from maas_ray.serve.json_schema import ANY_OBJECT
+from maas_ray.serve.text import TextRequest
 from maas_ray.serve.wording import wording
 
 DEFAULT_COMPLETION_TOKENS = 16
+MAX_N = 16
+MAX_ANSWERS = 32
+"""Answers to one request: `n` to each of its prompts."""
 
 # Values that change nothing here; any other is refused.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
     "echo": (False,),
     "suffix": ("",),
-    "logprobs": (False,),
     "top_logprobs": (0,),
-    "logit_bias": ({},),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
     "response_format": ({"type": "text"},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
@@ -69,15 +64,118 @@ class ContentPart(Body):
     text: str
 
 
+class _Function(Body):
+    name: str
+    arguments: str
+
+    @field_validator("arguments")
+    @classmethod
+    def _object(cls, value: str) -> str:
+        try:
+            fine = isinstance(json.loads(value), dict)
+        except ValueError:
+            fine = False
+        if not fine:
+            raise PydanticCustomError("invalid_value", "the arguments of a call are a JSON object, as text")
+        return value
+
+
+class ToolCall(Body):
+    id: str
+    type: Literal["function"]
+    function: _Function
+
+    def plain(self) -> dict[str, Any]:
+        """As chat templates take it: the arguments are a document, not text."""
+        function = {"name": self.function.name, "arguments": json.loads(self.function.arguments)}
+        return {"id": self.id, "type": self.type, "function": function}
+
+
 class Message(Body):
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart]
     name: str | None = None
+    tool_calls: Annotated[list[ToolCall], Field(min_length=1)] | None = None
+    tool_call_id: str | None = None
+    # An answer is often sent back whole; of these it has none.
+    refusal: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    audio: None = None
+    function_call: None = None
 
-    def plain(self) -> dict[str, str]:
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_role(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        role = data.get("role")
+        for name, owner in (("tool_calls", "assistant"), ("tool_call_id", "tool")):
+            if data.get(name) is not None and role != owner:
+                raise PydanticCustomError(
+                    "invalid_value",
+                    "'{name}' is only allowed in a message of role '{owner}'.",
+                    {"name": name, "owner": owner},
+                )
+        if role == "tool" and data.get("tool_call_id") is None:
+            raise PydanticCustomError("missing", "Missing required parameter: '{name}'.", {"name": "tool_call_id"})
+        if data.get("tool_calls") and data.get("content") is None:
+            return data | {"content": ""}
+        return data
+
+    def plain(self) -> dict[str, Any]:
         """As chat templates take it; they know a developer's words as the system's."""
         content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": content}
+        found: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": content}
+        if self.tool_calls:
+            found["tool_calls"] = [call.plain() for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            found["tool_call_id"] = self.tool_call_id
+        return found
+
+
+class ToolFunction(Body):
+    name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: Literal[False] | None = None
+
+
+class Tool(Body):
+    type: Literal["function"]
+    function: ToolFunction
+
+    def plain(self) -> dict[str, Any]:
+        """As chat templates take it."""
+        return self.model_dump(exclude_none=True, exclude={"function": {"strict"}})
+
+
+class JsonSchema(Body):
+    name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    document: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None  # an answer is held to the schema either way
+
+
+class ResponseFormat(Body):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _with_its_schema(self) -> Any:
+        if self.type == "json_schema" and self.json_schema is None:
+            raise PydanticCustomError("missing", "Missing required parameter: '{name}'.", {"name": "json_schema"})
+        if self.type != "json_schema" and self.json_schema is not None:
+            raise PydanticCustomError(
+                "invalid_value", "'{name}' is only allowed with type: json_schema.", {"name": "json_schema"}
+            )
+        return self
+
+    @property
+    def schema_to_keep(self) -> dict[str, Any] | None:
+        """What an answer is held to. None: nothing."""
+        if self.json_schema is not None:
+            return self.json_schema.document
+        return ANY_OBJECT if self.type == "json_object" else None
 
 
 _Stop = Annotated[str, StringConstraints(min_length=1)]
@@ -99,8 +197,20 @@ class _TextBody(Body):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _by_token(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        for token in value or ():
+            if not (token.isascii() and token.isdigit() and len(token) < 10):
+                raise PydanticCustomError("invalid_value", 'its keys are token ids, such as "42"')
+        return value
 
     @model_validator(mode="before")
     @classmethod
@@ -134,7 +244,7 @@ class _TextBody(Body):
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def _request(self, prompt: Any, max_tokens: int | None) -> TextRequest:
+    def _request(self, prompt: Any, max_tokens: int | None, **more: Any) -> TextRequest:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return TextRequest(
             prompt=prompt,
@@ -143,28 +253,61 @@ class _TextBody(Body):
             top_p=1.0 if self.top_p is None else self.top_p,
             stop=stop,
             seed=self.seed,
+            n=self.n or 1,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            logit_bias=tuple((int(token), bias) for token, bias in (self.logit_bias or {}).items()),
+            **more,
         )
 
 
 class CompletionBody(_TextBody):
     """`POST /v1/completions`"""
 
-    prompt: str | list[str] | list[int] | list[list[int]] = ""
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1)]
+        | Annotated[list[int], Field(min_length=1)]
+        | Annotated[list[list[int]], Field(min_length=1)]
+    ) = ""
+    best_of: Annotated[int, Field(ge=1)] | None = None
+    logprobs: Annotated[int, Field(ge=0)] | None = None
 
     @model_validator(mode="after")
-    def _one_prompt(self) -> Any:
-        if isinstance(self.prompt, list) and not isinstance((self.prompt or [""])[0], int) and len(self.prompt) != 1:
+    def _possible(self) -> Any:
+        if self.best_of not in (None, self.n or 1):
             raise PydanticCustomError(
-                "unsupported_value", "'{name}' must be one prompt; send a request for each.", {"name": "prompt"}
+                "unsupported_parameter",
+                "'{name}' is not supported by this server unless it equals n; leave it out.",
+                {"name": "best_of"},
+            )
+        if self.logprobs:
+            raise PydanticCustomError(
+                "unsupported_parameter",
+                "'{name}' above 0 is not supported by this server; 0 gives the chosen tokens' own.",
+                {"name": "logprobs"},
+            )
+        if (self.n or 1) * len(self._prompts) > MAX_ANSWERS:
+            raise PydanticCustomError(
+                "invalid_value",
+                "'{name}' asks for {count} answers in all; at most {most} are given to one request.",
+                {
+                    "name": "prompt" if len(self._prompts) > 1 else "n",
+                    "count": (self.n or 1) * len(self._prompts),
+                    "most": MAX_ANSWERS,
+                },
             )
         return self
 
+    @property
+    def _prompts(self) -> list[Any]:
+        several = isinstance(self.prompt, list) and self.prompt and not isinstance(self.prompt[0], int)
+        return list(self.prompt) if several else [self.prompt]
+
     def request(self) -> TextRequest:
-        prompt: Any = self.prompt
-        if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
-            prompt = prompt[0]
+        first, *others = self._prompts
         tokens = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
-        return self._request(prompt, tokens)
+        return self._request(first, tokens, more_prompts=tuple(others), logprobs=self.logprobs is not None)
 
 
 class ChatBody(_TextBody):
@@ -172,10 +315,30 @@ class ChatBody(_TextBody):
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Any = None
+
+    @model_validator(mode="after")
+    def _free_choice(self) -> Any:
+        if self.tool_choice not in (None, "none", "auto"):
+            raise PydanticCustomError(
+                "unsupported_parameter",
+                '\'{name}\' is supported by this server as "none" and "auto" only.',
+                {"name": "tool_choice"},
+            )
+        return self
 
     def request(self) -> TextRequest:
         tokens = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-        return self._request([message.plain() for message in self.messages], tokens)
+        return self._request(
+            [message.plain() for message in self.messages],
+            tokens,
+            logprobs=bool(self.logprobs),
+            json_schema=self.response_format and self.response_format.schema_to_keep,
+            tools=() if self.tool_choice == "none" else tuple(tool.plain() for tool in self.tools or ()),
+        )
 
 
 _Body = TypeVar("_Body", bound=_TextBody)
@@ -207,11 +370,12 @@ def refusal(error: ValidationError, within: str = "") -> RequestError:
         key=lambda detail: (sum(isinstance(part, int) for part in detail["loc"]), not detail["type"].endswith("_type")),
     )
     kind, context = detail["type"], detail.get("ctx", {})
-    if "name" in context:
-        return RequestError(detail["msg"], param=context["name"], code=kind)
     param = ".".join(part for part in (within, _param(detail["loc"])) if part)
-    alternatives = [other["type"] for other in details if _param(other["loc"]) == _param(detail["loc"])]
     codes = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
+    if "name" in context:
+        name = f"{param}.{context['name']}" if param else context["name"]
+        return RequestError(detail["msg"].replace(context["name"], name, 1), param=name, code=codes.get(kind, kind))
+    alternatives = [other["type"] for other in details if _param(other["loc"]) == _param(detail["loc"])]
     code = codes.get(kind, "invalid_type" if kind.endswith("_type") else "invalid_value")
     return RequestError(wording(detail, param, alternatives), param=param or None, code=code)
 
@@ -225,92 +389,3 @@ def _param(location: tuple[int | str, ...]) -> str:
         elif part.isidentifier() and part not in ("str", "int"):
             text += f".{part}" if text else part
     return text
-
-
-# --- answers ---------------------------------------------------------------------------------------
-
-
-class Answer:
-    """Renders one answer, whole or as a stream.
-
-    Args:
-        model: public model name.
-        fingerprint: identifies what would answer the same way again.
-        chat: the chat API's shapes; else the completions API's.
-    """
-
-    def __init__(self, model: str, fingerprint: str, *, chat: bool) -> None:
-        self._chat = chat
-        kind = "chat.completion" if chat else "text_completion"
-        self._head = {
-            "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
-            "object": kind,
-            "created": int(time.time()),
-            "model": model,
-            "system_fingerprint": f"fp_{fingerprint[:12]}",
-        }
-
-    def whole(self, answer: Delta) -> dict[str, Any]:
-        """The body of an answer that is not streamed."""
-        content: dict[str, Any] = {"text": answer.text}
-        if self._chat:
-            content = {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
-        choice = {"index": 0, **content, "logprobs": None, "finish_reason": answer.finish_reason}
-        return {**self._head, "choices": [choice], "usage": _usage(answer)}
-
-    async def stream(
-        self, first: Delta, rest: AsyncGenerator[Delta, None], *, include_usage: bool
-    ) -> AsyncGenerator[bytes, None]:
-        """Server-sent events. An error on the way is the last event; then there is no `[DONE]`."""
-        head = {**self._head, "object": "chat.completion.chunk" if self._chat else "text_completion"}
-        if include_usage:
-            head["usage"] = None  # as OpenAI does, in every chunk but the last
-        last = first
-        try:
-            async with aclosing(rest):
-                if self._chat:
-                    yield _event({**head, "choices": [self._choice({"role": "assistant", "content": ""}, None)]})
-                if first.text:
-                    yield self._piece(head, first.text)
-                async for last in rest:
-                    if last.text:
-                        yield self._piece(head, last.text)
-        except RequestError as error:
-            yield _event(error_shape(error))
-            return
-        yield _event({**head, "choices": [self._choice({} if self._chat else "", last.finish_reason)]})
-        if include_usage:
-            yield _event({**head, "choices": [], "usage": _usage(last)})
-        yield b"data: [DONE]\n\n"
-
-    def _piece(self, head: dict[str, Any], text: str) -> bytes:
-        return _event({**head, "choices": [self._choice({"content": text} if self._chat else text, None)]})
-
-    def _choice(self, content: dict[str, str] | str, finish_reason: str | None) -> dict[str, Any]:
-        key = "delta" if self._chat else "text"
-        return {"index": 0, key: content, "logprobs": None, "finish_reason": finish_reason}
-
-
-def _usage(answer: Delta) -> dict[str, int]:
-    return {
-        "prompt_tokens": answer.prompt_tokens,
-        "completion_tokens": answer.completion_tokens,
-        "total_tokens": answer.prompt_tokens + answer.completion_tokens,
-    }
-
-
-def _event(document: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
-
-
-def model_card(name: str, created: int, parent: str | None = None) -> dict[str, Any]:
-    """One entry of `/v1/models`; that of an adapter names its base, as vLLM does."""
-    card = {"id": name, "object": "model", "created": created, "owned_by": "maas_ray"}
-    return card | ({"parent": parent} if parent else {})
-
-
-def error_shape(error: RequestError) -> dict[str, Any]:
-    """An error as OpenAI's clients read it."""
-    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-    kind = "server_error" if error.status >= 500 else kinds.get(error.status, "invalid_request_error")
-    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}

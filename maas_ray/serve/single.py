@@ -42,7 +42,7 @@ class SingleModel:
     def route(self, name: str, version: str = "") -> Route:
         return find({self._route.name: self._route}, name, version)
 
-    async def complete(self, route: Route, request: TextRequest) -> Delta:
+    async def complete(self, route: Route, request: TextRequest) -> list[Delta]:
         return await _in_time(route, self._replica.complete(request))
 
     async def infer(self, route: Route, body: InferBody) -> InferBody:

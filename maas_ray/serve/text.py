@@ -4,15 +4,17 @@ Works with the bundle's fitted task, so a prompt is tokenised as the training te
 HTTP, engines or Serve; `tokenizers` is all it needs (and Jinja, for chats).
 """
 
+import hashlib
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from maas_ray.errors import PromptTooLongError, RequestError
-from maas_ray.serve.engines import Adapter, GenerateRequest
+from maas_ray.serve import json_schema
+from maas_ray.serve.engines import Ability, Adapter, GenerateRequest
 
 if TYPE_CHECKING:
     import tokenizers
@@ -28,22 +30,37 @@ class TextRequest:
     """What a client asks of a generating model, in the words of any API.
 
     Args:
-        prompt: text, or token ids, or the messages of a chat (`role`, `content`).
+        prompt: text, or token ids, or the messages of a chat (`role`, `content`, and of tools' `tool_calls` and
+            `tool_call_id`).
         max_tokens: most new tokens. None: as many as fit the context.
         temperature: 0 takes the likeliest token each time.
         top_p: sample among the likeliest tokens whose probabilities sum to this.
         stop: strings that end the answer and are not part of it.
         seed: the same request with the same seed gives the same answer. None: a new one each time.
         adapter: asked in place of the model itself. The route says it, not the client.
+        n: answers to each prompt.
+        more_prompts: further prompts, each answered as if it were asked alone.
+        frequency_penalty, presence_penalty, logprobs: as in `GenerateRequest`.
+        logit_bias: added to tokens' scores, by token id.
+        json_schema: the answer is a JSON document of this schema.
+        tools: functions that the model may want called, as the chat's template is to show them to it.
     """
 
-    prompt: str | list[int] | list[dict[str, str]]
+    prompt: str | list[int] | list[dict[str, Any]]
     max_tokens: int | None
     temperature: float
     top_p: float
     stop: tuple[str, ...]
     seed: int | None
     adapter: Adapter | None = None
+    n: int = 1
+    more_prompts: tuple[str | list[int], ...] = ()
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logprobs: bool = False
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    json_schema: dict[str, Any] | None = None
+    tools: tuple[dict[str, Any], ...] = ()
 
     @property
     def is_chat(self) -> bool:
@@ -55,14 +72,34 @@ class TextRequest:
         return "messages" if self.is_chat else "prompt"
 
 
+class TokenLogprob(NamedTuple):
+    """A token of an answer: its text, its bytes, its log probability, and where in the answer its text begins."""
+
+    token: str
+    spelled: bytes
+    logprob: float
+    offset: int
+
+
 @dataclass(frozen=True)
 class Delta:
-    """A further piece of an answer. `finish_reason` (`stop`, `length`) is set on the last."""
+    """A further piece of an answer.
+
+    Args:
+        text: the piece.
+        finish_reason: `stop` or `length` on the last.
+        prompt_tokens: tokens of the prompt.
+        completion_tokens: tokens of the answer so far.
+        index: which of the request's answers; those to the first prompt come first.
+        logprobs: of the tokens that begin in the piece, where asked.
+    """
 
     text: str
     finish_reason: str | None
     prompt_tokens: int
     completion_tokens: int
+    index: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class TextCodec:
@@ -73,26 +110,81 @@ class TextCodec:
         directory: a local copy of the bundle.
         context: longest sequence of the model, tokens.
         end_ids: tokens that end an answer.
+        abilities: what the engine can do; what else is asked of it is refused.
     """
 
-    def __init__(self, task: "TextGeneration", directory: Path, context: int, end_ids: tuple[int, ...]) -> None:
-        self.task, self.context = task, context
+    def __init__(
+        self,
+        task: "TextGeneration",
+        directory: Path,
+        context: int,
+        end_ids: tuple[int, ...],
+        abilities: frozenset[Ability] = frozenset(),
+    ) -> None:
+        self.task, self.context, self.abilities = task, context, abilities
         self.end_ids = tuple(sorted({*end_ids, task.end_of_text_id}))
         self._chat, self._directory = ChatTemplate.load(directory), directory
 
-    def prepare(self, request: TextRequest) -> GenerateRequest:
-        """The request in token ids.
+    def prepare(self, request: TextRequest) -> list[GenerateRequest]:
+        """What to ask of the engine, one for each answer: `n` for the first prompt, then for the next.
 
         Raises:
-            RequestError: the prompt is not one this model can take.
+            RequestError: a prompt is not one that this model can take, or the engine cannot do what is asked.
         """
-        ids = self._ids(request)
-        room = self.context - len(ids)
-        wanted = max(room, 1) if request.max_tokens is None else request.max_tokens
-        if wanted > room:
-            raise PromptTooLongError(len(ids), wanted, self.context, request.param)
+        self._refuse_what_the_engine_cannot(request)
+        highest = max((token for token, _ in request.logit_bias), default=0)
+        if highest >= self.task.vocab_size:
+            raise self._outside("logit_bias", highest)
+        schema = None if request.json_schema is None else json_schema.check(request.json_schema)
         seed = random.getrandbits(63) if request.seed is None else request.seed
-        return GenerateRequest(ids, wanted, request.temperature, request.top_p, seed, self.end_ids, request.adapter)
+        prepared = []
+        for prompt in (request.prompt, *request.more_prompts):
+            ids = self._ids(replace(request, prompt=prompt))
+            room = self.context - len(ids)
+            wanted = max(room, 1) if request.max_tokens is None else request.max_tokens
+            if wanted > room:
+                raise PromptTooLongError(len(ids), wanted, self.context, request.param)
+            prepared += [
+                GenerateRequest(
+                    prompt_ids=ids,
+                    max_tokens=wanted,
+                    temperature=request.temperature,
+                    top_p=request.top_p,
+                    seed=_seed(seed, number),
+                    end_ids=self.end_ids,
+                    frequency_penalty=request.frequency_penalty,
+                    presence_penalty=request.presence_penalty,
+                    logprobs=request.logprobs,
+                    logit_bias=request.logit_bias,
+                    json_schema=schema,
+                    adapter=request.adapter,
+                )
+                for number in range(request.n)
+            ]
+        return prepared
+
+    def _refuse_what_the_engine_cannot(self, request: TextRequest) -> None:
+        asked: list[tuple[Ability, str, Any]] = [
+            ("penalties", "frequency_penalty", request.frequency_penalty),
+            ("penalties", "presence_penalty", request.presence_penalty),
+            ("logprobs", "logprobs", request.logprobs),
+            ("logit_bias", "logit_bias", request.logit_bias),
+            ("json_schema", "response_format", request.json_schema is not None),
+        ]
+        for ability, param, wanted in asked:
+            if wanted and ability not in self.abilities:
+                raise RequestError(
+                    f"'{param}' is not supported by the engine that serves this model; leave it out.",
+                    param=param,
+                    code="unsupported_parameter",
+                )
+
+    def _outside(self, param: str, token: int) -> RequestError:
+        return RequestError(
+            f"Token ids of this model are 0 to {self.task.vocab_size - 1}; '{param}' holds {token}.",
+            param=param,
+            code="invalid_value",
+        )
 
     @cached_property
     def _chat_tokenizer(self) -> "tokenizers.Tokenizer":
@@ -111,19 +203,16 @@ class TextCodec:
                 raise RequestError(
                     "This model has no chat template; use /v1/completions.", param="model", code="chat_not_supported"
                 )
-            encoding = self._chat_tokenizer.encode(self._chat.render(prompt), add_special_tokens=False)
+            rendered = self._chat.render(prompt, list(request.tools))
+            encoding = self._chat_tokenizer.encode(rendered, add_special_tokens=False)
             ids = encoding.ids
         elif isinstance(prompt, str):
             ids = self.task.tokenizer.encode(prompt, add_special_tokens=False).ids
         else:
             ids = prompt
-            highest = max(ids, default=0)
-            if highest >= self.task.vocab_size or min(ids, default=0) < 0:
-                raise RequestError(
-                    f"Token ids of this model are 0 to {self.task.vocab_size - 1}; the prompt holds {highest}.",
-                    param="prompt",
-                    code="invalid_value",
-                )
+            highest, lowest = max(ids, default=0), min(ids, default=0)
+            if highest >= self.task.vocab_size or lowest < 0:
+                raise self._outside("prompt", lowest if lowest < 0 else highest)
         # In training each document follows the end of another: so does an answer to nothing.
         return list(ids) or [self.task.end_of_text_id]
 
@@ -151,18 +240,42 @@ class ChatTemplate:
                 special[name] = str(token)
         return cls(template, special)
 
-    def render(self, messages: list[dict[str, str]]) -> str:
+    def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
         """The messages as one prompt, ready for the assistant's answer.
 
         Raises:
-            RequestError: the template refuses them, such as for the order of the roles.
+            RequestError: the template refuses them, such as for the order of the roles; or it leaves tools, calls
+                of tools or what these answered out of the prompt.
         """
+        rendered = self._render(messages, tools)
+        if tools and self._says(rendered, messages, None):
+            raise _unknown_to_template("tools", "tools")
+        calls = [{key: value for key, value in message.items() if key != "tool_calls"} for message in messages]
+        if calls != messages and self._says(rendered, calls, tools):
+            raise _unknown_to_template("messages", "calls of tools")
+        answers = [message for message in messages if message["role"] != "tool"]
+        if answers != messages and self._says(rendered, answers, tools):
+            raise _unknown_to_template("messages", "the role 'tool'")
+        return rendered
+
+    def _says(self, rendered: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> bool:
+        """Whether the prompt would be the same with these."""
+        try:
+            return self._render(messages, tools) == rendered
+        except RequestError:
+            return False
+
+    def _render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
             rendered, _ = render_jinja_template(
-                [messages], chat_template=self._template, add_generation_prompt=True, **self._special
+                [messages],
+                tools=tools or None,
+                chat_template=self._template,
+                add_generation_prompt=True,
+                **self._special,
             )
         except TemplateError as error:
             raise RequestError(
@@ -178,6 +291,21 @@ class ChatTemplate:
         except RequestError:
             return True
         return any(token in rendered for token in special)
+
+
+def _unknown_to_template(param: str, what: str) -> RequestError:
+    return RequestError(
+        f"The model's chat template does not show the model {what}; leave that out.",
+        param=param,
+        code="unsupported_parameter",
+    )
+
+
+def _seed(seed: int, number: int) -> int:
+    """The seed of an answer among several to one prompt; that of the first is the request's own."""
+    if number == 0:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:8]) >> 1
 
 
 class Detokenizer:

@@ -4,6 +4,8 @@ import asyncio
 import base64
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -116,6 +119,98 @@ def test_streams_say_the_same(openai_client) -> None:
     assert stopped.usage.completion_tokens == next(counts)
 
 
+def test_several_answers_with_penalties_and_log_probabilities(openai_client) -> None:
+    ask = openai_client.completions.create
+    asked = {"model": "lm", "max_tokens": 12, "seed": 3, "frequency_penalty": 0.5, "presence_penalty": 0.5}
+    alone = [ask(**asked, prompt=prompt) for prompt in ("a", "def ")]
+    together = ask(**asked, prompt=["a", "def "], n=3, logprobs=0)
+    assert [choice.index for choice in together.choices] == list(range(6))
+    texts = [choice.text for choice in together.choices]
+    assert [texts[0], texts[3]] == [answer.choices[0].text for answer in alone]
+    assert len(set(texts[:3])) == len(set(texts[3:])) == 3
+    assert together.usage.prompt_tokens == sum(answer.usage.prompt_tokens for answer in alone)
+    assert together.usage.completion_tokens == 6 * 12
+    for choice in together.choices:
+        found = choice.logprobs
+        assert len(found.tokens) == len(found.token_logprobs) == len(found.text_offset) == 12
+        assert all(-20 < logprob < 0 for logprob in found.token_logprobs)
+    streamed: dict[int, list] = {}
+    for chunk in ask(**asked, prompt=["a", "def "], n=3, logprobs=0, stream=True):
+        streamed.setdefault(chunk.choices[0].index, []).append(chunk.choices[0])
+    for index, pieces in streamed.items():
+        assert "".join(piece.text for piece in pieces) == texts[index]
+        offsets = [offset for piece in pieces if piece.logprobs for offset in piece.logprobs.text_offset]
+        assert offsets == together.choices[index].logprobs.text_offset
+        assert [piece.finish_reason for piece in pieces][-1] == "length"
+    chat = openai_client.chat.completions.create(
+        model="lm", messages=[{"role": "user", "content": "x"}], max_tokens=5, logprobs=True, n=2
+    )
+    for choice in chat.choices:
+        assert len(choice.logprobs.content) == 5
+        spelled = b"".join(bytes(one.bytes) for one in choice.logprobs.content)
+        assert spelled.decode(errors="replace") == choice.message.content
+
+
+def test_json_and_what_is_no_schema(served: Served, openai_client) -> None:
+    import openai
+    from pydantic import BaseModel
+
+    class Step(BaseModel):
+        done: bool
+
+    ask = {"model": "lm", "messages": [{"role": "user", "content": "x"}], "max_tokens": 90}
+    schema = {"type": "array", "items": {"enum": ["a", 5]}, "minItems": 1, "maxItems": 2}
+    wanted = {"type": "json_schema", "json_schema": {"name": "list", "schema": schema, "strict": True}}
+    found = openai_client.chat.completions.create(**ask, response_format=wanted, n=8, seed=1)
+    whole = [json.loads(one.message.content) for one in found.choices if one.finish_reason == "stop"]
+    assert whole
+    assert all(item in ("a", 5) for one in whole for item in one)
+    for seed in range(20):
+        try:
+            step = openai_client.chat.completions.parse(**ask, response_format=Step, seed=seed)
+        except openai.LengthFinishReasonError:
+            continue  # a model of random weights writes much white space
+        assert step.choices[0].message.parsed.done in (True, False)
+        break
+    else:
+        pytest.fail("not one answer of twenty was whole")
+    text = openai_client.chat.completions.create(**ask, response_format={"type": "json_object"}, temperature=0)
+    assert text.choices[0].message.content.startswith("{")
+    for bad in ({"type": "array", "items": {"$ref": "#/nope"}}, {"type": "string", "pattern": "("}):
+        wanted = {"type": "json_schema", "json_schema": {"name": "bad", "schema": bad}}
+        with pytest.raises(openai.BadRequestError) as caught:
+            openai_client.chat.completions.create(**ask, response_format=wanted)
+        assert (caught.value.code, caught.value.param) == ("invalid_json_schema", "response_format")
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    with pytest.raises(openai.BadRequestError) as caught:  # this model's template knows none
+        openai_client.chat.completions.create(**ask, tools=[tool])
+    assert caught.value.param == "tools"
+    assert complete(served.url).status_code == 200  # the engine has taken no harm
+
+
+NODE = Path(__file__).parent.parent / "node"
+
+
+@pytest.mark.skipif(not (shutil.which("node") and shutil.which("npm")), reason="needs node and npm")
+def test_the_node_client(served: Served, tmp_path: Path) -> None:
+    for file in NODE.iterdir():
+        shutil.copy(file, tmp_path)
+    installed = subprocess.run(
+        ["npm", "ci", "--no-audit", "--no-fund"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=240
+    )
+    assert installed.returncode == 0, installed.stderr
+    environment = os.environ | {"OPENAI_BASE_URL": f"{served.url}/v1", "OPENAI_API_KEY": "none"}
+    done = subprocess.run(
+        ["node", "ask.mjs"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["streamed"] == found["whole"] != ""
+    assert found["usage"]["completion_tokens"] == 12
+    assert found["error"] == {"kind": "BadRequestError", "status": 400, "param": "top_logprobs"}
+    assert found["missing"] == "NotFoundError"
+
+
 def test_mistakes_reach_the_client_as_its_own_errors(served: Served, openai_client) -> None:
     import openai
 
@@ -125,8 +220,10 @@ def test_mistakes_reach_the_client_as_its_own_errors(served: Served, openai_clie
     with pytest.raises(openai.BadRequestError) as caught:
         ask(model="lm", prompt="x " * 400)
     assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "prompt")
-    with pytest.raises(openai.BadRequestError, match="logprobs"):
-        ask(model="lm", prompt="x", logprobs=2)
+    for changes, param in (({"logprobs": 2}, "logprobs"), ({"logit_bias": {"5": 1}}, "logit_bias")):
+        with pytest.raises(openai.BadRequestError) as caught:
+            ask(model="lm", prompt="x", **changes)
+        assert (caught.value.code, caught.value.param) == ("unsupported_parameter", param)
     with pytest.raises(openai.BadRequestError) as caught:
         openai_client.chat.completions.create(model="lm", messages=[{"role": "user", "content": "x" * 2000}])
     assert caught.value.param == "messages"
@@ -359,6 +456,54 @@ def test_who_leaves_frees_the_replica(one_at_a_time: str) -> None:
         httpx.post(one_at_a_time, json=endless(), timeout=0.3)
     assert httpx.post(one_at_a_time, json=endless(max_tokens=2), timeout=60).status_code == 200
     assert time.monotonic() - began < 2.5  # less than either would have gone on for
+
+
+@pytest.fixture(scope="module")
+def patient(served: Served) -> Iterator[str]:
+    """An endpoint that would generate for minutes."""
+    yield put(served.settings, "long/1", endpoint="patient", request_timeout_s=60).name
+    undeploy("patient", settings=served.settings)
+
+
+def working(seconds: float = 0.1) -> set[int]:
+    """Processes of OpenVINO's engine that use the processor now."""
+
+    def used() -> dict[int, float]:
+        times = {}
+        for process in psutil.process_iter(["cmdline", "cpu_times"]):
+            if "maas_ray.serve.engines.openvino_process" in (process.info["cmdline"] or ()):
+                times[process.pid] = sum(process.info["cpu_times"][:2])
+        return times
+
+    before = used()
+    time.sleep(seconds)
+    return {pid for pid, spent in used().items() if spent - before.get(pid, spent) >= seconds / 5}
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_hangs_up_stops_the_generation_within_a_second(served: Served, patient: str, n: int, stream: bool) -> None:
+    body = json.dumps(endless(model=patient, stream=stream, n=n)).encode()
+    address = served.url.removeprefix("http://").split(":")
+    took = []
+    for _ in range(2):
+        assert not working()
+        with socket.create_connection((address[0], int(address[1])), timeout=30) as connection:
+            connection.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
+                + f"Content-Length: {len(body)}\r\n\r\n".encode()
+                + body
+            )
+            deadline = time.monotonic() + 20
+            while not working():
+                assert time.monotonic() < deadline, "the generation did not begin"
+            if stream:
+                assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        left = time.monotonic()
+        while working():
+            assert time.monotonic() < left + 20, "the generation goes on"
+        took.append(time.monotonic() - left - 0.1)  # the last look saw no work for so long
+    assert min(took) < 1, took  # the machine may have been busy once
 
 
 def test_overload_is_a_429(one_at_a_time: str) -> None:

@@ -7,6 +7,7 @@ import tracemalloc
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -18,7 +19,7 @@ from maas_ray.serve.api import create_app
 from maas_ray.serve.models import Models
 from maas_ray.serve.open_inference import LENGTH_HEADER, InferBody, parse_infer, render_infer
 from maas_ray.serve.routes import Route, from_config, to_config
-from maas_ray.serve.text import Delta, TextRequest
+from maas_ray.serve.text import Delta, TextRequest, TokenLogprob
 from maas_ray.tasks import TensorSpec
 
 LIMIT = 2000
@@ -51,12 +52,28 @@ class InProcess(Models):
     async def ready(self, route: Route) -> bool:
         return route.name == "sums"
 
-    async def complete(self, route: Route, request: TextRequest) -> Delta:
+    async def complete(self, route: Route, request: TextRequest) -> list[Delta]:
         async with aclosing(self.stream(route, request)) as deltas:
             found = [delta async for delta in deltas]
-        return Delta("".join(delta.text for delta in found), "stop", 2, len(found))
+        whole = []
+        for index in range(max(delta.index for delta in found) + 1):
+            own = [delta for delta in found if delta.index == index]
+            logprobs = tuple(one for delta in own for one in delta.logprobs)
+            whole.append(Delta("".join(delta.text for delta in own), "stop", 2, len(own), index, logprobs))
+        return whole
 
     async def stream(self, route: Route, request: TextRequest) -> AsyncGenerator[Delta, None]:
+        self.asked = request
+        prompts = (request.prompt, *request.more_prompts)
+        index = 0
+        for prompt in prompts:
+            for _ in range(request.n):
+                async with aclosing(self.echo(replace(request, prompt=prompt))) as deltas:
+                    async for delta in deltas:
+                        yield replace(delta, index=index)
+                index += 1
+
+    async def echo(self, request: TextRequest) -> AsyncGenerator[Delta, None]:
         said = request.prompt if isinstance(request.prompt, str) else json.dumps(request.prompt)
         mistakes = {
             "long": PromptTooLongError(9, 9, 10, "prompt"),
@@ -72,7 +89,8 @@ class InProcess(Models):
                     raise RequestError("the replica died", code="model_unavailable", status=503)
                 if word == "wait":
                     await asyncio.sleep(60)
-                yield Delta(word, "stop" if number == len(words) else None, 2, number)
+                logprobs = (TokenLogprob(word, word.encode(), -0.5, number - 1),) if request.logprobs else ()
+                yield Delta(word, "stop" if number == len(words) else None, 2, number, logprobs=logprobs)
         except (GeneratorExit, asyncio.CancelledError):
             self.cancelled += 1
             raise
@@ -111,6 +129,13 @@ def chat(call: Call, **changes) -> httpx.Response:
 
 def say(content, role: str = "user", **more) -> dict:
     return {"role": role, "content": content, **more}
+
+
+SCHEMA = {"name": "a", "schema": {"type": "object"}}
+SCHEMA_PARAM, CALL_PARAM = "response_format.json_schema.schema", "messages[0].tool_calls[0]"
+MISSING = "missing_required_parameter"
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
 
 def events(response: httpx.Response) -> list:
@@ -166,6 +191,99 @@ def test_streams(call: Call, usage: bool) -> None:
     deltas = [chunk["choices"][0]["delta"] for chunk in events(chat(call, stream=True))[:-1]]
     assert deltas[0] == {"role": "assistant", "content": ""}
     assert deltas[-1] == {}
+
+
+def test_several_answers_to_several_prompts(call: Call) -> None:
+    body = complete(call, prompt=["a b", "c"], n=2, best_of=2).json()
+    assert [(choice["index"], choice["text"]) for choice in body["choices"]] == [
+        (0, "ab"),
+        (1, "ab"),
+        (2, "c"),
+        (3, "c"),
+    ]
+    # Each prompt, of 2 tokens, counts once; each answer counts.
+    assert body["usage"] == {"prompt_tokens": 4, "completion_tokens": 6, "total_tokens": 10}
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    *chunks, last, _ = events(complete(call, prompt=["a b", "c"], n=2, **options))
+    assert last["usage"] == body["usage"]
+    said, ends = {}, {}
+    for chunk in chunks:
+        [choice] = chunk["choices"]
+        assert choice["index"] not in ends
+        said[choice["index"]] = said.get(choice["index"], "") + choice["text"]
+        if choice["finish_reason"]:
+            ends[choice["index"]] = choice["finish_reason"]
+    assert said == {0: "ab", 1: "ab", 2: "c", 3: "c"}
+    assert ends == dict.fromkeys(range(4), "stop")
+    deltas = [chunk["choices"][0] for chunk in events(chat(call, n=2, stream=True))[:-1]]
+    assert [(one["index"], one["delta"].get("role")) for one in deltas if one["delta"].get("role")] == [
+        (0, "assistant"),
+        (1, "assistant"),
+    ]
+    too_many = complete(call, prompt=["a", "b", "c"], n=11).json()["error"]
+    assert (too_many["param"], too_many["code"]) == ("prompt", "invalid_value")
+    assert "33 answers in all; at most 32" in too_many["message"]
+
+
+def test_log_probabilities(call: Call) -> None:
+    assert complete(call, logprobs=0).json()["choices"][0]["logprobs"] == {
+        "tokens": ["a", "b"],
+        "token_logprobs": [-0.5, -0.5],
+        "top_logprobs": None,
+        "text_offset": [0, 1],
+    }
+    found = chat(call, logprobs=True, top_logprobs=0).json()["choices"][0]["logprobs"]["content"]
+    assert found[-1] == {"token": '"hi"}]', "logprob": -0.5, "bytes": list(b'"hi"}]'), "top_logprobs": []}
+    for path, asked in ((complete, {"logprobs": 0}), (chat, {"logprobs": True})):
+        chunks = [chunk["choices"][0] for chunk in events(path(call, stream=True, **asked))[:-1]]
+        pieces = [one["logprobs"] for one in chunks if one.get("text") or one.get("delta", {}).get("content")]
+        assert all(pieces)
+        assert [one["logprobs"] for one in chunks if one["finish_reason"]] == [None]
+        assert path(call).json()["choices"][0]["logprobs"] is None
+
+
+def test_what_a_request_asks_of_the_model() -> None:
+    models = InProcess()
+
+    def asked(path: str, **body) -> TextRequest:
+        async def once() -> httpx.Response:
+            transport = httpx.ASGITransport(create_app(models, body_limit=LIMIT))
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                return await client.post(path, json={"model": "echo"} | body)
+
+        assert asyncio.run(once()).status_code == 200
+        return models.asked
+
+    request = asked(
+        "/v1/chat/completions",
+        messages=[
+            say("x"),
+            {"role": "assistant", "content": None, "refusal": None, "annotations": [], "tool_calls": [CALL]},
+            {"role": "tool", "content": "y", "tool_call_id": "1"},
+        ],
+        tools=[TOOL],
+        tool_choice="auto",
+        n=2,
+        frequency_penalty=1,
+        presence_penalty=-0.5,
+        logit_bias={"5": -100},
+        logprobs=True,
+        response_format={"type": "json_schema", "json_schema": SCHEMA | {"strict": True}},
+    )
+    assert request.prompt[1] == {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}],
+    }
+    assert request.prompt[2] == {"role": "tool", "content": "y", "tool_call_id": "1"}
+    assert request.tools == (TOOL,)
+    assert (request.n, request.frequency_penalty, request.presence_penalty) == (2, 1.0, -0.5)
+    assert (request.logit_bias, request.logprobs, request.json_schema) == (((5, -100.0),), True, SCHEMA["schema"])
+    plain = asked("/v1/chat/completions", messages=[say("x")], tools=[TOOL], tool_choice="none")
+    assert plain.tools == ()
+    assert asked("/v1/chat/completions", messages=[say("x")], response_format={"type": "json_object"}).json_schema == {
+        "type": "object"
+    }
 
 
 def test_an_error_within_a_stream_is_its_last_event(call: Call) -> None:
@@ -236,14 +354,7 @@ def test_harmless_and_neutral_parameters_are_taken(call: Call) -> None:
 # --- OpenAI: mistakes
 
 UNSUPPORTED = {
-    "n": 2,
-    "logprobs": True,
     "top_logprobs": 3,
-    "logit_bias": {"5": 1},
-    "frequency_penalty": 0.1,
-    "presence_penalty": -1,
-    "response_format": {"type": "json_object"},
-    "tools": [{"type": "function"}],
     "tool_choice": "required",
     "functions": [{}],
     "modalities": ["audio"],
@@ -256,6 +367,12 @@ def test_what_would_change_the_answer_is_refused_by_name(call: Call, name: str, 
     response = chat(call, **{name: value})
     error = response.json()["error"]
     assert (response.status_code, error["param"], error["code"]) == (400, name, "unsupported_parameter")
+
+
+@pytest.mark.parametrize(("name", "value"), {"logprobs": 2, "best_of": 3, "echo": True, "suffix": "x"}.items())
+def test_what_completions_cannot_do_is_refused_by_name(call: Call, name: str, value) -> None:
+    error = complete(call, n=2, **{name: value}).json()["error"]
+    assert (error["param"], error["code"]) == (name, "unsupported_parameter")
 
 
 @pytest.mark.parametrize(
@@ -284,6 +401,27 @@ def test_what_would_change_the_answer_is_refused_by_name(call: Call, name: str, 
         ({"messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter"),
         ({"messages": [say("x"), say([{"type": "image_url"}])]}, "messages[1].content[0].type", "invalid_value"),
         ({"model": 5}, "model", "invalid_type"),
+        ({"n": 0}, "n", "invalid_value"),
+        ({"n": 17}, "n", "invalid_value"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty", "invalid_value"),
+        ({"presence_penalty": "1"}, "presence_penalty", "invalid_type"),
+        ({"logit_bias": {"5": 101}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"²": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": [5]}, "logit_bias", "invalid_type"),
+        ({"logprobs": 1}, "logprobs", "invalid_type"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
+        ({"response_format": {"type": "text", "json_schema": SCHEMA}}, "response_format.json_schema", "invalid_value"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}}, SCHEMA_PARAM, MISSING),
+        ({"tools": [{"type": "function"}]}, "tools[0].function", MISSING),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "invalid_value"),
+        ({"tools": [{"type": "retrieval"}]}, "tools[0].type", "invalid_value"),
+        ({"messages": [say(None, "assistant", tool_calls=[CALL | {"id": 5}])]}, f"{CALL_PARAM}.id", "invalid_type"),
+        (
+            {"messages": [say(None, "assistant", tool_calls=[CALL | {"function": {"name": "f", "arguments": "["}}])]},
+            f"{CALL_PARAM}.function.arguments",
+            "invalid_value",
+        ),
+        ({"messages": [say(None, "assistant")]}, "messages[0].content", "invalid_type"),
         ({"model": None}, "model", "invalid_type"),
     ],
 )
@@ -328,11 +466,21 @@ def test_a_wrong_field_is_named(call: Call, changes: dict, param: str, code: str
         ),
         (
             {"messages": [say("x", role="robot")]},
-            "Invalid value for 'messages[0].role': \"robot\". Supported values are: 'system', 'developer', 'user' or ",
+            "Invalid value for 'messages[0].role': \"robot\". Supported values are: 'system', 'developer', 'user', ",
         ),
         ({"messages": [{"role": "user"}]}, "Missing required parameter: 'messages[0].content'."),
         ({"max_tokenz": 5}, "Unknown parameter: 'max_tokenz'."),
-        ({"n": 2}, "'n' is not supported by this server; leave it out."),
+        ({"functions": [{}]}, "'functions' is not supported by this server; leave it out."),
+        (
+            {"messages": [say("x"), say("y", role="tool")]},
+            "Missing required parameter: 'messages[1].tool_call_id'.",
+        ),
+        (
+            {"messages": [say("x", tool_call_id="1")]},
+            "'messages[0].tool_call_id' is only allowed in a message of role 'tool'.",
+        ),
+        ({"response_format": {"type": "json_schema"}}, "Missing required parameter: 'response_format.json_schema'."),
+        ({"logit_bias": {"x": 1}}, "Invalid 'logit_bias': its keys are token ids"),
     ],
 )
 def test_a_wrong_field_is_told_in_openais_words(call: Call, changes: dict, message: str) -> None:
@@ -340,7 +488,7 @@ def test_a_wrong_field_is_told_in_openais_words(call: Call, changes: dict, messa
 
 
 def test_wrong_prompts(call: Call) -> None:
-    for prompt in (5, None, [], ["a", "b"], [1, "a"], [["a"]], {"a": 1}):
+    for prompt in (5, None, [], [[]] * 33, [1, "a"], ["a", 1], [["a"]], {"a": 1}):
         response = complete(call, prompt=prompt)
         assert response.status_code == 400, prompt
         assert response.json()["error"]["param"].startswith("prompt")

@@ -1,6 +1,7 @@
 """Whatever is asked, the gateway answers as its OpenAPI document says, and never with a fault of its own."""
 
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 
 import hypothesis
 import numpy as np
@@ -16,7 +17,7 @@ from maas_ray.serve.models import Models
 from maas_ray.serve.open_inference import InferBody, parse_infer, render_infer
 from maas_ray.serve.routes import Route
 from maas_ray.serve.rows import Head, PredictBody, parse_rows
-from maas_ray.serve.text import Delta, TextRequest
+from maas_ray.serve.text import Delta, TextRequest, TokenLogprob
 from tests.bundles import image_task, text_task
 
 TEXT, IMAGES = text_task(), image_task()
@@ -58,18 +59,21 @@ class InProcess(Models):
     async def ready(self, route: Route) -> bool:
         return True
 
-    async def _echo(self, request: TextRequest) -> Delta:
-        return Delta(str(request.prompt), "stop", 1, 1)
+    def _answers(self, request: TextRequest) -> list[Delta]:
+        logprobs = (TokenLogprob("a", b"a", -0.5, 0),) if request.logprobs else ()
+        prompts = [prompt for prompt in (request.prompt, *request.more_prompts) for _ in range(request.n)]
+        return [Delta(str(prompt), "stop", 1, 1, index, logprobs) for index, prompt in enumerate(prompts)]
 
     async def _echoed(self, request: TextRequest) -> AsyncGenerator[Delta, None]:
-        yield await self._echo(request)
+        yield self._answers(request)[0]
 
-    async def complete(self, route: Route, request: TextRequest) -> Delta:
-        return await self._echo(request)
+    async def complete(self, route: Route, request: TextRequest) -> list[Delta]:
+        return self._answers(request)
 
     async def stream(self, route: Route, request: TextRequest) -> AsyncGenerator[Delta, None]:
-        yield Delta("a", None, 1, 1)
-        yield Delta(str(request.prompt), "stop", 1, 2)
+        for answer in self._answers(request):
+            yield replace(answer, text="a", finish_reason=None)
+            yield replace(answer, completion_tokens=2)
 
     async def infer(self, route: Route, body: InferBody) -> InferBody:
         if route.name == "lm":

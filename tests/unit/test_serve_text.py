@@ -1,5 +1,9 @@
 """Prompts to ids, ids to text: nothing broken, nothing leaked."""
 
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -7,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maas_ray.errors import PromptTooLongError, RequestError
-from maas_ray.serve.text import ChatTemplate, Detokenizer, StopStrings, TextCodec, TextRequest
+from maas_ray.serve.engines import GenerateRequest, Tokens
+from maas_ray.serve.growing import Growing, Spelling, together
+from maas_ray.serve.text import ChatTemplate, Delta, Detokenizer, StopStrings, TextCodec, TextRequest
 from tests.bundles import TEXT, text_task
 
 TASK = text_task()
@@ -78,22 +84,22 @@ def test_a_stop_string_never_leaks(text: str, stops: list[str], sizes: list[int]
 
 def test_prompts_are_tokenised_as_the_training_text_was(codec: TextCodec) -> None:
     for text in TEXT:
-        prepared = codec.prepare(ask(text, max_tokens=1))
+        [prepared] = codec.prepare(ask(text, max_tokens=1))
         assert prepared.prompt_ids == TASK.encode([{"text": text}])["input_ids"][0][:-1].tolist()
-    special = codec.prepare(ask("<|endoftext|>")).prompt_ids
+    special = codec.prepare(ask("<|endoftext|>"))[0].prompt_ids
     assert len(special) > 1  # text is never taken for a special token
     assert TASK.end_of_text_id not in special
 
 
 def test_an_empty_prompt_begins_a_document(codec: TextCodec) -> None:
-    assert codec.prepare(ask("")).prompt_ids == [TASK.end_of_text_id]
-    assert TASK.end_of_text_id in codec.prepare(ask("")).end_ids
+    assert codec.prepare(ask(""))[0].prompt_ids == [TASK.end_of_text_id]
+    assert TASK.end_of_text_id in codec.prepare(ask(""))[0].end_ids
 
 
 def test_context_is_kept(codec: TextCodec) -> None:
     prompt = TASK.tokenizer.encode("x" * 10).ids
-    assert codec.prepare(ask(prompt, max_tokens=None)).max_tokens == 64 - len(prompt)
-    assert codec.prepare(ask(prompt, max_tokens=64 - len(prompt))).max_tokens == 64 - len(prompt)
+    assert codec.prepare(ask(prompt, max_tokens=None))[0].max_tokens == 64 - len(prompt)
+    assert codec.prepare(ask(prompt, max_tokens=64 - len(prompt)))[0].max_tokens == 64 - len(prompt)
     with pytest.raises(PromptTooLongError, match="64 tokens") as caught:
         codec.prepare(ask(prompt, max_tokens=65 - len(prompt)))
     assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "prompt")
@@ -110,8 +116,8 @@ def test_ids_outside_the_vocabulary_are_refused(codec: TextCodec, ids: list[int]
 
 
 def test_seeds_differ_unless_given(codec: TextCodec) -> None:
-    assert codec.prepare(ask("a", seed=7)).seed == 7
-    assert codec.prepare(ask("a", seed=None)).seed != codec.prepare(ask("a", seed=None)).seed
+    assert codec.prepare(ask("a", seed=7))[0].seed == 7
+    assert codec.prepare(ask("a", seed=None))[0].seed != codec.prepare(ask("a", seed=None))[0].seed
 
 
 def test_a_template_s_own_special_tokens_become_tokens(tmp_path: Path) -> None:
@@ -124,7 +130,7 @@ def test_a_template_s_own_special_tokens_become_tokens(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text(CHAT_ML)
     task = type(TASK).load_state(TASK.spec, {}, tmp_path)
     codec = TextCodec(task, tmp_path, context=64, end_ids=())
-    ids = codec.prepare(ask([{"role": "user", "content": "hi"}])).prompt_ids
+    ids = codec.prepare(ask([{"role": "user", "content": "hi"}]))[0].prompt_ids
     from transformers import AutoTokenizer
 
     reference = AutoTokenizer.from_pretrained(tmp_path)
@@ -150,3 +156,175 @@ def test_without_a_template_a_chat_is_refused(tmp_path: Path) -> None:
     codec = TextCodec(TASK, tmp_path, context=64, end_ids=())
     with pytest.raises(RequestError, match="/v1/completions"):
         codec.prepare(ask([{"role": "user", "content": "x"}]))
+
+
+def test_each_answer_is_asked_for_once_and_the_first_is_that_of_one(codec: TextCodec) -> None:
+    several = codec.prepare(ask("a", n=3, more_prompts=("b", [5, 6])))
+    assert [one.prompt_ids for one in several[::3]] == [
+        TASK.tokenizer.encode("a").ids,
+        TASK.tokenizer.encode("b").ids,
+        [5, 6],
+    ]
+    assert several[:1] == codec.prepare(ask("a"))
+    assert several[3:4] == codec.prepare(ask("b"))  # a prompt's answers do not depend on those before it
+    seeds = [one.seed for one in several]
+    assert seeds[:3] == seeds[3:6] == seeds[6:]
+    assert len(set(seeds)) == 3
+    assert seeds == [one.seed for one in codec.prepare(ask("a", n=3, more_prompts=("b", [5, 6])))]
+    with pytest.raises(RequestError, match="'prompt' holds -1"):
+        codec.prepare(ask("a", more_prompts=([-1],)))
+
+
+ASKED = {
+    "frequency_penalty": 0.5,
+    "presence_penalty": -0.5,
+    "logprobs": True,
+    "logit_bias": ((5, 1.0),),
+    "json_schema": {"type": "object"},
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_what_the_engine_cannot_do_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    TASK.save(tmp_path)
+    asked = ask("a", **{name: ASKED[name]})
+    able = frozenset({"penalties", "logprobs", "logit_bias", "json_schema"})
+    [prepared] = TextCodec(TASK, tmp_path, 64, (), able).prepare(asked)
+    assert getattr(prepared, name) == (json.dumps(ASKED[name]) if name == "json_schema" else ASKED[name])
+    ability = "penalties" if name.endswith("penalty") else name
+    with pytest.raises(RequestError) as caught:
+        TextCodec(TASK, tmp_path, 64, (), able - {ability}).prepare(asked)
+    assert (caught.value.status, caught.value.code) == (400, "unsupported_parameter")
+    assert caught.value.param == ("response_format" if name == "json_schema" else name)
+
+
+def test_biased_tokens_are_the_model_s(tmp_path: Path) -> None:
+    TASK.save(tmp_path)
+    codec = TextCodec(TASK, tmp_path, 64, (), frozenset({"logit_bias"}))
+    with pytest.raises(RequestError, match="0 to 319; 'logit_bias' holds 320"):
+        codec.prepare(ask("a", logit_bias=((320, 1.0),)))
+
+
+# --- tools
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+WITH_TOOLS = (
+    "{% if tools %}<tools>{% for tool in tools %}{{ tool | tojson }}{% endfor %}</tools>{% endif %}"
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}"
+    "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %};{% endfor %}"
+)
+USER = {"role": "user", "content": "x"}
+CALLED = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+ANSWERED = {"role": "tool", "content": "5", "tool_call_id": "1"}
+
+
+def test_a_template_is_shown_tools_and_what_became_of_them() -> None:
+    rendered = ChatTemplate(WITH_TOOLS, {}).render([USER, CALLED, ANSWERED], [TOOL])
+    assert rendered == (
+        f"<tools>{json.dumps(TOOL)}</tools>user: x;assistant: "
+        '<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>;tool: 5;'
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "tools", "param"),
+    [
+        (CHAT_ML, [USER], [TOOL], "tools"),
+        (CHAT_ML, [USER, CALLED, ANSWERED], [], "messages"),
+        (
+            "{% for m in messages %}{% if m.role != 'tool' %}{{ m.content }}{% endif %}{% endfor %}",
+            [USER, ANSWERED],
+            [],
+            "messages",
+        ),
+    ],
+)
+def test_a_template_that_leaves_tools_out_refuses_them(template: str, messages: list, tools: list, param: str) -> None:
+    with pytest.raises(RequestError, match="does not show the model") as caught:
+        ChatTemplate(template, {}).render(messages, tools)
+    assert (caught.value.param, caught.value.code) == (param, "unsupported_parameter")
+
+
+# --- growing answers
+
+
+def asked_of_engine(**changes) -> GenerateRequest:
+    fields = {"max_tokens": 1000, "temperature": 0.0, "top_p": 1.0, "seed": 0, "end_ids": (0,), "logprobs": True}
+    return GenerateRequest([1, 2], **(fields | changes))
+
+
+@given(st.text("ab é🚀", max_size=20), st.lists(st.integers(1, 5), min_size=1), st.sampled_from([(), ("b ",), ("é",)]))
+@settings(deadline=None)
+def test_log_probabilities_come_with_their_text(text: str, sizes: list[int], stop: tuple[str, ...]) -> None:
+    ids = [*TASK.tokenizer.encode(text).ids, 0]
+    growing, deltas, at = Growing(TASK.tokenizer, asked_of_engine(), stop, 3), [], 0
+    for size in [*sizes, *[1] * len(ids)]:
+        some = ids[at : at + size]
+        delta = growing.push(Tokens(some, [-float(at + place) for place in range(len(some))])) if some else None
+        at += size
+        deltas += [delta] if delta else []
+        if delta and delta.finish_reason:
+            break
+    said = "".join(delta.text for delta in deltas)
+    expected = min((text[: text.find(one)] for one in stop if one in text), default=text)
+    assert said == expected
+    assert {(delta.index, delta.prompt_tokens) for delta in deltas} == {(3, 2)}
+    assert [delta.finish_reason for delta in deltas] == [None] * (len(deltas) - 1) + ["stop"]
+    found = [one for delta in deltas for one in delta.logprobs]
+    assert [one.logprob for one in found] == [-float(place) for place in range(len(found))]
+    spelled = b"".join(one.spelled for one in found)
+    if said == text:
+        assert spelled == text.encode()
+        assert len(found) == len(ids) - 1  # the token that ends it is none of its text
+    else:
+        assert spelled.startswith(said.encode())
+        assert all(one.offset < len(said) for one in found)
+    begins = 0
+    for one in found:
+        assert said.encode().startswith(spelled[:begins][: len(said.encode())])
+        assert one.offset == len(spelled[:begins].decode(errors="ignore"))
+        begins += len(one.spelled)
+
+
+def test_tokens_of_other_alphabets_are_spelled() -> None:
+    from tokenizers import Tokenizer, decoders, models
+
+    tokenizer = Tokenizer(models.WordLevel({"▁Hello": 0, "<0xC3>": 1, "x": 2}, unk_token="x"))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    assert [Spelling(tokenizer).bytes_of(token) for token in range(3)] == [b" Hello", b"\xc3", b"x"]
+    assert Spelling(TASK.tokenizer).bytes_of(0) == b"<|endoftext|>"
+    assert Spelling(tokenizer).logprob(2, float("-inf"), 0).logprob == -9999.0
+
+
+def test_several_answers_grow_at_once_and_leaving_leaves_all() -> None:
+    left: list[int] = []
+
+    async def answer(index: int, pieces: int) -> AsyncGenerator[Delta, None]:
+        try:
+            for _ in range(pieces):
+                await asyncio.sleep(0)
+                yield Delta(str(index), None, 1, 1, index)
+        finally:
+            left.append(index)
+
+    async def broken() -> AsyncGenerator[Delta, None]:
+        yield Delta("x", None, 1, 1)
+        raise ValueError("broken")
+
+    async def run() -> None:
+        async with aclosing(together([answer(0, 3), answer(1, 5)])) as deltas:
+            found = [delta.index async for delta in deltas]
+        assert sorted(found) == [0] * 3 + [1] * 5
+        assert found[:4] == [0, 1, 0, 1]
+        left.clear()
+        async with aclosing(together([answer(0, 10**9), answer(1, 10**9)])) as deltas:
+            await anext(deltas)
+        assert sorted(left) == [0, 1]
+        left.clear()
+        async with aclosing(together([answer(0, 10**9), broken()])) as deltas:
+            with pytest.raises(ValueError, match="broken"):
+                [delta async for delta in deltas]
+        assert left == [0]
+
+    asyncio.run(run())

@@ -6,7 +6,10 @@ as if it were alone: neither its neighbours nor their arrival change its tokens.
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
+
+Ability = Literal["penalties", "logprobs", "logit_bias", "json_schema"]
+"""What an engine may be able to do beside sampling: each is a field of `GenerateRequest`, or two."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,11 @@ class GenerateRequest:
         seed: the same request with the same seed gives the same tokens.
         end_ids: stop after any of these tokens.
         adapter: added to the model for this sequence. None: the model itself.
+        frequency_penalty: taken off a token's score for each time that the answer already holds it.
+        presence_penalty: taken off a token's score once the answer holds it.
+        logprobs: give each new token's log probability, as the model has it before any field above changes it.
+        logit_bias: added to tokens' scores, by token id.
+        json_schema: the answer is a JSON document of this schema, which `json_schema.check` has passed.
     """
 
     prompt_ids: list[int]
@@ -38,13 +46,31 @@ class GenerateRequest:
     seed: int
     end_ids: tuple[int, ...]
     adapter: Adapter | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logprobs: bool = False
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    json_schema: str | None = None
+
+
+class Tokens(NamedTuple):
+    """New tokens of one request: their ids, and where asked their log probabilities."""
+
+    ids: list[int]
+    logprobs: list[float] = []
 
 
 class Engine(Protocol):
-    """Continuous batching over one model."""
+    """Continuous batching over one model.
 
-    def generate(self, request: GenerateRequest) -> AsyncGenerator[list[int], None]:
-        """New token ids, in order, some at a time; the last may be one of `end_ids`. Closing it cancels.
+    Args:
+        abilities: which fields of a request that not every engine knows it honours; it is given no others.
+    """
+
+    abilities: frozenset[Ability]
+
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[Tokens, None]:
+        """New tokens, in order, some at a time; the last may be one of `end_ids`. Closing it cancels.
 
         Raises:
             DeploymentError: the engine has died.

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from maas_ray.serve.engines import Adapter, Engine, GenerateRequest
+from maas_ray.serve.engines import Adapter, Engine, GenerateRequest, Tokens
 
 
 @dataclass
@@ -33,12 +33,13 @@ class AdapterEngine:
 
     def __init__(self, base: Engine, load: Callable[[Adapter], Engine], keep: int) -> None:
         self._base, self._load, self._keep = base, load, keep
+        self.abilities = base.abilities
         self._loaded: dict[str, _Loaded] = {}  # by digest; asked longest ago first
         self._turn = asyncio.Lock()
         self._left = asyncio.Event()
         self._threads = ThreadPoolExecutor(1, "adapters")  # one comes up at a time
 
-    def generate(self, request: GenerateRequest) -> AsyncGenerator[list[int], None]:
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[Tokens, None]:
         if request.adapter is None:
             return self._base.generate(request)
         return self._adapted(request, request.adapter)
@@ -52,7 +53,7 @@ class AdapterEngine:
             _close(loaded)
         self._base.close()
 
-    async def _adapted(self, request: GenerateRequest, adapter: Adapter) -> AsyncGenerator[list[int], None]:
+    async def _adapted(self, request: GenerateRequest, adapter: Adapter) -> AsyncGenerator[Tokens, None]:
         async with self._held(adapter) as engine, aclosing(engine.generate(request)) as tokens:
             async for some in tokens:
                 yield some

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from maas_ray.errors import DeploymentError
-from maas_ray.serve.engines import GenerateRequest
+from maas_ray.serve.engines import Ability, GenerateRequest, Tokens
 from maas_ray.serve.engines.kv_cache import pages
 from maas_ray.serve.engines.openvino_convert import Converted
 from maas_ray.serve.engines.openvino_process import Load
@@ -31,7 +31,7 @@ class _Waiting:
     """A request in flight: where its tokens are awaited."""
 
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    arrived: "asyncio.Queue[tuple[list[int], str]]" = field(default_factory=asyncio.Queue)
+    arrived: "asyncio.Queue[tuple[Tokens, str]]" = field(default_factory=asyncio.Queue)
 
 
 class OpenVinoEngine:
@@ -67,6 +67,9 @@ class OpenVinoEngine:
             pages=pages(model.token_bytes, model.context, max_requests, kv_cache_bytes),
             adapter=adapter,
         )
+        # Without the tokenizer OpenVINO does not know what its tokens spell.
+        without: frozenset[Ability] = frozenset({"penalties", "logprobs"})
+        self.abilities: frozenset[Ability] = without | {"json_schema"} if model.spells_tokens else without
         self._died = ""
         self._numbers = itertools.count()
         self._waiting: dict[int, _Waiting] = {}
@@ -82,7 +85,7 @@ class OpenVinoEngine:
         self._receiver = threading.Thread(target=self._receive, name="openvino-receive", daemon=True)
         self._receiver.start()
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[list[int], None]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Tokens, None]:
         number, waiting, end = next(self._numbers), _Waiting(), ""
         self._waiting[number] = waiting
         try:
@@ -92,10 +95,10 @@ class OpenVinoEngine:
                 tokens, end = await waiting.arrived.get()
                 while not end and not waiting.arrived.empty():
                     more, end = waiting.arrived.get_nowait()
-                    tokens = tokens + more
+                    tokens = Tokens(tokens.ids + more.ids, tokens.logprobs + more.logprobs)
                 if end not in ("", "finished"):
                     raise DeploymentError(f"the text engine could not go on: {end}.")
-                if tokens:
+                if tokens.ids:
                     yield tokens
         finally:
             del self._waiting[number]
@@ -120,9 +123,9 @@ class OpenVinoEngine:
                 else:
                     self._hand_on(news)
         self._died = self._end(last_words)
-        self._hand_on([(number, [], self._died) for number in list(self._waiting)])
+        self._hand_on([(number, Tokens([]), self._died) for number in list(self._waiting)])
 
-    def _hand_on(self, step: list[tuple[int, list[int], str]]) -> None:
+    def _hand_on(self, step: list[tuple[int, Tokens, str]]) -> None:
         """Wake each event loop once, however many of its requests have news."""
         by_loop: dict[asyncio.AbstractEventLoop, list[Any]] = defaultdict(list)
         for number, tokens, end in step:
@@ -173,6 +176,6 @@ def _start() -> "tuple[subprocess.Popen[bytes], Connection]":
     return process, ours
 
 
-def _put_all(news: list[tuple["asyncio.Queue[Any]", tuple[list[int], str]]]) -> None:
+def _put_all(news: list[tuple["asyncio.Queue[Any]", tuple[Tokens, str]]]) -> None:
     for queue, item in news:
         queue.put_nowait(item)

@@ -25,6 +25,7 @@ from maas_ray.errors import DeploymentError
 from maas_ray.serve.engines.processes import module_command, module_environment
 
 MODEL, FACTS = "openvino_model.xml", "facts.json"
+_TOKENIZER, _DETOKENIZER = "openvino_tokenizer.xml", "openvino_detokenizer.xml"
 # Those whose tokens were found to be the same as Transformers'. What is not here may convert, and be wrong.
 ARCHITECTURES = frozenset(
     {"llama", "qwen2", "qwen3", "qwen3_moe", "mistral", "phi3", "gemma", "gemma3_text", "gpt2", "gpt_neox"}
@@ -41,18 +42,21 @@ class Converted:
         context: longest sequence it takes, tokens.
         end_ids: tokens that end an answer, as the model says.
         token_bytes: keys and values of one token.
+        spells_tokens: the tokenizer is there too, by which answers can be held to a JSON schema.
     """
 
     directory: Path
     context: int
     end_ids: tuple[int, ...]
     token_bytes: int
+    spells_tokens: bool
 
     @classmethod
     def load(cls, directory: Path) -> "Converted":
         """What stands beside the model in its directory."""
         facts = json.loads((directory / FACTS).read_text(encoding="utf-8"))
-        return cls(directory, facts["context"], tuple(facts["end_ids"]), facts["token_bytes"])
+        spells_tokens = (directory / _DETOKENIZER).is_file()
+        return cls(directory, facts["context"], tuple(facts["end_ids"]), facts["token_bytes"], spells_tokens)
 
 
 def refusal(directory: Path) -> str | None:
@@ -172,8 +176,25 @@ def _convert(directory: Path, target: Path, compression: str) -> None:
             mode = nncf.CompressWeightsMode.INT4_ASYM
             converted = nncf.compress_weights(converted, mode=mode, advanced_parameters=smaller)
     openvino.save_model(converted, target / MODEL, compress_to_fp16=False)
+    _convert_tokenizer(directory, target)
     shutil.copy(directory / "config.json", target)
     (target / FACTS).write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _convert_tokenizer(directory: Path, target: Path) -> None:
+    """The tokenizer too, where it can be: of it OpenVINO needs what each token spells."""
+    import openvino
+    from openvino_tokenizers import convert_tokenizer
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        found = convert_tokenizer(tokenizer, with_detokenizer=True)
+    except Exception:  # whatever it does not know
+        traceback.print_exc()
+        return
+    for part, name in zip(found, (_TOKENIZER, _DETOKENIZER), strict=True):
+        openvino.save_model(part, target / name)
 
 
 def _stateful(model: Any, layers: int, heads: int, width: int) -> Any:
@@ -207,6 +228,7 @@ def _stateful(model: Any, layers: int, heads: int, width: int) -> Any:
             node.set_element_type(Type.i64)
     for port, name in zip(found.outputs, ["logits", *caches.values()], strict=True):
         port.get_tensor().set_names({name})
+    _shift_scores(found)
     found.validate_nodes_and_infer_types()
 
     # GenAI reorders the rows of a cache by `beam_idx`.
@@ -232,6 +254,24 @@ def _stateful(model: Any, layers: int, heads: int, width: int) -> Any:
             node.set_arguments([opset13.broadcast(zero, empty)])
     found.validate_nodes_and_infer_types()
     return found
+
+
+def _shift_scores(found: Any) -> None:
+    """Make the lowest score of each row 4, which changes no probability.
+
+    OpenVINO GenAI takes a penalty off a score that is 0 or more, and adds it to one below: there, what the answer
+    holds already would be made likelier. 4, as the presence penalty is taken off first and is at most 2. An addition
+    right after the last multiplication is what GenAI allows where it picks the rows that it needs.
+    """
+    import numpy as np
+    from openvino import opset13
+
+    result = found.output("logits").get_node().input(0)
+    scores = result.get_source_output()
+    lowest = opset13.reduce_min(scores, opset13.constant(np.array([-1])), keep_dims=True)
+    shifted = opset13.add(scores, opset13.subtract(opset13.constant(np.float32(4)), lowest))
+    result.replace_source_output(shifted.output(0))
+    shifted.output(0).get_tensor().set_names({"logits"})
 
 
 def _wrapped(model: Any) -> Any:

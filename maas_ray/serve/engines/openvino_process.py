@@ -4,7 +4,7 @@ One thread does all: take what has arrived, compute a step, send the new tokens.
 so that beside it nothing else would run; and reading a result that is not there yet would wait for ever.
 
     here come   `Load`, once; then (number, request) to begin, (number, None) to cancel
-    there go    None, loaded; then, after a step, a list of (number, new tokens, "finished" | "refused" | "");
+    there go    None, loaded; then, after a step, a list of (number, `Tokens`, "finished" | "refused" | "");
                 or a string, of what it died
 
 When the other end closes, this process ends.
@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from maas_ray.serve.engines import GenerateRequest
+from maas_ray.serve.engines import GenerateRequest, Tokens
 
 _DELIVERY_S, _LONGEST_S = 0.005, 0.1
 """Pause between deliveries for each request in flight, 200 a second for all, and the longest. One takes about a
@@ -28,10 +28,11 @@ millisecond of processor time on its way to the client, whatever it holds. First
 class _Running:
     """A request in flight, and its tokens that are not sent yet."""
 
-    def __init__(self, handle: Any) -> None:
+    def __init__(self, handle: Any, logprobs: bool) -> None:
         self.handle, self.sent_at = handle, 0.0
-        self.tokens: list[int] = []
+        self.tokens = Tokens([], [])
         self.end = ""
+        self._logprobs = logprobs
 
     def take(self) -> None:
         """Take what the last step made."""
@@ -40,7 +41,9 @@ class _Running:
         status = self.handle.get_status()
         while self.handle.can_read():
             for output in self.handle.read().values():
-                self.tokens += output.generated_ids
+                self.tokens.ids.extend(output.generated_ids)
+                if self._logprobs:
+                    self.tokens.logprobs.extend(output.generated_log_probs)
         if status != GenerationStatus.RUNNING:
             self.end = "finished" if status == GenerationStatus.FINISHED else "refused"
 
@@ -77,16 +80,16 @@ def serve(connection: Connection) -> None:
         while connection.poll(0 if pipeline.has_non_finished_requests() else None):
             number, request = connection.recv()
             if request is not None:
-                running[number] = _Running(_begin(pipeline, number, request))
+                running[number] = _Running(_begin(pipeline, number, request), request.logprobs)
             elif number in running:
                 running.pop(number).handle.cancel()
         pipeline.step()
         now, pause, news = time.monotonic(), min(_DELIVERY_S * len(running), _LONGEST_S), []
         for number, one in list(running.items()):
             one.take()
-            if one.end or (one.tokens and now - one.sent_at >= pause):
+            if one.end or (one.tokens.ids and now - one.sent_at >= pause):
                 news.append((number, one.tokens, one.end))
-                one.tokens, one.sent_at = [], now
+                one.tokens, one.sent_at = Tokens([], []), now
             if one.end:
                 del running[number]
         if news:
@@ -121,7 +124,7 @@ def _pipeline(load: Load) -> Any:
 def _begin(pipeline: Any, number: int, request: GenerateRequest) -> Any:
     import numpy as np
     from openvino import Tensor
-    from openvino_genai import GenerationConfig
+    from openvino_genai import GenerationConfig, StructuredOutputConfig
 
     config = GenerationConfig()
     config.max_new_tokens = request.max_tokens
@@ -132,6 +135,11 @@ def _begin(pipeline: Any, number: int, request: GenerateRequest) -> Any:
         config.temperature = request.temperature
         config.top_p = request.top_p
         config.rng_seed = _seed(request.seed)
+    config.frequency_penalty = request.frequency_penalty
+    config.presence_penalty = request.presence_penalty
+    config.logprobs = int(request.logprobs)
+    if request.json_schema is not None:
+        config.structured_output_config = StructuredOutputConfig(json_schema=request.json_schema)
     return pipeline.add_request(number, Tensor(np.array([request.prompt_ids], dtype=np.int64)), config)
 
 

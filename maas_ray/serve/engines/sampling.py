@@ -5,6 +5,8 @@ from their softmax (Gumbel 1954; Maddison, Tarlow, Minka 2014, "A* Sampling"). T
 (seed, position, token), so it is the same whatever else is in the batch and whenever a request is resumed.
 """
 
+from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,8 +23,9 @@ _BITS = 23  # so that (bits + ½) / 2²³ lies strictly between 0 and 1 in float
 
 
 def sampling_processors() -> ContinuousBatchingLogitsProcessorList:
-    """Per-request `temperature`, `top_p` and `seed`; without a `seed` a request is greedy."""
+    """Per-request `adjustment`, `temperature`, `top_p` and `seed`; without a `seed` a request is greedy."""
     processors = [
+        _Adjusted(),
         ContinuousBatchingTemperatureLogitsWarper(TemperatureLogitsWarper(1.0)),
         _TopP(TopPLogitsWarper(1.0)),
         _SeededNoise(),
@@ -31,6 +34,49 @@ def sampling_processors() -> ContinuousBatchingLogitsProcessorList:
     # Each brings one row of arguments; Transformers counts only the processors it converts itself.
     found.tensors_required = len(processors)
     return found
+
+
+@dataclass(frozen=True)
+class Adjustment:
+    """What changes a request's scores before they are sampled; see `GenerateRequest`."""
+
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+
+class _Adjusted(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
+    """Adds to the scores of single tokens what an `Adjustment` says."""
+
+    supported_kwargs = {"adjustment": Adjustment}
+    ignored_kwargs: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        self._changes: list[tuple[int, list[int], list[float]]] = []
+
+    def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
+        int32_tensor.zero_()
+
+    def prepare_tensor_args(self, requests_with_new_token: list[Any]) -> torch.Tensor:
+        self._changes = []
+        for row, request in enumerate(requests_with_new_token):
+            adjustment = request.state.logit_processor_kwargs.get("adjustment")
+            if adjustment is not None:
+                changes: dict[int, float] = dict(adjustment.logit_bias)
+                if adjustment.frequency_penalty or adjustment.presence_penalty:
+                    for token, count in Counter(_generated(request.state)).items():
+                        penalty = adjustment.frequency_penalty * count + adjustment.presence_penalty
+                        changes[token] = changes.get(token, 0.0) - penalty
+                self._changes.append((row, list(changes), list(changes.values())))
+        return torch.zeros(len(requests_with_new_token), dtype=torch.int32)  # what it needs has no fixed size
+
+    def __call__(self, scores: torch.Tensor, tensor_arg: torch.Tensor) -> torch.Tensor:
+        if not self._changes:
+            return scores
+        scores = scores.clone()
+        for row, tokens, changes in self._changes:
+            scores[row, tokens] += torch.tensor(changes, dtype=scores.dtype, device=scores.device)
+        return scores
 
 
 class _TopP(ContinuousBatchingTopPLogitsWarper):  # type: ignore[misc]
@@ -74,6 +120,12 @@ class _SeededNoise(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
             return scores
         keys = tensor_arg[: scores.size(0)]
         return torch.where(keys.ne(0).unsqueeze(-1), scores + gumbel(keys, scores.size(-1)), scores)
+
+
+def _generated(state: Any) -> list[int]:
+    """A request's new tokens; those before it was evicted and resumed stand in its prompt now."""
+    before = state.initial_tokens[state._true_initial_tokens :] if state._true_initial_tokens else []
+    return [*before, *state.generated_tokens]
 
 
 def noise_key(seed: int, position: int) -> int:

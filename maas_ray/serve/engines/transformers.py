@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from maas_ray.errors import DeploymentError
-from maas_ray.serve.engines import GenerateRequest
+from maas_ray.serve.engines import Ability, GenerateRequest, Tokens
 from maas_ray.serve.engines.kv_cache import PAGE, pages
 
 _WATCH_S = 1.0
@@ -30,6 +30,9 @@ class TransformersEngine:
     Raises:
         DeploymentError: the key-value cache is too small for one sequence.
     """
+
+    # Its log probabilities are of what the processors made of the scores, noise and all: none to give out.
+    abilities: frozenset[Ability] = frozenset({"penalties", "logit_bias"})
 
     def __init__(
         self, model: Any, *, context: int, max_requests: int, kv_cache_bytes: int, prefill_tokens: int
@@ -59,13 +62,18 @@ class TransformersEngine:
         self._ids = itertools.count()
         self._manager.start()
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[list[int], None]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Tokens, None]:
+        from maas_ray.serve.engines.sampling import Adjustment
+
         self.check()
         name = f"request-{next(self._ids)}"
         arrived: asyncio.Queue[Any] = asyncio.Queue()
         sampling: dict[str, Any] = {}
         if request.temperature > 0:
             sampling = {"temperature": float(request.temperature), "top_p": float(request.top_p), "seed": request.seed}
+        adjustment = Adjustment(request.frequency_penalty, request.presence_penalty, request.logit_bias)
+        if adjustment != Adjustment():
+            sampling["adjustment"] = adjustment
         self._manager.register_result_handler(name, arrived.put_nowait)
         finished = False
         try:
@@ -86,7 +94,7 @@ class TransformersEngine:
                 if output.error is not None:
                     raise DeploymentError(f"the text engine could not go on: {output.error}")
                 if len(output.generated_tokens) > seen:
-                    yield output.generated_tokens[seen:]
+                    yield Tokens(output.generated_tokens[seen:])
                     seen = len(output.generated_tokens)
         finally:
             if not finished:

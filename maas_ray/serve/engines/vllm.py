@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from maas_ray.errors import DeploymentError
-from maas_ray.serve.engines import Adapter, GenerateRequest
+from maas_ray.serve.engines import Ability, Adapter, GenerateRequest, Tokens
 from maas_ray.serve.spec import ServingOptions
 
 if TYPE_CHECKING:
@@ -113,6 +113,8 @@ class VllmEngine:
         fetch: an adapter's files on this node.
     """
 
+    abilities: frozenset[Ability] = frozenset({"penalties", "logit_bias"})
+
     def __init__(self, config: "LLMConfig", fetch: Callable[[Adapter], Path]) -> None:
         from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 
@@ -148,7 +150,7 @@ class VllmEngine:
         # Ray's wrapper offers whole chats and completions; tokens are to be had of the client that it holds.
         self._client = self._engine._engine_client
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[list[int], None]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Tokens, None]:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -158,6 +160,9 @@ class VllmEngine:
             temperature=request.temperature,
             top_p=request.top_p if request.temperature > 0 else 1.0,
             seed=request.seed if request.temperature > 0 else None,
+            frequency_penalty=request.frequency_penalty,
+            presence_penalty=request.presence_penalty,
+            logit_bias=dict(request.logit_bias) or None,
             stop_token_ids=list(request.end_ids),
             ignore_eos=True,  # `end_ids` has all that end an answer
             detokenize=False,
@@ -173,7 +178,7 @@ class VllmEngine:
         try:
             async for output in outputs:
                 if tokens := list(output.outputs[0].token_ids):
-                    yield tokens
+                    yield Tokens(tokens)
         except Exception as error:
             raise DeploymentError(f"the text engine could not go on: {_first_line(error)}.") from error
         finally:

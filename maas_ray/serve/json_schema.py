@@ -1,0 +1,219 @@
+"""Which JSON schemas an answer can be held to.
+
+OpenVINO's grammar compiler passes over keywords that it does not know, and one that it cannot compile stops the
+engine for everybody. So a schema is read here first: every keyword must be one that was found to be enforced, and
+the whole must be small enough to compile between two steps. Knows nothing of any engine.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from maas_ray.errors import RequestError
+
+ANY_OBJECT: dict[str, Any] = {"type": "object"}
+"""The schema of JSON mode."""
+
+_DEPTH, _SCHEMAS, _ENUM_VALUES, _BYTES, _COUNT = 32, 1000, 500, 50_000, 10_000
+_FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv6", "uuid", "uri")
+_NAME = re.compile(r'[^"\\\x00-\x1f\x7f]*')  # others break the grammar that is made of the schema
+_NOTES = {"title", "description", "default", "examples", "deprecated", "$schema", "$id", "$comment"}
+_DEFINITIONS = ("$defs", "definitions")
+_OF_TYPE: dict[str, set[str]] = {
+    "object": {"properties", "required", "additionalProperties"},
+    "array": {"items", "minItems", "maxItems"},
+    "string": {"format"},  # of a length it would let control characters through, which JSON has not
+    "integer": set(),  # bounds are refused: numbers outside of them were seen
+    "number": set(),
+    "boolean": set(),
+    "null": set(),
+}
+_PYTHON: dict[str, tuple[type, ...]] = {
+    "object": (dict,),
+    "array": (list,),
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "null": (type(None),),
+}
+
+
+def check(schema: dict[str, Any]) -> str:
+    """The schema as text, if an answer can be held to all of it.
+
+    Raises:
+        RequestError: it cannot; says where and why.
+    """
+    text = json.dumps(schema, ensure_ascii=False)
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise _refusal("schema", "it holds half of a surrogate pair, which is no character")
+    if len(text.encode()) > _BYTES:
+        raise _refusal("schema", f"it is longer than {_BYTES:,} bytes")
+    _Check(schema).run()
+    return text
+
+
+def _refusal(where: str, problem: str) -> RequestError:
+    return RequestError(
+        f"Invalid JSON schema in 'response_format': {where}: {problem}.",
+        param="response_format",
+        code="invalid_json_schema",
+    )
+
+
+class _Check:
+    def __init__(self, root: dict[str, Any]) -> None:
+        self._root = root
+        self._found: dict[int, tuple[str, dict[str, Any]]] = {}
+        self._enum_values = 0
+
+    def run(self) -> None:
+        self._schema(self._root, "schema", 1)
+        for where, schema in self._found.values():
+            self._no_circle(where, schema)
+        # What ends: found again and again, until a round finds nothing new.
+        ends: set[int] = set()
+        while found := {key for key, (_, one) in self._found.items() if key not in ends and self._ends(one, ends)}:
+            ends |= found
+        if id(self._root) not in ends:
+            raise _refusal("schema", "no finite document fits it; it asks for itself again and again")
+
+    def _schema(self, schema: Any, where: str, depth: int) -> None:
+        if not isinstance(schema, dict):
+            raise _refusal(where, "a schema must be an object here")
+        if depth > _DEPTH:
+            raise _refusal(where, f"it is nested deeper than {_DEPTH}")
+        self._found[id(schema)] = where, schema
+        if len(self._found) > _SCHEMAS:
+            raise _refusal(where, f"there are more than {_SCHEMAS} schemas in it")
+        for name in _DEFINITIONS:
+            for key, one in self._mapping(schema, name, where):
+                self._schema(one, f"{where}.{name}.{key}", depth + 1)
+        keywords = set(schema) - _NOTES - set(_DEFINITIONS)
+        if "$ref" in schema:
+            self._alone(keywords, "$ref", where)
+            self._target(schema, where)
+        elif "anyOf" in schema:
+            self._alone(keywords, "anyOf", where)
+            branches = schema["anyOf"]
+            if not isinstance(branches, list) or not branches:
+                raise _refusal(f"{where}.anyOf", "it must be an array of schemas")
+            for place, branch in enumerate(branches):
+                self._schema(branch, f"{where}.anyOf[{place}]", depth + 1)
+        else:
+            self._typed(schema, keywords, where, depth)
+
+    def _typed(self, schema: dict[str, Any], keywords: set[str], where: str, depth: int) -> None:
+        types = self._types(schema, where)
+        for name in ("enum", "const"):
+            if name in schema:
+                self._alone(keywords - {"type"}, name, where)
+                self._values(schema, name, types, where)
+                return
+        known = set().union(*(_OF_TYPE[one] for one in types))
+        for name in sorted(keywords - {"type"} - known):
+            owner = next((one for one, names in _OF_TYPE.items() if name in names), None)
+            why = "is not supported" if owner is None or types else f"needs type: {owner} beside it"
+            beside = f" with type {' or '.join(types)}" if types else ""
+            raise _refusal(where, f"the keyword '{name}' {why}{beside}")
+        self._object(schema, where, depth)
+        if "items" in schema:
+            self._schema(schema["items"], f"{where}.items", depth + 1)
+        for name in ("minItems", "maxItems"):
+            if name in schema and "items" not in schema:
+                raise _refusal(where, f"the keyword '{name}' needs items beside it")
+            if name in schema and not (type(schema[name]) is int and 0 <= schema[name] <= _COUNT):
+                raise _refusal(f"{where}.{name}", f"it must be an integer from 0 to {_COUNT:,}")
+        if schema.get("minItems", 0) > schema.get("maxItems", _COUNT):
+            raise _refusal(where, "minItems is above maxItems")
+        if "format" in schema and schema["format"] not in _FORMATS:
+            raise _refusal(f"{where}.format", f"supported are {', '.join(_FORMATS)}")
+
+    def _types(self, schema: dict[str, Any], where: str) -> list[str]:
+        """Which it may be of; none named: any."""
+        given = schema.get("type", [])
+        types = given if isinstance(given, list) else [given]
+        for one in types:
+            if not isinstance(one, str) or one not in _OF_TYPE:
+                raise _refusal(f"{where}.type", f"{json.dumps(one)} is not one of {', '.join(_OF_TYPE)}")
+        if "type" in schema and not types:
+            raise _refusal(f"{where}.type", "it names no type")
+        return types
+
+    def _values(self, schema: dict[str, Any], name: str, types: list[str], where: str) -> None:
+        values = schema[name] if name == "enum" else [schema[name]]
+        if not isinstance(values, list) or not values:
+            raise _refusal(f"{where}.{name}", "it must be an array of values")
+        self._enum_values += len(values)
+        if self._enum_values > _ENUM_VALUES:
+            raise _refusal(where, f"there are more than {_ENUM_VALUES} enum values in all")
+        if types and not all(any(_is(value, one) for one in types) for value in values):
+            raise _refusal(f"{where}.{name}", "a value is not of the type")
+
+    def _object(self, schema: dict[str, Any], where: str, depth: int) -> None:
+        names = []
+        for key, one in self._mapping(schema, "properties", where):
+            if not _NAME.fullmatch(key):
+                raise _refusal(f"{where}.properties", f"{json.dumps(key)} has a quote, backslash or control character")
+            names.append(key)
+            self._schema(one, f"{where}.properties.{key}", depth + 1)
+        required = schema.get("required", [])
+        if not isinstance(required, list) or not all(isinstance(one, str) for one in required):
+            raise _refusal(f"{where}.required", "it must be an array of names")
+        if missing := sorted(set(required) - set(names)):
+            raise _refusal(f"{where}.required", f"'{missing[0]}' is not among the properties")
+        others = schema.get("additionalProperties", False)
+        if not isinstance(others, bool):
+            self._schema(others, f"{where}.additionalProperties", depth + 1)
+
+    def _mapping(self, schema: dict[str, Any], name: str, where: str) -> Iterator[tuple[str, Any]]:
+        found = schema.get(name, {})
+        if not isinstance(found, dict):
+            raise _refusal(f"{where}.{name}", "it must be an object of schemas")
+        yield from found.items()
+
+    def _alone(self, keywords: set[str], name: str, where: str) -> None:
+        if others := sorted(keywords - {name}):
+            raise _refusal(where, f"the keyword '{others[0]}' is not supported beside '{name}'")
+
+    def _target(self, schema: dict[str, Any], where: str) -> dict[str, Any]:
+        reference = schema["$ref"]
+        if reference == "#":
+            return self._root
+        for name in _DEFINITIONS:
+            key = str(reference).removeprefix(f"#/{name}/")
+            found = self._root.get(name, {})
+            if key != reference and not set(key) & set("~%/") and isinstance(found, dict) and key in found:
+                target: dict[str, Any] = found[key]
+                return target
+        raise _refusal(f"{where}.$ref", f"{json.dumps(reference)} is neither '#' nor among the schema's own $defs")
+
+    def _directly(self, schema: dict[str, Any]) -> list[dict[str, Any]]:
+        """Schemas that begin at the same character as this one."""
+        return [self._target(schema, "schema")] if "$ref" in schema else schema.get("anyOf", [])
+
+    def _no_circle(self, where: str, schema: dict[str, Any]) -> None:
+        seen: set[int] = set()
+        at = list(self._directly(schema))
+        while at:
+            one = at.pop()
+            if one is schema:
+                raise _refusal(where, "it refers to itself before anything of it is written")
+            if id(one) not in seen:
+                seen.add(id(one))
+                at += self._directly(one)
+
+    def _ends(self, schema: dict[str, Any], ends: set[int]) -> bool:
+        if direct := self._directly(schema):
+            return any(id(one) in ends for one in direct)
+        properties = schema.get("properties", {})
+        needed = [properties[name] for name in schema.get("required", [])]
+        if schema.get("minItems", 0) and "items" in schema:
+            needed.append(schema["items"])
+        return isinstance(schema.get("type"), list) or all(id(one) in ends for one in needed)
+
+
+def _is(value: Any, kind: str) -> bool:
+    return isinstance(value, _PYTHON[kind]) and (kind == "boolean" or not isinstance(value, bool))
