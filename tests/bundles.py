@@ -35,12 +35,16 @@ def image_task(labels: tuple[str, ...] = ("dark", "light"), size: int = 8) -> Ta
     return ImageClassificationSpec().fit(rows)
 
 
-def save_bundle(task: Task, directory: Path, *, seed: int = 0) -> Path:
+def save_bundle(task: Task, directory: Path, *, seed: int = 0, hidden_size: int = 32) -> Path:
     """A bundle's files, with random weights that depend on the seed alone."""
     import torch
     from safetensors.torch import save_file
 
-    network = Llama(hidden_size=32, layers=2, heads=2) if task.kind == "generate" else Cnn(channels=(8,), hidden_size=8)
+    network = (
+        Llama(hidden_size=hidden_size, layers=2, heads=2)
+        if task.kind == "generate"
+        else Cnn(channels=(8,), hidden_size=8)
+    )
     torch.manual_seed(seed)
     module = network.build(task).eval()
     directory.mkdir(parents=True, exist_ok=True)
@@ -54,10 +58,10 @@ def save_bundle(task: Task, directory: Path, *, seed: int = 0) -> Path:
 
 
 def publish(
-    settings: Settings, name: str, task: Task, directory: Path, *, seed: int = 0, config: dict[str, Any] | None = None
+    settings: Settings, name: str, task: Task, directory: Path, *, config: dict[str, Any] | None = None, **changes: Any
 ) -> Bundle:
-    """Publish a bundle; `config` is laid over its `config.json`."""
-    save_bundle(task, directory, seed=seed)
+    """Publish a bundle; `config` is laid over its `config.json`. The rest as for `save_bundle`."""
+    save_bundle(task, directory, **changes)
     if config:
         path = directory / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | config))
