@@ -219,7 +219,7 @@ def look(settings: Settings) -> dict[str, Any]:
 def _serve(asked: Sequence[tuple[DeploySpec, ModelVersion]], settings: Settings) -> list[Endpoint]:
     """Bring versions up behind their names, all or none; those that stand already are left alone."""
     registry = Registry(settings)
-    wanted = [(version, rollout.wanted(spec, version, registry)) for spec, version in asked]
+    wanted = [rollout.wanted(spec, version, registry) for spec, version in asked]
     cluster.connect(settings)
     url = control.start(settings)
     rollout.check_gateway()
@@ -230,17 +230,17 @@ def _serve(asked: Sequence[tuple[DeploySpec, ModelVersion]], settings: Settings)
     differing = {difference.endpoint for difference in found}
     standing = {record.name: record for record in records}
     changing = []
-    for version, new in wanted:
+    for new in wanted:
         old = standing.get(new.name)
         if old and _same(old, new) and not differing & {new.name, new.application, GATEWAY_APP}:
             say(f"{new.name} serves {new.version} so already; nothing to do")
             if old.problem:
                 endpoints.put(replace(old, problem=""))
         else:
-            changing.append((version, new, old))
+            changing.append((new, old))
     if changing:
         rollout.carry_out(endpoints, rollout.begin(endpoints, changing), settings, url)
-    names, running = {new.name for _, new in wanted}, control.applications()
+    names, running = {new.name for new in wanted}, control.applications()
     return [_endpoint(record, running, url) for record in endpoints.all() if record.name in names]
 
 

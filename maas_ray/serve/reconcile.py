@@ -123,9 +123,9 @@ def _resume(endpoints: Endpoints, record: Record, settings: Settings) -> rollout
         version = registry.resolve(record.version)
         wanted = rollout.wanted(spec, version, registry)
         if record.state is State.DEPLOYING and record.application == wanted.application:
-            change = rollout.Change(version, wanted, before, record)
+            change = rollout.Change(wanted, before, record)
         else:
-            (change,) = rollout.begin(endpoints, [(version, wanted, record)])
+            (change,) = rollout.begin(endpoints, [(wanted, record)])
             begun, before = change.begun, change.before
         rollout.submit(change, settings)
     except ConflictError as error:

@@ -45,13 +45,11 @@ class Change:
     """An endpoint on its way.
 
     Args:
-        version: what it shall serve.
-        wanted: the record of that, not written yet.
+        wanted: the record of what it shall serve, not written yet.
         before: the record of what it serves, which stays if the change fails. None: nothing.
         begun: the record as written when the change began.
     """
 
-    version: ModelVersion
     wanted: Record
     before: Record | None
     begun: Record
@@ -98,8 +96,8 @@ def resolve_adapters(spec: DeploySpec, registry: Registry) -> dict[str, ModelVer
     return found
 
 
-def begin(endpoints: Endpoints, asked: Sequence[tuple[ModelVersion, Record, Record | None]]) -> list[Change]:
-    """Record that changes begin: of each the version, the record that is wanted, and the one that stands.
+def begin(endpoints: Endpoints, asked: Sequence[tuple[Record, Record | None]]) -> list[Change]:
+    """Record that changes begin: of each the record that is wanted, and the one that stands.
 
     Raises:
         ConflictError: somebody else changed one of the endpoints meanwhile.
@@ -112,13 +110,10 @@ def begin(endpoints: Endpoints, asked: Sequence[tuple[ModelVersion, Record, Reco
                 route=old.route if old else None,
                 state=State.DEPLOYING,
             )
-            for _, new, old in asked
+            for new, old in asked
         ]
     )
-    return [
-        Change(version, new, served(endpoints, old), record)
-        for (version, new, old), record in zip(asked, begun, strict=True)
-    ]
+    return [Change(new, served(endpoints, old), record) for (new, old), record in zip(asked, begun, strict=True)]
 
 
 def served(endpoints: Endpoints, record: Record | None) -> Record | None:
