@@ -89,10 +89,10 @@ def test_adapters_come_and_go_beside_their_base(
         assert "lm:de" in capsys.readouterr().out
 
         # One that cannot be added is refused, and all is as it was.
-        save_adapter(Path(Registry(settings).resolve("lm/1").uri), tmp_path / "odd", use_dora=True)
-        register_adapter(settings, "odd", tmp_path / "odd")
+        save_adapter(Path(Registry(settings).resolve("lm/1").uri), tmp_path / "dora", use_dora=True)
+        register_adapter(settings, "dora", tmp_path / "dora")
         with pytest.raises(DeploymentError, match="use_dora"):
-            put(settings, adapters={"odd": "odd/1"})
+            put(settings, adapters={"dora": "dora/1"})
         # As is one that only shows when it is loaded: its smoke request fails.
         bundle = Path(Registry(settings).resolve("de/1").uri)
         register_adapter(settings, "doubles", of_doubles(bundle, tmp_path / "doubles"))

@@ -466,13 +466,13 @@ def patient(served: Served) -> Iterator[str]:
 
 
 def working(seconds: float = 0.1) -> set[int]:
-    """Processes of OpenVINO's engine that use the processor now."""
+    """Processes of the patient endpoint's engine that use the processor now."""
 
     def used() -> dict[int, float]:
         times = {}
-        for process in psutil.process_iter(["cmdline", "cpu_times"]):
-            if "maas_ray.serve.engines.openvino_process" in (process.info["cmdline"] or ()):
-                times[process.pid] = sum(process.info["cpu_times"][:2])
+        for replica in psutil.process_iter(["cmdline"]):
+            if "ServeReplica:model-patient-" in " ".join(replica.info["cmdline"] or ()):
+                times |= {engine.pid: sum(engine.cpu_times()[:2]) for engine in replica.children()}
         return times
 
     before = used()

@@ -5,8 +5,10 @@ import threading
 import time
 from collections.abc import Iterator
 
+import grpc
 import httpx
 import numpy as np
+import psutil
 import pytest
 import tritonclient.grpc as triton
 
@@ -136,3 +138,39 @@ def test_a_port_that_somebody_has_is_said_and_http_goes_on(
         rollout.apply_gateway(Endpoints(settings), settings.model_copy(update={"grpc_port": port}))
         assert "gRPC" not in "".join(capsys.readouterr())
     assert client.is_server_live(client_timeout=20)
+
+
+def test_a_body_of_a_gigabyte_is_refused_and_costs_the_gateway_no_memory(url: str, settings: Settings) -> None:
+    from maas_ray.serve import control
+
+    (replica,) = control.applications()["maas-gateway"]["deployments"]["Gateway"]["replicas"]
+    gateway = psutil.Process(replica["pid"])
+    before = most = gateway.memory_info().rss
+    stop = threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not stop.wait(0.02):
+            most = max(most, gateway.memory_info().rss)
+
+    def gigabyte() -> Iterator[bytes]:
+        for _ in range(1000):
+            yield bytes(1_000_000)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        for headers in ({}, {"content-length": str(10**9)}):
+            answer = httpx.post(f"{url}/v2/models/shade/infer", content=gigabyte(), headers=headers, timeout=60)
+            assert answer.status_code == 413
+        large = [("grpc.max_send_message_length", -1)]
+        with grpc.insecure_channel(f"127.0.0.1:{settings.grpc_port}", options=large) as channel:
+            ask = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+            with pytest.raises(grpc.RpcError, match="larger than max") as caught:
+                ask(bytes(10**9))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    finally:
+        stop.set()
+        watching.join(10)
+    assert most - before < 150_000_000  # some sixteen megabytes, a few times over
+    over_http(url)

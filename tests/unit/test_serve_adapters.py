@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from maas_ray.errors import DeploymentError, SpecError
-from maas_ray.serve.engines import Adapter, GenerateRequest
+from maas_ray.serve.engines import Ability, Adapter, GenerateRequest, Tokens
 from maas_ray.serve.engines.adapters import AdapterEngine
 from maas_ray.serve.engines.openvino import OpenVinoEngine
 from maas_ray.serve.engines.openvino_convert import Converted, _convert
@@ -146,14 +146,16 @@ def test_every_architecture_takes_them(architecture: str, stored: str, tmp_path:
 class Counting:
     """An engine that says its own number so often, and knows whether it was closed."""
 
+    abilities: frozenset[Ability] = frozenset()
+
     def __init__(self, number: int) -> None:
         self.number, self.closed, self.dead = number, False, False
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[list[int], None]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Tokens, None]:
         for _ in range(request.max_tokens):
             assert not self.closed
             self.check()
-            yield [self.number]
+            yield Tokens([self.number])
             await asyncio.sleep(0.01)
 
     def check(self) -> None:
@@ -240,7 +242,7 @@ def test_who_leaves_early_takes_nothing_from_the_others() -> None:
         left.cancel()
         assert await stays == [1, 1]
         async with aclosing(pool.engine.generate(request([1], adapter=Adapter("", "1")))) as tokens:
-            assert await anext(tokens) == [1]
+            assert (await anext(tokens)).ids == [1]
         assert await pool.ask(2) == [2, 2]
 
     asyncio.run(ask())

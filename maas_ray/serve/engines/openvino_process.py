@@ -20,8 +20,8 @@ from typing import Any
 
 from maas_ray.serve.engines import GenerateRequest, Tokens
 
-_DELIVERY_S, _LONGEST_S = 0.005, 0.1
-"""Pause between deliveries for each request in flight, 200 a second for all, and the longest. One takes about a
+_DELIVERY_S, _LONGEST_S = 0.01, 0.2
+"""Pause between deliveries for each request in flight, 100 a second for all, and the longest. One takes about a
 millisecond of processor time on its way to the client, whatever it holds. First and last tokens do not wait."""
 
 
