@@ -195,9 +195,10 @@ NODE = Path(__file__).parent.parent / "node"
 def test_the_node_client(served: Served, tmp_path: Path) -> None:
     for file in NODE.iterdir():
         shutil.copy(file, tmp_path)
-    installed = subprocess.run(
-        ["npm", "ci", "--no-audit", "--no-fund"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=240
-    )
+    command = ["npm", "ci", "--no-audit", "--no-fund", "--fetch-retries=1", "--fetch-timeout=60000"]
+    installed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=240)
+    if any(word in installed.stderr for word in ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ETIMEDOUT")):
+        pytest.skip("no npm registry can be reached")
     assert installed.returncode == 0, installed.stderr
     environment = os.environ | {"OPENAI_BASE_URL": f"{served.url}/v1", "OPENAI_API_KEY": "none"}
     done = subprocess.run(
