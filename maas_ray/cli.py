@@ -230,7 +230,7 @@ def undeploy(
     name: Annotated[str, typer.Argument(help="The endpoint's public name.", show_default=False)],
     verbose: Verbose = False,
 ) -> None:
-    """Take an endpoint down. Its version stays registered.
+    """Take an endpoint down. Its version stays registered; its history ends.
 
     Requests that are being answered are finished first.
 

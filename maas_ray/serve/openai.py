@@ -225,7 +225,7 @@ class _TextBody(Body):
                 if value is not None and not any(type(value) is type(n) and value == n for n in _neutral(name)):
                     raise PydanticCustomError(
                         "unsupported_parameter",
-                        "'{name}' is not supported by this server; leave it out.",
+                        "'{name}' is not supported at this path; leave it out.",
                         {"name": name},
                     )
             elif name not in _HARMLESS:

@@ -470,7 +470,7 @@ def test_a_wrong_field_is_named(call: Call, changes: dict, param: str, code: str
         ),
         ({"messages": [{"role": "user"}]}, "Missing required parameter: 'messages[0].content'."),
         ({"max_tokenz": 5}, "Unknown parameter: 'max_tokenz'."),
-        ({"functions": [{}]}, "'functions' is not supported by this server; leave it out."),
+        ({"functions": [{}]}, "'functions' is not supported at this path; leave it out."),
         (
             {"messages": [say("x"), say("y", role="tool")]},
             "Missing required parameter: 'messages[1].tool_call_id'.",
