@@ -124,7 +124,8 @@ def _of_record(record: Record, running: Mapping[str, Any]) -> list[Difference]:
     if why := lost(record, running):
         what = "missing" if why.endswith("does not run") else "failed"
         return [Difference(record.name, what, record.version, why)]
-    should, has = own_path(record), running[record.application]["route_prefix"]
+    application = record.route.application if record.route else record.application
+    should, has = own_path(record), running[application]["route_prefix"]
     words = "over the gateway"
     return [] if has == should else [Difference(record.name, "path", should or words, has or words)]
 

@@ -115,10 +115,12 @@ class Models:
         return answers
 
     async def infer(self, route: Route, body: InferBody) -> InferBody:
+        _refuse_adapter(route)
         answer: InferBody = await self._call(route, "infer", body)
         return answer
 
     async def predict(self, route: Route, body: PredictBody) -> bytes:
+        _refuse_adapter(route)
         answer: bytes = await self._call(route, "predict", body)
         return answer
 
@@ -233,6 +235,16 @@ def find(routes: Mapping[str, Route], name: str, version: str) -> Route:
     if version not in ("", route.number):
         raise ModelNotFoundError(f"{name} version {version}", [f"{name} version {route.number}"])
     return route
+
+
+def _refuse_adapter(route: Route) -> None:
+    """A body that is handed on unread cannot say which adapter it is for: the base would answer in its place."""
+    if route.adapter:
+        raise RequestError(
+            f"{route.name!r} is an adapter; ask it at /v1/completions or /v1/chat/completions.",
+            param="model",
+            code="model_not_supported",
+        )
 
 
 def checked(answer: _Answer | RequestError) -> _Answer:

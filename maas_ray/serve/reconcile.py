@@ -73,8 +73,8 @@ def reconcile(*, settings: Settings | None = None) -> list[Outcome]:
     pathless = {difference.endpoint for difference in found if difference.what == "path"}
     for record in endpoints.all():
         if record.state is State.SERVING and record.name in pathless:
-            rollout.give_path(record, url)
-            outcomes.append(Outcome(record.name, "has its own path"))
+            rollout.right_path(record)
+            outcomes.append(Outcome(record.name, "has its path"))
         if record.state is State.FAILED and record.route:  # its gateway had failed
             endpoints.put(replace(record, state=State.SERVING, problem=""))
     left = drift.unwanted(records, running)

@@ -203,6 +203,11 @@ def _submit(record: Record, route_prefix: str | None) -> None:
     control.submit(application, record.application, version=record.application, route_prefix=route_prefix)
 
 
+def right_path(record: Record) -> None:
+    """Give an endpoint's application the path that the record says, or none."""
+    _submit(record, own_path(record))
+
+
 def give_path(record: Record, url: str, before: Record | None = None) -> None:
     """Lead the path of a `direct` endpoint to its own replicas, away from those of `before`.
 

@@ -360,3 +360,17 @@ def start_plain(base: Path, places: Settings, adapter: Adapter) -> None:
         run_all(started.engine, [request(PROMPTS[0], adapter=adapter)])
     finally:
         started.engine.close()
+
+
+@pytest.mark.parametrize("method", ["infer", "predict"])
+def test_what_cannot_say_which_adapter_is_refused_and_not_answered_by_the_base(method: str) -> None:
+    from maas_ray.errors import RequestError
+    from maas_ray.serve.models import Models
+    from maas_ray.serve.routes import AdapterRoute
+    from tests.unit.test_serve_api import route
+
+    french = AdapterRoute(name="french", version="fr/1", uri="somewhere", digest="ab", created=0)
+    models = Models()
+    models._routes = {one.name: one for one in route("lm", "generate", adapters=[french.model_dump()]).expanded()}
+    with pytest.raises(RequestError, match="'lm:french' is an adapter"):
+        asyncio.run(getattr(models, method)(models.route("lm:french"), b""))
