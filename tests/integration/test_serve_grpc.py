@@ -22,13 +22,13 @@ PIXELS = np.random.default_rng(3).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
 @pytest.fixture(scope="module")
 def url(cluster: str, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """HTTP's address; an endpoint `shade` is deployed."""
-    register(settings, "shade", image_task(), tmp_path_factory.mktemp("bundle"))
-    spec = {"version": "shade/1", "scaling": {"max_replicas": 1}, "resources": {"cpus": 0.5}}
+    register(settings, "tint", image_task(), tmp_path_factory.mktemp("bundle"))
+    spec = {"version": "tint/1", "scaling": {"max_replicas": 1}, "resources": {"cpus": 0.5}}
     yield deploy(DeploySpec.parse(spec), settings=settings).url
     from ray import serve
 
     serve.shutdown()
-    undeploy("shade", settings=settings)
+    undeploy("tint", settings=settings)
 
 
 @pytest.fixture
@@ -54,24 +54,24 @@ def test_answers_are_those_of_http(url: str, client: triton.InferenceServerClien
     expected = over_http(url)
     assert client.is_server_live()
     assert client.is_server_ready()
-    assert client.is_model_ready("shade", "1")
-    described = client.get_model_metadata("shade", as_json=True)
+    assert client.is_model_ready("tint", "1")
+    described = client.get_model_metadata("tint", as_json=True)
     over_http_described = httpx.get(f"{url}/v2/models/shade").json()
     assert described["versions"] == over_http_described["versions"] == ["1"]
     assert [tensor["name"] for tensor in described["outputs"]] == [
         tensor["name"] for tensor in over_http_described["outputs"]
     ]
-    answer = client.infer("shade", [image()])
+    answer = client.infer("tint", [image()])
     assert [label.decode() for label in answer.as_numpy("label")] == expected["label"]
     np.testing.assert_allclose(answer.as_numpy("scores").ravel(), expected["scores"], rtol=1e-5)
-    for name, version, status in (("nope", "", "NOT_FOUND"), ("shade", "2", "NOT_FOUND")):
+    for name, version, status in (("nope", "", "NOT_FOUND"), ("tint", "2", "NOT_FOUND")):
         with pytest.raises(triton.InferenceServerException) as caught:
             client.infer(name, [image()], model_version=version)
         assert caught.value.status() == f"StatusCode.{status}"
     wrong = triton.InferInput("image", [1, 2], "UINT8")
     wrong.set_data_from_numpy(np.zeros((1, 2), np.uint8))
     with pytest.raises(triton.InferenceServerException, match=r"inputs\[0\].shape") as caught:
-        client.infer("shade", [wrong])
+        client.infer("tint", [wrong])
     assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
 
 
@@ -100,7 +100,7 @@ def test_a_new_gateway_takes_over_without_a_failed_call(
         nonlocal answered
         while not stop.is_set():
             try:
-                client.infer("shade", [image()], client_timeout=30)
+                client.infer("tint", [image()], client_timeout=30)
                 answered += 1
             except triton.InferenceServerException as error:
                 failed.append(str(error))
