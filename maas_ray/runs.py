@@ -18,9 +18,9 @@ from rich.table import Table
 from maas_ray.console import console, duration, new_table, say, show_table
 from maas_ray.curves import Chart, Points, Series, draw, finite, short, write_png
 from maas_ray.errors import NotFoundError, SpecError
-from maas_ray.registry.versions import Registry
+from maas_ray.registry.versions import TAG_TASK, Registry
 from maas_ray.settings import Settings, exists
-from maas_ray.tasks import TASKS, Task
+from maas_ray.tasks import Task, find_task
 from maas_ray.train import events
 from maas_ray.train.run import TAG_IDENTITY, TAG_PACKAGES, TAG_REVISION, TAG_RUN, TAG_TOTAL_STEPS
 
@@ -64,9 +64,8 @@ class Run:
 
     @property
     def task(self) -> type[Task] | None:
-        """The task that the run's network is for."""
-        network = self.parameters.get("network.type")
-        return next((task for task in TASKS if network in task.networks), None)
+        """What the model is for. None: another version of the platform knew it."""
+        return find_task(self.tags.get(TAG_TASK, ""))
 
     @property
     def unit(self) -> str:

@@ -15,7 +15,7 @@ from maas_ray.console import duration, new_table, say, show_table
 from maas_ray.errors import NotFoundError
 from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.settings import Settings, exists
-from maas_ray.tasks import TASKS
+from maas_ray.tasks import find_task
 
 if TYPE_CHECKING:
     from maas_ray.serve.deploy import Endpoint
@@ -117,9 +117,9 @@ def show_deployed(endpoint: "Endpoint") -> None:
 
 def _row_of(task: str) -> str:
     """A row for a task, as curl sends it."""
-    from maas_ray.tasks import TASKS
-
-    kind = next(kind for kind in TASKS if kind.spec_type.model_fields["type"].default == task)
+    kind = find_task(task)
+    if kind is None:
+        return "-d '{…}'"
     if kind.file:
         return "-F file=@PATH"
     row = {name: "…" for name, field in kind.request.model_fields.items() if field.is_required()}
@@ -216,8 +216,8 @@ def _models_table(models: dict[str, list[ModelVersion]]) -> Table:
 
 def _headline(version: ModelVersion) -> str:
     """The metric a person looks at first, on each split it was measured on."""
-    by_type = {task.spec_type.model_fields["type"].default: task.headline for task in TASKS}
-    for metric in by_type.get(version.task, ("loss",)):
+    task = find_task(version.task)
+    for metric in task.headline if task else ("loss",):
         found = [(key.rpartition("/")[0], value) for key, value in version.metrics.items() if _last(key) == metric]
         if found:
             return f"{metric} " + ", ".join(

@@ -32,7 +32,7 @@ from maas_ray.data.dataset import (
     dataset_home,
 )
 from maas_ray.data.reading import Inspected
-from maas_ray.data.sources import AnySource, InputFile, list_files
+from maas_ray.data.sources import AnySource, InputFile, formats_for, list_files
 from maas_ray.errors import ConflictError, CorruptError, DataError, MaasError, NotFoundError
 from maas_ray.settings import Settings
 from maas_ray.spec import Name, Spec, digest_of
@@ -90,11 +90,11 @@ class PrepareSpec(Spec):
         if not self.sources:
             raise ValueError("sources: is empty; name at least one, such as {format: text, path: docs}.")
         for place, source in enumerate(self.sources):
-            if not set(self.task.columns) <= set(source.gives):
-                fits = "text, jsonl or parquet" if self.task.columns == ("text",) else "image-folder, jsonl or parquet"
+            if source.gives is not None and not set(self.task.columns) <= set(source.gives):
+                *fits, last = formats_for(self.task.columns)
                 raise ValueError(
                     f"sources[{place}].format: {source.format} cannot give {' and '.join(self.task.columns)}, which "
-                    f"{self.task.type} needs; use {fits}."
+                    f"{self.task.type} needs; use {', '.join(fits)} or {last}."
                 )
         return self
 

@@ -9,12 +9,13 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import PurePosixPath
 from typing import Any
 
 from maas_ray import storage
-from maas_ray.data.sources import AnySource, ImageFolderSource, InputFile, JsonlSource, ParquetSource
+from maas_ray.data.sources import FILE_COLUMNS, AnySource, ImageFolderSource, InputFile, JsonlSource, ParquetSource
 from maas_ray.errors import DataError, MaasError
 from maas_ray.tasks import Row
 
@@ -126,9 +127,9 @@ def _inspect_parquet(source: ParquetSource, found: Inspected, handle: Any, mappi
     if problem := _missing(found.file, mapping, names):
         return replace(found, problem=problem)
     found = replace(found, groups=groups, rows=sum(groups))
-    kind = parquet.schema_arrow.field(mapping["image"]).type if "image" in mapping else pa.null()
-    holds_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-    return found if holds_bytes else _with_references(source, found, mapping, range(len(groups)))
+    kinds = [parquet.schema_arrow.field(mapping[name]).type for name in FILE_COLUMNS if name in mapping]
+    hold_bytes = all(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in kinds)
+    return found if hold_bytes else _with_references(source, found, mapping, range(len(groups)))
 
 
 def _missing(file: InputFile, mapping: dict[str, str], names: list[str]) -> str:
@@ -139,16 +140,18 @@ def _missing(file: InputFile, mapping: dict[str, str], names: list[str]) -> str:
 def _with_references(
     source: JsonlSource | ParquetSource, found: Inspected, mapping: dict[str, str], groups: range | None
 ) -> Inspected:
-    """The digest of a table of paths covers the images that it names."""
-    if "image" not in mapping or source.encoding != "path":
+    """The digest of a table of paths covers the files that it names."""
+    named = tuple(name for name in FILE_COLUMNS if name in mapping)
+    if not named or source.encoding != "path":
         return found
 
     def digest(raw: Raw) -> bytes:
-        content = raw.error.encode() if raw.row is None else raw.row["image"]
-        return sha256(content if isinstance(content, bytes) else repr(content).encode()).digest()
+        contents = [raw.error.encode()] if raw.row is None else raw.row.values()
+        parts = [content if isinstance(content, bytes) else repr(content).encode() for content in contents]
+        return b"".join(sha256(part).digest() for part in parts)
 
     total = sha256(found.sha256.encode())
-    rows = read(Part(source, found, groups), ("image",))
+    rows = read(Part(source, found, groups), named)
     with ThreadPoolExecutor(_FETCH_THREADS) as threads:
         while batch := [raw for raw, _ in zip(rows, range(_BATCH_ROWS), strict=False)]:
             for part in threads.map(digest, batch):
@@ -173,8 +176,10 @@ def read(part: Part, columns: tuple[str, ...]) -> Iterator[Raw]:
         rows = _read_parquet(part, mapping)
     else:
         rows = _read_whole(source, file.file, mapping)
-    if "image" in mapping and isinstance(source, (JsonlSource, ParquetSource)):
-        rows = (_load_image(source, raw) for raw in rows)
+    if isinstance(source, (JsonlSource, ParquetSource)):
+        for name in FILE_COLUMNS:
+            if name in mapping:
+                rows = map(partial(_load_file, source, name), rows)
     yield from rows
     if stamp(file.file.uri) != file.stamp:
         raise DataError(f"{file.file.uri} changed while it was read; nothing was committed. Run again.")
@@ -246,28 +251,28 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _load_image(source: JsonlSource | ParquetSource, raw: Raw) -> Raw:
-    """The row with its image's bytes in place of what leads to them."""
-    if raw.row is None or raw.row["image"] is None:
+def _load_file(source: JsonlSource | ParquetSource, name: str, raw: Raw) -> Raw:
+    """The row with a file's bytes in place of what leads to them."""
+    if raw.row is None or raw.row[name] is None:
         return raw
     try:
-        return replace(raw, row={**raw.row, "image": _image_bytes(source, raw.path, raw.row["image"])})
+        return replace(raw, row={**raw.row, name: _file_bytes(source, raw.path, name, raw.row[name])})
     except (ValueError, MaasError) as error:
         return replace(raw, row=None, error=str(error))
 
 
-def _image_bytes(source: JsonlSource | ParquetSource, table: str, value: Any) -> bytes:
-    if isinstance(value, dict):  # as Hugging Face's datasets store images
+def _file_bytes(source: JsonlSource | ParquetSource, table: str, name: str, value: Any) -> bytes:
+    if isinstance(value, dict):  # as Hugging Face's datasets store images and audio
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str):
-        raise ValueError(f"image is a {type(value).__name__}; give bytes or a string")
+        raise ValueError(f"{name} is a {type(value).__name__}; give bytes or a string")
     if source.encoding == "base64":
         try:
             return base64.b64decode(value, validate=True)
         except ValueError as error:
-            raise ValueError(f"image is not base64: {error}") from error
+            raise ValueError(f"{name} is not base64: {error}") from error
     if "://" in value or value.startswith("/"):
         return storage.read_bytes(value)
     return storage.read_bytes(f"{table.rpartition('/')[0]}/{value}")

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
@@ -43,12 +43,12 @@ class _Files(Spec):
     usual: ClassVar[tuple[str, ...]]
     """Names that files of this format usually have."""
 
-    gives: ClassVar[tuple[str, ...]]
-    """Columns of tasks that this format can give."""
+    gives: ClassVar[tuple[str, ...] | None]
+    """Columns of tasks that this format can give. None: any."""
 
     def mapping(self, columns: tuple[str, ...]) -> dict[str, str]:
         """Where a task's columns stand in the files."""
-        return {name: getattr(self, name, name) for name in columns}
+        return {name: name for name in columns}
 
     def identity(self) -> dict[str, Any]:
         """What decides how a file is read, wherever it lies."""
@@ -61,7 +61,7 @@ class TextSource(_Files):
     format: Literal["text"] = "text"
     """Which format."""
     usual: ClassVar[tuple[str, ...]] = ("*",)
-    gives: ClassVar[tuple[str, ...]] = ("text",)
+    gives: ClassVar[tuple[str, ...] | None] = ("text",)
 
 
 class ImageFolderSource(_Files):
@@ -70,23 +70,35 @@ class ImageFolderSource(_Files):
     format: Literal["image-folder"] = "image-folder"
     """Which format."""
     usual: ClassVar[tuple[str, ...]] = IMAGE_NAMES
-    gives: ClassVar[tuple[str, ...]] = ("image", "label")
+    gives: ClassVar[tuple[str, ...] | None] = ("image", "label")
 
 
 class _Table(_Files):
     """Rows with named columns. Those that the task has no use for are ignored."""
 
+    columns: dict[str, str] = {}
+    """Where a task's columns stand, by the task's name for them: `{label: category}`. Others have the same name."""
     text: str = "text"
-    """Column that holds the text."""
+    """Column that holds the text; the same as in `columns`."""
     image: str = "image"
     """Column that holds the image: its encoded bytes, or a string as `encoding` says."""
     label: str = "label"
     """Column that holds the label."""
     encoding: Literal["path", "base64"] = "path"
-    """What a string in the image column is: a path (relative ones start at the file's own directory)
-    or the image's bytes in base64."""
+    """What a string in a column of images or audio is: a path (relative ones start at the table's own directory)
+    or the file's bytes in base64."""
 
-    gives: ClassVar[tuple[str, ...]] = ("text", "image", "label")
+    gives: ClassVar[tuple[str, ...] | None] = None
+
+    def mapping(self, columns: tuple[str, ...]) -> dict[str, str]:
+        named = {"text": self.text, "image": self.image, "label": self.label} | self.columns
+        return {name: named.get(name, name) for name in columns}
+
+    def identity(self) -> dict[str, Any]:
+        document = super().identity()
+        if not self.columns:
+            del document["columns"]
+        return document
 
 
 class JsonlSource(_Table):
@@ -105,7 +117,20 @@ class ParquetSource(_Table):
     usual: ClassVar[tuple[str, ...]] = ("*.parquet",)
 
 
+FILE_COLUMNS = ("image", "audio")
+"""Columns of tasks that hold files."""
+
 AnySource = Annotated[TextSource | JsonlSource | ParquetSource | ImageFolderSource, Field(discriminator="format")]
+
+
+def formats_for(columns: tuple[str, ...]) -> list[str]:
+    """The formats that can give these columns of a task."""
+    sources = get_args(get_args(AnySource)[0])
+    return [
+        source.model_fields["format"].default
+        for source in sources
+        if source.gives is None or set(columns) <= set(source.gives)
+    ]
 
 
 @dataclass(frozen=True)

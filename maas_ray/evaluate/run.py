@@ -1,6 +1,6 @@
-"""`evaluate`: a version's metrics on a split of a prepared dataset, measured with the task's own sums.
+"""`evaluate`: a version's metrics on a split of a prepared dataset, measured with the task's own metrics.
 
-A few actors hold the model, read a row group at a time and reduce it to sums; the driver adds them.
+A few actors hold the model, read a row group at a time and tell what came of each row; the driver makes metrics of it.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.settings import Settings
 from maas_ray.spec import Spec
 from maas_ray.tasks import Task
-from maas_ray.tasks.base import summed
+from maas_ray.tasks.base import Outcomes, joined, outcomes_of
 
 
 class EvaluateSpec(Spec):
@@ -66,8 +66,7 @@ def evaluate(spec: EvaluateSpec, *, settings: Settings | None = None) -> Report:
     with spec.at("split"):
         rows = dataset.split(spec.split).rows
     _check_features(bundle, dataset)
-    sums = _measured(spec, settings, bundle, dataset)
-    metrics = dataset.task.summarise(sums)
+    metrics = dataset.task.metrics(_measured(spec, settings, bundle, dataset))
     report = Report(version.reference, dataset.name, spec.split, rows, metrics)
     if version.lineage.run_id:
         for name, value in metrics.items():
@@ -100,8 +99,8 @@ def _check_features(bundle: Bundle, dataset: PreparedDataset) -> None:
         )
 
 
-def _measured(spec: EvaluateSpec, settings: Settings, bundle: Bundle, dataset: PreparedDataset) -> dict[str, float]:
-    """The task's sums over the whole split."""
+def _measured(spec: EvaluateSpec, settings: Settings, bundle: Bundle, dataset: PreparedDataset) -> Outcomes:
+    """What came of every row of the split."""
     connect(settings)
     import ray
     from ray.util import ActorPool
@@ -110,7 +109,7 @@ def _measured(spec: EvaluateSpec, settings: Settings, bundle: Bundle, dataset: P
         num_cpus=spec.cpus_per_worker, num_gpus=spec.gpus_per_worker, max_restarts=2, max_task_retries=2
     )(_Measurer)
     actors = [measurer.remote(bundle, dataset, spec) for _ in range(spec.workers)]
-    sums: dict[str, float] = {}
+    parts: list[Outcomes] = []
     with progress(f"evaluating {spec.version}", dataset.split(spec.split).rows) as shown:
         done = 0
         measured = ActorPool(actors).map_unordered(
@@ -119,13 +118,12 @@ def _measured(spec: EvaluateSpec, settings: Settings, bundle: Bundle, dataset: P
         for rows, part in measured:
             done += rows
             shown.update(done)
-            for name, value in part.items():
-                sums[name] = sums.get(name, 0.0) + value
-    return sums
+            parts.append(part)
+    return joined(parts)
 
 
 class _Measurer:
-    """Holds the model in an actor; turns row groups into sums."""
+    """Holds the model in an actor; turns row groups into outcomes."""
 
     def __init__(self, bundle: Bundle, dataset: PreparedDataset, spec: EvaluateSpec) -> None:
         import torch
@@ -138,7 +136,7 @@ class _Measurer:
         self.model = self.task.load_model(directory).to(self.device)
         self.dataset, self.batch_size = dataset, spec.batch_size
 
-    def measure(self, group: RowGroup) -> tuple[int, dict[str, float]]:
-        """Number of rows, and the task's sums over them."""
+    def measure(self, group: RowGroup) -> tuple[int, Outcomes]:
+        """Number of rows, and what came of each."""
         batches = self.dataset.batches([group], self.batch_size)
-        return group.rows, summed(self.task, self.model, batches, self.device)
+        return group.rows, outcomes_of(self.task, self.model, batches, self.device)

@@ -1,8 +1,12 @@
-"""The tasks, by Hugging Face's pipeline tags. A new one is a module here and a line in the tables below."""
+"""The tasks, by Hugging Face's pipeline tags. A new one is a module here: it is found by itself."""
 
+import importlib
 import json
+import pkgutil
+from collections.abc import Iterator
+from inspect import isabstract
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
 
@@ -19,18 +23,43 @@ from maas_ray.tasks.base import (
     Task,
     TaskSpec,
     TensorSpec,
+    type_of,
 )
-from maas_ray.tasks.image_classification import Cnn, ImageClassification, ImageClassificationSpec
-from maas_ray.tasks.text_generation import Llama, Pretrained, TextGeneration, TextGenerationSpec
 
-TASKS: tuple[type[Task], ...] = (TextGeneration, ImageClassification)
 
-AnyTaskSpec = Annotated[TextGenerationSpec | ImageClassificationSpec, Field(discriminator="type")]
-AnyNetworkSpec = Annotated[Llama | Pretrained | Cnn, Field(discriminator="type")]
+def _found() -> Iterator[type[Task]]:
+    for module in pkgutil.iter_modules(__path__):
+        for value in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
+            if isinstance(value, type) and issubclass(value, Task) and not isabstract(value):
+                yield value
+
+
+def _networks() -> Iterator[type[NetworkSpec]]:
+    by_type: dict[str, type[NetworkSpec]] = {}
+    for network in (network for task in TASKS for network in task.networks):
+        name = type_of(network)
+        if by_type.setdefault(name, network) is not network:
+            raise TypeError(f"two networks are called {name!r}: {by_type[name]} and {network}")
+    yield from by_type.values()
+
+
+TASKS: tuple[type[Task], ...] = tuple(dict.fromkeys(_found()))
+
+if TYPE_CHECKING:
+    AnyTaskSpec = TaskSpec
+    AnyNetworkSpec = NetworkSpec
+else:
+    AnyTaskSpec = Annotated[Union[tuple(task.spec_type for task in TASKS)], Field(discriminator="type")]  # noqa: UP007
+    AnyNetworkSpec = Annotated[Union[tuple(_networks())], Field(discriminator="type")]  # noqa: UP007
 
 
 class _TaskDocument(Spec):
     task: AnyTaskSpec
+
+
+def find_task(name: str) -> type[Task] | None:
+    """The task of a type such as `image-classification`; None: nobody knows it here."""
+    return next((task for task in TASKS if type_of(task.spec_type) == name), None)
 
 
 def load_task(directory: Path) -> Task:
@@ -45,7 +74,7 @@ def load_task(directory: Path) -> Task:
         state = document["features"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptError(f"{directory / TASK_FILE} cannot be read: {error}") from error
-    task_type = next(task for task in TASKS if task.spec_type is type(spec))
+    task_type: type[Task] = next(task for task in TASKS if task.spec_type is type(spec))
     return task_type.load_state(spec, state, directory)
 
 
@@ -62,5 +91,6 @@ __all__ = [
     "Task",
     "TaskSpec",
     "TensorSpec",
+    "find_task",
     "load_task",
 ]

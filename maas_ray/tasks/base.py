@@ -20,6 +20,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from maas_ray.bodies import Body
+from maas_ray.errors import CorruptError
 from maas_ray.spec import Spec
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ Row = dict[str, Any]
 
 Forward = Callable[..., Any]
 """A network, or the engine that wraps one: called with the tensors that `Task.collate` gives."""
+
+Outcomes = dict[str, np.ndarray]
+"""What came of rows, by name: one entry a row in each array."""
 
 TASK_FILE = "task.json"
 CONFIG_FILE = "config.json"
@@ -104,10 +108,15 @@ class TaskSpec(Spec, ABC):
     type: str
     """Which task."""
 
-    columns: ClassVar[tuple[str, ...]]
-    """Columns a source must give."""
-    inputs: ClassVar[tuple[str, ...]]
-    """Those of `columns` that a model sees; rows that agree in them never straddle splits."""
+    @property
+    @abstractmethod
+    def columns(self) -> tuple[str, ...]:
+        """Columns a source must give. Those called `image` and `audio` hold files."""
+
+    @property
+    @abstractmethod
+    def inputs(self) -> tuple[str, ...]:
+        """Those of `columns` that a model sees; rows that agree in them never straddle splits."""
 
     def identity(self) -> dict[str, Any]:
         """What decides, beside the rows, what fitting gives: the spec, with digests in place of files it names."""
@@ -130,8 +139,10 @@ class Task(ABC):
     """A fitted task."""
 
     spec_type: ClassVar[type[TaskSpec]]
-    networks: ClassVar[tuple[str, ...]]
-    """The `type`s of the networks that can do this task."""
+    networks: ClassVar[tuple[type[NetworkSpec], ...]]
+    """The networks that can do this task."""
+    auto_model: ClassVar[str] = ""
+    """Transformers' Auto class of models for this task. Empty: none of them is."""
     unit: ClassVar[str]
     """What throughput counts: `tokens` or `rows`."""
     kind: ClassVar[str]
@@ -197,16 +208,57 @@ class Task(ABC):
         """The training loss of a collated batch: a scalar, the mean over the batch."""
 
     @abstractmethod
-    def measure(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
-        """Sums over a collated batch from which `summarise` makes metrics; they add up over batches."""
+    def outcomes(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> Outcomes:
+        """What `metrics` are made of: one entry for each row of a collated batch, on the CPU.
+
+        Always has `loss`, float64 [n]. Beside it stand, by the kind of task:
+        classification: `label` int64 [n], `scores` float32 [n, labels], probabilities;
+        regression and forecasting: `target`, `prediction` float64 [n] or [n, horizon];
+        labels of a sequence: `label`, `prediction`, arrays of lists of names;
+        speech: `reference`, `hypothesis`, arrays of strings;
+        embeddings: `query`, `positive` float32 [n, width];
+        generation: `loss` summed over the row, `tokens`, `bytes` int64 [n], `position_loss`, `position_tokens`
+        [n, 16] by where in the sequence.
+        """
 
     @abstractmethod
-    def summarise(self, sums: Mapping[str, Any]) -> dict[str, float]:
-        """Metrics from the sums of all batches. Always has `loss`."""
+    def metrics(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Metrics from the outcomes of all rows. Always has `loss`; what these rows do not define is left out."""
 
-    @abstractmethod
+    def config_fields(self) -> dict[str, Any]:
+        """What this task sets in the configuration of a model of `auto_model`: its labels, say."""
+        return {}
+
+    def check_pretrained(self, config: Any, directory: Path) -> None:  # noqa: B027  most tasks take any
+        """Return if a Transformers model can do this task.
+
+        Args:
+            config: its configuration.
+            directory: where it lies.
+
+        Raises:
+            DataError: it cannot; says what to change.
+        """
+
     def load_model(self, directory: Path) -> "torch.nn.Module":
-        """The network of a model bundle lying in a local directory: fp32, in eval mode."""
+        """The network of a model bundle lying in a local directory: fp32, in eval mode.
+
+        Raises:
+            CorruptError: it holds none that this task knows.
+        """
+        document = load_config(directory).get("maas_network")
+        if document is not None:
+            found = next((one for one in self.networks if type_of(one) == document.get("type")), None)
+            if found is None:
+                raise CorruptError(f"{directory}/{CONFIG_FILE} names no network for {self.spec.type}: {document}.")
+            return load_weights(found.parse(document, source=f"{directory}/{CONFIG_FILE}").build(self), directory)
+        if not self.auto_model:
+            raise CorruptError(f"{directory}/{CONFIG_FILE} names no network of this platform.")
+        import transformers
+
+        auto = getattr(transformers, self.auto_model)
+        model: torch.nn.Module = auto.from_pretrained(directory, local_files_only=True, dtype="float32")
+        return model.eval()
 
     # --- serving
 
@@ -250,19 +302,48 @@ class Task(ABC):
         raise TypeError(f"{self.spec.type} answers by generating; it has no predict().")
 
 
-def summed(
+def outcomes_of(
     task: Task, model: Forward, batches: Iterable[Mapping[str, np.ndarray]], device: "torch.device"
-) -> dict[str, float]:
-    """A task's sums over batches of stored columns, which `Task.summarise` makes metrics of."""
+) -> Outcomes:
+    """A task's outcomes of batches of stored columns, from which `Task.metrics` are made."""
     import torch
 
-    sums: dict[str, float] = {}
     with torch.inference_mode():
-        for stored in batches:
-            tensors = {name: tensor.to(device) for name, tensor in task.collate(stored).items()}
-            for name, value in task.measure(model, tensors).items():
-                sums[name] = sums.get(name, 0.0) + float(value)
-    return sums
+        return joined(
+            [
+                task.outcomes(model, {name: tensor.to(device) for name, tensor in task.collate(stored).items()})
+                for stored in batches
+            ]
+        )
+
+
+def joined(parts: Iterable[Outcomes]) -> Outcomes:
+    """Outcomes of some rows, and of others behind them."""
+    parts = [part for part in parts if part]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+
+
+class OnDevice:
+    """A network that computes on a device, called with tensors on the CPU and answering with such."""
+
+    def __init__(self, module: "torch.nn.Module", device: str) -> None:
+        self.module, self.device = module.to(device), device
+
+    def __call__(self, **tensors: Any) -> Any:
+        """As the network itself."""
+        from torch.utils._pytree import tree_map
+
+        found = self.module(**{name: self._moved(value, self.device) for name, value in tensors.items()})
+        return tree_map(lambda value: self._moved(value, "cpu"), found)
+
+    @staticmethod
+    def _moved(value: Any, device: str) -> Any:
+        return value.to(device) if hasattr(value, "to") else value
+
+
+def type_of(spec: type[Spec]) -> str:
+    """The `type` that a task's or network's spec is written under."""
+    return str(spec.model_fields["type"].default)
 
 
 def load_config(directory: Path) -> dict[str, Any]:

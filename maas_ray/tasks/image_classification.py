@@ -13,21 +13,21 @@ import numpy as np
 from pydantic import ConfigDict, FailFast, Field, PlainValidator, TypeAdapter, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from maas_ray.errors import CorruptError, DataError, RequestError
+from maas_ray.errors import DataError, RequestError
 from maas_ray.spec import Spec
 from maas_ray.tasks.base import (
     AnswerRow,
     Column,
     Forward,
     NetworkSpec,
+    Outcomes,
     RequestRow,
     Row,
     Task,
     TaskSpec,
     TensorSpec,
-    load_config,
-    load_weights,
 )
+from maas_ray.tasks.metrics import classification, mean_loss
 
 if TYPE_CHECKING:
     import torch
@@ -157,12 +157,38 @@ class ImageAnswer(AnswerRow):
     """The probability of each class."""
 
 
+class Cnn(NetworkSpec):
+    """A convolutional network, from scratch."""
+
+    type: Literal["cnn"] = "cnn"
+    """Which network."""
+    channels: tuple[int, ...] = Field((32, 64, 128), min_length=1)
+    """Output channels of each convolution block."""
+    hidden_size: int = Field(128, ge=1)
+    """Width of the layer before the classifier."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of that layer's values dropped in training."""
+
+    def build(self, task: Any) -> "torch.nn.Module":
+        from maas_ray.tasks.networks.convolutional import ConvolutionalNetwork
+
+        return ConvolutionalNetwork(
+            shape=task.shape,
+            labels=len(task.features.labels),
+            channels=self.channels,
+            hidden=self.hidden_size,
+            dropout=self.dropout,
+            mean=task.features.mean,
+            std=task.features.std,
+        )
+
+
 class ImageClassification(Task):
     """A fitted `image-classification` task."""
 
     spec: ImageClassificationSpec
     spec_type = ImageClassificationSpec
-    networks = ("cnn",)
+    networks = (Cnn,)
     unit = "rows"
     kind = "predict"
     headline = ("accuracy", "loss")
@@ -172,6 +198,11 @@ class ImageClassification(Task):
         super().__init__(spec)
         self.features = features
         self._label_ids = {label: place for place, label in enumerate(features.labels)}
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the classes, in the order of `scores`."""
+        return self.features.labels
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -225,30 +256,27 @@ class ImageClassification(Task):
     def loss(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> "torch.Tensor":
         import torch.nn.functional as F
 
-        return F.cross_entropy(model(pixel_values=batch["pixel_values"]).float(), batch["label"])
+        return F.cross_entropy(self._logits(model, batch), batch["label"])
 
-    def measure(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
-        import torch
+    @staticmethod
+    def _logits(model: Forward, batch: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
+        """fp32 [B, labels]"""
+        logits: torch.Tensor = model(pixel_values=batch["pixel_values"])
+        return logits.float()
+
+    def outcomes(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> Outcomes:
         import torch.nn.functional as F
 
-        logits, label = model(pixel_values=batch["pixel_values"]).float(), batch["label"]
+        logits, label = self._logits(model, batch), batch["label"]
         return {
-            "loss": F.cross_entropy(logits, label, reduction="sum").double(),
-            "correct": (logits.argmax(-1) == label).sum().double(),
-            "rows": torch.tensor(len(label), dtype=torch.float64),
+            "loss": F.cross_entropy(logits, label, reduction="none").double().cpu().numpy(),
+            "label": label.cpu().numpy(),
+            "scores": logits.softmax(-1).cpu().numpy(),
         }
 
-    def summarise(self, sums: Mapping[str, Any]) -> dict[str, float]:
-        """`loss` in nats a row, and `accuracy` in [0, 1]."""
-        rows = float(sums["rows"])
-        return {"loss": float(sums["loss"]) / rows, "accuracy": float(sums["correct"]) / rows}
-
-    def load_model(self, directory: Path) -> "torch.nn.Module":
-        config = load_config(directory)
-        if "maas_network" not in config:
-            raise CorruptError(f"{directory}/config.json names no network of this platform.")
-        network = Cnn.parse(config["maas_network"], source=f"{directory}/config.json")
-        return load_weights(network.build(self), directory)
+    def metrics(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """`loss` in nats a row, and those of `metrics.classification`."""
+        return {"loss": mean_loss(outcomes), **classification(outcomes, self.labels)}
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -284,36 +312,10 @@ class ImageClassification(Task):
             )
         stored = self.encode([{"image": image} for image in images])
         with torch.inference_mode():
-            logits = model(pixel_values=torch.from_numpy(stored["pixel_values"]))
-            scores = logits.float().softmax(-1).numpy()
+            logits = self._logits(model, {"pixel_values": torch.from_numpy(stored["pixel_values"])})
+            scores = logits.softmax(-1).numpy()
         names = np.array(self.features.labels, dtype=object)
         return {"label": names[scores.argmax(-1)], "scores": scores}
-
-
-class Cnn(NetworkSpec):
-    """A convolutional network, from scratch."""
-
-    type: Literal["cnn"] = "cnn"
-    """Which network."""
-    channels: tuple[int, ...] = Field((32, 64, 128), min_length=1)
-    """Output channels of each convolution block."""
-    hidden_size: int = Field(128, ge=1)
-    """Width of the layer before the classifier."""
-    dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of that layer's values dropped in training."""
-
-    def build(self, task: ImageClassification) -> "torch.nn.Module":
-        from maas_ray.tasks.networks import ConvolutionalNetwork
-
-        return ConvolutionalNetwork(
-            shape=task.shape,
-            labels=len(task.features.labels),
-            channels=self.channels,
-            hidden=self.hidden_size,
-            dropout=self.dropout,
-            mean=task.features.mean,
-            std=task.features.std,
-        )
 
 
 def _pixels(image: Any, most: float = math.inf, formats: tuple[str, ...] | None = None) -> np.ndarray:

@@ -10,8 +10,9 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, StringConstraints, model_validator
@@ -22,7 +23,7 @@ from maas_ray.tasks.base import (
     AnswerRow,
     Column,
     Forward,
-    NetworkSpec,
+    Outcomes,
     Packing,
     RequestRow,
     Row,
@@ -30,12 +31,14 @@ from maas_ray.tasks.base import (
     TaskSpec,
     TensorSpec,
 )
+from maas_ray.tasks.pretrained import Pretrained, TransformersNetwork
 
 if TYPE_CHECKING:
     import tokenizers
     import torch
 
 END_OF_TEXT = "<|endoftext|>"
+_POSITIONS = 16  # parts of a sequence that loss is told of
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -126,6 +129,61 @@ class TextAnswer(AnswerRow):
     """What follows the prompt."""
 
 
+class Llama(TransformersNetwork):
+    """A Llama-architecture decoder (Touvron et al. 2023), from scratch."""
+
+    type: Literal["llama"] = "llama"
+    """Which network."""
+    hidden_size: int = Field(256, ge=8)
+    """Width of the residual stream."""
+    layers: int = Field(6, ge=1)
+    """Number of decoder layers."""
+    heads: int = Field(4, ge=1)
+    """Number of attention heads; divides `hidden_size`."""
+    kv_heads: int | None = Field(None, ge=1)
+    """Number of key/value heads (grouped-query attention); divides `heads`. None: as many as `heads`."""
+    intermediate_size: int | None = Field(None, ge=8)
+    """Width inside the feed-forward block. None: 8/3 of `hidden_size`, rounded up to a multiple of 32."""
+    context_length: int | None = Field(None, ge=8)
+    """Longest sequence the model serves, tokens. None: the dataset's sequence length."""
+    rope_theta: float = Field(10_000.0, gt=0)
+    """Base of the rotary position embedding."""
+    tie_embeddings: bool = True
+    """Whether input and output embeddings are one matrix."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "Llama":
+        if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) divided by heads ({self.heads}) must be an even whole number; "
+                f"try heads: {max(1, self.hidden_size // 64)} with a hidden_size that is a multiple of 64."
+            )
+        if self.kv_heads and self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads ({self.kv_heads}) must divide heads ({self.heads}).")
+        return self
+
+    def build(self, task: "TextGeneration") -> "torch.nn.Module":
+        import torch
+        from transformers import AutoModelForCausalLM, LlamaConfig
+
+        config = LlamaConfig(
+            vocab_size=task.vocab_size,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size or -(-self.hidden_size * 8 // 3 // 32) * 32,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads or self.heads,
+            max_position_embeddings=self.context_length or task.spec.sequence_length,
+            rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
+            tie_word_embeddings=self.tie_embeddings,
+            bos_token_id=task.end_of_text_id,
+            eos_token_id=task.end_of_text_id,
+            pad_token_id=None,
+            use_cache=True,
+        )
+        return self.trainable(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+
+
 class TextGeneration(Task):
     """A fitted `text-generation` task: it holds the tokenizer.
 
@@ -137,7 +195,8 @@ class TextGeneration(Task):
 
     spec: TextGenerationSpec
     spec_type = TextGenerationSpec
-    networks = ("llama", "pretrained")
+    networks = (Llama, Pretrained)
+    auto_model = "AutoModelForCausalLM"
     unit = "tokens"
     kind = "generate"
     headline = ("perplexity", "loss")
@@ -202,25 +261,52 @@ class TextGeneration(Task):
         return {"input_ids": torch.from_numpy(batch["input_ids"].astype(np.int64))}
 
     def loss(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> "torch.Tensor":
-        total, count = _next_token_loss(model, batch["input_ids"])
-        return total / count
+        return _next_token_losses(model, batch["input_ids"]).mean()
 
-    def measure(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
-        import torch
+    def outcomes(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> Outcomes:
+        losses = _next_token_losses(model, batch["input_ids"]).double().cpu().numpy()
+        ids = batch["input_ids"][:, 1:].cpu().numpy()
+        rows, tokens = losses.shape
+        starts = np.unique(np.linspace(0, tokens, _POSITIONS, endpoint=False, dtype=np.int64))
+        sums = np.add.reduceat(losses, starts, axis=1)
+        counts = np.diff(starts, append=tokens)
+        missing = ((0, 0), (0, _POSITIONS - len(starts)))  # of a sequence with fewer tokens
+        return {
+            "loss": losses.sum(1),
+            "tokens": np.full(rows, tokens, np.int64),
+            "bytes": self._byte_lengths[ids].sum(1),
+            "position_loss": np.pad(sums, missing),
+            "position_tokens": np.pad(np.tile(counts, (rows, 1)), missing),
+        }
 
-        total, count = _next_token_loss(model, batch["input_ids"])
-        return {"loss": total.double(), "tokens": torch.tensor(count, dtype=torch.float64)}
+    def metrics(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """`loss` in nats a token, `perplexity` = exp(loss), and `bits_per_byte` of the text."""
+        total = float(outcomes["loss"].sum())
+        loss = total / float(outcomes["tokens"].sum())
+        found = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+        if length := int(outcomes["bytes"].sum()):
+            found["bits_per_byte"] = total / math.log(2) / length
+        return found
 
-    def summarise(self, sums: Mapping[str, Any]) -> dict[str, float]:
-        """`loss` in nats a token, and `perplexity` = exp(loss)."""
-        loss = float(sums["loss"]) / float(sums["tokens"])
-        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+    @cached_property
+    def _byte_lengths(self) -> np.ndarray:
+        """How many bytes of text each token stands for, int64 [vocabulary]; a special token for none."""
+        special = {place for place, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
+        if '"ByteLevel"' in json.dumps(json.loads(self._files["tokenizer.json"]).get("decoder")):
+            # Its alphabet has one character for each byte; a token alone may be no whole character of the text.
+            lengths = [len(self.tokenizer.id_to_token(place) or "") for place in range(self.vocab_size)]
+        else:
+            tokens = self.tokenizer.decode_batch([[place] for place in range(self.vocab_size)])
+            lengths = [len(token.encode()) for token in tokens]
+        return np.array([0 if place in special else length for place, length in enumerate(lengths)], np.int64)
 
-    def load_model(self, directory: Path) -> "torch.nn.Module":
-        from transformers import AutoModelForCausalLM
-
-        model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, dtype="float32")
-        return cast("torch.nn.Module", model.eval())
+    def check_pretrained(self, config: Any, directory: Path) -> None:
+        embeds = config.get_text_config().vocab_size
+        if self.vocab_size > embeds:
+            raise DataError(
+                f"the dataset's tokenizer has {self.vocab_size} tokens, the model in {directory} embeds "
+                f"{embeds}. Prepare the dataset with `tokenizer: {directory}`."
+            )
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -237,129 +323,13 @@ class TextGeneration(Task):
         return TextAnswer(text=outputs["text"])
 
 
-class _CausalNetwork(NetworkSpec):
-    """A Transformers causal language model: its own `config.json` is what a bundle carries."""
-
-    of_transformers: ClassVar[bool] = True
-
-    gradient_checkpointing: bool = False
-    """Keep only each layer's input in the forward pass and compute the rest again in the backward pass: less memory."""
-
-    def _trainable(self, model: Any) -> "torch.nn.Module":
-        if self.gradient_checkpointing:
-            model.activation_checkpointing_enable()  # inert unless the module trains
-        return cast("torch.nn.Module", model)
-
-    def write_config(self, module: Any, task: Any, directory: Path) -> None:
-        module.config.save_pretrained(directory)
-        if module.can_generate():
-            module.generation_config.save_pretrained(directory)
-
-
-class Llama(_CausalNetwork):
-    """A Llama-architecture decoder (Touvron et al. 2023), from scratch."""
-
-    type: Literal["llama"] = "llama"
-    """Which network."""
-    hidden_size: int = Field(256, ge=8)
-    """Width of the residual stream."""
-    layers: int = Field(6, ge=1)
-    """Number of decoder layers."""
-    heads: int = Field(4, ge=1)
-    """Number of attention heads; divides `hidden_size`."""
-    kv_heads: int | None = Field(None, ge=1)
-    """Number of key/value heads (grouped-query attention); divides `heads`. None: as many as `heads`."""
-    intermediate_size: int | None = Field(None, ge=8)
-    """Width inside the feed-forward block. None: 8/3 of `hidden_size`, rounded up to a multiple of 32."""
-    context_length: int | None = Field(None, ge=8)
-    """Longest sequence the model serves, tokens. None: the dataset's sequence length."""
-    rope_theta: float = Field(10_000.0, gt=0)
-    """Base of the rotary position embedding."""
-    tie_embeddings: bool = True
-    """Whether input and output embeddings are one matrix."""
-
-    @model_validator(mode="after")
-    def _divisible(self) -> "Llama":
-        if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
-            raise ValueError(
-                f"hidden_size ({self.hidden_size}) divided by heads ({self.heads}) must be an even whole number; "
-                f"try heads: {max(1, self.hidden_size // 64)} with a hidden_size that is a multiple of 64."
-            )
-        if self.kv_heads and self.heads % self.kv_heads:
-            raise ValueError(f"kv_heads ({self.kv_heads}) must divide heads ({self.heads}).")
-        return self
-
-    def build(self, task: TextGeneration) -> "torch.nn.Module":
-        import torch
-        from transformers import AutoModelForCausalLM, LlamaConfig
-
-        config = LlamaConfig(
-            vocab_size=task.vocab_size,
-            hidden_size=self.hidden_size,
-            intermediate_size=self.intermediate_size or -(-self.hidden_size * 8 // 3 // 32) * 32,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.kv_heads or self.heads,
-            max_position_embeddings=self.context_length or task.spec.sequence_length,
-            rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
-            tie_word_embeddings=self.tie_embeddings,
-            bos_token_id=task.end_of_text_id,
-            eos_token_id=task.end_of_text_id,
-            pad_token_id=None,
-            use_cache=True,
-        )
-        return self._trainable(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
-
-
-class Pretrained(_CausalNetwork):
-    """Any Transformers causal language model in a local directory, trained further in full."""
-
-    type: Literal["pretrained"] = "pretrained"
-    """Which network."""
-    path: str
-    """Local directory in Hugging Face layout: `config.json`, `*.safetensors`."""
-
-    def build(self, task: TextGeneration) -> "torch.nn.Module":
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        directory = self._directory()
-        model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, dtype=torch.float32)
-        embeddings = model.get_input_embeddings().num_embeddings
-        if task.vocab_size > embeddings:
-            raise DataError(
-                f"the dataset's tokenizer has {task.vocab_size} tokens, the model in {directory} embeds "
-                f"{embeddings}. Prepare the dataset with `tokenizer: {directory}`."
-            )
-        return self._trainable(model)
-
-    def skeleton(self, task: TextGeneration) -> "torch.nn.Module":
-        import torch
-        from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
-
-        directory = self._directory()
-        config = AutoConfig.from_pretrained(directory, local_files_only=True)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        if (directory / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
-        return cast("torch.nn.Module", model)
-
-    def _directory(self) -> Path:
-        directory = Path(self.path).expanduser()
-        if not (directory / "config.json").is_file():
-            raise DataError(f"network.path: {directory} holds no config.json; give a Transformers model directory.")
-        return directory
-
-
-def _next_token_loss(model: Forward, input_ids: "torch.Tensor") -> tuple["torch.Tensor", int]:
-    """Summed cross-entropy, nats, of each token after the first, and their count. input_ids: [B, T]."""
+def _next_token_losses(model: Forward, input_ids: "torch.Tensor") -> "torch.Tensor":
+    """Cross-entropy, nats, of each token after the first. input_ids: [B, T] → fp32 [B, T - 1]."""
     import torch.nn.functional as F
 
     logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
-    targets = input_ids[:, 1:]
-    total = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
-    return total, targets.numel()
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), input_ids[:, 1:].flatten(), reduction="none")
+    return losses.view(len(input_ids), -1)
 
 
 def _fit_tokenizer(spec: FittedTokenizer, rows: Iterable[Row]) -> "tokenizers.Tokenizer":

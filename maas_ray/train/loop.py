@@ -18,6 +18,7 @@ from maas_ray import storage
 from maas_ray.data.dataset import PreparedDataset
 from maas_ray.errors import NonFiniteLossError, NotFoundError, StorageError
 from maas_ray.tasks import NetworkSpec
+from maas_ray.tasks.base import Outcomes, joined
 from maas_ray.train import checkpoint, events, resume
 from maas_ray.train.checkpoint import Position
 from maas_ray.train.compiled import load_communication
@@ -409,7 +410,7 @@ class _Worker:
         share = -(-rows // self.world)
         low, high = min(self.rank * share, rows), min((self.rank + 1) * share, rows)
         stored = self.job.dataset.batches(groups, self.micro_batch, low, high)
-        sums: dict[str, Any] = {}
+        found: list[Outcomes] = []
         batch: dict[str, Any] = {}
         self.engine.eval()
         with torch.no_grad():
@@ -417,13 +418,14 @@ class _Worker:
                 rows_left = next(stored, None)
                 if rows_left is not None:
                     batch = self._on_device(self.task.collate(rows_left))
-                for name, value in self.task.measure(self.engine, batch or self._any_row()).items():
-                    sums[name] = sums.get(name, 0) + (torch.zeros_like(value) if rows_left is None else value)
+                outcomes = self.task.outcomes(self.engine, batch or self._any_row())
+                if rows_left is not None:
+                    found.append(outcomes)
         self.engine.train()
-        names = sorted(sums)
-        totals = torch.stack([sums[name].to(self.device, torch.float64) for name in names])
-        torch.distributed.all_reduce(totals)
-        return self.task.summarise(dict(zip(names, totals.tolist(), strict=True)))
+        parts: list[Any] | None = [None] * self.world if self.rank == 0 else None
+        torch.distributed.gather_object(joined(found), parts)
+        metrics: dict[str, float] = resume.agreed(self.task.metrics(joined(parts)) if parts else {})
+        return metrics
 
     def _save(self, step: int, ended: str, *, validate: bool) -> None:
         """Copy the state to host memory; it goes to storage beside the training, one checkpoint at a time."""

@@ -24,9 +24,10 @@ from maas_ray.console import progress, say
 from maas_ray.data.dataset import PreparedDataset, open_dataset
 from maas_ray.errors import MaasError, StorageError, TrainingError
 from maas_ray.registry.bundle import Bundle, BundleMeta, Lineage, publish_bundle
-from maas_ray.registry.versions import ModelVersion, Registry
+from maas_ray.registry.versions import TAG_TASK, ModelVersion, Registry
 from maas_ray.settings import Settings
 from maas_ray.spec import digest_of
+from maas_ray.tasks.base import type_of
 from maas_ray.train.card import model_card
 from maas_ray.train.checkpoint import Position, best, fetch, newest
 from maas_ray.train.deepspeed_config import batch_geometry, check_with_deepspeed, resolve, zero_stage
@@ -88,8 +89,8 @@ def train(spec: TrainSpec, *, settings: Settings | None = None) -> ModelVersion:
     settings = settings or Settings.from_environment()
     with spec.at("dataset"):
         dataset = open_dataset(settings, spec.dataset)
-    if spec.network.type not in dataset.task.networks:
-        known = ", ".join(dataset.task.networks)
+    if not isinstance(spec.network, dataset.task.networks):
+        known = ", ".join(map(type_of, dataset.task.networks))
         raise spec.refuse(
             "network.type", f"{spec.network.type!r} cannot do {dataset.task.spec.type}; choose one of {known}."
         )
@@ -168,6 +169,7 @@ def _open_run(spec: TrainSpec, dataset: PreparedDataset, settings: Settings) -> 
     else:
         tags = {
             TAG_RUN: name,
+            TAG_TASK: dataset.task.spec.type,
             TAG_IDENTITY: identity,
             TAG_REVISION: code_revision(Path.cwd()),
             TAG_PACKAGES: json.dumps(package_versions()),

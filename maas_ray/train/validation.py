@@ -14,7 +14,7 @@ from typing import Any
 from maas_ray import storage
 from maas_ray.data.dataset import PreparedDataset
 from maas_ray.tasks import NetworkSpec
-from maas_ray.tasks.base import summed
+from maas_ray.tasks.base import outcomes_of
 from maas_ray.train import checkpoint
 from maas_ray.train.checkpoint import Position
 from maas_ray.train.events import Event, in_words
@@ -61,7 +61,7 @@ class Validator:
         groups = self._dataset.row_groups("validation")
         batches = self._dataset.batches(groups, self._batch_size, high=self._spec.validation.max_rows)
         task = self._dataset.task
-        values = task.summarise(summed(task, model, batches, self._device))
+        values = task.metrics(outcomes_of(task, model, batches, self._device))
         metrics = {f"validation/{metric}": value for metric, value in values.items()}
         told = Event(step=position.step, metrics=metrics, text=f"step {position.step:,}: {in_words(metrics)}")
         ray.get(events.push.remote(told))  # before it counts as measured: killed between, it is told again, not never

@@ -101,8 +101,8 @@ def test_a_run_ends_with_a_whole_version(settings: Settings, text: PreparedDatas
     assert tokenizer(source)["input_ids"] == text.task.encode([{"text": source}])["input_ids"][0][:-1].tolist()
     (rows,) = text.read(text.row_groups("validation")[:1])
     with torch.inference_mode():
-        sums = text.task.measure(model, text.task.collate(rows))
-    assert text.task.summarise(sums)["loss"] == pytest.approx(version.metrics["validation/loss"], abs=0.3)
+        outcomes = text.task.outcomes(model, text.task.collate(rows))
+    assert text.task.metrics(outcomes)["loss"] == pytest.approx(version.metrics["validation/loss"], abs=0.3)
     assert "# whole" in (directory / "README.md").read_text()
 
     # The same again is the same version.

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from maas_ray.errors import DataError
-from maas_ray.tasks.text_generation import FittedTokenizer, Llama, Pretrained, TextGeneration, TextGenerationSpec
+from maas_ray.tasks.pretrained import Pretrained
+from maas_ray.tasks.text_generation import FittedTokenizer, Llama, TextGeneration, TextGenerationSpec
 from tests.bundles import TEXT, save_bundle, text_task
 
 

@@ -68,6 +68,19 @@ def test_jsonl_gives_every_line_or_its_error(tmp_path: Path) -> None:
     assert rows[1].excerpt == b'{"body": \n'
 
 
+def test_a_tables_columns_go_by_the_names_that_the_task_has_for_them(tmp_path: Path) -> None:
+    (tmp_path / "clip.wav").write_bytes(b"RIFF")
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"path": 1, "words": "a b", "file": "clip.wav"}\n')
+    source = JsonlSource(path=str(path), columns={"transcript": "words", "audio": "file"})
+    (row,) = everything(source, ("path", "transcript", "audio"))
+    assert row.row == {"path": 1, "transcript": "a b", "audio": b"RIFF"}
+    assert "columns" not in JsonlSource(path=str(path)).identity()
+    before = look(source, ("audio",)).sha256
+    (tmp_path / "clip.wav").write_bytes(b"RIFX")
+    assert look(source, ("audio",)).sha256 != before
+
+
 def test_jsonl_so_deep_that_it_cannot_be_parsed(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "x"}\n' + "[" * 100_000 + "\n")

@@ -46,6 +46,7 @@ class Store:
         experiment = self.client.get_experiment_by_name(model)
         experiment_id = experiment.experiment_id if experiment else self.client.create_experiment(model)
         own = {"maas.run": name, "maas.identity": "i", "maas.dataset": "d" * 64, "mlflow.source.git.commit": "c0ffee"}
+        own |= {"maas.task": "image-classification" if model == "digits" else "text-generation"}
         own |= {f"maas.{key}": value for key, value in tags.items()}
         start = START + minute * 60_000
         run_id: str = self.client.create_run(experiment_id, run_name=name, start_time=start, tags=own).info.run_id

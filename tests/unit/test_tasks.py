@@ -179,13 +179,37 @@ def test_a_network_learns_the_text_and_measures_what_it_trains_on(text_task: Tex
         optimizer.step()
 
     with torch.no_grad():
-        measured = text_task.summarise(text_task.measure(model, batch))
+        measured = text_task.metrics(text_task.outcomes(model, batch))
         final = text_task.loss(model, batch).item()
 
     assert losses[0] == pytest.approx(np.log(text_task.vocab_size), abs=0.3)
     assert losses[-1] < losses[0] / 2
     assert measured["loss"] == pytest.approx(final, rel=1e-5)
     assert measured["perplexity"] == pytest.approx(np.exp(measured["loss"]))
+
+
+def test_loss_is_told_by_row_by_position_and_by_byte(text_task: TextGeneration) -> None:
+    import torch
+
+    from maas_ray.tasks.text_generation import Llama
+
+    torch.manual_seed(0)
+    model = Llama(hidden_size=32, layers=1, heads=2).build(text_task).eval()
+    ids = np.array((ids_of(text_task, CORPUS[2]) * 8)[:40], dtype=np.uint16).reshape(1, 40)
+    batch = text_task.collate({"input_ids": np.concatenate([ids, ids[:, ::-1]])})
+
+    with torch.no_grad():
+        found = text_task.outcomes(model, batch)
+        short = text_task.outcomes(model, {"input_ids": batch["input_ids"][:, :5]})
+
+    text = text_task.tokenizer.decode(ids[0, 1:].tolist(), skip_special_tokens=True)
+    assert found["bytes"][0] == len(text.encode())
+    assert found["position_loss"].shape == short["position_loss"].shape == (2, 16)
+    np.testing.assert_allclose(found["position_loss"].sum(1), found["loss"])
+    assert found["position_tokens"].sum(1).tolist() == found["tokens"].tolist() == [39, 39]
+    assert short["position_tokens"].sum(1).tolist() == [4, 4]
+    expected = found["loss"].sum() / np.log(2) / found["bytes"].sum()
+    assert text_task.metrics(found)["bits_per_byte"] == pytest.approx(expected)
 
 
 # --- images: rows ----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from maas_ray.errors import DeploymentError
 from maas_ray.serve.spec import ServingOptions
-from maas_ray.tasks.base import Forward, Task
+from maas_ray.tasks.base import Forward, OnDevice, Task
 
 if TYPE_CHECKING:
     import torch
@@ -55,11 +55,12 @@ def warm_up_sizes(name: str) -> Sequence[int]:
     return (1, 2) if name == "torch.compile" else (1,)
 
 
-def _torch(task: Task, directory: Path, options: ServingOptions) -> "torch.nn.Module":
+def _torch(task: Task, directory: Path, options: ServingOptions) -> Forward:
     import torch
 
     torch.set_num_threads(options.threads)
-    return task.load_model(directory).to("cuda" if options.resources.gpus else "cpu")
+    module = task.load_model(directory)
+    return OnDevice(module, "cuda") if options.resources.gpus else module
 
 
 class OnnxNetwork:

@@ -1,4 +1,4 @@
-"""The platform's own networks. Imported where one is built, since it imports torch."""
+"""The convolutional network. Imported where it is built, since it imports torch."""
 
 import torch
 from torch import nn

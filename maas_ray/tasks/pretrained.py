@@ -1,0 +1,86 @@
+"""Networks of Transformers: what a bundle carries of them is Transformers' own configuration."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+
+from maas_ray.errors import DataError
+from maas_ray.tasks.base import CONFIG_FILE, NetworkSpec, Task
+
+if TYPE_CHECKING:
+    import torch
+
+
+class TransformersNetwork(NetworkSpec):
+    """A network that Transformers builds. Its own `config.json` lies in the bundle, which its Auto class loads."""
+
+    of_transformers: ClassVar[bool] = True
+
+    gradient_checkpointing: bool = False
+    """Keep only each layer's input in the forward pass and compute the rest again in the backward pass: less memory."""
+
+    def trainable(self, model: Any) -> "torch.nn.Module":
+        """The model, as these options want it."""
+        if self.gradient_checkpointing:
+            model.activation_checkpointing_enable()  # inert unless the module trains
+        return cast("torch.nn.Module", model)
+
+    def write_config(self, module: Any, task: Any, directory: Path) -> None:
+        module.config.architectures = [type(module).__name__]
+        module.config.save_pretrained(directory)
+        if module.can_generate():
+            module.generation_config.save_pretrained(directory)
+
+
+class Pretrained(TransformersNetwork):
+    """Any Transformers model that fits the task, in a local directory, trained further in full.
+
+    A head that the directory does not hold, or holds for other labels, is drawn anew.
+    """
+
+    type: Literal["pretrained"] = "pretrained"
+    """Which network."""
+    path: str
+    """Local directory in Hugging Face layout: `config.json`, `*.safetensors`."""
+
+    def build(self, task: Task) -> "torch.nn.Module":
+        import torch
+
+        directory, config = self._config(task)
+        fields = task.config_fields()
+        model = self._auto(task).from_pretrained(
+            directory,
+            config=config,
+            local_files_only=True,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=bool(fields),
+        )
+        return self.trainable(model)
+
+    def skeleton(self, task: Task) -> "torch.nn.Module":
+        import torch
+        from transformers import GenerationConfig
+
+        directory, config = self._config(task)
+        with torch.device("meta"):
+            model = self._auto(task).from_config(config, dtype=torch.float32)
+        if (directory / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
+        return cast("torch.nn.Module", model)
+
+    def _config(self, task: Task) -> tuple[Path, Any]:
+        from transformers import AutoConfig
+
+        directory = Path(self.path).expanduser()
+        if not (directory / CONFIG_FILE).is_file():
+            raise DataError(f"network.path: {directory} holds no config.json; give a Transformers model directory.")
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        task.check_pretrained(config, directory)
+        for name, value in task.config_fields().items():
+            setattr(config, name, value)
+        return directory, config
+
+    @staticmethod
+    def _auto(task: Task) -> Any:
+        import transformers
+
+        return getattr(transformers, task.auto_model)
