@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from maas_ray import DeploySpec, Registry, deploy, endpoints, reconcile, rollback, undeploy
+from maas_ray import DeploySpec, Registry, deploy, reconcile, rollback
 from maas_ray.errors import DeploymentError
 from maas_ray.serve.control import applications
 from maas_ray.settings import Settings
 from maas_ray.status import show_endpoints
 from tests.adapters import register_adapter, save_adapter
 from tests.bundles import register, text_task
+from tests.deployments import undeploy_all
 
 TEXT = text_task()
 SMALL = {"scaling": {"max_replicas": 1}, "resources": {"cpus": 0.5}, "max_adapters": 1}
@@ -29,11 +30,7 @@ def said(cluster: str, settings: Settings, tmp_path_factory: pytest.TempPathFact
         register_adapter(settings, name, directory / name, parent="lm/1")
     assert len(set(texts.values())) == 3
     yield texts
-    from ray import serve
-
-    serve.shutdown()
-    for left in endpoints(settings=settings):
-        undeploy(left.name, settings=settings)
+    undeploy_all(settings)
 
 
 def greedy(network: Any) -> str:

@@ -25,6 +25,7 @@ from maas_ray import DeploySpec, Registry, deploy, endpoints, undeploy
 from maas_ray.errors import DeploymentError, NotFoundError
 from maas_ray.settings import Settings
 from tests.bundles import image_task, register, save_bundle, text_task
+from tests.deployments import undeploy_all
 
 SMALL = {"scaling": {"max_replicas": 1}, "resources": {"cpus": 0.5}}
 TEXT, LONG, IMAGES = text_task(), text_task(100_000), image_task()
@@ -50,12 +51,7 @@ def served(cluster: str, settings: Settings, tmp_path_factory: pytest.TempPathFa
     assert endpoint.engine == "openvino"
     assert put(settings, "img/1", max_batch_size=4).url == endpoint.url
     yield Served(endpoint.url, settings, directory / "lm-1")
-    from ray import serve
-
-    serve.shutdown()
-    for left in endpoints(settings=settings):
-        assert left.state == "down"
-        undeploy(left.name, settings=settings)
+    undeploy_all(settings)
 
 
 def put(settings: Settings, version: str, **changes):

@@ -12,9 +12,10 @@ import psutil
 import pytest
 import tritonclient.grpc as triton
 
-from maas_ray import DeploySpec, deploy, undeploy
+from maas_ray import DeploySpec, deploy
 from maas_ray.settings import Settings
 from tests.bundles import image_task, register
+from tests.deployments import undeploy_all
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
 
@@ -25,10 +26,7 @@ def url(cluster: str, settings: Settings, tmp_path_factory: pytest.TempPathFacto
     register(settings, "tint", image_task(), tmp_path_factory.mktemp("bundle"))
     spec = {"version": "tint/1", "scaling": {"max_replicas": 1}, "resources": {"cpus": 0.5}}
     yield deploy(DeploySpec.parse(spec), settings=settings).url
-    from ray import serve
-
-    serve.shutdown()
-    undeploy("tint", settings=settings)
+    undeploy_all(settings)
 
 
 @pytest.fixture

@@ -12,12 +12,13 @@ import numpy as np
 import psutil
 import pytest
 
-from maas_ray import DeploySpec, deploy, diff, endpoints, promote, reconcile, rollback, undeploy
+from maas_ray import DeploySpec, deploy, diff, promote, reconcile, rollback, undeploy
 from maas_ray.errors import DeploymentError
 from maas_ray.serve import control
 from maas_ray.serve.endpoints import Endpoints
 from maas_ray.settings import Settings
 from tests.bundles import image_task, register, text_task
+from tests.deployments import undeploy_all
 from tests.integration.test_serve_updates import Load
 
 IMAGES, TEXT = image_task(), text_task(4096)
@@ -49,11 +50,7 @@ def served(
     assert (endpoint.engine, endpoint.replicas, endpoint.shared) == ("openvino", 1, True)
     put(settings, "words/2", "lm2")
     yield settings, endpoint.url, directory
-    from ray import serve
-
-    serve.shutdown()
-    for left in endpoints(settings=settings):
-        undeploy(left.name, settings=settings)
+    undeploy_all(settings)
 
 
 def put(settings: Settings, version: str, name: str, **changes):

@@ -14,13 +14,14 @@ import httpx
 import psutil
 import pytest
 
-from maas_ray import DeploySpec, Registry, deploy, diff, endpoints, history, promote, reconcile, rollback, undeploy
+from maas_ray import DeploySpec, Registry, deploy, diff, endpoints, history, promote, reconcile, rollback
 from maas_ray.cluster import free_ports
 from maas_ray.errors import DeploymentError, NotFoundError
 from maas_ray.serve import control, rollout
 from maas_ray.serve.endpoints import Endpoints, State
 from maas_ray.settings import Settings
 from tests.bundles import image_task, register
+from tests.deployments import undeploy_all
 
 IMAGES = image_task()
 SPEC = {"version": "shade@champion", "scaling": {"max_replicas": 1}, "resources": {"cpus": 0.5}}
@@ -82,11 +83,7 @@ def served(cluster: str, settings: Settings, tmp_path_factory: pytest.TempPathFa
     weights.write_bytes(content)
     put(settings)
     yield settings
-    from ray import serve
-
-    serve.shutdown()
-    for left in endpoints(settings=settings):
-        undeploy(left.name, settings=settings)
+    undeploy_all(settings)
 
 
 def put(settings: Settings, **changes):
