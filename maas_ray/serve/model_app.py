@@ -84,9 +84,7 @@ class Generator:
         started = await asyncio.to_thread(start, task, directory, digest, options, cache=cache, loop=loop)
         self._engine, self._name = started.engine, started.name
         self._phases["engine"] = time.time()
-        self._codec = TextCodec(
-            cast(TextGeneration, task), directory, started.context, started.end_ids, self._engine.abilities
-        )
+        self._codec = TextCodec(cast(TextGeneration, task), started.context, started.end_ids, self._engine.abilities)
         head = Head(model=name, version=number)
         self._rows = Generating(self._codec.task, self.generate, head, options.max_ongoing_requests)
         await warm_up(self._engine, self._codec.task.end_of_text_id)

@@ -5,11 +5,8 @@ HTTP, engines or Serve; `tokenizers` is all it needs (and Jinja, for chats).
 """
 
 import hashlib
-import json
 import random
 from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from maas_ray.errors import PromptTooLongError, RequestError
@@ -22,7 +19,6 @@ if TYPE_CHECKING:
     from maas_ray.tasks.text_generation import TextGeneration
 
 _UNFINISHED = "\ufffd"
-_SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,6 @@ class TextCodec:
 
     Args:
         task: the bundle's task.
-        directory: a local copy of the bundle.
         context: longest sequence of the model, tokens.
         end_ids: tokens that end an answer.
         abilities: what the engine can do; what else is asked of it is refused.
@@ -116,14 +111,12 @@ class TextCodec:
     def __init__(
         self,
         task: "TextGeneration",
-        directory: Path,
         context: int,
         end_ids: tuple[int, ...],
         abilities: frozenset[Ability] = frozenset(),
     ) -> None:
         self.task, self.context, self.abilities = task, context, abilities
         self.end_ids = tuple(sorted({*end_ids, task.end_of_text_id}))
-        self._chat, self._directory = ChatTemplate.load(directory), directory
 
     def prepare(self, request: TextRequest) -> list[GenerateRequest]:
         """What to ask of the engine, one for each answer: `n` for the first prompt, then for the next.
@@ -186,26 +179,14 @@ class TextCodec:
             code="invalid_value",
         )
 
-    @cached_property
-    def _chat_tokenizer(self) -> "tokenizers.Tokenizer":
-        """Made for the first chat: rendering imports a part of Transformers, which takes a second."""
-        if self._chat is not None and self._chat.writes_special_tokens(self.task.tokenizer):
-            from tokenizers import Tokenizer
-
-            # The template's own special tokens must become tokens; the task's tokenizer takes all for text.
-            return Tokenizer.from_file(str(self._directory / "tokenizer.json"))
-        return self.task.tokenizer
-
     def _ids(self, request: TextRequest) -> list[int]:
         prompt: Any = request.prompt
         if request.is_chat:
-            if self._chat is None:
+            if self.task.chat is None:
                 raise RequestError(
                     "This model has no chat template; use /v1/completions.", param="model", code="chat_not_supported"
                 )
-            rendered = self._chat.render(prompt, list(request.tools))
-            encoding = self._chat_tokenizer.encode(rendered, add_special_tokens=False)
-            ids = encoding.ids
+            ids = self.task.chat_ids(prompt, list(request.tools))
         elif isinstance(prompt, str):
             ids = self.task.tokenizer.encode(prompt, add_special_tokens=False).ids
         else:
@@ -215,90 +196,6 @@ class TextCodec:
                 raise self._outside("prompt", lowest if lowest < 0 else highest)
         # In training each document follows the end of another: so does an answer to nothing.
         return list(ids) or [self.task.end_of_text_id]
-
-
-class ChatTemplate:
-    """A bundle's chat template, rendered by Transformers in its sandbox."""
-
-    def __init__(self, template: str, special_tokens: dict[str, str]) -> None:
-        self._template, self._special = template, special_tokens
-
-    @classmethod
-    def load(cls, directory: Path) -> "ChatTemplate | None":
-        """The template of a bundle, or None where it has none."""
-        config_path = directory / "tokenizer_config.json"
-        config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
-        path = directory / "chat_template.jinja"
-        template = path.read_text(encoding="utf-8") if path.is_file() else config.get("chat_template")
-        if not isinstance(template, str):
-            return None
-        special = {}
-        for name in _SPECIAL_NAMES:
-            token = config.get(name)
-            token = token.get("content") if isinstance(token, dict) else token
-            if token:
-                special[name] = str(token)
-        return cls(template, special)
-
-    def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
-        """The messages as one prompt, ready for the assistant's answer.
-
-        Raises:
-            RequestError: the template refuses them, such as for the order of the roles; or it leaves tools, calls
-                of tools or what these answered out of the prompt.
-        """
-        rendered = self._render(messages, tools)
-        if tools and self._says(rendered, messages, None):
-            raise _unknown_to_template("tools", "tools")
-        calls = [{key: value for key, value in message.items() if key != "tool_calls"} for message in messages]
-        if calls != messages and self._says(rendered, calls, tools):
-            raise _unknown_to_template("messages", "calls of tools")
-        answers = [message for message in messages if message["role"] != "tool"]
-        if answers != messages and self._says(rendered, answers, tools):
-            raise _unknown_to_template("messages", "the role 'tool'")
-        return rendered
-
-    def _says(self, rendered: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> bool:
-        """Whether the prompt would be the same with these."""
-        try:
-            return self._render(messages, tools) == rendered
-        except RequestError:
-            return False
-
-    def _render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
-        from jinja2 import TemplateError
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        try:
-            rendered, _ = render_jinja_template(
-                [messages],
-                tools=tools or None,
-                chat_template=self._template,
-                add_generation_prompt=True,
-                **self._special,
-            )
-        except TemplateError as error:
-            raise RequestError(
-                f"The model's chat template refuses these messages: {error}", param="messages", code="invalid_value"
-            ) from error
-        return str(rendered[0])
-
-    def writes_special_tokens(self, tokenizer: "tokenizers.Tokenizer") -> bool:
-        """Whether the template itself writes special tokens around what people say."""
-        special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
-        try:
-            rendered = self.render([{"role": "user", "content": "x"}])
-        except RequestError:
-            return True
-        return any(token in rendered for token in special)
-
-
-def _unknown_to_template(param: str, what: str) -> RequestError:
-    return RequestError(
-        f"The model's chat template does not show the model {what}; leave that out.",
-        param=param,
-        code="unsupported_parameter",
-    )
 
 
 def _seed(seed: int, number: int) -> int:

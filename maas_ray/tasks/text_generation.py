@@ -12,12 +12,12 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, StringConstraints, model_validator
 
-from maas_ray.errors import DataError
+from maas_ray.errors import DataError, RequestError
 from maas_ray.spec import Spec
 from maas_ray.tasks.base import (
     AnswerRow,
@@ -31,6 +31,7 @@ from maas_ray.tasks.base import (
     TaskSpec,
     TensorSpec,
 )
+from maas_ray.tasks.chat import END, MARKED, PLAIN, START, ChatTemplate
 from maas_ray.tasks.pretrained import Pretrained, TransformersNetwork
 
 if TYPE_CHECKING:
@@ -44,10 +45,6 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
-)
-# A model trained on plain text knows no roles: its "chat" is the contents, one after the other.
-PLAIN_CHAT = (
-    "{% for message in messages %}{{ message['content'] }}{% if not loop.last %}{{ '\\n' }}{% endif %}{% endfor %}"
 )
 
 
@@ -69,20 +66,32 @@ class TextGenerationSpec(TaskSpec):
     """A tokenizer to fit, or a local directory holding one in Hugging Face layout (`tokenizer.json`)."""
     sequence_length: int = Field(512, ge=8)
     """Tokens in a training sequence."""
+    column: Literal["text", "messages"] = "text"
+    """What a row is. text: a document. messages: a chat, a list of `{role: user, content: …}`; it becomes text by the
+    tokenizer's own chat template, or by ChatML where the tokenizer is fitted. Every token of it is learnt."""
 
-    columns: ClassVar[tuple[str, ...]] = ("text",)
-    inputs: ClassVar[tuple[str, ...]] = ("text",)
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.column,)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return self.columns
 
     def identity(self) -> dict[str, Any]:
         """A given tokenizer counts by its files, wherever they lie."""
-        if not isinstance(self.tokenizer, str):
-            return self.document()
-        files = _read_files(Path(self.tokenizer).expanduser())
-        digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-        return self.document() | {"tokenizer": digests}
+        document = self.document()
+        if self.column == "text":
+            del document["column"]  # as before there were others
+        if isinstance(self.tokenizer, str):
+            files = _read_files(Path(self.tokenizer).expanduser())
+            document["tokenizer"] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        return document
 
     def parse_row(self, row: Row) -> Row | None:
-        """`text` as a string; None when it holds nothing but white space."""
+        """`text` as a string, or `messages` as JSON; None when it holds nothing but white space."""
+        if self.column == "messages":
+            return _parse_chat(row["messages"])
         text = row["text"]
         if text is None:
             return None
@@ -99,7 +108,8 @@ class TextGenerationSpec(TaskSpec):
         """Fit the tokenizer, or load the one given."""
         if isinstance(self.tokenizer, str):
             return TextGeneration(self, Path(self.tokenizer).expanduser())
-        return TextGeneration(self, fitted=_fit_tokenizer(self.tokenizer, rows))
+        chat = self.column == "messages"
+        return TextGeneration(self, fitted=_fit_tokenizer(self.tokenizer, map(_contents, rows) if chat else rows, chat))
 
 
 _Stop = Annotated[str, StringConstraints(min_length=1)]
@@ -190,7 +200,7 @@ class TextGeneration(Task):
     Args:
         spec: what the user wrote.
         directory: a directory holding a tokenizer in Hugging Face layout, or
-        fitted: a tokenizer just fitted.
+        fitted: the files of a tokenizer just fitted.
     """
 
     spec: TextGenerationSpec
@@ -206,12 +216,12 @@ class TextGeneration(Task):
         self,
         spec: TextGenerationSpec,
         directory: Path | None = None,
-        fitted: "tokenizers.Tokenizer | None" = None,
+        fitted: dict[str, bytes] | None = None,
     ) -> None:
         super().__init__(spec)
         from tokenizers import Tokenizer
 
-        self._files = _hugging_face_files(fitted) if fitted else _read_files(directory or Path("."))
+        self._files = fitted or _read_files(directory or Path("."))
         self.tokenizer = Tokenizer.from_buffer(self._files["tokenizer.json"])
         # A document that spells a special token out means the text, not the token.
         self.tokenizer.encode_special_tokens = True
@@ -241,10 +251,49 @@ class TextGeneration(Task):
 
     def encode(self, rows: list[Row]) -> dict[str, Any]:
         """One array of token ids a document, ending with the end-of-text token."""
+        dtype, end = self.stored["input_ids"].dtype, [self.end_of_text_id]
+        if self.spec.column == "messages":
+            chats = [self._whole_chat(row["messages"]) for row in rows]
+            # A template may write the token itself.
+            return {"input_ids": [np.array(ids if ids[-1:] == end else ids + end, dtype=dtype) for ids in chats]}
         encodings = self.tokenizer.encode_batch_fast([row["text"] for row in rows], add_special_tokens=False)
-        dtype = self.stored["input_ids"].dtype
-        end = [self.end_of_text_id]
         return {"input_ids": [np.array(encoding.ids + end, dtype=dtype) for encoding in encodings]}
+
+    @cached_property
+    def chat(self) -> ChatTemplate | None:
+        """How a chat becomes text; None: this tokenizer does not say."""
+        return ChatTemplate.of(self._files)
+
+    @cached_property
+    def _chat_tokenizer(self) -> "tokenizers.Tokenizer":
+        """Made for the first chat: rendering imports a part of Transformers, which takes a second."""
+        if self.chat is not None and self.chat.writes_special_tokens(self.tokenizer):
+            from tokenizers import Tokenizer
+
+            # The template's own special tokens must become tokens; the other tokenizer takes all for text.
+            return Tokenizer.from_buffer(self._files["tokenizer.json"])
+        return self.tokenizer
+
+    def chat_ids(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[int]:
+        """The prompt that the assistant's answer to some messages follows.
+
+        Raises:
+            RequestError: the template refuses the messages, or would leave some of them out.
+        """
+        if self.chat is None:
+            raise ValueError("the tokenizer has no chat template")
+        ids: list[int] = self._chat_tokenizer.encode(self.chat.render(messages, tools), add_special_tokens=False).ids
+        return ids
+
+    def _whole_chat(self, messages: str) -> list[int]:
+        if self.chat is None:
+            raise DataError("task.tokenizer has no chat template; give `column: text`, or a tokenizer with a template.")
+        try:
+            text = self.chat.whole(json.loads(messages))
+        except RequestError as error:
+            raise ValueError(str(error)) from error
+        ids: list[int] = self._chat_tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
 
     def save_state(self, directory: Path) -> dict[str, Any]:
         for name, content in self._files.items():
@@ -332,7 +381,31 @@ def _next_token_losses(model: Forward, input_ids: "torch.Tensor") -> "torch.Tens
     return losses.view(len(input_ids), -1)
 
 
-def _fit_tokenizer(spec: FittedTokenizer, rows: Iterable[Row]) -> "tokenizers.Tokenizer":
+def _parse_chat(messages: Any) -> Row | None:
+    """A chat as JSON, always the same for the same one; None when it is empty."""
+    if not messages:
+        return None
+    if not isinstance(messages, list):
+        raise ValueError(f"messages is a {type(messages).__name__}, not a list")
+    kept = []
+    for place, message in enumerate(messages):
+        fields = (
+            {key: value for key, value in message.items() if value is not None} if isinstance(message, dict) else {}
+        )
+        for name in ("role", "content"):
+            if not isinstance(fields.get(name), str):
+                raise ValueError(f"messages[{place}] has no text as its {name!r}")
+        kept.append(fields)
+    return {"messages": json.dumps(kept, ensure_ascii=False, sort_keys=True)}
+
+
+def _contents(row: Row) -> Row:
+    """A chat's texts without their roles, to fit a tokenizer on."""
+    return {"text": "\n".join(message["content"] for message in json.loads(row["messages"]))}
+
+
+def _fit_tokenizer(spec: FittedTokenizer, rows: Iterable[Row], chat: bool) -> dict[str, bytes]:
+    """The files of a tokenizer in Hugging Face layout; for chats one that marks who speaks."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -340,12 +413,12 @@ def _fit_tokenizer(spec: FittedTokenizer, rows: Iterable[Row]) -> "tokenizers.To
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=spec.vocab_size,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=[END_OF_TEXT, *((START, END) if chat else ())],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(_some_text(rows, int(spec.fit_megabytes * 1e6)), trainer)
-    return tokenizer
+    return _hugging_face_files(tokenizer, END if chat else END_OF_TEXT, MARKED if chat else PLAIN)
 
 
 def _some_text(rows: Iterable[Row], limit: int) -> Iterator[str]:
@@ -364,18 +437,18 @@ def _read_files(directory: Path) -> dict[str, bytes]:
     return files
 
 
-def _hugging_face_files(tokenizer: "tokenizers.Tokenizer") -> dict[str, bytes]:
+def _hugging_face_files(tokenizer: "tokenizers.Tokenizer", end: str, template: str) -> dict[str, bytes]:
     """The files from which `AutoTokenizer.from_pretrained` loads a tokenizer just fitted."""
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": END_OF_TEXT,
-        "eos_token": END_OF_TEXT,
+        "eos_token": end,
         "clean_up_tokenization_spaces": False,
     }
     return {
         "tokenizer.json": tokenizer.to_str(pretty=True).encode(),
         "tokenizer_config.json": (json.dumps(config, indent=2) + "\n").encode(),
-        "chat_template.jinja": PLAIN_CHAT.encode(),
+        "chat_template.jinja": template.encode(),
     }
 
 

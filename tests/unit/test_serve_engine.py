@@ -372,7 +372,7 @@ from maas_ray.tasks import load_task
 directory = Path({str(directory)!r})
 task = load_task(directory)
 found = start(task, directory, {DIGEST!r}, ServingOptions(), cache=Path({str(model.directory.parent)!r}))
-TextCodec(task, directory, found.context, found.end_ids)
+TextCodec(task, found.context, found.end_ids)
 asyncio.run(warm_up(found.engine, 0))
 found.engine.close()
 print(found.name, [name for name in ("torch", "transformers", "openvino") if name in sys.modules])

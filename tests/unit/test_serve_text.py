@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 from maas_ray.errors import PromptTooLongError, RequestError
 from maas_ray.serve.engines import GenerateRequest, Tokens
 from maas_ray.serve.growing import Growing, Spelling, together
-from maas_ray.serve.text import ChatTemplate, Delta, Detokenizer, StopStrings, TextCodec, TextRequest
+from maas_ray.serve.text import Delta, Detokenizer, StopStrings, TextCodec, TextRequest
+from maas_ray.tasks import load_task
+from maas_ray.tasks.chat import ChatTemplate
+from maas_ray.tasks.text_generation import FittedTokenizer, TextGenerationSpec
 from tests.bundles import TEXT, text_task
 
 TASK = text_task()
@@ -29,9 +32,8 @@ def ask(prompt, **changes) -> TextRequest:
 
 
 @pytest.fixture
-def codec(tmp_path: Path) -> TextCodec:
-    TASK.save(tmp_path)
-    return TextCodec(TASK, tmp_path, context=64, end_ids=())
+def codec() -> TextCodec:
+    return TextCodec(TASK, context=64, end_ids=())
 
 
 @given(st.text(max_size=40), st.lists(st.integers(1, 4), min_size=1, max_size=60))
@@ -129,7 +131,7 @@ def test_a_template_s_own_special_tokens_become_tokens(tmp_path: Path) -> None:
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "chat_template.jinja").write_text(CHAT_ML)
     task = type(TASK).load_state(TASK.spec, {}, tmp_path)
-    codec = TextCodec(task, tmp_path, context=64, end_ids=())
+    codec = TextCodec(task, context=64, end_ids=())
     ids = codec.prepare(ask([{"role": "user", "content": "hi"}]))[0].prompt_ids
     from transformers import AutoTokenizer
 
@@ -141,7 +143,7 @@ def test_a_template_s_own_special_tokens_become_tokens(tmp_path: Path) -> None:
     assert tokenizer.token_to_id("<|im_start|>") in ids
 
 
-def test_a_template_may_refuse_messages_but_not_reach_out(tmp_path: Path) -> None:
+def test_a_template_may_refuse_messages_but_not_reach_out() -> None:
     refusing = ChatTemplate("{{ raise_exception('roles must alternate') }}", {})
     with pytest.raises(RequestError, match="roles must alternate"):
         refusing.render([{"role": "user", "content": "x"}])
@@ -153,7 +155,7 @@ def test_a_template_may_refuse_messages_but_not_reach_out(tmp_path: Path) -> Non
 def test_without_a_template_a_chat_is_refused(tmp_path: Path) -> None:
     TASK.save(tmp_path)
     (tmp_path / "chat_template.jinja").unlink()
-    codec = TextCodec(TASK, tmp_path, context=64, end_ids=())
+    codec = TextCodec(load_task(tmp_path), context=64, end_ids=())
     with pytest.raises(RequestError, match="/v1/completions"):
         codec.prepare(ask([{"role": "user", "content": "x"}]))
 
@@ -185,24 +187,43 @@ ASKED = {
 
 
 @pytest.mark.parametrize("name", ASKED)
-def test_what_the_engine_cannot_do_is_refused_by_name(tmp_path: Path, name: str) -> None:
-    TASK.save(tmp_path)
+def test_what_the_engine_cannot_do_is_refused_by_name(name: str) -> None:
     asked = ask("a", **{name: ASKED[name]})
     able = frozenset({"penalties", "logprobs", "logit_bias", "json_schema"})
-    [prepared] = TextCodec(TASK, tmp_path, 64, (), able).prepare(asked)
+    [prepared] = TextCodec(TASK, 64, (), able).prepare(asked)
     assert getattr(prepared, name) == (json.dumps(ASKED[name]) if name == "json_schema" else ASKED[name])
     ability = "penalties" if name.endswith("penalty") else name
     with pytest.raises(RequestError) as caught:
-        TextCodec(TASK, tmp_path, 64, (), able - {ability}).prepare(asked)
+        TextCodec(TASK, 64, (), able - {ability}).prepare(asked)
     assert (caught.value.status, caught.value.code) == (400, "unsupported_parameter")
     assert caught.value.param == ("response_format" if name == "json_schema" else name)
 
 
-def test_biased_tokens_are_the_model_s(tmp_path: Path) -> None:
-    TASK.save(tmp_path)
-    codec = TextCodec(TASK, tmp_path, 64, (), frozenset({"logit_bias"}))
+def test_biased_tokens_are_the_model_s() -> None:
+    codec = TextCodec(TASK, 64, (), frozenset({"logit_bias"}))
     with pytest.raises(RequestError, match="0 to 319; 'logit_bias' holds 320"):
         codec.prepare(ask("a", logit_bias=((320, 1.0),)))
+
+
+def test_a_chat_is_asked_as_it_was_learnt() -> None:
+    chats = [
+        [{"role": "user", "content": f"What is {n} + 1?"}, {"role": "assistant", "content": f"It is {n + 1}."}]
+        for n in range(40)
+    ]
+    spec = TextGenerationSpec(tokenizer=FittedTokenizer(vocab_size=300), sequence_length=64, column="messages")
+    rows = [spec.parse_row({"messages": chat}) for chat in chats]
+    task = spec.fit(rows)
+    [learnt] = task.encode(rows[:1])["input_ids"]
+    [asked] = TextCodec(task, context=64, end_ids=()).prepare(ask(chats[0][:1]))
+    assert learnt[: len(asked.prompt_ids)].tolist() == asked.prompt_ids
+    rest = learnt[len(asked.prompt_ids) :].tolist()
+    assert task.tokenizer.decode(rest, skip_special_tokens=True) == "It is 1."
+    assert rest.count(task.end_of_text_id) == 1  # where an answer is to end
+    assert rest[-1] in asked.end_ids
+    for wrong, why in (("x", "a str, not a list"), ([{"role": "user"}], r"messages\[0\] has no text as its 'content'")):
+        with pytest.raises(ValueError, match=why):
+            spec.parse_row({"messages": wrong})
+    assert spec.parse_row({"messages": []}) is None
 
 
 # --- tools
