@@ -22,7 +22,7 @@ PIXELS = np.random.default_rng(3).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
 
 @pytest.fixture(scope="module")
 def url(cluster: str, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """HTTP's address; an endpoint `shade` is deployed."""
+    """HTTP's address; an endpoint `tint` is deployed."""
     register(settings, "tint", image_task(), tmp_path_factory.mktemp("bundle"))
     spec = {"version": "tint/1", "scaling": {"max_replicas": 1}, "resources": {"cpus": 0.5}}
     yield deploy(DeploySpec.parse(spec), settings=settings).url
@@ -43,7 +43,7 @@ def image() -> triton.InferInput:
 
 def over_http(url: str) -> dict[str, list]:
     tensor = {"name": "image", "datatype": "UINT8", "shape": list(PIXELS.shape), "data": PIXELS.ravel().tolist()}
-    answer = httpx.post(f"{url}/v2/models/shade/infer", json={"inputs": [tensor]}, timeout=60)
+    answer = httpx.post(f"{url}/v2/models/tint/infer", json={"inputs": [tensor]}, timeout=60)
     assert answer.status_code == 200, answer.text
     return {output["name"]: output["data"] for output in answer.json()["outputs"]}
 
@@ -54,7 +54,7 @@ def test_answers_are_those_of_http(url: str, client: triton.InferenceServerClien
     assert client.is_server_ready()
     assert client.is_model_ready("tint", "1")
     described = client.get_model_metadata("tint", as_json=True)
-    over_http_described = httpx.get(f"{url}/v2/models/shade").json()
+    over_http_described = httpx.get(f"{url}/v2/models/tint").json()
     assert described["versions"] == over_http_described["versions"] == ["1"]
     assert [tensor["name"] for tensor in described["outputs"]] == [
         tensor["name"] for tensor in over_http_described["outputs"]
@@ -159,7 +159,7 @@ def test_a_body_of_a_gigabyte_is_refused_and_costs_the_gateway_no_memory(url: st
     watching.start()
     try:
         for headers in ({}, {"content-length": str(10**9)}):
-            answer = httpx.post(f"{url}/v2/models/shade/infer", content=gigabyte(), headers=headers, timeout=60)
+            answer = httpx.post(f"{url}/v2/models/tint/infer", content=gigabyte(), headers=headers, timeout=60)
             assert answer.status_code == 413
         large = [("grpc.max_send_message_length", -1)]
         with grpc.insecure_channel(f"127.0.0.1:{settings.grpc_port}", options=large) as channel:
