@@ -5,6 +5,10 @@ from maas_ray.settings import Settings
 
 
 def undeploy_all(settings: Settings) -> None:
-    """Take every endpoint down."""
+    """Take every endpoint down, and the shared replicas, which have options of their own."""
+    from maas_ray.serve import control
+    from maas_ray.serve.spec import SHARED_APP
+
     for endpoint in endpoints(settings=settings):
         undeploy(endpoint.name, settings=settings)
+    control.delete([SHARED_APP])
