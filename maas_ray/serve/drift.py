@@ -137,7 +137,9 @@ def own_path(record: Record) -> str | None:
 
 def _of_shared(application: Mapping[str, Any] | None, args: SharedArgs | None) -> list[Difference]:
     """The options of the shared replicas against those that they have; whether they run, their endpoints say."""
-    if application is None or args is None or application["source"] != "imperative":
+    if application is None or args is None:
+        return []
+    if application["source"] != "imperative" or application["status"] == "DELETING":
         return []
     config = application["deployments"].get(SHARED_DEPLOYMENT, {}).get("deployment_config", {})
     has, should = config.get("user_config") or {}, args.document()

@@ -149,3 +149,4 @@ def test_shared_replicas_work_as_their_file_says() -> None:
     assert differences([one], running, args) == differences([one], running) == []
     (difference,) = differences([one], running, SharedArgs(max_models=4))
     assert difference == Difference(SHARED_APP, "options", "{'max_models': 4}", "{'max_models': 3}")
+    assert differences([], {SHARED_APP: application("DELETING")}, args) == []
