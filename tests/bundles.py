@@ -11,6 +11,7 @@ from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.settings import Settings
 from maas_ray.tasks import Task
 from maas_ray.tasks.image_classification import Cnn, ImageClassificationSpec
+from maas_ray.tasks.tabular_regression import TabularRegressionSpec
 from maas_ray.tasks.text_generation import FittedTokenizer, Llama, TextGenerationSpec
 
 TEXT = [
@@ -33,6 +34,12 @@ def image_task(labels: tuple[str, ...] = ("dark", "light"), size: int = 8) -> Ta
         for shade, label in zip(shades, labels, strict=True)
     ]
     return ImageClassificationSpec().fit(rows)
+
+
+def table_task() -> Task:
+    spec = TabularRegressionSpec(target="price")
+    rows = [{"area": 70.0, "town": "Köln"}, {"area": 90.0, "town": "Bonn"}, {"area": None, "town": None}]
+    return spec.fit([{"features": row, "target": 100.0 * place} for place, row in enumerate(rows)])
 
 
 def save_bundle(task: Task, directory: Path, *, seed: int = 0, hidden_size: int = 32) -> Path:

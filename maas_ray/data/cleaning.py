@@ -78,8 +78,8 @@ def _row(raw: Raw, task: TaskSpec, shares: tuple[float, ...]) -> dict[str, Any]:
         try:
             parsed = task.parse_row(raw.row)
             if parsed is not None:
-                digest = content_digest(parsed, task.columns)
-                inputs = digest if task.inputs == task.columns else content_digest(parsed, task.inputs)
+                digest = content_digest(parsed, sorted(parsed))
+                inputs = digest if {*task.inputs} == {*parsed} else content_digest(parsed, task.inputs)
                 key = sort_key(split_number(inputs, shares), digest)
                 return _record(raw, key, digest, KEPT, "", pickle.dumps(raw.row))
             fate = EMPTY

@@ -6,6 +6,7 @@ Parsed where the model is, so that a gateway passes a body on unread. Knows noth
 """
 
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -226,7 +227,9 @@ def _array(tensor: InputTensor, raw: memoryview | None, spec: TensorSpec, where:
             param=f"{where}.shape",
         )
     if raw is None:
-        values = _values(tensor.data or [], spec.datatype, f"{where}.data")
+        missing = "" if spec.datatype == "BYTES" else math.nan
+        data = _filled(tensor.data or [], missing) if spec.optional else tensor.data or []
+        values = _values(data, spec.datatype, f"{where}.data")
     else:
         values = from_bytes(raw, spec.datatype, where)
     count = int(np.prod(tensor.shape, dtype=object))
@@ -295,9 +298,14 @@ def _values(data: list[Any], datatype: str, where: str) -> np.ndarray:
     if datatype in _FLOATS:
         with np.errstate(over="ignore"):
             found = found.astype(_FLOATS[datatype])
-        if not np.isfinite(found).all():
+        if np.isinf(found).any():  # JSON has no NaN: one stands for what is missing
             raise RequestError(f"{where}: holds a number too large for {datatype}.", param=where)
     return found
+
+
+def _filled(data: list[Any], missing: Any) -> list[Any]:
+    """Nested lists with something in place of null."""
+    return [_filled(value, missing) if type(value) is list else missing if value is None else value for value in data]
 
 
 def _kinds(data: list[Any]) -> set[type]:

@@ -39,6 +39,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
     "moderation": (),
 }
+_MOST_NAME = 200  # characters of a field's name that are told
 # What no answer depends on.
 _HARMLESS = {
     "user",
@@ -381,11 +382,13 @@ def refusal(error: ValidationError, within: str = "") -> RequestError:
 
 
 def _param(location: tuple[int | str, ...]) -> str:
-    """`messages[0].content`; pydantic puts the names of union branches between."""
+    """`messages[0].content`; pydantic puts the names of union branches between. A table's columns have any names."""
     text = ""
     for part in location:
         if isinstance(part, int):
             text += f"[{part}]"
+        elif not text:
+            text = part if len(part) <= _MOST_NAME else part[:_MOST_NAME] + "…"
         elif part.isidentifier() and part not in ("str", "int"):
             text += f".{part}" if text else part
     return text

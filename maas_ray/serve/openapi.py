@@ -57,7 +57,7 @@ _REQUESTS: tuple[type[BaseModel], ...] = (
     openai.CompletionBody,
     openai.ChatBody,
     InferDocument,
-    *(task.request for task in TASKS),
+    *dict.fromkeys(task.request for task in TASKS),
 )
 
 
@@ -131,12 +131,15 @@ def _event(chunk: type[BaseModel]) -> _Document:
 
 
 def _plain(routes: Sequence[Route]) -> _Document:
-    row, answer = {"anyOf": [_ref(task.request) for task in TASKS]}, {"anyOf": [_ref(task.answer) for task in TASKS]}
+    row = {"anyOf": [_ref(request) for request in dict.fromkeys(task.request for task in TASKS)]}
+    answer = {"anyOf": [_ref(task.answer) for task in TASKS]}
     several = {"type": "array", "items": row, "minItems": 1, "maxItems": rows.MOST_ROWS}
     file = _object(**{rows.FILE: {"type": "string", "contentMediaType": _BYTES}})
     body = {
         _JSON: {"anyOf": [*row["anyOf"], _object(instances=several)]},
-        FORM_TYPE: {"anyOf": [file, *(_ref(task.request) for task in TASKS if not task.file)]},
+        FORM_TYPE: {
+            "anyOf": [file, *map(_ref, dict.fromkeys(task.request for task in TASKS if not task.file))],
+        },
     }
     many = _object(predictions={"type": "array", "items": answer})
     del many["additionalProperties"]  # the head stands before them

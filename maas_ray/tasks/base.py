@@ -58,6 +58,16 @@ class TensorSpec:
     datatype: str
     shape: tuple[int, ...]
 
+    optional: ClassVar[bool] = False
+    """Whether values may be missing."""
+
+
+@dataclass(frozen=True)
+class OptionalTensor(TensorSpec):
+    """One whose values may be missing: null in JSON; NaN, or an empty string, as bytes and for the task."""
+
+    optional: ClassVar[bool] = True
+
 
 @dataclass(frozen=True)
 class Packing:

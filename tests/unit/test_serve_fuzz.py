@@ -18,9 +18,9 @@ from maas_ray.serve.open_inference import InferBody, parse_infer, render_infer
 from maas_ray.serve.routes import Route
 from maas_ray.serve.rows import Head, PredictBody, parse_rows
 from maas_ray.serve.text import Delta, TextRequest, TokenLogprob
-from tests.bundles import image_task, text_task
+from tests.bundles import image_task, table_task, text_task
 
-TEXT, IMAGES = text_task(), image_task()
+TEXT, IMAGES, TABLE = text_task(), image_task(), table_task()
 EXAMPLES = 30  # for each operation, of those that are drawn; those at the edges of a schema come on top
 CHECKS = [
     checks.not_a_server_error,
@@ -52,7 +52,7 @@ class InProcess(Models):
                     **task.signature(),
                 }
             )
-            for name, task in (("lm", TEXT), ("img", IMAGES))
+            for name, task in (("lm", TEXT), ("img", IMAGES), ("tab", TABLE))
         }
         self._generating = Generating(TEXT, self._echoed, Head(model="lm", version="3"))
 
@@ -78,6 +78,9 @@ class InProcess(Models):
     async def infer(self, route: Route, body: InferBody) -> InferBody:
         if route.name == "lm":
             return await self._generating.infer(body)
+        if route.name == "tab":
+            request = parse_infer(body, TABLE.inputs, TABLE.outputs)
+            return render_infer(request, {"prediction": np.zeros(request.rows)}, TABLE.outputs, "tab", "3")
         request = parse_infer(body, IMAGES.inputs, IMAGES.outputs)
         answer = {
             "label": np.full(request.rows, "dark", object),
@@ -88,10 +91,11 @@ class InProcess(Models):
     async def predict(self, route: Route, body: PredictBody) -> bytes:
         if route.name == "lm":
             return await self._generating.predict(body)
-        asked = parse_rows(body, IMAGES)
-        inputs = await asked.inputs(IMAGES)
-        answer = IMAGES.to_answer({"label": "dark", "scores": np.float32([1, 0])})
-        return asked.render([answer] * len(inputs), Head(model="img", version="3"))
+        task = TABLE if route.name == "tab" else IMAGES
+        asked = parse_rows(body, task)
+        inputs = await asked.inputs(task)
+        answer = task.to_answer({"label": "dark", "scores": np.float32([1, 0]), "prediction": 1.5})
+        return asked.render([answer] * len(inputs), Head(model=route.name, version="3"))
 
 
 APP = create_app(InProcess(), body_limit=100_000)
@@ -124,6 +128,10 @@ def test_answers_are_as_the_document_says(case: schemathesis.Case) -> None:
 
 
 PIXELS = {"name": "image", "datatype": "UINT8", "shape": [2, 8, 8, 1], "data": [0] * 128}
+COLUMNS = [
+    {"name": "area", "datatype": "FP64", "shape": [2], "data": [70, None]},
+    {"name": "town", "datatype": "BYTES", "shape": [2], "data": [None, "Bonn"]},
+]
 PROMPTS = {"name": "prompt", "datatype": "BYTES", "shape": [2], "data": ["a", "b"]}
 RIGHT = {
     "completion": ("/v1/completions", "", {"model": "lm", "prompt": "a"}),
@@ -137,6 +145,9 @@ RIGHT = {
     ),
     "row": ("/v1/models/{name}/predict", "img", {"image": [[0, 255], [0, 255]]}),
     "rows": ("/v1/models/{name}/versions/{version}/predict", "img", {"instances": [{"image": [[[1, 2, 3]]]}]}),
+    "cells": ("/v1/models/{name}/predict", "tab", {"area": 70, "town": None}),
+    "tables": ("/v1/models/{name}/predict", "tab", {"instances": [{"area": None}, {"town": "Paris"}, {}]}),
+    "columns": ("/v2/models/{name}/infer", "tab", {"inputs": COLUMNS}),
     "text": ("/v1/models/{name}/predict", "lm", {"prompt": "a", "max_tokens": 5, "stop": ["x"]}),
     "tensors": ("/v2/models/{name}/infer", "img", {"inputs": [PIXELS], "id": "1"}),
     "tensors as bytes": (

@@ -1,0 +1,57 @@
+"""What stands in a cell of a table: a number, a category, or nothing. The same in files and in requests."""
+
+import math
+from datetime import date, time
+from decimal import Decimal
+from typing import Any
+
+Cell = float | str | None
+"""A number, a text that may be a number too, or nothing."""
+
+
+def cell(value: Any) -> Cell:
+    """A value of a file: booleans are the texts `true` and `false`, NaN and blank text are nothing.
+
+    Raises:
+        ValueError: it is none of these; says what it is.
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float, Decimal)):
+        return _finite(float(value))
+    if isinstance(value, str):
+        return value.strip() or None
+    if isinstance(value, (date, time)):  # a datetime is a date
+        return value.isoformat()
+    if value is None:
+        return None
+    raise ValueError(f"a {type(value).__name__}, no number and no text")
+
+
+def number(value: Cell) -> float:
+    """A cell as a number; NaN where there is none.
+
+    Raises:
+        ValueError: it is a text that is no number.
+    """
+    if isinstance(value, str):
+        if "_" in value:  # which Python would read over
+            raise ValueError(f"{value!r} is no number")
+        try:
+            value = _finite(float(value))
+        except ValueError:
+            raise ValueError(f"{value!r} is no number") from None
+    return math.nan if value is None else value
+
+
+def category(value: Cell) -> str:
+    """A cell as the name of a category, a whole number without its point; empty where there is none."""
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else repr(value)
+    return value or ""
+
+
+def _finite(value: float) -> float | None:
+    if math.isinf(value):
+        raise ValueError("an infinite number")
+    return None if math.isnan(value) else value
