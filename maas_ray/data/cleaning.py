@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from maas_ray.data.dataset import QUARANTINE_DIRECTORY, SPLITS, write_table
 from maas_ray.data.order import SPLIT_BITS, content_digest, sort_key, split_number
 from maas_ray.data.reading import Raw, inspect, read
+from maas_ray.data.series import joined
 from maas_ray.data.sources import AnySource
 from maas_ray.tasks import Row, TaskSpec
 
@@ -63,7 +64,8 @@ def read_rows(parts: pa.Table, task: TaskSpec, shares: tuple[float, ...]) -> Ite
     batch: list[dict[str, Any]] = []
     size = 0
     for part in unpacked(parts):
-        for raw in read(part, task.columns):
+        found = read(part, task.columns)
+        for raw in joined(found, task.steps, shares) if task.steps else found:
             batch.append(_row(raw, task, shares))
             size += len(batch[-1]["payload"])
             if size >= _BATCH_BYTES or len(batch) >= _BATCH_ROWS:
@@ -79,8 +81,10 @@ def _row(raw: Raw, task: TaskSpec, shares: tuple[float, ...]) -> dict[str, Any]:
             parsed = task.parse_row(raw.row)
             if parsed is not None:
                 digest = content_digest(parsed, sorted(parsed))
-                inputs = digest if {*task.inputs} == {*parsed} else content_digest(parsed, task.inputs)
-                key = sort_key(split_number(inputs, shares), digest)
+                split = raw.split
+                if split is None:
+                    split = split_number(content_digest(parsed, task.inputs), shares)
+                key = sort_key(split, digest)
                 return _record(raw, key, digest, KEPT, "", pickle.dumps(raw.row))
             fate = EMPTY
         except ValueError as caught:
@@ -139,15 +143,24 @@ def tally(rows: pa.Table) -> pa.Table:
     return pa.Table.from_pylist(records, pa.schema(fields))
 
 
-def kept_rows(rows: pa.Table, task: TaskSpec) -> Iterator[tuple[int, bytes, Row]]:
-    """Split, digest and parsed content of the rows that are kept."""
-    columns = (rows[name].to_pylist() for name in ("key", "digest", "fate", "payload"))
-    for key, digest, fate, payload in zip(*columns, strict=True):
+class Kept(NamedTuple):
+    """A row that is kept: its split's number, its digest, its parsed content, and how many rows it stands for."""
+
+    split: int
+    digest: bytes
+    row: Row
+    rows: int
+
+
+def kept_rows(rows: pa.Table, task: TaskSpec) -> Iterator[Kept]:
+    """The rows that are kept."""
+    columns = (rows[name].to_pylist() for name in ("key", "digest", "fate", "payload", "rows"))
+    for key, digest, fate, payload, count in zip(*columns, strict=True):
         if fate == KEPT:
             row = task.parse_row(pickle.loads(payload))  # noqa: S301  written by `_row`
             if row is None:
                 raise ValueError("a row that was not empty is empty now; the task's parse_row() is not a function")
-            yield key >> SPLIT_BITS, digest, row
+            yield Kept(key >> SPLIT_BITS, digest, row, count)
 
 
 def write_quarantine(rows: pa.Table, uri: str, attempt: str) -> pa.Table:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from maas_ray.data.cleaning import kept_rows, packed
+from maas_ray.data.cleaning import Kept, kept_rows, packed
 from maas_ray.data.dataset import SPLITS, Shard, from_numpy, write_table
 from maas_ray.data.order import shuffled
 from maas_ray.errors import DataError
@@ -36,7 +36,7 @@ def chunk_schema(task: Task) -> pa.Schema:
             "split": pa.int64(),
             "first": pa.binary(32),  # digest of its first row: orders the chunks of a split
             "rows": pa.int64(),
-            "elements": pa.int64(),  # tokens of a packed task, else rows
+            "elements": pa.int64(),  # tokens of a packed task, else stored rows
             "dropped": pa.string(),  # JSON: rows left out, by reason
             **dict.fromkeys(task.stored, pa.large_binary()),
         }
@@ -47,14 +47,14 @@ def encode(rows: pa.Table, files: dict[str, bytes], task_spec: TaskSpec) -> Iter
     """Encode kept rows with the task as it was saved, so that nothing but the saved task ever encodes."""
     task = _loaded(files)
     schema = chunk_schema(task)
-    batch: list[tuple[int, bytes, Row]] = []
-    size = 0
-    for split, digest, row in kept_rows(rows, task_spec):
-        if batch and (split != batch[0][0] or len(batch) >= _BATCH_ROWS or size >= _BATCH_BYTES):
+    batch: list[Kept] = []
+    size = 0.0
+    for kept in kept_rows(rows, task_spec):
+        if batch and (kept.split != batch[0].split or len(batch) >= _BATCH_ROWS or size >= _BATCH_BYTES):
             yield pa.Table.from_pylist([_chunk(batch, task)], schema)
-            batch, size = [], 0
-        batch.append((split, digest, row))
-        size += sum(map(_size, row.values()))
+            batch, size = [], 0.0
+        batch.append(kept)
+        size += task.growth * sum(map(_size, kept.row.values()))
     yield pa.Table.from_pylist([_chunk(batch, task)] if batch else [], schema)
 
 
@@ -77,15 +77,15 @@ def _loaded(files: dict[str, bytes]) -> Task:
         return load_task(Path(directory))
 
 
-def _chunk(batch: list[tuple[int, bytes, Row]], task: Task) -> dict[str, Any]:
-    rows = [row for _, _, row in batch]
+def _chunk(batch: list[Kept], task: Task) -> dict[str, Any]:
+    good = batch
     dropped: Counter[str] = Counter()
     try:
-        encoded = task.encode(rows)
+        encoded = task.encode([kept.row for kept in good])
     except ValueError:
-        rows, dropped = _encodable(rows, task)
-        encoded = task.encode(rows) if rows else {name: [] for name in task.stored}
-    elements = len(rows)
+        good, dropped = _encodable(batch, task)
+        encoded = task.encode([kept.row for kept in good]) if good else {name: [] for name in task.stored}
+    elements = len(next(iter(encoded.values())))
     columns = {}
     for name, column in task.stored.items():
         values = encoded[name]
@@ -94,21 +94,21 @@ def _chunk(batch: list[tuple[int, bytes, Row]], task: Task) -> dict[str, Any]:
             columns[name] = b"".join(np.ascontiguousarray(value, column.dtype).data for value in values)
         else:
             columns[name] = np.ascontiguousarray(values, column.dtype).tobytes()
-    split, first, _ = batch[0]
-    place = {"split": split, "first": first, "rows": len(rows), "elements": elements}
+    rows = sum(kept.rows for kept in good)
+    place = {"split": batch[0].split, "first": batch[0].digest, "rows": rows, "elements": elements}
     return place | {"dropped": json.dumps(dropped)} | columns
 
 
-def _encodable(rows: list[Row], task: Task) -> tuple[list[Row], Counter[str]]:
+def _encodable(batch: list[Kept], task: Task) -> tuple[list[Kept], Counter[str]]:
     """Rows that can be encoded, and why the others cannot: a label that training has not, say."""
     good, dropped = [], Counter[str]()
-    for row in rows:
+    for kept in batch:
         try:
-            task.encode([row])
+            task.encode([kept.row])
         except ValueError as error:
-            dropped[str(error)] += 1
+            dropped[str(error)] += kept.rows
         else:
-            good.append(row)
+            good.append(kept)
     return good, dropped
 
 

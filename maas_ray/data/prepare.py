@@ -239,6 +239,8 @@ def report(dataset: PreparedDataset, errors: list[str], seconds: float) -> None:
         if task.packing and stored:
             left = counts.packed_dropped[split]
             note = f"→ {stored:,} sequences, {counts.packed_units[split]:,} {task.unit}, {left:,} left over"
+        elif stored != kept:
+            note = f"→ {stored:,} {task.unit} stored"
         if not stored and (share := getattr(PrepareSpec.parse(meta.spec).splits, split, None)):
             note = f"EMPTY: {share:g} of this input is too little; give more data, or a larger share"
         lines.append((split, kept, note))

@@ -69,7 +69,8 @@ class Part:
 class Raw:
     """A row as it stands in a file, or what stands there instead.
 
-    `rows` is how many rows it stands for: more than one where a whole stretch of a file cannot be read.
+    `rows` is how many rows it stands for: more than one where a whole stretch of a file cannot be read, or where they
+    are joined. `split` is the number of the one it must fall into. None: its content decides.
     """
 
     path: str
@@ -78,6 +79,7 @@ class Raw:
     error: str = ""
     excerpt: bytes = b""
     rows: int = 1
+    split: int | None = None
 
 
 def stamp(uri: str) -> str:

@@ -125,7 +125,7 @@ def _read(spec: "PrepareSpec", inspected: list[list[Inspected]], total: int, par
         part
         for source, files in zip(spec.sources, inspected, strict=True)
         for file in files
-        for part in _parts(source, file)
+        for part in _parts(source, file, whole=spec.task.steps is not None)
     ]
     groups = _grouped([part for part, _ in parts], [size for _, size in parts], parallelism)
     shares = spec.splits.shares
@@ -138,8 +138,8 @@ def _read(spec: "PrepareSpec", inspected: list[list[Inspected]], total: int, par
         return run_sorted(raw, "key", boundaries, cleaning.settle, lambda _, done: bar.update(done))
 
 
-def _parts(source: Any, file: Inspected) -> Iterator[tuple[Part, int]]:
-    """A file's parts, with their sizes in bytes: a Parquet file is cut between row groups."""
+def _parts(source: Any, file: Inspected, *, whole: bool) -> Iterator[tuple[Part, int]]:
+    """A file's parts, with their sizes in bytes: it is cut between its groups, unless it must stay whole."""
     if not file.groups:
         yield Part(source, file), file.file.size
         return
@@ -147,7 +147,7 @@ def _parts(source: Any, file: Inspected) -> Iterator[tuple[Part, int]]:
     start = rows_so_far = 0
     for place, count in enumerate(file.groups):
         rows_so_far += count
-        if rows_so_far * bytes_per_row >= BLOCK_BYTES or place == len(file.groups) - 1:
+        if (rows_so_far * bytes_per_row >= BLOCK_BYTES and not whole) or place == len(file.groups) - 1:
             yield Part(source, file, range(start, place + 1)), int(rows_so_far * bytes_per_row)
             start, rows_so_far = place + 1, 0
 
@@ -216,13 +216,13 @@ def _fit(spec: "PrepareSpec", ordered: Blocks) -> Task:
 def _training(spec: "PrepareSpec", ordered: Blocks, bar: Progress) -> Iterator[Row]:
     count, last = 0, b""
     for table in tables(ordered):
-        for split, digest, row in cleaning.kept_rows(table, spec.task):
-            if split:
+        for kept in cleaning.kept_rows(table, spec.task):
+            if kept.split:
                 return  # training rows come first
-            if digest < last:
+            if kept.digest < last:
                 raise RuntimeError("blocks came out of order: fitting would depend on the cluster")
-            count, last = count + 1, digest
-            yield row
+            count, last = count + 1, kept.digest
+            yield kept.row
         bar.update(count)
 
 

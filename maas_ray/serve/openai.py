@@ -389,6 +389,6 @@ def _param(location: tuple[int | str, ...]) -> str:
             text += f"[{part}]"
         elif not text:
             text = part if len(part) <= _MOST_NAME else part[:_MOST_NAME] + "…"
-        elif part.isidentifier() and part not in ("str", "int"):
+        elif part.isidentifier() and part not in ("str", "int", "float"):
             text += f".{part}" if text else part
     return text

@@ -77,6 +77,21 @@ class Packing:
     length: int
 
 
+@dataclass(frozen=True)
+class Steps:
+    """A table's rows are steps of series. They are joined, in order, and the end of each series is held out.
+
+    Args:
+        values: columns of numbers; where the first holds a list, the row is a whole series.
+        series: column that tells series apart. None: all rows of a file are one.
+        time: column that says their order. None: they stand in it.
+    """
+
+    values: tuple[str, ...]
+    series: str | None
+    time: str | None
+
+
 class RequestRow(Body):
     """One row as people send it, in a task's own words. Docstrings of fields are the API's documentation."""
 
@@ -131,6 +146,11 @@ class TaskSpec(Spec, ABC):
     def inputs(self) -> tuple[str, ...]:
         """What of a parsed row a model sees; rows that agree in it never straddle splits."""
 
+    @property
+    def steps(self) -> Steps | None:
+        """How a table's rows are joined before they are parsed; None: each is an example."""
+        return None
+
     def identity(self) -> dict[str, Any]:
         """What decides, beside the rows, what fitting gives: the spec, with digests in place of files it names."""
         return self.document()
@@ -181,8 +201,13 @@ class Task(ABC):
 
     @property
     def packing(self) -> Packing | None:
-        """How encoded rows are packed into stored rows; None: one stored row for each."""
+        """How encoded rows are packed into stored rows; None: they are not, `encode` gives stored rows."""
         return None
+
+    @property
+    def growth(self) -> float:
+        """About how many times as many bytes `encode` gives as it is given."""
+        return 1.0
 
     @property
     def units_per_row(self) -> int:
@@ -191,7 +216,13 @@ class Task(ABC):
 
     @abstractmethod
     def encode(self, rows: list[Row]) -> dict[str, Any]:
-        """Parsed rows to stored columns: an array [n, *shape] each, or a list of n arrays if packed."""
+        """Parsed rows to stored columns: an array [n, *shape] each, or a list of n arrays if packed.
+
+        A row may give several stored rows. One that gives none is refused.
+
+        Raises:
+            ValueError: one cannot be encoded; says why, in words that count alike rows together.
+        """
 
     # --- state
 

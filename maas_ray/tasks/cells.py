@@ -3,6 +3,7 @@
 import math
 from datetime import date, time
 from decimal import Decimal
+from numbers import Real
 from typing import Any
 
 Cell = float | str | None
@@ -17,7 +18,7 @@ def cell(value: Any) -> Cell:
     """
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, (int, float, Decimal)):
+    if isinstance(value, (Real, Decimal)):
         return _finite(float(value))
     if isinstance(value, str):
         return value.strip() or None

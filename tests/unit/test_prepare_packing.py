@@ -58,7 +58,7 @@ def run(
     boundaries = cleaning.key_ranges(shares, cut)
     ordered = [cleaning.settle(table) for table in ranges(blocks(read, rng, cut), "key", boundaries)]
     rows = [row for table in ordered for row in cleaning.kept_rows(table, task_spec)]
-    task = task_spec.fit(row for split, _, row in rows if split == 0)
+    task = task_spec.fit(kept.row for kept in rows if kept.split == 0)
     files = packing.saved(task)
     chunks = [chunk for table in ordered for chunk in packing.encode(table, files, task_spec)]
     listed = [row for chunk in chunks for row in packing.listing(chunk).to_pylist()]
