@@ -13,6 +13,7 @@ from maas_ray.tasks import Task
 from maas_ray.tasks.image_classification import Cnn, ImageClassificationSpec
 from maas_ray.tasks.tabular_regression import TabularRegressionSpec
 from maas_ray.tasks.text_generation import FittedTokenizer, Llama, TextGenerationSpec
+from maas_ray.tasks.time_series_forecasting import TimeSeriesForecastingSpec
 
 TEXT = [
     "def add(a, b):\n    return a + b\n",
@@ -40,6 +41,12 @@ def table_task() -> Task:
     spec = TabularRegressionSpec(target="price")
     rows = [{"area": 70.0, "town": "Köln"}, {"area": 90.0, "town": "Bonn"}, {"area": None, "town": None}]
     return spec.fit([{"features": row, "target": 100.0 * place} for place, row in enumerate(rows)])
+
+
+def series_task() -> Task:
+    spec = TimeSeriesForecastingSpec(target="sales", covariates=("price",), context_length=3, horizon=2)
+    row = spec.parse_row({"sales": list(range(9)), "price": [1.5, 2.5, 3.5] * 3})
+    return spec.fit([row] if row else [])
 
 
 def save_bundle(task: Task, directory: Path, *, seed: int = 0, hidden_size: int = 32) -> Path:

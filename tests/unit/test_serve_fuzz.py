@@ -18,9 +18,10 @@ from maas_ray.serve.open_inference import InferBody, parse_infer, render_infer
 from maas_ray.serve.routes import Route
 from maas_ray.serve.rows import Head, PredictBody, parse_rows
 from maas_ray.serve.text import Delta, TextRequest, TokenLogprob
-from tests.bundles import image_task, table_task, text_task
+from tests.bundles import image_task, series_task, table_task, text_task
 
-TEXT, IMAGES, TABLE = text_task(), image_task(), table_task()
+TEXT, IMAGES, TABLE, SERIES = text_task(), image_task(), table_task(), series_task()
+PREDICTING = {"img": IMAGES, "tab": TABLE, "ser": SERIES}
 EXAMPLES = 30  # for each operation, of those that are drawn; those at the edges of a schema come on top
 CHECKS = [
     checks.not_a_server_error,
@@ -52,7 +53,7 @@ class InProcess(Models):
                     **task.signature(),
                 }
             )
-            for name, task in (("lm", TEXT), ("img", IMAGES), ("tab", TABLE))
+            for name, task in (("lm", TEXT), *PREDICTING.items())
         }
         self._generating = Generating(TEXT, self._echoed, Head(model="lm", version="3"))
 
@@ -78,23 +79,24 @@ class InProcess(Models):
     async def infer(self, route: Route, body: InferBody) -> InferBody:
         if route.name == "lm":
             return await self._generating.infer(body)
-        if route.name == "tab":
-            request = parse_infer(body, TABLE.inputs, TABLE.outputs)
-            return render_infer(request, {"prediction": np.zeros(request.rows)}, TABLE.outputs, "tab", "3")
-        request = parse_infer(body, IMAGES.inputs, IMAGES.outputs)
+        task = PREDICTING[route.name]
+        request = parse_infer(body, task.inputs, task.outputs)
         answer = {
             "label": np.full(request.rows, "dark", object),
             "scores": np.tile(np.float32([1, 0]), (request.rows, 1)),
+            "prediction": np.zeros(request.rows),
+            "forecast": np.zeros((request.rows, 2)),
         }
-        return render_infer(request, answer, IMAGES.outputs, "img", "3")
+        return render_infer(request, answer, task.outputs, route.name, "3")
 
     async def predict(self, route: Route, body: PredictBody) -> bytes:
         if route.name == "lm":
             return await self._generating.predict(body)
-        task = TABLE if route.name == "tab" else IMAGES
+        task = PREDICTING[route.name]
         asked = parse_rows(body, task)
         inputs = await asked.inputs(task)
-        answer = task.to_answer({"label": "dark", "scores": np.float32([1, 0]), "prediction": 1.5})
+        outputs = {"label": "dark", "scores": np.float32([1, 0]), "prediction": 1.5, "forecast": np.zeros(2)}
+        answer = task.to_answer(outputs)
         return asked.render([answer] * len(inputs), Head(model=route.name, version="3"))
 
 
@@ -132,6 +134,7 @@ COLUMNS = [
     {"name": "area", "datatype": "FP64", "shape": [2], "data": [70, None]},
     {"name": "town", "datatype": "BYTES", "shape": [2], "data": [None, "Bonn"]},
 ]
+STEPS = {"name": "values", "datatype": "FP64", "shape": [1, 3, 2], "data": [1, 2, 3, None, 5, 6]}
 PROMPTS = {"name": "prompt", "datatype": "BYTES", "shape": [2], "data": ["a", "b"]}
 RIGHT = {
     "completion": ("/v1/completions", "", {"model": "lm", "prompt": "a"}),
@@ -148,6 +151,8 @@ RIGHT = {
     "cells": ("/v1/models/{name}/predict", "tab", {"area": 70, "town": None}),
     "tables": ("/v1/models/{name}/predict", "tab", {"instances": [{"area": None}, {"town": "Paris"}, {}]}),
     "columns": ("/v2/models/{name}/infer", "tab", {"inputs": COLUMNS}),
+    "series": ("/v1/models/{name}/predict", "ser", {"values": [[1, 2], [None, 3.5], [4, 5], [6, None]]}),
+    "steps": ("/v2/models/{name}/infer", "ser", {"inputs": [STEPS]}),
     "text": ("/v1/models/{name}/predict", "lm", {"prompt": "a", "max_tokens": 5, "stop": ["x"]}),
     "tensors": ("/v2/models/{name}/infer", "img", {"inputs": [PIXELS], "id": "1"}),
     "tensors as bytes": (
