@@ -180,7 +180,11 @@ def _inspect_parquet(source: ParquetSource, found: Inspected, handle: Any, mappi
 
 
 def _missing(file: InputFile, mapping: dict[str, str], names: list[str]) -> str:
-    lacking = [f"{column!r} (set `{name}`)" for name, column in mapping.items() if column not in (REST, *names)]
+    lacking = [
+        f"{column!r} (set `{name if name in ('text', 'image', 'label') else f'columns.{name}'}`)"
+        for name, column in mapping.items()
+        if column not in (REST, *names)
+    ]
     return f"{file.uri} has no column {', '.join(lacking)}; it has: {', '.join(names)}." if lacking else ""
 
 

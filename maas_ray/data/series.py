@@ -8,6 +8,7 @@ memory of one reader meanwhile, eight bytes for each value; a series lies in one
 from array import array
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,7 @@ class _Series:
         self.values, self.positions = array("d"), array("q")
         # 1 for a row that is well, 0 for one that is in quarantine: a missing step stands in its place.
         self.counted = bytearray()
-        self.times: dict[float | str, int] = {}  # when, to the step's place; numbers, or texts
+        self.times: dict[Any, int] = {}  # when, to the step's place; numbers, or texts
 
     def add(self, raw: Raw, steps: Steps) -> None:
         """Add a step.

@@ -3,10 +3,10 @@
 import math
 from datetime import date, time
 from decimal import Decimal
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
-Cell = float | str | None
+Cell = int | float | str | None
 """A number, a text that may be a number too, or nothing."""
 
 
@@ -18,6 +18,8 @@ def cell(value: Any) -> Cell:
     """
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, Integral):
+        return int(value)  # exactly: it may be an identifier of many digits
     if isinstance(value, (Real, Decimal)):
         return _finite(float(value))
     if isinstance(value, str):
@@ -42,14 +44,17 @@ def number(value: Cell) -> float:
             value = _finite(float(value))
         except ValueError:
             raise ValueError(f"{value!r} is no number") from None
-    return math.nan if value is None else value
+    try:
+        return math.nan if value is None else float(value)
+    except OverflowError:
+        raise ValueError("an integer beyond all numbers") from None
 
 
 def category(value: Cell) -> str:
     """A cell as the name of a category, a whole number without its point; empty where there is none."""
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() else repr(value)
-    return value or ""
+    return "" if value is None else str(value)
 
 
 def _finite(value: float) -> float | None:

@@ -175,6 +175,11 @@ class TableTask(Task):
             self._places[column.name] = {value: start + place for place, value in enumerate(column.categories)}
             start += len(column.categories)
         self.categories = start - 1
+        """Categories of all columns together."""
+        numbers = {column.name for column in features.numbers}
+        self._inputs = tuple(
+            OptionalTensor(name, "FP64" if name in numbers else "BYTES", (-1,)) for name in features.order
+        )
 
     @property
     @abstractmethod
@@ -203,7 +208,8 @@ class TableTask(Task):
             for place, column in enumerate(self.features.numbers):
                 values = np.array([_number(column.name, value) for value in cells[column.name]], np.float64)
                 values = np.where(np.isnan(values), column.fill, values)
-                numbers[:, place] = (values - column.center) / column.scale
+                with np.errstate(over="ignore"):  # what is beyond float32 is infinite, and so is what comes of it
+                    numbers[:, place] = (values - column.center) / column.scale
             found["numbers"] = numbers
         if self.features.categories:
             categories = np.empty((rows, len(self.features.categories)), np.int32)
@@ -239,10 +245,7 @@ class TableTask(Task):
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        numbers = {column.name for column in self.features.numbers}
-        return tuple(
-            OptionalTensor(name, "FP64" if name in numbers else "BYTES", (-1,)) for name in self.features.order
-        )
+        return self._inputs
 
     def to_inputs(self, row: RequestRow) -> dict[str, Any]:
         found = {}

@@ -105,7 +105,7 @@ def test_other_ways_to_write_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"a,c\n1,2\n", "has no column 'b' (set `b`); it has: a, c."),
+        (b"a,c\n1,2\n", "has no column 'b' (set `columns.b`); it has: a, c."),
         (b"a,b,b\n1,2,3\n", "its header has 'b' more than once; give `names`."),
         (b'a,"b\n', "its first row is no header: not CSV: unexpected end of data."),
     ],

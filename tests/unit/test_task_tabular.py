@@ -82,6 +82,7 @@ def test_numbers_and_categories() -> None:
     assert [number(value) for value in ("1e3", "-2", 0.5)] == [1000, -2, 0.5]
     assert math.isnan(number(None))
     assert [category(value) for value in (1.0, 1.5, "a", None)] == ["1", "1.5", "a", ""]
+    assert category(cell(np.int64(12345678901234567))) == "12345678901234567"
     for text in ("1_000", "x", "1,5", "inf", "0x1"):
         with pytest.raises(ValueError, match="is no number"):
             number(text)
