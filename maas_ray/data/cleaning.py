@@ -81,10 +81,8 @@ def _row(raw: Raw, task: TaskSpec, shares: tuple[float, ...]) -> dict[str, Any]:
             parsed = task.parse_row(raw.row)
             if parsed is not None:
                 digest = content_digest(parsed, sorted(parsed))
-                split = raw.split
-                if split is None:
-                    split = split_number(content_digest(parsed, task.inputs), shares)
-                key = sort_key(split, digest)
+                inputs = digest if {*task.inputs} == {*parsed} else content_digest(parsed, task.inputs)
+                key = sort_key(split_number(inputs, shares) if raw.split is None else raw.split, digest)
                 return _record(raw, key, digest, KEPT, "", pickle.dumps(raw.row))
             fate = EMPTY
         except ValueError as caught:
