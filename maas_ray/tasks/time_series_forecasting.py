@@ -318,13 +318,13 @@ class TimeSeriesForecasting(Task):
         wrong = next((place for place, step in enumerate(steps) if len(step) != len(names)), None)
         if wrong is not None:
             raise RequestError(
-                f"values[{wrong}] holds {len(steps[wrong])} of {len(names)} values: {', '.join(names)}.",
+                f"a step of {len(steps[wrong])} values; here it has {len(names)}: {', '.join(names)}.",
                 param=f"values[{wrong}]",
                 code="invalid_value",
             )
         if len(steps) < length:
             raise RequestError(
-                f"values holds {len(steps)} steps; this model needs the last {length}.",
+                f"{len(steps)} steps; this model needs the last {length}.",
                 param="values",
                 code="invalid_value",
             )

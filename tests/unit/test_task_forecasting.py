@@ -299,9 +299,9 @@ def test_a_series_is_asked_as_numbers_or_as_lists() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([1, 2, 3], "values holds 3 steps; this model needs the last 4"),
+        ([1, 2, 3], "^values: 3 steps; this model needs the last 4"),
         ([1, 2, 3, "x"], r"Invalid type for 'values\[3\]': expected a number or an array, but got a string"),
-        ([1, 2, 3, [1, 2]], r"values\[3\] holds 2 of 1 values: y"),
+        ([1, 2, 3, [1, 2]], r"^values\[3\]: a step of 2 values; here it has 1: y"),
         ([], "'values': array too short"),
         ("1, 2", "Invalid type for 'values': expected an array"),
     ],
