@@ -16,18 +16,20 @@ def cell(value: Any) -> Cell:
     Raises:
         ValueError: it is none of these; says what it is.
     """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return value.strip() or None
+    if isinstance(value, float):
+        return _finite(value)
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Integral):
         return int(value)  # exactly: it may be an identifier of many digits
     if isinstance(value, (Real, Decimal)):
         return _finite(float(value))
-    if isinstance(value, str):
-        return value.strip() or None
     if isinstance(value, (date, time)):  # a datetime is a date
         return value.isoformat()
-    if value is None:
-        return None
     raise ValueError(f"a {type(value).__name__}, no number and no text")
 
 

@@ -4,6 +4,7 @@ The network learns the target less its mean, in standard deviations, both of the
 measured is in the user's unit.
 """
 
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +21,8 @@ from maas_ray.tasks.tables import Linear, Mlp, TableSpec, TableTask
 if TYPE_CHECKING:
     import torch
 
+_BATCH = 1024
+
 
 class TabularRegressionSpec(TableSpec):
     """`task: {type: tabular-regression, target: price}`"""
@@ -34,12 +37,19 @@ class TabularRegressionSpec(TableSpec):
             raise ValueError(f"the target {self.target!r} is a number: {error}") from error
 
     def fit(self, rows: Iterable[Row]) -> "TabularRegression":
-        moments = Moments(1)
+        moments, targets = Moments(1), array("d")
 
         def watched() -> Iterator[Row]:
             for row in rows:
-                moments.add(np.array([[row["target"]]]))
+                targets.append(row["target"])
+                if len(targets) == _BATCH:
+                    count()
                 yield row
+            count()
+
+        def count() -> None:
+            moments.add(np.array(targets).reshape(-1, 1))
+            del targets[:]
 
         features = fit_features(self, watched())
         target = TargetScale(mean=float(moments.mean[0]), std=float(moments.std[0]))

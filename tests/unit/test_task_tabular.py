@@ -307,7 +307,7 @@ def test_a_perceptron_of_the_founding_documents_learns_by_heart() -> None:
     model = network.build(task)
     batch = task.collate(stored)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    for _ in range(60):
+    for _ in range(40):
         optimizer.zero_grad()
         task.loss(model, batch).backward()
         optimizer.step()
