@@ -155,6 +155,20 @@ def test_the_rest_is_all_columns_that_are_not_named(tmp_path: Path, kind: str) -
     assert "has no column 'z'" in look(source, (REST, "z")).problem
 
 
+def test_a_table_of_files_gives_their_bytes(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("picture,label\n1.png,x\nnowhere.png,y\n,z\n")
+    source = CsvSource(path=str(tmp_path / "rows.csv"), image="picture")
+    digests = set()
+    for content in (b"one", b"two"):
+        (tmp_path / "1.png").write_bytes(content)
+        first, second, third = everything(source, ("image", "label"))
+        assert first.row == {"image": content, "label": "x"}
+        assert second.error == f"{tmp_path}/nowhere.png does not exist."
+        assert third.row == {"image": None, "label": "z"}
+        digests.add(look(source, ("image", "label")).sha256)
+    assert len(digests) == 2
+
+
 def test_a_large_file_is_never_in_memory(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_bytes(b"a,b\n" + b"1234567890,abcdefghij\n" * 400_000)
