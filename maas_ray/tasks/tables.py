@@ -206,7 +206,10 @@ class TableTask(Task):
         if self.features.numbers:
             numbers = np.empty((rows, len(self.features.numbers)), np.float32)
             for place, column in enumerate(self.features.numbers):
-                values = np.array([_number(column.name, value) for value in cells[column.name]], np.float64)
+                try:
+                    values = np.array([number(value) for value in cells[column.name]], np.float64)
+                except ValueError:  # without the value, so that such rows are counted together
+                    raise ValueError(f"column {column.name!r} holds a text, where training has numbers") from None
                 values = np.where(np.isnan(values), column.fill, values)
                 with np.errstate(over="ignore"):  # what is beyond float32 is infinite, and so is what comes of it
                     numbers[:, place] = (values - column.center) / column.scale
