@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("cluster")
 def lines(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[PreparedDataset, Path]:
     """The prepared dataset, and the table it was made of."""
     path = DATASETS["lines"](tmp_path_factory.mktemp("lines"))
-    spec = PrepareSpec.from_yaml(SPECS / "lines-prepare.yaml", [f"sources.0.path={path}"])
+    spec = PrepareSpec.from_yaml(SPECS / "lines-prepare.yaml", [f"sources.0.path={path}", "task.stride=8"])
     return prepare(spec, settings=settings), path
 
 
@@ -50,7 +50,7 @@ def test_forecasting(settings: Settings, lines: tuple[PreparedDataset, Path], ch
     assert dataset.meta.counts.adds_up()
     assert dataset.meta.counts.read == len(rows)
     held_out = [round(0.1 * len(steps)) for steps in files]
-    expected = sum(max(0, (count - 24 - 4) // 4 + 1) for count in held_out)
+    expected = sum(max(0, (count - 24 - 4) // 8 + 1) for count in held_out)
     assert dataset.split("test").rows == expected > 500
 
     report = evaluate(EvaluateSpec(version=champion, batch_size=256, cpus_per_worker=0.5), settings=settings)
