@@ -143,12 +143,17 @@ _Number = Annotated[float | None, Field(allow_inf_nan=False)]
 _Category = Annotated[str | None, BeforeValidator(_as_category)]
 
 
+def _attribute(column: str) -> str:
+    """A column's name as a field of a request: its own, unless that has a meaning in Python's classes."""
+    return f"column:{column}" if column.startswith("_") or hasattr(RequestRow, column) else column
+
+
 def _request(features: TableFeatures) -> type[RequestRow]:
     """The row that a model of these columns takes."""
     numbers = {column.name for column in features.numbers}
     fields: dict[str, Any] = {
-        f"column_{place}": (_Number if name in numbers else _Category, Field(None, alias=name))
-        for place, name in enumerate(features.order)
+        _attribute(name): (_Number if name in numbers else _Category, Field(None, alias=name))
+        for name in features.order
     }
     found: type[RequestRow] = create_model("TableRow", __base__=RequestRow, **fields)
     return found
@@ -252,8 +257,8 @@ class TableTask(Task):
 
     def to_inputs(self, row: RequestRow) -> dict[str, Any]:
         found = {}
-        for place, tensor in enumerate(self.inputs):
-            value = getattr(row, f"column_{place}")
+        for tensor in self.inputs:
+            value = getattr(row, _attribute(tensor.name))
             if tensor.datatype == "FP64":
                 found[tensor.name] = np.array(math.nan if value is None else value, np.float64)
             else:

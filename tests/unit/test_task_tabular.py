@@ -374,6 +374,33 @@ def test_several_rows_and_forms() -> None:
     assert (found["mean area"].item(), found["town"].item()) == (70.5, "3")
 
 
+def test_columns_may_have_any_name() -> None:
+    names = [
+        "model_fields",
+        "model_config",
+        "_id",
+        "__class__",
+        "copy",
+        "json",
+        "mean area",
+        "1",
+        "ä",
+        "a.b",
+        "self",
+        "*",
+    ]
+    table = [dict.fromkeys(names, place) | {"y": place} for place in range(3)]
+    spec = TabularRegressionSpec(target="y")
+    task = spec.fit(parsed(spec, table))
+    found = request(task, {name: place for place, name in enumerate(names)})
+    assert {name: value.item() for name, value in found.items()} == {name: place for place, name in enumerate(names)}
+    assert {"mean area", "1", "ä", "a.b"} < set(task.request.model_fields)
+    for name in names:
+        with pytest.raises(RequestError) as caught:
+            request(task, {name: "x"})
+        assert caught.value.param == name
+
+
 def test_a_table_may_be_wide() -> None:
     spec = TabularRegressionSpec(target="y")
     task = spec.fit(parsed(spec, [{f"c{place}": place + row for place in range(300)} | {"y": row} for row in (1, 2)]))
