@@ -18,9 +18,12 @@ from maas_ray.serve.open_inference import InferBody, parse_infer, render_infer
 from maas_ray.serve.routes import Route
 from maas_ray.serve.rows import Head, PredictBody, parse_rows
 from maas_ray.serve.text import Delta, TextRequest, TokenLogprob
+from maas_ray.tasks.feature_extraction import FeatureExtractionSpec
+from maas_ray.tasks.tokenization import FittedTokenizer
 from tests.bundles import image_task, text_task
 
 TEXT, IMAGES = text_task(), image_task()
+EMBEDS = FeatureExtractionSpec(tokenizer=FittedTokenizer(vocab_size=300)).fit([{"anchor": "a", "positive": "b"}])
 EXAMPLES = 30  # for each operation, of those that are drawn; those at the edges of a schema come on top
 CHECKS = [
     checks.not_a_server_error,
@@ -52,7 +55,7 @@ class InProcess(Models):
                     **task.signature(),
                 }
             )
-            for name, task in (("lm", TEXT), ("img", IMAGES))
+            for name, task in (("lm", TEXT), ("img", IMAGES), ("emb", EMBEDS))
         }
         self._generating = Generating(TEXT, self._echoed, Head(model="lm", version="3"))
 
@@ -78,6 +81,10 @@ class InProcess(Models):
     async def infer(self, route: Route, body: InferBody) -> InferBody:
         if route.name == "lm":
             return await self._generating.infer(body)
+        if route.name == "emb":
+            request = parse_infer(body, EMBEDS.inputs, EMBEDS.outputs)
+            vectors = {"embedding": np.ones((request.rows, 2), np.float32), "tokens": np.ones(request.rows, np.int64)}
+            return render_infer(request, vectors, EMBEDS.outputs, "emb", "3")
         request = parse_infer(body, IMAGES.inputs, IMAGES.outputs)
         answer = {
             "label": np.full(request.rows, "dark", object),
@@ -88,6 +95,10 @@ class InProcess(Models):
     async def predict(self, route: Route, body: PredictBody) -> bytes:
         if route.name == "lm":
             return await self._generating.predict(body)
+        if route.name == "emb":
+            asked = parse_rows(body, EMBEDS)
+            vector = EMBEDS.to_answer({"embedding": np.float32([0.1, -2]), "tokens": 3})
+            return asked.render([vector] * len(await asked.inputs(EMBEDS)), Head(model="emb", version="3"))
         asked = parse_rows(body, IMAGES)
         inputs = await asked.inputs(IMAGES)
         answer = IMAGES.to_answer({"label": "dark", "scores": np.float32([1, 0])})
@@ -135,6 +146,9 @@ RIGHT = {
         {"model": "lm", "messages": [{"role": "user", "content": "a"}], "stream": True}
         | {"stream_options": {"include_usage": True}},
     ),
+    "embedding": ("/v1/embeddings", "", {"model": "emb", "input": "a", "dimensions": 2, "user": "me"}),
+    "embeddings": ("/v1/embeddings", "", {"model": "emb", "input": [[5, 6], [7]], "encoding_format": "base64"}),
+    "row of text": ("/v1/models/{name}/predict", "emb", {"text": "a", "truncate": False}),
     "row": ("/v1/models/{name}/predict", "img", {"image": [[0, 255], [0, 255]]}),
     "rows": ("/v1/models/{name}/versions/{version}/predict", "img", {"instances": [{"image": [[[1, 2, 3]]]}]}),
     "text": ("/v1/models/{name}/predict", "lm", {"prompt": "a", "max_tokens": 5, "stop": ["x"]}),
