@@ -74,8 +74,8 @@ def document(routes: Sequence[Route]) -> _Document:
         "info": {
             "title": "maas_ray",
             "version": __version__,
-            "description": "Models behind one gateway: OpenAI's API for text and embeddings, and for every task the Open "
-            "Inference Protocol and a plain way.",
+            "description": "Models behind one gateway: OpenAI's API for text and embeddings, and for every task the "
+            "Open Inference Protocol and a plain way.",
         },
         "paths": {**_openai(routes), **_plain(routes), **_open_inference(routes)},
         "components": {"schemas": _schemas()},

@@ -87,14 +87,14 @@ class EmbeddedText(RequestRow):
 
     text: Annotated[str, Field(min_length=1)] | None = None
     """What to embed."""
-    tokens: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
+    tokens: list[Annotated[int, Field(ge=0)]] | None = None
     """In place of `text`: ids of this model's own tokenizer, special tokens included."""
     truncate: bool = True
     """Whether a text that is longer than the model reads is cut. Else it is refused."""
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
-        if (self.text is None) == (self.tokens is None):
+        if bool(self.text) == bool(self.tokens):
             raise PydanticCustomError("invalid_value", "Give either 'text' or 'tokens'")
         return self
 

@@ -72,12 +72,12 @@ class TaggedText(RequestRow):
 
     text: Annotated[str, Field(min_length=1)] | None = None
     """It is cut into words and single punctuation marks, as by BERT. Send `tokens` where the training's were others."""
-    tokens: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
+    tokens: list[Annotated[str, Field(min_length=1)]] | None = None
     """The tokens, cut as in the training."""
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
-        if (self.text is None) == (self.tokens is None):
+        if bool(self.text) == bool(self.tokens):
             raise PydanticCustomError("invalid_value", "Give either 'text' or 'tokens'")
         return self
 

@@ -203,7 +203,7 @@ def test_what_would_leave_tokens_without_a_tag_is_refused() -> None:
     assert caught.value.param == "tokens[1]"
     with pytest.raises(RequestError, match="It holds no word"):
         short.to_inputs(TaggedText(text=" \n"))
-    for fields in ({}, {"text": "a", "tokens": ["a"]}):
+    for fields in ({}, {"tokens": []}, {"text": "a", "tokens": ["a"]}):
         with pytest.raises(ValueError, match="Give either 'text' or 'tokens'"):
             TaggedText(**fields)
 
