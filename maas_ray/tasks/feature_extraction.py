@@ -144,6 +144,28 @@ class FeatureExtraction(EncoderTask):
             raise CorruptError(f"{directory}: the features of {spec.type} name no pooling.")
         return cls(spec, read_files(directory), Pooling.parse(state, source=f"{directory}: features"))
 
+    def write_companions(self, config: Any, directory: Path) -> None:
+        """The files by which sentence-transformers pools as this task does."""
+        modules = ["Transformer", "Pooling", *(["Normalize"] if self.pooling.normalize else [])]
+        listed = [
+            {"idx": place, "name": str(place), "path": f"{place}_{module}" if place else ""}
+            | {"type": f"sentence_transformers.models.{module}"}
+            for place, module in enumerate(modules)
+        ]
+        pooling = {
+            "word_embedding_dimension": config.get_text_config().hidden_size,
+            "pooling_mode_cls_token": self.pooling.pooling == "cls",
+            "pooling_mode_mean_tokens": self.pooling.pooling == "mean",
+        }
+        documents = {
+            "modules.json": listed,
+            "sentence_bert_config.json": {"max_seq_length": self.spec.max_length, "do_lower_case": False},
+            "1_Pooling/config.json": pooling,
+        }
+        for name, document in documents.items():
+            (directory / name).parent.mkdir(exist_ok=True)
+            (directory / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
     def collate(self, batch: Mapping[str, np.ndarray]) -> dict[str, "torch.Tensor"]:
         """The anchors, and behind them the positives, so that one forward pass takes both."""
         ids, lengths = (

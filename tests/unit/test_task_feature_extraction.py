@@ -126,6 +126,8 @@ def test_vectors_are_those_of_transformers_and_padding_does_not_change_them(
         np.testing.assert_allclose(vector, expected.numpy(), atol=1e-4)
         assert tokens == len(states)
     assert np.abs(found["embedding"][0] - found["embedding"][1]).max() > 0.01
+    again = fitted(tokenizer=str(directory))  # a bundle says how it pools, as sentence-transformers' models do
+    assert (again.pooling.pooling, again.pooling.normalize) == (pooling, normalize)
     ids = tokenizer(asked[1])["input_ids"]
     given = loaded.predict(loaded.load_model(directory), {"tokens": np.array([ids])})
     np.testing.assert_allclose(given["embedding"][0], found["embedding"][1], atol=1e-5)

@@ -184,6 +184,44 @@ def test_a_pretrained_model_gets_a_head_of_the_tasks_labels_and_loads_by_its_aut
     np.testing.assert_allclose(found["scores"][0], expected, atol=1e-5)
 
 
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "distilbert": {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "max_position_embeddings": 32},
+    # Its positions begin behind the padding token's id, so of 34 it reads 33.
+    "roberta": {
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 34,
+    }
+    | {"hidden_size": 16, "pad_token_id": 0},
+    "llama": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
+}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_pretrained_models_of_other_architectures_classify_and_are_not_changed_by_padding(
+    architecture: str, tmp_path: Path
+) -> None:
+    from transformers import AutoConfig, AutoModel
+
+    TASK.save(tmp_path)
+    vocabulary = {"vocab_size": TASK.vocab_size, **ARCHITECTURES[architecture]}
+    AutoModel.from_config(AutoConfig.for_model(architecture, **vocabulary)).save_pretrained(tmp_path)
+    task = TextClassificationSpec(tokenizer=str(tmp_path), max_length=32).fit(ROWS)
+    directory = save_bundle(task, Pretrained(path=str(tmp_path)), tmp_path / "bundle")
+    model = task.load_model(directory)
+    texts = np.array([row["text"] for row in ROWS], dtype=object)
+    together = task.predict(model, {"text": texts})["scores"]
+    for text, scores in zip(texts, together, strict=True):
+        alone = task.predict(model, {"text": np.array([text], dtype=object)})["scores"][0]
+        np.testing.assert_allclose(alone, scores, atol=1e-5)
+    assert np.ptp(together, axis=0).min() > 1e-4
+    if architecture == "roberta":
+        longer = TextClassificationSpec(tokenizer=str(tmp_path), max_length=34).fit(ROWS)
+        with pytest.raises(DataError, match="reads 33 tokens"):
+            Pretrained(path=str(tmp_path)).build(longer)
+
+
 def test_a_pretrained_model_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     wordpiece_bert(tmp_path / "pretrained", ["a b"], positions=16)
     pretrained = Pretrained(path=str(tmp_path / "pretrained"))
