@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from jobs.datasets_text import GENERATORS, write
-from maas_ray import DeploySpec, EvaluateSpec, PrepareSpec, TrainSpec, deploy, evaluate, prepare, train, undeploy
+from maas_ray import DeploySpec, EvaluateSpec, PrepareSpec, TrainSpec, deploy, evaluate, prepare, train
 from maas_ray.data.dataset import PreparedDataset
 from maas_ray.registry.bundle import open_bundle
 from maas_ray.registry.versions import ModelVersion
 from maas_ray.settings import Settings
+from tests.deployments import undeploy_all
 from tests.encoders import wordpiece_bert
 
 SPECS = Path(__file__).parents[2] / "jobs/specs"
@@ -22,13 +23,10 @@ SPECS = Path(__file__).parents[2] / "jobs/specs"
 pytestmark = pytest.mark.usefixtures("cluster")
 
 
-@pytest.fixture
-def served(settings: Settings) -> Iterator[list[str]]:
-    """Endpoints to take down in the end."""
-    names: list[str] = []
-    yield names
-    for name in names:
-        undeploy(name, settings=settings)
+@pytest.fixture(autouse=True)
+def _undeploy(settings: Settings) -> Iterator[None]:
+    yield
+    undeploy_all(settings)
 
 
 def prepared(name: str, directory: Path, settings: Settings, *changes: str) -> PreparedDataset:
@@ -49,11 +47,9 @@ def measured(version: ModelVersion, settings: Settings) -> dict[str, float]:
     return found.metrics
 
 
-def put(version: ModelVersion, served: list[str], settings: Settings, **changes: Any) -> str:
+def put(version: ModelVersion, settings: Settings, **changes: Any) -> str:
     own = {} if changes.get("replicas") == "shared" else {"scaling": {"max_replicas": 1}, "resources": {"cpus": 0.5}}
-    endpoint = deploy(DeploySpec.parse({"version": version.reference, **own, **changes}), settings=settings)
-    served.append(endpoint.name)
-    return endpoint.url
+    return deploy(DeploySpec.parse({"version": version.reference, **own, **changes}), settings=settings).url
 
 
 def predicted(url: str, name: str, body: Any) -> Any:
@@ -62,13 +58,13 @@ def predicted(url: str, name: str, body: Any) -> Any:
     return answer.json()
 
 
-def test_text_classification(settings: Settings, tmp_path: Path, served: list[str]) -> None:
+def test_text_classification(settings: Settings, tmp_path: Path) -> None:
     prepared("packages", tmp_path, settings, "task.tokenizer.vocab_size=1024")
     version = trained("packages", settings, "max_steps=150")
     metrics = measured(version, settings)
     assert metrics["accuracy"] > 0.6  # by chance: 0.23, always the commonest of eight
     assert metrics["f1"] > 0.5
-    url = put(version, served, settings)
+    url = put(version, settings)
     rows = [
         {"text": "    async def wait(self):\n        fut = self._loop.create_future()\n        await fut"},
         {"text": "class TestCase:\n    def assertEqual(self, first, second, msg=None):"},
@@ -80,13 +76,13 @@ def test_text_classification(settings: Settings, tmp_path: Path, served: list[st
     assert alone["scores"] == pytest.approx(answers[0]["scores"], abs=1e-5)
 
 
-def test_token_classification(settings: Settings, tmp_path: Path, served: list[str]) -> None:
+def test_token_classification(settings: Settings, tmp_path: Path) -> None:
     prepared("python-tokens", tmp_path, settings, "task.max_length=128", "task.tokenizer.vocab_size=1024")
     version = trained("python-tokens", settings, "max_steps=50", "network.hidden_size=48")
     metrics = measured(version, settings)
     assert metrics["f1"] > 0.6
     assert metrics["accuracy"] > 0.8
-    url = put(version, served, settings)
+    url = put(version, settings)
     text = "for line in lines: return  self"
     said = predicted(url, version.name, {"text": text})
     spans = {text[one["start"] : one["end"]]: one["entity_group"] for one in said["entities"]}
@@ -101,7 +97,7 @@ def test_token_classification(settings: Settings, tmp_path: Path, served: list[s
     assert {one["name"]: one["data"] for one in outputs}["tags"] == said["tags"]
 
 
-def test_feature_extraction(settings: Settings, tmp_path: Path, served: list[str]) -> None:
+def test_feature_extraction(settings: Settings, tmp_path: Path) -> None:
     """A pretrained encoder, trained further on pairs, embeds through the `openai` client as Transformers does."""
     import torch
     from openai import BadRequestError, NotFoundError, OpenAI
@@ -114,8 +110,8 @@ def test_feature_extraction(settings: Settings, tmp_path: Path, served: list[str
         "docstrings", settings, f"network={{type: pretrained, path: {encoder}}}", "max_steps=40", "learning_rate=5e-3"
     )
     metrics = measured(version, settings)
-    assert metrics["recall@10"] > 0.3  # by chance 10 of some 500
-    assert metrics["mrr"] > 0.15
+    assert metrics["recall@10"] > 0.35  # untrained: 0.15
+    assert metrics["mrr"] > 0.2
 
     texts = ["Close the file.", "def close(self):\n    self._file.close()", "Return the number of items in the queue."]
     directory = open_bundle(version.uri).fetch()
@@ -127,7 +123,7 @@ def test_feature_extraction(settings: Settings, tmp_path: Path, served: list[str
         expected.append((vector / vector.norm()).numpy())
 
     for endpoint, replicas in (("docstrings", "own"), ("docstrings-shared", "shared")):
-        url = put(version, served, settings, endpoint=endpoint, replicas=replicas)
+        url = put(version, settings, endpoint=endpoint, replicas=replicas)
         with OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
             assert client.models.retrieve(endpoint).id in [one.id for one in client.models.list()]
             for format in ({}, {"encoding_format": "float"}):
