@@ -143,7 +143,7 @@ class TokenClassification(EncoderTask):
         return {
             "input_ids": Column(self.encoder.dtype, (length,)),
             "length": Column("int32"),
-            "label": Column("int64", (length,)),
+            "label": Column("int32", (length,)),
         }
 
     def encode(self, rows: list[Row]) -> dict[str, Any]:
@@ -152,7 +152,7 @@ class TokenClassification(EncoderTask):
         """
         encodings = self.encoder.encode([row["tokens"] for row in rows], words=True)
         ids, lengths = self.encoder.padded([encoding.ids for encoding in encodings])
-        labels = np.full(ids.shape, _NO_TAG, np.int64)
+        labels = np.full(ids.shape, _NO_TAG, np.int32)
         for place, (row, encoding) in enumerate(zip(rows, encodings, strict=True)):
             for piece, token in _firsts(encoding) if "tags" in row else ():
                 labels[place, piece] = self._label_id(row["tags"][token])
@@ -174,7 +174,7 @@ class TokenClassification(EncoderTask):
         import torch
 
         found = trimmed(batch["input_ids"], batch["length"])
-        label = np.ascontiguousarray(batch["label"][:, : found["input_ids"].shape[1]])
+        label = batch["label"][:, : found["input_ids"].shape[1]].astype(np.int64)
         return {**found, "label": torch.from_numpy(label)}
 
     def loss(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> "torch.Tensor":
