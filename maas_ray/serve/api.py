@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route as HttpRoute
 
 from maas_ray.errors import RequestError
-from maas_ray.serve import open_inference, openai, openai_answers, openapi
+from maas_ray.serve import embeddings, open_inference, openai, openai_answers, openapi
 from maas_ray.serve.guard import App, Guard, parse_json
 from maas_ray.serve.models import ModelCalls
 from maas_ray.serve.open_inference import LENGTH_HEADER, InferBody
@@ -31,6 +31,7 @@ def create_app(models: ModelCalls, *, body_limit: int) -> App:
     routes = [
         HttpRoute("/v1/chat/completions", endpoints.chat, methods=["POST"]),
         HttpRoute("/v1/completions", endpoints.completions, methods=["POST"]),
+        HttpRoute("/v1/embeddings", endpoints.embeddings, methods=["POST"]),
         HttpRoute("/v1/models", endpoints.list_models),
         HttpRoute("/v1/models/{name}", endpoints.model),
         *(
@@ -67,13 +68,22 @@ class _Endpoints:
 
     async def list_models(self, request: Request) -> Response:
         """The models that this API can be asked."""
-        served = [route for route in self._models.routes() if route.kind == "generate"]
+        served = [route for route in self._models.routes() if _speaks_openai(route)]
         cards = [openai_answers.model_card(route.name, route.created, route.parent) for route in served]
         return JSONResponse({"object": "list", "data": cards})
 
     async def model(self, request: Request) -> Response:
-        route = self._generating(request.path_params["name"])
+        route = self._models.route(request.path_params["name"])
+        if not _speaks_openai(route):
+            raise _elsewhere(route)
         return JSONResponse(openai_answers.model_card(route.name, route.created, route.parent))
+
+    async def embeddings(self, request: Request) -> Response:
+        asked = openai.parse_body(embeddings.EmbeddingBody, parse_json(await request.body()))
+        route = self._models.route(asked.model)
+        if not embeddings.embeds(route):
+            raise _elsewhere(route)
+        return JSONResponse(await embeddings.answer(self._models, route, asked))
 
     async def completions(self, request: Request) -> Response:
         return await self._generate(openai.CompletionBody, await request.body(), chat=False)
@@ -98,11 +108,7 @@ class _Endpoints:
     def _generating(self, name: str) -> Route:
         route = self._models.route(name)
         if route.kind != "generate":
-            raise RequestError(
-                f"The model {name!r} does {route.task}; ask it at /v1/models/{name}/predict.",
-                param="model",
-                code="model_not_supported",
-            )
+            raise _elsewhere(route)
         return route
 
     # --- the plain way
@@ -148,3 +154,16 @@ class _Endpoints:
 
     def _version(self, request: Request) -> Route:
         return self._models.route(request.path_params["name"], request.path_params.get("version", ""))
+
+
+def _elsewhere(route: Route) -> RequestError:
+    """Why a model is not asked at this path."""
+    paths = {"generate": "/v1/completions or /v1/chat/completions"}
+    path = "/v1/embeddings" if embeddings.embeds(route) else paths.get(route.kind, f"/v1/models/{route.name}/predict")
+    return RequestError(
+        f"The model {route.name!r} does {route.task}; ask it at {path}.", param="model", code="model_not_supported"
+    )
+
+
+def _speaks_openai(route: Route) -> bool:
+    return route.kind == "generate" or embeddings.embeds(route)

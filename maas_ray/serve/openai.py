@@ -342,7 +342,7 @@ class ChatBody(_TextBody):
         )
 
 
-_Body = TypeVar("_Body", bound=_TextBody)
+_Body = TypeVar("_Body", bound=Body)
 
 
 def _neutral(name: str) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from maas_ray import __version__
-from maas_ray.serve import answers, openai, rows
+from maas_ray.serve import answers, embeddings, openai, rows
 from maas_ray.serve.forms import FORM_TYPE
 from maas_ray.serve.open_inference import LENGTH_HEADER, InferDocument
 from maas_ray.serve.routes import Route
@@ -40,6 +40,7 @@ _ANSWERS: tuple[type[BaseModel], ...] = (
     answers.CompletionChunk,
     answers.ChatCompletion,
     answers.ChatCompletionChunk,
+    answers.EmbeddingList,
     answers.Model,
     answers.ModelList,
     answers.Error,
@@ -56,6 +57,7 @@ _ANSWERS: tuple[type[BaseModel], ...] = (
 _REQUESTS: tuple[type[BaseModel], ...] = (
     openai.CompletionBody,
     openai.ChatBody,
+    embeddings.EmbeddingBody,
     InferDocument,
     *dict.fromkeys(task.request for task in TASKS),
 )
@@ -67,16 +69,15 @@ def document(routes: Sequence[Route]) -> _Document:
     Args:
         routes: what it serves now; the names that paths take.
     """
-    generating = _names(route for route in routes if route.kind == "generate")
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "maas_ray",
             "version": __version__,
-            "description": "Models behind one gateway: OpenAI's API for text, and for every task the Open Inference "
-            "Protocol and a plain way.",
+            "description": "Models behind one gateway: OpenAI's API for text and embeddings, and for every task the "
+            "Open Inference Protocol and a plain way.",
         },
-        "paths": {**_openai(generating), **_plain(routes), **_open_inference(routes)},
+        "paths": {**_openai(routes), **_plain(routes), **_open_inference(routes)},
         "components": {"schemas": _schemas()},
     }
 
@@ -92,11 +93,17 @@ def _schemas() -> _Document:
     return schemas
 
 
-def _openai(names: _Document) -> _Document:
-    one = [_path("name", "Public model name.", names)]
-    ours = {"type": "object", "properties": {"model": names}}
+def _openai(routes: Sequence[Route]) -> _Document:
+    generating = [route for route in routes if route.kind == "generate"]
+    embedding = [route for route in routes if embeddings.embeds(route)]
+    one = [_path("name", "Public model name.", _names([*generating, *embedding]))]
     listed = _operation(
-        "list_models", "Models that generate text", "OpenAI", answers.Error, (500,), {200: answers.ModelList}
+        "list_models",
+        "Models that generate text or embed it",
+        "OpenAI",
+        answers.Error,
+        (500,),
+        {200: answers.ModelList},
     )
     card = _operation(
         "get_model", "One of them", "OpenAI", answers.Error, (400, *_TOLD), {200: answers.Model}, parameters=one
@@ -113,11 +120,26 @@ def _openai(names: _Document) -> _Document:
             answers.Error,
             _ASKED,
             {200: answer},
-            body={_JSON: {"allOf": [_ref(body), ours]}},
+            body={_JSON: _of_models(body, generating)},
         )
         asked["responses"]["200"]["content"]["text/event-stream"] = {"schema": _event(chunk)}
         paths[f"/v1/{path}"] = {"post": asked}
+    embedded = _operation(
+        "create_embeddings",
+        "Texts as vectors",
+        "OpenAI",
+        answers.Error,
+        _ASKED,
+        {200: answers.EmbeddingList},
+        body={_JSON: _of_models(embeddings.EmbeddingBody, embedding)},
+    )
+    paths["/v1/embeddings"] = {"post": embedded}
     return paths
+
+
+def _of_models(body: type[BaseModel], routes: Iterable[Route]) -> _Document:
+    """A body whose `model` is one of those."""
+    return {"allOf": [_ref(body), {"type": "object", "properties": {"model": _names(routes)}}]}
 
 
 def _event(chunk: type[BaseModel]) -> _Document:

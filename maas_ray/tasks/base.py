@@ -284,6 +284,14 @@ class Task(ABC):
             DataError: it cannot; says what to change.
         """
 
+    def write_companions(self, config: Any, directory: Path) -> None:  # noqa: B027  most tasks have none
+        """Write into a bundle what tools beside Transformers want to know of a model of Transformers.
+
+        Args:
+            config: the model's configuration.
+            directory: the bundle's files.
+        """
+
     def load_model(self, directory: Path) -> "torch.nn.Module":
         """The network of a model bundle lying in a local directory: fp32, in eval mode.
 

@@ -29,6 +29,7 @@ class TransformersNetwork(NetworkSpec):
         module.config.save_pretrained(directory)
         if module.can_generate():
             module.generation_config.save_pretrained(directory)
+        task.write_companions(module.config, directory)
 
 
 class Pretrained(TransformersNetwork):

@@ -2,14 +2,12 @@
 
 Documents are tokenised, each ends with the end-of-text token, and are packed end to end into sequences
 of fixed length. Text is never taken for a special token, so the end-of-text token stands exactly where a
-document ends. The fitted tokenizer is byte-level BPE (Radford et al. 2019, "Language Models are
-Unsupervised Multitask Learners"): every text has tokens and comes back byte for byte.
+document ends.
 """
 
-import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,7 +16,6 @@ import numpy as np
 from pydantic import Field, StringConstraints, model_validator
 
 from maas_ray.errors import DataError, RequestError
-from maas_ray.spec import Spec
 from maas_ray.tasks.base import (
     AnswerRow,
     Column,
@@ -33,6 +30,7 @@ from maas_ray.tasks.base import (
 )
 from maas_ray.tasks.chat import END, MARKED, PLAIN, START, ChatTemplate
 from maas_ray.tasks.pretrained import Pretrained, TransformersNetwork
+from maas_ray.tasks.tokenization import FittedTokenizer, digests, fit_byte_level, hugging_face_files, read_files
 
 if TYPE_CHECKING:
     import tokenizers
@@ -40,21 +38,6 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 _POSITIONS = 16  # parts of a sequence that loss is told of
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
-
-
-class FittedTokenizer(Spec):
-    """A byte-level BPE tokenizer, fitted on the training split."""
-
-    vocab_size: int = Field(8192, ge=257, le=1_000_000)
-    """Number of tokens, the 256 bytes and the end-of-text token among them."""
-    fit_megabytes: float = Field(64, gt=0)
-    """How much text to fit on, MB; the first documents in the stable order."""
 
 
 class TextGenerationSpec(TaskSpec):
@@ -84,8 +67,7 @@ class TextGenerationSpec(TaskSpec):
         if self.column == "text":
             del document["column"]  # as before there were others
         if isinstance(self.tokenizer, str):
-            files = _read_files(Path(self.tokenizer).expanduser())
-            document["tokenizer"] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+            document["tokenizer"] = digests(read_files(Path(self.tokenizer).expanduser()))
         return document
 
     def parse_row(self, row: Row) -> Row | None:
@@ -109,7 +91,8 @@ class TextGenerationSpec(TaskSpec):
         if isinstance(self.tokenizer, str):
             return TextGeneration(self, Path(self.tokenizer).expanduser())
         chat = self.column == "messages"
-        return TextGeneration(self, fitted=_fit_tokenizer(self.tokenizer, map(_contents, rows) if chat else rows, chat))
+        texts = (_contents(row) if chat else row["text"] for row in rows)
+        return TextGeneration(self, fitted=_fit_tokenizer(self.tokenizer, texts, chat))
 
 
 _Stop = Annotated[str, StringConstraints(min_length=1)]
@@ -221,7 +204,7 @@ class TextGeneration(Task):
         super().__init__(spec)
         from tokenizers import Tokenizer
 
-        self._files = fitted or _read_files(directory or Path("."))
+        self._files = fitted or read_files(directory or Path("."))
         self.tokenizer = Tokenizer.from_buffer(self._files["tokenizer.json"])
         # A document that spells a special token out means the text, not the token.
         self.tokenizer.encode_special_tokens = True
@@ -399,57 +382,16 @@ def _parse_chat(messages: Any) -> Row | None:
     return {"messages": json.dumps(kept, ensure_ascii=False, sort_keys=True)}
 
 
-def _contents(row: Row) -> Row:
+def _contents(row: Row) -> str:
     """A chat's texts without their roles, to fit a tokenizer on."""
-    return {"text": "\n".join(message["content"] for message in json.loads(row["messages"]))}
+    return "\n".join(message["content"] for message in json.loads(row["messages"]))
 
 
-def _fit_tokenizer(spec: FittedTokenizer, rows: Iterable[Row], chat: bool) -> dict[str, bytes]:
+def _fit_tokenizer(spec: FittedTokenizer, texts: Iterable[str], chat: bool) -> dict[str, bytes]:
     """The files of a tokenizer in Hugging Face layout; for chats one that marks who speaks."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=spec.vocab_size,
-        special_tokens=[END_OF_TEXT, *((START, END) if chat else ())],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_some_text(rows, int(spec.fit_megabytes * 1e6)), trainer)
-    return _hugging_face_files(tokenizer, END if chat else END_OF_TEXT, MARKED if chat else PLAIN)
-
-
-def _some_text(rows: Iterable[Row], limit: int) -> Iterator[str]:
-    for row in rows:
-        yield row["text"]
-        limit -= len(row["text"].encode())
-        if limit <= 0:
-            return
-
-
-def _read_files(directory: Path) -> dict[str, bytes]:
-    """The tokenizer's files of a directory in Hugging Face layout."""
-    files = {name: (directory / name).read_bytes() for name in TOKENIZER_FILES if (directory / name).is_file()}
-    if "tokenizer.json" not in files:
-        raise DataError(f"{directory} holds no tokenizer.json; give a directory saved by `save_pretrained`.")
-    return files
-
-
-def _hugging_face_files(tokenizer: "tokenizers.Tokenizer", end: str, template: str) -> dict[str, bytes]:
-    """The files from which `AutoTokenizer.from_pretrained` loads a tokenizer just fitted."""
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": END_OF_TEXT,
-        "eos_token": end,
-        "clean_up_tokenization_spaces": False,
-    }
-    return {
-        "tokenizer.json": tokenizer.to_str(pretty=True).encode(),
-        "tokenizer_config.json": (json.dumps(config, indent=2) + "\n").encode(),
-        "chat_template.jinja": template.encode(),
-    }
+    tokenizer = fit_byte_level(spec, texts, [END_OF_TEXT, *((START, END) if chat else ())])
+    files = hugging_face_files(tokenizer, {"bos_token": END_OF_TEXT, "eos_token": END if chat else END_OF_TEXT})
+    return files | {"chat_template.jinja": (MARKED if chat else PLAIN).encode()}
 
 
 def _end_of_text(files: dict[str, bytes]) -> str:

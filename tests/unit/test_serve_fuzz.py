@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from dataclasses import replace
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -18,10 +19,22 @@ from maas_ray.serve.open_inference import InferBody, parse_infer, render_infer
 from maas_ray.serve.routes import Route
 from maas_ray.serve.rows import Head, PredictBody, parse_rows
 from maas_ray.serve.text import Delta, TextRequest, TokenLogprob
+from maas_ray.tasks.feature_extraction import FeatureExtractionSpec
+from maas_ray.tasks.tokenization import FittedTokenizer
 from tests.bundles import image_task, series_task, table_task, text_task
 
 TEXT, IMAGES, TABLE, SERIES = text_task(), image_task(), table_task(), series_task()
-PREDICTING = {"img": IMAGES, "tab": TABLE, "ser": SERIES}
+EMBEDS = FeatureExtractionSpec(tokenizer=FittedTokenizer(vocab_size=300)).fit([{"anchor": "a", "positive": "b"}])
+PREDICTING = {"img": IMAGES, "tab": TABLE, "ser": SERIES, "emb": EMBEDS}
+# What every row is answered, whatever its task: of these each takes its own.
+ONE_ROW: dict[str, Any] = {
+    "label": np.array("dark", object),
+    "scores": np.float32([1, 0]),
+    "prediction": np.float64(1.5),
+    "forecast": np.zeros(2),
+    "embedding": np.float32([0.1, -2]),
+    "tokens": np.int64(3),
+}
 EXAMPLES = 30  # for each operation, of those that are drawn; those at the edges of a schema come on top
 CHECKS = [
     checks.not_a_server_error,
@@ -81,12 +94,7 @@ class InProcess(Models):
             return await self._generating.infer(body)
         task = PREDICTING[route.name]
         request = parse_infer(body, task.inputs, task.outputs)
-        answer = {
-            "label": np.full(request.rows, "dark", object),
-            "scores": np.tile(np.float32([1, 0]), (request.rows, 1)),
-            "prediction": np.zeros(request.rows),
-            "forecast": np.zeros((request.rows, 2)),
-        }
+        answer = {name: np.stack([ONE_ROW[name]] * request.rows) for name in request.outputs}
         return render_infer(request, answer, task.outputs, route.name, "3")
 
     async def predict(self, route: Route, body: PredictBody) -> bytes:
@@ -95,9 +103,10 @@ class InProcess(Models):
         task = PREDICTING[route.name]
         asked = parse_rows(body, task)
         inputs = await asked.inputs(task)
-        outputs = {"label": "dark", "scores": np.float32([1, 0]), "prediction": 1.5, "forecast": np.zeros(2)}
-        answer = task.to_answer(outputs)
-        return asked.render([answer] * len(inputs), Head(model=route.name, version="3"))
+        return asked.render(
+            [task.to_answer({name: value[()] for name, value in ONE_ROW.items()})] * len(inputs),
+            Head(model=route.name, version="3"),
+        )
 
 
 APP = create_app(InProcess(), body_limit=100_000)
@@ -146,6 +155,9 @@ RIGHT = {
         {"model": "lm", "messages": [{"role": "user", "content": "a"}], "stream": True}
         | {"stream_options": {"include_usage": True}},
     ),
+    "embedding": ("/v1/embeddings", "", {"model": "emb", "input": "a", "dimensions": 2, "user": "me"}),
+    "embeddings": ("/v1/embeddings", "", {"model": "emb", "input": [[5, 6], [7]], "encoding_format": "base64"}),
+    "row of text": ("/v1/models/{name}/predict", "emb", {"text": "a", "truncate": False}),
     "row": ("/v1/models/{name}/predict", "img", {"image": [[0, 255], [0, 255]]}),
     "rows": ("/v1/models/{name}/versions/{version}/predict", "img", {"instances": [{"image": [[[1, 2, 3]]]}]}),
     "cells": ("/v1/models/{name}/predict", "tab", {"area": 70, "town": None}),

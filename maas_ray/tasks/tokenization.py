@@ -1,0 +1,195 @@
+"""Tokenizers: fitted ones (byte-level BPE), and given ones in Hugging Face layout.
+
+Byte-level BPE (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"): every text has tokens
+and comes back byte for byte. Text is never taken for a special token, whoever's tokenizer it is.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field
+
+from maas_ray.errors import DataError
+from maas_ray.spec import Spec
+
+if TYPE_CHECKING:
+    import tokenizers
+
+Files = dict[str, bytes]
+"""A tokenizer's files in Hugging Face layout, by name."""
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+PAD, CLS, SEP, MASK = "[PAD]", "[CLS]", "[SEP]", "[MASK]"
+
+
+class FittedTokenizer(Spec):
+    """A byte-level BPE tokenizer, fitted on the training split."""
+
+    vocab_size: int = Field(8192, ge=257, le=1_000_000)
+    """Number of tokens, the 256 bytes and the special tokens among them."""
+    fit_megabytes: float = Field(64, gt=0)
+    """How much text to fit on, MB; the first documents in the stable order."""
+
+
+def fit_byte_level(
+    spec: FittedTokenizer, texts: Iterable[str], special: Sequence[str], *, add_prefix_space: bool = False
+) -> "tokenizers.Tokenizer":
+    """A byte-level BPE tokenizer.
+
+    Args:
+        spec: what the user wrote.
+        texts: what to fit it on; no more of it is read than the spec says.
+        special: special tokens, which get the first ids.
+        add_prefix_space: whether a word at the beginning is as one within.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=spec.vocab_size,
+        special_tokens=list(special),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_some_text(texts, int(spec.fit_megabytes * 1e6)), trainer)
+    return tokenizer
+
+
+def _some_text(texts: Iterable[str], limit: int) -> Iterator[str]:
+    for text in texts:
+        yield text
+        limit -= len(text.encode())
+        if limit <= 0:
+            return
+
+
+def read_files(directory: Path) -> Files:
+    """The tokenizer's files of a directory in Hugging Face layout.
+
+    Raises:
+        DataError: it holds none.
+    """
+    files = {name: (directory / name).read_bytes() for name in TOKENIZER_FILES if (directory / name).is_file()}
+    if "tokenizer.json" not in files:
+        raise DataError(f"{directory} holds no tokenizer.json; give a directory saved by `save_pretrained`.")
+    return files
+
+
+def digests(files: Files) -> dict[str, str]:
+    """What a given tokenizer counts by, wherever it lies."""
+    return {name: sha256(content).hexdigest() for name, content in files.items()}
+
+
+def hugging_face_files(tokenizer: "tokenizers.Tokenizer", config: dict[str, Any]) -> Files:
+    """The files from which `AutoTokenizer.from_pretrained` loads a tokenizer just fitted."""
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **config, "clean_up_tokenization_spaces": False}
+    return {
+        "tokenizer.json": tokenizer.to_str(pretty=True).encode(),
+        "tokenizer_config.json": (json.dumps(config, indent=2) + "\n").encode(),
+    }
+
+
+def fit_encoder(spec: FittedTokenizer, texts: Iterable[str], max_length: int, *, of_words: bool) -> Files:
+    """The files of a tokenizer for tasks that read a text whole: `[CLS] text [SEP]`, as BERT has it.
+
+    Args:
+        spec: what the user wrote.
+        texts: what to fit it on.
+        max_length: the longest that the model reads.
+        of_words: whether it will be given texts cut into words.
+    """
+    from tokenizers import processors
+
+    tokenizer = fit_byte_level(spec, texts, (PAD, CLS, SEP, MASK), add_prefix_space=of_words)
+    marks = [(mark, tokenizer.token_to_id(mark)) for mark in (CLS, SEP)]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{CLS} $A {SEP}", pair=f"{CLS} $A {SEP} $B:1 {SEP}:1", special_tokens=marks
+    )
+    named = {"pad_token": PAD, "cls_token": CLS, "sep_token": SEP, "mask_token": MASK}
+    return hugging_face_files(tokenizer, {**named, "model_max_length": max_length})
+
+
+class TextEncoder:
+    """Texts, or words, to token ids: at most so many, with the tokenizer's own special tokens.
+
+    Args:
+        files: the tokenizer's.
+        max_length: most tokens of a text, special ones among them; what is longer is cut.
+    """
+
+    def __init__(self, files: Files, max_length: int) -> None:
+        from tokenizers import Tokenizer
+
+        self.files, self.max_length = files, max_length
+        self.tokenizer = Tokenizer.from_buffer(files["tokenizer.json"])
+        # A text that spells a special token out means the text, not the token.
+        self.tokenizer.encode_special_tokens = True
+        self.tokenizer.no_padding()  # a given tokenizer's file may have either turned on
+        self.tokenizer.enable_truncation(max_length)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return int(self.tokenizer.get_vocab_size(with_added_tokens=True))
+
+    @cached_property
+    def pad_id(self) -> int:
+        """What stands behind a text's end; masked, so any token will do where the tokenizer has none for it."""
+        config = json.loads(self.files.get("tokenizer_config.json", b"{}"))
+        for name in ("pad_token", "eos_token"):
+            token = config.get(name)
+            token = token.get("content") if isinstance(token, dict) else token
+            token_id = self.tokenizer.token_to_id(token) if token else None
+            if token_id is not None:
+                return int(token_id)
+        return 0
+
+    @property
+    def dtype(self) -> str:
+        """Of stored ids."""
+        return "uint16" if self.vocab_size <= 1 << 16 else "int32"
+
+    def encode(self, texts: Sequence[str] | Sequence[Sequence[str]], *, words: bool = False) -> list[Any]:
+        """The `tokenizers.Encoding` of each text.
+
+        Args:
+            texts: strings; or lists of them, with `words`.
+            words: whether each text is cut into words.
+
+        Raises:
+            ValueError: a text has no token at all.
+        """
+        found: list[Any] = self.tokenizer.encode_batch(texts, is_pretokenized=words)
+        if not all(found):
+            raise ValueError("the text holds nothing that the tokenizer has a token for")
+        return found
+
+    def padded(self, ids: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids to stored columns: [n, max_length], and how many of each row are the text's, int32 [n]."""
+        rows = np.full((len(ids), self.max_length), self.pad_id, self.dtype)
+        for row, some in zip(rows, ids, strict=True):
+            row[: len(some)] = some
+        return rows, np.array([len(some) for some in ids], np.int32)
+
+
+def trimmed(ids: np.ndarray, lengths: np.ndarray) -> dict[str, Any]:
+    """Stored ids and lengths to `input_ids` and `attention_mask`, int64 tensors [n, length of the longest]."""
+    import torch
+
+    longest = int(lengths.max())
+    mask = np.arange(longest) < lengths[:, None]
+    return {
+        "input_ids": torch.from_numpy(ids[:, :longest].astype(np.int64)),
+        "attention_mask": torch.from_numpy(mask.astype(np.int64)),
+    }
