@@ -22,6 +22,7 @@ from maas_ray.errors import DataError
 from maas_ray.spec import Spec
 
 PYTHON_STDLIB = "PYTHON_STDLIB"
+AUDIO_NAMES = ("*.wav", "*.flac", "*.ogg", "*.mp3")
 IMAGE_NAMES = ("*.png", "*.jpg", "*.jpeg", "*.bmp", "*.gif", "*.webp", "*.tif", "*.tiff")
 
 
@@ -73,6 +74,15 @@ class ImageFolderSource(_Files):
     gives: ClassVar[tuple[str, ...] | None] = ("image", "label")
 
 
+class AudioFolderSource(_Files):
+    """`{format: audio-folder, path: clips}`: what is said in `a.wav` stands beside it, in `a.txt`."""
+
+    format: Literal["audio-folder"] = "audio-folder"
+    """Which format."""
+    usual: ClassVar[tuple[str, ...]] = AUDIO_NAMES
+    gives: ClassVar[tuple[str, ...] | None] = ("audio", "transcript")
+
+
 class _Table(_Files):
     """Rows with named columns. Those that the task has no use for are ignored."""
 
@@ -120,7 +130,9 @@ class ParquetSource(_Table):
 FILE_COLUMNS = ("image", "audio")
 """Columns of tasks that hold files."""
 
-AnySource = Annotated[TextSource | JsonlSource | ParquetSource | ImageFolderSource, Field(discriminator="format")]
+AnySource = Annotated[
+    TextSource | JsonlSource | ParquetSource | ImageFolderSource | AudioFolderSource, Field(discriminator="format")
+]
 
 
 def formats_for(columns: tuple[str, ...]) -> list[str]:
