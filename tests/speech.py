@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from maas_ray.tasks.automatic_speech_recognition import AutomaticSpeechRecognition, AutomaticSpeechRecognitionSpec
+
 RATE = 16_000
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -30,6 +32,12 @@ def spoken(words: str, rate: int = RATE) -> np.ndarray:
     gap = np.zeros(round(0.05 * rate), np.float32)
     parts = [part for word in words.split() for part in (tone(0.3, rate, 200 + 150 * WORDS.index(word)), gap)]
     return np.concatenate([gap, *parts])
+
+
+def speech_task(language: str | None = "en") -> AutomaticSpeechRecognition:
+    """A task fitted on two clips."""
+    spec = AutomaticSpeechRecognitionSpec(language=language, max_seconds=5)
+    return spec.fit([{"audio": spoken(words), "transcript": words} for words in ("one two", "three")])
 
 
 def wav2vec2(directory: Path, *, tokenizer: bool = True) -> Path:

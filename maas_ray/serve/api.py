@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route as HttpRoute
 
 from maas_ray.errors import RequestError
-from maas_ray.serve import open_inference, openai, openai_answers, openapi
+from maas_ray.serve import open_inference, openai, openai_answers, openapi, transcriptions
 from maas_ray.serve.guard import App, Guard, parse_json
 from maas_ray.serve.models import ModelCalls
 from maas_ray.serve.open_inference import LENGTH_HEADER, InferBody
@@ -31,6 +31,7 @@ def create_app(models: ModelCalls, *, body_limit: int) -> App:
     routes = [
         HttpRoute("/v1/chat/completions", endpoints.chat, methods=["POST"]),
         HttpRoute("/v1/completions", endpoints.completions, methods=["POST"]),
+        HttpRoute("/v1/audio/transcriptions", endpoints.transcriptions, methods=["POST"]),
         HttpRoute("/v1/models", endpoints.list_models),
         HttpRoute("/v1/models/{name}", endpoints.model),
         *(
@@ -67,12 +68,14 @@ class _Endpoints:
 
     async def list_models(self, request: Request) -> Response:
         """The models that this API can be asked."""
-        served = [route for route in self._models.routes() if route.kind == "generate"]
+        served = [route for route in self._models.routes() if _of_openai(route)]
         cards = [openai_answers.model_card(route.name, route.created, route.parent) for route in served]
         return JSONResponse({"object": "list", "data": cards})
 
     async def model(self, request: Request) -> Response:
-        route = self._generating(request.path_params["name"])
+        route = self._models.route(request.path_params["name"])
+        if not _of_openai(route):
+            raise _refused(route, f"/v1/models/{route.name}/predict")
         return JSONResponse(openai_answers.model_card(route.name, route.created, route.parent))
 
     async def completions(self, request: Request) -> Response:
@@ -98,12 +101,21 @@ class _Endpoints:
     def _generating(self, name: str) -> Route:
         route = self._models.route(name)
         if route.kind != "generate":
-            raise RequestError(
-                f"The model {name!r} does {route.task}; ask it at /v1/models/{name}/predict.",
-                param="model",
-                code="model_not_supported",
-            )
+            speech = route.task == transcriptions.TASK
+            raise _refused(route, "/v1/audio/transcriptions" if speech else f"/v1/models/{route.name}/predict")
         return route
+
+    async def transcriptions(self, request: Request) -> Response:
+        asked = transcriptions.parse_transcription(await request.body(), request.headers.get("content-type", ""))
+        route = self._models.route(asked.model)
+        if route.task != transcriptions.TASK:
+            raise _refused(route, f"/v1/models/{route.name}/predict")
+        try:
+            answer = await self._models.predict(route, asked.to_rows())
+        except RequestError as error:
+            raise transcriptions.of_the_file(error) from error
+        body, media_type = transcriptions.Transcript.of_row(answer).render(asked.response_format)
+        return Response(body, media_type=media_type)
 
     # --- the plain way
 
@@ -148,3 +160,15 @@ class _Endpoints:
 
     def _version(self, request: Request) -> Route:
         return self._models.route(request.path_params["name"], request.path_params.get("version", ""))
+
+
+def _of_openai(route: Route) -> bool:
+    """Whether OpenAI's API has a path for what a model does."""
+    return route.kind == "generate" or route.task == transcriptions.TASK
+
+
+def _refused(route: Route, elsewhere: str) -> RequestError:
+    """What is told of a model that an API of OpenAI's cannot be asked."""
+    return RequestError(
+        f"The model {route.name!r} does {route.task}; ask it at {elsewhere}.", param="model", code="model_not_supported"
+    )

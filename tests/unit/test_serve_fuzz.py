@@ -19,8 +19,9 @@ from maas_ray.serve.routes import Route
 from maas_ray.serve.rows import Head, PredictBody, parse_rows
 from maas_ray.serve.text import Delta, TextRequest, TokenLogprob
 from tests.bundles import image_task, text_task
+from tests.speech import file_of, speech_task, spoken
 
-TEXT, IMAGES = text_task(), image_task()
+TEXT, IMAGES, SPEECH = text_task(), image_task(), speech_task()
 EXAMPLES = 30  # for each operation, of those that are drawn; those at the edges of a schema come on top
 CHECKS = [
     checks.not_a_server_error,
@@ -52,7 +53,7 @@ class InProcess(Models):
                     **task.signature(),
                 }
             )
-            for name, task in (("lm", TEXT), ("img", IMAGES))
+            for name, task in (("lm", TEXT), ("img", IMAGES), ("asr", SPEECH))
         }
         self._generating = Generating(TEXT, self._echoed, Head(model="lm", version="3"))
 
@@ -78,6 +79,10 @@ class InProcess(Models):
     async def infer(self, route: Route, body: InferBody) -> InferBody:
         if route.name == "lm":
             return await self._generating.infer(body)
+        if route.name == "asr":
+            request = parse_infer(body, SPEECH.inputs, SPEECH.outputs)
+            heard = {"text": np.full(request.rows, "one", object), "duration": np.ones(request.rows, np.float32)}
+            return render_infer(request, heard, SPEECH.outputs, "asr", "3")
         request = parse_infer(body, IMAGES.inputs, IMAGES.outputs)
         answer = {
             "label": np.full(request.rows, "dark", object),
@@ -88,10 +93,11 @@ class InProcess(Models):
     async def predict(self, route: Route, body: PredictBody) -> bytes:
         if route.name == "lm":
             return await self._generating.predict(body)
-        asked = parse_rows(body, IMAGES)
-        inputs = await asked.inputs(IMAGES)
-        answer = IMAGES.to_answer({"label": "dark", "scores": np.float32([1, 0])})
-        return asked.render([answer] * len(inputs), Head(model="img", version="3"))
+        task = {"img": IMAGES, "asr": SPEECH}[route.name]
+        asked = parse_rows(body, task)
+        inputs = await asked.inputs(task)
+        outputs = {"label": "dark", "scores": np.float32([1, 0]), "text": "one", "duration": np.float32(1)}
+        return asked.render([task.to_answer(outputs)] * len(inputs), Head(model=route.name, version="3"))
 
 
 APP = create_app(InProcess(), body_limit=100_000)
@@ -157,3 +163,12 @@ def test_right_answers_are_as_the_document_says(path: str, name: str, body: dict
     place = {"path_parameters": {"name": name} | ({"version": "3"} if "{version}" in path else {})} if name else {}
     case = DOCUMENT[path]["POST"].Case(body=body, media_type="application/json", **place)
     assert case.call_and_validate(checks=CHECKS).status_code == 200
+
+
+@pytest.mark.parametrize("shape", ["json", "verbose_json", "text", "srt", "vtt"])
+def test_a_transcript_is_as_the_document_says(shape: str) -> None:
+    body = {"file": file_of(spoken("one")), "model": "asr", "response_format": shape, "language": "en"}
+    case = DOCUMENT["/v1/audio/transcriptions"]["POST"].Case(body=body, media_type="multipart/form-data")
+    answer = case.call_and_validate(checks=CHECKS)
+    assert answer.status_code == 200
+    assert "one" in answer.text
