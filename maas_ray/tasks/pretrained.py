@@ -84,3 +84,13 @@ class Pretrained(TransformersNetwork):
         import transformers
 
         return getattr(transformers, task.auto_model)
+
+
+def module_of(model: Any) -> Any:
+    """The network itself, of one that DeepSpeed wraps, or that computes on another device."""
+    return getattr(model, "module", model)
+
+
+def as_weights(model: Any, values: "torch.Tensor") -> "torch.Tensor":
+    """Values in the precision of a network's weights, which DeepSpeed chooses; they are not cast on their way."""
+    return values.to(next(module_of(model).parameters()).dtype)

@@ -15,6 +15,7 @@ import numpy as np
 
 from maas_ray.errors import DataError
 from maas_ray.tasks.base import CONFIG_FILE, Forward, Row
+from maas_ray.tasks.pretrained import as_weights, module_of
 from maas_ray.tasks.speech_features import Extent, SpeechState
 
 if TYPE_CHECKING:
@@ -164,8 +165,8 @@ class Processor:
     def scores(self, model: Forward, batch: Mapping[str, "torch.Tensor"]) -> tuple["torch.Tensor", "torch.Tensor"]:
         import torch
 
-        module, lengths = _module(model), batch["lengths"]
-        inputs = {"input_values": _as_weights(module, batch["features"])}
+        module, lengths = module_of(model), batch["lengths"]
+        inputs = {"input_values": as_weights(model, batch["features"])}
         if self._extractor.return_attention_mask:
             places = torch.arange(batch["features"].shape[1], device=lengths.device)
             inputs["attention_mask"] = (places < lengths[:, None]).long()
@@ -174,13 +175,13 @@ class Processor:
 
     def decoder_scores(self, model: Forward, batch: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
         """Scores of each label after those before it, fp32 [B, labels, vocabulary]."""
-        features = _as_weights(_module(model), batch["features"])
+        features = as_weights(model, batch["features"])
         logits: torch.Tensor = model(input_features=features, labels=batch["labels"], use_cache=False).logits
         return logits.float()
 
     def generate(self, model: Forward, features: "torch.Tensor", most: int) -> list[list[int]]:
         """The labels that a model with a decoder writes, the likeliest each time."""
-        module = _module(model)
+        module = module_of(model)
         weights = next(module.parameters())
         told = {}
         if self._language and getattr(module.generation_config, "lang_to_id", None):
@@ -265,13 +266,3 @@ def _fitted_tokenizer(characters: Iterable[str], directory: Path) -> Any:
         unk_token=_UNKNOWN,
         word_delimiter_token=_SPACE,
     )
-
-
-def _module(model: Forward) -> Any:
-    """The network itself, of one that DeepSpeed wraps, or that computes on another device."""
-    return getattr(model, "module", model)
-
-
-def _as_weights(module: Any, values: "torch.Tensor") -> "torch.Tensor":
-    """In the weights' precision, which DeepSpeed chooses."""
-    return values.to(next(module.parameters()).dtype)
