@@ -16,6 +16,7 @@ from maas_ray.tasks import load_task
 from maas_ray.tasks.image_classification import Cnn, ImageClassification, ImageClassificationSpec, ImageRow, ResNet
 from maas_ray.tasks.pretrained import Pretrained
 from tests.bundles import image_task
+from tests.vision import resnet, vit
 
 RANDOM = np.random.default_rng(0)
 
@@ -60,25 +61,6 @@ def file_of(image: np.ndarray) -> bytes:
     data = io.BytesIO()
     Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(data, "PNG")
     return data.getvalue()
-
-
-def vit(directory: Path, *, labels: int = 3) -> Path:
-    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
-
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    config = ViTConfig(image_size=16, patch_size=4, num_labels=labels, **sizes)
-    ViTForImageClassification(config).save_pretrained(directory)
-    ViTImageProcessorPil(size={"height": 16, "width": 16}, image_mean=[0.4, 0.5, 0.6]).save_pretrained(directory)
-    return directory
-
-
-def resnet(directory: Path) -> Path:
-    from transformers import ConvNextImageProcessorPil, ResNetConfig, ResNetForImageClassification
-
-    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
-    ResNetForImageClassification(config).save_pretrained(directory)
-    ConvNextImageProcessorPil(size={"shortest_edge": 32}, crop_pct=0.75).save_pretrained(directory)
-    return directory
 
 
 # --- the platform's own networks -------------------------------------------------------------------
