@@ -29,9 +29,9 @@ from maas_ray.tasks.base import (
     TaskSpec,
     TensorSpec,
 )
-from maas_ray.tasks.image_processor import PROCESSOR_FILE, ImageProcessor, check_takes, model_config
+from maas_ray.tasks.image_processor import PROCESSOR_FILE, ImageProcessor, check_takes
 from maas_ray.tasks.metrics import classification, mean_loss
-from maas_ray.tasks.pretrained import Pretrained, as_weights
+from maas_ray.tasks.pretrained import Pretrained, as_weights, model_directory
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +70,7 @@ class ImageClassificationSpec(TaskSpec):
         if self.processor is None:
             del found["processor"]  # so that datasets keep the fingerprints that they had before there was any
             return found
-        directory = Path(self.processor).expanduser()
+        directory = model_directory(self.processor)
         files = [directory / name for name in (CONFIG_FILE, PROCESSOR_FILE)]
         digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()}
         return found | {"processor": digests}
@@ -106,8 +106,10 @@ class ImageClassificationSpec(TaskSpec):
         channels = {"rgb": 3, "grey": 1, None: 3 if colored else 1}[self.color]
         processor = None
         if self.processor is not None:
-            directory = Path(self.processor).expanduser()
-            config = model_config(directory)
+            from transformers import AutoConfig
+
+            directory = model_directory(self.processor)
+            config = AutoConfig.from_pretrained(directory, local_files_only=True)
             channels = int(getattr(config, "num_channels", 3))
             if (directory / PROCESSOR_FILE).is_file():
                 processor = ImageProcessor(directory, channels)

@@ -6,7 +6,6 @@ from typing import Any, cast
 import numpy as np
 
 from maas_ray.errors import DataError
-from maas_ray.tasks.base import CONFIG_FILE
 
 PROCESSOR_FILE = "preprocessor_config.json"
 
@@ -58,15 +57,6 @@ _OTHER = np.zeros((90, 30, 3), np.uint8)
 def _each(values: Any, channels: int) -> list[Any]:
     found = list(values) if isinstance(values, (list, tuple)) else [values]
     return found * channels if len(found) == 1 else found
-
-
-def model_config(directory: Path) -> Any:
-    """The configuration of a Transformers model."""
-    from transformers import AutoConfig
-
-    if not (directory / CONFIG_FILE).is_file():
-        raise DataError(f"processor: {directory} holds no {CONFIG_FILE}; give the directory of a Transformers model.")
-    return AutoConfig.from_pretrained(directory, local_files_only=True)
 
 
 def check_takes(config: Any, directory: Path, shape: tuple[int, int, int]) -> None:

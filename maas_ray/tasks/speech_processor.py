@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from maas_ray.errors import DataError
-from maas_ray.tasks.base import CONFIG_FILE, Forward, Row
-from maas_ray.tasks.pretrained import as_weights, module_of
+from maas_ray.tasks.base import Forward, Row
+from maas_ray.tasks.pretrained import as_weights, model_directory, module_of
 from maas_ray.tasks.speech_features import Extent, SpeechState
 
 if TYPE_CHECKING:
@@ -27,8 +27,12 @@ _EXTRACTOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def identity_of(directory: str) -> dict[str, str]:
-    """Digests of the files that decide what a processor does."""
-    found = Path(directory).expanduser()
+    """Digests of the files that decide what a processor does.
+
+    Raises:
+        DataError: it is no directory of a model.
+    """
+    found = model_directory(directory)
     files = sorted(path for path in found.glob("*") if path.suffix in (".json", ".txt", ".model"))
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
@@ -72,7 +76,9 @@ class Processor:
         Raises:
             DataError: it is none for speech, or for clips of another rate.
         """
-        config = _config(directory)
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
         extractor = _extractor(directory)
         if extractor.sampling_rate != rate:
             raise DataError(f"processor: {directory} takes {extractor.sampling_rate} Hz; set `sample_rate` to that.")
@@ -120,7 +126,9 @@ class Processor:
         if self._tokenizer.unk_token_id in found:
             known = set(self._tokenizer.get_vocab())
             unknown = sorted({one for one in text.replace(" ", _SPACE) if one not in known}) or [text]
-            raise ValueError(f"the transcript has {unknown[0]!r}, which the processor's vocabulary has not")
+            raise ValueError(
+                f"the transcript has {unknown[0]!r}, which the processor's vocabulary has not; is `case` right?"
+            )
         return found
 
     def text(self, labels: Sequence[int]) -> str:
@@ -218,14 +226,6 @@ def _state_of(config: Any, extractor: Any, directory: Path) -> SpeechState:
             "speech here; give one like Wav2Vec2, HuBERT or WavLM (CTC over samples, without adapter), or like Whisper."
         )
     return SpeechState(samples=0, labels=0, start_id=form[0], convolutions=form[1])
-
-
-def _config(directory: Path) -> Any:
-    from transformers import AutoConfig
-
-    if not (directory / CONFIG_FILE).is_file():
-        raise DataError(f"processor: {directory} holds no {CONFIG_FILE}; give the directory of a Transformers model.")
-    return AutoConfig.from_pretrained(directory, local_files_only=True)
 
 
 def _extractor(directory: Path) -> Any:

@@ -388,6 +388,8 @@ def test_what_does_not_fit_is_refused(task: AutomaticSpeechRecognition, tmp_path
         spec_of(processor=str(ctc), sample_rate=8000).fit(rows_of(spec_of(sample_rate=8000)))
     with pytest.raises(DataError, match=r"no config\.json"):
         spec_of(processor=str(tmp_path)).fit(rows_of(spec_of()))
+    with pytest.raises(DataError, match=r"no config\.json"):
+        spec_of(processor=str(tmp_path)).identity()
     (decoder / "processor_config.json").unlink()
     with pytest.raises(DataError, match=r"preprocessor_config\.json"):
         spec_of(processor=str(decoder)).fit(rows_of(spec_of()))

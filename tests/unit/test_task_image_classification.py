@@ -171,6 +171,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         Pretrained(path=str(given)).build(other)
     with pytest.raises(DataError, match=r"config\.json"):
         ImageClassificationSpec(processor=str(tmp_path)).fit(rows)
+    with pytest.raises(DataError, match=r"config\.json"):
+        ImageClassificationSpec(processor=str(tmp_path)).identity()
     with pytest.raises(SpecError, match="leave these out"):
         ImageClassificationSpec.parse({"processor": "x", "image_size": 3}, source="test")
     (given / "preprocessor_config.json").write_text("{")
