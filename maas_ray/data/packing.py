@@ -177,6 +177,9 @@ def plan_of(listed: Iterable[Row], task: Task, seed: int) -> tuple[Plan, Sizes]:
         rows[split] += chunk["rows"]
         dropped.update(json.loads(chunk["dropped"]))
     length = task.packing.length if task.packing else 1
+    if not elements["train"] and dropped:
+        reasons = "".join(f"\n  {count:,} × {reason}" for reason, count in dropped.most_common(3))
+        raise DataError(f"no row is left to train on; rows were dropped since:{reasons}")
     if elements["train"] < length:
         raise DataError(
             f"the training split holds {elements['train']:,} {task.unit}, less than one sequence of {length:,}. "

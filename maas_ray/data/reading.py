@@ -21,13 +21,14 @@ from maas_ray.data.sources import (
     FILE_COLUMNS,
     TABLES,
     AnySource,
+    AudioFolderSource,
     CsvSource,
     ImageFolderSource,
     InputFile,
     JsonlSource,
     ParquetSource,
 )
-from maas_ray.errors import DataError, MaasError
+from maas_ray.errors import DataError, MaasError, NotFoundError
 from maas_ray.tasks import Row
 from maas_ray.tasks.base import REST
 
@@ -88,6 +89,18 @@ def stamp(uri: str) -> str:
     return str(fs.ukey(path))
 
 
+def _stamp(source: AnySource, uri: str) -> str:
+    """Of a file, and of what belongs to it."""
+    if isinstance(source, AudioFolderSource) and storage.exists(_transcript(uri)):
+        return f"{stamp(uri)} {stamp(_transcript(uri))}"
+    return stamp(uri)
+
+
+def _transcript(uri: str) -> str:
+    """Where the transcript of a clip stands."""
+    return f"{uri.rpartition('.')[0]}.txt"
+
+
 # --- the first look --------------------------------------------------------------------------------
 
 
@@ -95,7 +108,7 @@ def inspect(source: AnySource, file: InputFile, columns: tuple[str, ...]) -> Ins
     """Read a file once, for what has to be known before any work starts."""
     mapping = source.mapping(columns)
     try:
-        found = Inspected(file, stamp=stamp(file.uri))
+        found = Inspected(file, stamp=_stamp(source, file.uri))
         if isinstance(source, JsonlSource):
             return _inspect_jsonl(source, found, mapping)
         if isinstance(source, CsvSource):
@@ -104,6 +117,8 @@ def inspect(source: AnySource, file: InputFile, columns: tuple[str, ...]) -> Ins
             digest = sha256()
             while chunk := handle.read(_CHUNK):
                 digest.update(chunk)
+            if isinstance(source, AudioFolderSource) and storage.exists(_transcript(file.uri)):
+                digest.update(sha256(storage.read_bytes(_transcript(file.uri))).digest())
             found = replace(found, sha256=digest.hexdigest())
             return _inspect_parquet(source, found, handle, mapping) if isinstance(source, ParquetSource) else found
     except (OSError, MaasError) as error:
@@ -234,7 +249,7 @@ def read(part: Part, columns: tuple[str, ...]) -> Iterator[Raw]:
             if name in mapping:
                 rows = map(partial(_load_file, source, name), rows)
     yield from rows
-    if stamp(file.file.uri) != file.stamp:
+    if _stamp(source, file.file.uri) != file.stamp:
         raise DataError(f"{file.file.uri} changed while it was read; nothing was committed. Run again.")
 
 
@@ -249,6 +264,15 @@ def _chosen(values: Row, mapping: dict[str, str]) -> Row:
 
 def _read_whole(source: AnySource, file: InputFile, mapping: dict[str, str]) -> Iterator[Raw]:
     content = storage.read_bytes(file.uri)
+    if isinstance(source, AudioFolderSource):
+        try:
+            said: Row = {"audio": content, "transcript": storage.read_bytes(_transcript(file.uri))}
+        except NotFoundError:
+            error = f"no transcript beside it: {PurePosixPath(_transcript(file.relative)).name} is not there"
+            yield Raw(file.uri, 0, error=error, excerpt=content[:EXCERPT_BYTES])
+        else:
+            yield Raw(file.uri, 0, {name: said[name] for name in mapping}, excerpt=content[:EXCERPT_BYTES])
+        return
     if not isinstance(source, ImageFolderSource):
         yield Raw(file.uri, 0, {"text": content}, excerpt=content[:EXCERPT_BYTES])
         return

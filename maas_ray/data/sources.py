@@ -1,6 +1,6 @@
 """Where rows come from: what a user writes under `sources:`, and the files that means.
 
-A source is a file, a directory (taken whole) or a glob, at any fsspec URI, in one of five formats. Knows
+A source is a file, a directory (taken whole) or a glob, at any fsspec URI, in one of six formats. Knows
 nothing of what the files hold; `maas_ray.data.reading` does.
 """
 
@@ -23,6 +23,7 @@ from maas_ray.errors import DataError
 from maas_ray.spec import Spec
 
 PYTHON_STDLIB = "PYTHON_STDLIB"
+AUDIO_NAMES = ("*.wav", "*.flac", "*.ogg", "*.mp3")
 IMAGE_NAMES = ("*.png", "*.jpg", "*.jpeg", "*.bmp", "*.gif", "*.webp", "*.tif", "*.tiff")
 
 
@@ -72,6 +73,15 @@ class ImageFolderSource(_Files):
     """Which format."""
     usual: ClassVar[tuple[str, ...]] = IMAGE_NAMES
     gives: ClassVar[tuple[str, ...] | None] = ("image", "label")
+
+
+class AudioFolderSource(_Files):
+    """`{format: audio-folder, path: clips}`: what is said in `a.wav` stands beside it, in `a.txt`."""
+
+    format: Literal["audio-folder"] = "audio-folder"
+    """Which format."""
+    usual: ClassVar[tuple[str, ...]] = AUDIO_NAMES
+    gives: ClassVar[tuple[str, ...] | None] = ("audio", "transcript")
 
 
 class _Table(_Files):
@@ -165,7 +175,8 @@ TABLES = (JsonlSource, ParquetSource, CsvSource)
 """Formats of rows with named columns."""
 
 AnySource = Annotated[
-    TextSource | JsonlSource | ParquetSource | CsvSource | ImageFolderSource, Field(discriminator="format")
+    TextSource | JsonlSource | ParquetSource | CsvSource | ImageFolderSource | AudioFolderSource,
+    Field(discriminator="format"),
 ]
 
 

@@ -104,6 +104,36 @@ class EmbeddingList(BaseModel):
     usage: EmbeddingUsage
 
 
+class DurationUsage(BaseModel):
+    type: Literal["duration"]
+    seconds: float
+
+
+class Transcription(BaseModel):
+    text: str
+    usage: DurationUsage
+
+
+class Segment(BaseModel):
+    id: int
+    seek: int
+    start: float
+    end: float
+    text: str
+    tokens: list[int]
+    temperature: float
+    avg_logprob: float | None
+    compression_ratio: float
+    no_speech_prob: float | None
+
+
+class TranscriptionVerbose(Transcription):
+    task: Literal["transcribe"]
+    language: str
+    duration: float
+    segments: list[Segment]
+
+
 class Model(BaseModel):
     id: str
     object: Literal["model"]

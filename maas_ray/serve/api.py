@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route as HttpRoute
 
 from maas_ray.errors import RequestError
-from maas_ray.serve import embeddings, open_inference, openai, openai_answers, openapi
+from maas_ray.serve import embeddings, open_inference, openai, openai_answers, openapi, transcriptions
 from maas_ray.serve.guard import App, Guard, parse_json
 from maas_ray.serve.models import ModelCalls
 from maas_ray.serve.open_inference import LENGTH_HEADER, InferBody
@@ -32,6 +32,7 @@ def create_app(models: ModelCalls, *, body_limit: int) -> App:
         HttpRoute("/v1/chat/completions", endpoints.chat, methods=["POST"]),
         HttpRoute("/v1/completions", endpoints.completions, methods=["POST"]),
         HttpRoute("/v1/embeddings", endpoints.embeddings, methods=["POST"]),
+        HttpRoute("/v1/audio/transcriptions", endpoints.transcriptions, methods=["POST"]),
         HttpRoute("/v1/models", endpoints.list_models),
         HttpRoute("/v1/models/{name}", endpoints.model),
         *(
@@ -68,20 +69,20 @@ class _Endpoints:
 
     async def list_models(self, request: Request) -> Response:
         """The models that this API can be asked."""
-        served = [route for route in self._models.routes() if _speaks_openai(route)]
+        served = [route for route in self._models.routes() if openai_path(route)]
         cards = [openai_answers.model_card(route.name, route.created, route.parent) for route in served]
         return JSONResponse({"object": "list", "data": cards})
 
     async def model(self, request: Request) -> Response:
         route = self._models.route(request.path_params["name"])
-        if not _speaks_openai(route):
+        if not openai_path(route):
             raise _elsewhere(route)
         return JSONResponse(openai_answers.model_card(route.name, route.created, route.parent))
 
     async def embeddings(self, request: Request) -> Response:
         asked = openai.parse_body(embeddings.EmbeddingBody, parse_json(await request.body()))
         route = self._models.route(asked.model)
-        if not embeddings.embeds(route):
+        if route.task != embeddings.TASK:
             raise _elsewhere(route)
         return JSONResponse(await embeddings.answer(self._models, route, asked))
 
@@ -110,6 +111,18 @@ class _Endpoints:
         if route.kind != "generate":
             raise _elsewhere(route)
         return route
+
+    async def transcriptions(self, request: Request) -> Response:
+        asked = transcriptions.parse_transcription(await request.body(), request.headers.get("content-type", ""))
+        route = self._models.route(asked.model)
+        if route.task != transcriptions.TASK:
+            raise _elsewhere(route)
+        try:
+            answer = await self._models.predict(route, asked.to_rows())
+        except RequestError as error:
+            raise transcriptions.of_the_file(error) from error
+        body, media_type = transcriptions.Transcript.of_row(answer).render(asked.response_format)
+        return Response(body, media_type=media_type)
 
     # --- the plain way
 
@@ -156,14 +169,17 @@ class _Endpoints:
         return self._models.route(request.path_params["name"], request.path_params.get("version", ""))
 
 
+def openai_path(route: Route) -> str:
+    """Where OpenAI's API asks for what a model does. Empty: nowhere."""
+    if route.kind == "generate":
+        return "/v1/completions or /v1/chat/completions"
+    paths = {embeddings.TASK: "/v1/embeddings", transcriptions.TASK: "/v1/audio/transcriptions"}
+    return paths.get(route.task, "")
+
+
 def _elsewhere(route: Route) -> RequestError:
     """Why a model is not asked at this path."""
-    paths = {"generate": "/v1/completions or /v1/chat/completions"}
-    path = "/v1/embeddings" if embeddings.embeds(route) else paths.get(route.kind, f"/v1/models/{route.name}/predict")
+    path = openai_path(route) or f"/v1/models/{route.name}/predict"
     return RequestError(
         f"The model {route.name!r} does {route.task}; ask it at {path}.", param="model", code="model_not_supported"
     )
-
-
-def _speaks_openai(route: Route) -> bool:
-    return route.kind == "generate" or embeddings.embeds(route)

@@ -21,6 +21,7 @@ from maas_ray.serve.models import ModelCalls
 from maas_ray.serve.routes import Route
 from maas_ray.serve.rows import MOST_ROWS, PredictBody
 
+TASK = "feature-extraction"
 MOST_INPUTS = 2048  # as OpenAI has it
 
 _Text = Annotated[str, StringConstraints(min_length=1)]
@@ -61,11 +62,6 @@ class EmbeddingBody(Body):
         """The inputs, as the task takes them."""
         inputs: list[Any] = list(self.input) if self.several else [self.input]
         return [{"text": one, "truncate": False} if isinstance(one, str) else {"tokens": one} for one in inputs]
-
-
-def embeds(route: Route) -> bool:
-    """Whether this API can be asked of a model."""
-    return route.task == "feature-extraction"
 
 
 async def answer(models: ModelCalls, route: Route, body: EmbeddingBody) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from maas_ray import __version__
-from maas_ray.serve import answers, embeddings, openai, rows
+from maas_ray.serve import answers, embeddings, openai, rows, transcriptions
 from maas_ray.serve.forms import FORM_TYPE
 from maas_ray.serve.open_inference import LENGTH_HEADER, InferDocument
 from maas_ray.serve.routes import Route
@@ -22,6 +22,7 @@ from maas_ray.tasks import TASKS
 _Document = dict[str, Any]
 _Answers = Mapping[int, Any]  # a model or a schema for each status
 _JSON = "application/json"
+_SEVERAL = "timestamp_granularities"
 _BYTES = "application/octet-stream"
 _ERRORS = {
     400: "The request is wrong; the message says where and how.",
@@ -41,6 +42,8 @@ _ANSWERS: tuple[type[BaseModel], ...] = (
     answers.ChatCompletion,
     answers.ChatCompletionChunk,
     answers.EmbeddingList,
+    answers.Transcription,
+    answers.TranscriptionVerbose,
     answers.Model,
     answers.ModelList,
     answers.Error,
@@ -74,10 +77,10 @@ def document(routes: Sequence[Route]) -> _Document:
         "info": {
             "title": "maas_ray",
             "version": __version__,
-            "description": "Models behind one gateway: OpenAI's API for text and embeddings, and for every task the "
-            "Open Inference Protocol and a plain way.",
+            "description": "Models behind one gateway: OpenAI's API for text, embeddings and speech, and for every "
+            "task the Open Inference Protocol and a plain way.",
         },
-        "paths": {**_openai(routes), **_plain(routes), **_open_inference(routes)},
+        "paths": {**_openai(routes), **_speech(routes), **_plain(routes), **_open_inference(routes)},
         "components": {"schemas": _schemas()},
     }
 
@@ -95,11 +98,12 @@ def _schemas() -> _Document:
 
 def _openai(routes: Sequence[Route]) -> _Document:
     generating = [route for route in routes if route.kind == "generate"]
-    embedding = [route for route in routes if embeddings.embeds(route)]
-    one = [_path("name", "Public model name.", _names([*generating, *embedding]))]
+    embedding = [route for route in routes if route.task == embeddings.TASK]
+    hearing = [route for route in routes if route.task == transcriptions.TASK]
+    one = [_path("name", "Public model name.", _names([*generating, *embedding, *hearing]))]
     listed = _operation(
         "list_models",
-        "Models that generate text or embed it",
+        "Models that generate text, embed it or hear it",
         "OpenAI",
         answers.Error,
         (500,),
@@ -140,6 +144,29 @@ def _openai(routes: Sequence[Route]) -> _Document:
 def _of_models(body: type[BaseModel], routes: Iterable[Route]) -> _Document:
     """A body whose `model` is one of those."""
     return {"allOf": [_ref(body), {"type": "object", "properties": {"model": _names(routes)}}]}
+
+
+def _speech(routes: Sequence[Route]) -> _Document:
+    """The fields of a form are named as OpenAI's clients name them: `[]` after one that may stand several times."""
+    names = _names(route for route in routes if route.task == transcriptions.TASK)
+    fields = transcriptions.TranscriptionBody.model_json_schema(ref_template="#/components/schemas/{model}")
+    properties = fields["properties"] | {
+        "model": names,
+        rows.FILE: {"type": "string", "contentMediaType": _BYTES},
+    }
+    properties[f"{_SEVERAL}[]"] = properties.pop(_SEVERAL)
+    form = fields | {"properties": properties}
+    asked = _operation(
+        "create_transcription",
+        "What is said in an audio file",
+        "OpenAI",
+        answers.Error,
+        _ASKED,
+        {200: {"anyOf": [_ref(answers.Transcription), _ref(answers.TranscriptionVerbose)]}},
+        body={FORM_TYPE: form},
+    )
+    asked["responses"]["200"]["content"]["text/plain"] = {"schema": {"type": "string"}}
+    return {"/v1/audio/transcriptions": {"post": asked}}
 
 
 def _event(chunk: type[BaseModel]) -> _Document:

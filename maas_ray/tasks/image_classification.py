@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import hashlib
 import io
 import math
 from collections import Counter
@@ -10,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
-from pydantic import ConfigDict, FailFast, Field, PlainValidator, TypeAdapter, WithJsonSchema
+from pydantic import ConfigDict, FailFast, Field, PlainValidator, TypeAdapter, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from maas_ray.errors import DataError, RequestError
 from maas_ray.spec import Spec
 from maas_ray.tasks.base import (
+    CONFIG_FILE,
     AnswerRow,
     Column,
     Forward,
@@ -27,7 +29,9 @@ from maas_ray.tasks.base import (
     TaskSpec,
     TensorSpec,
 )
+from maas_ray.tasks.image_processor import PROCESSOR_FILE, ImageProcessor, check_takes
 from maas_ray.tasks.metrics import classification, mean_loss
+from maas_ray.tasks.pretrained import Pretrained, as_weights, model_directory
 
 if TYPE_CHECKING:
     import torch
@@ -47,9 +51,29 @@ class ImageClassificationSpec(TaskSpec):
     """Side, or (height, width), that images are resized to, pixels. None: the commonest size in training."""
     color: Literal["rgb", "grey"] | None = None
     """Colour mode that images are converted to. None: grey if every training image is, else rgb."""
+    processor: str | None = None
+    """Local directory of a Transformers vision model: images get its size, cropping and normalisation, for the network
+    `pretrained`. Where it has no `preprocessor_config.json`: its size, and the normalisation of the training images."""
 
     columns: ClassVar[tuple[str, ...]] = ("image", "label")
     inputs: ClassVar[tuple[str, ...]] = ("image",)
+
+    @model_validator(mode="after")
+    def _either(self) -> "ImageClassificationSpec":
+        if self.processor is not None and (self.image_size is not None or self.color is not None):
+            raise ValueError("processor: it decides image_size and color; leave these out, or it.")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """A processor counts by its files, wherever they lie."""
+        found = self.document()
+        if self.processor is None:
+            del found["processor"]  # so that datasets keep the fingerprints that they had before there was any
+            return found
+        directory = model_directory(self.processor)
+        files = [directory / name for name in (CONFIG_FILE, PROCESSOR_FILE)]
+        digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()}
+        return found | {"processor": digests}
 
     def parse_row(self, row: Row) -> Row | None:
         """`image` decoded to uint8 [H, W, 1 or 3]; `label` as a string; None when either is missing."""
@@ -75,20 +99,32 @@ class ImageClassificationSpec(TaskSpec):
             count += 1
         if len(labels) < 2:
             raise DataError(f"classification needs two labels or more; the training split has {sorted(labels)}.")
+        mean, square = moments / count
+        std = np.sqrt(np.maximum(square - mean**2, 1e-4))
         size = self.image_size or max(sizes, key=lambda size: (sizes[size], size))
         height, width = (size, size) if isinstance(size, int) else size
         channels = {"rgb": 3, "grey": 1, None: 3 if colored else 1}[self.color]
-        mean, square = moments / count
-        std = np.sqrt(np.maximum(square - mean**2, 1e-4))
+        processor = None
+        if self.processor is not None:
+            from transformers import AutoConfig
+
+            directory = model_directory(self.processor)
+            config = AutoConfig.from_pretrained(directory, local_files_only=True)
+            channels = int(getattr(config, "num_channels", 3))
+            if (directory / PROCESSOR_FILE).is_file():
+                processor = ImageProcessor(directory, channels)
+                height, width = processor.height, processor.width
+            elif own := getattr(config, "image_size", None):
+                height, width = (own, own) if isinstance(own, int) else own
         features = ImageFeatures(
             labels=sorted(labels, key=_natural),
             height=height,
             width=width,
             channels=channels,
-            mean=[float(value) for value in mean[:channels]],
-            std=[float(value) for value in std[:channels]],
+            mean=processor.mean if processor else [float(value) for value in mean[:channels]],
+            std=processor.std if processor else [float(value) for value in std[:channels]],
         )
-        return ImageClassification(self, features)
+        return ImageClassification(self, features, processor)
 
 
 class ImageFeatures(Spec):
@@ -183,20 +219,55 @@ class Cnn(NetworkSpec):
         )
 
 
+class ResNet(NetworkSpec):
+    """A residual network, from scratch (He et al. 2015). Images of less than 96 pixels keep their size at first."""
+
+    type: Literal["resnet"] = "resnet"
+    """Which network."""
+    blocks: tuple[Annotated[int, Field(ge=1)], ...] = Field((2, 2, 2), min_length=1, max_length=8)
+    """Blocks of two convolutions in each stage; each stage is half as large and twice as wide as the one before."""
+    width: int = Field(32, ge=1)
+    """Channels of the first stage."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the values before the classifier dropped in training."""
+
+    def build(self, task: Any) -> "torch.nn.Module":
+        from maas_ray.tasks.networks.residual import ResidualNetwork
+
+        return ResidualNetwork(
+            shape=task.shape,
+            labels=len(task.features.labels),
+            blocks=self.blocks,
+            width=self.width,
+            dropout=self.dropout,
+            mean=task.features.mean,
+            std=task.features.std,
+        )
+
+
 class ImageClassification(Task):
-    """A fitted `image-classification` task."""
+    """A fitted `image-classification` task.
+
+    Args:
+        spec: what the user wrote.
+        features: what was fitted.
+        processor: that of the model that `spec` names, where it has one.
+    """
 
     spec: ImageClassificationSpec
     spec_type = ImageClassificationSpec
-    networks = (Cnn,)
+    networks = (Cnn, ResNet, Pretrained)
+    auto_model = "AutoModelForImageClassification"
     unit = "rows"
     kind = "predict"
     headline = ("accuracy", "loss")
     request, answer, file = ImageRow, ImageAnswer, "image"
 
-    def __init__(self, spec: ImageClassificationSpec, features: ImageFeatures) -> None:
+    def __init__(
+        self, spec: ImageClassificationSpec, features: ImageFeatures, processor: ImageProcessor | None = None
+    ) -> None:
         super().__init__(spec)
-        self.features = features
+        self.features, self._processor = features, processor
         self._label_ids = {label: place for place, label in enumerate(features.labels)}
 
     @property
@@ -222,6 +293,8 @@ class ImageClassification(Task):
         """uint8 [H, W, C] of any size and colour → uint8 [C, height, width]."""
         channels, height, width = self.shape
         image = _to_channels(image, channels)
+        if self._processor:
+            return self._processor.resized(image)
         if image.shape[:2] != (height, width):
             from PIL import Image
 
@@ -239,19 +312,33 @@ class ImageClassification(Task):
             raise ValueError(f"label {row['label']!r} does not occur in the training split") from None
 
     def save_state(self, directory: Path) -> dict[str, Any]:
+        if self._processor:
+            self._processor.save(directory)
         return self.features.document()
 
     @classmethod
     def load_state(cls, spec: Any, state: dict[str, Any], directory: Path) -> "ImageClassification":
-        return cls(spec, ImageFeatures.parse(state, source=f"{directory}: features"))
+        features = ImageFeatures.parse(state, source=f"{directory}: features")
+        processed = spec.processor is not None and (directory / PROCESSOR_FILE).is_file()
+        return cls(spec, features, ImageProcessor(directory, features.channels) if processed else None)
 
     def collate(self, batch: Mapping[str, np.ndarray]) -> dict[str, "torch.Tensor"]:
         import torch
 
         return {
-            "pixel_values": torch.from_numpy(np.ascontiguousarray(batch["pixel_values"])),
+            "pixel_values": self._tensor(batch["pixel_values"]),
             "label": torch.from_numpy(np.ascontiguousarray(batch["label"])),
         }
+
+    def _tensor(self, pixels: np.ndarray) -> "torch.Tensor":
+        """uint8 [B, C, H, W] as the network takes them: Transformers' want them normalised, in float32."""
+        import torch
+
+        tensor = torch.from_numpy(np.ascontiguousarray(pixels))
+        if self.spec.processor is None:
+            return tensor
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.features.mean, self.features.std))
+        return (tensor / 255.0 - mean) / std
 
     def loss(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> "torch.Tensor":
         import torch.nn.functional as F
@@ -261,8 +348,10 @@ class ImageClassification(Task):
     @staticmethod
     def _logits(model: Forward, batch: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
         """fp32 [B, labels]"""
-        logits: torch.Tensor = model(pixel_values=batch["pixel_values"])
-        return logits.float()
+        pixels = batch["pixel_values"]
+        found: Any = model(pixel_values=as_weights(model, pixels) if pixels.is_floating_point() else pixels)
+        logits: torch.Tensor = getattr(found, "logits", found).float()
+        return logits
 
     def outcomes(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> Outcomes:
         import torch.nn.functional as F
@@ -277,6 +366,18 @@ class ImageClassification(Task):
     def metrics(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
         """`loss` in nats a row, and those of `metrics.classification`."""
         return {"loss": mean_loss(outcomes), **classification(outcomes, self.labels)}
+
+    def config_fields(self) -> dict[str, Any]:
+        names = dict(enumerate(self.labels))
+        return {"num_labels": len(names), "id2label": names, "label2id": {name: place for place, name in names.items()}}
+
+    def check_pretrained(self, config: Any, directory: Path) -> None:
+        if self.spec.processor is None:
+            raise DataError(
+                "network.path: the dataset's images are not as a Transformers model wants them; prepare it with "
+                f"`processor: {directory}`."
+            )
+        check_takes(config, directory, self.shape)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -310,9 +411,12 @@ class ImageClassification(Task):
             raise RequestError(
                 f"image has shape {list(images.shape)}; give [n, height, width, channels].", param="image"
             )
-        stored = self.encode([{"image": image} for image in images])
+        _, height, width = self.shape
+        # What has the shape that `inputs` says is ready for the network: a processor would crop it once more.
+        ready = images.shape[1:] == (height, width, self.features.channels)
+        pixels = images.transpose(0, 3, 1, 2) if ready else np.stack([self._resize(image) for image in images])
         with torch.inference_mode():
-            logits = self._logits(model, {"pixel_values": torch.from_numpy(stored["pixel_values"])})
+            logits = self._logits(model, {"pixel_values": self._tensor(pixels)})
             scores = logits.softmax(-1).numpy()
         names = np.array(self.features.labels, dtype=object)
         return {"label": names[scores.argmax(-1)], "scores": scores}

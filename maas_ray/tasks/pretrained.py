@@ -71,9 +71,7 @@ class Pretrained(TransformersNetwork):
     def _config(self, task: Task) -> tuple[Path, Any]:
         from transformers import AutoConfig
 
-        directory = Path(self.path).expanduser()
-        if not (directory / CONFIG_FILE).is_file():
-            raise DataError(f"network.path: {directory} holds no config.json; give a Transformers model directory.")
+        directory = model_directory(self.path, "network.path")
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
         task.check_pretrained(config, directory)
         for name, value in task.config_fields().items():
@@ -85,3 +83,25 @@ class Pretrained(TransformersNetwork):
         import transformers
 
         return getattr(transformers, task.auto_model)
+
+
+def model_directory(path: str, field: str = "processor") -> Path:
+    """The local directory of a Transformers model that a field of a spec names.
+
+    Raises:
+        DataError: it is none.
+    """
+    directory = Path(path).expanduser()
+    if not (directory / CONFIG_FILE).is_file():
+        raise DataError(f"{field}: {directory} holds no {CONFIG_FILE}; give a Transformers model directory.")
+    return directory
+
+
+def module_of(model: Any) -> Any:
+    """The network itself, of one that DeepSpeed wraps, or that computes on another device."""
+    return getattr(model, "module", model)
+
+
+def as_weights(model: Any, values: "torch.Tensor") -> "torch.Tensor":
+    """Values in the precision of a network's weights, which DeepSpeed chooses; they are not cast on their way."""
+    return values.to(next(module_of(model).parameters()).dtype)

@@ -14,11 +14,13 @@ from PIL import Image
 from maas_ray.data import cleaning, packing
 from maas_ray.data.dataset import SPLITS, to_numpy
 from maas_ray.data.reading import Part, inspect
-from maas_ray.data.sources import AnySource, ImageFolderSource, JsonlSource, TextSource, list_files
+from maas_ray.data.sources import AnySource, AudioFolderSource, ImageFolderSource, JsonlSource, TextSource, list_files
 from maas_ray.errors import DataError
 from maas_ray.tasks import AnyTaskSpec, Task
+from maas_ray.tasks.automatic_speech_recognition import AutomaticSpeechRecognitionSpec
 from maas_ray.tasks.image_classification import ImageClassificationSpec
 from maas_ray.tasks.text_generation import FittedTokenizer, TextGenerationSpec
+from tests import speech
 
 TEXT = TextGenerationSpec(tokenizer=FittedTokenizer(vocab_size=300), sequence_length=32)
 
@@ -281,3 +283,13 @@ def test_layout(rows: int, length: int, groups: int, shards: int) -> None:
     assert [shard.start for shard in found] == [sum(s.rows for s in found[:n]) for n in range(len(found))]
     assert len({shard.path for shard in found}) == shards
     assert packing.layout(1, plan, "a1") == []
+
+
+def test_where_every_row_is_dropped_the_reasons_are_told(tmp_path: Path) -> None:
+    for number, said in enumerate(("one two three", "four five six seven")):
+        (tmp_path / f"{number}.wav").write_bytes(speech.file_of(speech.tone(0.2, hertz=300 + number)))
+        (tmp_path / f"{number}.txt").write_text(said)
+    with pytest.raises(
+        DataError, match=r"no row is left to train on.*\n  2 × the transcript is longer than can be said"
+    ):
+        run(AudioFolderSource(path=str(tmp_path)), AutomaticSpeechRecognitionSpec(), tmp_path, cut=1, shares=(0.0, 0.0))

@@ -11,7 +11,15 @@ import pytest
 from PIL import Image
 
 from maas_ray.data.reading import Inspected, Part, Raw, inspect, read
-from maas_ray.data.sources import AnySource, ImageFolderSource, JsonlSource, ParquetSource, TextSource, list_files
+from maas_ray.data.sources import (
+    AnySource,
+    AudioFolderSource,
+    ImageFolderSource,
+    JsonlSource,
+    ParquetSource,
+    TextSource,
+    list_files,
+)
 from maas_ray.errors import DataError
 
 IMAGE = ("image", "label")
@@ -208,3 +216,21 @@ def test_a_file_that_cannot_be_opened_is_a_problem(tmp_path: Path) -> None:
     (file,) = list_files(source)
     path.unlink()
     assert "cannot be read" in inspect(source, file, ("text",)).problem
+
+
+def test_a_clips_transcript_stands_beside_it(tmp_path: Path) -> None:
+    for name, content in {"a/x.wav": b"RIFF", "a/x.txt": b"one\n", "y.flac": b"fLaC", "notes.md": b"no"}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    source = AudioFolderSource(path=str(tmp_path))
+    columns = ("audio", "transcript")
+    files = list_files(source)
+    looks = [inspect(source, file, columns) for file in files]
+    rows = [row for found in looks for row in read(Part(source, found), columns)]
+    assert [row.row for row in rows] == [{"audio": b"RIFF", "transcript": b"one\n"}, None]
+    assert rows[1].error == "no transcript beside it: y.txt is not there"
+
+    (tmp_path / "a/x.txt").write_bytes(b"two\n")
+    with pytest.raises(DataError, match="changed while it was read"):
+        list(read(Part(source, looks[0]), columns))
+    assert inspect(source, files[0], columns).sha256 != looks[0].sha256

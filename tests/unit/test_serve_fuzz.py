@@ -22,10 +22,11 @@ from maas_ray.serve.text import Delta, TextRequest, TokenLogprob
 from maas_ray.tasks.feature_extraction import FeatureExtractionSpec
 from maas_ray.tasks.tokenization import FittedTokenizer
 from tests.bundles import image_task, series_task, table_task, text_task
+from tests.speech import file_of, speech_task, spoken
 
-TEXT, IMAGES, TABLE, SERIES = text_task(), image_task(), table_task(), series_task()
+TEXT, IMAGES, TABLE, SERIES, SPEECH = text_task(), image_task(), table_task(), series_task(), speech_task()
 EMBEDS = FeatureExtractionSpec(tokenizer=FittedTokenizer(vocab_size=300)).fit([{"anchor": "a", "positive": "b"}])
-PREDICTING = {"img": IMAGES, "tab": TABLE, "ser": SERIES, "emb": EMBEDS}
+PREDICTING = {"img": IMAGES, "tab": TABLE, "ser": SERIES, "emb": EMBEDS, "asr": SPEECH}
 # What every row is answered, whatever its task: of these each takes its own.
 ONE_ROW: dict[str, Any] = {
     "label": np.array("dark", object),
@@ -34,6 +35,8 @@ ONE_ROW: dict[str, Any] = {
     "forecast": np.zeros(2),
     "embedding": np.float32([0.1, -2]),
     "tokens": np.int64(3),
+    "text": np.array("one", object),
+    "duration": np.float32(1),
 }
 EXAMPLES = 30  # for each operation, of those that are drawn; those at the edges of a schema come on top
 CHECKS = [
@@ -103,10 +106,8 @@ class InProcess(Models):
         task = PREDICTING[route.name]
         asked = parse_rows(body, task)
         inputs = await asked.inputs(task)
-        return asked.render(
-            [task.to_answer({name: value[()] for name, value in ONE_ROW.items()})] * len(inputs),
-            Head(model=route.name, version="3"),
-        )
+        answer = task.to_answer({name: value[()] for name, value in ONE_ROW.items()})
+        return asked.render([answer] * len(inputs), Head(model=route.name, version="3"))
 
 
 APP = create_app(InProcess(), body_limit=100_000)
@@ -185,3 +186,12 @@ def test_right_answers_are_as_the_document_says(path: str, name: str, body: dict
     place = {"path_parameters": {"name": name} | ({"version": "3"} if "{version}" in path else {})} if name else {}
     case = DOCUMENT[path]["POST"].Case(body=body, media_type="application/json", **place)
     assert case.call_and_validate(checks=CHECKS).status_code == 200
+
+
+@pytest.mark.parametrize("shape", ["json", "verbose_json", "text", "srt", "vtt"])
+def test_a_transcript_is_as_the_document_says(shape: str) -> None:
+    body = {"file": file_of(spoken("one")), "model": "asr", "response_format": shape, "language": "en"}
+    case = DOCUMENT["/v1/audio/transcriptions"]["POST"].Case(body=body, media_type="multipart/form-data")
+    answer = case.call_and_validate(checks=CHECKS)
+    assert answer.status_code == 200
+    assert "one" in answer.text

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from maas_ray.tasks.networks.pixels import Pixels
+
 
 class ConvolutionalNetwork(nn.Module):
     """Blocks of 3×3 convolution, group norm, ReLU and 2×2 max pooling; then a classifier.
@@ -18,12 +20,8 @@ class ConvolutionalNetwork(nn.Module):
         channels: output channels of each block.
         hidden: width of the layer before the classifier.
         dropout: share of that layer's values dropped in training.
-        mean: per-channel mean of the training pixels, scaled to [0, 1].
-        std: per-channel standard deviation, likewise.
+        mean, std: see `Pixels`.
     """
-
-    mean: torch.Tensor
-    std: torch.Tensor
 
     def __init__(
         self,
@@ -36,8 +34,7 @@ class ConvolutionalNetwork(nn.Module):
         std: list[float],
     ) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self.pixels = Pixels(mean, std)
         incoming, height, width = shape
         blocks: list[nn.Module] = []
         for outgoing in channels:
@@ -56,8 +53,7 @@ class ConvolutionalNetwork(nn.Module):
         )
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """pixel_values: [B, C, H, W] uint8 → logits [B, labels]."""
-        dtype = next(self.parameters()).dtype
-        scaled = (pixel_values.to(self.mean.dtype) / 255.0 - self.mean) / self.std
-        logits: torch.Tensor = self.classifier(self.features(scaled.to(dtype)))
+        """pixel_values: [B, C, H, W], uint8 or normalised → logits [B, labels]."""
+        values = self.pixels(pixel_values).to(next(self.parameters()).dtype)
+        logits: torch.Tensor = self.classifier(self.features(values))
         return logits

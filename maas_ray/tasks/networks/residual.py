@@ -1,0 +1,89 @@
+"""A residual network (He et al. 2015, "Deep Residual Learning for Image Recognition")."""
+
+import torch
+from torch import nn
+
+from maas_ray.tasks.networks.pixels import Pixels
+
+_LARGE = 96  # pixels from which images are first made a quarter as large, as He et al. do with those of ImageNet
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    """Group norm of 16 channels a group (Wu and He 2018), not batch norm: it holds no running statistics, so training
+    on N workers and serving compute the same function.
+    """
+    return nn.GroupNorm(max(1, channels // 16) if channels % 16 == 0 else 1, channels)
+
+
+class _Block(nn.Module):
+    """Two 3×3 convolutions, added to what came in."""
+
+    def __init__(self, incoming: int, outgoing: int, stride: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(incoming, outgoing, 3, stride=stride, padding=1, bias=False),
+            _norm(outgoing),
+            nn.ReLU(),
+            nn.Conv2d(outgoing, outgoing, 3, padding=1, bias=False),
+            last := _norm(outgoing),
+        )
+        nn.init.zeros_(last.weight)  # a block begins as the identity (Goyal et al. 2017)
+        alike = incoming == outgoing and stride == 1
+        self.shortcut: nn.Module = (
+            nn.Identity()
+            if alike
+            else nn.Sequential(nn.Conv2d(incoming, outgoing, 1, stride=stride, bias=False), _norm(outgoing))
+        )
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.layers(values) + self.shortcut(values))
+
+
+class ResidualNetwork(nn.Module):
+    """Stages of blocks, each stage twice as wide and half as large as the one before; then mean over places.
+
+    Args:
+        shape: (channels, height, width) of an image.
+        labels: number of classes.
+        blocks: of each stage.
+        width: channels of the first stage.
+        dropout: share of the last values dropped in training.
+        mean, std: see `Pixels`.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        labels: int,
+        blocks: tuple[int, ...],
+        width: int,
+        dropout: float,
+        mean: list[float],
+        std: list[float],
+    ) -> None:
+        super().__init__()
+        channels, height, rows = shape
+        self.pixels = Pixels(mean, std)
+        if min(height, rows) >= _LARGE:
+            first = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
+            self.stem = nn.Sequential(first, _norm(width), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1))
+        else:
+            first = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+            self.stem = nn.Sequential(first, _norm(width), nn.ReLU())
+        layers: list[nn.Module] = []
+        incoming = width
+        for stage, count in enumerate(blocks):
+            outgoing = width << stage
+            for place in range(count):
+                layers.append(_Block(incoming, outgoing, stride=2 if stage and not place else 1))
+                incoming = outgoing
+        self.stages = nn.Sequential(*layers)
+        self.classifier = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(incoming, labels)
+        )
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """pixel_values: [B, C, H, W], uint8 or normalised → logits [B, labels]."""
+        values = self.pixels(pixel_values).to(next(self.parameters()).dtype)
+        logits: torch.Tensor = self.classifier(self.stages(self.stem(values)))
+        return logits
