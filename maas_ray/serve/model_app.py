@@ -184,7 +184,11 @@ class Predictor:
         task, head = self._model.task, self._model.head
         try:
             request = parse_infer(body, task.inputs, task.outputs)
-            rows = ({name: array[row] for name, array in request.inputs.items()} for row in range(request.rows))
+            # A string that is taken out of an array has no shape any more; `asarray` gives it one.
+            rows = (
+                {name: np.asarray(array[row], array.dtype) for name, array in request.inputs.items()}
+                for row in range(request.rows)
+            )
             answers = await self._answers(rows)
             outputs = {name: np.stack([answer[name] for answer in answers]) for name in request.outputs}
             return render_infer(request, outputs, task.outputs, head.model, head.version)
