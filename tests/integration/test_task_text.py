@@ -43,7 +43,7 @@ def measured(version: ModelVersion, settings: Settings) -> dict[str, float]:
     found = evaluate(EvaluateSpec(version=version.reference, batch_size=64, cpus_per_worker=0.5), settings=settings)
     for name, value in found.metrics.items():
         if name != "loss":  # that of embeddings depends on the rows of a pass
-            assert value == pytest.approx(version.metrics[f"test/{name}"], abs=0.02)
+            assert value == pytest.approx(version.metrics[f"test/{name}"], abs=0.05)  # trained in 16 bits
     return found.metrics
 
 
@@ -110,7 +110,7 @@ def test_feature_extraction(settings: Settings, tmp_path: Path) -> None:
         "docstrings", settings, f"network={{type: pretrained, path: {encoder}}}", "max_steps=40", "learning_rate=5e-3"
     )
     metrics = measured(version, settings)
-    assert metrics["recall@10"] > 0.35  # untrained: 0.15
+    assert metrics["recall_at_10"] > 0.35  # untrained: 0.15
     assert metrics["mrr"] > 0.2
 
     texts = ["Close the file.", "def close(self):\n    self._file.close()", "Return the number of items in the queue."]
