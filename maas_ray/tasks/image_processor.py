@@ -6,6 +6,7 @@ from typing import Any, cast
 import numpy as np
 
 from maas_ray.errors import DataError
+from maas_ray.tasks.pretrained import check_built_whole
 
 PROCESSOR_FILE = "preprocessor_config.json"
 
@@ -68,6 +69,7 @@ def check_takes(config: Any, directory: Path, shape: tuple[int, int, int]) -> No
     import torch
     from transformers import AutoModelForImageClassification
 
+    check_built_whole(config)
     try:
         with torch.device("meta"):  # shapes alone: nothing is computed
             AutoModelForImageClassification.from_config(config)(pixel_values=torch.empty(1, *shape))

@@ -97,6 +97,21 @@ def model_directory(path: str, field: str = "processor") -> Path:
     return directory
 
 
+def check_built_whole(config: Any) -> None:
+    """Return if a model is not about to be built in shares; Transformers fails to for vision and speech.
+
+    Raises:
+        DataError: it is.
+    """
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    if is_deepspeed_zero3_enabled():
+        raise DataError(
+            f"network.path: Transformers cannot build a {config.model_type} in shares, as ZeRO 3 wants it; use stage 2 "
+            "or less."
+        )
+
+
 def module_of(model: Any) -> Any:
     """The network itself, of one that DeepSpeed wraps, or that computes on another device."""
     return getattr(model, "module", model)

@@ -15,7 +15,7 @@ import numpy as np
 
 from maas_ray.errors import DataError
 from maas_ray.tasks.base import Forward, Row
-from maas_ray.tasks.pretrained import as_weights, model_directory, module_of
+from maas_ray.tasks.pretrained import as_weights, check_built_whole, model_directory, module_of
 from maas_ray.tasks.speech_features import Extent, SpeechState
 
 if TYPE_CHECKING:
@@ -158,6 +158,7 @@ class Processor:
         Raises:
             DataError: it does not.
         """
+        check_built_whole(config)
         if _form(config) != (self._state.start_id, self._state.convolutions):
             raise DataError(
                 f"network.path: the model in {directory} is not of the kind that the dataset was prepared for. "

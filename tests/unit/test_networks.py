@@ -77,16 +77,23 @@ def test_gradient_checkpointing_computes_layers_twice_and_the_very_same_gradient
 
 SHARDED = """
 import deepspeed, torch, sys
-from maas_ray.tasks.image_classification import Cnn
+from maas_ray.tasks.automatic_speech_recognition import ConvLstm
+from maas_ray.tasks.image_classification import Cnn, ResNet
 from maas_ray.tasks.text_generation import Llama
 from maas_ray.train.compiled import load_communication
 from maas_ray.train.sharded import build_sharded
 from tests.bundles import image_task, text_task
+from tests.speech import speech_task
 
 load_communication()  # as a worker does before DeepSpeed would
 torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/store", rank=0, world_size=1)
 config = {"train_batch_size": 1, "zero_optimization": {"stage": 3}, "bf16": {"enabled": True}}
-for task, spec in ((image_task(), Cnn(channels=(8,), hidden_size=8)), (text_task(), Llama(hidden_size=32, layers=2))):
+for task, spec in (
+    (image_task(), Cnn(channels=(8,), hidden_size=8)),
+    (image_task(), ResNet(blocks=(1, 1), width=16)),
+    (speech_task(), ConvLstm(channels=8, hidden_size=8)),
+    (text_task(), Llama(hidden_size=32, layers=2)),
+):
     torch.manual_seed(0)
     whole = spec.build(task)
     torch.manual_seed(0)

@@ -1,4 +1,6 @@
 import base64
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -394,3 +396,12 @@ def test_what_does_not_fit_is_refused(task: AutomaticSpeechRecognition, tmp_path
     with pytest.raises(DataError, match=r"preprocessor_config\.json"):
         spec_of(processor=str(decoder)).fit(rows_of(spec_of()))
     assert spec_of(processor=str(ctc)).identity()["processor"].keys() >= {"vocab.json", "config.json"}
+
+
+def test_the_generator_says_what_it_needs(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "jobs/speech_dataset.py"
+    command = [sys.executable, str(script), str(tmp_path / "clips")]
+    done = subprocess.run(command, env={"PATH": ""}, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "espeak-ng is not installed" in done.stderr
+    assert not (tmp_path / "clips").exists()

@@ -8,11 +8,23 @@ from maas_ray.tasks.networks.pixels import Pixels
 _LARGE = 96  # pixels from which images are first made a quarter as large, as He et al. do with those of ImageNet
 
 
-def _norm(channels: int) -> nn.GroupNorm:
+class _Norm(nn.GroupNorm):
     """Group norm of 16 channels a group (Wu and He 2018), not batch norm: it holds no running statistics, so training
     on N workers and serving compute the same function.
+
+    Args:
+        channels: of what comes in.
+        silent: whether it gives zeros at first. Set here, since under ZeRO 3 a module is taken apart once it is made.
     """
-    return nn.GroupNorm(max(1, channels // 16) if channels % 16 == 0 else 1, channels)
+
+    def __init__(self, channels: int, *, silent: bool = False) -> None:
+        self.silent = silent
+        super().__init__(channels // 16 if channels % 16 == 0 else 1, channels)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.silent:
+            nn.init.zeros_(self.weight)
 
 
 class _Block(nn.Module):
@@ -22,17 +34,16 @@ class _Block(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Conv2d(incoming, outgoing, 3, stride=stride, padding=1, bias=False),
-            _norm(outgoing),
+            _Norm(outgoing),
             nn.ReLU(),
             nn.Conv2d(outgoing, outgoing, 3, padding=1, bias=False),
-            last := _norm(outgoing),
+            _Norm(outgoing, silent=True),  # a block begins as the identity (Goyal et al. 2017)
         )
-        nn.init.zeros_(last.weight)  # a block begins as the identity (Goyal et al. 2017)
         alike = incoming == outgoing and stride == 1
         self.shortcut: nn.Module = (
             nn.Identity()
             if alike
-            else nn.Sequential(nn.Conv2d(incoming, outgoing, 1, stride=stride, bias=False), _norm(outgoing))
+            else nn.Sequential(nn.Conv2d(incoming, outgoing, 1, stride=stride, bias=False), _Norm(outgoing))
         )
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
@@ -66,10 +77,10 @@ class ResidualNetwork(nn.Module):
         self.pixels = Pixels(mean, std)
         if min(height, rows) >= _LARGE:
             first = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
-            self.stem = nn.Sequential(first, _norm(width), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1))
+            self.stem = nn.Sequential(first, _Norm(width), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1))
         else:
             first = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-            self.stem = nn.Sequential(first, _norm(width), nn.ReLU())
+            self.stem = nn.Sequential(first, _Norm(width), nn.ReLU())
         layers: list[nn.Module] = []
         incoming = width
         for stage, count in enumerate(blocks):
