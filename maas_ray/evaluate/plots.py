@@ -1,6 +1,7 @@
 """Plots of a report, as PNG. Matplotlib is imported here alone, and without a screen."""
 
 import io
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +31,12 @@ def plots(report: Report, outcomes: Mapping[str, np.ndarray], headline: tuple[st
         figure = Figure(figsize=(7, 5.5), layout="constrained")
         axes = figure.subplots()
         draw(axes)
-        axes.set_title(f"{title}\n{report.version} on {report.dataset}/{report.split}", fontsize="medium")
+        below = f"{report.version} on {report.dataset}/{report.split}"
+        axes.set_title(f"{_plain(title)}\n{_plain(below)}", fontsize="medium")
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=120)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph")  # a label in a script that the font lacks is drawn as boxes
+            figure.savefig(buffer, format="png", dpi=120)
         files[f"{name}.png"] = buffer.getvalue()
     return files
 
@@ -127,7 +131,7 @@ def _slices_of(report: Report, column: str, metric: str) -> Callable[["Axes"], N
             if metric in one.intervals:
                 axes.plot(one.intervals[metric], [place, place], color="tab:blue")
         axes.axvline(report.metrics[metric], color="grey", linewidth=1)
-        axes.set_yticks(places, [f"{_text(one.value)} ({one.rows:,})" for one in shown])
+        axes.set_yticks(places, [f"{_text(one.value) or '(empty)'} ({one.rows:,})" for one in shown])
         axes.invert_yaxis()
         axes.set_xlabel(metric)
         axes.grid(alpha=0.3)
@@ -136,6 +140,10 @@ def _slices_of(report: Report, column: str, metric: str) -> Callable[["Axes"], N
 
 
 def _text(label: str) -> str:
-    """Short, and with nothing that Matplotlib would read as a formula."""
-    label = label if len(label) <= 24 else label[:23] + "…"
-    return label.replace("$", r"\$")
+    """Short enough for an axis."""
+    return _plain(label if len(label) <= 24 else label[:23] + "…")
+
+
+def _plain(text: str) -> str:
+    """With nothing that Matplotlib would read as a formula."""
+    return text.replace("$", r"\$")

@@ -247,8 +247,8 @@ def test_plots_are_those_of_the_outcomes(outcomes: dict[str, np.ndarray], names:
 
 def test_slices_are_drawn_also_where_their_names_look_like_formulas() -> None:
     outcomes = guessed(10)
-    one = Slice(value="$x_$", rows=3, metrics={"mse": 1.0}, intervals={"mse": (0.5, 2.0)})
-    made = report(outcomes, regression(outcomes), slices={"$cost$": (one, one.model_copy(update={"metrics": {}}))})
+    one = Slice(value="東 $x_$", rows=3, metrics={"mse": 1.0}, intervals={"mse": (0.5, 2.0)})
+    made = report(outcomes, regression(outcomes), slices={"$x_$": (one, one.model_copy(update={"metrics": {}}))})
 
     assert "slices-0.png" in plots(made, outcomes, ("nothing", "mse"))
 
