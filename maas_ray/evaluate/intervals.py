@@ -7,6 +7,8 @@ p-value is the level of the widest percentile interval that leaves nought out (D
 and their Application, 1997, chapters 4 and 5). Knows no cluster, no task and no files.
 """
 
+import math
+import time
 import warnings
 from collections.abc import Callable, Mapping
 
@@ -35,6 +37,7 @@ def resampled(
     resamples: int,
     seed: int,
     watch: Callable[[int], None] = lambda done: None,
+    seconds: float = math.inf,
 ) -> Values:
     """Metrics of rows drawn with replacement. The same seed and number of rows give the same draws.
 
@@ -44,7 +47,9 @@ def resampled(
         resamples: how often to draw.
         seed: what to draw with.
         watch: told how many draws are done.
+        seconds: after this time no more are made than 100.
     """
+    ends = time.monotonic() + seconds
     rows = len(next(iter(outcomes.values())))
     draws = np.random.default_rng(seed)
     found: Values = {}
@@ -55,7 +60,20 @@ def resampled(
             for name, value in metrics({key: values[drawn] for key, values in outcomes.items()}).items():
                 found.setdefault(name, np.full(resamples, np.nan))[number] = value
             watch(number + 1)
+            if number + 1 >= _FEWEST and time.monotonic() > ends:
+                return {name: values[: number + 1] for name, values in found.items()}
     return found
+
+
+def count(values: Values) -> int:
+    """How many draws were made."""
+    return max(map(len, values.values()), default=0)
+
+
+def differences(first: Values, second: Values) -> Values:
+    """Of each metric that both have, the first's minus the second's for the same drawn rows."""
+    draws = min(count(first), count(second))
+    return {name: first[name][:draws] - second[name][:draws] for name in first if name in second}
 
 
 def interval(values: np.ndarray, level: float) -> tuple[float, float] | None:

@@ -16,7 +16,7 @@ from maas_ray.cluster import connect
 from maas_ray.console import progress, say
 from maas_ray.data.dataset import PreparedDataset, open_dataset
 from maas_ray.errors import DataError, NotFoundError
-from maas_ray.evaluate.intervals import Values, affordable, interval, mcnemar, p_value, resampled
+from maas_ray.evaluate.intervals import Values, affordable, count, differences, interval, mcnemar, p_value, resampled
 from maas_ray.evaluate.measuring import Measured, measure
 from maas_ray.evaluate.plots import plots
 from maas_ray.evaluate.report import Comparison, Difference, Interval, Report, Slice, keep
@@ -49,6 +49,8 @@ class EvaluateSpec(Spec):
     """Another version to compare with on the same rows. None: none."""
     resamples: int = Field(1000, ge=0)
     """Bootstrap draws for an interval; fewer where rows are many, and 200 at most for a slice. 0: no intervals."""
+    resample_seconds: float = Field(60.0, ge=0)
+    """Time for the draws of a version, and for those of a column of slices; after it no more are made than 100."""
     level: float = Field(0.95, gt=0, lt=1)
     """Level of the intervals."""
     seed: int = Field(0, ge=0)
@@ -91,7 +93,7 @@ def evaluate(spec: EvaluateSpec, *, settings: Settings | None = None) -> Report:
     connect(settings)
     measured = measure(spec, bundle, dataset, version.reference)
     task, resamples = dataset.task, affordable(spec.resamples, rows)
-    drawn = _drawn(task, measured.outcomes, resamples, spec.seed, version.reference)
+    drawn = _drawn(spec, task, measured.outcomes, resamples, version.reference)
     report = Report(
         version=version.reference,
         dataset=dataset.name,
@@ -102,14 +104,14 @@ def evaluate(spec: EvaluateSpec, *, settings: Settings | None = None) -> Report:
         metrics=task.metrics(measured.outcomes),
         intervals=_intervals(drawn, spec.level),
         level=spec.level,
-        resamples=resamples,
+        resamples=count(drawn),
         seed=spec.seed,
         details=details(measured.outcomes, getattr(task, "labels", ())),
         slices={column: _slices(spec, task, measured, column) for column in spec.slices},
     )
     if other and others_bundle:
         theirs = measure(spec, others_bundle, dataset, other.reference)
-        others_drawn = _drawn(task, theirs.outcomes, resamples, spec.seed, other.reference)
+        others_drawn = _drawn(spec, task, theirs.outcomes, resamples, other.reference)
         comparison = _comparison(spec, other, report, task, measured, theirs, drawn, others_drawn)
         report = report.model_copy(update={"comparison": comparison})
     uri = keep(report, plots(report, measured.outcomes, task.headline), version, registry, settings)
@@ -143,9 +145,9 @@ def _check_features(version: ModelVersion, bundle: Bundle, dataset: PreparedData
         )
 
 
-def _drawn(task: Task, outcomes: Outcomes, resamples: int, seed: int, label: str) -> Values:
+def _drawn(spec: EvaluateSpec, task: Task, outcomes: Outcomes, resamples: int, label: str) -> Values:
     with progress(f"bootstrapping {label}", resamples) as shown:
-        return resampled(task.metrics, outcomes, resamples, seed, shown.update)
+        return resampled(task.metrics, outcomes, resamples, spec.seed, shown.update, spec.resample_seconds)
 
 
 def _intervals(drawn: Values, level: float) -> dict[str, Interval]:
@@ -164,7 +166,11 @@ def _slices(spec: EvaluateSpec, task: Task, measured: Measured, column: str) -> 
     for value, chosen in slices:
         outcomes = {name: found[chosen] for name, found in measured.outcomes.items()}
         rows = int(chosen.sum())
-        drawn = resampled(task.metrics, outcomes, affordable(min(spec.resamples, _SLICE_RESAMPLES), rows), spec.seed)
+        resamples, seconds = (
+            affordable(min(spec.resamples, _SLICE_RESAMPLES), rows),
+            spec.resample_seconds / len(slices),
+        )
+        drawn = resampled(task.metrics, outcomes, resamples, spec.seed, seconds=seconds)
         intervals = _intervals(drawn, spec.level)
         made.append(Slice(value=value, rows=rows, metrics=task.metrics(outcomes), intervals=intervals))
     return tuple(made)
@@ -181,17 +187,18 @@ def _comparison(
     others_drawn: Values,
 ) -> Comparison:
     """Metrics of both; their draws are of the same rows, so differences of draws are paired."""
-    values = task.metrics(theirs.outcomes)
-    metrics = {}
-    for name in [name for name in report.metrics if name in values]:
-        differences = drawn[name] - others_drawn[name] if name in drawn and name in others_drawn else np.array([np.nan])
-        metrics[name] = Difference(
+    values, apart = task.metrics(theirs.outcomes), differences(drawn, others_drawn)
+    metrics = {
+        name: Difference(
             first=report.metrics[name],
             second=values[name],
             difference=report.metrics[name] - values[name],
-            interval=interval(differences, spec.level),
-            p=p_value(differences),
+            interval=interval(apart[name], spec.level) if name in apart else None,
+            p=p_value(apart[name]) if name in apart else None,
         )
+        for name in report.metrics
+        if name in values
+    }
     exact = None
     if {"label", "scores"} <= measured.outcomes.keys():
         label = measured.outcomes["label"]

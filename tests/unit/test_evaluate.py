@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import bootstrap, norm
 from sklearn import metrics as scores
 
-from maas_ray.evaluate.intervals import affordable, interval, mcnemar, p_value, resampled
+from maas_ray.evaluate.intervals import affordable, count, differences, interval, mcnemar, p_value, resampled
 from maas_ray.evaluate.plots import plots
 from maas_ray.evaluate.report import Report, Slice, find, keep
 from maas_ray.evaluate.showing import show_report
@@ -89,6 +89,17 @@ def test_many_rows_are_drawn_less_often() -> None:
     assert affordable(1000, 10_000_000) == 100
     assert affordable(0, 10) == 0
     assert affordable(50, 10_000_000) == 50
+
+
+def test_slow_metrics_are_drawn_a_hundred_times_at_least() -> None:
+    rows = {"x": np.arange(5.0)}
+    whole = resampled(lambda some: {"x": float(some["x"].sum())}, rows, 300, 0)
+    hurried = resampled(lambda some: {"x": float(some["x"].sum())}, rows, 300, 0, seconds=0)
+
+    assert (count(whole), count(hurried), count({})) == (300, 100, 0)
+    assert np.array_equal(whole["x"][:100], hurried["x"])
+    assert not differences(whole, hurried)["x"].any()
+    assert differences(whole, {}) == {}
 
 
 # --- two versions ----------------------------------------------------------------------------------
