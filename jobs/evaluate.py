@@ -2,6 +2,14 @@
 
 from maas_ray import EvaluateSpec, evaluate
 from maas_ray.cli import run_job
+from maas_ray.evaluate.report import Report, find
+from maas_ray.evaluate.showing import show_report
+
+
+def show(report: Report) -> None:
+    """All of it, as `maas evaluate` shows it."""
+    show_report(*find(report.uri))
+
 
 if __name__ == "__main__":
-    run_job(EvaluateSpec, evaluate)
+    run_job(EvaluateSpec, evaluate, show)

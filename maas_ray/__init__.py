@@ -12,9 +12,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from maas_ray.data.dataset import PreparedDataset
     from maas_ray.data.prepare import PrepareSpec
-    from maas_ray.evaluate.run import EvaluateSpec, Report
+    from maas_ray.evaluate.report import Report
+    from maas_ray.evaluate.run import EvaluateSpec
     from maas_ray.registry.versions import ModelVersion, Registry
     from maas_ray.serve.deploy import Endpoint
     from maas_ray.serve.drift import Difference
@@ -77,11 +80,13 @@ def deploy(spec: "DeploySpec", *, settings: "Settings | None" = None) -> "Endpoi
     return deploy(spec, settings=settings)
 
 
-def promote(version: str, alias: str, *, settings: "Settings | None" = None) -> "list[Endpoint]":
-    """Bring every endpoint that was deployed from an alias to a version, and the alias with them."""
+def promote(
+    version: str, alias: str, *, gates: "Sequence[str]" = (), settings: "Settings | None" = None
+) -> "list[Endpoint]":
+    """Bring every endpoint that was deployed from an alias to a version, and the alias with them, if gates let it."""
     from maas_ray.serve.deploy import promote
 
-    return promote(version, alias, settings=settings)
+    return promote(version, alias, gates=gates, settings=settings)
 
 
 def rollback(name: str, *, to: int | None = None, settings: "Settings | None" = None) -> "Endpoint":

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -45,6 +45,15 @@ Overrides = Annotated[
 ]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show Ray's own log and tracebacks.", callback=_set_verbose)
+]
+Gates = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--if",
+        metavar="GATE",
+        help="Only if this holds, such as 'f1 >= champion - 0.005'; may be given again.",
+        show_default=False,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -118,20 +127,54 @@ def train(spec: SpecFile, overrides: Overrides = None, verbose: Verbose = False)
 
 
 @app.command(rich_help_panel=_MODEL)
-def evaluate(spec: SpecFile, overrides: Overrides = None, verbose: Verbose = False) -> None:
+def evaluate(
+    target: Annotated[
+        str, typer.Argument(metavar="SPEC.yaml|NAME@ALIAS|NAME/VERSION", help="What to measure.", show_default=False)
+    ],
+    dataset: Annotated[
+        str | None, typer.Argument(help="Dataset. Default: the one it was trained on.", show_default=False)
+    ] = None,
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="Split. Default: test.", show_default=False)] = None,
+    slices: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--slice", metavar="COLUMN", help="Measure each value of it too; may be given again.", show_default=False
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="NAME/VERSION", help="Compare with it on the same rows.", show_default=False),
+    ] = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
     """Measure a version on a split of a dataset.
 
-    The split is the test split of the dataset it was trained on, unless the
-    spec says otherwise. The metrics are also logged to the version's MLflow run.
+    Metrics with bootstrap confidence intervals, and tables and plots by what
+    the task is: classes, confusion, calibration, residuals, loss by position.
+    They are kept with the version: `maas models NAME/VERSION` shows them, and
+    `maas alias --if` and `maas promote --if` go by them. Columns to slice by
+    are those that the dataset was prepared to `keep`.
 
     Examples:
-      maas evaluate evaluate.yaml
+      maas evaluate stdlib-lm@champion
+      maas evaluate digits/3 digits --slice scanner --against digits@champion
       maas evaluate evaluate.yaml --set version=stdlib-lm/2 --set split=validation
     """
     from maas_ray import EvaluateSpec
     from maas_ray import evaluate as verb
+    from maas_ray.evaluate import report, showing
 
-    verb(EvaluateSpec.from_yaml(spec, overrides or ()))
+    given = {"dataset": dataset, "split": split, "slices": slices, "against": against}
+    laid_over = [*(f"{name}={json.dumps(value)}" for name, value in given.items() if value), *(overrides or ())]
+    # What is said on the way belongs to a person, not to who reads the JSON.
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        found = verb(_spec_of(EvaluateSpec, target, "evaluate", laid_over))
+    if as_json:
+        print(json.dumps(found.document(), indent=2, ensure_ascii=False))
+    else:
+        showing.show_report(*report.find(found.uri))
 
 
 @app.command(rich_help_panel=_MODEL)
@@ -165,18 +208,14 @@ def deploy(
     from maas_ray import deploy as verb
 
     laid_over = [*(overrides or ()), *([f"endpoint={json.dumps(endpoint)}"] if endpoint else [])]
-    if target.endswith((".yaml", ".yml")) or Path(target).is_file():
-        spec = DeploySpec.from_yaml(target, laid_over)
-    else:
-        named = f"version={json.dumps(target)}"  # as an override: it stands on no line
-        spec = DeploySpec.from_text("", source=f"maas deploy {target}", overrides=[named, *laid_over])
-    status.show_deployed(verb(spec))
+    status.show_deployed(verb(_spec_of(DeploySpec, target, "deploy", laid_over)))
 
 
 @app.command(rich_help_panel=_MODEL)
 def promote(
     version: Annotated[str, typer.Argument(metavar="NAME/VERSION|NAME@ALIAS", help="The version.", show_default=False)],
     alias: Annotated[str, typer.Argument(help="Such as champion.", show_default=False)],
+    gates: Gates = None,
     verbose: Verbose = False,
 ) -> None:
     """Point an alias at a version, and bring its endpoints along.
@@ -187,13 +226,13 @@ def promote(
 
     Examples:
       maas promote stdlib-lm/3 champion
-      maas promote stdlib-lm@candidate champion
+      maas promote stdlib-lm@candidate champion --if 'perplexity <= champion * 1.01'
     """
     from maas_ray import Registry, status
     from maas_ray import promote as verb
     from maas_ray.console import say
 
-    moved = verb(version, alias)
+    moved = verb(version, alias, gates=gates or ())
     found = Registry(_settings()).resolve(version)
     say(f"{found.name}@{alias} is now {found.reference}" + ("" if moved else "; no endpoint was deployed from it"))
     for endpoint in moved:
@@ -249,21 +288,29 @@ def alias(
     name: Annotated[str, typer.Argument(help="The model.", show_default=False)],
     version: Annotated[int, typer.Argument(help="The version's number.", show_default=False)],
     alias: Annotated[str, typer.Argument(help="Such as champion or candidate.", show_default=False)],
+    gates: Gates = None,
     verbose: Verbose = False,
 ) -> None:
     """Point an alias at a version, taking it from any other.
 
     What is deployed stays as it is until it is deployed again; `maas promote`
-    brings endpoints along.
+    brings endpoints along. A gate compares a metric with a number, or with
+    what a version or an alias has: ALIAS, ALIAS - 0.01, ALIAS * 0.99. `f1` is
+    that of the newest evaluation, `validation/f1` that of a split, also from
+    training. The alias stays where a gate does not hold: exit status 1.
 
-    Example:
+    Examples:
       maas alias stdlib-lm 3 champion
+      maas alias digits 4 champion --if 'f1 >= champion - 0.005' --if 'loss < 0.3'
     """
     from maas_ray import Registry
     from maas_ray.console import say
+    from maas_ray.registry.gates import pass_gates
+    from maas_ray.registry.versions import check_alias
 
     registry = Registry(_settings())
     found = registry.resolve(f"{name}/{version}")
+    pass_gates(registry, found, check_alias(alias), gates or ())
     registry.set_alias(found, alias)
     say(f"{name}@{alias} is now {found.reference}")
 
@@ -273,19 +320,28 @@ def alias(
 
 @app.command(rich_help_panel=_LOOK)
 def models(
-    name: Annotated[str | None, typer.Argument(help="Show this model's versions in full.", show_default=False)] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME|NAME/VERSION|NAME@ALIAS]",
+            help="Show this model's versions in full, or one version with its evaluations.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """List models; with a name, its versions with metrics and lineage.
 
     The newest is shown with the spec it was trained by, defaults filled in;
-    --json has every version's. MLflow's own client and web interface
+    --json has every version's. Of one version, also what it was evaluated at,
+    with intervals, tables and slices. MLflow's own client and web interface
     show the same ones.
 
     Examples:
       maas models
       maas models stdlib-lm
+      maas models stdlib-lm@champion
       maas models --json | jq '.[].reference'
     """
     from maas_ray import status
@@ -539,6 +595,14 @@ def _tell(message: str) -> None:
     from rich.console import Console
 
     Console(stderr=True, highlight=False, soft_wrap=True).print(message, style="red", markup=False)
+
+
+def _spec_of(spec_type: Any, target: str, verb: str, overrides: list[str]) -> Any:
+    """The spec of a file, or of a version that was named in its place."""
+    if target.endswith((".yaml", ".yml")) or Path(target).is_file():
+        return spec_type.from_yaml(target, overrides)
+    named = f"version={json.dumps(target)}"  # as an override: it stands on no line
+    return spec_type.from_text("", source=f"maas {verb} {target}", overrides=[named, *overrides])
 
 
 def _settings() -> "Settings":

@@ -11,6 +11,7 @@
     ├── TrainingError        (RuntimeError)  a run could not go on
     │   └── NonFiniteLossError               the loss or its gradient became NaN or infinite
     ├── DeploymentError      (RuntimeError)  a version could not be brought up
+    ├── GateError            (RuntimeError)  a version is not good enough for an alias
     └── RequestError         (ValueError)    a request to a model is wrong; the client can mend it
         ├── ModelNotFoundError               no such model is served here
         ├── PromptTooLongError               prompt plus answer exceed the model's context
@@ -108,6 +109,10 @@ class NonFiniteLossError(TrainingError):
 
 class DeploymentError(MaasError, RuntimeError):
     """A version could not be brought up."""
+
+
+class GateError(MaasError, RuntimeError):
+    """A version is not good enough for an alias, or nothing says that it is."""
 
 
 class RequestError(MaasError, ValueError):

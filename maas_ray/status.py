@@ -12,7 +12,7 @@ from rich.table import Table
 
 from maas_ray import cluster as clusters
 from maas_ray.console import duration, new_table, say, show_table
-from maas_ray.errors import NotFoundError
+from maas_ray.errors import NotFoundError, StorageError
 from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.settings import Settings, exists
 from maas_ray.tasks import find_task
@@ -29,11 +29,14 @@ _NEWEST = 3
 def show_models(settings: Settings, name: str | None, *, as_json: bool = False) -> None:
     """All models with their versions, or one model's versions with lineage; the newest with its spec.
 
-    As JSON, each version has everything.
+    As JSON, each version has everything. `name/number` and `name@alias` show one version with its evaluations.
 
     Raises:
         NotFoundError: there is no model of that name.
     """
+    if name is not None and {"/", "@"} & set(name) and exists(settings.mlflow):
+        _show_one(Registry(settings).resolve(name), as_json=as_json)
+        return
     models = _models(settings)
     if name is not None and name not in models:
         raise NotFoundError(f"there is no model {name!r}; there are: {', '.join(models) or 'none'}.")
@@ -150,6 +153,7 @@ def document_of(version: ModelVersion) -> dict[str, Any]:
         "aliases": list(version.aliases),
         "created": version.created.isoformat(),
         "lineage": version.lineage.document(),
+        "evaluations": [evaluation.document() for evaluation in version.evaluations],
     }
 
 
@@ -230,6 +234,22 @@ def _last(key: str) -> str:
     return key.rpartition("/")[2]
 
 
+def _show_one(version: ModelVersion, *, as_json: bool) -> None:
+    """A version with all that it was evaluated at."""
+    from maas_ray.evaluate import report, showing
+
+    if as_json:
+        reports = [report.find(evaluation.uri)[0].document() for evaluation in version.evaluations]
+        print(json.dumps([{**document_of(version), "evaluations": reports}], indent=2, ensure_ascii=False))
+        return
+    _show_version(version, spec=True)
+    for evaluation in version.evaluations:
+        try:
+            showing.show_report(*report.find(evaluation.uri))
+        except (NotFoundError, StorageError) as error:
+            say(f"\n{evaluation.dataset}/{evaluation.split}: the report cannot be read: {error}")
+
+
 def _show_version(version: ModelVersion, *, spec: bool) -> None:
     lineage = version.lineage
     dataset = f"{lineage.dataset} ({lineage.dataset_fingerprint[:16]}) at {lineage.dataset_uri}"
@@ -238,6 +258,11 @@ def _show_version(version: ModelVersion, *, spec: bool) -> None:
         "task": version.task,
         "made": f"{version.created.astimezone():%Y-%m-%d %H:%M:%S}",
         "metrics": ", ".join(f"{key} {value:.6g}" for key, value in sorted(version.metrics.items())),
+        "evaluated": ", ".join(
+            f"{one.dataset}/{one.split} {key} {value:.6g}"
+            for one in version.evaluations
+            for key, value in one.metrics.items()
+        ),
         "bundle": version.uri,
         "digest": version.digest,
         "dataset": dataset if lineage.dataset else "",

@@ -79,6 +79,11 @@ def publish(
     if config:
         path = directory / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    return publish_saved(settings, name, task, directory)
+
+
+def publish_saved(settings: Settings, name: str, task: Task, directory: Path) -> Bundle:
+    """Publish the bundle's files that lie in a directory."""
     meta = BundleMeta(name=name, task=task.spec.type, metrics={"validation/loss": 1.0}, lineage=Lineage())
     return publish_bundle(settings, directory, meta)
 

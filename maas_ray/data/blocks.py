@@ -74,12 +74,17 @@ def _as_raised() -> Iterator[None]:
         raise cause from None
 
 
-def run(blocks: Blocks, step: Step, watch: Watch | None = None, *, limit: int | None = None) -> Blocks:
-    """Run a step over blocks; its output stays in the cluster: one block for one, or cut at `limit` bytes."""
+def run(
+    blocks: Blocks, step: Step | type[Any], watch: Watch | None = None, *, limit: int | None = None, **options: Any
+) -> Blocks:
+    """Run a step over blocks; its output stays in the cluster: one block for one, or cut at `limit` bytes.
+
+    `options` are those of Ray Data's `map_batches`: of a step that is a class, how many actors hold one of it.
+    """
     context = DataContext.get_current().copy()
     context.target_max_block_size = limit
     with DataContext.current(context):
-        return _kept(ray.data.from_arrow_refs(blocks).map_batches(step, **_WHOLE), watch)
+        return _kept(ray.data.from_arrow_refs(blocks).map_batches(step, **_WHOLE, **options), watch)
 
 
 def run_sorted(blocks: Blocks, key: str, boundaries: list[int], step: Step, watch: Watch | None = None) -> Blocks:

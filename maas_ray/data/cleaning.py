@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from maas_ray.data.dataset import QUARANTINE_DIRECTORY, SPLITS, write_table
+from maas_ray.data.keeping import KEPT as KEEP
+from maas_ray.data.keeping import columns_to_read, kept
 from maas_ray.data.order import SPLIT_BITS, content_digest, sort_key, split_number
 from maas_ray.data.reading import Raw, inspect, read
 from maas_ray.data.series import joined
@@ -59,14 +61,16 @@ def inspect_files(items: pa.Table, sources: tuple[AnySource, ...], columns: tupl
         yield packed([(number, inspect(sources[number], file, columns))])
 
 
-def read_rows(parts: pa.Table, task: TaskSpec, shares: tuple[float, ...]) -> Iterator[pa.Table]:
-    """Read and parse; each row gets its digest, its split and its fate."""
+def read_rows(
+    parts: pa.Table, task: TaskSpec, shares: tuple[float, ...], keep: tuple[str, ...] = ()
+) -> Iterator[pa.Table]:
+    """Read and parse; each row gets its digest, its split and its fate. Columns to `keep` decide none of them."""
     batch: list[dict[str, Any]] = []
     size = 0
     for part in unpacked(parts):
-        found = read(part, task.columns)
+        found = read(part, columns_to_read(task.columns, keep))
         for raw in joined(found, task.steps, shares) if task.steps else found:
-            batch.append(_row(raw, task, shares))
+            batch.append(_row(raw, task, shares, keep))
             size += len(batch[-1]["payload"])
             if size >= _BATCH_BYTES or len(batch) >= _BATCH_ROWS:
                 yield pa.Table.from_pylist(batch, ROWS)
@@ -74,10 +78,11 @@ def read_rows(parts: pa.Table, task: TaskSpec, shares: tuple[float, ...]) -> Ite
     yield pa.Table.from_pylist(batch, ROWS)
 
 
-def _row(raw: Raw, task: TaskSpec, shares: tuple[float, ...]) -> dict[str, Any]:
+def _row(raw: Raw, task: TaskSpec, shares: tuple[float, ...], keep: tuple[str, ...]) -> dict[str, Any]:
     error, fate = raw.error, QUARANTINED
     if raw.row is not None:
         try:
+            kept(raw.row, keep)
             parsed = task.parse_row(raw.row)
             if parsed is not None:
                 digest = content_digest(parsed, sorted(parsed))
@@ -150,14 +155,17 @@ class Kept(NamedTuple):
     rows: int
 
 
-def kept_rows(rows: pa.Table, task: TaskSpec) -> Iterator[Kept]:
-    """The rows that are kept."""
+def kept_rows(rows: pa.Table, task: TaskSpec, keep: tuple[str, ...] = ()) -> Iterator[Kept]:
+    """The rows that are kept; with columns to `keep`, these too."""
     columns = (rows[name].to_pylist() for name in ("key", "digest", "fate", "payload", "rows"))
     for key, digest, fate, payload, count in zip(*columns, strict=True):
         if fate == KEPT:
-            row = task.parse_row(pickle.loads(payload))  # noqa: S301  written by `_row`
+            raw = pickle.loads(payload)  # noqa: S301  written by `_row`
+            row = task.parse_row(raw)
             if row is None:
                 raise ValueError("a row that was not empty is empty now; the task's parse_row() is not a function")
+            if keep:
+                row = {**row, KEEP: kept(raw, keep)}
             yield Kept(key >> SPLIT_BITS, digest, row, count)
 
 

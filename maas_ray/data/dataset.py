@@ -3,7 +3,7 @@
     <storage>/datasets/<name>/current.json          {"fingerprint": …}: which one the name means
     <storage>/datasets/<name>/<fingerprint>/        an artefact of kind `dataset`
         task/                                       the fitted task, see `maas_ray.tasks`
-        train/part-00000-<attempt>.parquet          stored columns, `index` and `position`
+        train/part-00000-<attempt>.parquet          stored columns, `index`, `position`, columns that are kept
         validation/…  test/…
         quarantine/part-<attempt>-….parquet         what could not be parsed: path, position, error, excerpt
         manifest.json
@@ -17,7 +17,7 @@ reading; page checksums are verified on every read.
 import sys
 import tempfile
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from maas_ray import storage
+from maas_ray.data.keeping import stored_columns
 from maas_ray.errors import CorruptError, DataError, NotFoundError
 from maas_ray.settings import Settings
 from maas_ray.spec import Spec
@@ -114,6 +115,8 @@ class DatasetMeta(Spec):
     """Shards by split."""
     counts: Counts
     """What became of every row that was read."""
+    kept: tuple[str, ...] = ()
+    """Columns of the sources that were kept, see `maas_ray.data.keeping`."""
 
 
 @dataclass(frozen=True)
@@ -205,8 +208,24 @@ class PreparedDataset:
         """Rows of every row group of a split, int64, in index order."""
         return np.array([rows for shard in self.split(split).shards for rows in shard.row_groups], np.int64)
 
-    def read(self, groups: list[RowGroup]) -> Iterator[dict[str, np.ndarray]]:
+    def check_kept(self, names: Iterable[str]) -> None:
+        """Return if the dataset kept these columns of its sources.
+
+        Raises:
+            DataError: it did not; says which it has.
+        """
+        lacking = [name for name in names if name not in self.meta.kept]
+        if lacking:
+            known = ", ".join(self.meta.kept) or "none"
+            raise DataError(
+                f"dataset {self.name} kept no column {lacking[0]!r}; it kept: {known}. Prepare it with "
+                f"`keep: [{', '.join([*self.meta.kept, *lacking])}]`."
+            )
+
+    def read(self, groups: list[RowGroup], kept: Iterable[str] = ()) -> Iterator[dict[str, np.ndarray]]:
         """The rows of each row group: every stored column [n, *shape], and `index` int64 [n].
+
+        Columns that were `kept` come too where they are named, as `keeping.stored_columns` calls them.
 
         Raises:
             CorruptError: a page's checksum, or the number of rows, is not what was written.
@@ -214,6 +233,7 @@ class PreparedDataset:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        columns = {**self.columns, **stored_columns(kept)}
         path: str | None = None
         file: Any = None
         handle: Any = None
@@ -225,25 +245,25 @@ class PreparedDataset:
                             handle.close()
                         handle = storage.open_file(storage.join(self.uri, group.path))
                         path, file = group.path, pq.ParquetFile(handle, page_checksum_verification=True)
-                    table = file.read_row_group(group.group, columns=["index", *self.columns])
+                    table = file.read_row_group(group.group, columns=["index", *columns])
                 except (OSError, pa.ArrowInvalid) as error:
                     raise CorruptError(f"{self.uri}/{group.path}, row group {group.group}: {error}") from error
                 if table.num_rows != group.rows:
                     raise CorruptError(
                         f"{self.uri}/{group.path}, row group {group.group}: {table.num_rows} rows, not {group.rows}."
                     )
-                yield to_numpy(table, self.columns)
+                yield to_numpy(table, columns)
         finally:
             if handle:
                 handle.close()
 
     def batches(
-        self, groups: list[RowGroup], size: int, low: int = 0, high: int | None = None
+        self, groups: list[RowGroup], size: int, low: int = 0, high: int | None = None, kept: Iterable[str] = ()
     ) -> Iterator[dict[str, np.ndarray]]:
         """Those of the groups' rows whose index is in [low, high), `size` at a time; the last may be fewer."""
         end = sys.maxsize if high is None else high
         held: dict[str, np.ndarray] = {}
-        for stored in self.read([one for one in groups if one.start < end and one.start + one.rows > low]):
+        for stored in self.read([one for one in groups if one.start < end and one.start + one.rows > low], kept):
             chosen = (stored["index"] >= low) & (stored["index"] < end)
             rows = {name: values[chosen] for name, values in stored.items()}
             held = {name: np.concatenate([held[name], rows[name]]) for name in rows} if held else rows

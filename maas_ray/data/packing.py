@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from maas_ray.data.cleaning import Kept, kept_rows, packed
 from maas_ray.data.dataset import SPLITS, Shard, from_numpy, write_table
+from maas_ray.data.keeping import KEPT, stored_columns
 from maas_ray.data.order import shuffled
 from maas_ray.errors import DataError
 from maas_ray.tasks import Column, Row, Task, TaskSpec, load_task
@@ -29,7 +30,7 @@ _BATCH_ROWS, _BATCH_BYTES = 256, 8 << 20
 _GROUP_BYTES, _SHARD_BYTES, _SMALL_GROUPS = 2 << 20, 256 << 20, 16
 
 
-def chunk_schema(task: Task) -> pa.Schema:
+def chunk_schema(task: Task, keep: tuple[str, ...] = ()) -> pa.Schema:
     """A chunk is one row: encoded rows laid end to end, as bytes, by column."""
     return pa.schema(
         {
@@ -38,24 +39,26 @@ def chunk_schema(task: Task) -> pa.Schema:
             "rows": pa.int64(),
             "elements": pa.int64(),  # tokens of a packed task, else stored rows
             "dropped": pa.string(),  # JSON: rows left out, by reason
-            **dict.fromkeys(task.stored, pa.large_binary()),
+            **dict.fromkeys([*task.stored, *stored_columns(keep)], pa.large_binary()),
         }
     )
 
 
-def encode(rows: pa.Table, files: dict[str, bytes], task_spec: TaskSpec) -> Iterator[pa.Table]:
+def encode(
+    rows: pa.Table, files: dict[str, bytes], task_spec: TaskSpec, keep: tuple[str, ...] = ()
+) -> Iterator[pa.Table]:
     """Encode kept rows with the task as it was saved, so that nothing but the saved task ever encodes."""
     task = _loaded(files)
-    schema = chunk_schema(task)
+    schema = chunk_schema(task, keep)
     batch: list[Kept] = []
     size = 0.0
-    for kept in kept_rows(rows, task_spec):
+    for kept in kept_rows(rows, task_spec, keep):
         if batch and (kept.split != batch[0].split or len(batch) >= _BATCH_ROWS or size >= _BATCH_BYTES):
-            yield pa.Table.from_pylist([_chunk(batch, task)], schema)
+            yield pa.Table.from_pylist([_chunk(batch, task, keep)], schema)
             batch, size = [], 0.0
         batch.append(kept)
         size += task.growth * sum(map(_size, kept.row.values()))
-    yield pa.Table.from_pylist([_chunk(batch, task)] if batch else [], schema)
+    yield pa.Table.from_pylist([_chunk(batch, task, keep)] if batch else [], schema)
 
 
 def _size(value: Any) -> int:
@@ -77,7 +80,7 @@ def _loaded(files: dict[str, bytes]) -> Task:
         return load_task(Path(directory))
 
 
-def _chunk(batch: list[Kept], task: Task) -> dict[str, Any]:
+def _chunk(batch: list[Kept], task: Task, keep: tuple[str, ...]) -> dict[str, Any]:
     good = batch
     dropped: Counter[str] = Counter()
     try:
@@ -94,6 +97,10 @@ def _chunk(batch: list[Kept], task: Task) -> dict[str, Any]:
             columns[name] = b"".join(np.ascontiguousarray(value, column.dtype).data for value in values)
         else:
             columns[name] = np.ascontiguousarray(values, column.dtype).tobytes()
+    if keep and elements != len(good):
+        raise DataError(f"keep: {task.spec.type} does not store a row for each row; leave `keep` out.")
+    for name in stored_columns(keep):
+        columns[name] = b"".join(kept.row[KEPT][name] for kept in good)
     rows = sum(kept.rows for kept in good)
     place = {"split": batch[0].split, "first": batch[0].digest, "rows": rows, "elements": elements}
     return place | {"dropped": json.dumps(dropped)} | columns
@@ -161,7 +168,7 @@ class Sizes:
     dropped: Counter[str]
 
 
-def plan_of(listed: Iterable[Row], task: Task, seed: int) -> tuple[Plan, Sizes]:
+def plan_of(listed: Iterable[Row], task: Task, seed: int, keep: tuple[str, ...] = ()) -> tuple[Plan, Sizes]:
     """Where everything goes, from the listing of all chunks.
 
     Raises:
@@ -186,7 +193,7 @@ def plan_of(listed: Iterable[Row], task: Task, seed: int) -> tuple[Plan, Sizes]:
             "Give more data, or choose a shorter sequence_length."
         )
     plan = Plan(
-        columns=task.stored,
+        columns={**task.stored, **stored_columns(keep)},
         length=length,
         packed=task.packing is not None,
         offsets=offsets,

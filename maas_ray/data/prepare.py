@@ -32,12 +32,12 @@ from maas_ray.data.dataset import (
     dataset_home,
 )
 from maas_ray.data.reading import Inspected
-from maas_ray.data.sources import AnySource, InputFile, formats_for, list_files
+from maas_ray.data.sources import FILE_COLUMNS, AnySource, InputFile, formats_for, list_files
 from maas_ray.errors import ConflictError, CorruptError, DataError, MaasError, NotFoundError
 from maas_ray.settings import Settings
 from maas_ray.spec import Name, Spec, digest_of
 from maas_ray.storage import FileEntry
-from maas_ray.tasks import AnyTaskSpec
+from maas_ray.tasks import AnyTaskSpec, Task, find_task
 
 if TYPE_CHECKING:
     from maas_ray.data.stages import Built
@@ -78,6 +78,9 @@ class PrepareSpec(Spec):
     """What a model of this data is for."""
     sources: tuple[AnySource, ...]
     """Where rows come from."""
+    keep: tuple[str, ...] = ()
+    """Columns of the sources to keep beside what the task stores, by which `evaluate` can tell rows apart; 64 bytes
+    of each value. Not for tasks that join rows to sequences."""
     splits: Splits = Splits()
     """How much is held out. A row's split depends on its content alone."""
     seed: int = Field(0, ge=0)
@@ -89,7 +92,17 @@ class PrepareSpec(Spec):
     def _gives_columns(self) -> "PrepareSpec":
         if not self.sources:
             raise ValueError("sources: is empty; name at least one, such as {format: text, path: docs}.")
+        task = find_task(self.task.type)
+        joined = self.task.steps is not None or (task is not None and task.packing is not Task.packing)
+        if self.keep and joined:
+            raise ValueError(f"keep: {self.task.type} joins rows to sequences, which have no one value; leave it out.")
+        for name in self.keep:
+            if name in FILE_COLUMNS:
+                raise ValueError(f"keep: {name!r} holds files; name columns of names or numbers.")
         for place, source in enumerate(self.sources):
+            unknown = [name for name in self.keep if source.gives is not None and name not in source.gives]
+            if unknown:
+                raise ValueError(f"keep: sources[{place}] is {source.format}, which has no column {unknown[0]!r}.")
             if source.gives is not None and not set(self.task.columns) <= set(source.gives):
                 *fits, last = formats_for(self.task.columns)
                 raise ValueError(
@@ -168,6 +181,8 @@ def fingerprint_of(spec: PrepareSpec, identity: dict[str, Any], inspected: list[
     ]
     document = spec.document() | {"pipeline": PIPELINE, "task": identity, "sources": sources}
     del document["dataset"]
+    if not spec.keep:
+        del document["keep"]
     return digest_of(document)
 
 
@@ -196,6 +211,7 @@ def _commit(spec: PrepareSpec, built: "Built", uri: str, fingerprint: str, attem
         columns={name: StoredColumn(dtype=c.dtype, shape=c.shape) for name, c in built.task.stored.items()},
         splits=built.splits,
         counts=built.counts,
+        kept=spec.keep,
     )
     try:
         artifact = storage.commit(uri, KIND, (*entries, *built.files), meta.document())

@@ -19,6 +19,7 @@ from maas_ray.data import delimited
 from maas_ray.data.delimited import Place
 from maas_ray.data.sources import (
     FILE_COLUMNS,
+    KEEP_PREFIX,
     TABLES,
     AnySource,
     AudioFolderSource,
@@ -257,7 +258,7 @@ def _chosen(values: Row, mapping: dict[str, str]) -> Row:
     """A table's row by the task's names for its columns."""
     row = {name: values[column] for name, column in mapping.items() if name != REST}
     if REST in mapping:
-        named = set(mapping.values())
+        named = {column for name, column in mapping.items() if not name.startswith(KEEP_PREFIX)}
         row[REST] = {column: value for column, value in values.items() if column not in named}
     return row
 
@@ -271,7 +272,9 @@ def _read_whole(source: AnySource, file: InputFile, mapping: dict[str, str]) -> 
             error = f"no transcript beside it: {PurePosixPath(_transcript(file.relative)).name} is not there"
             yield Raw(file.uri, 0, error=error, excerpt=content[:EXCERPT_BYTES])
         else:
-            yield Raw(file.uri, 0, {name: said[name] for name in mapping}, excerpt=content[:EXCERPT_BYTES])
+            yield Raw(
+                file.uri, 0, {name: said[column] for name, column in mapping.items()}, excerpt=content[:EXCERPT_BYTES]
+            )
         return
     if not isinstance(source, ImageFolderSource):
         yield Raw(file.uri, 0, {"text": content}, excerpt=content[:EXCERPT_BYTES])
@@ -279,7 +282,9 @@ def _read_whole(source: AnySource, file: InputFile, mapping: dict[str, str]) -> 
     label = PurePosixPath(file.relative).parent.name
     if label:
         values: Row = {"image": content, "label": label}
-        yield Raw(file.uri, 0, {name: values[name] for name in mapping}, excerpt=content[:EXCERPT_BYTES])
+        yield Raw(
+            file.uri, 0, {name: values[column] for name, column in mapping.items()}, excerpt=content[:EXCERPT_BYTES]
+        )
     else:
         error = "lies in no directory that could be its label; give the directory above as `path`"
         yield Raw(file.uri, 0, error=error, excerpt=content[:EXCERPT_BYTES])

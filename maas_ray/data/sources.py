@@ -23,6 +23,8 @@ from maas_ray.errors import DataError
 from maas_ray.spec import Spec
 
 PYTHON_STDLIB = "PYTHON_STDLIB"
+KEEP_PREFIX = "keep/"
+"""Before the names of columns that are read to be kept as they are, whatever the task makes of them."""
 AUDIO_NAMES = ("*.wav", "*.flac", "*.ogg", "*.mp3")
 IMAGE_NAMES = ("*.png", "*.jpg", "*.jpeg", "*.bmp", "*.gif", "*.webp", "*.tif", "*.tiff")
 
@@ -49,8 +51,8 @@ class _Files(Spec):
     """Columns of tasks that this format can give. None: any."""
 
     def mapping(self, columns: tuple[str, ...]) -> dict[str, str]:
-        """Where a task's columns stand in the files."""
-        return {name: name for name in columns}
+        """Where a task's columns stand in the files, and those to keep, which have their names there."""
+        return {name: name.removeprefix(KEEP_PREFIX) for name in columns}
 
     def identity(self) -> dict[str, Any]:
         """What decides how a file is read, wherever it lies."""
@@ -103,7 +105,7 @@ class _Table(_Files):
 
     def mapping(self, columns: tuple[str, ...]) -> dict[str, str]:
         named = {"text": self.text, "image": self.image, "label": self.label} | self.columns
-        return {name: named.get(name, name) for name in columns}
+        return {name: named.get(name, column) for name, column in super().mapping(columns).items()}
 
     def identity(self) -> dict[str, Any]:
         document = super().identity()

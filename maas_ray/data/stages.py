@@ -19,6 +19,7 @@ from maas_ray.console import Progress, progress, say
 from maas_ray.data import cleaning, packing
 from maas_ray.data.blocks import BLOCK_BYTES, Blocks, rows, run, run_sorted, tables
 from maas_ray.data.dataset import SPLITS, Counts, Shard, Split
+from maas_ray.data.keeping import columns_to_read
 from maas_ray.data.reading import Inspected, Part
 from maas_ray.data.sources import InputFile
 from maas_ray.errors import DataError
@@ -54,7 +55,7 @@ def look(spec: "PrepareSpec", files: list[list[InputFile]], parallelism: int | N
     items = [(number, file) for number, source in enumerate(files) for file in source]
     groups = _grouped(items, [file.size for _, file in items], parallelism)
     found: list[list[Inspected]] = [[] for _ in files]
-    step = partial(cleaning.inspect_files, sources=spec.sources, columns=spec.task.columns)
+    step = partial(cleaning.inspect_files, sources=spec.sources, columns=columns_to_read(spec.task.columns, spec.keep))
     with stage("looking at the input", len(items)) as bar:
         for number, file in _objects(run(_blocks(groups), step, lambda _, done: bar.update(done))):
             found[number].append(file)
@@ -91,7 +92,7 @@ def build(
     task_files = packing.saved(task)
     chunks = _encode(spec, ordered, task_files)
     del ordered  # the cluster may forget the raw rows now
-    plan, sizes = packing.plan_of(rows(run(chunks, packing.listing)), task, spec.seed)
+    plan, sizes = packing.plan_of(rows(run(chunks, packing.listing)), task, spec.seed, spec.keep)
     shards = [packing.layout(split, plan, attempt) for split in range(len(SPLITS))]
     files += _write(chunks, plan, shards, uri)
     dropped = sizes.dropped + Counter({cleaning.EMPTY: fates[cleaning.EMPTY]})
@@ -129,7 +130,7 @@ def _read(spec: "PrepareSpec", inspected: list[list[Inspected]], total: int, par
     ]
     groups = _grouped([part for part, _ in parts], [size for _, size in parts], parallelism)
     shares = spec.splits.shares
-    step = partial(cleaning.read_rows, task=spec.task, shares=shares)
+    step = partial(cleaning.read_rows, task=spec.task, shares=shares, keep=spec.keep)
     with stage("reading", total) as bar:
         # A reader cannot know how much it will read: its output alone is cut by size.
         raw = run(_blocks(groups), step, lambda _, done: bar.update(done), limit=BLOCK_BYTES)
@@ -228,7 +229,7 @@ def _training(spec: "PrepareSpec", ordered: Blocks, bar: Progress) -> Iterator[R
 
 def _encode(spec: "PrepareSpec", ordered: Blocks, task_files: dict[str, bytes]) -> Blocks:
     with stage("encoding", len(ordered)) as bar:
-        step = partial(packing.encode, files=task_files, task_spec=spec.task)
+        step = partial(packing.encode, files=task_files, task_spec=spec.task, keep=spec.keep)
         return run(ordered, step, lambda done, _: bar.update(done))
 
 

@@ -1,22 +1,37 @@
-"""`evaluate`: a version's metrics on a split of a prepared dataset, measured with the task's own metrics.
+"""`evaluate`: a version's metrics on a split of a prepared dataset, with how sure they are.
 
-A few actors hold the model, read a row group at a time and tell what came of each row; the driver makes metrics of it.
+    outcomes of every row ─▶ metrics, intervals ─▶ tables, slices, comparison ─▶ report and plots in storage ─▶ version
+        (the cluster)                  (here: the task's own metrics, bootstrapped over rows)              (a tag)
+
+Metrics are made by the task, all else by what its outcomes are: a new task gets all of it.
 """
 
-from dataclasses import dataclass
+from collections import Counter
+from datetime import UTC, datetime
 
+import numpy as np
 from pydantic import Field
 
 from maas_ray.cluster import connect
 from maas_ray.console import progress, say
-from maas_ray.data.dataset import PreparedDataset, RowGroup, open_dataset
+from maas_ray.data.dataset import PreparedDataset, open_dataset
 from maas_ray.errors import DataError, NotFoundError
+from maas_ray.evaluate.intervals import Values, affordable, count, differences, interval, mcnemar, p_value, resampled
+from maas_ray.evaluate.measuring import Measured, measure
+from maas_ray.evaluate.plots import plots
+from maas_ray.evaluate.report import Comparison, Difference, Interval, Report, Slice, keep
+from maas_ray.evaluate.tables import details, predicted
 from maas_ray.registry.bundle import Bundle
 from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.settings import Settings
 from maas_ray.spec import Spec
 from maas_ray.tasks import Task
-from maas_ray.tasks.base import Outcomes, joined, outcomes_of
+from maas_ray.tasks.base import Outcomes
+
+_MOST_SLICES = 20
+_SLICE_RESAMPLES = 200
+OTHER = "other"
+"""The slice of all values but the most frequent."""
 
 
 class EvaluateSpec(Spec):
@@ -28,6 +43,18 @@ class EvaluateSpec(Spec):
     """Prepared dataset. None: the one the version was trained on."""
     split: str = "test"
     """Split to measure on: `train`, `validation` or `test`."""
+    slices: tuple[str, ...] = ()
+    """Columns, each value of which is measured by itself; those that the dataset was prepared to `keep`."""
+    against: str | None = None
+    """Another version to compare with on the same rows. None: none."""
+    resamples: int = Field(1000, ge=0)
+    """Bootstrap draws for an interval; fewer where rows are many, and 200 at most for a slice. 0: no intervals."""
+    resample_seconds: float = Field(60.0, ge=0)
+    """Time for the draws of a version, and for those of a column of slices; after it no more are made than 100."""
+    level: float = Field(0.95, gt=0, lt=1)
+    """Level of the intervals."""
+    seed: int = Field(0, ge=0)
+    """What the draws are made with."""
     batch_size: int = Field(16, ge=1)
     """Rows in one forward pass."""
     workers: int = Field(1, ge=1)
@@ -38,23 +65,12 @@ class EvaluateSpec(Spec):
     """GPUs that Ray reserves for each."""
 
 
-@dataclass(frozen=True)
-class Report:
-    """What was measured, on what."""
-
-    version: str
-    dataset: str
-    split: str
-    rows: int
-    metrics: dict[str, float]
-
-
 def evaluate(spec: EvaluateSpec, *, settings: Settings | None = None) -> Report:
-    """Measure a version on a split; the metrics are also logged to the MLflow run that made the version.
+    """Measure a version on a split; report, plots and metrics are kept with the version.
 
     Raises:
         NotFoundError: no such version or dataset.
-        DataError: the split has no rows, or the dataset's features are not the model's.
+        DataError: the split has no rows, the dataset's features are not the model's, or it kept no such column.
     """
     settings = settings or Settings.from_environment()
     registry = Registry(settings)
@@ -65,18 +81,48 @@ def evaluate(spec: EvaluateSpec, *, settings: Settings | None = None) -> Report:
     bundle = version.open()
     with spec.at("split"):
         rows = dataset.split(spec.split).rows
-    _check_features(bundle, dataset)
-    metrics = dataset.task.metrics(_measured(spec, settings, bundle, dataset))
-    report = Report(version.reference, dataset.name, spec.split, rows, metrics)
-    if version.lineage.run_id:
-        for name, value in metrics.items():
-            registry.client.log_metric(version.lineage.run_id, f"evaluate/{dataset.name}/{spec.split}/{name}", value)
-    shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    with spec.at("slices"):
+        dataset.check_kept(spec.slices)
+    _check_features(version, bundle, dataset)
+    other, others_bundle = None, None
+    if spec.against is not None:
+        with spec.at("against"):
+            other = registry.resolve(spec.against)
+            others_bundle = other.open()
+            _check_features(other, others_bundle, dataset)
+    connect(settings)
+    measured = measure(spec, bundle, dataset, version.reference)
+    task, resamples = dataset.task, affordable(spec.resamples, rows)
+    drawn = _drawn(spec, task, measured.outcomes, resamples, version.reference)
+    report = Report(
+        version=version.reference,
+        dataset=dataset.name,
+        fingerprint=dataset.fingerprint,
+        split=spec.split,
+        rows=rows,
+        created=datetime.now(tz=UTC),
+        metrics=task.metrics(measured.outcomes),
+        intervals=_intervals(drawn, spec.level),
+        level=spec.level,
+        resamples=count(drawn),
+        seed=spec.seed,
+        details=details(measured.outcomes, getattr(task, "labels", ())),
+        slices={column: _slices(spec, task, measured, column) for column in spec.slices},
+    )
+    if other and others_bundle:
+        theirs = measure(spec, others_bundle, dataset, other.reference)
+        others_drawn = _drawn(spec, task, theirs.outcomes, resamples, other.reference)
+        comparison = _comparison(spec, other, report, task, measured, theirs, drawn, others_drawn)
+        report = report.model_copy(update={"comparison": comparison})
+    uri = keep(report, plots(report, measured.outcomes, task.headline), version, registry, settings)
+    shown = "  ".join(f"{name} {value:.4g}" for name, value in report.metrics.items())
     say(f"{report.version} on {report.dataset}/{report.split} ({rows:,} rows): {shown}")
-    return report
+    return report.model_copy(update={"uri": uri})
 
 
 def _dataset(settings: Settings, version: ModelVersion, name: str | None) -> PreparedDataset:
+    if not name and not version.lineage.dataset_uri:
+        raise NotFoundError(f"{version.reference} says of no dataset that it was trained on it; name one.")
     try:
         return open_dataset(settings, name or version.lineage.dataset_uri)
     except NotFoundError as error:
@@ -87,56 +133,74 @@ def _dataset(settings: Settings, version: ModelVersion, name: str | None) -> Pre
         ) from error
 
 
-def _check_features(bundle: Bundle, dataset: PreparedDataset) -> None:
+def _check_features(version: ModelVersion, bundle: Bundle, dataset: PreparedDataset) -> None:
     """The dataset's stored columns must be what the model was trained on: the same fitted features."""
     ours = {entry.path: entry.sha256 for entry in bundle.artifact.files}
     theirs = {e.path.removeprefix("task/"): e.sha256 for e in dataset.artifact.files if e.path.startswith("task/")}
     differing = [path for path, sha256 in theirs.items() if ours.get(path) != sha256]
     if differing:
         raise DataError(
-            f"dataset {dataset.name} was prepared with other features than the model's ({', '.join(differing)} "
-            "differ). Prepare it with the model's tokenizer or labels."
+            f"dataset {dataset.name} was prepared with other features than those of {version.reference} "
+            f"({', '.join(differing)} differ). Prepare it with the model's tokenizer or labels."
         )
 
 
-def _measured(spec: EvaluateSpec, settings: Settings, bundle: Bundle, dataset: PreparedDataset) -> Outcomes:
-    """What came of every row of the split."""
-    connect(settings)
-    import ray
-    from ray.util import ActorPool
+def _drawn(spec: EvaluateSpec, task: Task, outcomes: Outcomes, resamples: int, label: str) -> Values:
+    with progress(f"bootstrapping {label}", resamples) as shown:
+        return resampled(task.metrics, outcomes, resamples, spec.seed, shown.update, spec.resample_seconds)
 
-    measurer = ray.remote(
-        num_cpus=spec.cpus_per_worker, num_gpus=spec.gpus_per_worker, max_restarts=2, max_task_retries=2
-    )(_Measurer)
-    actors = [measurer.remote(bundle, dataset, spec) for _ in range(spec.workers)]
-    parts: list[Outcomes] = []
-    with progress(f"evaluating {spec.version}", dataset.split(spec.split).rows) as shown:
-        done = 0
-        measured = ActorPool(actors).map_unordered(
-            lambda actor, group: actor.measure.remote(group), dataset.row_groups(spec.split)
+
+def _intervals(drawn: Values, level: float) -> dict[str, Interval]:
+    found = {name: interval(values, level) for name, values in drawn.items()}
+    return {name: bounds for name, bounds in found.items() if bounds}
+
+
+def _slices(spec: EvaluateSpec, task: Task, measured: Measured, column: str) -> tuple[Slice, ...]:
+    """The most frequent values, most rows first, and all the others together."""
+    values = measured.kept[column]
+    counted = sorted(Counter(values.tolist()).items(), key=lambda item: (-item[1], item[0]))
+    slices = [(value, values == value) for value, _ in counted[:_MOST_SLICES]]
+    if len(counted) > _MOST_SLICES:
+        slices.append((OTHER, ~np.any([chosen for _, chosen in slices], axis=0)))
+    made = []
+    for value, chosen in slices:
+        outcomes = {name: found[chosen] for name, found in measured.outcomes.items()}
+        rows = int(chosen.sum())
+        resamples, seconds = (
+            affordable(min(spec.resamples, _SLICE_RESAMPLES), rows),
+            spec.resample_seconds / len(slices),
         )
-        for rows, part in measured:
-            done += rows
-            shown.update(done)
-            parts.append(part)
-    return joined(parts)
+        drawn = resampled(task.metrics, outcomes, resamples, spec.seed, seconds=seconds)
+        intervals = _intervals(drawn, spec.level)
+        made.append(Slice(value=value, rows=rows, metrics=task.metrics(outcomes), intervals=intervals))
+    return tuple(made)
 
 
-class _Measurer:
-    """Holds the model in an actor; turns row groups into outcomes."""
-
-    def __init__(self, bundle: Bundle, dataset: PreparedDataset, spec: EvaluateSpec) -> None:
-        import torch
-
-        directory = bundle.fetch()
-        self.task: Task = bundle.load_task(directory)
-        self.device = torch.device("cuda" if spec.gpus_per_worker else "cpu")
-        if not spec.gpus_per_worker:
-            torch.set_num_threads(max(1, int(spec.cpus_per_worker)))
-        self.model = self.task.load_model(directory).to(self.device)
-        self.dataset, self.batch_size = dataset, spec.batch_size
-
-    def measure(self, group: RowGroup) -> tuple[int, Outcomes]:
-        """Number of rows, and what came of each."""
-        batches = self.dataset.batches([group], self.batch_size)
-        return group.rows, outcomes_of(self.task, self.model, batches, self.device)
+def _comparison(
+    spec: EvaluateSpec,
+    other: ModelVersion,
+    report: Report,
+    task: Task,
+    measured: Measured,
+    theirs: Measured,
+    drawn: Values,
+    others_drawn: Values,
+) -> Comparison:
+    """Metrics of both; their draws are of the same rows, so differences of draws are paired."""
+    values, apart = task.metrics(theirs.outcomes), differences(drawn, others_drawn)
+    metrics = {
+        name: Difference(
+            first=report.metrics[name],
+            second=values[name],
+            difference=report.metrics[name] - values[name],
+            interval=interval(apart[name], spec.level) if name in apart else None,
+            p=p_value(apart[name]) if name in apart else None,
+        )
+        for name in report.metrics
+        if name in values
+    }
+    exact = None
+    if {"label", "scores"} <= measured.outcomes.keys():
+        label = measured.outcomes["label"]
+        exact = mcnemar(predicted(measured.outcomes) == label, predicted(theirs.outcomes) == label)
+    return Comparison(against=other.reference, metrics=metrics, mcnemar=exact)

@@ -3,7 +3,8 @@
 Names, numbers and aliases are MLflow's own. What MLflow has no field for stands in tags: `maas.digest`
 (the bundle's), `maas.task`, `maas.metrics` and `maas.lineage` (JSON). A version is written in one
 transaction together with its tags, so there is none or a whole one; registering a bundle that a version
-already stands for gives that version.
+already stands for gives that version. What it is measured at later stands in a tag for each dataset and
+split, `maas.evaluation/<dataset>/<split>`, so that no evaluation overwrites another one's.
 """
 
 import json
@@ -16,7 +17,7 @@ from pydantic import AfterValidator, TypeAdapter, ValidationError
 from maas_ray.errors import ConflictError, NotFoundError, SpecError
 from maas_ray.registry.bundle import Bundle, Lineage, open_bundle
 from maas_ray.settings import Settings
-from maas_ray.spec import Name
+from maas_ray.spec import Name, Spec
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -25,6 +26,7 @@ TAG_DIGEST = "maas.digest"
 TAG_TASK = "maas.task"
 TAG_METRICS = "maas.metrics"
 TAG_LINEAGE = "maas.lineage"
+TAG_EVALUATION = "maas.evaluation/"
 
 
 def _no_version(alias: str) -> str:
@@ -37,9 +39,28 @@ Alias = Annotated[Name, AfterValidator(_no_version)]
 """A name for a version that moves, such as `champion`."""
 
 
+class Evaluation(Spec):
+    """What a version was last measured at on a split of a dataset; the whole report lies in storage."""
+
+    dataset: str
+    """Name of the dataset."""
+    fingerprint: str
+    """Fingerprint of the dataset."""
+    split: str
+    """The split."""
+    rows: int
+    """Its rows."""
+    metrics: dict[str, float]
+    """By name."""
+    uri: str
+    """Where the report and its plots lie."""
+    created: datetime
+    """When it was measured."""
+
+
 @dataclass(frozen=True)
 class ModelVersion:
-    """One registered version; immutable but for its aliases."""
+    """One registered version; immutable but for its aliases and its evaluations."""
 
     name: str
     number: int
@@ -50,6 +71,8 @@ class ModelVersion:
     metrics: dict[str, float]
     lineage: Lineage
     created: datetime
+    evaluations: tuple[Evaluation, ...] = ()
+    """The newest one of each dataset and split; newest first."""
 
     @property
     def reference(self) -> str:
@@ -161,6 +184,11 @@ class Registry:
         check_alias(alias)
         self.client.set_registered_model_alias(version.name, alias, str(version.number))
 
+    def record(self, version: ModelVersion, evaluation: Evaluation) -> None:
+        """Keep what a version was measured at; it takes the place of an earlier one on the same dataset and split."""
+        key = f"{TAG_EVALUATION}{evaluation.dataset}/{evaluation.split}"
+        self.client.set_model_version_tag(version.name, str(version.number), key, json.dumps(evaluation.document()))
+
     def _exists(self, name: str) -> bool:
         return bool(self.client.search_registered_models(f"name = '{name}'", max_results=1))
 
@@ -228,6 +256,11 @@ def _name(name: str, reference: str) -> str:
 
 def _version(found: Any, aliases: dict[int, tuple[str, ...]]) -> ModelVersion:
     number = int(found.version)
+    evaluations = [
+        Evaluation.parse(json.loads(value), source=f"{found.name}/{number}: {key}")
+        for key, value in found.tags.items()
+        if key.startswith(TAG_EVALUATION)
+    ]
     return ModelVersion(
         name=found.name,
         number=number,
@@ -238,4 +271,5 @@ def _version(found: Any, aliases: dict[int, tuple[str, ...]]) -> ModelVersion:
         metrics=json.loads(found.tags.get(TAG_METRICS, "{}")),
         lineage=Lineage.parse(json.loads(found.tags.get(TAG_LINEAGE, "{}")), source=f"{found.name}/{number}"),
         created=datetime.fromtimestamp(found.creation_timestamp / 1000, tz=UTC),
+        evaluations=tuple(sorted(evaluations, key=lambda one: one.created, reverse=True)),
     )

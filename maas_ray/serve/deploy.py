@@ -15,6 +15,7 @@ from typing import Any
 from maas_ray import cluster
 from maas_ray.console import say
 from maas_ray.errors import ClusterError, ConflictError, NotFoundError
+from maas_ray.registry.gates import pass_gates
 from maas_ray.registry.versions import ModelVersion, Registry, check_alias
 from maas_ray.serve import control, drift, rollout
 from maas_ray.serve.endpoints import Endpoints, Record, Served, State
@@ -71,7 +72,7 @@ def deploy(spec: DeploySpec, *, settings: Settings | None = None) -> Endpoint:
     return endpoint
 
 
-def promote(version: str, alias: str, *, settings: Settings | None = None) -> list[Endpoint]:
+def promote(version: str, alias: str, *, gates: Sequence[str] = (), settings: Settings | None = None) -> list[Endpoint]:
     """Bring every endpoint that was deployed from an alias to a version, then point the alias at it.
 
     All endpoints move, and the alias after them, or none does.
@@ -79,6 +80,7 @@ def promote(version: str, alias: str, *, settings: Settings | None = None) -> li
     Args:
         version: `name/number`, or `name@alias` for what another alias points at.
         alias: such as `champion`.
+        gates: what must hold of the version, see `registry/gates.py`.
         settings: which platform. None: the environment's.
 
     Returns:
@@ -86,6 +88,7 @@ def promote(version: str, alias: str, *, settings: Settings | None = None) -> li
 
     Raises:
         NotFoundError: there is no such version.
+        GateError: a gate does not let it through.
         DeploymentError: it could not be brought up behind one of them; all is as it was.
         ConflictError: somebody else changed one of them meanwhile.
     """
@@ -93,6 +96,7 @@ def promote(version: str, alias: str, *, settings: Settings | None = None) -> li
     registry = Registry(settings)
     found = registry.resolve(version)
     reference = f"{found.name}@{check_alias(alias)}"
+    pass_gates(registry, found, alias, gates)
     records = Endpoints(settings).all() if exists(settings.database) else []
     specs = [
         DeploySpec.parse(record.spec, source=f"endpoint {record.name}")

@@ -24,6 +24,7 @@ from maas_ray.console import progress, say
 from maas_ray.data.dataset import PreparedDataset, open_dataset
 from maas_ray.errors import MaasError, StorageError, TrainingError
 from maas_ray.registry.bundle import Bundle, BundleMeta, Lineage, publish_bundle
+from maas_ray.registry.gates import judge
 from maas_ray.registry.versions import TAG_TASK, ModelVersion, Registry
 from maas_ray.settings import Settings
 from maas_ray.spec import digest_of
@@ -49,7 +50,7 @@ TAG_LANES = "maas.lanes"
 _RESIZE_SECONDS = 60.0
 # What a run is called, how it is watched, and on what it runs, do not change what it computes.
 _NOT_COMPUTED: dict[str, Any] = {
-    **dict.fromkeys(("run", "alias", "dataset", "log_every_steps", "max_failures", "checkpoint"), True),
+    **dict.fromkeys(("run", "alias", "gate", "dataset", "log_every_steps", "max_failures", "checkpoint"), True),
     **dict.fromkeys(("workers", "cpus_per_worker", "device", "micro_batch_size"), True),
     "network": {"gradient_checkpointing"},
     "validation": {"place"},
@@ -177,7 +178,7 @@ def _open_run(spec: TrainSpec, dataset: PreparedDataset, settings: Settings) -> 
             "maas.dataset": dataset.fingerprint,
         }
         run_id = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
-        for key, value in _parameters(spec.model_dump(mode="json", exclude={"run", "alias", "dataset"})):
+        for key, value in _parameters(spec.model_dump(mode="json", exclude={"run", "alias", "gate", "dataset"})):
             client.log_param(run_id, key, value)
     return _Run(name, run_id, tags, spec, dataset, settings, registry)
 
@@ -200,9 +201,16 @@ def _registered(run: _Run) -> ModelVersion | None:
 
 
 def _alias(run: _Run, version: ModelVersion) -> ModelVersion:
-    if run.spec.alias and run.spec.alias not in version.aliases:
-        run.registry.set_alias(version, run.spec.alias)
-        say(f"{run.spec.model}@{run.spec.alias} is now {version.reference}")
+    alias = run.spec.alias
+    if alias and alias not in version.aliases:
+        verdicts = judge(run.registry, version, alias, run.spec.gate)
+        for verdict in verdicts:
+            say(str(verdict))
+        if all(verdict.passed for verdict in verdicts):
+            run.registry.set_alias(version, alias)
+            say(f"{run.spec.model}@{alias} is now {version.reference}")
+        else:
+            say(f"{run.spec.model}@{alias} stays where it is; {version.reference} is registered without it")
     return run.registry.resolve(version.reference)
 
 

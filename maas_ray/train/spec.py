@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from maas_ray.registry.gates import GateText, parse_gate
 from maas_ray.registry.versions import Alias
 from maas_ray.spec import Name, Spec
 from maas_ray.tasks import AnyNetworkSpec
@@ -67,6 +68,8 @@ class TrainSpec(Spec):
     """Name of the run; the same name goes on where it stopped. None: made from the spec and the dataset."""
     alias: Alias | None = None
     """Alias to give the new version, such as `champion`. None: none."""
+    gate: Annotated[tuple[GateText, ...], BeforeValidator(lambda one: (one,) if isinstance(one, str) else one)] = ()
+    """What must hold before it gets the alias, such as `validation/f1 >= champion - 0.005`; several in a list."""
 
     workers: Workers = 1
     """Training workers; with GPUs, one GPU each. `[2, 8]`: as many as the cluster has room for, from 2 to 8."""
@@ -119,6 +122,14 @@ class TrainSpec(Spec):
     def _consistent(self) -> "TrainSpec":
         if self.least_workers > self.most_workers:
             raise ValueError(f"workers: [{self.least_workers}, {self.most_workers}]: the least comes first.")
+        if self.gate and self.alias is None:
+            raise ValueError("gate: is for the alias to move, and there is none; add `alias`.")
+        for text in self.gate:
+            if "/" not in (metric := parse_gate(text).metric):
+                raise ValueError(
+                    f"gate: {metric!r} is measured by an evaluation, and a version just trained has none; name what "
+                    f"the training measures, such as validation/{metric}."
+                )
         if self.validation.place == "beside" and not self.checkpoint_for_each_validation:
             raise ValueError(
                 "validation.place: each validation beside the training needs a checkpoint, but validation.every_steps "

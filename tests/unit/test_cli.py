@@ -324,6 +324,33 @@ def test_an_alias_moves(run: Run) -> None:
     assert run("alias", "lm", "7", "champion") == (1, "", "lm has no version 7; it has: 2, 1.\n")
 
 
+def test_an_alias_moves_only_where_a_gate_lets_it(run: Run) -> None:
+    status, out, err = run("alias", "lm", "2", "champion", "--if", "validation/perplexity > champion")
+    assert (status, out) == (1, "")
+    assert err == (
+        "lm@champion does not move to lm/2:\n"
+        "gate validation/perplexity > champion: NOT passed, lm/2 has 5, lm/1 has 10 (words/validation, measured by the "
+        "training)\n"
+    )
+    assert run("promote", "lm/2", "champion", "--if", "f1 >= champion")[0] == 1
+    assert run("alias", "lm", "2", "champion", "--if", "f1 ~ champion")[0] == 2
+    assert run("promote", "lm/2", "champion", "--if", "validation/perplexity <= champion * 0.6") == (
+        0,
+        "gate validation/perplexity <= champion * 0.6: passed, lm/2 has 5, lm/1 has 10, which makes 6 "
+        "(words/validation, measured by the training)\nlm@champion is now lm/2; no endpoint was deployed from it\n",
+        "",
+    )
+
+
+def test_one_version_is_shown_with_what_it_was_evaluated_at(run: Run) -> None:
+    status, out, _ = run("models", "lm@champion")
+
+    assert status == 0
+    assert out.startswith("lm/1\n  aliases   champion\n")
+    assert [one["evaluations"] for one in json.loads(run("models", "lm/1", "--json")[1])] == [[]]
+    assert run("models", "lm/7") == (1, "", "lm has no version 7; it has: 2, 1.\n")
+
+
 def test_promoting_without_endpoints_moves_the_alias(run: Run) -> None:
     said = "lm@champion is now lm/2; no endpoint was deployed from it\n"
     assert run("promote", "lm/2", "champion") == (0, said, "")

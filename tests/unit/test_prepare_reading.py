@@ -89,6 +89,15 @@ def test_a_tables_columns_go_by_the_names_that_the_task_has_for_them(tmp_path: P
     assert look(source, ("audio",)).sha256 != before
 
 
+def test_a_column_that_is_kept_stays_what_the_task_has_it_for(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"y": 1, "country": "fr", "x": 2}\n')
+    (row,) = everything(JsonlSource(path=str(path)), ("y", "*", "keep/country", "keep/y"))
+    assert row.row == {"y": 1, "*": {"country": "fr", "x": 2}, "keep/country": "fr", "keep/y": 1}
+    found = look(JsonlSource(path=str(path)), ("y", "keep/city"))
+    assert "no column 'city' (named by `keep`); it has: y, country, x" in found.problem
+
+
 def test_jsonl_so_deep_that_it_cannot_be_parsed(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "x"}\n' + "[" * 100_000 + "\n")
