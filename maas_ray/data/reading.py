@@ -6,7 +6,7 @@ before any work starts; `read` gives its rows. Neither knows what a task makes o
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,13 +15,26 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from maas_ray import storage
-from maas_ray.data.sources import FILE_COLUMNS, AnySource, ImageFolderSource, InputFile, JsonlSource, ParquetSource
+from maas_ray.data import delimited
+from maas_ray.data.delimited import Place
+from maas_ray.data.sources import (
+    FILE_COLUMNS,
+    TABLES,
+    AnySource,
+    CsvSource,
+    ImageFolderSource,
+    InputFile,
+    JsonlSource,
+    ParquetSource,
+)
 from maas_ray.errors import DataError, MaasError
 from maas_ray.tasks import Row
+from maas_ray.tasks.base import REST
 
 EXCERPT_BYTES = 1000
 _CHUNK = 1 << 20
 _BATCH_ROWS = 256
+_GROUP_BYTES = 4 << 20
 _FETCH_THREADS = 16
 
 
@@ -36,14 +49,16 @@ class Inspected:
     """Changes when the file does: size, times, or what the storage has for it."""
     rows: int = 1
     groups: tuple[int, ...] = ()
-    """Rows in each row group of a Parquet file; empty: not one, or not readable."""
+    """Rows in each row group of a Parquet file, or stretch of a CSV file; empty: it is not cut, or not readable."""
+    places: tuple[Place, ...] = ()
+    """Where each stretch of a CSV file begins."""
     problem: str = ""
     """Why this file cannot be used at all. Empty: it can."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of work for one reader: a file, or some of a Parquet file's row groups."""
+    """A piece of work for one reader: a file, or some of its groups."""
 
     source: AnySource
     file: Inspected
@@ -81,6 +96,8 @@ def inspect(source: AnySource, file: InputFile, columns: tuple[str, ...]) -> Ins
         found = Inspected(file, stamp=stamp(file.uri))
         if isinstance(source, JsonlSource):
             return _inspect_jsonl(source, found, mapping)
+        if isinstance(source, CsvSource):
+            return _inspect_csv(source, found, mapping)
         with storage.open_file(file.uri) as handle:
             digest = sha256()
             while chunk := handle.read(_CHUNK):
@@ -113,6 +130,34 @@ def _keys(line: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def _inspect_csv(source: CsvSource, found: Inspected, mapping: dict[str, str]) -> Inspected:
+    """A file that can be read from the middle is cut; the digest of a compressed one is of its content."""
+    uri, digest = found.file.uri, sha256()
+    places: list[Place] = []
+    groups: list[int] = []
+    with delimited.opened(uri) as handle:
+        names, start = delimited.header(source, uri, handle)
+        if names and (problem := _missing(found.file, mapping, names)):
+            return replace(found, problem=problem)
+        handle.seek(0)
+        digest.update(handle.read(start.byte))
+        for record in delimited.records(source, uri, _hashed(handle, digest), start):
+            if not places or record.start.byte - places[-1].byte >= _GROUP_BYTES:
+                places.append(record.start)
+                groups.append(0)
+            groups[-1] += 1
+    found = replace(found, sha256=digest.hexdigest(), rows=sum(groups))
+    if not delimited.is_compressed(uri):
+        found = replace(found, groups=tuple(groups), places=tuple(places))
+    return _with_references(source, found, mapping, range(len(found.groups)))
+
+
+def _hashed(lines: Iterable[bytes], digest: Any) -> Iterator[bytes]:
+    for line in lines:
+        digest.update(line)
+        yield line
+
+
 def _inspect_parquet(source: ParquetSource, found: Inspected, handle: Any, mapping: dict[str, str]) -> Inspected:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -133,12 +178,12 @@ def _inspect_parquet(source: ParquetSource, found: Inspected, handle: Any, mappi
 
 
 def _missing(file: InputFile, mapping: dict[str, str], names: list[str]) -> str:
-    lacking = [f"{column!r} (set `{name}`)" for name, column in mapping.items() if column not in names]
+    lacking = [f"{column!r} (set `{name}`)" for name, column in mapping.items() if column not in (REST, *names)]
     return f"{file.uri} has no column {', '.join(lacking)}; it has: {', '.join(names)}." if lacking else ""
 
 
 def _with_references(
-    source: JsonlSource | ParquetSource, found: Inspected, mapping: dict[str, str], groups: range | None
+    source: JsonlSource | ParquetSource | CsvSource, found: Inspected, mapping: dict[str, str], groups: range | None
 ) -> Inspected:
     """The digest of a table of paths covers the files that it names."""
     named = tuple(name for name in FILE_COLUMNS if name in mapping)
@@ -174,15 +219,26 @@ def read(part: Part, columns: tuple[str, ...]) -> Iterator[Raw]:
         rows = _read_jsonl(file.file.uri, mapping)
     elif isinstance(source, ParquetSource):
         rows = _read_parquet(part, mapping)
+    elif isinstance(source, CsvSource):
+        rows = _read_csv(source, part, mapping)
     else:
         rows = _read_whole(source, file.file, mapping)
-    if isinstance(source, (JsonlSource, ParquetSource)):
+    if isinstance(source, TABLES):
         for name in FILE_COLUMNS:
             if name in mapping:
                 rows = map(partial(_load_file, source, name), rows)
     yield from rows
     if stamp(file.file.uri) != file.stamp:
         raise DataError(f"{file.file.uri} changed while it was read; nothing was committed. Run again.")
+
+
+def _chosen(values: Row, mapping: dict[str, str]) -> Row:
+    """A table's row by the task's names for its columns."""
+    row = {name: values[column] for name, column in mapping.items() if name != REST}
+    if REST in mapping:
+        named = set(mapping.values())
+        row[REST] = {column: value for column, value in values.items() if column not in named}
+    return row
 
 
 def _read_whole(source: AnySource, file: InputFile, mapping: dict[str, str]) -> Iterator[Raw]:
@@ -209,7 +265,7 @@ def _read_jsonl(uri: str, mapping: dict[str, str]) -> Iterator[Raw]:
                 value = json.loads(line)
                 if not isinstance(value, dict):
                     raise ValueError(f"a JSON {type(value).__name__}, not an object")
-                lacking = [column for column in mapping.values() if column not in value]
+                lacking = [column for column in mapping.values() if column not in (REST, *value)]
                 if lacking:
                     raise ValueError(f"no field {', '.join(map(repr, lacking))}")
             except json.JSONDecodeError as error:
@@ -217,7 +273,25 @@ def _read_jsonl(uri: str, mapping: dict[str, str]) -> Iterator[Raw]:
             except (ValueError, RecursionError) as error:
                 yield Raw(uri, number, error=str(error), excerpt=excerpt)
             else:
-                yield Raw(uri, number, {name: value[column] for name, column in mapping.items()}, excerpt=excerpt)
+                yield Raw(uri, number, _chosen(value, mapping), excerpt=excerpt)
+
+
+def _read_csv(source: CsvSource, part: Part, mapping: dict[str, str]) -> Iterator[Raw]:
+    uri, left = part.file.file.uri, part.file.rows
+    with delimited.opened(uri) as handle:
+        names, start = delimited.header(source, uri, handle)
+        if part.groups is not None and part.file.groups:
+            start = part.file.places[part.groups.start]
+            left = sum(part.file.groups[group] for group in part.groups)
+        handle.seek(start.byte)
+        for _, record in zip(range(left), delimited.records(source, uri, handle, start), strict=False):
+            number, excerpt = record.start.line + 1, delimited.excerpt(record, EXCERPT_BYTES)
+            try:
+                values = delimited.values(record, names, source)
+            except ValueError as error:
+                yield Raw(uri, number, error=str(error), excerpt=excerpt)
+            else:
+                yield Raw(uri, number, _chosen(values, mapping), excerpt=excerpt)
 
 
 def _read_parquet(part: Part, mapping: dict[str, str]) -> Iterator[Raw]:
@@ -235,10 +309,10 @@ def _read_parquet(part: Part, mapping: dict[str, str]) -> Iterator[Raw]:
         for group in part.groups or ():
             end = position + groups[group]
             try:
-                columns = sorted(set(mapping.values()))
+                columns = None if REST in mapping else sorted(set(mapping.values()))
                 for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns):
                     for values in batch.to_pylist():
-                        row = {name: values[column] for name, column in mapping.items()}
+                        row = _chosen(values, mapping)
                         yield Raw(uri, position, row, excerpt=repr(row).encode(errors="replace")[:EXCERPT_BYTES])
                         position += 1
             except (OSError, pa.ArrowException) as error:
@@ -251,7 +325,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _load_file(source: JsonlSource | ParquetSource, name: str, raw: Raw) -> Raw:
+def _load_file(source: JsonlSource | ParquetSource | CsvSource, name: str, raw: Raw) -> Raw:
     """The row with a file's bytes in place of what leads to them."""
     if raw.row is None or raw.row[name] is None:
         return raw
@@ -261,7 +335,7 @@ def _load_file(source: JsonlSource | ParquetSource, name: str, raw: Raw) -> Raw:
         return replace(raw, row=None, error=str(error))
 
 
-def _file_bytes(source: JsonlSource | ParquetSource, table: str, name: str, value: Any) -> bytes:
+def _file_bytes(source: JsonlSource | ParquetSource | CsvSource, table: str, name: str, value: Any) -> bytes:
     if isinstance(value, dict):  # as Hugging Face's datasets store images and audio
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):

@@ -1,9 +1,10 @@
 """Where rows come from: what a user writes under `sources:`, and the files that means.
 
-A source is a file, a directory (taken whole) or a glob, at any fsspec URI, in one of four formats. Knows
+A source is a file, a directory (taken whole) or a glob, at any fsspec URI, in one of five formats. Knows
 nothing of what the files hold; `maas_ray.data.reading` does.
 """
 
+import codecs
 import os
 import re
 import sysconfig
@@ -15,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from maas_ray import storage
 from maas_ray.errors import DataError
@@ -117,10 +118,55 @@ class ParquetSource(_Table):
     usual: ClassVar[tuple[str, ...]] = ("*.parquet",)
 
 
+class CsvSource(_Table):
+    """`{format: csv, path: sales.csv, delimiter: ";"}`: text in columns, parsed as RFC 4180 has it.
+
+    Every value is a string or missing: what it means is the task's affair. Files named `.gz`, `.bz2` or `.xz` are
+    decompressed.
+    """
+
+    format: Literal["csv"] = "csv"
+    """Which format."""
+    delimiter: str | None = Field(None, min_length=1, max_length=1)
+    """What stands between two values. None: a tab in files named `.tsv` or `.tab`, else a comma."""
+    quote: str = Field('"', max_length=1)
+    """What stands around values with delimiters or line breaks in them, and is doubled there. Empty: nothing does."""
+    charset: str = "utf-8"
+    """How text is encoded, by Python's names: `utf-8` (a byte order mark is left out), `latin-1`, `cp1252`, …"""
+    names: tuple[str, ...] | None = Field(None, min_length=1)
+    """Names of the columns, where the first row is none of them. None: they stand in the first row."""
+    missing: tuple[str, ...] = ("", "NA", "N/A", "NaN", "nan", "NULL", "null")
+    """What stands where a value is missing."""
+    usual: ClassVar[tuple[str, ...]] = tuple(
+        f"*.{kind}{packed}" for kind in ("csv", "tsv", "tab") for packed in ("", ".gz", ".bz2", ".xz")
+    )
+
+    @field_validator("charset")
+    @classmethod
+    def _lines_can_be_found(cls, charset: str) -> str:
+        try:
+            name = codecs.lookup(charset).name
+            if "\n".encode(charset) == b"\n":
+                return name
+        except LookupError:
+            raise ValueError(f"{charset!r} is no encoding that Python knows; most files are utf-8.") from None
+        raise ValueError(f"lines cannot be found in {charset}; convert the files to utf-8.")
+
+    def delimiter_of(self, uri: str) -> str:
+        """What stands between the values of a file."""
+        tabs = any(suffix in (".tsv", ".tab") for suffix in PurePosixPath(uri.lower()).suffixes)
+        return self.delimiter or ("\t" if tabs else ",")
+
+
 FILE_COLUMNS = ("image", "audio")
 """Columns of tasks that hold files."""
 
-AnySource = Annotated[TextSource | JsonlSource | ParquetSource | ImageFolderSource, Field(discriminator="format")]
+TABLES = (JsonlSource, ParquetSource, CsvSource)
+"""Formats of rows with named columns."""
+
+AnySource = Annotated[
+    TextSource | JsonlSource | ParquetSource | CsvSource | ImageFolderSource, Field(discriminator="format")
+]
 
 
 def formats_for(columns: tuple[str, ...]) -> list[str]:

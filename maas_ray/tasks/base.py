@@ -35,6 +35,9 @@ Forward = Callable[..., Any]
 Outcomes = dict[str, np.ndarray]
 """What came of rows, by name: one entry a row in each array."""
 
+REST = "*"
+"""Among `TaskSpec.columns`: all columns of a row that the others do not name, as a dict."""
+
 TASK_FILE = "task.json"
 CONFIG_FILE = "config.json"
 
@@ -111,12 +114,12 @@ class TaskSpec(Spec, ABC):
     @property
     @abstractmethod
     def columns(self) -> tuple[str, ...]:
-        """Columns a source must give. Those called `image` and `audio` hold files."""
+        """Columns a source must give. Those called `image` and `audio` hold files; `REST` is all others."""
 
     @property
     @abstractmethod
     def inputs(self) -> tuple[str, ...]:
-        """Those of `columns` that a model sees; rows that agree in them never straddle splits."""
+        """What of a parsed row a model sees; rows that agree in it never straddle splits."""
 
     def identity(self) -> dict[str, Any]:
         """What decides, beside the rows, what fitting gives: the spec, with digests in place of files it names."""
