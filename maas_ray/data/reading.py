@@ -247,7 +247,7 @@ def _read_whole(source: AnySource, file: InputFile, mapping: dict[str, str]) -> 
         yield Raw(file.uri, 0, {"text": content}, excerpt=content[:EXCERPT_BYTES])
         return
     label = PurePosixPath(file.relative).parent.name
-    if label:
+    if label or "label" not in mapping:
         values: Row = {"image": content, "label": label}
         yield Raw(file.uri, 0, {name: values[name] for name in mapping}, excerpt=content[:EXCERPT_BYTES])
     else:
