@@ -165,7 +165,7 @@ def predict(
 
     Examples:
       maas predict digits@champion scans/ answers/
-      maas predict notes-lm/3 prompts.jsonl s3://bucket/answers --keep id --set parameters.max_tokens=64
+      maas predict notes-lm/3 prompts.jsonl s3://bucket/answers --keep id
       maas predict predict.yaml
     """
     from maas_ray import PredictSpec

@@ -90,6 +90,7 @@ def predict(spec: PredictSpec, *, settings: Settings | None = None) -> Predictio
         version = Registry(settings).resolve(spec.version)
     bundle = version.open()
     task = _task(bundle)
+    uri = storage.join(spec.output)  # absolute: actors have other working directories
     with spec.at("input"):
         source = plan.guessed(spec.input) if isinstance(spec.input, str) else spec.input
         fields = Fields.of(task, source, spec.parameters)
@@ -101,24 +102,24 @@ def predict(spec: PredictSpec, *, settings: Settings | None = None) -> Predictio
         inspected = _inspected(spec, source, files, fields)
         pieces = plan.pieces(source, inspected, spec.part_rows)
         document = _document(spec, version, source, pieces)
-        done = _begin(spec.output, document)
+        done = _begin(uri, document)
         if done is not None:
-            say(f"{spec.output}: all {done.rows:,} rows are answered by {done.version} already; nothing to do")
+            say(f"{uri}: all {done.rows:,} rows are answered by {done.version} already; nothing to do")
             return done
         with spec.at("keep"):
             kept = plan.kept_types(plan.sample(source, inspected, fields), spec.keep)
         total = sum(piece.rows for piece in pieces)
-        work = _Work(bundle, spec, source, fields, kept, spec.output, spec.max_quarantined * total)
+        work = _Work(bundle, spec, source, fields, kept, uri, spec.max_quarantined * total)
         counts = _predicted(work, version.reference, pieces, total)
     files_there = sorted(counts.entries, key=lambda entry: entry.path)
     meta = {"prediction": document, "rows": counts.rows, "quarantined": counts.quarantined}
-    storage.commit(spec.output, KIND, tuple(files_there), meta)
-    for directory in (spec.output, storage.join(spec.output, writing.QUARANTINE_DIRECTORY)):
+    storage.commit(uri, KIND, tuple(files_there), meta)
+    for directory in (uri, storage.join(uri, writing.QUARANTINE_DIRECTORY)):
         for name in storage.list_directory(directory):
             if name.startswith(".") and name.endswith(".partial"):  # of a write that was killed
                 storage.delete(storage.join(directory, name))
     _report(spec, counts, time.monotonic() - started)
-    return Predictions(spec.output, version.reference, counts.rows, counts.quarantined)
+    return Predictions(uri, version.reference, counts.rows, counts.quarantined)
 
 
 def _task(bundle: Bundle) -> Task:

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from maas_ray import storage
 from maas_ray.data.sources import AnySource
 from maas_ray.spec import Spec
 
@@ -43,9 +44,8 @@ class PredictSpec(Spec):
 
     @model_validator(mode="after")
     def _not_into_itself(self) -> "PredictSpec":
-        path = (self.input if isinstance(self.input, str) else self.input.path).rstrip("/")
-        output = self.output.rstrip("/")
-        if f"{output}/".startswith(f"{path}/"):
+        path = storage.join(self.input if isinstance(self.input, str) else self.input.path)
+        if f"{storage.join(self.output)}/".startswith(f"{path}/"):
             raise ValueError(
                 f"output: {self.output} lies inside the input, which would grow by it; name another directory."
             )

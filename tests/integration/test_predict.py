@@ -147,12 +147,15 @@ def test_bad_rows_are_set_aside_with_their_reasons(settings: Settings, digits: d
     assert not (tmp_path / "strict" / "manifest.json").exists()
 
 
-def test_a_directory_of_images_without_labels(settings: Settings, digits: dict[str, Any], tmp_path: Path) -> None:
+def test_a_directory_of_images_without_labels(
+    digits: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "in").mkdir()
     for row in digits["rows"].slice(0, 7).to_pylist():
         (tmp_path / "in" / f"{row['id']}.png").write_bytes(row["image"])
 
-    predict(PredictSpec(version="batch-digits/1", input=str(tmp_path / "in"), output=str(tmp_path / "out")))
+    predict(PredictSpec(version="batch-digits/1", input="in", output="out"))
 
     found = _read(tmp_path / "out").to_pylist()
     assert sorted(Path(row["path"]).name for row in found) == [f"{n}.png" for n in range(7)]
