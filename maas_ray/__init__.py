@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from maas_ray.batch.run import Predictions
+    from maas_ray.batch.spec import PredictSpec
     from maas_ray.data.dataset import PreparedDataset
     from maas_ray.data.prepare import PrepareSpec
     from maas_ray.evaluate.report import Report
@@ -37,13 +39,14 @@ _HOMES = {
     "PrepareSpec": "maas_ray.data.prepare",
     "TrainSpec": "maas_ray.train.spec",
     "EvaluateSpec": "maas_ray.evaluate.run",
+    "PredictSpec": "maas_ray.batch.spec",
     "DeploySpec": "maas_ray.serve.spec",
     "Registry": "maas_ray.registry.versions",
     "Settings": "maas_ray.settings",
 }
-__all__ = ["DeploySpec", "EvaluateSpec", "PrepareSpec", "Registry", "Settings", "TrainSpec"]
-__all__ += ["deploy", "diff", "endpoints", "evaluate", "history", "prepare", "promote", "reconcile", "rollback"]
-__all__ += ["train", "undeploy"]
+__all__ = ["DeploySpec", "EvaluateSpec", "PredictSpec", "PrepareSpec", "Registry", "Settings", "TrainSpec"]
+__all__ += ["deploy", "diff", "endpoints", "evaluate", "history", "predict", "prepare", "promote", "reconcile"]
+__all__ += ["rollback", "train", "undeploy"]
 
 
 def __getattr__(name: str) -> Any:
@@ -71,6 +74,13 @@ def evaluate(spec: "EvaluateSpec", *, settings: "Settings | None" = None) -> "Re
     from maas_ray.evaluate.run import evaluate
 
     return evaluate(spec, settings=settings)
+
+
+def predict(spec: "PredictSpec", *, settings: "Settings | None" = None) -> "Predictions":
+    """Have a version answer every row of files; goes on where an earlier run into the same output stopped."""
+    from maas_ray.batch.run import predict
+
+    return predict(spec, settings=settings)
 
 
 def deploy(spec: "DeploySpec", *, settings: "Settings | None" = None) -> "Endpoint":

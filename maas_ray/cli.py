@@ -178,6 +178,58 @@ def evaluate(
 
 
 @app.command(rich_help_panel=_MODEL)
+def predict(
+    target: Annotated[
+        str, typer.Argument(metavar="NAME@ALIAS|NAME/VERSION|SPEC.yaml", help="What answers.", show_default=False)
+    ],
+    source: Annotated[
+        str | None, typer.Argument(metavar="INPUT", help="File, directory or glob.", show_default=False)
+    ] = None,
+    output: Annotated[
+        str | None, typer.Argument(metavar="OUTPUT", help="Directory for the answers.", show_default=False)
+    ] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", help="The input's. Default: by the files' names.", show_default=False)
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Columns to keep. Default: numbers and short strings.", show_default=False),
+    ] = None,
+    overrides: Overrides = None,
+    verbose: Verbose = False,
+) -> None:
+    """Answer every row of files: Ray Data in, Parquet out.
+
+    Columns of the input are named as the fields of a request; labels need not
+    be there. Each row of the output has the answer in the task's own words,
+    where the row stood (path, position), and the columns that were kept. Rows
+    that cannot be answered lie under OUTPUT/quarantine with their reason. Run
+    again after a crash, it goes on; what is finished is not repeated.
+
+    Examples:
+      maas predict digits@champion scans/ answers/
+      maas predict notes-lm/3 prompts.jsonl s3://bucket/answers --keep id
+      maas predict predict.yaml
+    """
+    from maas_ray import PredictSpec
+    from maas_ray import predict as verb
+
+    laid_over = list(overrides or ())
+    if source is not None:
+        named = json.dumps({"format": form, "path": source} if form else source)
+        laid_over = [f"input={named}", *([f"output={json.dumps(output)}"] if output else []), *laid_over]
+    elif form is not None:
+        raise typer.BadParameter("is the format of INPUT; in a spec it stands at `input.format`", param_hint="--format")
+    if keep is not None:
+        laid_over.append(f"keep={json.dumps([name for name in keep.split(',') if name])}")
+    if target.endswith((".yaml", ".yml")) or Path(target).is_file():
+        verb(PredictSpec.from_yaml(target, laid_over))
+    else:
+        laid_over = [f"version={json.dumps(target)}", *laid_over]
+        verb(PredictSpec.from_text("", source=f"maas predict {target}", overrides=laid_over))
+
+
+@app.command(rich_help_panel=_MODEL)
 def deploy(
     target: Annotated[
         str, typer.Argument(metavar="SPEC.yaml|NAME@ALIAS|NAME/VERSION", help="What to deploy.", show_default=False)

@@ -8,6 +8,7 @@
     │   └── CorruptError                     bytes differ from what their manifest promises
     ├── DataError            (ValueError)    the input cannot become a dataset
     ├── ClusterError         (RuntimeError)  no Ray cluster, or not the one that is needed
+    ├── UntrustedCodeError   (PermissionError) an artefact brings code, which may not run here
     ├── TrainingError        (RuntimeError)  a run could not go on
     │   └── NonFiniteLossError               the loss or its gradient became NaN or infinite
     ├── DeploymentError      (RuntimeError)  a version could not be brought up
@@ -85,6 +86,10 @@ class DataError(MaasError, ValueError):
 
 class ClusterError(MaasError, RuntimeError):
     """No Ray cluster, or not the one that is needed."""
+
+
+class UntrustedCodeError(MaasError, PermissionError):
+    """An artefact brings code, which may not run here."""
 
 
 class TrainingError(MaasError, RuntimeError):

@@ -8,6 +8,7 @@
     MAAS_HTTP_PORT      8000                          port the gateway listens on
     MAAS_SHARED                                       YAML file: how shared replicas work, see `SharedArgs`
     MAAS_GRPC_PORT      8001                          port of its gRPC; 0: none
+    MAAS_TRUST_REMOTE_CODE  0                         1: run the code that datasets and bundles bring
     MAAS_VERBOSE        0                             1: show Ray's own log lines, and tracebacks of errors
 
 Which Ray cluster is used is Ray's own affair: `RAY_ADDRESS`, `RAY_AUTH_MODE`.
@@ -45,6 +46,8 @@ class Settings(Spec):
     """YAML file with the options of the platform's shared replicas, one for all who deploy. Empty: the defaults."""
     grpc_port: int = Field(8001, ge=0, le=65535)
     """Port of the gateway's gRPC, at the same address; 0: none."""
+    trust_remote_code: bool = False
+    """Whether code that datasets and bundles bring may run."""
     verbose: bool = False
     """Whether to show Ray's own log lines, and tracebacks of errors."""
 

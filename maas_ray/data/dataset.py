@@ -33,6 +33,7 @@ from maas_ray.settings import Settings
 from maas_ray.spec import Spec
 from maas_ray.storage import Artifact, FileEntry
 from maas_ray.tasks import Column, Task, load_task
+from maas_ray.tasks.source import check_unchanged, vouch, vouched
 
 KIND = "dataset"
 TASK_DIRECTORY = "task"
@@ -132,12 +133,13 @@ class RowGroup:
 class PreparedDataset:
     """A committed dataset; picklable, cheap to send to a worker."""
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, vouched: frozenset[str] = frozenset()) -> None:
+        vouch(vouched)
         self.artifact = artifact
         self.meta = DatasetMeta.parse(artifact.meta, source=artifact.uri)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PreparedDataset, (self.artifact,)
+        return PreparedDataset, (self.artifact, vouched())
 
     @property
     def uri(self) -> str:
@@ -165,6 +167,15 @@ class PreparedDataset:
         """The fitted task's files in a local directory."""
         paths = [e.path for e in self.artifact.files if e.path.startswith(TASK_DIRECTORY + "/")]
         return self.artifact.fetch(directory, paths) / TASK_DIRECTORY
+
+    def check_unchanged(self) -> None:
+        """See that the user's own code, where the task is of such, is what the dataset was prepared with.
+
+        Raises:
+            DataError: it was changed since.
+        """
+        with tempfile.TemporaryDirectory() as directory:
+            check_unchanged(self.fetch_task(Path(directory)))
 
     def split(self, name: str) -> Split:
         """A split that has rows.

@@ -70,12 +70,14 @@ def saved(task: Task) -> dict[str, bytes]:
     """The files that a task saves itself into."""
     with tempfile.TemporaryDirectory() as directory:
         task.save(Path(directory))
-        return {path.name: path.read_bytes() for path in sorted(Path(directory).iterdir())}
+        paths = sorted(path for path in Path(directory).rglob("*") if path.is_file())
+        return {path.relative_to(directory).as_posix(): path.read_bytes() for path in paths}
 
 
 def _loaded(files: dict[str, bytes]) -> Task:
     with tempfile.TemporaryDirectory() as directory:
         for name, content in files.items():
+            (Path(directory) / name).parent.mkdir(parents=True, exist_ok=True)
             (Path(directory) / name).write_bytes(content)
         return load_task(Path(directory))
 

@@ -127,6 +127,8 @@ def prepare(spec: PrepareSpec, *, settings: Settings | None = None, parallelism:
     settings = settings or Settings.from_environment()
     files = list_sources(spec)
     identity = spec.task.identity()
+    if spec.task.own_source is not None:
+        identity = identity | {"source": spec.task.own_source.digest}
     connect(settings)
     from maas_ray.data import stages
     from maas_ray.data.blocks import quiet
@@ -200,6 +202,7 @@ def _commit(spec: PrepareSpec, built: "Built", uri: str, fingerprint: str, attem
     with tempfile.TemporaryDirectory() as directory:
         for name, content in built.task_files.items():
             local = Path(directory) / name
+            local.parent.mkdir(parents=True, exist_ok=True)
             local.write_bytes(content)
             path = f"{TASK_DIRECTORY}/{name}"
             # Fitting gives the same bytes each time, so another attempt's copy is as good as this one.

@@ -196,12 +196,15 @@ def _inspect_parquet(source: ParquetSource, found: Inspected, handle: Any, mappi
 
 
 def _missing(file: InputFile, mapping: dict[str, str], names: list[str]) -> str:
-    lacking = [
-        f"{column!r} (set `{name if name in ('text', 'image', 'label') else f'columns.{name}'}`)"
-        for name, column in mapping.items()
-        if column not in (REST, *names)
-    ]
+    lacking = [f"{column!r} ({_named_by(name)})" for name, column in mapping.items() if column not in (REST, *names)]
     return f"{file.uri} has no column {', '.join(lacking)}; it has: {', '.join(names)}." if lacking else ""
+
+
+def _named_by(name: str) -> str:
+    """What in a spec says where a column stands."""
+    if name.startswith(KEEP_PREFIX):
+        return "named by `keep`"
+    return f"set `{name if name in ('text', 'image', 'label') else f'columns.{name}'}`"
 
 
 def _with_references(
@@ -266,25 +269,25 @@ def _chosen(values: Row, mapping: dict[str, str]) -> Row:
 def _read_whole(source: AnySource, file: InputFile, mapping: dict[str, str]) -> Iterator[Raw]:
     content = storage.read_bytes(file.uri)
     if isinstance(source, AudioFolderSource):
+        said: Row = {"audio": content}
         try:
-            said: Row = {"audio": content, "transcript": storage.read_bytes(_transcript(file.uri))}
+            if "transcript" in mapping.values():
+                said["transcript"] = storage.read_bytes(_transcript(file.uri))
         except NotFoundError:
             error = f"no transcript beside it: {PurePosixPath(_transcript(file.relative)).name} is not there"
             yield Raw(file.uri, 0, error=error, excerpt=content[:EXCERPT_BYTES])
         else:
-            yield Raw(
-                file.uri, 0, {name: said[column] for name, column in mapping.items()}, excerpt=content[:EXCERPT_BYTES]
-            )
+            row = {name: said[column] for name, column in mapping.items()}
+            yield Raw(file.uri, 0, row, excerpt=content[:EXCERPT_BYTES])
         return
     if not isinstance(source, ImageFolderSource):
         yield Raw(file.uri, 0, {"text": content}, excerpt=content[:EXCERPT_BYTES])
         return
     label = PurePosixPath(file.relative).parent.name
-    if label:
+    if label or "label" not in mapping:
         values: Row = {"image": content, "label": label}
-        yield Raw(
-            file.uri, 0, {name: values[column] for name, column in mapping.items()}, excerpt=content[:EXCERPT_BYTES]
-        )
+        row = {name: values[column] for name, column in mapping.items()}
+        yield Raw(file.uri, 0, row, excerpt=content[:EXCERPT_BYTES])
     else:
         error = "lies in no directory that could be its label; give the directory above as `path`"
         yield Raw(file.uri, 0, error=error, excerpt=content[:EXCERPT_BYTES])

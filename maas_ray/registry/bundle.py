@@ -22,6 +22,7 @@ from maas_ray.settings import Settings
 from maas_ray.spec import Name, Spec
 from maas_ray.storage import Artifact
 from maas_ray.tasks import Task, load_task
+from maas_ray.tasks.source import check_carried
 
 KIND = "bundle"
 WEIGHTS_SUFFIX = ".safetensors"
@@ -127,7 +128,12 @@ class Bundle:
         return found
 
     def load_task(self, directory: Path) -> Task:
-        """The fitted task, from a fetched copy."""
+        """The fitted task, from a fetched copy.
+
+        Raises:
+            UntrustedCodeError: the bundle brings code, for its task or its network, that may not run here.
+        """
+        check_carried(directory, f"the model at {self.uri}")
         return load_task(directory)
 
 

@@ -81,7 +81,7 @@ class Generating:
         async def one(number: int, row: Any) -> str:
             with asked.at(number):
                 text = ""
-                async with aclosing(self._generate(_text_request(row))) as deltas:
+                async with aclosing(self._generate(text_request(row))) as deltas:
                     async for delta in deltas:
                         if isinstance(delta, RequestError):
                             raise delta
@@ -96,7 +96,7 @@ class Generating:
         return [task.result() for task in tasks]
 
 
-def _text_request(row: TextRow) -> TextRequest:
+def text_request(row: TextRow) -> TextRequest:
     return TextRequest(
         prompt=row.prompt,
         max_tokens=row.max_tokens,

@@ -223,25 +223,8 @@ class Predictor:
         del self._model
 
     def _answer(self, rows: list["_Row"]) -> list["_Row | Exception"]:
-        """Answers in the order of the rows; rows of one shape are computed together."""
-        answers: list[_Row | Exception] = [{}] * len(rows)
-        alike: dict[Any, list[int]] = {}
-        for place, row in enumerate(rows):
-            alike.setdefault(tuple((name, value.shape) for name, value in row.items()), []).append(place)
-        for places in alike.values():
-            for place, answer in zip(places, self._together([rows[place] for place in places]), strict=True):
-                answers[place] = answer
-        return answers
-
-    def _together(self, rows: list["_Row"]) -> list["_Row | Exception"]:
-        try:
-            answer = self._model.task.predict(
-                self._model.network, {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-            )
-        except Exception as error:
-            # One row must not fail its neighbours: each is tried alone.
-            return [error] if len(rows) == 1 else [one for row in rows for one in self._together([row])]
-        return [{name: array[row] for name, array in answer.items()} for row in range(len(rows))]
+        """Answers in the order of the rows."""
+        return network.answers(self._model.task, self._model.network, rows)
 
 
 _Row = dict[str, Any]

@@ -1,4 +1,7 @@
-"""The tasks, by Hugging Face's pipeline tags. A new one is a module here: it is found by itself."""
+"""The tasks, by Hugging Face's pipeline tags. A new one is a module here: it is found by itself.
+
+One of the user's own is named by its import path, `package.module:Name`, and so is a network; see `own`.
+"""
 
 import importlib
 import json
@@ -6,9 +9,9 @@ import pkgutil
 from collections.abc import Iterator
 from inspect import isabstract
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Union
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny, WrapValidator
 
 from maas_ray.errors import CorruptError
 from maas_ray.spec import Spec
@@ -25,6 +28,8 @@ from maas_ray.tasks.base import (
     TensorSpec,
     type_of,
 )
+from maas_ray.tasks.own import parse_network, parse_task, task_type
+from maas_ray.tasks.source import admitted, is_import_path
 
 
 def _found() -> Iterator[type[Task]]:
@@ -45,12 +50,25 @@ def _networks() -> Iterator[type[NetworkSpec]]:
 
 TASKS: tuple[type[Task], ...] = tuple(dict.fromkeys(_found()))
 
+
+def _task(value: Any, known: Any) -> Any:
+    own = isinstance(value, dict) and is_import_path(value.get("type"))
+    return parse_task(value) if own else value if getattr(value, "own_source", None) else known(value)
+
+
+def _network(value: Any, known: Any) -> Any:
+    own = isinstance(value, dict) and is_import_path(value.get("type"))
+    return parse_network(value) if own else value if getattr(value, "own_source", None) else known(value)
+
+
 if TYPE_CHECKING:
     AnyTaskSpec = TaskSpec
     AnyNetworkSpec = NetworkSpec
 else:
-    AnyTaskSpec = Annotated[Union[tuple(task.spec_type for task in TASKS)], Field(discriminator="type")]  # noqa: UP007
-    AnyNetworkSpec = Annotated[Union[tuple(_networks())], Field(discriminator="type")]  # noqa: UP007
+    _Known = Annotated[Union[tuple(task.spec_type for task in TASKS)], Field(discriminator="type")]  # noqa: UP007
+    AnyTaskSpec = Annotated[SerializeAsAny[_Known], WrapValidator(_task)]
+    _KnownNetwork = Annotated[Union[tuple(_networks())], Field(discriminator="type")]  # noqa: UP007
+    AnyNetworkSpec = Annotated[SerializeAsAny[_KnownNetwork], WrapValidator(_network)]
 
 
 class _TaskDocument(Spec):
@@ -67,15 +85,25 @@ def load_task(directory: Path) -> Task:
 
     Raises:
         CorruptError: there is no readable `task.json`.
+        UntrustedCodeError: it is of code that the directory brings, which may not run here.
     """
+    path = directory / TASK_FILE
     try:
-        document = json.loads((directory / TASK_FILE).read_text(encoding="utf-8"))
-        spec = _TaskDocument.parse({"task": document["task"]}, source=str(directory / TASK_FILE)).task
-        state = document["features"]
+        document = json.loads(path.read_text(encoding="utf-8"))
+        name, state = document["task"]["type"], document["features"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorruptError(f"{directory / TASK_FILE} cannot be read: {error}") from error
-    task_type: type[Task] = next(task for task in TASKS if task.spec_type is type(spec))
-    return task_type.load_state(spec, state, directory)
+        raise CorruptError(f"{path} cannot be read: {error}") from error
+    if is_import_path(name) and "source" in document:
+        own = task_type(name, admitted(directory, document["source"], name))
+        return own.load_state(own.spec_type.parse(document["task"], source=str(path)), state, directory)
+    known = find_task(name)
+    try:
+        if known is None:
+            raise ValueError(f"nobody knows the task {name!r} here")
+        spec = _TaskDocument.parse({"task": document["task"]}, source=str(path)).task
+    except ValueError as error:
+        raise CorruptError(f"{path} cannot be read: {error}") from error
+    return known.load_state(spec, state, directory)
 
 
 __all__ = [

@@ -26,6 +26,8 @@ from maas_ray.spec import Spec
 if TYPE_CHECKING:
     import torch
 
+    from maas_ray.tasks.source import Source
+
 Row = dict[str, Any]
 """One example by column name."""
 
@@ -40,6 +42,8 @@ REST = "*"
 
 TASK_FILE = "task.json"
 CONFIG_FILE = "config.json"
+SOURCE_FIELD = "maas_source"
+"""In `config.json`: digest of the user's own code that the network is from."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,8 @@ class NetworkSpec(Spec, ABC):
 
     of_transformers: ClassVar[bool] = False
     """Whether Transformers builds it."""
+    own_source: "ClassVar[Source | None]" = None
+    """The user's own code that it is from."""
 
     @abstractmethod
     def build(self, task: Any) -> "torch.nn.Module":
@@ -127,6 +133,9 @@ class NetworkSpec(Spec, ABC):
     def write_config(self, module: "torch.nn.Module", task: Any, directory: Path) -> None:
         """Write `config.json`, from which `Task.load_model` builds the network again."""
         config = {"maas_network": self.document(), "architectures": [type(module).__name__]}
+        if self.own_source is not None:
+            self.own_source.write(directory)
+            config[SOURCE_FIELD] = self.own_source.digest
         (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -135,6 +144,9 @@ class TaskSpec(Spec, ABC):
 
     type: str
     """Which task."""
+
+    own_source: "ClassVar[Source | None]" = None
+    """The user's own code that it is from."""
 
     @property
     @abstractmethod
@@ -238,7 +250,10 @@ class Task(ABC):
     def save(self, directory: Path) -> None:
         """Write `task.json` and the features' files into a directory."""
         state = self.save_state(directory)
-        document = {"task": self.spec.document(), "features": state, "signature": self.signature()}
+        document: dict[str, Any] = {"task": self.spec.document(), "features": state, "signature": self.signature()}
+        if self.spec.own_source is not None:
+            self.spec.own_source.write(directory)
+            document["source"] = self.spec.own_source.digest
         (directory / TASK_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
     # --- model
@@ -298,7 +313,13 @@ class Task(ABC):
         Raises:
             CorruptError: it holds none that this task knows.
         """
-        document = load_config(directory).get("maas_network")
+        config = load_config(directory)
+        document = config.get("maas_network")
+        if document is not None and SOURCE_FIELD in config:
+            from maas_ray.tasks.own import load_network
+
+            network = load_network(document, directory, config[SOURCE_FIELD])
+            return load_weights(network.build(self), directory)
         if document is not None:
             found = next((one for one in self.networks if type_of(one) == document.get("type")), None)
             if found is None:

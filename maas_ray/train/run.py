@@ -90,8 +90,9 @@ def train(spec: TrainSpec, *, settings: Settings | None = None) -> ModelVersion:
     settings = settings or Settings.from_environment()
     with spec.at("dataset"):
         dataset = open_dataset(settings, spec.dataset)
-    if not isinstance(spec.network, dataset.task.networks):
-        known = ", ".join(map(type_of, dataset.task.networks))
+        dataset.check_unchanged()
+    if not isinstance(spec.network, dataset.task.networks) and spec.network.own_source is None:
+        known = ", ".join([*map(type_of, dataset.task.networks), "an import path `module:Name` of your own"])
         raise spec.refuse(
             "network.type", f"{spec.network.type!r} cannot do {dataset.task.spec.type}; choose one of {known}."
         )
@@ -153,7 +154,8 @@ def _open_run(spec: TrainSpec, dataset: PreparedDataset, settings: Settings) -> 
     """The MLflow run of this name, made if there is none."""
     document = spec.model_dump(mode="json", exclude=_NOT_COMPUTED)
     batch_size = batch_geometry(spec, spec.most_workers)[0]
-    identity = digest_of({"spec": document, "batch_size": batch_size, "dataset": dataset.fingerprint})
+    own = {"source": spec.network.own_source.digest} if spec.network.own_source is not None else {}
+    identity = digest_of({"spec": document, "batch_size": batch_size, "dataset": dataset.fingerprint, **own})
     name = spec.run or f"{spec.model}-{identity[:8]}"
     registry = Registry(settings)
     client = registry.client

@@ -25,6 +25,7 @@ def settings() -> Iterator[Settings]:
         http, grpc = clusters.free_ports(2)
         patch.setenv("MAAS_HTTP_PORT", str(http))
         patch.setenv("MAAS_GRPC_PORT", str(grpc))
+        patch.setenv("MAAS_TRUST_REMOTE_CODE", "1")  # of the whole cluster: some tests serve code of their own
         settings = Settings.from_environment()
         for name, value in settings.environment().items():
             patch.setenv(name, value)

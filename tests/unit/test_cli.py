@@ -23,6 +23,7 @@ COMMANDS = [
     "prepare",
     "train",
     "evaluate",
+    "predict",
     "deploy",
     "promote",
     "rollback",

@@ -124,7 +124,7 @@ def test_every_third_party_import_is_declared() -> None:
     from importlib.metadata import packages_distributions
 
     extras = PROJECT["optional-dependencies"]
-    lines = [*PROJECT["dependencies"], *extras["compression"], *extras["onnx"], *extras["vllm"]]
+    lines = [*PROJECT["dependencies"], *extras["compression"], *extras["keras"], *extras["onnx"], *extras["vllm"]]
     declared = {canonicalize_name(Requirement(line).name) for line in lines}
     comes_along = {"pydantic-core"}
     distributions = packages_distributions()

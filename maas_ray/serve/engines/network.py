@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from maas_ray.errors import DeploymentError
 from maas_ray.serve.spec import ServingOptions
 from maas_ray.tasks.base import Forward, OnDevice, Task
@@ -53,6 +55,34 @@ def load(task: Task, directory: Path, options: ServingOptions) -> tuple[Forward,
 def warm_up_sizes(name: str) -> Sequence[int]:
     """Rows of the batches that a predictor is asked before it reports ready."""
     return (1, 2) if name == "torch.compile" else (1,)
+
+
+def answers(task: Task, network: Forward, rows: "list[_Row]") -> "list[_Row | Exception]":
+    """Answers to rows of a task's inputs, in their order; rows of one shape are computed together.
+
+    A row that cannot be answered has the error in place of its answer; its neighbours are answered.
+    """
+    found: list[_Row | Exception] = [{}] * len(rows)
+    alike: dict[Any, list[int]] = {}
+    for place, row in enumerate(rows):
+        alike.setdefault(tuple((name, np.shape(value)) for name, value in row.items()), []).append(place)
+    for places in alike.values():
+        for place, answer in zip(places, _together(task, network, [rows[place] for place in places]), strict=True):
+            found[place] = answer
+    return found
+
+
+def _together(task: Task, network: Forward, rows: "list[_Row]") -> "list[_Row | Exception]":
+    try:
+        answer = task.predict(network, {name: np.stack([row[name] for row in rows]) for name in rows[0]})
+    except Exception as error:
+        # One row must not fail its neighbours: each is tried alone.
+        return [error] if len(rows) == 1 else [one for row in rows for one in _together(task, network, [row])]
+    return [{name: array[row] for name, array in answer.items()} for row in range(len(rows))]
+
+
+_Row = dict[str, Any]
+"""One row of each tensor, by name."""
 
 
 def _torch(task: Task, directory: Path, options: ServingOptions) -> Forward:

@@ -1,0 +1,1 @@
+"""Batch prediction: files in, a version's answers to their rows out."""

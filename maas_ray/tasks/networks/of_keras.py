@@ -1,0 +1,66 @@
+"""Keras 3 models on the torch backend as networks: called by named tensors, with parameters under names that stay."""
+
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from maas_ray.errors import DataError
+
+if TYPE_CHECKING:
+    from maas_ray.tasks.base import Task
+
+
+class KerasNetwork(nn.Module):
+    """A Keras model.
+
+    Its variables are this module's parameters, by their place: Keras numbers layers through a process (`dense_7`), so
+    its own names are not those of the next process.
+
+    Args:
+        model: built.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self._held = (model,)  # no submodule: the variables would be there twice
+        for place, variable in enumerate(model.variables):
+            value, name = variable.value, f"v{place:03d}_{variable.name.replace('.', '_')}"
+            if variable.trainable:
+                self.register_parameter(name, value)
+            else:  # such as the statistics of normalisation
+                self.register_buffer(name, value)
+
+    @classmethod
+    def built(cls, model: Any, task: "Task") -> Self:
+        """A model, built on rows of zeros where it is not yet."""
+        import keras
+
+        if keras.backend.backend() != "torch":
+            raise DataError(
+                f"Keras computes with {keras.backend.backend()} here; set KERAS_BACKEND=torch before it is imported."
+            )
+        if not model.built:
+            rows = {name: np.zeros((2, *column.shape), column.dtype) for name, column in task.stored.items()}
+            with torch.no_grad():
+                task.loss(_Called(model), task.collate(rows))
+        return cls(model)
+
+    def forward(self, **tensors: torch.Tensor) -> Any:
+        """What the model answers; training or not is this module's."""
+        return _Called(self._held[0])(training=self.training, **tensors)
+
+
+class _Called:
+    """A Keras model called by named tensors: one goes in as it is, several by their names."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __call__(self, training: bool = False, **tensors: torch.Tensor) -> Any:
+        import keras
+
+        given: Any = next(iter(tensors.values())) if len(tensors) == 1 else tensors
+        with keras.device(str(next(iter(tensors.values())).device)):
+            return self._model(given, training=training)
