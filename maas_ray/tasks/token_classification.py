@@ -354,5 +354,5 @@ def _row_losses(logits: "torch.Tensor", label: "torch.Tensor") -> "torch.Tensor"
     """Mean cross-entropy, nats, of each row's tags. logits: [B, T, tags], label: [B, T] → [B]."""
     import torch.nn.functional as F
 
-    losses = F.cross_entropy(logits.transpose(1, 2), label, ignore_index=_NO_TAG, reduction="none")
-    return losses.sum(1) / (label != _NO_TAG).sum(1).clamp(min=1)
+    losses = F.cross_entropy(logits.flatten(0, 1), label.flatten(), ignore_index=_NO_TAG, reduction="none")
+    return losses.view(label.shape).sum(1) / (label != _NO_TAG).sum(1).clamp(min=1)

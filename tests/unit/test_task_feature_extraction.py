@@ -1,6 +1,7 @@
 """Feature extraction: the loss and the metrics by hand, pooling, and vectors that Transformers gives too."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,17 @@ ROWS = [
     {"anchor": "the name of a person", "positive": "return person.name"},
     {"anchor": "sum both", "positive": "def add(a, b): return a + b"},
 ]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Of networks as small as these, threads do nothing but wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def fitted(**changes: Any) -> FeatureExtraction:

@@ -1,5 +1,6 @@
 """Text classification: what is fitted, every network, and padding that changes nothing."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,17 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "attention": {"type": "attention-pooling", "embedding_size": 16, "hidden_size": 16, "heads": 2},
     "bert": {"type": "bert", "hidden_size": 16, "layers": 2, "heads": 2},
 }
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Of networks as small as these, threads do nothing but wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def fitted(**changes: Any) -> TextClassification:

@@ -1,5 +1,6 @@
 """Token classification: pieces and their tags, spans as CoNLL has them, answers as Hugging Face's pipeline gives."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,17 @@ NETWORKS: dict[str, NetworkSpec] = {
     "gru": RecurrentText(cell="gru", bidirectional=False, embedding_size=16, hidden_size=16, layers=2, dropout=0.0),
     "bert": Bert(hidden_size=16, layers=2, heads=2, dropout=0.0),
 }
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Of networks as small as these, threads do nothing but wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def fitted(max_length: int = 32, rows: list[dict[str, Any]] = ROWS) -> TokenClassification:
