@@ -115,7 +115,7 @@ class FeatureExtraction(EncoderTask):
     spec_type = FeatureExtractionSpec
     networks = (Bert, Pretrained)
     auto_model = "AutoModel"
-    headline = ("recall@1", "mrr", "loss")
+    headline = ("recall_at_1", "mrr", "loss")
     request, answer = EmbeddedText, Embedding
 
     def __init__(self, spec: FeatureExtractionSpec, files: Files, pooling: Pooling) -> None:
@@ -214,8 +214,8 @@ class FeatureExtraction(EncoderTask):
 
     def metrics(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
         """`loss`, in nats a row, which depends on the rows of a pass; and how each row's query finds its positive among
-        the different positives of these very rows, by cosine: `mrr` (mean of 1 / rank) and `recall@k` (share within
-        the first k), which are easier the fewer rows there are. Of a pool of k or fewer `recall@k` is left out.
+        the different positives of these very rows, by cosine: `mrr` (mean of 1 / rank) and `recall_at_k` (share within
+        the first k), which are easier the fewer rows there are. Of a pool of k or fewer `recall_at_k` is left out.
         """
         found = {"loss": mean_loss(outcomes)}
         pool_ids, first, place = np.unique(outcomes["positive_id"], return_index=True, return_inverse=True)
@@ -298,7 +298,7 @@ def _ranked(scores: np.ndarray, right: np.ndarray) -> Iterator[tuple[str, float]
     yield "mrr", float(metrics.label_ranking_average_precision_score(truth, scores))
     for k in _RECALL_AT:
         if k < size and size > 2:  # of two, scikit-learn takes the scores for those of a binary problem
-            yield f"recall@{k}", float(metrics.top_k_accuracy_score(right, scores, k=k, labels=np.arange(size)))
+            yield f"recall_at_{k}", float(metrics.top_k_accuracy_score(right, scores, k=k, labels=np.arange(size)))
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -85,7 +85,7 @@ def test_a_network_learns_to_find_what_belongs_together() -> None:
         optimizer.step()
     with torch.no_grad():
         found = TASK.metrics(TASK.outcomes(model.eval(), batch))
-    assert found["mrr"] == found["recall@1"] == 1
+    assert found["mrr"] == found["recall_at_1"] == 1
     assert found["loss"] < 0.1
 
 
@@ -101,7 +101,7 @@ def test_metrics_are_of_ranks_among_the_different_positives_of_the_rows() -> Non
     ranks = (scores >= scores[np.arange(rows), place][:, None]).sum(1)
     assert found["mrr"] == pytest.approx((1 / ranks).mean())
     for k in (1, 5, 10):
-        assert found[f"recall@{k}"] == pytest.approx((ranks <= k).mean())
+        assert found[f"recall_at_{k}"] == pytest.approx((ranks <= k).mean())
     assert found["loss"] == 1
 
 
@@ -109,7 +109,7 @@ def test_metrics_are_of_ranks_among_the_different_positives_of_the_rows() -> Non
 def test_metrics_of_few_rows_leave_out_what_they_do_not_define(pool: int) -> None:
     vectors = np.eye(3, dtype=np.float32)[:pool]
     outcomes = {"loss": np.zeros(pool), "query": vectors, "positive": vectors, "positive_id": np.arange(pool)}
-    expected = {"loss": 0.0} | ({"mrr": 1.0} if pool > 1 else {}) | ({"recall@1": 1.0} if pool > 2 else {})
+    expected = {"loss": 0.0} | ({"mrr": 1.0} if pool > 1 else {}) | ({"recall_at_1": 1.0} if pool > 2 else {})
     assert TASK.metrics(outcomes) == expected
 
 
