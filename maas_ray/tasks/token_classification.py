@@ -298,7 +298,7 @@ class TokenClassification(EncoderTask):
         for row, encoding in zip(rows, encodings, strict=True):
             if encoding.overflowing:
                 raise RequestError(
-                    f"These {len(row)} tokens are more than the {self.spec.max_length} pieces that the model reads; "
+                    f"These {len(row)} tokens make more pieces than the {self.spec.max_length} that the model reads; "
                     "send them in parts.",
                     param="tokens",
                     code="context_length_exceeded",

@@ -208,7 +208,7 @@ def test_a_pretrained_model_answers_as_hugging_faces_pipeline(tmp_path: Path) ->
 
 def test_what_would_leave_tokens_without_a_tag_is_refused() -> None:
     short = fitted(max_length=8)
-    with pytest.raises(RequestError, match="These 9 tokens are more than the 8 pieces that the model reads"):
+    with pytest.raises(RequestError, match="These 9 tokens make more pieces than the 8 that the model reads"):
         short.predict(lambda **_: None, {"tokens": tokens_of(*"abcdefghi")})
     with pytest.raises(RequestError, match="'' holds nothing") as caught:
         short.predict(lambda **_: None, {"tokens": tokens_of("a", "")})
