@@ -125,3 +125,23 @@ def test_models_that_embed_are_listed_and_not_asked_for_text() -> None:
     answer = ask(path="/v1/completions", prompt="a")
     assert answer.status_code == 400
     assert "does feature-extraction; ask it at /v1/embeddings" in answer.json()["error"]["message"]
+
+
+def test_the_openai_client_reads_what_is_answered() -> None:
+    """It asks for base64 of its own accord, and decodes it."""
+    from openai import AsyncOpenAI, BadRequestError, NotFoundError
+
+    async def asked() -> None:
+        http = httpx.AsyncClient(transport=httpx.ASGITransport(APP))
+        async with AsyncOpenAI(base_url="http://test/v1", api_key="none", max_retries=0, http_client=http) as client:
+            for more in ({}, {"encoding_format": "float"}):
+                answer = await client.embeddings.create(model="emb", input=["abc", "d"], **more)
+                np.testing.assert_allclose([one.embedding for one in answer.data], [[0.1, 3], [0.1, 1]], rtol=1e-6)
+                assert answer.usage.total_tokens == 4
+            assert [model.id async for model in client.models.list()] == ["emb"]
+            with pytest.raises(BadRequestError, match=r"input\[1\]: The text has more than the 8 tokens"):
+                await client.embeddings.create(model="emb", input=["a", "b" * 100])
+            with pytest.raises(NotFoundError):
+                await client.embeddings.create(model="none", input="a")
+
+    asyncio.run(asked())
