@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -327,7 +328,7 @@ def test_a_tenth_task_is_one_file(tmp_path: Path) -> None:
     package = Path(maas_ray.__file__).parent
     shutil.copytree(package, tmp_path / "maas_ray", ignore=shutil.ignore_patterns("__pycache__"))
     module = (package / "tasks" / "image_classification.py").read_text()
-    module = module.replace('"image-classification"', '"tenth"').replace('"cnn"', '"tenth-cnn"')
+    module = re.sub(r'"(image-classification|cnn|resnet)"', r'"tenth-\1"', module)
     (tmp_path / "maas_ray" / "tasks" / "tenth.py").write_text(module)
     (tmp_path / "walk.py").write_text(WALK)
 
@@ -340,7 +341,7 @@ def test_a_tenth_task_is_one_file(tmp_path: Path) -> None:
         check=False,
     )
 
-    assert out.stdout.split() == ["tenth", "dark"], out.stderr
+    assert out.stdout.split() == ["tenth-image-classification", "dark"], out.stderr
 
 
 WALK = """
@@ -354,12 +355,12 @@ from maas_ray.tasks import find_task, load_task
 from maas_ray.train.spec import TrainSpec
 
 source = {"format": "image-folder", "path": "x"}
-spec = PrepareSpec.parse({"dataset": "d", "task": {"type": "tenth"}, "sources": [source]})
+spec = PrepareSpec.parse({"dataset": "d", "task": {"type": "tenth-image-classification"}, "sources": [source]})
 images = {"dark": np.full((8, 8), 5, np.uint8), "light": np.full((8, 8), 250, np.uint8)}
 rows = [spec.task.parse_row({"image": image, "label": name}) for name, image in images.items()]
 task = spec.task.fit(rows)
 chosen = TrainSpec.parse({"dataset": "d", "model": "m", "network": {"type": "tenth-cnn", "channels": [4]}}).network
-assert isinstance(chosen, find_task("tenth").networks)
+assert isinstance(chosen, find_task("tenth-image-classification").networks)
 module = chosen.build(task)
 optimizer = torch.optim.Adam(module.parameters(), 0.01)
 for _ in range(40):
