@@ -2,8 +2,6 @@
 
 import base64
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ import soundfile
 
 from maas_ray import DeploySpec, EvaluateSpec, PrepareSpec, TrainSpec, deploy, evaluate, prepare, train
 from maas_ray.registry.versions import ModelVersion
+from maas_ray.sample_data.speech import write_clips
 from maas_ray.settings import Settings
 from maas_ray.tasks import audio
 from tests import speech
@@ -35,8 +34,7 @@ class Heard:
 @pytest.fixture(scope="module")
 def heard(cluster: str, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Heard:
     clips = tmp_path_factory.mktemp("clips")
-    command = [sys.executable, str(ROOT / "jobs/speech_dataset.py"), str(clips), "--clips", str(CLIPS), "--words", "2"]
-    subprocess.run(command, check=True, timeout=120)
+    write_clips(clips, clips=CLIPS, most_words=2)
     (clips / "picture.wav").write_bytes(b"\x89PNG\r\n\x1a\n")
     (clips / "picture.txt").write_text("one")
     (clips / "hurried.wav").write_bytes(speech.file_of(np.random.default_rng(0).standard_normal(3200) / 9))

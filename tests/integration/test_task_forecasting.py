@@ -10,9 +10,9 @@ import httpx
 import numpy as np
 import pytest
 
-from jobs.datasets import DATASETS
 from maas_ray import DeploySpec, EvaluateSpec, PrepareSpec, TrainSpec, deploy, evaluate, prepare, train, undeploy
 from maas_ray.data.dataset import PreparedDataset
+from maas_ray.sample_data import SAMPLES
 from maas_ray.settings import Settings
 
 SPECS = Path(__file__).parents[2] / "jobs/specs"
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("cluster")
 @pytest.fixture(scope="module")
 def lines(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[PreparedDataset, Path]:
     """The prepared dataset, and the table it was made of."""
-    path = DATASETS["lines"](tmp_path_factory.mktemp("lines"))
+    path = SAMPLES["lines"](tmp_path_factory.mktemp("lines"))
     spec = PrepareSpec.from_yaml(SPECS / "lines-prepare.yaml", [f"sources.0.path={path}", "task.stride=8"])
     return prepare(spec, settings=settings), path
 

@@ -9,7 +9,6 @@ import httpx
 import numpy as np
 import pytest
 
-from jobs.datasets import DATASETS
 from maas_ray import (
     DeploySpec,
     EvaluateSpec,
@@ -22,6 +21,7 @@ from maas_ray import (
     undeploy,
 )
 from maas_ray.data.dataset import SPLITS, PreparedDataset
+from maas_ray.sample_data import SAMPLES
 from maas_ray.settings import Settings
 
 SPECS = Path(__file__).parents[2] / "jobs/specs"
@@ -39,7 +39,7 @@ def served(settings: Settings) -> Iterator[list[str]]:
 
 
 def prepared(name: str, directory: Path, settings: Settings) -> PreparedDataset:
-    path = DATASETS[name](directory)
+    path = SAMPLES[name](directory)
     spec = PrepareSpec.from_yaml(SPECS / f"{name}-prepare.yaml", [f"sources.0.path={path}"])
     return prepare(spec, settings=settings)
 

@@ -9,11 +9,12 @@ import httpx
 import numpy as np
 import pytest
 
-from jobs.datasets_text import GENERATORS, write
 from maas_ray import DeploySpec, EvaluateSpec, PrepareSpec, TrainSpec, deploy, evaluate, prepare, train
 from maas_ray.data.dataset import PreparedDataset
 from maas_ray.registry.bundle import open_bundle
 from maas_ray.registry.versions import ModelVersion
+from maas_ray.sample_data import SAMPLES
+from maas_ray.sample_data.code import docstring_rows
 from maas_ray.settings import Settings
 from tests.deployments import undeploy_all
 from tests.encoders import wordpiece_bert
@@ -30,7 +31,9 @@ def _undeploy(settings: Settings) -> Iterator[None]:
 
 
 def prepared(name: str, directory: Path, settings: Settings, *changes: str) -> PreparedDataset:
-    spec = PrepareSpec.from_yaml(SPECS / f"{name}-prepare.yaml", [f"sources.0.path={write(name, directory)}", *changes])
+    spec = PrepareSpec.from_yaml(
+        SPECS / f"{name}-prepare.yaml", [f"sources.0.path={SAMPLES[name](directory)}", *changes]
+    )
     return prepare(spec, settings=settings)
 
 
@@ -104,7 +107,7 @@ def test_feature_extraction(settings: Settings, tmp_path: Path) -> None:
     from transformers import AutoModel, AutoTokenizer
 
     encoder = tmp_path / "encoder"
-    wordpiece_bert(encoder, (row["positive"] for row in islice(GENERATORS["docstrings"](), 2000)), hidden_size=64)
+    wordpiece_bert(encoder, (row["positive"] for row in islice(docstring_rows(), 2000)), hidden_size=64)
     prepared("docstrings", tmp_path, settings, f"task.tokenizer={encoder}", "task.max_length=48")
     version = trained(
         "docstrings", settings, f"network={{type: pretrained, path: {encoder}}}", "max_steps=40", "learning_rate=5e-3"

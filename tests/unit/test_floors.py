@@ -16,7 +16,7 @@ FLOORS = [
     {"settings", "console", "curves"},
     {"storage"},
     {"tasks"},
-    {"cluster", "own"},
+    {"cluster", "own", "sample_data"},
     {"data", "registry"},
     {"train", "evaluate"},
     {"serve"},

@@ -1,4 +1,5 @@
 import base64
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -399,9 +400,9 @@ def test_what_does_not_fit_is_refused(task: AutomaticSpeechRecognition, tmp_path
 
 
 def test_the_generator_says_what_it_needs(tmp_path: Path) -> None:
-    script = Path(__file__).parents[2] / "jobs/speech_dataset.py"
-    command = [sys.executable, str(script), str(tmp_path / "clips")]
-    done = subprocess.run(command, env={"PATH": ""}, capture_output=True, text=True, timeout=60, check=False)
+    command = [sys.executable, "-m", "maas_ray.sample_data", "spoken-digits", str(tmp_path)]
+    environment = {"PATH": "", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert "espeak-ng is not installed" in done.stderr
-    assert not (tmp_path / "clips").exists()
+    assert not (tmp_path / "spoken-digits").exists()

@@ -1,18 +1,12 @@
-"""Data for the text tasks that every machine has: the running interpreter's standard library, as JSON lines.
+"""Text, as JSON lines: the running interpreter's own standard library."""
 
-python jobs/datasets_text.py packages data/packages      {"text", "label"}      which package an excerpt is from
-python jobs/datasets_text.py python-tokens data/tokens   {"tokens", "tags"}     what Python's tokenizer calls them
-python jobs/datasets_text.py docstrings data/docstrings  {"anchor", "positive"} a docstring, and what it describes
-"""
-
-import argparse
 import ast
 import io
 import json
 import keyword
 import sysconfig
 import tokenize
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +31,16 @@ def sources(*packages: str) -> Iterator[tuple[str, str]]:
                 continue  # a few are in other encodings
 
 
-def packages() -> Iterator[Row]:
-    """Excerpts of some lines each, with the package they are from."""
+def package_rows() -> Iterator[Row]:
+    """`text`, an excerpt of some lines; `label`, the package it is from."""
     for package, text in sources(*PACKAGES):
         lines = text.splitlines()
         for start in range(0, len(lines) - EXCERPT_LINES + 1, EXCERPT_LINES):
             yield {"text": "\n".join(lines[start : start + EXCERPT_LINES]), "label": package}
 
 
-def python_tokens() -> Iterator[Row]:
-    """A few lines each, cut into words and punctuation marks; spans are Python's own tokens."""
+def token_rows() -> Iterator[Row]:
+    """`tokens`, the words and punctuation marks of a few lines; `tags`, whose spans are Python's own tokens."""
     for _, text in sources("email", "http", "json", "logging", "unittest"):
         tokens: list[str] = []
         tags: list[str] = []
@@ -71,8 +65,8 @@ def _words(text: str) -> list[str]:
     return [word for word, _ in BertPreTokenizer().pre_tokenize_str(text)]
 
 
-def docstrings() -> Iterator[Row]:
-    """The first paragraph of a function's docstring, and its code without it."""
+def docstring_rows() -> Iterator[Row]:
+    """`anchor`, the first paragraph of a function's docstring; `positive`, its code without it."""
     for _, text in sources():
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and len(node.body) > 1:
@@ -82,30 +76,22 @@ def docstrings() -> Iterator[Row]:
                     yield {"anchor": " ".join(said.split()), "positive": ast.unparse(node)}
 
 
-GENERATORS: dict[str, Callable[[], Iterator[Row]]] = {
-    "packages": packages,
-    "python-tokens": python_tokens,
-    "docstrings": docstrings,
-}
+def packages(directory: Path) -> Path:
+    """Excerpts of the standard library: which package each is from. JSON lines."""
+    return _write(package_rows(), directory / "packages.jsonl")
 
 
-def write(name: str, directory: Path) -> Path:
-    """Write a data set's rows; the file they are in."""
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"{name}.jsonl"
+def python_tokens(directory: Path) -> Path:
+    """Lines of the standard library, cut into words: what Python's tokenizer calls them. JSON lines."""
+    return _write(token_rows(), directory / "python-tokens.jsonl")
+
+
+def docstrings(directory: Path) -> Path:
+    """Functions of the standard library: the docstring, and the code that it describes. JSON lines."""
+    return _write(docstring_rows(), directory / "docstrings.jsonl")
+
+
+def _write(rows: Iterable[Row], path: Path) -> Path:
     with path.open("w", encoding="utf-8") as file:
-        for row in GENERATORS[name]():
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return path
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=GENERATORS)
-    parser.add_argument("directory", type=Path)
-    asked = parser.parse_args()
-    print(write(asked.name, asked.directory))
-
-
-if __name__ == "__main__":
-    main()

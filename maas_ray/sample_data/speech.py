@@ -1,19 +1,18 @@
-"""Spoken digits, each clip a `.wav` with its transcript beside it: `python jobs/speech_dataset.py DIRECTORY`
+"""Spoken digits, each clip a `.wav` with its transcript beside it.
 
 They are spoken by espeak-ng, a synthesizer: six accents of English by twelve voices, at varied speed and pitch, and
 with noise. The same arguments give the same clips with the same version of espeak-ng.
 """
 
-import argparse
 import io
 import shutil
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import soundfile
+
+from maas_ray.errors import DataError
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbcwmd", "en-029")
@@ -21,14 +20,20 @@ VOICES = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "f1", "f2", "f3", "f4", "f5"
 _SPEED, _PITCH, _NOISE_DB, _LOUDNESS = (110, 190), (20, 80), (15, 40), (0.2, 0.9)
 
 
+def spoken_digits(directory: Path) -> Path:
+    """1,200 clips of one to three English digits, by twelve synthetic voices, with noise; made by espeak-ng. WAV."""
+    write_clips(directory / "spoken-digits", clips=1200)
+    return directory / "spoken-digits"
+
+
 def write_clips(directory: Path, *, clips: int, most_words: int = 3, seed: int = 0, threads: int = 2) -> None:
     """Speak clips of 1 to `most_words` digits into a directory.
 
     Raises:
-        SystemExit: espeak-ng is not installed.
+        DataError: espeak-ng is not installed.
     """
     if shutil.which("espeak-ng") is None:
-        sys.exit("espeak-ng is not installed; it speaks the clips. With Debian: apt-get install espeak-ng")
+        raise DataError("espeak-ng is not installed; it speaks the clips. With Debian: apt-get install espeak-ng")
     directory.mkdir(parents=True, exist_ok=True)
     # Drawn for each clip on its own, so that fewer clips are the first of more.
     with ThreadPoolExecutor(threads) as pool:
@@ -39,6 +44,8 @@ def _write(directory: Path, number: int, most_words: int, seed: int) -> None:
     random = np.random.default_rng([seed, number])
     words = " ".join(random.choice(WORDS, size=random.integers(1, most_words + 1)))
     samples, rate = _spoken(words, random)
+    import soundfile
+
     path = directory / f"{number:05d}.wav"
     soundfile.write(path, _recorded(samples, random), rate, subtype="PCM_16")
     path.with_suffix(".txt").write_text(words + "\n", encoding="utf-8")
@@ -49,6 +56,8 @@ def _spoken(words: str, random: np.random.Generator) -> tuple[np.ndarray, int]:
     speed, pitch = (str(random.integers(low, high + 1)) for low, high in (_SPEED, _PITCH))
     command = ["espeak-ng", "-v", voice, "-s", speed, "-p", pitch, "--stdout", words]
     spoken = subprocess.run(command, check=True, capture_output=True)
+    import soundfile
+
     samples, rate = soundfile.read(io.BytesIO(spoken.stdout), dtype="float32")
     return samples, rate
 
@@ -57,15 +66,5 @@ def _recorded(samples: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """As loud as a clip may be, and with noise."""
     loud = samples / max(np.abs(samples).max(), 1e-6) * random.uniform(*_LOUDNESS)
     noise = random.standard_normal(len(loud)) * np.sqrt(np.mean(loud**2)) * 10 ** (-random.uniform(*_NOISE_DB) / 20)
-    return np.clip(loud + noise, -1, 1).astype(np.float32)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("directory", type=Path, help="where to write; made if it is not there")
-    parser.add_argument("--clips", type=int, default=1200, help="how many (default %(default)s)")
-    parser.add_argument("--words", type=int, default=3, help="most words in one (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="what they are drawn with (default %(default)s)")
-    given = parser.parse_args()
-    write_clips(given.directory, clips=given.clips, most_words=given.words, seed=given.seed)
-    print(f"{given.clips} clips in {given.directory}")
+    recorded: np.ndarray = np.clip(loud + noise, -1, 1).astype(np.float32)
+    return recorded

@@ -1,12 +1,6 @@
-"""Real data that needs no download, for the specs beside this: `python jobs/datasets.py NAME [DIRECTORY]`.
+"""Images and tables: scikit-learn's own data sets, written as people have theirs, and a series from the library."""
 
-Most are scikit-learn's own, written as people have theirs. DIRECTORY is `data`, where the specs look, unless another is
-named. `python jobs/datasets.py` lists the names.
-"""
-
-import sys
 import sysconfig
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,31 +68,7 @@ def lines(directory: Path) -> Path:
     return directory / "lines.csv"
 
 
-DATASETS: dict[str, Callable[[Path], Path]] = {
-    "digits": digits,
-    "diabetes": diabetes,
-    "breast-cancer": breast_cancer,
-    "wine": wine,
-    "lines": lines,
-}
-"""Each writes its data below a directory and gives the path."""
-
-
 def _table(data: Any, target: str, values: Any = None) -> pa.Table:
     """A data set of scikit-learn's as a table, what is to be predicted in the last column."""
     names = [*data.feature_names, target]
     return pa.table([*map(pa.array, data.data.T), pa.array(data.target if values is None else values)], names=names)
-
-
-def main(arguments: list[str]) -> None:
-    """What the command line asks."""
-    if not arguments or arguments[0] not in DATASETS or len(arguments) > 2:
-        known = "".join(f"\n  {name:<14} {write.__doc__}" for name, write in DATASETS.items())
-        sys.exit(f"usage: python jobs/datasets.py NAME [DIRECTORY]{known}")
-    directory = Path(*arguments[1:] or ["data"])
-    directory.mkdir(parents=True, exist_ok=True)
-    print(DATASETS[arguments[0]](directory))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
