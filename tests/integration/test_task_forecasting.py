@@ -53,7 +53,9 @@ def test_forecasting(settings: Settings, lines: tuple[PreparedDataset, Path], ch
     expected = sum(max(0, (count - 24 - 4) // 8 + 1) for count in held_out)
     assert dataset.split("test").rows == expected > 500
 
-    report = evaluate(EvaluateSpec(version=champion, batch_size=256, cpus_per_worker=0.5), settings=settings)
+    report = evaluate(
+        EvaluateSpec(version=champion, resamples=20, batch_size=256, cpus_per_worker=0.5), settings=settings
+    )
     context, target = windows(dataset, "test")
     naive = ((context[:, -1, :1] - target) ** 2).mean()
     mean = ((windows(dataset, "train")[1].mean() - target) ** 2).mean()

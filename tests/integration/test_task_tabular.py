@@ -59,7 +59,7 @@ def test_regression(settings: Settings, tmp_path: Path, served: list[str]) -> No
     assert [column.name for column in features.categories] == ["sex"]
 
     version = train(TrainSpec.from_yaml(SPECS / "diabetes-train.yaml"), settings=settings)
-    report = evaluate(EvaluateSpec(version="diabetes@champion", cpus_per_worker=0.5), settings=settings)
+    report = evaluate(EvaluateSpec(version="diabetes@champion", resamples=20, cpus_per_worker=0.5), settings=settings)
     assert report.metrics["r2"] > 0.3
     assert report.metrics["mae"] == pytest.approx(version.metrics["test/mae"], rel=1e-3)
     assert set(report.metrics) == {"loss", "mse", "mae", "r2"}
@@ -111,7 +111,9 @@ def test_classification(settings: Settings, tmp_path: Path, served: list[str]) -
     dataset = prepared("breast-cancer", tmp_path, settings)
     assert dataset.task.labels == ["benign", "malignant"]  # type: ignore[attr-defined]
     train(TrainSpec.from_yaml(SPECS / "breast-cancer-train.yaml"), settings=settings)
-    report = evaluate(EvaluateSpec(version="breast-cancer@champion", cpus_per_worker=0.5), settings=settings)
+    report = evaluate(
+        EvaluateSpec(version="breast-cancer@champion", resamples=20, cpus_per_worker=0.5), settings=settings
+    )
     assert report.metrics["accuracy"] > 0.93
     assert report.metrics["roc_auc"] > 0.97
     assert set(report.metrics) == {"loss", "accuracy", "precision", "recall", "f1", "roc_auc"}
