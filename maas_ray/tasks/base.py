@@ -414,6 +414,11 @@ class OnDevice:
         return value.to(device) if hasattr(value, "to") else value
 
 
+def shortest(value: np.float32) -> float:
+    """The number with the fewest digits that is the same in fp32: 0.1, not 0.10000000149."""
+    return float(str(value))
+
+
 def type_of(spec: type[Spec]) -> str:
     """The `type` that a task's or network's spec is written under."""
     return str(spec.model_fields["type"].default)

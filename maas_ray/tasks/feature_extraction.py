@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from maas_ray.errors import CorruptError, DataError, RequestError
 from maas_ray.spec import Spec
-from maas_ray.tasks.base import AnswerRow, Column, Forward, Outcomes, RequestRow, Row, TensorSpec
+from maas_ray.tasks.base import AnswerRow, Column, Forward, Outcomes, RequestRow, Row, TensorSpec, shortest
 from maas_ray.tasks.metrics import mean_loss
 from maas_ray.tasks.pretrained import Pretrained
 from maas_ray.tasks.text_encoders import Bert, EncoderTask, EncoderTaskSpec
@@ -265,7 +265,7 @@ class FeatureExtraction(EncoderTask):
             )
 
     def to_answer(self, outputs: Mapping[str, Any]) -> Embedding:
-        values = [float(str(value)) for value in outputs["embedding"]]  # the shortest that is the same in fp32
+        values = [shortest(value) for value in outputs["embedding"]]
         return Embedding(embedding=values, tokens=int(outputs["tokens"]))
 
     def predict(self, model: Forward, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -18,19 +18,16 @@ from maas_ray.errors import DataError, RequestError
 from maas_ray.spec import Spec
 from maas_ray.tasks.base import (
     CONFIG_FILE,
-    AnswerRow,
     Column,
     Forward,
     NetworkSpec,
-    Outcomes,
     RequestRow,
     Row,
-    Task,
     TaskSpec,
     TensorSpec,
 )
+from maas_ray.tasks.classifying import Classifying, fit_labels
 from maas_ray.tasks.image_processor import PROCESSOR_FILE, ImageProcessor, check_takes
-from maas_ray.tasks.metrics import classification, mean_loss
 from maas_ray.tasks.pretrained import Pretrained, as_weights, model_directory
 
 if TYPE_CHECKING:
@@ -97,8 +94,6 @@ class ImageClassificationSpec(TaskSpec):
             scaled = _to_channels(image, 3).reshape(-1, 3) / 255.0
             moments += scaled.mean(axis=0), (scaled**2).mean(axis=0)
             count += 1
-        if len(labels) < 2:
-            raise DataError(f"classification needs two labels or more; the training split has {sorted(labels)}.")
         mean, square = moments / count
         std = np.sqrt(np.maximum(square - mean**2, 1e-4))
         size = self.image_size or max(sizes, key=lambda size: (sizes[size], size))
@@ -117,7 +112,7 @@ class ImageClassificationSpec(TaskSpec):
             elif own := getattr(config, "image_size", None):
                 height, width = (own, own) if isinstance(own, int) else own
         features = ImageFeatures(
-            labels=sorted(labels, key=_natural),
+            labels=fit_labels(labels),
             height=height,
             width=width,
             channels=channels,
@@ -184,15 +179,6 @@ class ImageRow(RequestRow):
     size and colour; it is converted as the images of the training were."""
 
 
-class ImageAnswer(AnswerRow):
-    """What is in the image."""
-
-    label: str
-    """The likeliest class."""
-    scores: dict[str, float]
-    """The probability of each class."""
-
-
 class Cnn(NetworkSpec):
     """A convolutional network, from scratch."""
 
@@ -245,7 +231,7 @@ class ResNet(NetworkSpec):
         )
 
 
-class ImageClassification(Task):
+class ImageClassification(Classifying):
     """A fitted `image-classification` task.
 
     Args:
@@ -261,18 +247,16 @@ class ImageClassification(Task):
     unit = "rows"
     kind = "predict"
     headline = ("accuracy", "loss")
-    request, answer, file = ImageRow, ImageAnswer, "image"
+    request, file = ImageRow, "image"
 
     def __init__(
         self, spec: ImageClassificationSpec, features: ImageFeatures, processor: ImageProcessor | None = None
     ) -> None:
         super().__init__(spec)
         self.features, self._processor = features, processor
-        self._label_ids = {label: place for place, label in enumerate(features.labels)}
 
     @property
     def labels(self) -> list[str]:
-        """Names of the classes, in the order of `scores`."""
         return self.features.labels
 
     @property
@@ -287,7 +271,7 @@ class ImageClassification(Task):
     def encode(self, rows: list[Row]) -> dict[str, Any]:
         """`pixel_values` uint8 [n, C, H, W]; `label` int64 [n], -1 where a row has none (a request)."""
         pixels = np.stack([self._resize(row["image"]) for row in rows])
-        return {"pixel_values": pixels, "label": np.array([self._label_id(row) for row in rows], dtype=np.int64)}
+        return {"pixel_values": pixels, "label": self.label_ids(rows)}
 
     def _resize(self, image: np.ndarray) -> np.ndarray:
         """uint8 [H, W, C] of any size and colour → uint8 [C, height, width]."""
@@ -302,14 +286,6 @@ class ImageClassification(Task):
             picture = picture.resize((width, height), Image.Resampling.BILINEAR)
             image = np.asarray(picture).reshape(height, width, channels)
         return np.ascontiguousarray(image.transpose(2, 0, 1))
-
-    def _label_id(self, row: Row) -> int:
-        if "label" not in row:
-            return -1
-        try:
-            return self._label_ids[row["label"]]
-        except KeyError:
-            raise ValueError(f"label {row['label']!r} does not occur in the training split") from None
 
     def save_state(self, directory: Path) -> dict[str, Any]:
         if self._processor:
@@ -340,32 +316,11 @@ class ImageClassification(Task):
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.features.mean, self.features.std))
         return (tensor / 255.0 - mean) / std
 
-    def loss(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> "torch.Tensor":
-        import torch.nn.functional as F
-
-        return F.cross_entropy(self._logits(model, batch), batch["label"])
-
-    @staticmethod
-    def _logits(model: Forward, batch: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
-        """fp32 [B, labels]"""
+    def logits(self, model: Forward, batch: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
         pixels = batch["pixel_values"]
         found: Any = model(pixel_values=as_weights(model, pixels) if pixels.is_floating_point() else pixels)
         logits: torch.Tensor = getattr(found, "logits", found).float()
         return logits
-
-    def outcomes(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> Outcomes:
-        import torch.nn.functional as F
-
-        logits, label = self._logits(model, batch), batch["label"]
-        return {
-            "loss": F.cross_entropy(logits, label, reduction="none").double().cpu().numpy(),
-            "label": label.cpu().numpy(),
-            "scores": logits.softmax(-1).cpu().numpy(),
-        }
-
-    def metrics(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """`loss` in nats a row, and those of `metrics.classification`."""
-        return {"loss": mean_loss(outcomes), **classification(outcomes, self.labels)}
 
     def config_fields(self) -> dict[str, Any]:
         names = dict(enumerate(self.labels))
@@ -384,23 +339,12 @@ class ImageClassification(Task):
         channels, height, width = self.shape
         return (TensorSpec("image", "UINT8", (-1, height, width, channels)),)
 
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return (
-            TensorSpec("label", "BYTES", (-1,)),
-            TensorSpec("scores", "FP32", (-1, len(self.features.labels))),
-        )
-
     def to_inputs(self, row: ImageRow) -> dict[str, Any]:
         try:
             pixels = _pixels(row.image, most=_REQUEST_PIXELS, formats=_REQUEST_FORMATS)
         except ValueError as error:
             raise RequestError(f"{error}.", param="image", code="invalid_image") from error
         return {"image": np.ascontiguousarray(self._resize(pixels).transpose(1, 2, 0))}
-
-    def to_answer(self, outputs: Mapping[str, Any]) -> ImageAnswer:
-        scores = (float(str(score)) for score in outputs["scores"])  # 0.1, not the 0.10000000149 that is nearest to it
-        return ImageAnswer(label=outputs["label"], scores=dict(zip(self.features.labels, scores, strict=True)))
 
     def predict(self, model: Forward, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """`image` uint8 [n, H, W, C] → `label` (names, [n]) and `scores` (probabilities, float32 [n, labels])."""
@@ -416,10 +360,7 @@ class ImageClassification(Task):
         ready = images.shape[1:] == (height, width, self.features.channels)
         pixels = images.transpose(0, 3, 1, 2) if ready else np.stack([self._resize(image) for image in images])
         with torch.inference_mode():
-            logits = self._logits(model, {"pixel_values": self._tensor(pixels)})
-            scores = logits.softmax(-1).numpy()
-        names = np.array(self.features.labels, dtype=object)
-        return {"label": names[scores.argmax(-1)], "scores": scores}
+            return self.answered(self.logits(model, {"pixel_values": self._tensor(pixels)}))
 
 
 def _pixels(image: Any, most: float = math.inf, formats: tuple[str, ...] | None = None) -> np.ndarray:
@@ -470,8 +411,3 @@ def _to_channels(image: np.ndarray, channels: int) -> np.ndarray:
     from PIL import Image
 
     return np.asarray(Image.fromarray(image).convert("L"))[..., None]
-
-
-def _natural(label: str) -> tuple[int, int, str]:
-    """Sorts numbers by value and before words, so that class `2` comes before class `10`."""
-    return (0, int(label), "") if label.isdigit() else (1, 0, label)

@@ -6,7 +6,7 @@ A network is called with these two and gives logits (Transformers' ones: an outp
 text's end is masked everywhere, so a row's answer does not depend on the rows that it shares a batch with.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -100,7 +100,7 @@ class EncoderTask(Task):
             )
 
     @staticmethod
-    def logits(model: Forward, batch: dict[str, "torch.Tensor"]) -> "torch.Tensor":
+    def logits(model: Forward, batch: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
         """fp32 [B, labels], or [B, T, labels] where they are of each token."""
         found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         logits: torch.Tensor = found.logits if hasattr(found, "logits") else found

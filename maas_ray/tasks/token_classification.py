@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from maas_ray.errors import CorruptError, DataError, RequestError
-from maas_ray.tasks.base import AnswerRow, Column, Forward, Outcomes, RequestRow, Row, TensorSpec
+from maas_ray.tasks.base import AnswerRow, Column, Forward, Outcomes, RequestRow, Row, TensorSpec, shortest
 from maas_ray.tasks.metrics import mean_loss
 from maas_ray.tasks.pretrained import Pretrained
 from maas_ray.tasks.text_encoders import Bert, EncoderTask, EncoderTaskSpec, RecurrentText
@@ -249,7 +249,7 @@ class TokenClassification(EncoderTask):
 
     def to_answer(self, outputs: Mapping[str, Any]) -> Tags:
         tokens, tags = [str(token) for token in outputs["tokens"]], [str(tag) for tag in outputs["tags"]]
-        scores = [float(str(score)) for score in outputs["scores"]]  # 0.1, not the 0.10000000149 nearest to it
+        scores = [shortest(score) for score in outputs["scores"]]
         entities = [
             Entity(
                 entity_group=name,
