@@ -110,9 +110,12 @@ class Attendant(ControllerCallback, ReportCallback):  # type: ignore[misc]
         if not self._waiting:
             self._waiting = True
             each = ", ".join(f"{amount:g} {name}" for name, amount in self._each.items())
+            free = ray.available_resources()
+            now = ", ".join(f"{free.get(name, 0.0):g} {name}" for name in self._each)
             self._say(
-                f"waiting for room for {counted(self._spec.least_workers)} of {each} each; "
-                f"the cluster has room for {self._room()}, used or not"
+                f"waiting for room for {counted(self._spec.least_workers)} of {each} each; free now: {now}. Were "
+                f"nothing else running, the cluster would have room for {self._room()}. `maas status` shows what "
+                "runs: undeploy something, let it end, or ask for fewer workers or less `cpus_per_worker`"
             )
 
     def _room(self) -> int:
