@@ -203,6 +203,8 @@ def kept_types(rows: Sequence[Row], asked: tuple[str, ...] | None) -> "dict[str,
         except (pa.ArrowInvalid, pa.ArrowTypeError):  # of several types, such as identifiers some of which are numbers
             kind = pa.string()
             values = [None if value is None else str(value) for value in values]
+        if pa.types.is_timestamp(kind) and any(hasattr(value, "nanosecond") for value in values):
+            kind = pa.timestamp("ns", kind.tz)  # pandas' own, which Arrow would cut
         if asked is not None or _is_small(kind, values):
             types[name] = pa.string() if pa.types.is_null(kind) else kind
     return types

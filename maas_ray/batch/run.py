@@ -293,6 +293,7 @@ class Worker:
 
         self._work, self._model = work, answering.load(work.bundle, work.spec)
         self._schema = writing.schema_of(self._model.task.answer, work.kept)
+        self._names = writing.output_names(work.kept, self._model.task.answer.model_fields)
 
     def __call__(self, batch: "pa.Table") -> Iterator["pa.Table"]:
         from maas_ray.data.cleaning import packed, unpacked
@@ -334,14 +335,13 @@ class Worker:
         from maas_ray.batch.answering import request_of
 
         work = self._work
-        names = self._model.task.answer.model_fields
         place = {"path": _printable(raw.path), "position": raw.position}
         request = request_of(self._model.task, work.fields, work.spec.parameters, raw)
         if raw.row is not None and not isinstance(request, Exception):
             values = work.fields.kept(work.source, raw.row)
             for name, kind in work.kept.items():
                 try:
-                    place[writing.output_name(name, names)] = writing.fitted(values.get(name), kind)
+                    place[self._names[name]] = writing.fitted(values.get(name), kind)
                 except ValueError as error:
                     request = ValueError(f"column {name!r} {error}; leave it out of `keep`, or mend it")
         return _Row(raw, place, request)

@@ -2,7 +2,10 @@
 
 import io
 import json
+import math
+import re
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -139,8 +142,43 @@ def test_answers_have_columns_of_their_own_types() -> None:
     assert back[0]["parts"] == []
     assert back[1]["parts"] == [{"name": "p", "start": 3}]
     assert dict(back[1]["scores"]) == {"y": 1.0}
-    with pytest.raises(ValueError, match="holds 'x', where other rows have int64"):
-        writing.fitted("x", pa.int64())
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ("x", pa.int64()),
+        (2.75, pa.int64()),  # Arrow itself would write 2
+        ([1, 2.75], pa.list_(pa.int64())),
+        ({"a": 1, "b": 2}, pa.struct([("a", pa.int64())])),
+        (datetime(2026, 1, 2, 3, 4), pa.date32()),
+    ],
+)
+def test_a_value_that_would_be_another_one_is_refused(value: Any, kind: pa.DataType) -> None:
+    with pytest.raises(ValueError, match=f"holds .*, where other rows have {re.escape(str(kind))}"):
+        writing.fitted(value, kind)
+
+
+def test_values_that_fit_are_as_they_were() -> None:
+    assert writing.fitted(2.0, pa.int64()) == 2
+    assert writing.fitted(3, pa.float64()) == 3
+    assert math.isnan(writing.fitted(math.nan, pa.float64()))
+    assert writing.fitted({"a": 1}, pa.struct([("a", pa.int64()), ("b", pa.int64())])) == {"a": 1, "b": None}
+    (moment,) = pa.array([1577836800000000001], pa.timestamp("ns")).to_pylist()
+    (kind,) = plan.kept_types([{"when": moment}], None).values()
+    assert writing.fitted(moment, kind) == moment
+
+
+def test_columns_of_the_input_never_share_a_name() -> None:
+    kept = dict.fromkeys(("path", "input_path", "label", "id"), pa.int64())
+
+    assert writing.output_names(kept, _Answer.model_fields) == {
+        "path": "input_input_path",
+        "input_path": "input_path",
+        "label": "input_label",
+        "id": "id",
+    }
+    assert len(writing.schema_of(_Answer, kept)) == 2 + len(kept) + len(_Answer.model_fields)
 
 
 def _written(uri: str, quarantined: int = 1) -> None:
