@@ -28,7 +28,7 @@ from maas_ray.batch.spec import PredictSpec
 from maas_ray.cluster import connect
 from maas_ray.console import progress, say
 from maas_ray.data.reading import Inspected, Raw, read
-from maas_ray.data.sources import AnySource, list_files
+from maas_ray.data.sources import AnySource
 from maas_ray.errors import ConflictError, DataError, NotFoundError
 from maas_ray.registry.bundle import WEIGHT_SUFFIXES, Bundle
 from maas_ray.registry.versions import ModelVersion, Registry
@@ -69,7 +69,6 @@ class _Work:
 
     bundle: Bundle
     spec: PredictSpec
-    source: AnySource
     fields: Fields
     kept: "dict[str, pa.DataType]"
     uri: str
@@ -94,22 +93,28 @@ def predict(spec: PredictSpec, *, settings: Settings | None = None) -> Predictio
     with spec.at("input"):
         source = plan.guessed(spec.input) if isinstance(spec.input, str) else spec.input
         fields = Fields.of(task, source, spec.parameters)
-        files = list_files(source)
+        files = plan.listed(source, uri)
     connect(settings)
     from maas_ray.data.blocks import quiet
 
     with quiet(sum(file.size for file in files)):
         inspected = _inspected(spec, source, files, fields)
         pieces = plan.pieces(source, inspected, spec.part_rows)
+        # Before the output is claimed: what is refused here, and mended, is another prediction.
+        rows = plan.sample(source, inspected, fields)
+        with spec.at("input"):
+            lacking = fields.lacking(task, rows)
+        with spec.at("keep"):
+            kept = plan.kept_types(rows, spec.keep)
         document = _document(spec, version, source, pieces)
         done = _begin(uri, document)
         if done is not None:
             say(f"{uri}: all {done.rows:,} rows are answered by {done.version} already; nothing to do")
             return done
-        with spec.at("keep"):
-            kept = plan.kept_types(plan.sample(source, inspected, fields), spec.keep)
+        if lacking:
+            say(f"the input has no column {', '.join(lacking)}, which the model knows; answers go without")
         total = sum(piece.rows for piece in pieces)
-        work = _Work(bundle, spec, source, fields, kept, uri, spec.max_quarantined * total)
+        work = _Work(bundle, spec, fields, kept, uri, spec.max_quarantined * total)
         counts = _predicted(work, version.reference, pieces, total)
     files_there = sorted(counts.entries, key=lambda entry: entry.path)
     meta = {"prediction": document, "rows": counts.rows, "quarantined": counts.quarantined}
@@ -338,7 +343,7 @@ class Worker:
         place = {"path": _printable(raw.path), "position": raw.position}
         request = request_of(self._model.task, work.fields, work.spec.parameters, raw)
         if raw.row is not None and not isinstance(request, Exception):
-            values = work.fields.kept(work.source, raw.row)
+            values = work.fields.kept(raw.row)
             for name, kind in work.kept.items():
                 try:
                     place[self._names[name]] = writing.fitted(values.get(name), kind)

@@ -16,14 +16,17 @@ import pytest
 from PIL import Image
 
 from maas_ray import storage
-from maas_ray.batch import plan, run, writing
+from maas_ray.batch import answering, plan, run, writing
 from maas_ray.batch.plan import Fields
 from maas_ray.batch.spec import PredictSpec
-from maas_ray.data.reading import Inspected, inspect
-from maas_ray.data.sources import AnySource, InputFile, JsonlSource, ParquetSource, TextSource, list_files
+from maas_ray.data.reading import Inspected, Raw, inspect
+from maas_ray.data.sources import AnySource, CsvSource, InputFile, JsonlSource, ParquetSource, TextSource, list_files
 from maas_ray.errors import ConflictError, DataError, SpecError
 from maas_ray.settings import Settings
 from maas_ray.tasks import AnswerRow, Task
+from maas_ray.tasks.feature_extraction import FeatureExtractionSpec
+from maas_ray.tasks.token_classification import TokenClassificationSpec
+from maas_ray.tasks.tokenization import FittedTokenizer
 from tests import bundles
 
 
@@ -90,12 +93,55 @@ def test_a_request_is_made_of_a_row() -> None:
     row = {"prompt": "a", "*": {"id": 7, "temperature": 0, "stop": None}}
     assert table.columns == ("prompt", "*")
     assert table.request(row) == {"prompt": "a", "temperature": 0}
-    assert table.kept(JsonlSource(path="x", columns={"prompt": "body"}), row)["body"] == "a"
+    assert table.kept(row)["body"] == "a"
     assert text.request({"text": "ä".encode()}) == {"prompt": "ä"}
     with pytest.raises(DataError, match="parameters: heat: a request has no such field; it has: prompt, max_tokens"):
         Fields.of(task, TextSource(path="x"), {"heat": 1})
     with pytest.raises(DataError, match="format text cannot give image of a request to image-classification"):
         Fields.of(bundles.image_task(), TextSource(path="x"), {})
+
+
+def test_fields_that_a_row_may_have_are_looked_for_where_the_source_says() -> None:
+    task = bundles.table_task()
+    fields = Fields.of(task, CsvSource(path="x", columns={"area": "m2"}), {})
+
+    rows = [{"*": {"m2": "70", "town": "Köln", "area": "A"}}, {"*": {"m2": None, "town": None}}]
+    assert [fields.request(row) for row in rows] == [{"area": "70", "town": "Köln"}, {}]
+    assert fields.lacking(task, [fields.kept(row) for row in rows]) == []
+    assert fields.lacking(task, [{"town": "Köln"}]) == ["m2"]
+    given = Fields.of(task, CsvSource(path="x", columns={"area": "m2"}), {"area": 70})
+    assert given.lacking(task, [{"town": "Köln"}]) == []
+
+
+def test_an_input_that_says_nothing_to_the_model_is_refused() -> None:
+    task = bundles.table_task()
+    fields = Fields.of(task, CsvSource(path="x", columns={"area": "m2"}), {})
+
+    with pytest.raises(
+        DataError, match="made of area, town, looked for as m2, town; the input has none of them, but a"
+    ):
+        fields.lacking(task, [{"a": "70"}])
+    with pytest.raises(ValueError, match="has none of the columns m2, town"):  # of a file behind the sampled ones
+        fields.request({"*": {"a": "70"}})
+    error = answering.request_of(task, fields, {}, Raw("x", 1, {"*": {"a": "70"}}))
+    assert str(error) == "has none of the columns m2, town"
+    text = bundles.text_task()  # a prompt for all rows
+    assert Fields.of(text, JsonlSource(path="x"), {"prompt": "a"}).lacking(text, [{"id": 1}]) == []
+
+
+@pytest.mark.parametrize(
+    "spec", [FeatureExtractionSpec(tokenizer=FittedTokenizer(vocab_size=300)), TokenClassificationSpec()]
+)
+def test_text_that_a_row_may_have_is_read_from_any_source(spec: Any) -> None:
+    pair = {"anchor": "a b", "positive": "b c", "tokens": ["a", "b"], "tags": ["O", "B-x"]}
+    task = spec.fit([pair] * 3)
+
+    table = Fields.of(task, JsonlSource(path="x", text="body"), {})
+    assert table.request({"*": {"body": "a b", "id": 1}}) == {"text": "a b"}
+    assert table.request({"*": {"tokens": ["a"]}}) == {"tokens": ["a"]}
+    assert Fields.of(task, TextSource(path="x"), {}).request({"text": b"a b"}) == {"text": "a b"}
+    with pytest.raises(DataError, match="format text cannot give the fields of a request to tabular-regression"):
+        Fields.of(bundles.table_task(), TextSource(path="x"), {})
 
 
 def test_numbers_and_short_strings_are_kept_of_themselves() -> None:
@@ -236,6 +282,22 @@ def test_what_is_written_may_not_become_input() -> None:
     assert json.loads(PredictSpec.parse({"version": "m", "input": "data", "output": "data-out"}).model_dump_json())
 
 
+@pytest.mark.parametrize("scheme", ["", "memory://"])
+def test_a_glob_does_not_find_what_was_written(tmp_path: Path, scheme: str) -> None:
+    uri = f"{scheme}{tmp_path}"
+    for name in ("a.jsonl", "deep/b.jsonl", "out/c.jsonl", "out-of/d.jsonl"):
+        storage.write_json(f"{uri}/{name}", {})
+    source = JsonlSource(path=f"{uri}/**/*.jsonl")
+
+    assert [file.relative for file in plan.listed(source, f"{uri}/out")] == [
+        "a.jsonl",
+        "deep/b.jsonl",
+        "out-of/d.jsonl",
+    ]
+    with pytest.raises(DataError, match="all its files lie in the output"):
+        plan.listed(JsonlSource(path=f"{uri}/out/*.jsonl"), f"{uri}/out/")
+
+
 def _work(
     settings: Settings, directory: Path, task: Task, path: Path, **fields: Any
 ) -> tuple[run._Work, list[plan.Piece]]:
@@ -246,16 +308,21 @@ def _work(
     asked = Fields.of(task, source, spec.parameters)
     files = _inspected(source, asked.columns)
     kept = plan.kept_types(plan.sample(source, files, asked), spec.keep)
-    return run._Work(bundle, spec, source, asked, kept, spec.output, 3), plan.pieces(source, files, spec.part_rows)
+    return run._Work(bundle, spec, asked, kept, spec.output, 3), plan.pieces(source, files, spec.part_rows)
+
+
+def _shades(count: int) -> list[bytes]:
+    """Images, from dark to light."""
+    files = []
+    for shade in np.linspace(0, 200, count):
+        buffer = io.BytesIO()
+        Image.fromarray(np.full((8, 8), shade, np.uint8)).save(buffer, "png")
+        files.append(buffer.getvalue())
+    return files
 
 
 def test_a_worker_answers_a_piece_and_sets_aside_what_it_cannot(settings: Settings, tmp_path: Path) -> None:
-    shades = [np.full((8, 8), shade, np.uint8) for shade in range(0, 200, 20)]
-    files = []
-    for shade in shades:
-        buffer = io.BytesIO()
-        Image.fromarray(shade).save(buffer, "png")
-        files.append(buffer.getvalue())
+    files = _shades(10)
     files[4] = b"no image"
     pq.write_table(pa.table({"image": files, "name": [f"n{n}" for n in range(10)]}), tmp_path / "in.parquet")
     work, (piece,) = _work(settings, tmp_path, bundles.image_task(), tmp_path / "in.parquet", batch_size=4)
@@ -270,6 +337,24 @@ def test_a_worker_answers_a_piece_and_sets_aside_what_it_cannot(settings: Settin
     (broken,) = pq.read_table(tmp_path / "out" / "quarantine" / f"{piece.name}.parquet").to_pylist()
     assert (broken["position"], broken["rows"]) == (4, 1)
     assert "not an image" in broken["error"]
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), RuntimeError("CUDA error: device-side assert triggered")])
+def test_what_is_not_the_rows_fault_ends_it(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    pq.write_table(pa.table({"image": _shades(5)}), tmp_path / "in.parquet")
+    work, (piece,) = _work(settings, tmp_path, bundles.image_task(), tmp_path / "in.parquet")
+    worker = run.Worker(work)
+
+    def failing(**tensors: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(worker._model, "_network", failing)
+    with pytest.raises(type(error), match=str(error)):
+        worker._piece(piece)
+
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_a_worker_stops_when_too_much_is_broken(settings: Settings, tmp_path: Path) -> None:
