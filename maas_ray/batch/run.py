@@ -210,6 +210,7 @@ class _Counts:
         self.entries: list[FileEntry] = []
         self.rows = self.quarantined = self.found = 0
         self.errors: Counter[str] = Counter()
+        self.nulled: Counter[str] = Counter()
         self.seconds = 0.0
 
     def add(self, entries: Sequence[FileEntry], counts: dict[str, Any]) -> None:
@@ -217,6 +218,7 @@ class _Counts:
         self.rows += counts["rows"]
         self.quarantined += counts["quarantined"]
         self.errors.update(counts["errors"])
+        self.nulled.update(counts["nulled"])
 
     def check(self, most: float, total: int, share: float) -> None:
         if self.quarantined > most:
@@ -334,13 +336,14 @@ class Worker:
                     spec = work.spec
                     raise too_many(output.quarantined, piece.rows, spec.max_quarantined, output.errors)
             entries = output.commit()
-            return entries, {"rows": output.rows, "quarantined": output.quarantined, "errors": dict(output.errors)}
+            return entries, output.counts() | {"errors": dict(output.errors)}
 
     def _row(self, raw: Raw) -> "_Row":
         from maas_ray.batch.answering import request_of
 
         work = self._work
         place = {"path": _printable(raw.path), "position": raw.position}
+        nulled: list[str] = []
         request = request_of(self._model.task, work.fields, work.spec.parameters, raw)
         if raw.row is not None and not isinstance(request, Exception):
             values = work.fields.kept(raw.row)
@@ -348,8 +351,11 @@ class Worker:
                 try:
                     place[self._names[name]] = writing.fitted(values.get(name), kind)
                 except ValueError as error:
-                    request = ValueError(f"column {name!r} {error}; leave it out of `keep`, or mend it")
-        return _Row(raw, place, request)
+                    if work.spec.keep is None:  # nobody asked for it: the answer counts more
+                        nulled.append(f"{name} ({kind})")
+                    else:
+                        request = ValueError(f"column {name!r} {error}; leave it out of `keep`, or mend it")
+        return _Row(raw, place, request, tuple(nulled))
 
     def _write(self, output: writing.Output, rows: "Sequence[_Row]", answers: Sequence[Any]) -> None:
         good, broken = [], []
@@ -360,17 +366,19 @@ class Worker:
                 broken.append(place | {"error": _printable(told), "excerpt": row.raw.excerpt})
             else:
                 good.append(row.kept | writing.answer_values(answer, self._schema))
+                output.nulled.update(row.nulled)
         output.write(good)
         output.set_aside(broken)
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A row as it was read, what is kept of it, and what is asked."""
+    """A row as it was read, what is kept of it, what is asked, and columns whose values cannot be kept."""
 
     raw: Raw
     kept: dict[str, Any]
     request: Any
+    nulled: tuple[str, ...]
 
 
 def _printable(text: str) -> str:
@@ -385,4 +393,6 @@ def _report(spec: PredictSpec, counts: _Counts, seconds: float) -> None:
     if counts.quarantined:
         reasons = "; ".join(f"{count:,} × {error}" for error, count in counts.errors.most_common(3))
         say(f"  {counts.quarantined:,} could not be, and lie under {writing.QUARANTINE_DIRECTORY}/: {reasons}")
+    for column, count in counts.nulled.most_common():
+        say(f"  column {column}: {count:,} values are of another type than in the first rows, and null in the output")
     say(f"  {spec.output}")

@@ -145,6 +145,8 @@ class Output:
         self._broken = pq.ParquetWriter(self._local[broken], quarantine_schema(), **options)
         self.rows = self.quarantined = 0
         self.errors: Counter[str] = Counter()
+        self.nulled: Counter[str] = Counter()
+        """Values written as null, since they did not fit, by column."""
 
     def __enter__(self) -> "Output":
         return self
@@ -172,10 +174,14 @@ class Output:
             for row in rows:
                 self.errors[row["error"]] += row["rows"]
 
+    def counts(self) -> dict[str, Any]:
+        """What has been written, as far as it is told; of errors, the commonest."""
+        errors = dict(self.errors.most_common(3))
+        return {"rows": self.rows, "quarantined": self.quarantined, "errors": errors, "nulled": dict(self.nulled)}
+
     def commit(self) -> list[FileEntry]:
         """Put the files where they belong, that of the answers last: where it is, both are whole."""
-        counts = {"rows": self.rows, "quarantined": self.quarantined, "errors": dict(self.errors.most_common(3))}
-        self._answers.add_key_value_metadata({_COUNTS: json.dumps(counts)})
+        self._answers.add_key_value_metadata({_COUNTS: json.dumps(self.counts())})
         self._answers.close()
         self._broken.close()
         answers, broken = self._local

@@ -1,5 +1,6 @@
 """Batch prediction without a cluster: what is read, how it is cut and named, what is written and finished."""
 
+import base64
 import io
 import json
 import math
@@ -299,12 +300,13 @@ def test_a_glob_does_not_find_what_was_written(tmp_path: Path, scheme: str) -> N
 
 
 def _work(
-    settings: Settings, directory: Path, task: Task, path: Path, **fields: Any
+    settings: Settings, directory: Path, task: Task, given: Path | dict[str, str], **fields: Any
 ) -> tuple[run._Work, list[plan.Piece]]:
     """What `predict` would tell its actors."""
     bundle = bundles.publish(settings, "batch", task, directory / "bundle")
-    spec = PredictSpec.parse({"version": "batch/1", "input": str(path), "output": str(directory / "out"), **fields})
-    source = plan.guessed(str(path))
+    document = str(given) if isinstance(given, Path) else given
+    spec = PredictSpec.parse({"version": "batch/1", "input": document, "output": str(directory / "out"), **fields})
+    source = plan.guessed(spec.input) if isinstance(spec.input, str) else spec.input
     asked = Fields.of(task, source, spec.parameters)
     files = _inspected(source, asked.columns)
     kept = plan.kept_types(plan.sample(source, files, asked), spec.keep)
@@ -355,6 +357,32 @@ def test_what_is_not_the_rows_fault_ends_it(
         worker._piece(piece)
 
     assert not list((tmp_path / "out").glob("*"))
+
+
+def test_a_column_that_nobody_asked_for_costs_no_row(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [base64.b64encode(image).decode() for image in _shades(4)]
+    ids = [*range(200), 2.75, "A-7"]
+    lines = [json.dumps({"image": images[place % 4], "id": one}) + "\n" for place, one in enumerate(ids)]
+    (tmp_path / "in.jsonl").write_text("".join(lines))
+    source = {"format": "jsonl", "path": str(tmp_path / "in.jsonl"), "encoding": "base64"}
+
+    work, (piece,) = _work(settings, tmp_path, bundles.image_task(), source)
+    entries, counts = run.Worker(work)._piece(piece)
+
+    assert (counts["rows"], counts["quarantined"], counts["nulled"]) == (202, 0, {"id (int64)": 2})
+    assert pq.read_table(tmp_path / "out" / f"{piece.name}.parquet")["id"].to_pylist() == [*range(200), None, None]
+    assert writing.found(work.uri, piece.name) == (entries, counts)  # a restart tells it too
+    told = run._Counts()
+    told.add(entries, counts)
+    run._report(work.spec, told, 1.0)
+    assert "column id (int64): 2 values are of another type" in capsys.readouterr().out
+
+    (tmp_path / "out" / f"{piece.name}.parquet").unlink()
+    work, (piece,) = _work(settings, tmp_path, bundles.image_task(), source, keep=["id"])
+    _, counts = run.Worker(work)._piece(piece)
+    assert (counts["rows"], counts["quarantined"], counts["nulled"]) == (200, 2, {})
 
 
 def test_a_worker_stops_when_too_much_is_broken(settings: Settings, tmp_path: Path) -> None:
