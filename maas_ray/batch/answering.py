@@ -83,7 +83,11 @@ class Predicting:
             return error
 
     def _answer(self, outputs: dict[str, Any] | Exception) -> Answered:
-        return outputs if isinstance(outputs, Exception) else self.task.to_answer(outputs)
+        if not isinstance(outputs, Exception):
+            return self.task.to_answer(outputs)
+        if not isinstance(outputs, ValueError):  # RequestError is one
+            raise outputs  # out of memory, or a device that failed: not the row's fault, and not to stand for good
+        return outputs
 
 
 class Generating:
@@ -144,3 +148,5 @@ def request_of(task: Task, fields: Fields, parameters: dict[str, Any], raw: Raw)
         return refusal(error)
     except UnicodeDecodeError as error:
         return ValueError(f"not UTF-8: byte {error.object[error.start]:#04x} at {error.start}")
+    except ValueError as error:
+        return error

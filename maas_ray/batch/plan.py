@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import TypeAdapter
 
+from maas_ray import storage
 from maas_ray.data.reading import Inspected, Part, Raw, read
-from maas_ray.data.sources import FILE_COLUMNS, AnySource, list_files
+from maas_ray.data.sources import FILE_COLUMNS, AnySource, InputFile, list_files
 from maas_ray.errors import DataError
 from maas_ray.spec import digest_of
 from maas_ray.tasks.base import REST, Row, Task
@@ -59,6 +60,20 @@ def _holds(form: str, path: str) -> bool:
     return any(fnmatch(name, usual) for name in names for usual in source.usual)
 
 
+def listed(source: AnySource, output: str) -> list[InputFile]:
+    """The files of a source, but for those below the output: a glob may well find what was answered before a crash.
+
+    Raises:
+        DataError: there are no others.
+    """
+    fs, inner = storage.filesystem(output)
+    below = (inner if storage.is_local(output) else fs.unstrip_protocol(inner)).rstrip("/") + "/"
+    files = [file for file in list_files(source) if not file.uri.startswith(below)]
+    if not files:
+        raise DataError(f"{source.path}: all its files lie in the output, {output}; name another directory for that.")
+    return files
+
+
 @dataclass(frozen=True)
 class Fields:
     """Where the fields of a task's request come from.
@@ -66,6 +81,9 @@ class Fields:
     Args:
         required: fields that every row must have.
         optional: fields that a row may have.
+        any_of: fields of which every row must have one, where none is required by itself; a request of none of them
+            would have an answer, but to nothing.
+        names: of all of them, in the files.
         columns: what the reader is asked for.
         given: the reader's name for the only field, of a source that is no table. Empty: it is one.
         strict: whether values have types; those of CSV are all text.
@@ -73,6 +91,8 @@ class Fields:
 
     required: tuple[str, ...]
     optional: tuple[str, ...]
+    any_of: tuple[str, ...]
+    names: dict[str, str]
     columns: tuple[str, ...]
     given: str = ""
     strict: bool = True
@@ -90,19 +110,28 @@ class Fields:
             has = f"a request has no such field; it has: {', '.join(fields)}"
             raise DataError(f"parameters: {', '.join(unknown)}: {has}.")
         required = tuple(name for name, field in fields.items() if field.is_required() and name not in parameters)
+        if source.gives is not None and not (required or any(tensor.optional for tensor in task.inputs)):
+            required = tuple(name for name in source.gives[:1] if name in fields)
         optional = tuple(name for name in fields if name not in required)
+        names = source.mapping(tuple(fields))
         if source.gives is None:
-            return cls(required, optional, (*required, REST), strict=source.format != "csv")
+            by_itself = any(field.is_required() for field in fields.values())
+            any_of = () if by_itself else tuple(name for name in optional if name not in parameters)
+            return cls(required, optional, any_of, names, (*required, REST), strict=source.format != "csv")
         given = next((name for name in source.gives if name in required), "text" if source.gives == ("text",) else "")
         if len(required) != 1 or not given or (given != required[0] and required[0] == task.file):
             raise DataError(
                 f"{source.path}: format {source.format} cannot give {' and '.join(required) or 'the fields'} of a "
                 f"request to {task.spec.type}; give a table with such columns."
             )
-        return cls(required, optional, (given,), given)
+        return cls(required, optional, (), names, (given,), given)
 
     def request(self, row: Row) -> Row:
-        """The fields of a request in a row as it was read."""
+        """The fields of a request in a row as it was read.
+
+        Raises:
+            ValueError: it has none.
+        """
         if self.given:
             value = row[self.given]
             if self.given == "text" and isinstance(value, bytes):
@@ -110,15 +139,39 @@ class Fields:
             return {self.required[0]: value}
         found = {name: row[name] for name in self.required}
         rest: Row = row[REST]
-        return found | {name: rest[name] for name in self.optional if rest.get(name) is not None}
+        if self.any_of and not any(self.names[name] in rest for name in self.any_of):
+            raise ValueError(f"has none of the columns {_listed(self.names[name] for name in self.any_of)}")
+        places = ((name, self.names[name]) for name in self.optional)
+        return found | {name: rest[place] for name, place in places if rest.get(place) is not None}
 
-    def kept(self, source: AnySource, row: Row) -> Row:
+    def lacking(self, task: Task, rows: Sequence[Row]) -> list[str]:
+        """Columns of a table's model that some rows, as `kept` gives them, do not have.
+
+        Raises:
+            DataError: they have nothing that a request to the task could be made of.
+        """
+        there = {name: None for row in rows for name in row}
+        if there and self.any_of and not any(self.names[name] in there for name in self.any_of):
+            raise DataError(
+                f"a request to {task.spec.type} is made of {_listed(self.any_of)}, looked for as "
+                f"{_listed(self.names[name] for name in self.any_of)}; the input has none of them, but "
+                f"{_listed(there)}. Say with `columns` where they stand."
+            )
+        may_miss = [tensor.name for tensor in task.inputs if tensor.optional and tensor.name in self.any_of]
+        return [self.names[name] for name in may_miss if self.names[name] not in there] if there else []
+
+    def kept(self, row: Row) -> Row:
         """All that could be kept of a row, by the names in the file."""
         if self.given:
             return {}
-        names = source.mapping(self.required)
         rest: Row = row[REST]
-        return {names[name]: row[name] for name in self.required if name not in FILE_COLUMNS} | rest
+        return {self.names[name]: row[name] for name in self.required if name not in FILE_COLUMNS} | rest
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Names for a person: a table may have hundreds of columns."""
+    first = list(names)
+    return ", ".join(first[:20]) + (f" and {len(first) - 20} more" if len(first) > 20 else "")
 
 
 @dataclass(frozen=True)
@@ -180,7 +233,7 @@ def sample(source: AnySource, files: Sequence[Inspected], fields: Fields) -> lis
     for file in list(files)[::step][:_SAMPLED_FILES] if source.gives is None else ():
         part = Part(source, file, range(len(file.groups)) if file.groups else None)
         rows: Iterable[Raw] = islice(read(part, fields.columns), _SAMPLED_ROWS)
-        found += [fields.kept(source, raw.row) for raw in rows if raw.row is not None]
+        found += [fields.kept(raw.row) for raw in rows if raw.row is not None]
     return found
 
 
@@ -203,6 +256,8 @@ def kept_types(rows: Sequence[Row], asked: tuple[str, ...] | None) -> "dict[str,
         except (pa.ArrowInvalid, pa.ArrowTypeError):  # of several types, such as identifiers some of which are numbers
             kind = pa.string()
             values = [None if value is None else str(value) for value in values]
+        if pa.types.is_timestamp(kind) and any(hasattr(value, "nanosecond") for value in values):
+            kind = pa.timestamp("ns", kind.tz)  # pandas' own, which Arrow would cut
         if asked is not None or _is_small(kind, values):
             types[name] = pa.string() if pa.types.is_null(kind) else kind
     return types

@@ -28,7 +28,7 @@ from maas_ray.batch.spec import PredictSpec
 from maas_ray.cluster import connect
 from maas_ray.console import progress, say
 from maas_ray.data.reading import Inspected, Raw, read
-from maas_ray.data.sources import AnySource, list_files
+from maas_ray.data.sources import AnySource
 from maas_ray.errors import ConflictError, DataError, NotFoundError
 from maas_ray.registry.bundle import WEIGHT_SUFFIXES, Bundle
 from maas_ray.registry.versions import ModelVersion, Registry
@@ -69,7 +69,6 @@ class _Work:
 
     bundle: Bundle
     spec: PredictSpec
-    source: AnySource
     fields: Fields
     kept: "dict[str, pa.DataType]"
     uri: str
@@ -94,22 +93,28 @@ def predict(spec: PredictSpec, *, settings: Settings | None = None) -> Predictio
     with spec.at("input"):
         source = plan.guessed(spec.input) if isinstance(spec.input, str) else spec.input
         fields = Fields.of(task, source, spec.parameters)
-        files = list_files(source)
+        files = plan.listed(source, uri)
     connect(settings)
     from maas_ray.data.blocks import quiet
 
     with quiet(sum(file.size for file in files)):
         inspected = _inspected(spec, source, files, fields)
         pieces = plan.pieces(source, inspected, spec.part_rows)
+        # Before the output is claimed: what is refused here, and mended, is another prediction.
+        rows = plan.sample(source, inspected, fields)
+        with spec.at("input"):
+            lacking = fields.lacking(task, rows)
+        with spec.at("keep"):
+            kept = plan.kept_types(rows, spec.keep)
         document = _document(spec, version, source, pieces)
         done = _begin(uri, document)
         if done is not None:
             say(f"{uri}: all {done.rows:,} rows are answered by {done.version} already; nothing to do")
             return done
-        with spec.at("keep"):
-            kept = plan.kept_types(plan.sample(source, inspected, fields), spec.keep)
+        if lacking:
+            say(f"the input has no column {', '.join(lacking)}, which the model knows; answers go without")
         total = sum(piece.rows for piece in pieces)
-        work = _Work(bundle, spec, source, fields, kept, uri, spec.max_quarantined * total)
+        work = _Work(bundle, spec, fields, kept, uri, spec.max_quarantined * total)
         counts = _predicted(work, version.reference, pieces, total)
     files_there = sorted(counts.entries, key=lambda entry: entry.path)
     meta = {"prediction": document, "rows": counts.rows, "quarantined": counts.quarantined}
@@ -205,6 +210,7 @@ class _Counts:
         self.entries: list[FileEntry] = []
         self.rows = self.quarantined = self.found = 0
         self.errors: Counter[str] = Counter()
+        self.nulled: Counter[str] = Counter()
         self.seconds = 0.0
 
     def add(self, entries: Sequence[FileEntry], counts: dict[str, Any]) -> None:
@@ -212,6 +218,7 @@ class _Counts:
         self.rows += counts["rows"]
         self.quarantined += counts["quarantined"]
         self.errors.update(counts["errors"])
+        self.nulled.update(counts["nulled"])
 
     def check(self, most: float, total: int, share: float) -> None:
         if self.quarantined > most:
@@ -293,6 +300,7 @@ class Worker:
 
         self._work, self._model = work, answering.load(work.bundle, work.spec)
         self._schema = writing.schema_of(self._model.task.answer, work.kept)
+        self._names = writing.output_names(work.kept, self._model.task.answer.model_fields)
 
     def __call__(self, batch: "pa.Table") -> Iterator["pa.Table"]:
         from maas_ray.data.cleaning import packed, unpacked
@@ -328,23 +336,26 @@ class Worker:
                     spec = work.spec
                     raise too_many(output.quarantined, piece.rows, spec.max_quarantined, output.errors)
             entries = output.commit()
-            return entries, {"rows": output.rows, "quarantined": output.quarantined, "errors": dict(output.errors)}
+            return entries, output.counts() | {"errors": dict(output.errors)}
 
     def _row(self, raw: Raw) -> "_Row":
         from maas_ray.batch.answering import request_of
 
         work = self._work
-        names = self._model.task.answer.model_fields
         place = {"path": _printable(raw.path), "position": raw.position}
+        nulled: list[str] = []
         request = request_of(self._model.task, work.fields, work.spec.parameters, raw)
         if raw.row is not None and not isinstance(request, Exception):
-            values = work.fields.kept(work.source, raw.row)
+            values = work.fields.kept(raw.row)
             for name, kind in work.kept.items():
                 try:
-                    place[writing.output_name(name, names)] = writing.fitted(values.get(name), kind)
+                    place[self._names[name]] = writing.fitted(values.get(name), kind)
                 except ValueError as error:
-                    request = ValueError(f"column {name!r} {error}; leave it out of `keep`, or mend it")
-        return _Row(raw, place, request)
+                    if work.spec.keep is None:  # nobody asked for it: the answer counts more
+                        nulled.append(f"{name} ({kind})")
+                    else:
+                        request = ValueError(f"column {name!r} {error}; leave it out of `keep`, or mend it")
+        return _Row(raw, place, request, tuple(nulled))
 
     def _write(self, output: writing.Output, rows: "Sequence[_Row]", answers: Sequence[Any]) -> None:
         good, broken = [], []
@@ -355,17 +366,19 @@ class Worker:
                 broken.append(place | {"error": _printable(told), "excerpt": row.raw.excerpt})
             else:
                 good.append(row.kept | writing.answer_values(answer, self._schema))
+                output.nulled.update(row.nulled)
         output.write(good)
         output.set_aside(broken)
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A row as it was read, what is kept of it, and what is asked."""
+    """A row as it was read, what is kept of it, what is asked, and columns whose values cannot be kept."""
 
     raw: Raw
     kept: dict[str, Any]
     request: Any
+    nulled: tuple[str, ...]
 
 
 def _printable(text: str) -> str:
@@ -380,4 +393,6 @@ def _report(spec: PredictSpec, counts: _Counts, seconds: float) -> None:
     if counts.quarantined:
         reasons = "; ".join(f"{count:,} × {error}" for error, count in counts.errors.most_common(3))
         say(f"  {counts.quarantined:,} could not be, and lie under {writing.QUARANTINE_DIRECTORY}/: {reasons}")
+    for column, count in counts.nulled.most_common():
+        say(f"  column {column}: {count:,} values are of another type than in the first rows, and null in the output")
     say(f"  {spec.output}")

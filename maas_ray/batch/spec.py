@@ -18,10 +18,12 @@ class PredictSpec(Spec):
     """Rows to answer: a file, directory or glob whose names say the format, or a source as `prepare` takes it. Columns
     are named as the fields of a request; labels need not be there."""
     output: str = Field(min_length=1)
-    """Directory for the answers, any fsspec URI; one that is empty, or holds this very prediction, begun before."""
+    """Directory for the answers, any fsspec URI; one that is empty, or holds this very prediction, begun before.
+    What lies there is never input."""
     keep: tuple[str, ...] | None = None
-    """Columns of the input to write beside the answers. None: those that hold numbers or short strings. `path` and
-    `position`, which say where a row stands in the input, always are."""
+    """Columns of the input to write beside the answers. None: those that hold numbers or short strings; a value
+    of another type than the first rows have is then null, and counted, while in a column named here it sets the row
+    aside. `path` and `position`, which say where a row stands in the input, always are."""
     parameters: dict[str, Any] = {}
     """Fields of the task's request that are the same for every row, such as `max_tokens`; a row's own go before."""
     part_rows: int = Field(10_000, ge=1)

@@ -56,20 +56,31 @@ def schema_of(answer: type[AnswerRow], kept: Mapping[str, "pa.DataType"]) -> "pa
 
     answers = {name: arrow_type(field.annotation) for name, field in answer.model_fields.items()}
     columns = dict(zip(PLACE, (pa.string(), pa.int64()), strict=True))
-    columns |= {output_name(name, answers): kind for name, kind in kept.items()}
+    names = output_names(kept, answers)
+    columns |= {names[name]: kind for name, kind in kept.items()}
     return pa.schema(list((columns | answers).items()))
 
 
-def output_name(name: str, answer: Iterable[str]) -> str:
-    """What a column of the input is called in the output."""
-    return f"input_{name}" if name in (*PLACE, *answer) else name
+def output_names(kept: Iterable[str], answer: Iterable[str]) -> dict[str, str]:
+    """What columns of the input are called in the output: `input_` stands before a name until it is free."""
+    taken = {*PLACE, *answer}
+    names = {name: name for name in kept if name not in taken}
+    taken |= names.keys()
+    for name in kept:
+        if name not in names:
+            free = name
+            while free in taken:
+                free = f"input_{free}"
+            names[name] = free
+            taken.add(free)
+    return names
 
 
 def fitted(value: Any, kind: "pa.DataType") -> Any:
     """A value as a column of a type takes it.
 
     Raises:
-        ValueError: it is of another type.
+        ValueError: it is of another type, or would be another value there.
     """
     import pyarrow as pa
 
@@ -78,9 +89,22 @@ def fitted(value: Any, kind: "pa.DataType") -> Any:
     if pa.types.is_string(kind) and not isinstance(value, str):
         return json.dumps(value, ensure_ascii=False, default=str)
     try:
-        return pa.scalar(value, kind).as_py()
+        found = pa.scalar(value, kind).as_py()
+        if _is_same(found, value):
+            return found
+        problem = None
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"holds {str(value)[:80]!r}, where other rows have {kind}") from error
+        problem = error
+    raise ValueError(f"holds {str(value)[:80]!r}, where other rows have {kind}") from problem
+
+
+def _is_same(found: Any, value: Any) -> bool:
+    """Whether Arrow kept a value: it cuts 2.75 to 2 among integers, and leaves out fields that a struct has not."""
+    if isinstance(value, dict):
+        return isinstance(found, dict) and all(_is_same(found.get(name), one) for name, one in value.items())
+    if isinstance(value, list | tuple):
+        return len(found) == len(value) and all(map(_is_same, found, value))
+    return bool(found == value or str(found) == str(value) == "nan")
 
 
 def answer_values(answer: AnswerRow, schema: "pa.Schema") -> dict[str, Any]:
@@ -121,6 +145,8 @@ class Output:
         self._broken = pq.ParquetWriter(self._local[broken], quarantine_schema(), **options)
         self.rows = self.quarantined = 0
         self.errors: Counter[str] = Counter()
+        self.nulled: Counter[str] = Counter()
+        """Values written as null, since they did not fit, by column."""
 
     def __enter__(self) -> "Output":
         return self
@@ -148,10 +174,14 @@ class Output:
             for row in rows:
                 self.errors[row["error"]] += row["rows"]
 
+    def counts(self) -> dict[str, Any]:
+        """What has been written, as far as it is told; of errors, the commonest."""
+        errors = dict(self.errors.most_common(3))
+        return {"rows": self.rows, "quarantined": self.quarantined, "errors": errors, "nulled": dict(self.nulled)}
+
     def commit(self) -> list[FileEntry]:
         """Put the files where they belong, that of the answers last: where it is, both are whole."""
-        counts = {"rows": self.rows, "quarantined": self.quarantined, "errors": dict(self.errors.most_common(3))}
-        self._answers.add_key_value_metadata({_COUNTS: json.dumps(counts)})
+        self._answers.add_key_value_metadata({_COUNTS: json.dumps(self.counts())})
         self._answers.close()
         self._broken.close()
         answers, broken = self._local

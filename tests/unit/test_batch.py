@@ -1,8 +1,12 @@
 """Batch prediction without a cluster: what is read, how it is cut and named, what is written and finished."""
 
+import base64
 import io
 import json
+import math
+import re
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,14 +17,17 @@ import pytest
 from PIL import Image
 
 from maas_ray import storage
-from maas_ray.batch import plan, run, writing
+from maas_ray.batch import answering, plan, run, writing
 from maas_ray.batch.plan import Fields
 from maas_ray.batch.spec import PredictSpec
-from maas_ray.data.reading import Inspected, inspect
-from maas_ray.data.sources import AnySource, InputFile, JsonlSource, ParquetSource, TextSource, list_files
+from maas_ray.data.reading import Inspected, Raw, inspect
+from maas_ray.data.sources import AnySource, CsvSource, InputFile, JsonlSource, ParquetSource, TextSource, list_files
 from maas_ray.errors import ConflictError, DataError, SpecError
 from maas_ray.settings import Settings
 from maas_ray.tasks import AnswerRow, Task
+from maas_ray.tasks.feature_extraction import FeatureExtractionSpec
+from maas_ray.tasks.token_classification import TokenClassificationSpec
+from maas_ray.tasks.tokenization import FittedTokenizer
 from tests import bundles
 
 
@@ -87,12 +94,55 @@ def test_a_request_is_made_of_a_row() -> None:
     row = {"prompt": "a", "*": {"id": 7, "temperature": 0, "stop": None}}
     assert table.columns == ("prompt", "*")
     assert table.request(row) == {"prompt": "a", "temperature": 0}
-    assert table.kept(JsonlSource(path="x", columns={"prompt": "body"}), row)["body"] == "a"
+    assert table.kept(row)["body"] == "a"
     assert text.request({"text": "ä".encode()}) == {"prompt": "ä"}
     with pytest.raises(DataError, match="parameters: heat: a request has no such field; it has: prompt, max_tokens"):
         Fields.of(task, TextSource(path="x"), {"heat": 1})
     with pytest.raises(DataError, match="format text cannot give image of a request to image-classification"):
         Fields.of(bundles.image_task(), TextSource(path="x"), {})
+
+
+def test_fields_that_a_row_may_have_are_looked_for_where_the_source_says() -> None:
+    task = bundles.table_task()
+    fields = Fields.of(task, CsvSource(path="x", columns={"area": "m2"}), {})
+
+    rows = [{"*": {"m2": "70", "town": "Köln", "area": "A"}}, {"*": {"m2": None, "town": None}}]
+    assert [fields.request(row) for row in rows] == [{"area": "70", "town": "Köln"}, {}]
+    assert fields.lacking(task, [fields.kept(row) for row in rows]) == []
+    assert fields.lacking(task, [{"town": "Köln"}]) == ["m2"]
+    given = Fields.of(task, CsvSource(path="x", columns={"area": "m2"}), {"area": 70})
+    assert given.lacking(task, [{"town": "Köln"}]) == []
+
+
+def test_an_input_that_says_nothing_to_the_model_is_refused() -> None:
+    task = bundles.table_task()
+    fields = Fields.of(task, CsvSource(path="x", columns={"area": "m2"}), {})
+
+    with pytest.raises(
+        DataError, match="made of area, town, looked for as m2, town; the input has none of them, but a"
+    ):
+        fields.lacking(task, [{"a": "70"}])
+    with pytest.raises(ValueError, match="has none of the columns m2, town"):  # of a file behind the sampled ones
+        fields.request({"*": {"a": "70"}})
+    error = answering.request_of(task, fields, {}, Raw("x", 1, {"*": {"a": "70"}}))
+    assert str(error) == "has none of the columns m2, town"
+    text = bundles.text_task()  # a prompt for all rows
+    assert Fields.of(text, JsonlSource(path="x"), {"prompt": "a"}).lacking(text, [{"id": 1}]) == []
+
+
+@pytest.mark.parametrize(
+    "spec", [FeatureExtractionSpec(tokenizer=FittedTokenizer(vocab_size=300)), TokenClassificationSpec()]
+)
+def test_text_that_a_row_may_have_is_read_from_any_source(spec: Any) -> None:
+    pair = {"anchor": "a b", "positive": "b c", "tokens": ["a", "b"], "tags": ["O", "B-x"]}
+    task = spec.fit([pair] * 3)
+
+    table = Fields.of(task, JsonlSource(path="x", text="body"), {})
+    assert table.request({"*": {"body": "a b", "id": 1}}) == {"text": "a b"}
+    assert table.request({"*": {"tokens": ["a"]}}) == {"tokens": ["a"]}
+    assert Fields.of(task, TextSource(path="x"), {}).request({"text": b"a b"}) == {"text": "a b"}
+    with pytest.raises(DataError, match="format text cannot give the fields of a request to tabular-regression"):
+        Fields.of(bundles.table_task(), TextSource(path="x"), {})
 
 
 def test_numbers_and_short_strings_are_kept_of_themselves() -> None:
@@ -139,8 +189,43 @@ def test_answers_have_columns_of_their_own_types() -> None:
     assert back[0]["parts"] == []
     assert back[1]["parts"] == [{"name": "p", "start": 3}]
     assert dict(back[1]["scores"]) == {"y": 1.0}
-    with pytest.raises(ValueError, match="holds 'x', where other rows have int64"):
-        writing.fitted("x", pa.int64())
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ("x", pa.int64()),
+        (2.75, pa.int64()),  # Arrow itself would write 2
+        ([1, 2.75], pa.list_(pa.int64())),
+        ({"a": 1, "b": 2}, pa.struct([("a", pa.int64())])),
+        (datetime(2026, 1, 2, 3, 4), pa.date32()),
+    ],
+)
+def test_a_value_that_would_be_another_one_is_refused(value: Any, kind: pa.DataType) -> None:
+    with pytest.raises(ValueError, match=f"holds .*, where other rows have {re.escape(str(kind))}"):
+        writing.fitted(value, kind)
+
+
+def test_values_that_fit_are_as_they_were() -> None:
+    assert writing.fitted(2.0, pa.int64()) == 2
+    assert writing.fitted(3, pa.float64()) == 3
+    assert math.isnan(writing.fitted(math.nan, pa.float64()))
+    assert writing.fitted({"a": 1}, pa.struct([("a", pa.int64()), ("b", pa.int64())])) == {"a": 1, "b": None}
+    (moment,) = pa.array([1577836800000000001], pa.timestamp("ns")).to_pylist()
+    (kind,) = plan.kept_types([{"when": moment}], None).values()
+    assert writing.fitted(moment, kind) == moment
+
+
+def test_columns_of_the_input_never_share_a_name() -> None:
+    kept = dict.fromkeys(("path", "input_path", "label", "id"), pa.int64())
+
+    assert writing.output_names(kept, _Answer.model_fields) == {
+        "path": "input_input_path",
+        "input_path": "input_path",
+        "label": "input_label",
+        "id": "id",
+    }
+    assert len(writing.schema_of(_Answer, kept)) == 2 + len(kept) + len(_Answer.model_fields)
 
 
 def _written(uri: str, quarantined: int = 1) -> None:
@@ -198,26 +283,48 @@ def test_what_is_written_may_not_become_input() -> None:
     assert json.loads(PredictSpec.parse({"version": "m", "input": "data", "output": "data-out"}).model_dump_json())
 
 
+@pytest.mark.parametrize("scheme", ["", "memory://"])
+def test_a_glob_does_not_find_what_was_written(tmp_path: Path, scheme: str) -> None:
+    uri = f"{scheme}{tmp_path}"
+    for name in ("a.jsonl", "deep/b.jsonl", "out/c.jsonl", "out-of/d.jsonl"):
+        storage.write_json(f"{uri}/{name}", {})
+    source = JsonlSource(path=f"{uri}/**/*.jsonl")
+
+    assert [file.relative for file in plan.listed(source, f"{uri}/out")] == [
+        "a.jsonl",
+        "deep/b.jsonl",
+        "out-of/d.jsonl",
+    ]
+    with pytest.raises(DataError, match="all its files lie in the output"):
+        plan.listed(JsonlSource(path=f"{uri}/out/*.jsonl"), f"{uri}/out/")
+
+
 def _work(
-    settings: Settings, directory: Path, task: Task, path: Path, **fields: Any
+    settings: Settings, directory: Path, task: Task, given: Path | dict[str, str], **fields: Any
 ) -> tuple[run._Work, list[plan.Piece]]:
     """What `predict` would tell its actors."""
     bundle = bundles.publish(settings, "batch", task, directory / "bundle")
-    spec = PredictSpec.parse({"version": "batch/1", "input": str(path), "output": str(directory / "out"), **fields})
-    source = plan.guessed(str(path))
+    document = str(given) if isinstance(given, Path) else given
+    spec = PredictSpec.parse({"version": "batch/1", "input": document, "output": str(directory / "out"), **fields})
+    source = plan.guessed(spec.input) if isinstance(spec.input, str) else spec.input
     asked = Fields.of(task, source, spec.parameters)
     files = _inspected(source, asked.columns)
     kept = plan.kept_types(plan.sample(source, files, asked), spec.keep)
-    return run._Work(bundle, spec, source, asked, kept, spec.output, 3), plan.pieces(source, files, spec.part_rows)
+    return run._Work(bundle, spec, asked, kept, spec.output, 3), plan.pieces(source, files, spec.part_rows)
+
+
+def _shades(count: int) -> list[bytes]:
+    """Images, from dark to light."""
+    files = []
+    for shade in np.linspace(0, 200, count):
+        buffer = io.BytesIO()
+        Image.fromarray(np.full((8, 8), shade, np.uint8)).save(buffer, "png")
+        files.append(buffer.getvalue())
+    return files
 
 
 def test_a_worker_answers_a_piece_and_sets_aside_what_it_cannot(settings: Settings, tmp_path: Path) -> None:
-    shades = [np.full((8, 8), shade, np.uint8) for shade in range(0, 200, 20)]
-    files = []
-    for shade in shades:
-        buffer = io.BytesIO()
-        Image.fromarray(shade).save(buffer, "png")
-        files.append(buffer.getvalue())
+    files = _shades(10)
     files[4] = b"no image"
     pq.write_table(pa.table({"image": files, "name": [f"n{n}" for n in range(10)]}), tmp_path / "in.parquet")
     work, (piece,) = _work(settings, tmp_path, bundles.image_task(), tmp_path / "in.parquet", batch_size=4)
@@ -232,6 +339,50 @@ def test_a_worker_answers_a_piece_and_sets_aside_what_it_cannot(settings: Settin
     (broken,) = pq.read_table(tmp_path / "out" / "quarantine" / f"{piece.name}.parquet").to_pylist()
     assert (broken["position"], broken["rows"]) == (4, 1)
     assert "not an image" in broken["error"]
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), RuntimeError("CUDA error: device-side assert triggered")])
+def test_what_is_not_the_rows_fault_ends_it(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    pq.write_table(pa.table({"image": _shades(5)}), tmp_path / "in.parquet")
+    work, (piece,) = _work(settings, tmp_path, bundles.image_task(), tmp_path / "in.parquet")
+    worker = run.Worker(work)
+
+    def failing(**tensors: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(worker._model, "_network", failing)
+    with pytest.raises(type(error), match=str(error)):
+        worker._piece(piece)
+
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_a_column_that_nobody_asked_for_costs_no_row(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [base64.b64encode(image).decode() for image in _shades(4)]
+    ids = [*range(200), 2.75, "A-7"]
+    lines = [json.dumps({"image": images[place % 4], "id": one}) + "\n" for place, one in enumerate(ids)]
+    (tmp_path / "in.jsonl").write_text("".join(lines))
+    source = {"format": "jsonl", "path": str(tmp_path / "in.jsonl"), "encoding": "base64"}
+
+    work, (piece,) = _work(settings, tmp_path, bundles.image_task(), source)
+    entries, counts = run.Worker(work)._piece(piece)
+
+    assert (counts["rows"], counts["quarantined"], counts["nulled"]) == (202, 0, {"id (int64)": 2})
+    assert pq.read_table(tmp_path / "out" / f"{piece.name}.parquet")["id"].to_pylist() == [*range(200), None, None]
+    assert writing.found(work.uri, piece.name) == (entries, counts)  # a restart tells it too
+    told = run._Counts()
+    told.add(entries, counts)
+    run._report(work.spec, told, 1.0)
+    assert "column id (int64): 2 values are of another type" in capsys.readouterr().out
+
+    (tmp_path / "out" / f"{piece.name}.parquet").unlink()
+    work, (piece,) = _work(settings, tmp_path, bundles.image_task(), source, keep=["id"])
+    _, counts = run.Worker(work)._piece(piece)
+    assert (counts["rows"], counts["quarantined"], counts["nulled"]) == (200, 2, {})
 
 
 def test_a_worker_stops_when_too_much_is_broken(settings: Settings, tmp_path: Path) -> None:
