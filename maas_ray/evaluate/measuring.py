@@ -42,7 +42,7 @@ def measure(spec: "EvaluateSpec", bundle: Bundle, dataset: PreparedDataset, labe
 
     Raises:
         CorruptError: a row group is damaged.
-        DataError: the model computes what is no number.
+        DataError: what came of a row is no number, or an infinite one.
     """
     import ray
 
@@ -77,11 +77,14 @@ _INDEX, _KEPT = "index of the row", "value of the column "
 def _check_numbers(outcomes: Outcomes, label: str) -> None:
     for name, values in outcomes.items():
         if values.dtype.kind == "f":
-            broken = int(np.isnan(values).reshape(len(values), -1).any(1).sum())
-            if broken:
+            rows = values.reshape(len(values), -1)
+            broken = np.flatnonzero(~np.isfinite(rows).all(1))
+            if len(broken):
+                first = rows[broken[0]]
                 raise DataError(
-                    f"{label} computes {name} that is not a number for {broken:,} of {len(values):,} rows. Its weights "
-                    "are broken, or the rows hold what it was not trained on."
+                    f"{label}: `{name}` is not finite for {len(broken):,} of {len(values):,} rows ({name} "
+                    f"{first[~np.isfinite(first)][0]} for row {broken[0]:,} of the split). The model's weights are "
+                    "broken, or the rows hold what it was not trained on, such as numbers that are far too large."
                 )
 
 

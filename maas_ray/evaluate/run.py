@@ -93,7 +93,7 @@ def evaluate(spec: EvaluateSpec, *, settings: Settings | None = None) -> Report:
     connect(settings)
     measured = measure(spec, bundle, dataset, version.reference)
     task, resamples = dataset.task, affordable(spec.resamples, rows)
-    drawn = _drawn(spec, task, measured.outcomes, resamples, version.reference)
+    metrics, drawn = _drawn(spec, task, measured.outcomes, resamples, version.reference)
     report = Report(
         version=version.reference,
         dataset=dataset.name,
@@ -101,7 +101,7 @@ def evaluate(spec: EvaluateSpec, *, settings: Settings | None = None) -> Report:
         split=spec.split,
         rows=rows,
         created=datetime.now(tz=UTC),
-        metrics=task.metrics(measured.outcomes),
+        metrics=metrics,
         intervals=_intervals(drawn, spec.level),
         level=spec.level,
         resamples=count(drawn),
@@ -111,8 +111,9 @@ def evaluate(spec: EvaluateSpec, *, settings: Settings | None = None) -> Report:
     )
     if other and others_bundle:
         theirs = measure(spec, others_bundle, dataset, other.reference)
-        others_drawn = _drawn(spec, task, theirs.outcomes, resamples, other.reference)
-        comparison = _comparison(spec, other, report, task, measured, theirs, drawn, others_drawn)
+        others_metrics, others_drawn = _drawn(spec, task, theirs.outcomes, resamples, other.reference)
+        apart = differences(drawn, others_drawn)
+        comparison = _comparison(spec, other, report, others_metrics, measured, theirs, apart)
         report = report.model_copy(update={"comparison": comparison})
     uri = keep(report, plots(report, measured.outcomes, task.headline), version, registry, settings)
     shown = "  ".join(f"{name} {value:.4g}" for name, value in report.metrics.items())
@@ -145,9 +146,14 @@ def _check_features(version: ModelVersion, bundle: Bundle, dataset: PreparedData
         )
 
 
-def _drawn(spec: EvaluateSpec, task: Task, outcomes: Outcomes, resamples: int, label: str) -> Values:
+def _drawn(
+    spec: EvaluateSpec, task: Task, outcomes: Outcomes, resamples: int, label: str
+) -> tuple[dict[str, float], Values]:
+    """Metrics of rows, and of those drawn from them."""
+    outcomes = task.by_row(outcomes)
     with progress(f"bootstrapping {label}", resamples) as shown:
-        return resampled(task.metrics, outcomes, resamples, spec.seed, shown.update, spec.resample_seconds)
+        drawn = resampled(task.metrics, outcomes, resamples, spec.seed, shown.update, spec.resample_seconds)
+    return task.metrics(outcomes), drawn
 
 
 def _intervals(drawn: Values, level: float) -> dict[str, Interval]:
@@ -164,7 +170,7 @@ def _slices(spec: EvaluateSpec, task: Task, measured: Measured, column: str) -> 
         slices.append((OTHER, ~np.any([chosen for _, chosen in slices], axis=0)))
     made = []
     for value, chosen in slices:
-        outcomes = {name: found[chosen] for name, found in measured.outcomes.items()}
+        outcomes = task.by_row({name: found[chosen] for name, found in measured.outcomes.items()})
         rows = int(chosen.sum())
         resamples, seconds = (
             affordable(min(spec.resamples, _SLICE_RESAMPLES), rows),
@@ -180,14 +186,12 @@ def _comparison(
     spec: EvaluateSpec,
     other: ModelVersion,
     report: Report,
-    task: Task,
+    values: dict[str, float],
     measured: Measured,
     theirs: Measured,
-    drawn: Values,
-    others_drawn: Values,
+    apart: Values,
 ) -> Comparison:
     """Metrics of both; their draws are of the same rows, so differences of draws are paired."""
-    values, apart = task.metrics(theirs.outcomes), differences(drawn, others_drawn)
     metrics = {
         name: Difference(
             first=report.metrics[name],

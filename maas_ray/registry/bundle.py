@@ -40,6 +40,8 @@ class Lineage(Spec):
     """Fingerprint of the dataset."""
     dataset_uri: str = ""
     """Where it lay."""
+    measured_rows: dict[str, int] = {}
+    """How many of a split's rows, the first ones, the training measured the metrics of that split on."""
     run: str = ""
     """Name of the training run."""
     run_id: str = ""

@@ -5,9 +5,10 @@
     test/accuracy >= champion * 0.99            or times one
     validation/loss <= digits/3                 any version, also of another model
 
-A metric's own name means the newest evaluation. With a split before it, it means the newest evaluation on that split,
-else what the training measured there. Two versions are compared on the same rows of the same dataset, or not at all.
-A gate fails closed: what is missing, and numbers that cannot be compared, keep the alias where it is.
+A metric's own name means the newest evaluation on another split than `train`. With a split before it, it means the
+newest evaluation on that split, else what the training measured there. Two versions are compared on the same rows of
+the same dataset, or not at all; a training may have measured only the first rows of a split. A gate fails closed: what
+is missing, and numbers that cannot be compared, keep the alias where it is.
 """
 
 import operator
@@ -109,12 +110,26 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Measured:
-    """A metric of a version, and on which rows it was measured."""
+    """A metric of a version, and on which rows it was measured: the first `count` of a split; None: nobody knows."""
 
     value: float
-    rows: str
+    version: str
+    dataset: str
     fingerprint: str
     split: str
+    count: int | None
+    by: str = ""
+
+    @property
+    def rows(self) -> str:
+        """The rows in words."""
+        count = "" if self.count is None else f", {self.count:,} rows"
+        return f"{self.dataset}/{self.split}{count}{self.by}"
+
+    def same_rows(self, other: "_Measured") -> bool:
+        """Whether both were measured on the same rows; not where that is not known."""
+        ours, theirs = ((one.fingerprint, one.split, one.count) for one in (self, other))
+        return bool(self.fingerprint) and self.count is not None and ours == theirs
 
 
 def judge(registry: Registry, version: ModelVersion, alias: str, gates: Iterable[str]) -> list[Verdict]:
@@ -178,14 +193,14 @@ def _measured(version: ModelVersion, metric: str, like: _Measured | None = None)
     """
     split, _, name = metric.rpartition("/")
     found = [
-        _Measured(one.metrics[name], f"{one.dataset}/{one.split}, {one.rows:,} rows", one.fingerprint, one.split)
+        _Measured(one.metrics[name], version.reference, one.dataset, one.fingerprint, one.split, one.rows)
         for one in version.evaluations
-        if name in one.metrics and split in ("", one.split)
+        if name in one.metrics and (one.split == split if split else one.split != "train")
     ]
     if split and metric in version.metrics:
         lineage = version.lineage
-        rows = f"{lineage.dataset}/{split}, measured by the training"
-        found.append(_Measured(version.metrics[metric], rows, lineage.dataset_fingerprint, split))
+        rows = lineage.dataset, lineage.dataset_fingerprint, split, lineage.measured_rows.get(split)
+        found.append(_Measured(version.metrics[metric], version.reference, *rows, by=", measured by the training"))
     if like is None:
         if found:
             return found[0]
@@ -193,12 +208,14 @@ def _measured(version: ModelVersion, metric: str, like: _Measured | None = None)
         if split or not version.evaluations:
             missing = f"{version.reference} has no {metric}" + ("" if split else ", since it was never evaluated")
         else:
-            missing = f"no evaluation of {version.reference} has {metric}"
+            missing = f"no evaluation of {version.reference} on validation or test has {metric}"
         raise NotFoundError(f"{missing}; it has: {', '.join(known) or 'none'}.")
-    for one in found if like.fingerprint else ():
-        if (one.fingerprint, one.split) == (like.fingerprint, like.split):
+    for one in found:
+        if one.same_rows(like):
             return one
+    on = f"{like.dataset or 'DATASET'} --split {like.split}"
+    others = f" (but on {' and on '.join(one.rows for one in found)})" if found else ""
     raise NotFoundError(
-        f"{version.reference} has no {metric} on the same rows ({like.rows}); "
-        f"evaluate both versions on one dataset: maas evaluate {version.reference} DATASET."
+        f"{version.reference} has no {metric} on the same rows ({like.rows}){others}; evaluate both versions on one "
+        f"dataset: maas evaluate {like.version} {on}, and maas evaluate {version.reference} {on}."
     )

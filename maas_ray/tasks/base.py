@@ -280,6 +280,12 @@ class Task(ABC):
         [n, 16] by where in the sequence.
         """
 
+    def by_row(self, outcomes: Outcomes) -> Outcomes:
+        """Outcomes in which each row stands alone: `metrics` of them are the same, and may be made again of rows drawn
+        from them with replacement. Where a row is measured against the others, that is done here, once.
+        """
+        return outcomes
+
     @abstractmethod
     def metrics(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Metrics from the outcomes of all rows. Always has `loss`; what these rows do not define is left out."""

@@ -6,7 +6,7 @@ once (`micro_batch_size`): more workers do not add negatives, a larger micro bat
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -212,22 +212,33 @@ class FeatureExtraction(EncoderTask):
             "positive_id": np.array([_digest(ids[row, : lengths[row]]) for row in range(len(query), len(ids))]),
         }
 
+    def by_row(self, outcomes: Outcomes) -> Outcomes:
+        """Beside `loss` the `rank` of each row's positive among the different positives of all these rows, and how many
+        those are, `pool`. Of rows that are drawn from them the pool must not be made again: it would be a smaller one.
+        """
+        if "rank" in outcomes:
+            return outcomes
+        _, first, place = np.unique(outcomes["positive_id"], return_index=True, return_inverse=True)
+        pool = _unit(outcomes["positive"][first])
+        ranks = []
+        for start in range(0, len(place), _QUERIES):
+            rows = slice(start, start + _QUERIES)
+            scores = _unit(outcomes["query"][rows]) @ pool.T
+            right = np.take_along_axis(scores, place[rows][:, None], axis=1)
+            ranks.append(len(pool) - (scores < right).sum(1))  # what scores the same comes before, as in scikit-learn
+        return {"loss": outcomes["loss"], "rank": np.concatenate(ranks), "pool": np.full(len(place), len(pool))}
+
     def metrics(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
         """`loss`, in nats a row, which depends on the rows of a pass; and how each row's query finds its positive among
         the different positives of these very rows, by cosine: `mrr` (mean of 1 / rank) and `recall_at_k` (share within
         the first k), which are easier the fewer rows there are. Of a pool of k or fewer `recall_at_k` is left out.
         """
+        outcomes = self.by_row(dict(outcomes))
+        rank, pool = outcomes["rank"], outcomes["pool"][0]
         found = {"loss": mean_loss(outcomes)}
-        pool_ids, first, place = np.unique(outcomes["positive_id"], return_index=True, return_inverse=True)
-        if len(pool_ids) < 2:
-            return found
-        sums: dict[str, float] = {}
-        pool = _unit(outcomes["positive"][first])
-        for start in range(0, len(place), _QUERIES):
-            rows = slice(start, start + _QUERIES)
-            for name, value in _ranked(_unit(outcomes["query"][rows]) @ pool.T, place[rows]):
-                sums[name] = sums.get(name, 0.0) + value * len(place[rows])
-        return found | {name: total / len(place) for name, total in sums.items()}
+        if pool > 1:
+            found["mrr"] = float(np.mean(1 / rank))
+        return found | {f"recall_at_{k}": float(np.mean(rank <= k)) for k in _RECALL_AT if k < pool}
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -286,19 +297,6 @@ class FeatureExtraction(EncoderTask):
             return self.encoder.encode(texts)
         except ValueError as error:
             raise RequestError(f"{error}.", param="text", code="invalid_value") from error
-
-
-def _ranked(scores: np.ndarray, right: np.ndarray) -> Iterator[tuple[str, float]]:
-    """Metrics of queries against a pool: `scores` [queries, pool], and the place of each one's right answer in it."""
-    from sklearn import metrics
-
-    size = scores.shape[1]
-    # With one right answer to each query, average precision is 1 / rank.
-    truth = np.arange(size) == right[:, None]
-    yield "mrr", float(metrics.label_ranking_average_precision_score(truth, scores))
-    for k in _RECALL_AT:
-        if k < size and size > 2:  # of two, scikit-learn takes the scores for those of a binary problem
-            yield f"recall_at_{k}", float(metrics.top_k_accuracy_score(right, scores, k=k, labels=np.arange(size)))
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

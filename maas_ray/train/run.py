@@ -508,6 +508,7 @@ def _bundle_meta(run: _Run, position: Position) -> BundleMeta:
         dataset=run.dataset.name,
         dataset_fingerprint=run.dataset.fingerprint,
         dataset_uri=run.dataset.uri,
+        measured_rows=_measured_rows(run, position),
         run=run.name,
         run_id=run.run_id,
         # Of when the run began, so that a second try to end it publishes the same bundle.
@@ -517,6 +518,13 @@ def _bundle_meta(run: _Run, position: Position) -> BundleMeta:
         deepspeed=position.deepspeed,
     )
     return BundleMeta(name=run.spec.model, task=run.dataset.task.spec.type, metrics=position.metrics, lineage=lineage)
+
+
+def _measured_rows(run: _Run, position: Position) -> dict[str, int]:
+    """Of each split that was measured at a checkpoint, how many rows: where the run ends all, else the first ones."""
+    most = None if position.ended else run.spec.validation.max_rows
+    splits = {name.partition("/")[0]: run.dataset.split(name.partition("/")[0]).rows for name in position.metrics}
+    return {split: min(rows, most or rows) for split, rows in splits.items()}
 
 
 def _parameters_in(directory: Path) -> int:

@@ -264,6 +264,7 @@ def registry_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lineage = Lineage(
             dataset="words",
             dataset_fingerprint="f" * 64,
+            measured_rows={"validation": 60},
             run=f"run-{number}",
             code_revision="abc",
             spec={"model": "lm", "network": {"type": "llama", "layers": number}, "alias": None},
@@ -330,15 +331,16 @@ def test_an_alias_moves_only_where_a_gate_lets_it(run: Run) -> None:
     assert (status, out) == (1, "")
     assert err == (
         "lm@champion does not move to lm/2:\n"
-        "gate validation/perplexity > champion: NOT passed, lm/2 has 5, lm/1 has 10 (words/validation, measured by the "
-        "training)\n"
+        "gate validation/perplexity > champion: NOT passed, lm/2 has 5, lm/1 has 10 (words/validation, 60 rows, "
+        "measured by the training)\n"
     )
     assert run("promote", "lm/2", "champion", "--if", "f1 >= champion")[0] == 1
     assert run("alias", "lm", "2", "champion", "--if", "f1 ~ champion")[0] == 2
     assert run("promote", "lm/2", "champion", "--if", "validation/perplexity <= champion * 0.6") == (
         0,
         "gate validation/perplexity <= champion * 0.6: passed, lm/2 has 5, lm/1 has 10, which makes 6 "
-        "(words/validation, measured by the training)\nlm@champion is now lm/2; no endpoint was deployed from it\n",
+        "(words/validation, 60 rows, measured by the training)\nlm@champion is now lm/2; "
+        "no endpoint was deployed from it\n",
         "",
     )
 

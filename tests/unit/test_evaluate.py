@@ -8,7 +8,9 @@ import pytest
 from scipy.stats import bootstrap, norm
 from sklearn import metrics as scores
 
+from maas_ray.errors import DataError
 from maas_ray.evaluate.intervals import affordable, count, differences, interval, mcnemar, p_value, resampled
+from maas_ray.evaluate.measuring import _check_numbers
 from maas_ray.evaluate.plots import plots
 from maas_ray.evaluate.report import Report, Slice, find, keep
 from maas_ray.evaluate.showing import show_report
@@ -100,6 +102,16 @@ def test_slow_metrics_are_drawn_a_hundred_times_at_least() -> None:
     assert np.array_equal(whole["x"][:100], hurried["x"])
     assert not differences(whole, hurried)["x"].any()
     assert differences(whole, {}) == {}
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_what_is_not_finite_is_named_with_its_row(value: float) -> None:
+    outcomes = guessed(10, 3) | {"loss": np.ones(10)}
+    _check_numbers(outcomes, "sales/1")
+    outcomes["target"][[4, 6], 1] = value
+
+    with pytest.raises(DataError, match=rf"`target` is not finite for 2 of 10 rows \(target {value} for row 4"):
+        _check_numbers(outcomes, "sales/1")
 
 
 # --- two versions ----------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def registry_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     task = bundles.image_task()
     for number, alias in ((1, "champion"), (2, None)):
         directory = bundles.save_bundle(task, tmp_path_factory.mktemp("bundle"), seed=number)
-        lineage = Lineage(dataset="scans", dataset_fingerprint="f")
+        lineage = Lineage(dataset="scans", dataset_fingerprint="f", measured_rows={"validation": 60})
         meta = BundleMeta(name="digits", task=task.spec.type, metrics={"validation/loss": 1.0}, lineage=lineage)
         version = registry.register(publish_bundle(settings, directory, meta))
         if alias:
@@ -159,7 +159,9 @@ def test_a_metric_that_is_not_there_fails_and_those_that_are_are_named(registry:
 
     second = evaluated(registry, 2, metrics={"f1": 0.9})
     (verdict,) = judge(registry, second, "champion", ["accuracy > 0"])
-    assert "no evaluation of digits/2 has accuracy; it has: test/f1, validation/loss." in verdict.why
+    assert (
+        "no evaluation of digits/2 on validation or test has accuracy; it has: test/f1, validation/loss." in verdict.why
+    )
     (verdict,) = judge(registry, second, "champion", ["f1 >= winner"])
     assert not verdict.passed
     assert "digits has no alias 'winner'; it has: champion." in verdict.why
@@ -193,7 +195,7 @@ def test_what_trainings_measured_on_other_datasets_or_on_nobody_knows_which_is_n
     versions = {
         number: ModelVersion(
             "digits", number, "", str(number), "", ("champion",) if number == 1 else (), {"validation/loss": 1.0},
-            Lineage(dataset="scans", dataset_fingerprint=fingerprints[number]), NOW,
+            Lineage(dataset="scans", dataset_fingerprint=fingerprints[number], measured_rows={"validation": 60}), NOW,
         )
         for number in (1, 2)
     }  # fmt: skip
@@ -202,7 +204,77 @@ def test_what_trainings_measured_on_other_datasets_or_on_nobody_knows_which_is_n
     (verdict,) = judge(registry, versions[2], "champion", ["validation/loss <= champion"])
 
     assert not verdict.passed
-    assert "on the same rows (scans/validation, measured by the training)" in verdict.why
+    assert "on the same rows (scans/validation, 60 rows, measured by the training)" in verdict.why
+
+
+@pytest.mark.parametrize("measured", [{1: 60, 2: 40}, {1: 40, 2: 60}, {1: None, 2: 60}, {1: None, 2: None}])
+def test_what_trainings_measured_on_other_numbers_of_rows_or_on_nobody_knows_how_many_is_not_compared(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, measured: dict[int, int | None]
+) -> None:
+    versions = {
+        number: ModelVersion(
+            "digits", number, "", str(number), "", ("champion",) if number == 1 else (), {"validation/loss": 1.0},
+            Lineage(dataset="scans", dataset_fingerprint="f", measured_rows={"validation": rows} if rows else {}), NOW,
+        )
+        for number, rows in measured.items()
+    }  # fmt: skip
+    monkeypatch.setattr(Registry, "versions", lambda self, name: list(versions.values()))
+
+    alone, compared = judge(registry, versions[2], "champion", ["validation/loss <= 1", "validation/loss <= champion"])
+
+    assert alone.passed
+    assert not compared.passed
+
+
+def test_what_a_training_measured_is_compared_with_an_evaluation_of_as_many_rows_alone(registry: Registry) -> None:
+    gate = ["validation/loss <= champion"]
+    second = evaluated(registry, 2, split="validation", rows=90, metrics={"loss": 0.9})
+    (more,) = judge(registry, second, "champion", gate)
+    assert not more.passed
+    assert more.why == (
+        "digits/1 has no validation/loss on the same rows (scans/validation, 90 rows) (but on scans/validation, 60 "
+        "rows, measured by the training); evaluate both versions on one dataset: maas evaluate digits/2 scans --split "
+        "validation, and maas evaluate digits/1 scans --split validation."
+    )
+
+    second = evaluated(registry, 2, split="validation", rows=60, metrics={"loss": 0.9})
+    assert judge(registry, second, "champion", gate)[0].passed
+
+
+@pytest.mark.parametrize(
+    ("ended", "most", "rows"),
+    [
+        ("every step is done", 100, {"validation": 300, "test": 200}),
+        ("", 100, {"validation": 100}),
+        ("", 400, {"validation": 300}),
+        ("", None, {"validation": 300}),
+    ],
+)
+def test_a_version_says_how_many_rows_its_training_measured(ended: str, most: int | None, rows: dict[str, int]) -> None:
+    from types import SimpleNamespace
+
+    from maas_ray.train.checkpoint import Position
+    from maas_ray.train.run import _measured_rows
+
+    sizes = {"validation": SimpleNamespace(rows=300), "test": SimpleNamespace(rows=200)}
+    spec = SimpleNamespace(validation=SimpleNamespace(max_rows=most))
+    run: Any = SimpleNamespace(spec=spec, dataset=SimpleNamespace(split=sizes.__getitem__))
+    position = Position(step=1, workers=1, ended=ended, metrics={f"{split}/loss": 1.0 for split in rows})
+
+    assert _measured_rows(run, position) == rows
+
+
+def test_what_is_measured_on_the_training_split_counts_only_where_it_is_named(registry: Registry) -> None:
+    second = evaluated(registry, 2, split="train", metrics={"f1": 0.99})
+    plain, named = judge(registry, second, "champion", ["f1 >= 0.9", "train/f1 >= 0.9"])
+    assert not plain.passed
+    assert "no evaluation of digits/2 on validation or test has f1; it has: train/f1, validation/loss." in plain.why
+    assert named.passed
+
+    second = evaluated(registry, 2, metrics={"f1": 0.5}, created=NOW - timedelta(1))
+    (plain,) = judge(registry, second, "champion", ["f1 >= 0.9"])
+    assert not plain.passed
+    assert "digits/2 has 0.5" in plain.why
 
 
 # --- beside an alias in a training's spec ----------------------------------------------------------
@@ -236,8 +308,8 @@ def test_a_training_moves_its_alias_only_where_the_gate_lets_it(
 
     assert end("validation/loss < champion") == ()
     assert capsys.readouterr().out == (
-        "gate validation/loss < champion: NOT passed, digits/2 has 1, digits/1 has 1 (scans/validation, measured by "
-        "the training)\ndigits@champion stays where it is; digits/2 is registered without it\n"
+        "gate validation/loss < champion: NOT passed, digits/2 has 1, digits/1 has 1 (scans/validation, 60 rows, "
+        "measured by the training)\ndigits@champion stays where it is; digits/2 is registered without it\n"
     )
     assert end("validation/loss <= champion") == ("champion",)
     assert capsys.readouterr().out.endswith("\ndigits@champion is now digits/2\n")

@@ -89,27 +89,59 @@ def test_a_network_learns_to_find_what_belongs_together() -> None:
     assert found["loss"] < 0.1
 
 
-def test_metrics_are_of_ranks_among_the_different_positives_of_the_rows() -> None:
+def retrieved(rows: int, pool: int) -> dict[str, np.ndarray]:
+    """Outcomes of queries that lie somewhere near the positives they belong with."""
     rng = np.random.default_rng(0)
-    rows, pool = 3000, 40  # more queries than are ranked at once
     vectors = rng.normal(size=(pool, 8)).astype(np.float32)
-    place = rng.integers(0, pool, rows)
-    query = (vectors[place] + rng.normal(size=(rows, 8)) * 2).astype(np.float32)
-    found = TASK.metrics({"loss": np.ones(rows), "query": query, "positive": vectors[place], "positive_id": place * 7})
-    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    scores = query @ unit.T
-    ranks = (scores >= scores[np.arange(rows), place][:, None]).sum(1)
-    assert found["mrr"] == pytest.approx((1 / ranks).mean())
+    place = rng.permutation(np.arange(rows) % pool)
+    query = (vectors[place] + rng.normal(size=(rows, 8)) * 0.7).astype(np.float32)
+    return {"loss": np.ones(rows), "query": query, "positive": vectors[place], "positive_id": place * 7}
+
+
+def test_metrics_are_scikit_learns_among_the_different_positives_of_the_rows() -> None:
+    from sklearn.metrics import label_ranking_average_precision_score, top_k_accuracy_score
+
+    outcomes = retrieved(3000, 40)  # more queries than are ranked at once
+    found = TASK.metrics(outcomes)
+    ids, first, place = np.unique(outcomes["positive_id"], return_index=True, return_inverse=True)
+    vectors = outcomes["positive"][first]
+    scores = outcomes["query"] @ (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).T
+    # With one right answer to each query, average precision is 1 / rank.
+    assert found["mrr"] == pytest.approx(label_ranking_average_precision_score(np.arange(40) == place[:, None], scores))
     for k in (1, 5, 10):
-        assert found[f"recall_at_{k}"] == pytest.approx((ranks <= k).mean())
+        expected = top_k_accuracy_score(place, scores, k=k, labels=np.arange(len(ids)))
+        assert found[f"recall_at_{k}"] == pytest.approx(expected)
     assert found["loss"] == 1
+    assert found == TASK.metrics(TASK.by_row(outcomes))
+
+
+def test_a_network_that_gives_all_texts_one_vector_finds_nothing() -> None:
+    outcomes = retrieved(20, 20) | {"query": np.ones((20, 8)), "positive": np.ones((20, 8))}
+    expected = {"loss": 1, "mrr": 1 / 20} | {f"recall_at_{k}": 0 for k in (1, 5, 10)}
+    assert TASK.metrics(outcomes) == pytest.approx(expected)
+
+
+def test_intervals_hold_what_was_measured_since_rows_are_drawn_and_their_pool_is_not() -> None:
+    from maas_ray.evaluate.measuring import Measured
+    from maas_ray.evaluate.run import EvaluateSpec, _drawn, _intervals, _slices
+
+    spec = EvaluateSpec(version="m/1", resamples=200)
+    outcomes = retrieved(300, 300)
+    value, drawn = _drawn(spec, TASK, outcomes, 200, "m/1")
+    (part,) = _slices(spec, TASK, Measured(outcomes, {"lang": np.full(300, "en")}), "lang")
+    assert value == part.metrics == TASK.metrics(outcomes)
+    for intervals in (_intervals(drawn, 0.95), part.intervals):
+        for name in ("mrr", "recall_at_1", "recall_at_5", "recall_at_10"):
+            low, high = intervals[name]
+            assert low < value[name] < high
+            assert np.mean([low, high]) == pytest.approx(value[name], abs=0.01)
 
 
 @pytest.mark.parametrize("pool", [1, 2, 3])
 def test_metrics_of_few_rows_leave_out_what_they_do_not_define(pool: int) -> None:
     vectors = np.eye(3, dtype=np.float32)[:pool]
     outcomes = {"loss": np.zeros(pool), "query": vectors, "positive": vectors, "positive_id": np.arange(pool)}
-    expected = {"loss": 0.0} | ({"mrr": 1.0} if pool > 1 else {}) | ({"recall_at_1": 1.0} if pool > 2 else {})
+    expected = {"loss": 0.0} | ({"mrr": 1.0, "recall_at_1": 1.0} if pool > 1 else {})
     assert TASK.metrics(outcomes) == expected
 
 
