@@ -5,6 +5,7 @@ records take gigabytes; so the first wrong item of a list ends it, and an object
 dict of more keys, is refused whole.
 """
 
+import base64
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, model_validator
@@ -54,3 +55,17 @@ class Body(BaseModel):
         if isinstance(data, dict) and len(data) > max(_MOST_FIELDS, len(cls.model_fields)):
             raise PydanticCustomError("too_many_fields", "No object has so many fields")
         return data
+
+
+def decoded_base64(text: str) -> bytes:
+    """A file's bytes, from base64 that may be broken into lines, or be a `data:` URL. The same in files of rows.
+
+    Raises:
+        ValueError: it is no base64; says why.
+    """
+    text = "".join(text.split())
+    if text.startswith("data:"):
+        kind, comma, text = text.partition(",")
+        if not comma or not kind.endswith(";base64"):
+            raise ValueError("it is a data: URL, but does not begin with data:TYPE;base64,")
+    return base64.b64decode(text, validate=True)

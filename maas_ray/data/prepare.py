@@ -42,7 +42,7 @@ from maas_ray.tasks import AnyTaskSpec, Task, find_task
 if TYPE_CHECKING:
     from maas_ray.data.stages import Built
 
-PIPELINE = 1
+PIPELINE = 2
 """Part of every fingerprint: goes up when the same input would give another dataset."""
 
 

@@ -4,7 +4,6 @@ A file is looked at twice. `inspect` reads it once for its digest, the number of
 before any work starts; `read` gives its rows. Neither knows what a task makes of a row.
 """
 
-import base64
 import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from maas_ray import storage
+from maas_ray.bodies import decoded_base64
 from maas_ray.data import delimited
 from maas_ray.data.delimited import Place
 from maas_ray.data.sources import (
@@ -382,7 +382,7 @@ def _file_bytes(source: JsonlSource | ParquetSource | CsvSource, table: str, nam
         raise ValueError(f"{name} is a {type(value).__name__}; give bytes or a string")
     if source.encoding == "base64":
         try:
-            return base64.b64decode(value, validate=True)
+            return decoded_base64(value)
         except ValueError as error:
             raise ValueError(f"{name} is not base64: {error}") from error
     if "://" in value or value.startswith("/"):

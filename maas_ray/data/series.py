@@ -17,7 +17,7 @@ from maas_ray.tasks.base import Row, Steps
 from maas_ray.tasks.cells import Cell, category, cell, number
 
 MOST_STEPS = 1 << 14
-"""A longer stretch is cut: windows are many times as large as what they are cut from."""
+"""About where a longer stretch is cut: windows are many times as large as what they are cut from."""
 
 
 def joined(rows: Iterator[Raw], steps: Steps, shares: tuple[float, ...]) -> Iterator[Raw]:
@@ -43,7 +43,7 @@ def joined(rows: Iterator[Raw], steps: Steps, shares: tuple[float, ...]) -> Iter
         except ValueError as error:
             yield replace(raw, row=None, error=str(error))
     for name, series in found.items():
-        yield from series.stretches(path, name, shares, in_time=steps.time is not None)
+        yield from series.stretches(path, name, shares, steps)
 
 
 class _Series:
@@ -87,10 +87,10 @@ class _Series:
         if problem:
             raise ValueError(problem)
 
-    def stretches(self, path: str, name: str, shares: tuple[float, ...], *, in_time: bool) -> Iterator[Raw]:
-        """The series, cut where splits end."""
+    def stretches(self, path: str, name: str, shares: tuple[float, ...], steps: Steps) -> Iterator[Raw]:
+        """The series, cut where splits end. Of a split's stretches each has the windows that the others lack."""
         order = np.arange(len(self.positions))
-        if in_time:
+        if steps.time is not None:
             order = np.array([self.times[when] for when in sorted(self.times)])
         values = np.frombuffer(self.values, np.float64).reshape(-1, self.columns)[order]
         counted = np.frombuffer(self.counted, np.uint8)[order]
@@ -98,13 +98,25 @@ class _Series:
         held_out = [round(share * len(order)) for share in shares]
         start = 0
         for split, length in enumerate((len(order) - sum(held_out), *held_out)):
-            for low in range(start, start + length, MOST_STEPS):
-                high = min(low + MOST_STEPS, start + length)
+            seen = start  # steps before it are in a stretch, and are counted there
+            for low, high in _cuts(start, start + length, steps.window, steps.stride):
                 row = {"series": name, "start": low, "values": values[low:high]}
-                rows = int(counted[low:high].sum())
-                if rows:
+                if counted[low:high].any():
+                    rows = int(counted[seen:high].sum())
                     yield Raw(path, int(positions[low]), row, rows=rows, split=split)
+                seen = high
             start += length
+
+
+def _cuts(start: int, end: int, window: int, stride: int) -> Iterator[tuple[int, int]]:
+    """Where stretches of a split begin and end: each window is in one, none in two, and so no step is left over."""
+    windows = max(MOST_STEPS - window, window) // stride + 1
+    step = windows * stride
+    while end - (start + step) >= window:
+        yield start, start + step + max(window - stride, 0)
+        start += step
+    if start < end:
+        yield start, end
 
 
 def _when(time: Cell) -> float | str | None:

@@ -99,7 +99,7 @@ class _Table(_Files):
     """Column that holds the label."""
     encoding: Literal["path", "base64"] = "path"
     """What a string in a column of images or audio is: a path (relative ones start at the table's own directory)
-    or the file's bytes in base64."""
+    or the file's bytes in base64, which may be folded or a `data:` URL."""
 
     gives: ClassVar[tuple[str, ...] | None] = None
 

@@ -19,6 +19,7 @@ FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")
 SHORTEST_S = 0.1
 _RATES = (1_000, 384_000)
 _MOST_CHANNELS = 16
+_BLOCK_FRAMES = 1 << 16  # decoded at a time: of silence a small file holds gigabytes, all channels together
 _RANGE_DB = 80.0  # librosa's default: what is quieter than the loudest by more than this is as quiet as this
 _WINDOW_S, _HOP_S = 0.025, 0.010
 
@@ -58,8 +59,15 @@ def _read(file: "soundfile.SoundFile", longest_s: float) -> np.ndarray:
         raise ValueError(f"its sample rate is {file.samplerate} Hz; give one from {low:,} to {high:,}")
     if file.channels > _MOST_CHANNELS:
         raise ValueError(f"it has {file.channels} channels; give {_MOST_CHANNELS} at most")
-    samples = file.read(int(longest_s * file.samplerate) + 1, dtype="float32", always_2d=True)
-    return cast(np.ndarray, samples.mean(axis=1, dtype=np.float32))
+    samples = np.empty(min(file.frames, int(longest_s * file.samplerate) + 1), np.float32)
+    filled = 0
+    while filled < len(samples):
+        block = file.read(min(_BLOCK_FRAMES, len(samples) - filled), dtype="float32", always_2d=True)
+        if not len(block):
+            break  # the header promised more
+        block.mean(axis=1, out=samples[filled : filled + len(block)])
+        filled += len(block)
+    return samples[:filled]
 
 
 def check_length(samples: int, rate: int, longest_s: float) -> None:

@@ -5,8 +5,6 @@ a clip, would add half to each step of a small network. So a dataset is prepared
 platform's with `features`, for a model of Transformers with its `processor`.
 """
 
-import base64
-import binascii
 import unicodedata
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
@@ -17,6 +15,7 @@ import numpy as np
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
+from maas_ray.bodies import decoded_base64
 from maas_ray.errors import DataError, RequestError
 from maas_ray.tasks import audio
 from maas_ray.tasks.base import (
@@ -123,10 +122,9 @@ def _audio(value: Any) -> bytes:
         return value
     if not isinstance(value, str):
         raise PydanticCustomError("audio", "Give base64 of an audio file")
-    text = value.partition(",")[2] if value.startswith("data:") else value
     try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
+        return decoded_base64(value)
+    except ValueError as error:
         raise PydanticCustomError("audio", "Not base64 of an audio file: {why}", {"why": str(error)}) from error
 
 

@@ -89,11 +89,15 @@ class Steps:
         values: columns of numbers; where the first holds a list, the row is a whole series.
         series: column that tells series apart. None: all rows of a file are one.
         time: column that says their order. None: they stand in it.
+        window: steps that are looked at together; where a long series is cut, none is lost.
+        stride: steps from one window to the next.
     """
 
     values: tuple[str, ...]
     series: str | None
     time: str | None
+    window: int = 1
+    stride: int = 1
 
 
 class RequestRow(Body):

@@ -1,7 +1,5 @@
 """`image-classification`: one label for an image. Stored pixels are uint8, [channels, height, width]."""
 
-import base64
-import binascii
 import hashlib
 import io
 import math
@@ -14,6 +12,7 @@ import numpy as np
 from pydantic import ConfigDict, FailFast, Field, PlainValidator, TypeAdapter, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
+from maas_ray.bodies import decoded_base64
 from maas_ray.errors import DataError, RequestError
 from maas_ray.spec import Spec
 from maas_ray.tasks.base import (
@@ -150,10 +149,9 @@ def _image(value: Any) -> bytes | np.ndarray:
     if isinstance(value, bytes):
         return value
     if isinstance(value, str):
-        text = value.partition(",")[2] if value.startswith("data:") else value
         try:
-            return base64.b64decode("".join(text.split()), validate=True)
-        except (binascii.Error, ValueError) as error:
+            return decoded_base64(value)
+        except ValueError as error:
             raise PydanticCustomError("image", "Not base64 of an image file: {why}", {"why": str(error)}) from error
     if not isinstance(value, list):
         raise PydanticCustomError("image", "Give base64 of an image file, or rows of pixels")

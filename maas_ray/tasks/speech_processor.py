@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _PAD, _UNKNOWN, _SPACE = "<pad>", "<unk>", "|"
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.json")
+_START_TOKENS = 4  # most that Whisper is told before it writes: the start, language, task, no timestamps
 _EXTRACTOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
@@ -195,8 +196,11 @@ class Processor:
         told = {}
         if self._language and getattr(module.generation_config, "lang_to_id", None):
             told = {"language": self._language, "task": "transcribe"}
+        # A transcript's labels count their own start tokens; what is generated comes behind those.
+        positions = getattr(module.config, "max_target_positions", None)
+        room = min(most, positions - _START_TOKENS) if positions else most
         found = module.generate(
-            features.to(weights.device, weights.dtype), max_new_tokens=most, do_sample=False, num_beams=1, **told
+            features.to(weights.device, weights.dtype), max_new_tokens=room, do_sample=False, num_beams=1, **told
         )
         rows: list[list[int]] = found.tolist()
         return rows

@@ -90,7 +90,7 @@ class TimeSeriesForecastingSpec(TaskSpec):
 
     @property
     def steps(self) -> Steps:
-        return Steps(self.channels, self.series, self.time)
+        return Steps(self.channels, self.series, self.time, self.context_length + self.horizon, self.stride)
 
     def parse_row(self, row: Row) -> Row | None:
         """`values` float64 [steps, channels]; a missing one is the one before it. None where a column holds nothing."""

@@ -1,11 +1,12 @@
 """A request with a million mistakes is refused for the first: pydantic would keep a record of each."""
 
+import re
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from maas_ray.bodies import Body
+from maas_ray.bodies import Body, decoded_base64
 from maas_ray.serve.open_inference import InferDocument
 from maas_ray.serve.openai import ChatBody, CompletionBody
 from maas_ray.tasks.image_classification import ImageRow
@@ -54,3 +55,23 @@ def test_what_is_right_is_taken() -> None:
         len(ChatBody.model_validate({"model": "m", "messages": [{"role": "user", "content": "a"}] * MANY}).messages)
         == MANY
     )
+
+
+@pytest.mark.parametrize("text", ["AAEC", "AA\r\nEC\n", "data:audio/wav;base64,AAEC", "data:;base64,\nAAEC"])
+def test_base64_comes_in_many_ways(text: str) -> None:
+    assert decoded_base64(text) == b"\0\1\2"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("AAE", "Incorrect padding"),
+        ("AA-_", "Only base64 data is allowed"),
+        ("ä", "only ASCII characters"),
+        ("data:image/png,AAEC", "does not begin with data:TYPE;base64,"),
+        ("data:AAEC", "does not begin with data:TYPE;base64,"),
+    ],
+)
+def test_what_is_no_base64_is_told(text: str, says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        decoded_base64(text)

@@ -176,6 +176,8 @@ def test_images_by_path_base64_bytes_and_struct(tmp_path: Path) -> None:
     given: list[AnySource] = [
         JsonlSource(path=write("a.jsonl", "images/1.png"), image="img", label="y"),
         JsonlSource(path=write("b.jsonl", text), image="img", label="y", encoding="base64"),
+        JsonlSource(path=write("g.jsonl", f"{text[:40]}\n{text[40:]}\n"), image="img", label="y", encoding="base64"),
+        JsonlSource(path=write("h.jsonl", f"data:image/png;base64,{text}"), image="img", label="y", encoding="base64"),
         JsonlSource(path=write("c.jsonl", str(tmp_path / "images/1.png")), image="img", label="y"),
         ParquetSource(path=write("d.parquet", "images/1.png"), image="img", label="y"),
         ParquetSource(path=write("e.parquet", png(1)), image="img", label="y"),

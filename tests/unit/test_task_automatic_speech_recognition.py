@@ -2,6 +2,7 @@ import base64
 import os
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -162,6 +163,30 @@ def test_a_header_does_not_decide_how_much_is_decoded() -> None:
     assert len(silence) < 200_000
     with pytest.raises(ValueError, match="longer than 2 s"):
         audio.decode(silence, speech.RATE, 2)
+
+
+def test_channels_and_rate_do_not_decide_how_much_memory_a_file_takes() -> None:
+    """Silence in eight channels at 384 kHz: 25 MB a second and more decoded whole, from a file of kilobytes."""
+    content = speech.file_of(np.zeros((2 * 384_000, 8), np.int16), 384_000, format="FLAC")
+    assert len(content) < 20_000
+    audio.decode(content, speech.RATE, 2)  # what is imported and cached takes memory, too
+    tracemalloc.start()
+    try:
+        samples = audio.decode(content, speech.RATE, 2)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(samples) == 2 * speech.RATE
+    assert peak < 3 * (2 * 384_000) * 4
+
+
+@pytest.mark.parametrize("format", ["WAV", "FLAC", "OGG", "MP3"])
+def test_a_clip_of_many_blocks_is_the_clip(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, (3 * speech.RATE, 2)).astype(np.float32)
+    content = speech.file_of(noise, format=format)
+    whole = audio.decode(content, speech.RATE, 4)
+    monkeypatch.setattr(audio, "_BLOCK_FRAMES", 1000)
+    np.testing.assert_allclose(audio.decode(content, speech.RATE, 4), whole, atol=1e-6)
 
 
 # --- rows ------------------------------------------------------------------------------------------
@@ -375,6 +400,33 @@ def test_whisper_is_trained_further_and_loads_in_transformers(tmp_path: Path) ->
         assert answer["text"][0] == processor.batch_decode(written, skip_special_tokens=True)[0].strip()
     with pytest.raises(RequestError, match="longer than 2 s"):
         again.predict(None, {"audio": np.zeros((1, 48_000), np.float32)})  # type: ignore[arg-type]
+
+
+def test_whisper_writes_no_more_than_it_has_places_for(tmp_path: Path) -> None:
+    """A transcript in training as long as can be: what is told before the first word takes places, too."""
+    given = speech.whisper(tmp_path / "given")
+    spec = spec_of(processor=str(given))
+    rows = [row | {"transcript": "one two " * 40} for row in rows_of(spec, CLIPS[:1])]
+    task = spec.fit(rows)
+    assert task.state.labels == 64
+    model = Pretrained(path=str(given)).build(task).eval()
+    clip = {"audio": rows[0]["audio"][None]}
+    assert isinstance(task.predict(model, clip)["text"][0], str)
+
+    from transformers import AutoTokenizer
+
+    number = AutoTokenizer.from_pretrained(given).convert_tokens_to_ids
+    multilingual = {
+        "is_multilingual": True,
+        "lang_to_id": {"<|en|>": number("<|en|>")},
+        "task_to_id": {"transcribe": number("<|transcribe|>")},
+        "no_timestamps_token_id": number("<|notimestamps|>"),
+    }
+    for name, value in multilingual.items():
+        setattr(model.generation_config, name, value)
+    told = spec_of(processor=str(given), language="en")
+    task = told.fit(rows)
+    assert isinstance(task.predict(model, clip)["text"][0], str)
 
 
 def test_what_does_not_fit_is_refused(task: AutomaticSpeechRecognition, tmp_path: Path) -> None:

@@ -99,9 +99,37 @@ def test_a_broken_step_is_told_and_a_missing_one_stands_in_its_place() -> None:
 def test_long_series_are_cut_and_no_step_is_in_two_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(series, "MOST_STEPS", 16)
     found = stretches([{"y": place} for place in range(100)], spec_of())
-    assert [(raw.split, raw.rows) for raw in found] == [*[(0, 16)] * 4, (0, 6), (1, 10), (2, 16), (2, 4)]
-    values = np.concatenate([raw.row["values"][:, 0] for raw in found if raw.row])
-    np.testing.assert_array_equal(values, np.arange(100))
+    assert [(raw.split, raw.rows) for raw in found] == [(0, 16), *[(0, 11)] * 4, (0, 10), (1, 10), (2, 16), (2, 4)]
+    values = [raw.row["values"][:, 0] for raw in found if raw.row]
+    np.testing.assert_array_equal(np.unique(np.concatenate(values)), np.arange(100))
+    assert [steps[[0, -1]].tolist() for steps in values[-3:]] == [[70, 79], [80, 95], [91, 99]]
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 5, 6, 7, 40])
+@pytest.mark.parametrize("context", [4, 9, 30])
+def test_where_a_series_is_cut_no_window_is_lost_or_there_twice(
+    stride: int, context: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(series, "MOST_STEPS", 16)
+    spec = spec_of(context_length=context, stride=stride)
+    task = fitted([range(context + 2)], context_length=context, stride=stride)
+    for length in (context + 2, *range(60, 90), 200):
+        raws = [Raw("t.csv", place, {"y": place}) for place in range(length)]
+        found = list(joined(iter(raws), spec.steps, (0.0, 0.0)))
+        assert sum(raw.rows for raw in found) == length
+        starts = [task.encode([raw.row])["context"][:, 0, 0] for raw in found if raw.row]
+        np.testing.assert_array_equal(np.concatenate(starts), range(0, length - context - 1, stride))
+
+
+def test_the_tail_of_a_long_series_is_learnt_from(tmp_path: Path) -> None:
+    """Ten steps more than a stretch is long are too few to be one."""
+    path = tmp_path / "in.csv"
+    path.write_text("\n".join(["y", *map(str, range(series.MOST_STEPS + 10))]))
+    spec = spec_of(context_length=20, horizon=5)
+    result = run(CsvSource(path=str(path)), spec, tmp_path / "out", cut=1, shares=(0.0, 0.0))
+    assert result.sizes.rows["train"] == series.MOST_STEPS + 10
+    assert result.sizes.elements["train"] == series.MOST_STEPS + 10 - 24
+    assert result.sizes.dropped == {}
 
 
 def test_a_row_of_lists_is_a_whole_series() -> None:
