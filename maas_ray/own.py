@@ -204,10 +204,14 @@ class ModuleTask(Task):
     def score(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Metrics of all rows, beside `loss`: as it is, the usual ones of classes or of numbers."""
         if "scores" in outcomes:
-            return classification(outcomes, next(iter(self.labels.values())))
+            return classification(outcomes, self.class_names)
         return regression(outcomes) if "prediction" in outcomes else {}
 
     # --- the Task
+
+    @property
+    def class_names(self) -> list[str]:
+        return next(iter(self.labels.values()), [])
 
     @property
     def stored(self) -> dict[str, Column]:

@@ -271,6 +271,10 @@ class ImageClassification(Task):
         self._label_ids = {label: place for place, label in enumerate(features.labels)}
 
     @property
+    def class_names(self) -> list[str]:
+        return self.labels
+
+    @property
     def labels(self) -> list[str]:
         """Names of the classes, in the order of `scores`."""
         return self.features.labels

@@ -65,6 +65,10 @@ class TabularClassification(TableTask):
         self._label_ids = {label: place for place, label in enumerate(labels)}
 
     @property
+    def class_names(self) -> list[str]:
+        return self.labels
+
+    @property
     def outputs_of_network(self) -> int:
         return len(self.labels)
 

@@ -85,6 +85,10 @@ class TextClassification(EncoderTask):
         self._labels, self._label_ids = labels, {label: place for place, label in enumerate(labels)}
 
     @property
+    def class_names(self) -> list[str]:
+        return self.labels
+
+    @property
     def labels(self) -> list[str]:
         """Names of the classes, in the order of `scores`."""
         return self._labels

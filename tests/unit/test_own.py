@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from maas_ray.data.prepare import PrepareSpec
 from maas_ray.errors import DataError, RequestError, SpecError, UntrustedCodeError
+from maas_ray.evaluate.tables import details
 from maas_ray.own import Tensor
 from maas_ray.registry.bundle import Bundle, BundleMeta, Lineage, publish_bundle
 from maas_ray.serve.engines import network
@@ -171,6 +172,17 @@ def test_a_value_that_a_cast_would_change_is_none(here: Path, dtype: str, value:
         task.spec.parse_row({"x": value, "kind": "a"})
     with pytest.raises((RequestError, ValidationError)):
         task.to_inputs(task.request(x=value))
+
+
+def test_evaluation_has_a_row_for_each_class_by_its_name(here: Path) -> None:
+    rows = [{"x": [0.0, 1.0], "kind": name} for name in ("ant", "bee", "cow")]
+    task = _fitted_on(_prepare_spec(), rows)
+    outcomes = {"label": np.array([1, 2, 1]), "scores": np.eye(3, dtype=np.float32)[[1, 2, 2]]}  # no ant among them
+
+    found = details(outcomes, task.class_names)
+
+    assert [(row.label, row.support) for row in found.by_label] == [("ant", 0), ("bee", 2), ("cow", 1)]
+    assert [row.label for row in details(outcomes, ()).by_label] == ["0", "1", "2"]
 
 
 def test_an_empty_label_is_missing_and_an_unseen_one_named(here: Path) -> None:
