@@ -18,11 +18,13 @@ a `maas_ray.tasks.Task` can. docs/own-model.md builds one.
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import Field, create_model
+from pydantic import Field, TypeAdapter, create_model
 
 from maas_ray.errors import DataError, RequestError
 from maas_ray.tasks import AnswerRow, Column, RequestRow, Row, Task, TaskSpec, TensorSpec
@@ -72,18 +74,34 @@ class Tensor:
         return TensorSpec(name, _DATATYPES[self.dtype], (-1, *self.shape))
 
     def parse(self, name: str, value: Any) -> np.ndarray:
-        """A value as an array.
+        """A value of a file or a request as an array; what is a text, as in CSV, may say the value.
 
         Raises:
-            ValueError: it is not one.
+            ValueError: it is not one, or not without changing it.
         """
+        if isinstance(value, (np.ndarray, np.generic)):
+            value = value.tolist()
+        strict = not isinstance(_first(value), (str, Decimal))
         try:
-            found = np.asarray(value, dtype=self.dtype)
-        except (TypeError, ValueError, OverflowError) as error:
+            with np.errstate(over="ignore"):  # told below
+                found = np.array(_reader(self).validate_python(value, strict=strict), self.dtype)
+        except (ValueError, OverflowError) as error:
             raise ValueError(f"{name} is {str(value)[:60]!r}, not {self.dtype} {list(self.shape)}") from error
-        if found.shape != self.shape:
-            raise ValueError(f"{name} has shape {list(found.shape)}, not {list(self.shape)}")
+        if found.dtype.kind == "f" and not np.isfinite(found).all():
+            raise ValueError(f"{name} holds a number that is not finite in {self.dtype}")
         return found
+
+
+@cache
+def _reader(tensor: Tensor) -> TypeAdapter[Any]:
+    return TypeAdapter(tensor.annotation)
+
+
+def _first(value: Any) -> Any:
+    """The first element of nested lists."""
+    while isinstance(value, (list, tuple)) and value:
+        value = value[0]
+    return value
 
 
 @dataclass(frozen=True)
@@ -106,9 +124,9 @@ class ModuleTaskSpec(TaskSpec):
 
     def parse_row(self, row: Row) -> Row | None:
         """Arrays, and labels as strings; None where one is missing."""
-        if any(row[name] is None for name in self.columns):
-            return None
         kinds = self.task_class.features | self.task_class.targets
+        if any(row[n] is None or (isinstance(kind, Label) and str(row[n]) == "") for n, kind in kinds.items()):
+            return None
         return {n: str(row[n]) if isinstance(kind, Label) else kind.parse(n, row[n]) for n, kind in kinds.items()}
 
     def fit(self, rows: Iterable[Row]) -> "ModuleTask":
@@ -186,10 +204,14 @@ class ModuleTask(Task):
     def score(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Metrics of all rows, beside `loss`: as it is, the usual ones of classes or of numbers."""
         if "scores" in outcomes:
-            return classification(outcomes, next(iter(self.labels.values())))
+            return classification(outcomes, self.class_names)
         return regression(outcomes) if "prediction" in outcomes else {}
 
     # --- the Task
+
+    @property
+    def class_names(self) -> list[str]:
+        return next(iter(self.labels.values()), [])
 
     @property
     def stored(self) -> dict[str, Column]:
@@ -199,7 +221,8 @@ class ModuleTask(Task):
     def encode(self, rows: list[Row]) -> dict[str, Any]:
         columns = {name: [row[name] for row in rows] for name in self.stored}
         for name, numbers in self._numbers.items():
-            if unknown := next((value for value in columns[name] if value not in numbers), None):
+            unknown = next((value for value in columns[name] if value not in numbers), None)
+            if unknown is not None:
                 raise ValueError(f"{name} {unknown!r} does not occur in the training split")
             columns[name] = [numbers[value] for value in columns[name]]
         return {name: np.array(values, self.stored[name].dtype) for name, values in columns.items()}

@@ -106,7 +106,7 @@ def evaluate(spec: EvaluateSpec, *, settings: Settings | None = None) -> Report:
         level=spec.level,
         resamples=count(drawn),
         seed=spec.seed,
-        details=details(measured.outcomes, getattr(task, "labels", ())),
+        details=details(measured.outcomes, task.class_names),
         slices={column: _slices(spec, task, measured, column) for column in spec.slices},
     )
     if other and others_bundle:

@@ -38,11 +38,12 @@ def details(outcomes: Outcomes, labels: Sequence[str]) -> Details:
 
     Args:
         outcomes: of all rows.
-        labels: names of the task's classes; empty: it has none.
+        labels: names of the task's classes; empty: it has none, and scores go by their places.
     """
     names = outcomes.keys()
     found: dict[str, Any] = {}
     if {"label", "scores"} <= names:
+        labels = labels or [str(place) for place in range(outcomes["scores"].shape[1])]
         found = _of_labels(outcomes["label"], predicted(outcomes), range(len(labels)), labels)
         found["calibration"] = calibration(outcomes)
     elif {"label", "prediction"} <= names:

@@ -11,7 +11,7 @@ logic exists. Imports torch only inside the methods that compute.
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -239,6 +239,11 @@ class Task(ABC):
         Raises:
             ValueError: one cannot be encoded; says why, in words that count alike rows together.
         """
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the classes that `outcomes` has `scores` of, in their order. Empty: it has none."""
+        return ()
 
     # --- state
 

@@ -1,6 +1,7 @@
 """What stands in a cell of a table: a number, a category, or nothing. The same in files and in requests."""
 
 import math
+import re
 from datetime import date, time
 from decimal import Decimal
 from numbers import Integral, Real
@@ -10,8 +11,14 @@ Cell = int | float | str | None
 """A number, a text that may be a number too, or nothing."""
 
 
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,299})\.0+")
+"""A text that says a whole number as a decimal."""
+
+
 def cell(value: Any) -> Cell:
-    """A value of a file: booleans are the texts `true` and `false`, NaN and blank text are nothing.
+    """A value of a file or a request: booleans are the texts `true` and `false`, NaN and blank text are nothing.
+
+    A text that says one of these is as the value.
 
     Raises:
         ValueError: it is none of these; says what it is.
@@ -19,7 +26,11 @@ def cell(value: Any) -> Cell:
     if value is None:
         return None
     if isinstance(value, str):
-        return value.strip() or None
+        text = value.strip()
+        folded = text.lower()
+        if folded in ("true", "false"):
+            return folded
+        return None if folded in ("", "nan", "+nan", "-nan") else text
     if isinstance(value, float):
         return _finite(value)
     if isinstance(value, bool):
@@ -54,6 +65,8 @@ def number(value: Cell) -> float:
 
 def category(value: Cell) -> str:
     """A cell as the name of a category, a whole number without its point; empty where there is none."""
+    if isinstance(value, str) and _WHOLE.fullmatch(value):
+        value = float(value)
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() else repr(value)
     return "" if value is None else str(value)

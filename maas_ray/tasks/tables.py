@@ -1,8 +1,9 @@
 """Tables: columns of numbers and categories to what a network computes with. What is predicted is each task's affair.
 
-A column is a number where every value in training is one, else a category; a spec may say so of any. Missing numbers
-and categories are filled, and numbers scaled, by statistics of the training split, in training and in serving alike. A
-category that training has not seen is `unknown`, which counts as none: it adds nothing to what the network sums up.
+A column is a number where every value in a sample of 10,000 training rows is one, else a category; a spec may say so
+of any. Missing numbers and categories are filled, and numbers scaled, by statistics of the training split, in training
+and in serving alike. A category that training has not seen is `unknown`, which counts as none: it adds nothing to what
+the network sums up.
 """
 
 import math
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, ConfigDict, Field, create_model, model_validator
+from pydantic_core import PydanticKnownError
 
 from maas_ray.errors import RequestError
 from maas_ray.tasks.base import (
@@ -44,7 +46,7 @@ class TableSpec(TaskSpec):
     exclude: tuple[str, ...] = ()
     """Columns to leave out where `features` is not given: identifiers, or what is known only afterwards."""
     numeric: tuple[str, ...] = ()
-    """Columns that are numbers. Others are where every value in training is one."""
+    """Columns that are numbers. Others are where every value in a sample of 10,000 training rows is one."""
     categorical: tuple[str, ...] = ()
     """Columns that are categories, whatever they look like."""
     fill_numbers: Literal["mean", "median", "mode"] = "mean"
@@ -139,7 +141,17 @@ def _as_category(value: Any) -> Any:
         return value
 
 
-_Number = Annotated[float | None, Field(allow_inf_nan=False)]
+def _as_number(value: Any) -> Any:
+    try:
+        found = number(cell(value))
+    except ValueError:
+        if isinstance(value, str):  # which pydantic may read otherwise
+            raise PydanticKnownError("float_type") from None
+        return value
+    return None if math.isnan(found) else found
+
+
+_Number = Annotated[float | None, Field(allow_inf_nan=False), BeforeValidator(_as_number)]
 _Category = Annotated[str | None, BeforeValidator(_as_category)]
 
 
@@ -277,7 +289,7 @@ class TableTask(Task):
         for name, values in inputs.items():
             if values.dtype.kind == "f" and np.isinf(values).any():
                 raise RequestError(f"{name} holds a number that is not finite.", param=name, code="invalid_value")
-            cells[name] = values.tolist()
+            cells[name] = list(map(cell, values.tolist()))
         stored = self.encode_columns(cells, len(next(iter(cells.values()))))
         with torch.inference_mode():
             return self.network_outputs(model, {name: torch.from_numpy(values) for name, values in stored.items()})

@@ -7,14 +7,18 @@ import re
 import shutil
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from maas_ray.data.prepare import PrepareSpec
-from maas_ray.errors import DataError, SpecError, UntrustedCodeError
+from maas_ray.errors import DataError, RequestError, SpecError, UntrustedCodeError
+from maas_ray.evaluate.tables import details
+from maas_ray.own import Tensor
 from maas_ray.registry.bundle import Bundle, BundleMeta, Lineage, publish_bundle
 from maas_ray.serve.engines import network
 from maas_ray.serve.spec import ServingOptions
@@ -73,7 +77,11 @@ def _prepare_spec(task: str = "mine:Mine", **more: Any) -> PrepareSpec:
 
 
 def _fitted(spec: PrepareSpec) -> Task:
-    parsed = [spec.task.parse_row(row) for row in ROWS]
+    return _fitted_on(spec, ROWS)
+
+
+def _fitted_on(spec: PrepareSpec, rows: list[dict[str, Any]]) -> Task:
+    parsed = [spec.task.parse_row(row) for row in rows]
     return spec.task.fit(row for row in parsed if row is not None)
 
 
@@ -116,6 +124,74 @@ def test_a_task_and_a_network_go_the_whole_way(here: Path, monkeypatch: pytest.M
     assert set(loaded.metrics(outcomes)) >= {"loss", "accuracy", "f1"}
     bf16 = loaded.load_model(directory).to(torch.bfloat16)
     assert loaded.loss(bf16, batch).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "expected"),
+    [
+        ("bool", "False", False),
+        ("int64", "-3", -3),
+        ("float32", "2.5", 2.5),
+        ("float64", Decimal("2.5"), 2.5),
+        ("float32", 2, 2.0),
+        ("uint8", np.uint8(7), 7),
+        ("int32", ["1", "2"], [1, 2]),
+        ("float32", np.array([1.5, 2.0]), [1.5, 2.0]),
+    ],
+)
+def test_a_value_is_read(dtype: str, value: Any, expected: Any) -> None:
+    found = Tensor(dtype, (2,) if isinstance(expected, list) else ()).parse("x", value)
+
+    assert (found.dtype.name, found.tolist()) == (dtype, expected)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [
+        ("int64", 3.7),
+        ("int64", "3.7"),
+        ("int64", 1 << 63),
+        ("int32", True),
+        ("uint8", 300),
+        ("uint8", 300.0),
+        ("uint8", -1),
+        ("bool", 3),
+        ("bool", "maybe"),
+        ("float32", float("nan")),
+        ("float32", "inf"),
+        ("float32", 1e300),
+        ("float32", True),
+        ("float32", [1.0]),
+    ],
+)
+def test_a_value_that_a_cast_would_change_is_none(here: Path, dtype: str, value: Any) -> None:
+    (here / "mine.py").write_text(CODE.replace('"x": Tensor("float32", (2,))', f'"x": Tensor("{dtype}")'))
+    task = _fitted_on(_prepare_spec(), [{"x": "1", "kind": "a"}, {"x": "0", "kind": "b"}])
+
+    with pytest.raises(ValueError, match=f"^x (is .*, not {dtype}|holds a number that is not finite)"):
+        task.spec.parse_row({"x": value, "kind": "a"})
+    with pytest.raises((RequestError, ValidationError)):
+        task.to_inputs(task.request(x=value))
+
+
+def test_evaluation_has_a_row_for_each_class_by_its_name(here: Path) -> None:
+    rows = [{"x": [0.0, 1.0], "kind": name} for name in ("ant", "bee", "cow")]
+    task = _fitted_on(_prepare_spec(), rows)
+    outcomes = {"label": np.array([1, 2, 1]), "scores": np.eye(3, dtype=np.float32)[[1, 2, 2]]}  # no ant among them
+
+    found = details(outcomes, task.class_names)
+
+    assert [(row.label, row.support) for row in found.by_label] == [("ant", 0), ("bee", 2), ("cow", 1)]
+    assert [row.label for row in details(outcomes, ()).by_label] == ["0", "1", "2"]
+
+
+def test_an_empty_label_is_missing_and_an_unseen_one_named(here: Path) -> None:
+    task = _fitted(_prepare_spec())
+
+    assert task.spec.parse_row({"x": [0.0, 1.0], "kind": ""}) is None
+    for name in ("", "c"):
+        with pytest.raises(ValueError, match=f"kind '{name}' does not occur in the training split"):
+            task.encode([{"x": np.float32([0, 1]), "kind": name}])
 
 
 def test_what_an_artefact_brings_runs_only_where_it_may(
@@ -319,6 +395,21 @@ def test_a_keras_model_is_a_network(here: Path, name: str) -> None:
         loss.backward()
         optimizer.step()
     assert float(task.loss(module.eval(), batch).detach()) < before
+
+
+def test_what_keras_counts_in_training_is_kept_in_any_precision(here: Path) -> None:
+    import torch
+
+    (here / "of_keras.py").write_text(KERAS)
+    task = _fitted(_prepare_spec())
+    spec = TrainSpec.parse({"dataset": "d", "model": "m", "network": {"type": "of_keras:net"}}).network
+    module = spec.build(task).to(torch.bfloat16).train()
+    mean = next(name for name in module.state_dict() if name.endswith("moving_mean"))
+    for _ in range(400):
+        module(x=torch.tensor([[3.0, -1.0], [5.0, -3.0]], dtype=torch.bfloat16))
+
+    assert module.state_dict()[mean].dtype == torch.bfloat16
+    assert module.state_dict()[mean].tolist() == pytest.approx([4, -2], rel=0.3)
 
 
 def test_a_tenth_task_is_one_file(tmp_path: Path) -> None:

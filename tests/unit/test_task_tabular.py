@@ -65,6 +65,11 @@ def houses(**changes: Any) -> TabularRegression:
         (np.float32(2).item(), 2.0),
         (" x ", "x"),
         ("  ", None),
+        ("True", "true"),
+        (" FALSE", "false"),
+        ("nan", None),
+        ("-NaN", None),
+        ("-", "-"),
         (date(2020, 2, 3), "2020-02-03"),
     ],
 )
@@ -82,6 +87,11 @@ def test_numbers_and_categories() -> None:
     assert [number(value) for value in ("1e3", "-2", 0.5)] == [1000, -2, 0.5]
     assert math.isnan(number(None))
     assert [category(value) for value in (1.0, 1.5, "a", None)] == ["1", "1.5", "a", ""]
+    assert [category(text) for text in ("1.0", "-20.00", "-0.0", "1.", "1.10", "01.0", ".0", "1.0.0")] == [
+        *("1", "-20", "0", "1.", "1.10", "01.0", ".0", "1.0.0")
+    ]
+    assert category("9" * 400 + ".0") == "9" * 400 + ".0"
+    assert category("12345678901234567891.0") == category(12345678901234567891.0)
     assert category(cell(np.int64(12345678901234567))) == "12345678901234567"
     for text in ("1_000", "x", "1,5", "inf", "0x1"):
         with pytest.raises(ValueError, match="is no number"):
@@ -345,6 +355,48 @@ def test_a_row_may_lack_columns_and_hold_what_was_never_seen() -> None:
     assert math.isnan(found["mean area"])
     assert request(task, {"town": "Paris"})["town"].item() == "Paris"
     assert request(houses(categorical=["rooms"]), {"rooms": 3})["rooms"].item() == "3"
+
+
+def form(task: Any, row: dict[str, str]) -> dict[str, Any]:
+    sent = httpx.Request("POST", "http://test", files=[(name, (None, value)) for name, value in row.items()])
+    body = PredictBody(sent.read(), sent.headers["content-type"])
+    [found] = asyncio.run(parse_rows(body, task).inputs(task))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("of_file", "of_json"), [("True", True), ("FALSE", False), ("1.0", 1.0), ("1", 1), ("2.5", 2.5), ("nan", None)]
+)
+def test_a_cell_is_the_same_in_files_and_in_requests(of_file: str, of_json: Any) -> None:
+    spec = TabularRegressionSpec(target="y", categorical=("a",), fill_categories="unknown")
+    task = spec.fit(parsed(spec, [{"y": y, "a": value} for y, value in enumerate([of_file, "x", "true", "1"])]))
+    place = task.encode_columns({"a": [cell(of_file)]}, 1)["categories"].item()
+    asked = [request(task, {"a": said})["a"].item() for said in (of_file, of_json)]
+    tensors = {"a": np.array([*asked, of_file], object)}  # the last as the Open Inference Protocol brings it
+    assert task.network_answers(lambda categories: categories, tensors).tolist() == [[place]] * 3
+    assert (place > 0) == (of_json is not None)
+
+
+@pytest.mark.parametrize("value", ["39", " 3.9e1 ", "1_000", "x", "nan", ""])
+def test_a_number_is_the_same_in_files_forms_and_json(value: str) -> None:
+    task = houses(numeric=["rooms"])
+    asked = [lambda: form(task, {"rooms": value}), lambda: request(task, {"rooms": value})]
+    try:
+        row = task.spec.parse_row({"price": 1, REST: {"rooms": value, "town": "Bonn"}})
+    except ValueError:
+        for ask in asked:
+            with pytest.raises(RequestError, match="Invalid type for 'rooms': expected a number, but got a string"):
+                ask()
+    else:
+        assert row is not None
+        for ask in asked:
+            np.testing.assert_equal(ask()["rooms"].item(), number(row["features"]["rooms"]))
+
+
+def test_a_text_that_says_nan_leaves_a_column_one_of_numbers() -> None:
+    spec = TabularRegressionSpec(target="y")
+    task = spec.fit(parsed(spec, [{"y": y, "a": a} for y, a in enumerate(("1", "nan", "3", "NaN"))]))
+    assert [(column.name, column.fill) for column in task.features.numbers] == [("a", 2)]
 
 
 @pytest.mark.parametrize(

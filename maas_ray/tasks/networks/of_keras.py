@@ -1,5 +1,6 @@
 """Keras 3 models on the torch backend as networks: called by named tensors, with parameters under names that stay."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -25,12 +26,23 @@ class KerasNetwork(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self._held = (model,)  # no submodule: the variables would be there twice
-        for place, variable in enumerate(model.variables):
-            value, name = variable.value, f"v{place:03d}_{variable.name.replace('.', '_')}"
+        for name, variable in self._variables():
+            value = variable.value
             if variable.trainable:
                 self.register_parameter(name, value)
             else:  # such as the statistics of normalisation
                 self.register_buffer(name, value)
+
+    def _variables(self) -> Iterator[tuple[str, Any]]:
+        for place, variable in enumerate(self._held[0].variables):
+            yield f"v{place:03d}_{variable.name.replace('.', '_')}", variable
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Move or convert, as `to` does: torch puts other tensors in place of buffers, which Keras is to write to."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, variable in self._variables():
+            variable._value = getattr(self, name)
+        return self
 
     @classmethod
     def built(cls, model: Any, task: "Task") -> Self:
