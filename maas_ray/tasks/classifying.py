@@ -46,6 +46,10 @@ class Classifying(Task):
     def labels(self) -> list[str]:
         """Names of the classes, in the order of `scores`."""
 
+    @property
+    def class_names(self) -> list[str]:
+        return self.labels
+
     @abstractmethod
     def logits(self, model: Forward, batch: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
         """fp32 [B, labels] of a collated batch."""

@@ -254,10 +254,6 @@ class ImageClassification(Classifying):
         self.features, self._processor = features, processor
 
     @property
-    def class_names(self) -> list[str]:
-        return self.labels
-
-    @property
     def labels(self) -> list[str]:
         return self.features.labels
 

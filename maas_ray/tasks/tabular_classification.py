@@ -54,10 +54,6 @@ class TabularClassification(TableTask, Classifying):
         return self._labels
 
     @property
-    def class_names(self) -> list[str]:
-        return self.labels
-
-    @property
     def outputs_of_network(self) -> int:
         return len(self.labels)
 

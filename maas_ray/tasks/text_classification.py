@@ -74,10 +74,6 @@ class TextClassification(EncoderTask, Classifying):
         self._labels = labels
 
     @property
-    def class_names(self) -> list[str]:
-        return self.labels
-
-    @property
     def labels(self) -> list[str]:
         return self._labels
 
