@@ -111,7 +111,7 @@ def tables(blocks: Blocks) -> Iterator[pa.Table]:
         yield ray.get(block)
 
 
-def rows(blocks: Blocks) -> Iterator[dict[str, Any]]:
+def records(blocks: Blocks) -> Iterator[dict[str, Any]]:
     """The rows of small blocks, in order."""
     for table in tables(blocks):
         yield from table.to_pylist()

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from maas_ray.data.cleaning import Kept, kept_rows, packed
 from maas_ray.data.dataset import SPLITS, Shard, from_numpy, write_table
+from maas_ray.data.fates import Kept, kept_rows, packed
 from maas_ray.data.keeping import KEPT, stored_columns
 from maas_ray.data.order import shuffled
 from maas_ray.errors import DataError

@@ -1,4 +1,4 @@
-"""One attempt at a dataset: the steps of `cleaning` and `packing` on a cluster, and the sums between them.
+"""One attempt at a dataset: the steps of `fates` and `packing` on a cluster, and the sums between them.
 
 Rows stay in the cluster; to the driver come counts, sizes, the entries of files, and, one block at a time,
 the rows that fitting reads.
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from maas_ray.console import Progress, progress, say
-from maas_ray.data import cleaning, packing
-from maas_ray.data.blocks import BLOCK_BYTES, Blocks, rows, run, run_sorted, tables
+from maas_ray.data import fates, packing
+from maas_ray.data.blocks import BLOCK_BYTES, Blocks, records, run, run_sorted, tables
 from maas_ray.data.dataset import SPLITS, Counts, Shard, Split
 from maas_ray.data.keeping import columns_to_read
 from maas_ray.data.reading import Inspected, Part
@@ -55,7 +55,7 @@ def look(spec: "PrepareSpec", files: list[list[InputFile]], parallelism: int | N
     items = [(number, file) for number, source in enumerate(files) for file in source]
     groups = _grouped(items, [file.size for _, file in items], parallelism)
     found: list[list[Inspected]] = [[] for _ in files]
-    step = partial(cleaning.inspect_files, sources=spec.sources, columns=columns_to_read(spec.task.columns, spec.keep))
+    step = partial(fates.inspect_files, sources=spec.sources, columns=columns_to_read(spec.task.columns, spec.keep))
     with stage("looking at the input", len(items)) as bar:
         for number, file in _objects(run(_blocks(groups), step, lambda _, done: bar.update(done))):
             found[number].append(file)
@@ -83,25 +83,25 @@ def build(
     if not read:
         raise DataError("the sources hold no rows at all; there is nothing to prepare.")
     ordered = _read(spec, inspected, read, parallelism)
-    fates, errors = _tally(ordered)
-    _check(spec, fates, errors, read)
+    found, errors = _tally(ordered)
+    _check(spec, found, errors, read)
     files: list[FileEntry] = []
-    if fates[cleaning.QUARANTINED]:
-        files += _objects(run(ordered, partial(cleaning.write_quarantine, uri=uri, attempt=attempt)))
+    if found[fates.QUARANTINED]:
+        files += _objects(run(ordered, partial(fates.write_quarantine, uri=uri, attempt=attempt)))
     task = _fit(spec, ordered)
     task_files = packing.saved(task)
     chunks = _encode(spec, ordered, task_files)
     del ordered  # the cluster may forget the raw rows now
-    plan, sizes = packing.plan_of(rows(run(chunks, packing.listing)), task, spec.seed, spec.keep)
+    plan, sizes = packing.plan_of(records(run(chunks, packing.listing)), task, spec.seed, spec.keep)
     shards = [packing.layout(split, plan, attempt) for split in range(len(SPLITS))]
     files += _write(chunks, plan, shards, uri)
-    dropped = sizes.dropped + Counter({cleaning.EMPTY: fates[cleaning.EMPTY]})
+    dropped = sizes.dropped + Counter({fates.EMPTY: found[fates.EMPTY]})
     stored = {split: count * plan.length for split, count in zip(SPLITS, plan.rows, strict=True)}
     counts = Counts(
         read=read,
         dropped=dict(sorted(dropped.items())),
-        duplicates=fates[cleaning.DUPLICATE],
-        quarantined=fates[cleaning.QUARANTINED],
+        duplicates=found[fates.DUPLICATE],
+        quarantined=found[fates.QUARANTINED],
         kept=sizes.rows,
         packed_units=stored if task.packing else {},
         packed_dropped={split: sizes.elements[split] - stored[split] for split in SPLITS} if task.packing else {},
@@ -130,13 +130,13 @@ def _read(spec: "PrepareSpec", inspected: list[list[Inspected]], total: int, par
     ]
     groups = _grouped([part for part, _ in parts], [size for _, size in parts], parallelism)
     shares = spec.splits.shares
-    step = partial(cleaning.read_rows, task=spec.task, shares=shares, keep=spec.keep)
+    step = partial(fates.read_rows, task=spec.task, shares=shares, keep=spec.keep)
     with stage("reading", total) as bar:
         # A reader cannot know how much it will read: its output alone is cut by size.
         raw = run(_blocks(groups), step, lambda _, done: bar.update(done), limit=BLOCK_BYTES)
     with stage("removing duplicates", total) as bar:
-        boundaries = cleaning.key_ranges(shares, len(groups))
-        return run_sorted(raw, "key", boundaries, cleaning.settle, lambda _, done: bar.update(done))
+        boundaries = fates.key_ranges(shares, len(groups))
+        return run_sorted(raw, "key", boundaries, fates.settle, lambda _, done: bar.update(done))
 
 
 def _parts(source: Any, file: Inspected, *, whole: bool) -> Iterator[tuple[Part, int]]:
@@ -169,29 +169,29 @@ def _grouped(items: list[Any], sizes: list[int], parallelism: int | None) -> lis
 
 
 def _blocks(groups: list[list[Any]]) -> Blocks:
-    return [ray.put(cleaning.packed(group)) for group in groups]
+    return [ray.put(fates.packed(group)) for group in groups]
 
 
 def _objects(blocks: Blocks) -> Iterator[Any]:
     for table in tables(blocks):
-        yield from cleaning.unpacked(table)
+        yield from fates.unpacked(table)
 
 
 def _tally(ordered: Blocks) -> tuple[Counter[str], list[str]]:
     """Rows by fate, and the commonest errors, a line each."""
-    fates: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     examples: dict[str, list[str]] = defaultdict(list)
-    for found in rows(run(ordered, cleaning.tally)):
-        fates[found["fate"]] += found["rows"]
-        if found["fate"] == cleaning.QUARANTINED:
+    for found in records(run(ordered, fates.tally)):
+        counts[found["fate"]] += found["rows"]
+        if found["fate"] == fates.QUARANTINED:
             errors[found["kind"]] += found["rows"]
             examples[found["kind"]].append(found["example"])
-    return fates, [f"{count:,} × {min(examples[kind])}" for kind, count in errors.most_common(3)]
+    return counts, [f"{count:,} × {min(examples[kind])}" for kind, count in errors.most_common(3)]
 
 
-def _check(spec: "PrepareSpec", fates: Counter[str], errors: list[str], read: int) -> None:
-    quarantined = fates[cleaning.QUARANTINED]
+def _check(spec: "PrepareSpec", found: Counter[str], errors: list[str], read: int) -> None:
+    quarantined = found[fates.QUARANTINED]
     if quarantined > spec.max_quarantined * read:
         lines = "".join(f"\n  {error}" for error in errors)
         raise DataError(
@@ -217,7 +217,7 @@ def _fit(spec: "PrepareSpec", ordered: Blocks) -> Task:
 def _training(spec: "PrepareSpec", ordered: Blocks, bar: Progress) -> Iterator[Row]:
     count, last = 0, b""
     for table in tables(ordered):
-        for kept in cleaning.kept_rows(table, spec.task):
+        for kept in fates.kept_rows(table, spec.task):
             if kept.split:
                 return  # training rows come first
             if kept.digest < last:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maas_ray.data import cleaning, packing
+from maas_ray.data import fates, packing
 from maas_ray.data.keeping import BYTES, columns_to_read, kept, stored_columns, texts
 from maas_ray.data.reading import Part, inspect
 from maas_ray.data.sources import JsonlSource, list_files
@@ -52,12 +52,12 @@ def test_a_table_that_takes_all_columns_still_learns_from_those_that_are_kept(tm
     source, spec = JsonlSource(path=str(path)), TabularRegressionSpec(target="price")
     keep = ("town", "price")
     (file,) = list_files(source)
-    parts = cleaning.packed([Part(source, inspect(source, file, columns_to_read(spec.columns, keep)))])
+    parts = fates.packed([Part(source, inspect(source, file, columns_to_read(spec.columns, keep)))])
 
-    (table,) = [table for table in cleaning.read_rows(parts, spec, (0.0, 0.0), keep) if len(table)]
-    found = list(cleaning.kept_rows(cleaning.settle(table), spec, keep))
+    (table,) = [table for table in fates.read_rows(parts, spec, (0.0, 0.0), keep) if len(table)]
+    found = list(fates.kept_rows(fates.settle(table), spec, keep))
     task = spec.fit([one.row for one in found])
-    (chunk,) = packing.encode(cleaning.settle(table), packing.saved(task), spec, keep)
+    (chunk,) = packing.encode(fates.settle(table), packing.saved(task), spec, keep)
 
     towns, prices = (
         texts(np.frombuffer(chunk[name][0].as_py(), np.uint8).reshape(-1, BYTES)) for name in stored_columns(keep)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from maas_ray.data import cleaning, packing
+from maas_ray.data import fates, packing
 from maas_ray.data.dataset import SPLITS, to_numpy
 from maas_ray.data.reading import Part, inspect
 from maas_ray.data.sources import AnySource, AudioFolderSource, ImageFolderSource, JsonlSource, TextSource, list_files
@@ -56,10 +56,10 @@ def run(
     rng = random.Random(cut)
     parts = [Part(source, inspect(source, file, task_spec.columns)) for file in list_files(source)]
     rng.shuffle(parts)
-    read = pa.concat_tables(cleaning.read_rows(cleaning.packed(parts), task_spec, shares))
-    boundaries = cleaning.key_ranges(shares, cut)
-    ordered = [cleaning.settle(table) for table in ranges(blocks(read, rng, cut), "key", boundaries)]
-    rows = [row for table in ordered for row in cleaning.kept_rows(table, task_spec)]
+    read = pa.concat_tables(fates.read_rows(fates.packed(parts), task_spec, shares))
+    boundaries = fates.key_ranges(shares, cut)
+    ordered = [fates.settle(table) for table in ranges(blocks(read, rng, cut), "key", boundaries)]
+    rows = [row for table in ordered for row in fates.kept_rows(table, task_spec)]
     task = task_spec.fit(kept.row for kept in rows if kept.split == 0)
     files = packing.saved(task)
     chunks = [chunk for table in ordered for chunk in packing.encode(table, files, task_spec)]
@@ -70,7 +70,7 @@ def run(
     starts = [plan.base(split) + shard.start for split, some in enumerate(shards) for shard in some]
     entries = {}
     for table in ranges(pieces, "place", [*starts[1:], sum(plan.rows)]):
-        for entry in cleaning.unpacked(packing.write_shard(table, plan, shards, str(uri))):
+        for entry in fates.unpacked(packing.write_shard(table, plan, shards, str(uri))):
             entries[entry.path] = entry
     result = Result(task, sizes, plan, ordered)
     for split, some in zip(SPLITS, shards, strict=True):
@@ -169,9 +169,9 @@ def test_documents_longer_than_chunks_and_shards(tmp_path: Path, monkeypatch: py
 
 def test_every_row_has_a_fate(documents: Path, tmp_path: Path) -> None:
     result = run(TextSource(path=str(documents)), TEXT, tmp_path / "out", cut=4)
-    counts = {row["fate"]: 0 for table in result.ordered for row in cleaning.tally(table).to_pylist()}
+    counts = {row["fate"]: 0 for table in result.ordered for row in fates.tally(table).to_pylist()}
     for table in result.ordered:
-        for row in cleaning.tally(table).to_pylist():
+        for row in fates.tally(table).to_pylist():
             counts[row["fate"]] += row["rows"]
     assert set(counts) == {"", "empty", "duplicate", "quarantined"}
     assert sum(counts.values()) == 201
@@ -184,7 +184,7 @@ def test_quarantine_keeps_where_and_why(documents: Path, tmp_path: Path) -> None
     files = [
         entry
         for table in result.ordered
-        for entry in cleaning.unpacked(cleaning.write_quarantine(table, str(tmp_path), "attempt"))
+        for entry in fates.unpacked(fates.write_quarantine(table, str(tmp_path), "attempt"))
     ]
     (row,) = pa.parquet.read_table(tmp_path / files[0].path).to_pylist()
     assert row == {
@@ -203,7 +203,7 @@ def test_a_name_that_is_no_text_and_bytes_that_are_no_image(tmp_path: Path) -> N
     source = ImageFolderSource(path=f"file://{tmp_path}")
     spec = ImageClassificationSpec()
     parts = [Part(source, inspect(source, file, spec.columns)) for file in list_files(source)]
-    (table,) = cleaning.read_rows(cleaning.packed(parts), spec, (0.0, 0.0))
+    (table,) = fates.read_rows(fates.packed(parts), spec, (0.0, 0.0))
     assert sorted(table["path"].to_pylist()) == [f"{tmp_path}/a/b.png", f"{tmp_path}/a/caf\\udce9.png"]
     assert set(table["error"].to_pylist()) == {"not an image of any known format"}
 
@@ -213,8 +213,8 @@ def test_errors_that_differ_in_numbers_are_one_kind(tmp_path: Path) -> None:
         (tmp_path / f"{number}.txt").write_bytes(b"x" * number + b"\xff")
     source = TextSource(path=str(tmp_path))
     parts = [Part(source, inspect(source, file, TEXT.columns)) for file in list_files(source)]
-    (table,) = cleaning.read_rows(cleaning.packed(parts), TEXT, (0.0, 0.0))
-    (row,) = cleaning.tally(table).to_pylist()
+    (table,) = fates.read_rows(fates.packed(parts), TEXT, (0.0, 0.0))
+    (row,) = fates.tally(table).to_pylist()
     assert row["rows"] == 5
     assert row["kind"] == "not UTF-#: byte # at #"
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maas_ray.data import cleaning, series
+from maas_ray.data import fates, series
 from maas_ray.data.reading import Part, Raw, inspect
 from maas_ray.data.series import joined
 from maas_ray.data.sources import CsvSource, JsonlSource, list_files
@@ -185,7 +185,7 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     source = JsonlSource(path=str(path))
     (file,) = list_files(source)
     found = inspect(source, file, ("y",))
-    (table,) = cleaning.read_rows(cleaning.packed([Part(source, found)]), spec_of(), SHARES)
+    (table,) = fates.read_rows(fates.packed([Part(source, found)]), spec_of(), SHARES)
     counts = dict.fromkeys(("", "quarantined"), 0)
     for row in table.to_pylist():
         counts[row["fate"]] += row["rows"]
