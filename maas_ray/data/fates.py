@@ -9,7 +9,7 @@ import pickle
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -180,7 +180,7 @@ def _cleaned(raw: Raw, steps: tuple[CleaningStep, ...]) -> Found:
 
 
 def _with_row(raw: Raw, row: Row | None, error: str = "") -> Raw:
-    return Raw(raw.path, raw.position, row, error, raw.excerpt, raw.rows, raw.split)
+    return replace(raw, row=row, error=error)
 
 
 def _record(found: Found, reading: Reading) -> dict[str, Any]:
