@@ -12,6 +12,7 @@ import numpy as np
 
 from maas_ray.tasks import Row
 
+_JSON = json.JSONEncoder(sort_keys=True)  # `json.dumps` makes one for each call
 SPLIT_BITS = 61
 """A sort key is the split's number above this many bits of the row's digest."""
 
@@ -37,7 +38,7 @@ def _bytes(value: object) -> tuple[bytes, ...]:
         return b"bytes", value
     if isinstance(value, np.ndarray):
         return b"array", f"{value.dtype.str}{value.shape}".encode(), value.tobytes()
-    return b"json", json.dumps(value, sort_keys=True).encode()
+    return b"json", _JSON.encode(value).encode()
 
 
 def split_number(digest: bytes, shares: Iterable[float]) -> int:

@@ -5,7 +5,7 @@ before any work starts; `read` gives its rows. Neither knows what a task makes o
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -159,21 +159,13 @@ def _inspect_csv(source: CsvSource, found: Inspected, mapping: dict[str, str]) -
             return replace(found, problem=problem)
         handle.seek(0)
         digest.update(handle.read(start.byte))
-        for record in delimited.records(source, uri, _hashed(handle, digest), start):
-            if not places or record.start.byte - places[-1].byte >= _GROUP_BYTES:
-                places.append(record.start)
-                groups.append(0)
-            groups[-1] += 1
+        for stretch in delimited.stretches(source, uri, handle, start, _GROUP_BYTES, digest):
+            places.append(stretch.start)
+            groups.append(stretch.rows)
     found = replace(found, sha256=digest.hexdigest(), rows=sum(groups))
     if not delimited.is_compressed(uri):
         found = replace(found, groups=tuple(groups), places=tuple(places))
     return _with_references(source, found, mapping, range(len(found.groups)))
-
-
-def _hashed(lines: Iterable[bytes], digest: Any) -> Iterator[bytes]:
-    for line in lines:
-        digest.update(line)
-        yield line
 
 
 def _inspect_parquet(source: ParquetSource, found: Inspected, handle: Any, mapping: dict[str, str]) -> Inspected:
@@ -322,10 +314,11 @@ def _read_csv(source: CsvSource, part: Part, mapping: dict[str, str]) -> Iterato
             start = part.file.places[part.groups.start]
             left = sum(part.file.groups[group] for group in part.groups)
         handle.seek(start.byte)
+        values_of = delimited.Values(names, source)
         for _, record in zip(range(left), delimited.records(source, uri, handle, start), strict=False):
             number, excerpt = record.start.line + 1, delimited.excerpt(record, EXCERPT_BYTES)
             try:
-                values = delimited.values(record, names, source)
+                values = values_of(record)
             except ValueError as error:
                 yield Raw(uri, number, error=str(error), excerpt=excerpt)
             else:

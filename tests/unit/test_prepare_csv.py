@@ -3,16 +3,19 @@
 import bz2
 import csv
 import gzip
+import hashlib
 import io
 import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from maas_ray.data import reading
+from maas_ray.data import delimited, reading
+from maas_ray.data.csv_scan import scan
+from maas_ray.data.delimited import Place, Record, Stretch
 from maas_ray.data.reading import Inspected, Part, Raw, inspect, read
 from maas_ray.data.sources import CsvSource, JsonlSource, ParquetSource, list_files
 from maas_ray.errors import SpecError
@@ -80,6 +83,103 @@ def test_what_csv_wrote_is_read_however_the_file_is_cut(
         found = everything(source)
         assert len(look(source).groups) >= (len(text.getvalue().encode()) > 200)
     assert [raw.row for raw in found] == [{"a": a, "b": b} for a, b in rows]
+
+
+_SIGNS = [
+    b"a",
+    b"1",
+    b" ",
+    b",",
+    b",",
+    b";",
+    b'"',
+    b'"',
+    b"'",
+    b"\n",
+    b"\n",
+    b"\r\n",
+    b"\r",
+    b"\0",
+    b"\xff",
+    b"\xc3",
+    b"\xa9",
+    "é".encode(),
+    "\u2028".encode(),
+    "\U0001f600".encode(),
+    b"\xef\xbb\xbf",
+    b'"x,y"',
+    b'"a\nb"',
+    b'""',
+]
+_PLAIN = [b"abc", b",", b",", b"\n", b"\r\n", b'"quoted, ""twice"""', b'"over\nlines"', "ü".encode()]
+_NEARLY = [
+    *_PLAIN,
+    b'a "b\nc",\n',
+    b'x"y\nz"\n',
+    b'"a"b',
+    b'"a',
+    b'a "b"\n',
+    b'"a" \n',
+    b'"a"\r',
+    b'"a"\r\n',
+    b"\r",
+    b"\xff",
+]
+
+
+@settings(max_examples=1500, deadline=None)
+@given(
+    content=st.one_of(
+        st.binary(max_size=200),
+        st.lists(st.sampled_from(_SIGNS), max_size=120).map(b"".join),
+        st.lists(st.sampled_from(_PLAIN), max_size=120).map(b"".join),
+        st.lists(st.sampled_from(_NEARLY), max_size=60).map(b"".join),
+    ),
+    delimiter=st.sampled_from(",,,,,; "),
+    quote=st.sampled_from(['"', '"', '"', '"', '"', "'", ""]),
+    charset=st.sampled_from(["utf-8", "utf-8", "utf-8", "latin-1", "latin-1", "cp1252", "ascii", "shift_jis", "utf-7"]),
+    stretch=st.integers(2, 300),
+    size=st.integers(1, 80),
+)
+@example(b'1,2\n"a",x"y\nz"\n', ",", '"', "utf-8", 300, 80)
+def test_what_is_scanned_is_what_a_careful_parser_finds(
+    content: bytes, delimiter: str, quote: str, charset: str, stretch: int, size: int
+) -> None:
+    source = CsvSource(path="x.csv", delimiter=delimiter, quote=quote, charset=charset, names=("a", "b"))
+
+    def found() -> tuple[list[Record], list[Stretch], str]:
+        digest = hashlib.sha256()
+        stretches = list(delimited.stretches(source, "x.csv", io.BytesIO(content), Place(), size, digest))
+        return list(delimited.records(source, "x.csv", io.BytesIO(content))), stretches, digest.hexdigest()
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("STRETCH", stretch), ("PATIENCE", 2)):
+            patch.setattr(delimited, f"_MOST_{name}", value)
+            patch.setattr(delimited, f"_LEAST_{name}", min(value, 30) // 2)
+        patch.setattr(delimited, "_READ_BYTES", 5)
+        scanned = found()
+        patch.setattr(delimited, "scannable", lambda *_: False)
+        careful = found()
+    assert scanned == careful
+    assert scanned[2] == hashlib.sha256(content).hexdigest()
+    records, stretches, _ = scanned
+    assert sum(some.rows for some in stretches) == len(records)
+    for some in stretches:  # a file may be cut there
+        assert some.start in [record.start for record in records]
+
+
+def test_plain_rows_are_found_without_parsing_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("parsed")
+
+    content = b'1,"two\nlines"\r\n\r\n\xc3\xa9,"say ""no"""\n' * 9
+    assert scan(content, "utf-8", ",", '"').end == len(content)
+    rows = scan(content + b'3,x"y\n4,5\n', "utf-8", ",", '"')
+    assert (len(rows.starts), rows.end, rows.line_count, rows.plain) == (18, len(content), 36, False)
+    monkeypatch.setattr(delimited, "_parsed", refuse)
+    source = CsvSource(path="x.csv", names=("a", "b"))
+    (found,) = delimited.stretches(source, "x.csv", io.BytesIO(content), Place(7, 1), 1 << 20, hashlib.sha256())
+    assert found == Stretch(Place(7, 1), 18)
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".bz2"])
