@@ -1,12 +1,9 @@
 """The text of a row, as duplicates are found by it."""
 
-import re
 import unicodedata
 from typing import Any
 
 from maas_ray.tasks import Row
-
-_SPACE = re.compile(r"\s+")
 
 
 def text_of(row: Row, names: tuple[str, ...]) -> str:
@@ -30,4 +27,4 @@ def normalised(text: str) -> str:
     """The form by which texts are the same: NFKC, case folded, white space as single spaces."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
-    return _SPACE.sub(" ", text.casefold()).strip()
+    return " ".join(text.casefold().split())
