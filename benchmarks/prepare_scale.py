@@ -3,9 +3,9 @@
 Each size is prepared in a cluster of its own by a process of its own, since a process hardly gives memory back. Every
 0.2 s the proportional set size of the driver and of every process of the cluster is read (`/proc/PID/smaps_rollup`): a
 page that several share is counted once in all. What is private (`Pss_Anon`) is told apart from the object store
-(`Pss_Shmem`), which Ray fills up to its limit whatever the input and spills to disk beyond; the limit is set here, as it
-would be on a machine of 10/3 of it. Files that are mapped (libraries) are in the total alone. Kernel caches are not in. `over rest` is what is
-private less what Ray's own processes hold before anything runs.
+(`Pss_Shmem`), which Ray fills up to its limit whatever the input and spills to disk beyond; the limit is set here, as
+it would be on a machine of 10/3 of it. Files that are mapped (libraries) are in the total alone, kernel caches are not
+in. `over rest` is what is private less what Ray's own processes hold before anything runs.
 
     python benchmarks/prepare_scale.py [--format text|csv] [--megabytes 64] [--cpus 2] [--store 512]
 """

@@ -28,7 +28,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from maas_ray.errors import ConflictError, CorruptError, NotFoundError, StorageError
+from maas_ray.errors import ConflictError, CorruptError, MaasError, NotFoundError, StorageError
 from maas_ray.spec import digest_of
 
 MANIFEST = "manifest.json"
@@ -107,7 +107,10 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The filesystem of a URI (or local path) and the path on it."""
     try:
         fs, path = fsspec.core.url_to_fs(_expand(uri))
-    except (ImportError, ValueError) as error:
+    except ImportError as error:
+        fix = "pip install 'maas-ray[s3]'" if uri.startswith(("s3://", "s3a://")) else str(error)
+        raise StorageError(f"no access to {uri!r}, its library is not installed: {fix}") from error
+    except ValueError as error:
         raise StorageError(f"no access to {uri!r}: {error}") from error
     return fs, path
 
@@ -153,20 +156,20 @@ def read_bytes(uri: str) -> bytes:
         StorageError: it cannot be read.
     """
     fs, path = filesystem(uri)
-    with _translated(uri):
+    with translated(uri):
         return bytes(fs.cat_file(path))
 
 
 def open_file(uri: str) -> IO[bytes]:
     """A seekable binary file to read from; the caller closes it."""
     fs, path = filesystem(uri)
-    with _translated(uri):
+    with translated(uri):
         return cast(IO[bytes], fs.open(path, "rb"))
 
 
 def write_bytes(uri: str, data: bytes) -> None:
     """Put a file atomically: a reader sees the old content or the new, never a part."""
-    with _translated(uri):
+    with translated(uri):
         _put(uri, lambda target: target.write(data))
 
 
@@ -190,14 +193,14 @@ def write_json(uri: str, document: Any) -> None:
 def exists(uri: str) -> bool:
     """Whether a file or directory is there."""
     fs, path = filesystem(uri)
-    with _translated(uri):
+    with translated(uri):
         return bool(fs.exists(path))
 
 
 def list_directory(uri: str) -> list[str]:
     """Names directly below a URI, sorted; empty when there is no such directory."""
     fs, path = filesystem(uri)
-    with _translated(uri):
+    with translated(uri):
         fs.invalidate_cache()
         try:
             found = {PurePosixPath(name) for name in fs.ls(path, detail=False)}
@@ -209,7 +212,7 @@ def list_directory(uri: str) -> list[str]:
 def delete(uri: str) -> None:
     """Remove a file or directory tree; nothing happens when it is not there."""
     fs, path = filesystem(uri)
-    with _translated(uri):
+    with translated(uri):
         if fs.exists(path):
             fs.rm(path, recursive=True)
 
@@ -227,7 +230,7 @@ def put(uri: str, write: Callable[[Any], Any]) -> tuple[int, str]:
                 raise written.failure from None
             raise
 
-    with _translated(uri):
+    with translated(uri):
         _put(uri, through)
     return written.size, written.sha256.hexdigest()
 
@@ -391,7 +394,7 @@ def check_sizes(uri: str, entries: Iterable[FileEntry]) -> None:
         CorruptError: names the first that is missing or of another size.
     """
     fs, root = filesystem(uri)
-    with _translated(uri):
+    with translated(uri):
         fs.invalidate_cache()
         found = {name: info["size"] for name, info in fs.find(root, detail=True).items()}
     for entry in entries:
@@ -453,7 +456,7 @@ def _fetch(uri: str, entry: FileEntry, target: Path) -> None:
 
 def _chunks(uri: str) -> Iterator[bytes]:
     fs, path = filesystem(uri)
-    with _translated(uri), fs.open(path, "rb") as source:
+    with translated(uri), fs.open(path, "rb") as source:
         while chunk := source.read(_CHUNK):
             yield chunk
 
@@ -496,11 +499,11 @@ def _sync_directory(directory: Path) -> None:
 
 
 @contextmanager
-def _translated(uri: str) -> Iterator[None]:
+def translated(uri: str) -> Iterator[None]:
     """Turn what a filesystem raises into this platform's errors, once, at the boundary."""
     try:
         yield
-    except (NotFoundError, StorageError):
+    except MaasError:
         raise
     except FileNotFoundError as error:
         raise NotFoundError(f"{uri} does not exist.") from error

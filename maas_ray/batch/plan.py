@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import islice
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
 from maas_ray import storage
 from maas_ray.data.reading import Inspected, Part, Raw, read
-from maas_ray.data.sources import FILE_COLUMNS, AnySource, InputFile, list_files
+from maas_ray.data.sources import FILE_COLUMNS, FORMATS, AnySource, InputFile, list_files
 from maas_ray.errors import DataError
 from maas_ray.spec import digest_of
 from maas_ray.tasks.base import REST, Row, Task
@@ -35,7 +35,7 @@ def guessed(path: str) -> AnySource:
     Raises:
         DataError: they say nothing, or several things; names what to write.
     """
-    kinds = {kind.model_fields["format"].default: kind for kind in get_args(get_args(AnySource)[0])}
+    kinds = {kind.name_of(): kind for kind in FORMATS if kind.usual}
     name = PurePosixPath(path).name.lower()
     said = [form for form, kind in kinds.items() if form != "text" and any(fnmatch(name, one) for one in kind.usual)]
     if not said and not re.search(r"[*?[]", path):
@@ -70,7 +70,9 @@ def listed(source: AnySource, output: str) -> list[InputFile]:
     below = (inner if storage.is_local(output) else fs.unstrip_protocol(inner)).rstrip("/") + "/"
     files = [file for file in list_files(source) if not file.uri.startswith(below)]
     if not files:
-        raise DataError(f"{source.path}: all its files lie in the output, {output}; name another directory for that.")
+        raise DataError(
+            f"{source.location}: all its files lie in the output, {output}; name another directory for that."
+        )
     return files
 
 
@@ -121,7 +123,7 @@ class Fields:
         given = next((name for name in source.gives if name in required), "text" if source.gives == ("text",) else "")
         if len(required) != 1 or not given or (given != required[0] and required[0] == task.file):
             raise DataError(
-                f"{source.path}: format {source.format} cannot give {' and '.join(required) or 'the fields'} of a "
+                f"{source.location}: format {source.format} cannot give {' and '.join(required) or 'the fields'} of a "
                 f"request to {task.spec.type}; give a table with such columns."
             )
         return cls(required, optional, (), names, (given,), given)

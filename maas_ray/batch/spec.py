@@ -27,7 +27,7 @@ class PredictSpec(Spec):
     parameters: dict[str, Any] = {}
     """Fields of the task's request that are the same for every row, such as `max_tokens`; a row's own go before."""
     part_rows: int = Field(10_000, ge=1)
-    """About how many rows an output file holds: what is repeated after a crash. Only Parquet and CSV files are cut."""
+    """About how many rows an output file holds: what is repeated after a crash. A compressed file is not cut."""
     max_quarantined: float = Field(0.2, ge=0, le=1)
     """Share of rows that may be impossible to answer; above it, predicting stops."""
 
@@ -46,7 +46,7 @@ class PredictSpec(Spec):
 
     @model_validator(mode="after")
     def _not_into_itself(self) -> "PredictSpec":
-        path = storage.join(self.input if isinstance(self.input, str) else self.input.path)
+        path = storage.join(self.input if isinstance(self.input, str) else self.input.location)
         if f"{storage.join(self.output)}/".startswith(f"{path}/"):
             raise ValueError(
                 f"output: {self.output} lies inside the input, which would grow by it; name another directory."

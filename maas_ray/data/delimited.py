@@ -9,20 +9,16 @@ stood alone.
 import codecs
 import csv
 import io
-import lzma
-import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from fsspec.compression import compr
-from fsspec.utils import infer_compression
 
-from maas_ray import storage
 from maas_ray.data.csv_scan import Rows, scan, scannable
-from maas_ray.data.sources import CsvSource
 from maas_ray.errors import StorageError
+
+if TYPE_CHECKING:
+    from maas_ray.data.formats.csv import CsvSource
 
 _MOST_FIELD = 16 << 20  # characters; a quote that is not closed is noticed here at the latest
 _EXCERPT_LINES, _EXCERPT_BYTES = 5, 4 << 10
@@ -55,31 +51,7 @@ class Stretch(NamedTuple):
     rows: int
 
 
-def is_compressed(uri: str) -> bool:
-    """Whether a file's name says so: such a file cannot be read from the middle."""
-    return infer_compression(uri) is not None
-
-
-@contextmanager
-def opened(uri: str) -> Iterator[IO[bytes]]:
-    """A file to read from, decompressed where its name says that it is compressed.
-
-    Raises:
-        StorageError: it cannot be read, or is not what its name says.
-    """
-    compression = infer_compression(uri)
-    with storage.open_file(uri) as handle:
-        if compression is None:
-            yield handle
-            return
-        try:
-            with compr[compression](handle, mode="rb") as content:
-                yield content
-        except (EOFError, zlib.error, lzma.LZMAError) as error:
-            raise StorageError(f"{uri} is no whole {compression} file: {error}.") from error
-
-
-def header(source: CsvSource, uri: str, handle: IO[bytes]) -> tuple[list[str], Place]:
+def header(source: "CsvSource", uri: str, handle: IO[bytes]) -> tuple[list[str], Place]:
     """The names of the columns, and where the first row begins; no names: the file is empty.
 
     Raises:
@@ -100,7 +72,7 @@ def header(source: CsvSource, uri: str, handle: IO[bytes]) -> tuple[list[str], P
     return names, end
 
 
-def records(source: CsvSource, uri: str, handle: IO[bytes], start: Place | None = None) -> Iterator[Record]:
+def records(source: "CsvSource", uri: str, handle: IO[bytes], start: Place | None = None) -> Iterator[Record]:
     """The rows of a file from a place on, where the handle stands; blank lines are left out."""
     for piece in _pieces(source, uri, _Content(handle), start or Place()):
         if isinstance(piece, Record):
@@ -110,7 +82,7 @@ def records(source: CsvSource, uri: str, handle: IO[bytes], start: Place | None 
 
 
 def stretches(
-    source: CsvSource, uri: str, handle: IO[bytes], start: Place, size: int, digest: Any
+    source: "CsvSource", uri: str, handle: IO[bytes], start: Place, size: int, digest: Any
 ) -> Iterator[Stretch]:
     """The rows of a file from a place on, in stretches of at least `size` bytes, but for the last.
 
@@ -152,7 +124,7 @@ class _Piece(NamedTuple):
     rows: Rows
 
 
-def _pieces(source: CsvSource, uri: str, content: "_Content", place: Place) -> Iterator[_Piece | Record]:
+def _pieces(source: "CsvSource", uri: str, content: "_Content", place: Place) -> Iterator[_Piece | Record]:
     """Stretches of plain rows; row by row, with care, what stands between them."""
     delimiter = source.delimiter_of(uri)
     plain = scannable(source.charset, delimiter, source.quote)
@@ -183,7 +155,7 @@ def _pieces(source: CsvSource, uri: str, content: "_Content", place: Place) -> I
         careful = 0
 
 
-def _records_in(source: CsvSource, uri: str, piece: _Piece) -> Iterator[Record]:
+def _records_in(source: "CsvSource", uri: str, piece: _Piece) -> Iterator[Record]:
     byte, line = piece.start
     starts, ends, lines = (of.tolist() for of in (piece.rows.starts, piece.rows.ends, piece.rows.lines))
     reader = _reader(source, uri, io.StringIO(piece.content.decode(source.charset), newline="\n"))
@@ -198,14 +170,14 @@ def _head(row: bytes) -> bytes:
     return b"".join(io.BytesIO(row).readlines()[:_EXCERPT_LINES]) if b"\n" in row[:-1] else row
 
 
-def _reader(source: CsvSource, uri: str, lines: Iterable[str]) -> Any:
+def _reader(source: "CsvSource", uri: str, lines: Iterable[str]) -> Any:
     csv.field_size_limit(_MOST_FIELD)
     # Strict, so that a stray quote is an error and not the end of a field somewhere else.
     quoted: dict[str, Any] = {"quotechar": source.quote} if source.quote else {"quoting": csv.QUOTE_NONE}
     return csv.reader(lines, delimiter=source.delimiter_of(uri), strict=True, **quoted)
 
 
-def _parsed(source: CsvSource, uri: str, content: "_Content", place: Place) -> Iterator[tuple[Record | None, Place]]:
+def _parsed(source: "CsvSource", uri: str, content: "_Content", place: Place) -> Iterator[tuple[Record | None, Place]]:
     """Rows one by one, each with the place after it; None for a blank line."""
     lines = _Lines(content, source.charset, at_start=place == Place())
     reader = _reader(source, uri, lines)
@@ -308,7 +280,7 @@ class Values:
         source: how the file is written.
     """
 
-    def __init__(self, names: list[str], source: CsvSource) -> None:
+    def __init__(self, names: list[str], source: "CsvSource") -> None:
         self._names, self._missing = names, frozenset(source.missing)
         self._all_named = all(names)
 

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from maas_ray.data import delimited, reading
+from maas_ray.data import delimited
 from maas_ray.data.csv_scan import scan
 from maas_ray.data.delimited import Place, Record, Stretch
+from maas_ray.data.formats import csv as csv_format
 from maas_ray.data.reading import Inspected, Part, Raw, inspect, read
 from maas_ray.data.sources import CsvSource, JsonlSource, ParquetSource, list_files
 from maas_ray.errors import SpecError
@@ -79,7 +80,7 @@ def test_what_csv_wrote_is_read_however_the_file_is_cut(
     path.write_bytes(text.getvalue().encode())
     source = CsvSource(path=str(path), delimiter=delimiter, missing=())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading, "_GROUP_BYTES", 20)
+        patch.setattr(csv_format, "_GROUP_BYTES", 20)
         found = everything(source)
         assert len(look(source).groups) >= (len(text.getvalue().encode()) > 200)
     assert [raw.row for raw in found] == [{"a": a, "b": b} for a, b in rows]
@@ -192,7 +193,7 @@ def test_a_compressed_file_says_the_same(tmp_path: Path, suffix: str) -> None:
     assert len(look(source).groups) == (not suffix)
     if suffix:
         path.write_bytes(path.read_bytes()[:-9])
-        assert f"is no whole {suffix.strip('.').replace('gz', 'gzip')} file" in look(source).problem
+        assert "no whole " in everything(source)[-1].error
 
 
 def test_other_ways_to_write_one(tmp_path: Path) -> None:
