@@ -12,9 +12,9 @@ import numpy as np
 
 from maas_ray.tasks import Row
 
-_JSON = json.JSONEncoder(sort_keys=True)  # `json.dumps` makes one for each call
 SPLIT_BITS = 61
 """A sort key is the split's number above this many bits of the row's digest."""
+_JSON = json.JSONEncoder(sort_keys=True)  # `json.dumps` makes one for each call
 
 
 def content_digest(row: Row, columns: Iterable[str]) -> bytes:
@@ -23,11 +23,16 @@ def content_digest(row: Row, columns: Iterable[str]) -> bytes:
     Raises:
         ValueError: a string holds half a surrogate pair: there are no bytes for it.
     """
-    digest = sha256()
-    for column in columns:
-        for part in _bytes(row[column]):
-            digest.update(len(part).to_bytes(8, "little") + part)
-    return digest.digest()
+    return sha256(b"".join([content_bytes(row[column]) for column in columns])).digest()
+
+
+def content_bytes(value: object) -> bytes:
+    """What digests are of: the parts of a value, each behind its length.
+
+    Raises:
+        ValueError: a string holds half a surrogate pair.
+    """
+    return b"".join([len(part).to_bytes(8, "little") + part for part in _bytes(value)])
 
 
 def _bytes(value: object) -> tuple[bytes, ...]:
