@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from maas_ray.data.formats.csv import CsvSource
 
 _MOST_FIELD = 16 << 20  # characters; a quote that is not closed is noticed here at the latest
+_MOST_LINE = 64 << 20  # bytes; a longer one is no row, and never in memory as a whole
 _EXCERPT_LINES, _EXCERPT_BYTES = 5, 4 << 10
 _READ_BYTES = 1 << 18
 # How much is looked at for plain rows at once, bytes; and how many rows are parsed one by one where there are none.
@@ -180,6 +181,7 @@ def _reader(source: "CsvSource", uri: str, lines: Iterable[str]) -> Any:
 def _parsed(source: "CsvSource", uri: str, content: "_Content", place: Place) -> Iterator[tuple[Record | None, Place]]:
     """Rows one by one, each with the place after it; None for a blank line."""
     lines = _Lines(content, source.charset, at_start=place == Place())
+    before = place.byte - content.position
     reader = _reader(source, uri, lines)
     while True:
         lines.taken = []
@@ -192,10 +194,13 @@ def _parsed(source: "CsvSource", uri: str, content: "_Content", place: Place) ->
             error = f"not CSV: {caught}"
         except UnicodeDecodeError as caught:
             error = f"not {source.charset}: byte {caught.object[caught.start]:#04x} at {caught.start}"
+        except _LongLineError as caught:
+            error = str(caught)
         if error:
             content.back(b"".join(lines.taken[1:]))
             del lines.taken[1:]
-        end = Place(place.byte + sum(map(len, lines.taken)), place.line + len(lines.taken))
+            content.skip_line(lines.taken[0])
+        end = Place(before + content.position, place.line + len(lines.taken))
         yield (
             (Record(place, _head(b"".join(lines.taken[:_EXCERPT_LINES])), fields, error) if error or fields else None),
             end,
@@ -209,6 +214,8 @@ class _Content:
     def __init__(self, handle: IO[bytes], digest: Any = None) -> None:
         self._handle, self._digest = handle, digest
         self._held, self._at = b"", 0
+        self.position = 0
+        """How many bytes were taken."""
 
     def peek(self, size: int) -> bytes:
         """The next so many bytes; fewer at the end."""
@@ -219,26 +226,34 @@ class _Content:
     def skip(self, size: int) -> None:
         """Take bytes that were seen."""
         self._at += size
+        self.position += size
 
     def back(self, content: bytes) -> None:
         """Give bytes again that were taken last."""
+        self.position -= len(content)
         if self._at >= len(content):
             self._at -= len(content)
         else:
             self._held, self._at = content + self._held[self._at :], 0
 
     def line(self) -> bytes:
-        """The next line, with its break; empty at the end."""
+        """The next line, with its break; empty at the end. Of one that is longer than any may be, the beginning."""
         searched = self._at
-        while (end := self._held.find(b"\n", searched)) < 0:
+        while (end := self._held.find(b"\n", searched)) < 0 and len(self._held) - self._at < _MOST_LINE:
             searched = len(self._held)
             before = self._at
             if not self._more(len(self._held) - self._at):  # a long line is not copied again and again
                 break
             searched -= before - self._at
         end = len(self._held) if end < 0 else end + 1
-        found, self._at = self._held[self._at : end], end
+        found = self._held[self._at : min(end, self._at + _MOST_LINE)]
+        self.skip(len(found))
         return found
+
+    def skip_line(self, taken: bytes) -> None:
+        """Take the rest of a line whose beginning was taken."""
+        while not taken.endswith(b"\n") and (taken := self.line()):
+            pass
 
     def _more(self, size: int) -> bool:
         content = self._handle.read(max(size, _READ_BYTES))
@@ -246,6 +261,10 @@ class _Content:
             self._digest.update(content)
         self._held, self._at = self._held[self._at :] + content, 0
         return bool(content)
+
+
+class _LongLineError(Exception):
+    """A line cannot be a row."""
 
 
 class _Lines(Iterator[str]):
@@ -260,6 +279,8 @@ class _Lines(Iterator[str]):
         if not line:
             raise StopIteration
         self.taken.append(line)
+        if len(line) >= _MOST_LINE and not line.endswith(b"\n"):
+            raise _LongLineError(f"a line of {_MOST_LINE:,} bytes or more; is it CSV?")
         if self._at_start:
             self._at_start = False
             if self._charset == "utf-8":

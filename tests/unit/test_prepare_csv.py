@@ -270,6 +270,28 @@ def test_a_table_of_files_gives_their_bytes(tmp_path: Path) -> None:
     assert len(digests) == 2
 
 
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_line_without_end_is_never_in_memory(plain: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delimited, "_MOST_LINE", 1 << 20)
+    monkeypatch.setattr(delimited, "scannable", lambda *_: plain)
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b"a,b\n1,2\n" + b"\0" * (40 << 20) + b'\n3,4\n5,"\n' + b"x" * (2 << 20) + b"\n7,8")
+    tracemalloc.start()
+    rows = everything(CsvSource(path=str(path)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20
+    too_long = "a line of 1,048,576 bytes or more; is it CSV?"
+    assert told(rows) == [
+        (2, {"a": "1", "b": "2"}),
+        (3, too_long),
+        (4, {"a": "3", "b": "4"}),
+        (5, too_long),  # its quote is not closed before such a line comes
+        (6, too_long),
+        (7, {"a": "7", "b": "8"}),
+    ]
+
+
 def test_a_large_file_is_never_in_memory(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_bytes(b"a,b\n" + b"1234567890,abcdefghij\n" * 400_000)
