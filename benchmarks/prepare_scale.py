@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -162,6 +163,7 @@ def main() -> None:
     parser.add_argument("--store", type=int, default=512, help="limit of the object store, MB")
     parser.add_argument("--scales", type=int, nargs="*", default=SCALES)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no cluster is left
     os.environ["RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES"] = str(arguments.store * 10**6)
     found = {}
     for scale in arguments.scales:
