@@ -13,6 +13,7 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.data import DataContext
+from ray.experimental import get_object_locations
 
 from maas_ray.errors import MaasError
 
@@ -23,7 +24,7 @@ Step = Callable[[pa.Table], Any]
 Watch = Callable[[int, int], None]
 """Called with the blocks, and the rows in them, that are ready so far."""
 
-BLOCK_BYTES = 64 << 20
+BLOCK_BYTES = 32 << 20
 """How large a block should be."""
 SMALL_BYTES = 1 << 30
 """Up to here, data is sorted in the workers that are there. Ray's default way scales further, but starts
@@ -44,6 +45,8 @@ def quiet(size: int) -> Iterator[None]:
     context.execution_options.preserve_order = True
     # One block in, one block out: a range of keys must stay whole for `settle` and `write_shard`.
     context.target_max_block_size = None
+    # What one task of a sort takes in: a gigabyte by default, and as much again while it cuts it, in each worker.
+    context.shuffle_input_batch_bytes = 4 * BLOCK_BYTES
     context.raise_original_map_exception = True
     if size <= SMALL_BYTES:
         context.shuffle_strategy = "sort_shuffle_pull_based"
@@ -103,6 +106,11 @@ def _kept(dataset: ray.data.Dataset, watch: Watch | None) -> Blocks:
         if watch:
             watch(len(blocks), rows)
     return blocks
+
+
+def total_bytes(blocks: Blocks) -> int:
+    """What blocks take in the object store, or on disk where they were spilled."""
+    return sum(int(found["object_size"]) for found in get_object_locations(blocks).values())
 
 
 def tables(blocks: Blocks) -> Iterator[pa.Table]:

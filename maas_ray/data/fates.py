@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from maas_ray.data.keeping import KEPT as KEEP
 from maas_ray.data.keeping import columns_to_read, kept
 from maas_ray.data.near import NearDuplicates, band_keys_of
 from maas_ray.data.ngrams import Decontaminate, ngram_hashes
-from maas_ray.data.order import SPLIT_BITS, content_digest, fraction, leading, sort_key
+from maas_ray.data.order import SPLIT_BITS, content_bytes, fraction, leading, sort_key
 from maas_ray.data.reading import Part, Raw, inspect, read
 from maas_ray.data.series import joined
 from maas_ray.data.sources import AnySource
@@ -202,11 +203,17 @@ def _record(found: Found, reading: Reading) -> dict[str, Any]:
 
 
 def _kept_record(found: Found, raw: Row, parsed: Row, reading: Reading) -> dict[str, Any]:
-    task, names = reading.task, sorted(parsed)
-    exact = content_digest(parsed, names)
-    same = {name: _same(value) for name, value in parsed.items()} if reading.normalise else parsed
-    digest = content_digest(same, names) if reading.normalise else exact
-    inputs = digest if {*task.inputs} == {*parsed} else content_digest(same, task.inputs)
+    task = reading.task
+    parts = {name: content_bytes(parsed[name]) for name in sorted(parsed)}
+    exact = digest = sha256(b"".join(parts.values())).digest()
+    if reading.normalise:
+        for name, value in parsed.items():
+            if (same := _same(value)) is not value:
+                parts[name] = content_bytes(same)
+        digest = sha256(b"".join(parts.values())).digest()
+    inputs = digest
+    if {*task.inputs} != {*parsed}:
+        inputs = sha256(b"".join([parts[name] for name in task.inputs])).digest()
     split = reading.splits.of(raw, inputs) if found.raw.split is None else found.raw.split
     record = {"key": sort_key(split, digest), "digest": digest, "exact": leading(exact), "inputs": leading(inputs)}
     record |= {"stratum": reading.splits.stratum(raw), "fate": KEPT, "error": ""}
@@ -216,13 +223,11 @@ def _kept_record(found: Found, raw: Row, parsed: Row, reading: Reading) -> dict[
 
 
 def _same(value: Any) -> Any:
-    """A value as it is compared: of texts, their normal form."""
+    """A value as it is compared: of texts, their normal form. Cells of a table are none: case may tell them apart."""
     if isinstance(value, str):
         return normalised(value)
     if isinstance(value, (list, tuple)):
         return [_same(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _same(item) for key, item in value.items()}
     return value
 
 
@@ -232,6 +237,7 @@ def _common(found: Found) -> dict[str, Any]:
     return {"path": _printable(raw.path), "position": raw.position, "rows": raw.rows, "notes": notes, "bands": b""}
 
 
+@lru_cache(1 << 10)
 def _printable(text: str) -> str:
     """The text without what UTF-8 has no bytes for: a file's name on Linux may hold anything."""
     return text.encode(errors="backslashreplace").decode()

@@ -26,8 +26,8 @@ from maas_ray.data.order import shuffled
 from maas_ray.errors import DataError
 from maas_ray.tasks import Column, Row, Task, TaskSpec, load_task
 
-_BATCH_ROWS, _BATCH_BYTES = 256, 8 << 20
-_GROUP_BYTES, _SHARD_BYTES, _SMALL_GROUPS = 2 << 20, 256 << 20, 16
+_BATCH_ROWS, _BATCH_BYTES = 4096, 2 << 20
+_GROUP_BYTES, _SHARD_BYTES, _SMALL_GROUPS = 2 << 20, 64 << 20, 16
 
 
 def chunk_schema(task: Task, keep: tuple[str, ...] = ()) -> pa.Schema:

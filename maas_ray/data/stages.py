@@ -17,7 +17,7 @@ import ray
 
 from maas_ray.console import Progress, progress, say
 from maas_ray.data import fates, judging, packing
-from maas_ray.data.blocks import BLOCK_BYTES, Blocks, records, run, run_sorted, tables
+from maas_ray.data.blocks import BLOCK_BYTES, Blocks, records, run, run_sorted, tables, total_bytes
 from maas_ray.data.cleaning import CleaningStep
 from maas_ray.data.dataset import SPLITS, Counts, Shard, Split
 from maas_ray.data.reading import Inspected, Part
@@ -152,7 +152,9 @@ def _read(spec: "PrepareSpec", inspected: list[list[Inspected]], total: int, par
         raw = run(_blocks(groups), step, lambda _, done: bar.update(done), limit=BLOCK_BYTES)
     with stage("removing duplicates", total) as bar:
         raw = judging.judge(spec, raw, total)
-        boundaries = fates.key_ranges(spec.splits.shares, len(groups))
+        # Rows take more than their files do, a table's several times as much.
+        ranges = max(len(groups), math.ceil(total_bytes(raw) / BLOCK_BYTES))
+        boundaries = fates.key_ranges(spec.splits.shares, ranges)
         settle = partial(fates.settle, exact=spec.deduplicate.exact)
         return run_sorted(raw, "key", boundaries, settle, lambda _, done: bar.update(done))
 

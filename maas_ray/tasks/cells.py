@@ -2,15 +2,19 @@
 
 import math
 import re
+from collections.abc import Sequence
 from datetime import date, time
 from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+
 Cell = int | float | str | None
 """A number, a text that may be a number too, or nothing."""
 
 
+_LONGEST_WORD = len("false")  # of those that are not themselves
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,299})\.0+")
 """A text that says a whole number as a decimal."""
 
@@ -27,6 +31,8 @@ def cell(value: Any) -> Cell:
         return None
     if isinstance(value, str):
         text = value.strip()
+        if len(text) > _LONGEST_WORD:
+            return text
         folded = text.lower()
         if folded in ("true", "false"):
             return folded
@@ -63,9 +69,25 @@ def number(value: Cell) -> float:
         raise ValueError("an integer beyond all numbers") from None
 
 
+def numbers(values: Sequence[Cell]) -> np.ndarray:
+    """Cells as numbers, float64, each as `number` has it.
+
+    Raises:
+        ValueError: one is a text that is no number.
+    """
+    try:
+        found = np.array([math.nan if value is None else float(value) for value in values], np.float64)
+    except (ValueError, OverflowError):
+        return np.array([number(value) for value in values], np.float64)
+    # What Python reads and `number` does not.
+    if np.isinf(found).any() or "_" in "".join([value for value in values if isinstance(value, str)]):
+        return np.array([number(value) for value in values], np.float64)
+    return found
+
+
 def category(value: Cell) -> str:
     """A cell as the name of a category, a whole number without its point; empty where there is none."""
-    if isinstance(value, str) and _WHOLE.fullmatch(value):
+    if isinstance(value, str) and value.endswith("0") and _WHOLE.fullmatch(value):
         value = float(value)
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() else repr(value)

@@ -12,7 +12,7 @@ import numpy as np
 from maas_ray.errors import DataError
 from maas_ray.spec import Spec
 from maas_ray.tasks.base import Row
-from maas_ray.tasks.cells import Cell, category, number
+from maas_ray.tasks.cells import Cell, category, number, numbers
 
 if TYPE_CHECKING:
     from maas_ray.tasks.tables import TableSpec
@@ -98,7 +98,7 @@ def fit_features(spec: "TableSpec", rows: Iterable[Row]) -> TableFeatures:
     Raises:
         DataError: there is no column to predict from, or one that holds nothing.
     """
-    features = (row["features"] for row in rows)
+    features = (row["features"] for row in islice(rows, spec.fit_rows))
     head = list(islice(features, _HEAD))
     order = list(spec.features or dict.fromkeys(name for row in head for name in row))
     samples = {name: [value for row in head if (value := row.get(name)) is not None] for name in order}
@@ -112,8 +112,10 @@ def fit_features(spec: "TableSpec", rows: Iterable[Row]) -> TableFeatures:
     counts = {name: Counter[str]() for name in order if name not in numeric}
     for batch in _batches(chain(head, features)):
         # A text that comes late in a column of numbers is missing here; encoding leaves its row out, and says so.
-        numbers = [[_number_or_nan(row.get(name)) for name in numeric] for row in batch]
-        moments.add(np.array(numbers, np.float64).reshape(len(batch), len(numeric)))
+        values = np.empty((len(batch), len(numeric)))
+        for place, name in enumerate(numeric):
+            values[:, place] = _numbers_or_nan([row.get(name) for row in batch])
+        moments.add(values)
         for name, counted in counts.items():
             for value in (category(row.get(name)) for row in batch):
                 if value and (value in counted or len(counted) < _MOST_COUNTED):
@@ -157,6 +159,13 @@ def _category_column(spec: "TableSpec", name: str, counted: Counter[str]) -> Cat
 
 def _is_number(value: Cell) -> bool:
     return not math.isnan(_number_or_nan(value))
+
+
+def _numbers_or_nan(values: list[Cell]) -> np.ndarray:
+    try:
+        return numbers(values)
+    except ValueError:
+        return np.array([_number_or_nan(value) for value in values])
 
 
 def _number_or_nan(value: Cell) -> float:

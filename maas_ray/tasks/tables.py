@@ -30,6 +30,7 @@ from maas_ray.tasks.base import (
     TensorSpec,
 )
 from maas_ray.tasks.cells import Cell, category, cell, number
+from maas_ray.tasks.cells import numbers as numbers_of
 from maas_ray.tasks.table_features import TableFeatures
 
 if TYPE_CHECKING:
@@ -56,6 +57,9 @@ class TableSpec(TaskSpec):
     """What a missing category becomes: the commonest in training, or one that is none."""
     scale: Literal["standard", "minmax", "none"] = "standard"
     """How numbers are scaled: to mean 0 and standard deviation 1, to [0, 1], or not at all."""
+    fit_rows: int = Field(1_000_000, ge=10_000)
+    """How many training rows statistics are of, and categories are counted in: the first in the order of hashes of
+    their content, and so a sample of all. Labels to predict are those of all rows."""
     max_categories: int = Field(256, ge=1)
     """Categories of a column that are told apart, the commonest ones; others are `unknown`, in training too."""
 
@@ -92,7 +96,11 @@ class TableSpec(TaskSpec):
     def parse_row(self, row: Row) -> Row | None:
         """`features`, the cells by column; `target`. None where the target or every cell is missing."""
         given = row[REST] if self.features is None else {name: row[name] for name in self.features}
-        features = {name: _cell(name, value) for name, value in given.items() if name not in self.exclude}
+        exclude = self.exclude
+        try:
+            features = {name: cell(value) for name, value in given.items() if name not in exclude}
+        except ValueError:  # which, is looked for only then
+            features = {name: _cell(name, value) for name, value in given.items() if name not in exclude}
         for name in self.numeric:
             if name in features:
                 _number(name, features[name])
@@ -224,7 +232,7 @@ class TableTask(Task):
             numbers = np.empty((rows, len(self.features.numbers)), np.float32)
             for place, column in enumerate(self.features.numbers):
                 try:
-                    values = np.array([number(value) for value in cells[column.name]], np.float64)
+                    values = numbers_of(cells[column.name])
                 except ValueError:  # without the value, so that such rows are counted together
                     raise ValueError(f"column {column.name!r} holds a text, where training has numbers") from None
                 values = np.where(np.isnan(values), column.fill, values)

@@ -33,7 +33,10 @@ class TabularClassificationSpec(TableSpec):
                 labels.add(row["target"])
                 yield row
 
-        features = fit_features(self, watched())
+        training = watched()
+        features = fit_features(self, training)
+        for _ in training:  # every label counts, however rare
+            pass
         return TabularClassification(self, features, fit_labels(labels))
 
 

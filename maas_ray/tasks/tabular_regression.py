@@ -45,13 +45,13 @@ class TabularRegressionSpec(TableSpec):
                 if len(targets) == _BATCH:
                     count()
                 yield row
-            count()
 
         def count() -> None:
             moments.add(np.array(targets).reshape(-1, 1))
             del targets[:]
 
-        features = fit_features(self, watched())
+        features = fit_features(self, watched())  # may end before the rows do
+        count()
         target = TargetScale(mean=float(moments.mean[0]), std=float(moments.std[0]))
         return TabularRegression(self, features, target)
 

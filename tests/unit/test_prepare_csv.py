@@ -3,15 +3,19 @@
 import bz2
 import csv
 import gzip
+import hashlib
 import io
 import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from maas_ray.data import delimited
+from maas_ray.data.csv_scan import scan
+from maas_ray.data.delimited import Place, Record, Stretch
 from maas_ray.data.formats import csv as csv_format
 from maas_ray.data.reading import Inspected, Part, Raw, inspect, read
 from maas_ray.data.sources import CsvSource, JsonlSource, ParquetSource, list_files
@@ -80,6 +84,103 @@ def test_what_csv_wrote_is_read_however_the_file_is_cut(
         found = everything(source)
         assert len(look(source).groups) >= (len(text.getvalue().encode()) > 200)
     assert [raw.row for raw in found] == [{"a": a, "b": b} for a, b in rows]
+
+
+_SIGNS = [
+    b"a",
+    b"1",
+    b" ",
+    b",",
+    b",",
+    b";",
+    b'"',
+    b'"',
+    b"'",
+    b"\n",
+    b"\n",
+    b"\r\n",
+    b"\r",
+    b"\0",
+    b"\xff",
+    b"\xc3",
+    b"\xa9",
+    "é".encode(),
+    "\u2028".encode(),
+    "\U0001f600".encode(),
+    b"\xef\xbb\xbf",
+    b'"x,y"',
+    b'"a\nb"',
+    b'""',
+]
+_PLAIN = [b"abc", b",", b",", b"\n", b"\r\n", b'"quoted, ""twice"""', b'"over\nlines"', "ü".encode()]
+_NEARLY = [
+    *_PLAIN,
+    b'a "b\nc",\n',
+    b'x"y\nz"\n',
+    b'"a"b',
+    b'"a',
+    b'a "b"\n',
+    b'"a" \n',
+    b'"a"\r',
+    b'"a"\r\n',
+    b"\r",
+    b"\xff",
+]
+
+
+@settings(max_examples=1500, deadline=None)
+@given(
+    content=st.one_of(
+        st.binary(max_size=200),
+        st.lists(st.sampled_from(_SIGNS), max_size=120).map(b"".join),
+        st.lists(st.sampled_from(_PLAIN), max_size=120).map(b"".join),
+        st.lists(st.sampled_from(_NEARLY), max_size=60).map(b"".join),
+    ),
+    delimiter=st.sampled_from(",,,,,; "),
+    quote=st.sampled_from(['"', '"', '"', '"', '"', "'", ""]),
+    charset=st.sampled_from(["utf-8", "utf-8", "utf-8", "latin-1", "latin-1", "cp1252", "ascii", "shift_jis", "utf-7"]),
+    stretch=st.integers(2, 300),
+    size=st.integers(1, 80),
+)
+@example(b'1,2\n"a",x"y\nz"\n', ",", '"', "utf-8", 300, 80)
+def test_what_is_scanned_is_what_a_careful_parser_finds(
+    content: bytes, delimiter: str, quote: str, charset: str, stretch: int, size: int
+) -> None:
+    source = CsvSource(path="x.csv", delimiter=delimiter, quote=quote, charset=charset, names=("a", "b"))
+
+    def found() -> tuple[list[Record], list[Stretch], str]:
+        digest = hashlib.sha256()
+        stretches = list(delimited.stretches(source, "x.csv", io.BytesIO(content), Place(), size, digest))
+        return list(delimited.records(source, "x.csv", io.BytesIO(content))), stretches, digest.hexdigest()
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("STRETCH", stretch), ("PATIENCE", 2)):
+            patch.setattr(delimited, f"_MOST_{name}", value)
+            patch.setattr(delimited, f"_LEAST_{name}", min(value, 30) // 2)
+        patch.setattr(delimited, "_READ_BYTES", 5)
+        scanned = found()
+        patch.setattr(delimited, "scannable", lambda *_: False)
+        careful = found()
+    assert scanned == careful
+    assert scanned[2] == hashlib.sha256(content).hexdigest()
+    records, stretches, _ = scanned
+    assert sum(some.rows for some in stretches) == len(records)
+    for some in stretches:  # a file may be cut there
+        assert some.start in [record.start for record in records]
+
+
+def test_plain_rows_are_found_without_parsing_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("parsed")
+
+    content = b'1,"two\nlines"\r\n\r\n\xc3\xa9,"say ""no"""\n' * 9
+    assert scan(content, "utf-8", ",", '"').end == len(content)
+    rows = scan(content + b'3,x"y\n4,5\n', "utf-8", ",", '"')
+    assert (len(rows.starts), rows.end, rows.line_count, rows.plain) == (18, len(content), 36, False)
+    monkeypatch.setattr(delimited, "_parsed", refuse)
+    source = CsvSource(path="x.csv", names=("a", "b"))
+    (found,) = delimited.stretches(source, "x.csv", io.BytesIO(content), Place(7, 1), 1 << 20, hashlib.sha256())
+    assert found == Stretch(Place(7, 1), 18)
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".bz2"])
@@ -167,6 +268,28 @@ def test_a_table_of_files_gives_their_bytes(tmp_path: Path) -> None:
         assert third.row == {"image": None, "label": "z"}
         digests.add(look(source, ("image", "label")).sha256)
     assert len(digests) == 2
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_line_without_end_is_never_in_memory(plain: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delimited, "_MOST_LINE", 1 << 20)
+    monkeypatch.setattr(delimited, "scannable", lambda *_: plain)
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b"a,b\n1,2\n" + b"\0" * (40 << 20) + b'\n3,4\n5,"\n' + b"x" * (2 << 20) + b"\n7,8")
+    tracemalloc.start()
+    rows = everything(CsvSource(path=str(path)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20
+    too_long = "a line of 1,048,576 bytes or more; is it CSV?"
+    assert told(rows) == [
+        (2, {"a": "1", "b": "2"}),
+        (3, too_long),
+        (4, {"a": "3", "b": "4"}),
+        (5, too_long),  # its quote is not closed before such a line comes
+        (6, too_long),
+        (7, {"a": "7", "b": "8"}),
+    ]
 
 
 def test_a_large_file_is_never_in_memory(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -13,13 +13,15 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from maas_ray.errors import DataError, RequestError, SpecError
 from maas_ray.serve.open_inference import InferBody, parse_infer
 from maas_ray.serve.rows import PredictBody, parse_rows
 from maas_ray.tasks import load_task
 from maas_ray.tasks.base import REST
-from maas_ray.tasks.cells import category, cell, number
+from maas_ray.tasks.cells import category, cell, number, numbers
 from maas_ray.tasks.table_features import Moments
 from maas_ray.tasks.tables import Linear, Mlp, TableSpec
 from maas_ray.tasks.tabular_classification import TabularClassification, TabularClassificationSpec
@@ -183,6 +185,38 @@ def test_moments_are_those_of_numpy_however_they_are_cut() -> None:
     np.testing.assert_allclose(moments.mean, np.nanmean(values, 0), rtol=1e-14)
     np.testing.assert_allclose(moments.std, np.nanstd(values - 1e9, 0), rtol=1e-6)
     np.testing.assert_array_equal(moments.most, np.nanmax(values, 0))
+
+
+def test_statistics_are_of_the_first_rows_and_labels_of_all() -> None:
+    def rows(count: int) -> Iterator[dict[str, Any]]:
+        for place in range(count):
+            late = place >= 10_000
+            features = {"a": 5.0 if late else float(place % 2), "b": "late" if late else "early"}
+            yield {"features": features, "target": 9.0 if late else float(place % 3)}
+
+    task = TabularRegressionSpec(target="y", fit_rows=10_000).fit(rows(10_500))
+    assert task.features.numbers[0].center == 0.5
+    assert task.features.categories[0].categories == ["early"]
+    assert task.target.mean == pytest.approx(np.mean(np.arange(10_000) % 3), rel=1e-12)
+    whole = TabularRegressionSpec(target="y").fit(rows(10_500))
+    assert whole.features.categories[0].categories == ["early", "late"]
+    assert whole.target.mean == pytest.approx((9999 + 9 * 500) / 10_500)
+    named = ({**row, "target": str(row["target"])} for row in rows(10_500))
+    assert TabularClassificationSpec(target="y", fit_rows=10_000).fit(named).labels == ["0.0", "1.0", "2.0", "9.0"]
+
+
+@pytest.mark.parametrize("value", ["1_000", "x", "inf", "", 10**400])
+def test_numbers_at_once_are_refused_as_one_by_one(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"no number|beyond"):
+        number(value)
+    with pytest.raises(ValueError, match=r"no number|beyond"):
+        numbers([1, "2", value])
+
+
+@given(st.lists(st.one_of(st.none(), st.integers(), st.floats(allow_infinity=False), st.floats().map(str))))
+def test_numbers_at_once_are_as_one_by_one(values: list[Any]) -> None:
+    values = [value for value in values if value not in ("inf", "-inf")]
+    np.testing.assert_array_equal(numbers(values), np.array([number(value) for value in values], np.float64))
 
 
 @pytest.mark.parametrize("kind", [TabularRegressionSpec, TabularClassificationSpec])

@@ -67,11 +67,9 @@ class CsvSource(Table, Files):
                 return replace(found, problem=problem)
             handle.seek(0)
             digest.update(handle.read(start.byte))
-            for record in delimited.records(self, uri, _hashed(handle, digest), start):
-                if not places or record.start.byte - places[-1].byte >= _GROUP_BYTES:
-                    places.append(record.start)
-                    groups.append(0)
-                groups[-1] += 1
+            for stretch in delimited.stretches(self, uri, handle, start, _GROUP_BYTES, digest):
+                places.append(stretch.start)
+                groups.append(stretch.rows)
             digest.update(handle.damage.encode())
             rows = max(sum(groups), 1 if handle.damage else 0)
         found = replace(found, sha256=digest.hexdigest(), rows=rows)
@@ -88,12 +86,13 @@ class CsvSource(Table, Files):
                 left = sum(found.groups[group] for group in groups)
             handle.seek(start.byte)
             number = start.line
+            values_of = delimited.Values(names, self)
             found_rows = delimited.records(self, uri, handle, start)
             rows = _whole(found_rows, handle) if codec(uri) else islice(found_rows, left)
             for record in rows:
                 number, excerpt = record.start.line + 1, delimited.excerpt(record, EXCERPT_BYTES)
                 try:
-                    values = delimited.values(record, names, self)
+                    values = values_of(record)
                 except ValueError as error:
                     yield Raw(uri, number, error=str(error), excerpt=excerpt)
                 else:
@@ -111,9 +110,3 @@ def _whole(records: Iterable[Any], content: Content) -> Iterator[Any]:
         held = record
     if held is not None and not content.damage:
         yield held
-
-
-def _hashed(lines: Iterable[bytes], digest: Any) -> Iterator[bytes]:
-    for line in lines:
-        digest.update(line)
-        yield line

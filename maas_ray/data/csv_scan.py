@@ -1,0 +1,140 @@
+"""Where rows begin in CSV that is written as RFC 4180 has it: found by NumPy, a stretch of bytes at a time.
+
+A line break outside quotes ends a row, and whether it stands outside is the parity of the quotes before it. That holds
+as long as each quote opens a value, closes one, or is one of two in a quoted value. Up to the first place where that,
+or anything else that a strict parser minds, is not so, this agrees with Python's `csv`; what lies behind is for others.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+_BREAK, _RETURN = 0x0A, 0x0D
+_NONE = np.empty(0, np.int64)
+_LONGEST_CHARACTER = 4  # bytes
+
+
+class Rows(NamedTuple):
+    """The whole rows at the beginning of a stretch.
+
+    Args:
+        starts: byte at which each row begins that is not blank, int64.
+        ends: byte after each of these, int64.
+        lines: lines before each, int64.
+        end: byte after the last row, blank ones among them.
+        line_count: lines up to there.
+        plain: whether what lies behind may be plain too: the stretch merely ends within a row.
+    """
+
+    starts: np.ndarray
+    ends: np.ndarray
+    lines: np.ndarray
+    end: int
+    line_count: int
+    plain: bool
+
+
+@lru_cache
+def of_single_bytes(charset: str) -> bool:
+    """Whether a byte is a character whatever stands around it, and ASCII is ASCII: so a byte can be looked for."""
+    try:
+        if bytes(range(128)).decode(charset) != bytes(range(128)).decode("ascii"):
+            return False
+    except ValueError:
+        return False
+    alone, twice = ([_decoded(bytes([byte] * count), charset) for byte in range(128, 256)] for count in (1, 2))
+    return all((a * 2 if a else a) == b and len(a) <= 1 for a, b in zip(alone, twice, strict=True))
+
+
+def _decoded(content: bytes, charset: str) -> str:
+    try:
+        return content.decode(charset)
+    except ValueError:
+        return ""
+
+
+def scannable(charset: str, delimiter: str, quote: str) -> bool:
+    """Whether `scan` can be used: all that it looks for are single bytes that nothing else has in it."""
+    signs = delimiter + quote
+    return (
+        (charset == "utf-8" or of_single_bytes(charset))
+        and signs.isascii()
+        and not set(signs) & set("\r\n")
+        and delimiter != quote
+    )
+
+
+def scan(content: bytes, charset: str, delimiter: str, quote: str) -> Rows:
+    """The rows at the beginning of some bytes, as far as they are plain. The first byte begins a row.
+
+    Args:
+        content: the bytes.
+        charset: as in a source; `scannable` with the others.
+        delimiter: between two values.
+        quote: around values. Empty: nothing is.
+    """
+    if not content:
+        return Rows(_NONE, _NONE, _NONE, 0, 0, plain=True)
+    limit = _decodable(content, charset)
+    plain = limit > len(content) - _LONGEST_CHARACTER  # one that the stretch ends in is whole in the next
+    if not limit:
+        return Rows(_NONE, _NONE, _NONE, 0, 0, plain)
+    values = np.frombuffer(content, np.uint8, limit)
+    breaks = np.flatnonzero(values == _BREAK)
+    ends = breaks
+    quotes = np.flatnonzero(values == ord(quote)) if quote and quote.encode() in content else _NONE
+    if len(quotes):
+        wrong = _first_wrong(values, quotes, ord(delimiter), ord(quote))
+        if wrong < limit:
+            limit, plain = wrong, False
+        ends = breaks[np.searchsorted(quotes, breaks) % 2 == 0]
+    if b"\r" in content:
+        returns = np.flatnonzero(values == _RETURN)
+        followed = values[np.minimum(returns + 1, len(values) - 1)] == _BREAK
+        if len(quotes):
+            followed |= np.searchsorted(quotes, returns) % 2 == 1
+        # One at the very end may have its line break in the next stretch.
+        stray = returns[~followed & (returns < len(values) - 1)]
+        if len(stray) and stray[0] < limit:
+            limit, plain = int(stray[0]), False
+    ends = ends[: np.searchsorted(ends, limit)] + 1
+    starts = np.concatenate([[0], ends[:-1]]) if len(ends) else _NONE
+    end = int(ends[-1]) if len(ends) else 0
+    lines, line_count = np.arange(len(ends)), len(ends)
+    if len(quotes):
+        lines, line_count = np.searchsorted(breaks, starts), int(np.searchsorted(breaks, end))
+    lengths = ends - starts
+    blank = lengths == 1
+    if b"\r" in content:
+        blank |= (lengths == 2) & (values[starts] == _RETURN)
+    if blank.any():
+        starts, ends, lines = starts[~blank], ends[~blank], lines[~blank]
+    return Rows(starts, ends, lines, end, line_count, plain)
+
+
+def _decodable(content: bytes, charset: str) -> int:
+    """How many bytes from the first on are text."""
+    if content.isascii():
+        return len(content)
+    try:
+        content.decode(charset)
+    except UnicodeDecodeError as error:
+        return error.start
+    return len(content)
+
+
+def _first_wrong(values: np.ndarray, quotes: np.ndarray, delimiter: int, quote: int) -> int:
+    """The first quote that neither opens nor closes a value nor is doubled; the length, where all do."""
+    size = len(values)
+    before, after = values[np.maximum(quotes - 1, 0)], values[np.minimum(quotes + 1, size - 1)]
+    opening, closing = np.arange(len(quotes)) % 2 == 0, np.arange(len(quotes)) % 2 == 1
+    doubled_before = np.zeros(len(quotes), bool)
+    doubled_before[1:] = np.diff(quotes) == 1
+    opens = (before == delimiter) | (before == _BREAK) | doubled_before | (quotes == 0)
+    second = values[np.minimum(quotes + 2, size - 1)]
+    closes = (after == delimiter) | (after == _BREAK) | (after == quote)
+    closes |= (after == _RETURN) & ((second == _BREAK) | (quotes + 2 >= size))
+    closes |= quotes + 1 >= size  # what follows stands in the next stretch
+    wrong = np.flatnonzero((opening & ~opens) | (closing & ~closes))
+    return int(quotes[wrong[0]]) if len(wrong) else size
