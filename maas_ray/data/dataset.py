@@ -6,6 +6,7 @@
         train/part-00000-<attempt>.parquet          stored columns, `index`, `position`, columns that are kept
         validation/…  test/…
         quarantine/part-<attempt>-….parquet         what could not be parsed: path, position, error, excerpt
+        removed/part-<attempt>-….parquet            what was left out and why, and the rows that duplicates are like
         manifest.json
 
 `index` is a row's place in its split, from 0: it runs through the shards in their listed order, so a
@@ -38,6 +39,7 @@ from maas_ray.tasks.source import check_unchanged, vouch, vouched
 KIND = "dataset"
 TASK_DIRECTORY = "task"
 QUARANTINE_DIRECTORY = "quarantine"
+REMOVED_DIRECTORY = "removed"
 SPLITS = ("train", "validation", "test")
 POINTER = "current.json"
 
@@ -78,7 +80,7 @@ class StoredColumn(Spec):
 
 
 class Counts(Spec):
-    """What became of every row that was read. `read` is the sum of all others but `packed_*`."""
+    """What became of every row that was read: dropped, duplicate, quarantined or kept."""
 
     read: int
     """Rows, documents or images read from the sources."""
@@ -86,10 +88,16 @@ class Counts(Spec):
     """Rows left out, by reason, such as `empty`."""
     duplicates: int
     """Exact duplicates of another row that was kept."""
+    near_duplicates: int = 0
+    """Rows that are nearly the same as another that was kept."""
     quarantined: int
     """Rows that could not be parsed; they lie under `quarantine/` with their error."""
     kept: dict[str, int]
     """Rows kept, by split."""
+    cleaned: dict[str, int] = {}
+    """What cleaning changed in rows, by a few words each."""
+    copies: int = 0
+    """How often rows are stored again, by the weight of their source."""
     packed_units: dict[str, int] = {}
     """For packed tasks: elements (tokens) in each split's rows."""
     packed_dropped: dict[str, int] = {}
@@ -97,8 +105,8 @@ class Counts(Spec):
 
     def adds_up(self) -> bool:
         """Whether every row that was read is accounted for."""
-        left = sum(self.dropped.values()) + self.duplicates + self.quarantined + sum(self.kept.values())
-        return self.read == left
+        out = sum(self.dropped.values()) + self.duplicates + self.near_duplicates + self.quarantined
+        return self.read == out + sum(self.kept.values())
 
 
 class DatasetMeta(Spec):
@@ -118,6 +126,8 @@ class DatasetMeta(Spec):
     """What became of every row that was read."""
     kept: tuple[str, ...] = ()
     """Columns of the sources that were kept, see `maas_ray.data.keeping`."""
+    cleaning: tuple[dict[str, Any], ...] = ()
+    """The cleaning steps with their statistics, as documents."""
 
 
 @dataclass(frozen=True)

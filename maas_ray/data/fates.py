@@ -1,47 +1,100 @@
-"""From files to rows in the order of their content, each with its fate: kept, empty, duplicate, quarantined.
+"""From files to rows in the order of their content, each with its fate: kept, dropped, duplicate, quarantined.
 
 Every function here takes one Arrow block, and none depends on how rows are cut into blocks. Every row that
 is read stays a row to the end, so that what was counted adds up.
 """
 
+import json
 import pickle
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from maas_ray.data.dataset import QUARANTINE_DIRECTORY, SPLITS, write_table
+from maas_ray.data.cleaning import CleaningStep, Dropped, Notes, clean_row
+from maas_ray.data.dataset import QUARANTINE_DIRECTORY, REMOVED_DIRECTORY, SPLITS, write_table
 from maas_ray.data.keeping import KEPT as KEEP
 from maas_ray.data.keeping import columns_to_read, kept
-from maas_ray.data.order import SPLIT_BITS, content_digest, sort_key, split_number
-from maas_ray.data.reading import Raw, inspect, read
+from maas_ray.data.near import NearDuplicates, band_keys
+from maas_ray.data.ngrams import Decontaminate, ngram_hashes
+from maas_ray.data.order import SPLIT_BITS, content_digest, fraction, leading, sort_key
+from maas_ray.data.reading import Part, Raw, inspect, read
 from maas_ray.data.series import joined
 from maas_ray.data.sources import AnySource
+from maas_ray.data.splitting import Splits, rekeyed
+from maas_ray.data.text import normalised, text_of
+from maas_ray.data.verdicts import Verdicts
 from maas_ray.tasks import Row, TaskSpec
 
 ASIDE = len(SPLITS)
-"""Number of the split that empty and unreadable rows are counted in."""
-KEPT, EMPTY, DUPLICATE, QUARANTINED = "", "empty", "duplicate", "quarantined"
+"""Number of the split that rows without content are counted in: dropped before they were parsed, or unreadable."""
+KEPT, EMPTY, QUARANTINED = "", "empty", "quarantined"
+DUPLICATE, NEAR_DUPLICATE, CONTAMINATED = "duplicate", "near-duplicate", "contaminated"
+SAMPLED_OUT = "weight"
+NOTED = "noted"
+"""Fates. Any other is the reason that a cleaning step gave, which begins with the step's name."""
 
+EXCERPT_BYTES = 200
 _BATCH_ROWS, _BATCH_BYTES = 1 << 14, 8 << 20
+_PART_BITS = 32
+_SLICE_ROWS = 1 << 10
 
 ROWS = pa.schema(
     {
+        "row": pa.int64(),  # its own number: of its part, and of its place there
         "key": pa.int64(),  # split and content, see `order.sort_key`
-        "digest": pa.binary(32),
+        "digest": pa.binary(32),  # of the content by which rows are duplicates
+        "exact": pa.int64(),  # of the content itself: says which of several duplicates is kept
+        "inputs": pa.int64(),  # of the content that is not the answer
+        "stratum": pa.string(),
+        "bands": pa.binary(),  # keys that near-duplicates share, uint64 each
         "path": pa.string(),
         "position": pa.int64(),
         "rows": pa.int64(),
+        "weight": pa.float64(),
         "fate": pa.string(),
+        "like": pa.int64(),  # of a duplicate: the row that is kept; of that row: itself
         "error": pa.string(),
-        "payload": pa.large_binary(),  # the raw row, pickled; an excerpt, where it is quarantined
+        "notes": pa.string(),  # JSON: what cleaning changed
+        "payload": pa.large_binary(),  # the raw row as cleaned, pickled; an excerpt, where it is not kept
     }
 )
 QUARANTINE = ("path", "position", "rows", "error", "excerpt")
+REMOVED = ("row", "path", "position", "rows", "fate", "like", "excerpt")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows are read: everything a worker has to know.
+
+    Args:
+        task: what they are for.
+        splits: which split each falls into.
+        keep: columns to keep, which decide nothing.
+        steps: cleaning that needs no statistics.
+        columns: further columns to read, for splitting or cleaning.
+        normalise: whether texts that differ in case and white space alone are duplicates.
+        near: how near-duplicates are found. None: they are not looked for.
+    """
+
+    task: TaskSpec
+    splits: Splits
+    keep: tuple[str, ...] = ()
+    steps: tuple[CleaningStep, ...] = ()
+    columns: tuple[str, ...] = ()
+    normalise: bool = True
+    near: NearDuplicates | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All columns to read."""
+        return columns_to_read(self.task.columns, dict.fromkeys((*self.keep, *self.columns)))
 
 
 def packed(items: Iterable[Any]) -> pa.Table:
@@ -61,16 +114,22 @@ def inspect_files(items: pa.Table, sources: tuple[AnySource, ...], columns: tupl
         yield packed([(number, inspect(sources[number], file, columns))])
 
 
-def read_rows(
-    parts: pa.Table, task: TaskSpec, shares: tuple[float, ...], keep: tuple[str, ...] = ()
-) -> Iterator[pa.Table]:
-    """Read and parse; each row gets its digest, its split and its fate. Columns to `keep` decide none of them."""
+class Found(NamedTuple):
+    """A raw row as cleaned, or the reason why a step dropped it; and what steps changed."""
+
+    raw: Raw
+    reason: str = ""
+    notes: Notes = Notes()
+
+
+def read_rows(parts: pa.Table, reading: Reading) -> Iterator[pa.Table]:
+    """Read, clean and parse numbered parts; each row gets its digests, its split and its fate."""
     batch: list[dict[str, Any]] = []
     size = 0
-    for part in unpacked(parts):
-        found = read(part, columns_to_read(task.columns, keep))
-        for raw in joined(found, task.steps, shares) if task.steps else found:
-            batch.append(_row(raw, task, shares, keep))
+    for number, part in unpacked(parts):
+        for place, found in enumerate(_found(part, reading)):
+            row = number << _PART_BITS | place
+            batch.append({"row": row, "weight": part.source.weight, **_record(found, reading)})
             size += len(batch[-1]["payload"])
             if size >= _BATCH_BYTES or len(batch) >= _BATCH_ROWS:
                 yield pa.Table.from_pylist(batch, ROWS)
@@ -78,28 +137,91 @@ def read_rows(
     yield pa.Table.from_pylist(batch, ROWS)
 
 
-def _row(raw: Raw, task: TaskSpec, shares: tuple[float, ...], keep: tuple[str, ...]) -> dict[str, Any]:
-    error, fate = raw.error, QUARANTINED
-    if raw.row is not None:
+def _found(part: Part, reading: Reading) -> Iterator[Found]:
+    """The rows of a part as cleaned; steps of series are joined after that, and say together what was changed."""
+    cleaned = (_cleaned(raw, reading.steps) for raw in read(part, reading.names))
+    if reading.task.steps is None:
+        yield from cleaned
+        return
+    aside: list[Found] = []
+    notes = Notes()
+
+    def well() -> Iterator[Raw]:
+        for found in cleaned:
+            notes.update(found.notes)
+            if found.reason:
+                aside.append(found._replace(notes=Notes()))
+            else:
+                yield found.raw
+
+    for raw in joined(well(), reading.task.steps, reading.splits.shares):
+        yield Found(raw, notes=Notes(notes))
+        notes.clear()
+    yield from aside
+
+
+def _cleaned(raw: Raw, steps: tuple[CleaningStep, ...]) -> Found:
+    if raw.row is None or not steps:
+        return Found(raw)
+    notes = Notes()
+    try:
+        return Found(_with_row(raw, clean_row(steps, raw.row, notes)), notes=notes)
+    except Dropped as dropped:
+        return Found(raw, str(dropped), notes)
+    except ValueError as error:
+        return Found(_with_row(raw, None, str(error)))
+
+
+def _with_row(raw: Raw, row: Row | None, error: str = "") -> Raw:
+    return Raw(raw.path, raw.position, row, error, raw.excerpt, raw.rows, raw.split)
+
+
+def _record(found: Found, reading: Reading) -> dict[str, Any]:
+    raw, task = found.raw, reading.task
+    fate, error = found.reason or QUARANTINED, raw.error
+    if raw.row is not None and not found.reason:
         try:
-            kept(raw.row, keep)
+            kept(raw.row, reading.keep)
             parsed = task.parse_row(raw.row)
             if parsed is not None:
-                digest = content_digest(parsed, sorted(parsed))
-                inputs = digest if {*task.inputs} == {*parsed} else content_digest(parsed, task.inputs)
-                key = sort_key(split_number(inputs, shares) if raw.split is None else raw.split, digest)
-                return _record(raw, key, digest, KEPT, "", pickle.dumps(raw.row))
+                return _kept_record(found, raw.row, parsed, reading)
             fate = EMPTY
         except ValueError as caught:
             error = str(caught)
     digest = sha256(f"{raw.path}\0{raw.position}".encode(errors="replace")).digest()
-    excerpt = raw.excerpt if fate == QUARANTINED else b""
-    return _record(raw, sort_key(ASIDE, digest), digest, fate, error, excerpt)
+    record = {"key": sort_key(ASIDE, digest), "digest": digest, "exact": leading(digest), "inputs": 0, "bands": b""}
+    excerpt = b"" if fate == EMPTY else raw.excerpt
+    return record | _common(found) | {"fate": fate, "error": _printable(error), "payload": excerpt}
 
 
-def _record(raw: Raw, key: int, digest: bytes, fate: str, error: str, payload: bytes) -> dict[str, Any]:
-    place = {"key": key, "digest": digest, "path": _printable(raw.path), "position": raw.position, "rows": raw.rows}
-    return place | {"fate": fate, "error": _printable(error), "payload": payload}
+def _kept_record(found: Found, raw: Row, parsed: Row, reading: Reading) -> dict[str, Any]:
+    task, names = reading.task, sorted(parsed)
+    exact = content_digest(parsed, names)
+    same = {name: _same(value) for name, value in parsed.items()} if reading.normalise else parsed
+    digest = content_digest(same, names) if reading.normalise else exact
+    inputs = digest if {*task.inputs} == {*parsed} else content_digest(same, task.inputs)
+    split = reading.splits.of(raw, inputs) if found.raw.split is None else found.raw.split
+    bands = b"" if reading.near is None else band_keys(text_of(parsed, task.inputs), reading.near).tobytes()
+    record = {"key": sort_key(split, digest), "digest": digest, "exact": leading(exact), "inputs": leading(inputs)}
+    record |= {"stratum": reading.splits.stratum(raw), "bands": bands, "fate": KEPT, "error": ""}
+    return record | _common(found) | {"payload": pickle.dumps(raw)}
+
+
+def _same(value: Any) -> Any:
+    """A value as it is compared: of texts, their normal form."""
+    if isinstance(value, str):
+        return normalised(value)
+    if isinstance(value, (list, tuple)):
+        return [_same(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _same(item) for key, item in value.items()}
+    return value
+
+
+def _common(found: Found) -> dict[str, Any]:
+    raw = found.raw
+    notes = json.dumps(found.notes) if found.notes else None
+    return {"path": _printable(raw.path), "position": raw.position, "rows": raw.rows, "notes": notes}
 
 
 def _printable(text: str) -> str:
@@ -116,16 +238,113 @@ def key_ranges(shares: tuple[float, ...], blocks: int) -> list[int]:
     return boundaries[1:]
 
 
-def settle(rows: pa.Table) -> pa.Table:
-    """Order a range of keys wholly, and mark each row whose like stands before it as a duplicate."""
-    order = ("key", "digest", "path", "position")
-    rows = rows.sort_by([(name, "ascending") for name in order])
-    digests, fates, payloads = (rows[name].to_pylist() for name in ("digest", "fate", "payload"))
-    for place in range(1, len(digests)):
-        if fates[place] == KEPT and digests[place] == digests[place - 1]:
-            fates[place], payloads[place] = DUPLICATE, b""
-    for name, values in (("fate", fates), ("payload", payloads)):
-        rows = rows.set_column(ROWS.get_field_index(name), ROWS.field(name), pa.array(values, ROWS.field(name).type))
+def settle(rows: pa.Table, exact: bool = True) -> pa.Table:
+    """Order a range of keys wholly; mark duplicates of a row before, and rows that their weight leaves out.
+
+    Args:
+        rows: all rows of a range of keys.
+        exact: whether a row whose like stands before it is a duplicate.
+    """
+    rows = rows.sort_by([(name, "ascending") for name in ("key", "digest", "exact", "path", "position")])
+    digests, fates, likes, numbers = (rows[name].to_pylist() for name in ("digest", "fate", "like", "row"))
+    first: int | None = None
+    for place in range(len(digests)):
+        if fates[place] != KEPT:
+            continue
+        if exact and first is not None and digests[place] == digests[first]:
+            fates[place], likes[place], likes[first] = DUPLICATE, numbers[first], numbers[first]
+        else:
+            first = place
+    training = (rows["key"].to_numpy() >> SPLIT_BITS) == 0
+    sampled_out = training & (fraction(rows["inputs"].to_numpy()) >= rows["weight"].to_numpy())
+    for place in np.flatnonzero(sampled_out).tolist():
+        fates[place] = SAMPLED_OUT if fates[place] == KEPT else fates[place]
+    return marked(rows, fates, likes)
+
+
+def marked(rows: pa.Table, fates: list[str], likes: list[int | None]) -> pa.Table:
+    """Rows with these fates; what is not kept any more has an excerpt in place of its content."""
+    before, payloads = rows["fate"].to_pylist(), rows["payload"].to_pylist()
+    for place, fate in enumerate(fates):
+        if fate != before[place]:
+            payloads[place] = excerpt_of(pickle.loads(payloads[place]))  # noqa: S301  written by `_kept_record`
+    for name, values in (("fate", fates), ("like", likes), ("payload", payloads)):
+        rows = _with(rows, name, values)
+    return rows
+
+
+def _with(rows: pa.Table, name: str, values: Any) -> pa.Table:
+    field = ROWS.field(name)
+    return rows.set_column(rows.schema.get_field_index(name), field, pa.array(values, field.type))
+
+
+def excerpt_of(row: Row) -> bytes:
+    """The beginning of a raw row, for a person."""
+    (alone,) = row.values() if len(row) == 1 else (None,)
+    if isinstance(alone, bytes):
+        return alone[:EXCERPT_BYTES]
+    text = alone if isinstance(alone, str) else repr(row)
+    return text[:EXCERPT_BYTES].encode(errors="backslashreplace")[:EXCERPT_BYTES]
+
+
+def judged(rows: pa.Table, verdicts: Verdicts) -> pa.Table:
+    """Rows as they were judged on the whole: duplicates are marked, and splits that were open are decided."""
+    numbers, fates, likes = rows["row"].to_numpy(), rows["fate"].to_pylist(), rows["like"].to_pylist()
+    for place, at in _hits(numbers, verdicts.rows):
+        fates[place] = DUPLICATE if verdicts.exact[at] else NEAR_DUPLICATE
+        likes[place] = int(verdicts.likes[at])
+    for place, at in _hits(numbers, verdicts.representatives):
+        likes[place] = int(verdicts.representatives[at])
+    keys = rows["key"].to_numpy()
+    if len(verdicts.inputs):
+        places = np.searchsorted(verdicts.inputs, rows["inputs"].to_numpy()).clip(max=len(verdicts.inputs) - 1)
+        known = verdicts.inputs[places] == rows["inputs"].to_numpy()
+        open_ = known & ((keys >> SPLIT_BITS) == 0) & pc.is_valid(rows["stratum"]).to_numpy()
+        keys = np.where(open_, rekeyed(keys, verdicts.splits[places]), keys)
+    return marked(_with(rows, "key", keys), fates, likes)
+
+
+def _hits(numbers: np.ndarray, known: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Places of numbers that are known, and where they stand among the known, which ascend."""
+    places = np.searchsorted(known, numbers)
+    for place in np.flatnonzero(places < len(known)):
+        if known[places[place]] == numbers[place]:
+            yield int(place), int(places[place])
+
+
+def ngrams(rows: pa.Table, task: TaskSpec, how: Decontaminate, *, training: bool) -> Iterator[tuple[int, np.ndarray]]:
+    """The hashes of each kept row's n-grams with its place, of rows to train on or of the others."""
+    splits = rows["key"].to_numpy() >> SPLIT_BITS
+    kept = (splits == 0 if training else splits != 0) & pc.equal(rows["fate"], KEPT).to_numpy()
+    for place in np.flatnonzero(kept):
+        parsed = task.parse_row(pickle.loads(rows["payload"][place].as_py()))  # noqa: S301  written by `_kept_record`
+        yield int(place), ngram_hashes(text_of(parsed or {}, task.inputs), how.ngram)
+
+
+def raw_rows(rows: pa.Table) -> Iterator[Row]:
+    """The raw rows, as cleaned so far, that are kept."""
+    for batch in rows.filter(pc.equal(rows["fate"], KEPT)).select(["payload"]).to_batches(_SLICE_ROWS):
+        for payload in batch["payload"].to_pylist():
+            yield pickle.loads(payload)  # noqa: S301  written by `_kept_record`
+
+
+def cleaned(rows: pa.Table, steps: tuple[CleaningStep, ...], task: TaskSpec) -> pa.Table:
+    """Rows after further cleaning steps, which change neither their split nor what they are duplicates by."""
+    fates, errors, payloads = (rows[name].to_pylist() for name in ("fate", "error", "payload"))
+    notes = [Notes(json.loads(note)) if note else Notes() for note in rows["notes"].to_pylist()]
+    for place in [place for place, fate in enumerate(fates) if fate == KEPT]:
+        raw = pickle.loads(payloads[place])  # noqa: S301  written by `_kept_record`
+        try:
+            row = clean_row(steps, raw, notes[place])
+            fates[place] = KEPT if task.parse_row(row) is not None else EMPTY
+        except Dropped as dropped:
+            fates[place] = str(dropped)
+        except ValueError as error:
+            fates[place], errors[place] = QUARANTINED, _printable(str(error))
+        payloads[place] = pickle.dumps(row) if fates[place] == KEPT else excerpt_of(raw)
+    texts = [json.dumps(note) if note else None for note in notes]
+    for name, values in (("fate", fates), ("error", errors), ("payload", payloads), ("notes", texts)):
+        rows = _with(rows, name, values)
     return rows
 
 
@@ -139,41 +358,69 @@ def tally(rows: pa.Table) -> pa.Table:
         counts[kind] += count
         found = f"{error} ({path}" + (f":{position})" if position else ")")
         example[kind] = min(example.get(kind, found), found)
+    notes = Notes()
+    for note in rows["notes"].drop_null().to_pylist():
+        notes.update(json.loads(note))
     records = [
         {"fate": kind[0], "kind": kind[1], "example": example[kind], "rows": count} for kind, count in counts.items()
     ]
+    records += [{"fate": NOTED, "kind": note, "example": "", "rows": count} for note, count in notes.items()]
     fields = {"fate": pa.string(), "kind": pa.string(), "example": pa.string(), "rows": pa.int64()}
     return pa.Table.from_pylist(records, pa.schema(fields))
 
 
 class Kept(NamedTuple):
-    """A row that is kept: its split's number, its digest, its parsed content, and how many rows it stands for."""
+    """A row that is kept: its split's number, its digest, its parsed content, and how many rows it stands for.
+
+    `times` is how often it is stored: by its weight, in the training split.
+    """
 
     split: int
     digest: bytes
     row: Row
     rows: int
+    times: int = 1
 
 
 def kept_rows(rows: pa.Table, task: TaskSpec, keep: tuple[str, ...] = ()) -> Iterator[Kept]:
     """The rows that are kept; with columns to `keep`, these too."""
-    columns = (rows[name].to_pylist() for name in ("key", "digest", "fate", "payload", "rows"))
-    for key, digest, fate, payload, count in zip(*columns, strict=True):
-        if fate == KEPT:
-            raw = pickle.loads(payload)  # noqa: S301  written by `_row`
+    rows = rows.filter(pc.equal(rows["fate"], KEPT))
+    weights, inputs = rows["weight"].to_numpy(), rows["inputs"].to_numpy()
+    times = iter((np.floor(weights) + (fraction(inputs) < weights % 1)).clip(min=1).astype(int).tolist())
+    for batch in rows.select(["key", "digest", "payload", "rows"]).to_batches(_SLICE_ROWS):
+        columns = (batch[name].to_pylist() for name in ("key", "digest", "payload", "rows"))
+        for key, digest, payload, count, copies in zip(*columns, times, strict=False):
+            raw = pickle.loads(payload)  # noqa: S301  written by `_kept_record`
             row = task.parse_row(raw)
             if row is None:
                 raise ValueError("a row that was not empty is empty now; the task's parse_row() is not a function")
             if keep:
                 row = {**row, KEEP: kept(raw, keep)}
-            yield Kept(key >> SPLIT_BITS, digest, row, count)
+            split = key >> SPLIT_BITS
+            yield Kept(split, digest, row, count, copies if split == 0 else 1)
 
 
 def write_quarantine(rows: pa.Table, uri: str, attempt: str) -> pa.Table:
     """Write a block's quarantined rows, if it has any; gives the file's entry in the manifest."""
     rows = rows.filter(pc.equal(rows["fate"], QUARANTINED))
+    return _written(rows, QUARANTINE, QUARANTINE_DIRECTORY, uri, attempt)
+
+
+def write_removed(rows: pa.Table, uri: str, attempt: str) -> pa.Table:
+    """Write what was left out of a block and why, and the rows that duplicates are like."""
+    out = pc.invert(pc.is_in(rows["fate"], pa.array([KEPT, QUARANTINED])))
+    rows = rows.filter(pc.or_(out, pc.and_(pc.equal(rows["fate"], KEPT), pc.is_valid(rows["like"]))))
+    fates, payloads = rows["fate"].to_pylist(), rows["payload"].to_pylist()
+    short = [
+        excerpt_of(pickle.loads(payload)) if fate == KEPT else payload[:EXCERPT_BYTES]  # noqa: S301  as above
+        for fate, payload in zip(fates, payloads, strict=True)
+    ]
+    return _written(_with(rows, "payload", short), REMOVED, REMOVED_DIRECTORY, uri, attempt)
+
+
+def _written(rows: pa.Table, columns: tuple[str, ...], directory: str, uri: str, attempt: str) -> pa.Table:
     if not len(rows):
         return packed([])
-    name = f"{QUARANTINE_DIRECTORY}/part-{attempt}-{rows['digest'][0].as_py().hex()[:16]}.parquet"
-    columns = [rows[column if column != "excerpt" else "payload"] for column in QUARANTINE]
-    return packed([write_table(pa.table(columns, names=QUARANTINE), uri, name, 1 << 16)])
+    name = f"{directory}/part-{attempt}-{rows['digest'][0].as_py().hex()[:16]}.parquet"
+    arrays = [rows[column if column != "excerpt" else "payload"] for column in columns]
+    return packed([write_table(pa.table(arrays, names=columns), uri, name, 1 << 16)])

@@ -50,6 +50,16 @@ def split_number(digest: bytes, shares: Iterable[float]) -> int:
     return 0
 
 
+def leading(digest: bytes) -> int:
+    """The first 64 bits of a digest, as a signed number."""
+    return int.from_bytes(digest[:8], "big", signed=True)
+
+
+def fraction(values: np.ndarray) -> np.ndarray:
+    """Numbers in [0, 1) by which rows are drawn, from int64 hashes; they say nothing of the rows' splits."""
+    return (_mix(values.view(np.uint64).copy()) >> np.uint64(11)).astype(np.float64) / 2**53
+
+
 def sort_key(split: int, digest: bytes) -> int:
     """Orders rows by split, then by content."""
     return split << SPLIT_BITS | int.from_bytes(digest[:8], "big") >> (64 - SPLIT_BITS)

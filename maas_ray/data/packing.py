@@ -38,6 +38,7 @@ def chunk_schema(task: Task, keep: tuple[str, ...] = ()) -> pa.Schema:
             "first": pa.binary(32),  # digest of its first row: orders the chunks of a split
             "rows": pa.int64(),
             "elements": pa.int64(),  # tokens of a packed task, else stored rows
+            "copies": pa.int64(),  # how often rows stand in it again, by their weight
             "dropped": pa.string(),  # JSON: rows left out, by reason
             **dict.fromkeys([*task.stored, *stored_columns(keep)], pa.large_binary()),
         }
@@ -53,11 +54,13 @@ def encode(
     batch: list[Kept] = []
     size = 0.0
     for kept in kept_rows(rows, task_spec, keep):
-        if batch and (kept.split != batch[0].split or len(batch) >= _BATCH_ROWS or size >= _BATCH_BYTES):
+        # Rows of one digest stay in one chunk: its first digest is a chunk's name.
+        full = len(batch) >= _BATCH_ROWS or size >= _BATCH_BYTES
+        if batch and (kept.split != batch[0].split or (full and kept.digest != batch[-1].digest)):
             yield pa.Table.from_pylist([_chunk(batch, task, keep)], schema)
             batch, size = [], 0.0
-        batch.append(kept)
-        size += task.growth * sum(map(_size, kept.row.values()))
+        batch += [kept, *[kept._replace(rows=0, times=0)] * (kept.times - 1)]
+        size += kept.times * task.growth * sum(map(_size, kept.row.values()))
     yield pa.Table.from_pylist([_chunk(batch, task, keep)] if batch else [], schema)
 
 
@@ -105,6 +108,7 @@ def _chunk(batch: list[Kept], task: Task, keep: tuple[str, ...]) -> dict[str, An
         columns[name] = b"".join(kept.row[KEPT][name] for kept in good)
     rows = sum(kept.rows for kept in good)
     place = {"split": batch[0].split, "first": batch[0].digest, "rows": rows, "elements": elements}
+    place["copies"] = sum(not kept.times for kept in good)
     return place | {"dropped": json.dumps(dropped)} | columns
 
 
@@ -123,7 +127,7 @@ def _encodable(batch: list[Kept], task: Task) -> tuple[list[Kept], Counter[str]]
 
 def listing(chunks: pa.Table) -> pa.Table:
     """What chunks hold, without the values."""
-    return chunks.select(["split", "first", "rows", "elements", "dropped"])
+    return chunks.select(["split", "first", "rows", "elements", "copies", "dropped"])
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,7 @@ class Sizes:
     rows: dict[str, int]
     elements: dict[str, int]
     dropped: Counter[str]
+    copies: int
 
 
 def plan_of(listed: Iterable[Row], task: Task, seed: int, keep: tuple[str, ...] = ()) -> tuple[Plan, Sizes]:
@@ -178,12 +183,13 @@ def plan_of(listed: Iterable[Row], task: Task, seed: int, keep: tuple[str, ...] 
     """
     rows, elements = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
     dropped = Counter[str]()
-    offsets = {}
+    offsets, copies = {}, 0
     for chunk in sorted(listed, key=lambda chunk: (chunk["split"], chunk["first"])):
         split = SPLITS[chunk["split"]]
         offsets[chunk["split"], chunk["first"]] = elements[split]
         elements[split] += chunk["elements"]
         rows[split] += chunk["rows"]
+        copies += chunk["copies"]
         dropped.update(json.loads(chunk["dropped"]))
     length = task.packing.length if task.packing else 1
     if not elements["train"] and dropped:
@@ -202,7 +208,7 @@ def plan_of(listed: Iterable[Row], task: Task, seed: int, keep: tuple[str, ...] 
         rows=tuple(elements[split] // length for split in SPLITS),
         seeds=tuple(f"{seed}/{split}" for split in SPLITS),
     )
-    return plan, Sizes(rows, elements, dropped)
+    return plan, Sizes(rows, elements, dropped, copies)
 
 
 def pack(chunks: pa.Table, plan: Plan) -> Iterator[pa.Table]:

@@ -20,10 +20,12 @@ from pydantic import Field, model_validator
 from maas_ray import storage
 from maas_ray.cluster import connect
 from maas_ray.console import say
+from maas_ray.data.cleaning import AnyStep, CleaningStep
 from maas_ray.data.dataset import (
     KIND,
     POINTER,
     QUARANTINE_DIRECTORY,
+    REMOVED_DIRECTORY,
     SPLITS,
     TASK_DIRECTORY,
     DatasetMeta,
@@ -31,42 +33,24 @@ from maas_ray.data.dataset import (
     StoredColumn,
     dataset_home,
 )
+from maas_ray.data.deduplication import Deduplicate
+from maas_ray.data.ngrams import Decontaminate
 from maas_ray.data.reading import Inspected
 from maas_ray.data.sources import FILE_COLUMNS, AnySource, InputFile, formats_for, list_files
+from maas_ray.data.splitting import Splits
 from maas_ray.errors import ConflictError, CorruptError, DataError, MaasError, NotFoundError
 from maas_ray.settings import Settings
 from maas_ray.spec import Name, Spec, digest_of
 from maas_ray.storage import FileEntry
 from maas_ray.tasks import AnyTaskSpec, Task, find_task
+from maas_ray.tasks.base import REST
 
 if TYPE_CHECKING:
+    from maas_ray.data.fates import Reading
     from maas_ray.data.stages import Built
 
-PIPELINE = 2
+PIPELINE = 3
 """Part of every fingerprint: goes up when the same input would give another dataset."""
-
-
-class Splits(Spec):
-    """Shares of the rows; the rest is for training."""
-
-    validation: float = Field(0.05, ge=0, lt=1)
-    """Share of the rows, in [0, 1). 0: no such split."""
-    test: float = Field(0.05, ge=0, lt=1)
-    """Share of the rows, in [0, 1). 0: no such split."""
-
-    @model_validator(mode="after")
-    def _leave_some(self) -> "Splits":
-        if self.validation + self.test >= 1:
-            raise ValueError(
-                f"validation ({self.validation}) and test ({self.test}) leave nothing to train on; "
-                "make their sum smaller than 1."
-            )
-        return self
-
-    @property
-    def shares(self) -> tuple[float, ...]:
-        """By place in `SPLITS`, after train."""
-        return self.validation, self.test
 
 
 class PrepareSpec(Spec):
@@ -81,8 +65,14 @@ class PrepareSpec(Spec):
     keep: tuple[str, ...] = ()
     """Columns of the sources to keep beside what the task stores, by which `evaluate` can tell rows apart; 64 bytes
     of each value. Not for tasks that join rows to sequences."""
+    clean: tuple[AnyStep, ...] = ()
+    """What is done to rows before the task sees them, step by step."""
+    deduplicate: Deduplicate = Deduplicate()
+    """Which rows are left out since they are like another."""
+    decontaminate: Decontaminate | None = None
+    """Which rows to train on are left out since they share too much with rows to evaluate with. None: none is."""
     splits: Splits = Splits()
-    """How much is held out. A row's split depends on its content alone."""
+    """How much is held out, and how rows are told apart for it."""
     seed: int = Field(0, ge=0)
     """What the global shuffle is drawn with."""
     max_quarantined: float = Field(0.2, ge=0, le=1)
@@ -99,10 +89,15 @@ class PrepareSpec(Spec):
         for name in self.keep:
             if name in FILE_COLUMNS:
                 raise ValueError(f"keep: {name!r} holds files; name columns of names or numbers.")
+        needed = {"keep": self.keep, "splits": self.splits.reads}
+        needed |= {f"clean[{place}]": step.reads for place, step in enumerate(self.clean)}
         for place, source in enumerate(self.sources):
-            unknown = [name for name in self.keep if source.gives is not None and name not in source.gives]
-            if unknown:
-                raise ValueError(f"keep: sources[{place}] is {source.format}, which has no column {unknown[0]!r}.")
+            for field, names in needed.items():
+                unknown = [name for name in names if source.gives is not None and name not in source.gives]
+                if unknown:
+                    raise ValueError(
+                        f"{field}: sources[{place}] is {source.format}, which has no column {unknown[0]!r}."
+                    )
             if source.gives is not None and not set(self.task.columns) <= set(source.gives):
                 *fits, last = formats_for(self.task.columns)
                 raise ValueError(
@@ -110,6 +105,53 @@ class PrepareSpec(Spec):
                     f"{self.task.type} needs; use {', '.join(fits)} or {last}."
                 )
         return self
+
+    @model_validator(mode="after")
+    def _has_text(self) -> "PrepareSpec":
+        wants = {"deduplicate.near": self.deduplicate.near, "decontaminate": self.decontaminate}
+        for field, wanted in wants.items():
+            if wanted is not None and (self.task.steps is not None or {REST, *FILE_COLUMNS} & {*self.task.inputs}):
+                raise ValueError(f"{field}: {self.task.type} has no text to compare; leave it out.")
+        if self.deduplicate.near is not None and not self.deduplicate.exact:
+            raise ValueError("deduplicate: near-duplicates cannot go where exact ones stay; leave out `exact: false`.")
+        if self.task.steps is not None and self.splits.reads:
+            raise ValueError(f"splits.{self._split_by}: of {self.task.type} the end of each series is held out.")
+        return self
+
+    @property
+    def _split_by(self) -> str:
+        return next(name for name in ("group", "stratify", "column") if getattr(self.splits, name) is not None)
+
+    @property
+    def gives_splits(self) -> bool:
+        """Whether rows' splits are given, by a column or by the source."""
+        return self.splits.column is not None or any(source.split is not None for source in self.sources)
+
+    @property
+    def straddles(self) -> bool:
+        """Whether rows of the same content may come to lie in different splits."""
+        return self.deduplicate.exact and (self.gives_splits or self.splits.group is not None)
+
+    @property
+    def fitted_steps(self) -> tuple[CleaningStep, ...]:
+        """Cleaning from the first step on that must be fitted: it runs when splits are known."""
+        first = next((place for place, step in enumerate(self.clean) if step.fits), len(self.clean))
+        return self.clean[first:]
+
+    @property
+    def reading(self) -> "Reading":
+        """How rows are read."""
+        from maas_ray.data.fates import Reading
+
+        return Reading(
+            task=self.task,
+            splits=self.splits,
+            keep=self.keep,
+            steps=self.clean[: len(self.clean) - len(self.fitted_steps)],
+            columns=(*self.splits.reads, *(name for step in self.clean for name in step.reads)),
+            normalise=self.deduplicate.normalise,
+            near=self.deduplicate.near,
+        )
 
 
 def prepare(spec: PrepareSpec, *, settings: Settings | None = None, parallelism: int | None = None) -> PreparedDataset:
@@ -182,6 +224,7 @@ def fingerprint_of(spec: PrepareSpec, identity: dict[str, Any], inspected: list[
         for source, files in zip(spec.sources, inspected, strict=True)
     ]
     document = spec.document() | {"pipeline": PIPELINE, "task": identity, "sources": sources}
+    document["clean"] = [step.identity() for step in spec.clean]
     del document["dataset"]
     if not spec.keep:
         del document["keep"]
@@ -215,6 +258,7 @@ def _commit(spec: PrepareSpec, built: "Built", uri: str, fingerprint: str, attem
         splits=built.splits,
         counts=built.counts,
         kept=spec.keep,
+        cleaning=tuple(step.document() for step in built.steps),
     )
     try:
         artifact = storage.commit(uri, KIND, (*entries, *built.files), meta.document())
@@ -241,7 +285,7 @@ def _sweep(dataset: PreparedDataset) -> None:
 
 
 def _written(uri: str) -> list[str]:
-    directories = (*SPLITS, QUARANTINE_DIRECTORY)
+    directories = (*SPLITS, QUARANTINE_DIRECTORY, REMOVED_DIRECTORY)
     return [f"{name}/{file}" for name in directories for file in storage.list_directory(storage.join(uri, name))]
 
 
@@ -251,6 +295,8 @@ def report(dataset: PreparedDataset, errors: list[str], seconds: float) -> None:
     lines = [("read", counts.read, "rows")]
     lines += [("dropped", count, reason) for reason, count in counts.dropped.items()]
     lines += [("duplicates", counts.duplicates, "")] if counts.duplicates else []
+    lines += [("duplicates", counts.near_duplicates, "nearly the same")] if counts.near_duplicates else []
+    lines += [("cleaned", count, what) for what, count in counts.cleaned.items()]
     lines += [("quarantined", counts.quarantined, "; ".join(errors))] if counts.quarantined else []
     for split, kept in counts.kept.items():
         stored = meta.splits[split].rows

@@ -43,6 +43,10 @@ class _Files(Spec):
     """Patterns, one of which a file must match. None: in a directory, the format's usual names."""
     exclude: tuple[str, ...] = ()
     """Patterns, none of which a file may match. Hidden files and directories are always left out."""
+    weight: float = Field(1.0, gt=0)
+    """How often each of its rows is seen in an epoch of training: 2 is twice, 0.5 a half of them."""
+    split: Literal["train", "validation", "test"] | None = None
+    """The split that its rows are for. None: as `splits` says."""
 
     usual: ClassVar[tuple[str, ...]]
     """Names that files of this format usually have."""

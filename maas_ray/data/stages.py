@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from maas_ray.console import Progress, progress, say
-from maas_ray.data import fates, packing
+from maas_ray.data import fates, judging, packing
 from maas_ray.data.blocks import BLOCK_BYTES, Blocks, records, run, run_sorted, tables
+from maas_ray.data.cleaning import CleaningStep
 from maas_ray.data.dataset import SPLITS, Counts, Shard, Split
-from maas_ray.data.keeping import columns_to_read
 from maas_ray.data.reading import Inspected, Part
 from maas_ray.data.sources import InputFile
 from maas_ray.errors import DataError
@@ -44,6 +44,8 @@ class Built:
     counts: Counts
     errors: list[str]
     """The commonest reasons for quarantine, a line each."""
+    steps: tuple[CleaningStep, ...]
+    """The cleaning steps as they were fitted."""
 
 
 def look(spec: "PrepareSpec", files: list[list[InputFile]], parallelism: int | None) -> list[list[Inspected]]:
@@ -55,7 +57,7 @@ def look(spec: "PrepareSpec", files: list[list[InputFile]], parallelism: int | N
     items = [(number, file) for number, source in enumerate(files) for file in source]
     groups = _grouped(items, [file.size for _, file in items], parallelism)
     found: list[list[Inspected]] = [[] for _ in files]
-    step = partial(fates.inspect_files, sources=spec.sources, columns=columns_to_read(spec.task.columns, spec.keep))
+    step = partial(fates.inspect_files, sources=spec.sources, columns=spec.reading.names)
     with stage("looking at the input", len(items)) as bar:
         for number, file in _objects(run(_blocks(groups), step, lambda _, done: bar.update(done))):
             found[number].append(file)
@@ -83,33 +85,47 @@ def build(
     if not read:
         raise DataError("the sources hold no rows at all; there is nothing to prepare.")
     ordered = _read(spec, inspected, read, parallelism)
-    found, errors = _tally(ordered)
+    if spec.decontaminate is not None:
+        with stage("decontaminating", None):
+            ordered = judging.decontaminated(ordered, spec.task, spec.decontaminate)
+    steps: tuple[CleaningStep, ...] = spec.clean
+    if spec.fitted_steps:
+        with stage("fitting what cleans", None):
+            ordered, fitted = judging.finish(spec.fitted_steps, ordered, spec.task)
+        steps = (*spec.reading.steps, *fitted)
+    found, errors, notes = _tally(ordered)
     _check(spec, found, errors, read)
-    files: list[FileEntry] = []
-    if found[fates.QUARANTINED]:
-        files += _objects(run(ordered, partial(fates.write_quarantine, uri=uri, attempt=attempt)))
     task = _fit(spec, ordered)
     task_files = packing.saved(task)
     chunks = _encode(spec, ordered, task_files)
-    del ordered  # the cluster may forget the raw rows now
     plan, sizes = packing.plan_of(records(run(chunks, packing.listing)), task, spec.seed, spec.keep)
+    files: list[FileEntry] = []
+    if found[fates.QUARANTINED]:
+        files += _objects(run(ordered, partial(fates.write_quarantine, uri=uri, attempt=attempt)))
+    if found.total() != found[fates.KEPT] + found[fates.QUARANTINED]:
+        files += _objects(run(ordered, partial(fates.write_removed, uri=uri, attempt=attempt)))
+    del ordered  # the cluster may forget the raw rows now
     shards = [packing.layout(split, plan, attempt) for split in range(len(SPLITS))]
     files += _write(chunks, plan, shards, uri)
-    dropped = sizes.dropped + Counter({fates.EMPTY: found[fates.EMPTY]})
+    counted = (fates.KEPT, fates.QUARANTINED, fates.DUPLICATE, fates.NEAR_DUPLICATE)
+    dropped = sizes.dropped + Counter({fate: count for fate, count in found.items() if fate not in counted})
     stored = {split: count * plan.length for split, count in zip(SPLITS, plan.rows, strict=True)}
     counts = Counts(
         read=read,
         dropped=dict(sorted(dropped.items())),
         duplicates=found[fates.DUPLICATE],
+        near_duplicates=found[fates.NEAR_DUPLICATE],
         quarantined=found[fates.QUARANTINED],
         kept=sizes.rows,
+        cleaned=dict(sorted(notes.items())),
+        copies=sizes.copies,
         packed_units=stored if task.packing else {},
         packed_dropped={split: sizes.elements[split] - stored[split] for split in SPLITS} if task.packing else {},
     )
     if not counts.adds_up():
         raise RuntimeError(f"rows were lost or made up on the way; nothing was committed: {counts!r}")
     splits = {split: Split(shards=tuple(some)) for split, some in zip(SPLITS, shards, strict=True)}
-    return Built(task, task_files, tuple(files), splits, counts, errors)
+    return Built(task, task_files, tuple(files), splits, counts, errors, steps)
 
 
 @contextmanager
@@ -128,15 +144,17 @@ def _read(spec: "PrepareSpec", inspected: list[list[Inspected]], total: int, par
         for file in files
         for part in _parts(source, file, whole=spec.task.steps is not None)
     ]
-    groups = _grouped([part for part, _ in parts], [size for _, size in parts], parallelism)
-    shares = spec.splits.shares
-    step = partial(fates.read_rows, task=spec.task, shares=shares, keep=spec.keep)
+    numbered = [(number, part) for number, (part, _) in enumerate(parts)]
+    groups = _grouped(numbered, [size for _, size in parts], parallelism)
+    step = partial(fates.read_rows, reading=spec.reading)
     with stage("reading", total) as bar:
         # A reader cannot know how much it will read: its output alone is cut by size.
         raw = run(_blocks(groups), step, lambda _, done: bar.update(done), limit=BLOCK_BYTES)
     with stage("removing duplicates", total) as bar:
-        boundaries = fates.key_ranges(shares, len(groups))
-        return run_sorted(raw, "key", boundaries, fates.settle, lambda _, done: bar.update(done))
+        raw = judging.judge(spec, raw, total)
+        boundaries = fates.key_ranges(spec.splits.shares, len(groups))
+        settle = partial(fates.settle, exact=spec.deduplicate.exact)
+        return run_sorted(raw, "key", boundaries, settle, lambda _, done: bar.update(done))
 
 
 def _parts(source: Any, file: Inspected, *, whole: bool) -> Iterator[tuple[Part, int]]:
@@ -177,17 +195,21 @@ def _objects(blocks: Blocks) -> Iterator[Any]:
         yield from fates.unpacked(table)
 
 
-def _tally(ordered: Blocks) -> tuple[Counter[str], list[str]]:
-    """Rows by fate, and the commonest errors, a line each."""
+def _tally(ordered: Blocks) -> tuple[Counter[str], list[str], Counter[str]]:
+    """Rows by fate; the commonest errors, a line each; and what cleaning changed."""
     counts: Counter[str] = Counter()
     errors: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
     examples: dict[str, list[str]] = defaultdict(list)
     for found in records(run(ordered, fates.tally)):
+        if found["fate"] == fates.NOTED:
+            notes[found["kind"]] += found["rows"]
+            continue
         counts[found["fate"]] += found["rows"]
         if found["fate"] == fates.QUARANTINED:
             errors[found["kind"]] += found["rows"]
             examples[found["kind"]].append(found["example"])
-    return counts, [f"{count:,} × {min(examples[kind])}" for kind, count in errors.most_common(3)]
+    return counts, [f"{count:,} × {min(examples[kind])}" for kind, count in errors.most_common(3)], notes
 
 
 def _check(spec: "PrepareSpec", found: Counter[str], errors: list[str], read: int) -> None:

@@ -10,6 +10,7 @@ from maas_ray.data import fates, packing
 from maas_ray.data.keeping import BYTES, columns_to_read, kept, stored_columns, texts
 from maas_ray.data.reading import Part, inspect
 from maas_ray.data.sources import JsonlSource, list_files
+from maas_ray.data.splitting import Splits
 from maas_ray.tasks.tabular_regression import TabularRegressionSpec
 
 
@@ -52,9 +53,11 @@ def test_a_table_that_takes_all_columns_still_learns_from_those_that_are_kept(tm
     source, spec = JsonlSource(path=str(path)), TabularRegressionSpec(target="price")
     keep = ("town", "price")
     (file,) = list_files(source)
-    parts = fates.packed([Part(source, inspect(source, file, columns_to_read(spec.columns, keep)))])
+    parts = fates.packed([(0, Part(source, inspect(source, file, columns_to_read(spec.columns, keep))))])
 
-    (table,) = [table for table in fates.read_rows(parts, spec, (0.0, 0.0), keep) if len(table)]
+    (table,) = [
+        table for table in fates.read_rows(parts, fates.Reading(spec, Splits(validation=0, test=0), keep)) if len(table)
+    ]
     found = list(fates.kept_rows(fates.settle(table), spec, keep))
     task = spec.fit([one.row for one in found])
     (chunk,) = packing.encode(fates.settle(table), packing.saved(task), spec, keep)

@@ -15,6 +15,7 @@ from maas_ray.data import fates, series
 from maas_ray.data.reading import Part, Raw, inspect
 from maas_ray.data.series import joined
 from maas_ray.data.sources import CsvSource, JsonlSource, list_files
+from maas_ray.data.splitting import Splits
 from maas_ray.errors import DataError, RequestError, SpecError
 from maas_ray.serve.open_inference import InferBody, parse_infer
 from maas_ray.serve.rows import PredictBody, parse_rows
@@ -185,7 +186,10 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     source = JsonlSource(path=str(path))
     (file,) = list_files(source)
     found = inspect(source, file, ("y",))
-    (table,) = fates.read_rows(fates.packed([Part(source, found)]), spec_of(), SHARES)
+    (table,) = fates.read_rows(
+        fates.packed([(0, Part(source, found))]),
+        fates.Reading(spec_of(), Splits(validation=SHARES[0], test=SHARES[1])),
+    )
     counts = dict.fromkeys(("", "quarantined"), 0)
     for row in table.to_pylist():
         counts[row["fate"]] += row["rows"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import SerializeAsAny
 
-from maas_ray.data.cleaning.base import CleaningStep, Dropped, Notes, changed, value
+from maas_ray.data.cleaning.base import CleaningStep, Dropped, Notes, changed, clean_row, value
 
 
 def _found() -> Iterator[type[CleaningStep]]:
@@ -28,4 +28,4 @@ if TYPE_CHECKING:
 else:
     AnyStep = SerializeAsAny[CleaningStep]
 
-__all__ = ["STEPS", "AnyStep", "CleaningStep", "Dropped", "Notes", "changed", "value"]
+__all__ = ["STEPS", "AnyStep", "CleaningStep", "Dropped", "Notes", "changed", "clean_row", "value"]

@@ -4,9 +4,9 @@
                ├─ Dropped("reason") ─▶  the row is left out, counted by that reason
                └─ ValueError ────────▶  the row is quarantined with the error
 
-A row goes by the task's names for its columns; a value is what the source gave: text may be `bytes` still where a whole
-file is a row. A step that needs statistics says so (`fits`); it is fitted on the training split, and fitting gives the step
-with the numbers filled in, which is what runs, is saved in the dataset and is used again when the dataset grows.
+A row goes by the task's names for its columns; a value is what the source gave: text may be `bytes` still where a
+whole file is a row. A step that needs statistics says so (`fits`); it is fitted on the training split, which gives
+the step with the numbers filled in, which is what runs, is saved in the dataset and is used again when it grows.
 """
 
 from abc import ABC, abstractmethod
@@ -45,6 +45,10 @@ class CleaningStep(Spec, ABC):
     def reads(self) -> tuple[str, ...]:
         """Columns of the sources that it needs beside the task's; it finds them by `value`."""
         return ()
+
+    def identity(self) -> "dict[str, Any]":
+        """What decides what it does."""
+        return self.document()
 
     @property
     def fits(self) -> bool:
@@ -90,3 +94,20 @@ def changed(row: Row, name: str, new: Any) -> Row:
     if name in row.get(REST, {}):
         result[REST] = {**row[REST], name: new}
     return result
+
+
+def clean_row(steps: Iterable[CleaningStep], row: Row, notes: Notes) -> Row:
+    """A row after all steps.
+
+    Raises:
+        Dropped: a step leaves it out; the reason begins with the step's name.
+        ValueError: it is broken; begins with the step's name.
+    """
+    for step in steps:
+        try:
+            row = step.clean(row, notes)
+        except Dropped as dropped:
+            raise Dropped(f"{step.step}: {dropped}") from None
+        except ValueError as error:
+            raise ValueError(f"{step.step}: {error}") from error
+    return row
