@@ -21,7 +21,7 @@ from maas_ray.data.cleaning import CleaningStep, Dropped, Notes, clean_row
 from maas_ray.data.dataset import QUARANTINE_DIRECTORY, REMOVED_DIRECTORY, SPLITS, write_table
 from maas_ray.data.keeping import KEPT as KEEP
 from maas_ray.data.keeping import columns_to_read, kept
-from maas_ray.data.near import NearDuplicates, band_keys
+from maas_ray.data.near import NearDuplicates, band_keys_of
 from maas_ray.data.ngrams import Decontaminate, ngram_hashes
 from maas_ray.data.order import SPLIT_BITS, content_digest, fraction, leading, sort_key
 from maas_ray.data.reading import Part, Raw, inspect, read
@@ -132,9 +132,16 @@ def read_rows(parts: pa.Table, reading: Reading) -> Iterator[pa.Table]:
             batch.append({"row": row, "weight": part.source.weight, **_record(found, reading)})
             size += len(batch[-1]["payload"])
             if size >= _BATCH_BYTES or len(batch) >= _BATCH_ROWS:
-                yield pa.Table.from_pylist(batch, ROWS)
+                yield _table(batch, reading)
                 batch, size = [], 0
-    yield pa.Table.from_pylist(batch, ROWS)
+    yield _table(batch, reading)
+
+
+def _table(batch: list[dict[str, Any]], reading: Reading) -> pa.Table:
+    if reading.near is not None:
+        for place, keys in zip(*band_keys_of((record.get("text", "") for record in batch), reading.near), strict=True):
+            batch[place]["bands"] = keys.tobytes()
+    return pa.Table.from_pylist(batch, ROWS)
 
 
 def _found(part: Part, reading: Reading) -> Iterator[Found]:
@@ -189,7 +196,7 @@ def _record(found: Found, reading: Reading) -> dict[str, Any]:
         except ValueError as caught:
             error = str(caught)
     digest = sha256(f"{raw.path}\0{raw.position}".encode(errors="replace")).digest()
-    record = {"key": sort_key(ASIDE, digest), "digest": digest, "exact": leading(digest), "inputs": 0, "bands": b""}
+    record = {"key": sort_key(ASIDE, digest), "digest": digest, "exact": leading(digest), "inputs": 0}
     excerpt = b"" if fate == EMPTY else raw.excerpt
     return record | _common(found) | {"fate": fate, "error": _printable(error), "payload": excerpt}
 
@@ -201,9 +208,10 @@ def _kept_record(found: Found, raw: Row, parsed: Row, reading: Reading) -> dict[
     digest = content_digest(same, names) if reading.normalise else exact
     inputs = digest if {*task.inputs} == {*parsed} else content_digest(same, task.inputs)
     split = reading.splits.of(raw, inputs) if found.raw.split is None else found.raw.split
-    bands = b"" if reading.near is None else band_keys(text_of(parsed, task.inputs), reading.near).tobytes()
     record = {"key": sort_key(split, digest), "digest": digest, "exact": leading(exact), "inputs": leading(inputs)}
-    record |= {"stratum": reading.splits.stratum(raw), "bands": bands, "fate": KEPT, "error": ""}
+    record |= {"stratum": reading.splits.stratum(raw), "fate": KEPT, "error": ""}
+    if reading.near is not None:
+        record["text"] = text_of(parsed, task.inputs)
     return record | _common(found) | {"payload": pickle.dumps(raw)}
 
 
@@ -221,7 +229,7 @@ def _same(value: Any) -> Any:
 def _common(found: Found) -> dict[str, Any]:
     raw = found.raw
     notes = json.dumps(found.notes) if found.notes else None
-    return {"path": _printable(raw.path), "position": raw.position, "rows": raw.rows, "notes": notes}
+    return {"path": _printable(raw.path), "position": raw.position, "rows": raw.rows, "notes": notes, "bands": b""}
 
 
 def _printable(text: str) -> str:

@@ -16,7 +16,8 @@ from hashlib import shake_256
 import numpy as np
 from pydantic import Field, model_validator
 
-from maas_ray.data.text import gram_hashes, mixed
+from maas_ray.data.order import mixed
+from maas_ray.data.text import gram_hashes
 from maas_ray.spec import Spec
 
 _CHUNK = 1 << 15

@@ -57,7 +57,7 @@ def leading(digest: bytes) -> int:
 
 def fraction(values: np.ndarray) -> np.ndarray:
     """Numbers in [0, 1) by which rows are drawn, from int64 hashes; they say nothing of the rows' splits."""
-    return (_mix(values.view(np.uint64).copy()) >> np.uint64(11)).astype(np.float64) / 2**53
+    return (mixed(values.view(np.uint64).copy()) >> np.uint64(11)).astype(np.float64) / 2**53
 
 
 def sort_key(split: int, digest: bytes) -> int:
@@ -84,12 +84,12 @@ def _feistel(values: np.ndarray, half: int, keys: np.ndarray) -> np.ndarray:
     bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
     left, right = values >> bits, values & mask
     for key in keys:
-        left, right = right, left ^ (_mix(right ^ key) & mask)
+        left, right = right, left ^ (mixed(right ^ key) & mask)
     return (left << bits) | right
 
 
-def _mix(values: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014)."""
+def mixed(values: np.ndarray) -> np.ndarray:
+    """Numbers in which every bit depends on every bit of those given (SplitMix64: Steele, Lea and Flood 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     values ^= values >> np.uint64(31)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from maas_ray.data.order import mixed
 from maas_ray.tasks import Row
 
 # Han with its extensions and compatibility forms, kana, Thai and Lao, Burmese, Khmer. Hangul is written with spaces.
@@ -139,11 +140,3 @@ def gram_hashes(texts: Iterable[str], size: int) -> tuple[np.ndarray, np.ndarray
         ends = (starts + lengths - back)[lengths > 0]
         within[ends] = False
     return mixed(runs[within[: len(runs)]]), counts
-
-
-def mixed(values: np.ndarray) -> np.ndarray:
-    """Numbers in which every bit depends on every bit of those given (SplitMix64: Steele, Lea and Flood 2014)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    values ^= values >> np.uint64(31)
-    return values

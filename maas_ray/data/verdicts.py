@@ -122,6 +122,4 @@ def verdicts_of(found: Iterable[pa.Table]) -> Verdicts:
 
 def _kept_of(one: np.ndarray, other: np.ndarray, ids: np.ndarray, ranked: np.ndarray) -> np.ndarray:
     """For each row of `ids`, ascending, the one of its component that is kept."""
-    found, labels = components(np.stack([one, other], 1))
-    order = np.argsort(found, kind="stable")
-    return representatives(ids, labels[order], ranked)
+    return representatives(ids, components(np.stack([one, other], 1))[1], ranked)
