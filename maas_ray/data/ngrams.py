@@ -22,7 +22,7 @@ class Decontaminate(Spec):
     min_overlap: float = Field(0.0, ge=0, le=1)
     """Least share of a training row's runs that held-out rows have, for it to be left out. 0: any one run is enough."""
 
-    def contaminated(self, share: float) -> bool:
+    def contaminates(self, share: float) -> bool:
         """Whether a row is left out, of whose runs this share is among those of held-out rows."""
         return share > 0 and share >= self.min_overlap
 

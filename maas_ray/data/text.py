@@ -41,7 +41,7 @@ _CACHED_WORDS = 1 << 16
 def text_of(row: Row, names: Iterable[str]) -> str:
     """The text in these columns of a parsed row, a line a value: of a chat its contents, of numbers and files none."""
     return "\n".join(
-        chain.from_iterable(_strings(_chat(row[name]) if name == "messages" else row[name]) for name in names)
+        chain.from_iterable(_strings(_chat(row.get(name)) if name == "messages" else row.get(name)) for name in names)
     )
 
 

@@ -42,10 +42,10 @@ def test_nothing_overlaps_with_nothing() -> None:
 
 
 def test_how_much_overlap_counts() -> None:
-    assert Decontaminate().contaminated(0.001)
-    assert not Decontaminate().contaminated(0)
-    assert Decontaminate(min_overlap=0.5).contaminated(0.5)
-    assert not Decontaminate(min_overlap=0.5).contaminated(0.49)
+    assert Decontaminate().contaminates(0.001)
+    assert not Decontaminate().contaminates(0)
+    assert Decontaminate(min_overlap=0.5).contaminates(0.5)
+    assert not Decontaminate(min_overlap=0.5).contaminates(0.49)
     with pytest.raises(SpecError, match="ngram"):
         Decontaminate.parse({"ngram": 0})
 
