@@ -37,9 +37,9 @@ class C4Quality(TextStep):
     min_sentences: int = Field(3, ge=0)
     """Least sentences of a document, in the lines that stay."""
     lorem_ipsum: bool = True
-    """Whether documents with `lorem ipsum` are dropped."""
+    """Whether documents with `lorem ipsum` in a line of so many words are dropped."""
     curly_brackets: bool = True
-    """Whether documents with `{` are dropped."""
+    """Whether documents with `{` in such a line are dropped."""
     javascript: bool = True
     """Whether lines with the word JavaScript are removed."""
     policies: bool = True
@@ -85,31 +85,31 @@ class C4Quality(TextStep):
         """The lines of a document that stay."""
         if not text.strip():
             return text
-        lowered = text.lower()
-        if self.lorem_ipsum and "lorem ipsum" in lowered:
-            raise Dropped("lorem ipsum")
-        if self.curly_brackets and "{" in text:
-            raise Dropped("curly bracket")
-        if self._bad is not None and self._bad.search(lowered):
-            raise Dropped("bad word")
         lines = [line for line in map(self._prose, text.splitlines()) if line]
         if sum(max(1, len(_SENTENCE.findall(line))) for line in lines) < self.min_sentences:
             raise Dropped("too few sentences")
-        return "\n".join(lines)
+        kept = "\n".join(lines)
+        if self._bad is not None and self._bad.search(kept.lower()):
+            raise Dropped("bad word")
+        return kept
 
     def _prose(self, line: str) -> str:
-        """A line as it stays; empty where it does not."""
+        """A line as it stays; empty where it does not. Only lines of prose speak for a page, as in C4's code."""
         line = line.strip()
         if self.citations:
             line = _CITATION.sub("", line).rstrip()
         words = line.split()
-        lowered = line.lower()
         if (
             len(words) < self.min_words_per_line
             or max(map(len, words), default=0) > self.max_word_length
             or (self.terminal_punctuation and (not line.endswith(_TERMINAL) or line.endswith("...")))
-            or (self.javascript and "javascript" in lowered)
-            or (self.policies and any(phrase in lowered for phrase in _POLICIES))
         ):
             return ""
-        return line
+        lowered = line.lower()
+        if self.lorem_ipsum and "lorem ipsum" in lowered:
+            raise Dropped("lorem ipsum")
+        if self.javascript and "javascript" in lowered:
+            return ""
+        if self.curly_brackets and "{" in line:
+            raise Dropped("curly bracket")
+        return "" if self.policies and any(phrase in lowered for phrase in _POLICIES) else line

@@ -9,13 +9,11 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from maas_ray.data.cleaning.base import CleaningStep, Dropped, Notes, changed, named, names_in, value
-from maas_ray.data.cleaning.statistics import Mean, Mode, Numbers, number_in
-from maas_ray.errors import DataError
+from maas_ray.data.cleaning.statistics import Mean, Mode, Numbers, Statistic, gathered, is_missing
 from maas_ray.tasks.base import Row
-from maas_ray.tasks.cells import cell
 
 FillValue = str | int | float
-_FITTED: dict[str, Callable[[], Mean | Numbers | Mode]] = {"mean": Mean, "median": Numbers, "mode": Mode}
+_FITTED: dict[str, Callable[[], Statistic]] = {"mean": Mean, "median": Numbers, "mode": Mode}
 
 
 class Missing(CleaningStep):
@@ -55,18 +53,7 @@ class Missing(CleaningStep):
         """Fill the statistics in. The median takes 8 bytes a row and column, the mode those of its different values."""
         if not self.fits:
             return self
-        found = {name: _FITTED[self.strategy]() for name in self.columns or ()}
-        for row in rows:
-            for name, statistic in found.items():
-                content = named(row, name)
-                if not is_missing(content):
-                    try:
-                        statistic.add(content if self.strategy == "mode" else number_in(content))
-                    except ValueError as error:
-                        advice = "leave it out" if self.strategy == "mode" else "`strategy: mode` takes texts too"
-                        raise DataError(f"missing: column {name!r} holds {error}; {advice}.") from error
-        if empty := [name for name, statistic in found.items() if not statistic.count]:
-            raise DataError(f"missing: column {empty[0]!r} holds nothing in the training split; leave it out.")
+        found = gathered(self.step, rows, {name: _FITTED[self.strategy]() for name in self.columns or ()})
         fitted = {
             name: statistic.quantiles([0.5])[0] if isinstance(statistic, Numbers) else statistic.value
             for name, statistic in found.items()
@@ -93,15 +80,3 @@ class Missing(CleaningStep):
         if self.fitted is None:
             raise RuntimeError("it has not been fitted")
         return self.fitted[name]
-
-
-def is_missing(content: Any) -> bool:
-    """Whether there is nothing in a column."""
-    if content is None:
-        return True
-    if isinstance(content, bytes | list | tuple | dict):
-        return len(content) == 0
-    try:
-        return cell(content) is None
-    except ValueError:
-        return False

@@ -6,8 +6,7 @@ from typing import Literal, Self
 from pydantic import Field
 
 from maas_ray.data.cleaning.base import CleaningStep, Dropped, Notes, changed, named
-from maas_ray.data.cleaning.missing import is_missing
-from maas_ray.data.cleaning.statistics import Mean, Numbers, number_in
+from maas_ray.data.cleaning.statistics import Mean, Numbers, gathered, is_missing, number_in
 from maas_ray.errors import DataError
 from maas_ray.tasks.base import Row
 
@@ -44,22 +43,11 @@ class Outliers(CleaningStep):
 
     def fit(self, rows: Iterable[Row]) -> Self:
         """Fill the fences in. `iqr` and `mad` take 8 bytes a row and column."""
-        found: dict[str, Mean | Numbers] = {
-            name: Mean() if self.method == "zscore" else Numbers() for name in self.columns
-        }
-        for row in rows:
-            for name, statistic in found.items():
-                content = named(row, name)
-                if not is_missing(content):
-                    try:
-                        statistic.add(number_in(content))
-                    except ValueError as error:
-                        raise DataError(f"outliers: column {name!r} holds {error}; leave it out.") from error
+        statistics = {name: Mean() if self.method == "zscore" else Numbers() for name in self.columns}
+        found = gathered(self.step, rows, statistics)
         return self.model_copy(update={"fitted": {name: self._fences(name, one) for name, one in found.items()}})
 
     def _fences(self, name: str, found: Mean | Numbers) -> tuple[float, float]:
-        if not found.count:
-            raise DataError(f"outliers: column {name!r} holds nothing in the training split; leave it out.")
         threshold = self.threshold or _THRESHOLDS[self.method]
         if isinstance(found, Mean):
             low = high = found.value
@@ -84,7 +72,10 @@ class Outliers(CleaningStep):
             content = named(row, name)
             if is_missing(content):
                 continue
-            number = number_in(content)
+            try:
+                number = number_in(content)
+            except ValueError as error:
+                raise ValueError(f"column {name!r} holds {error}") from error
             if low <= number <= high:
                 continue
             if self.action == "drop":

@@ -142,7 +142,7 @@ def ibans(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 _IPV4 = re.compile(
-    r"(?<![\w.+/-])(?<!\d:)(?:(?<=//)|(?<!/))(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)\.){3}"
+    r"(?<![\w.+-])(?<!\d:)(?:(?<=//)|(?<!/))(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)\.){3}"
     r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?![\w+-]|\.\w|/\d{1,2}(?!\d))"
 )
 # Four numbers with points are a version, or an object identifier, where a word before them says so.
@@ -165,9 +165,10 @@ def ip_addresses(text: str, start: int, end: int, *, private: bool) -> Iterator[
     """Addresses of hosts; with `private`, those that mean nothing outside a network too."""
     for match in _IPV4.finditer(text, start, end):
         before = text[max(0, match.start() - 24) : match.start()]
-        if _VERSION.search(before) or not _is_address(match[0], private):
+        if _VERSION.search(before) or not (address := _address(match[0], private)):
             continue
-        if max(map(int, match[0].split("."))) >= 100 or _HOST.search(before) or _PORT.match(text, match.end(), end):
+        large = not address.is_global or max(address.packed) >= 100
+        if large or _HOST.search(before) or _PORT.match(text, match.end(), end):
             yield match.span()
     place = start
     while colons := _COLONS.search(text, place, end):
@@ -181,20 +182,22 @@ def ip_addresses(text: str, start: int, end: int, *, private: bool) -> Iterator[
             text[last : last + 1].isalnum() or text[last : last + 1] == "_"
         )
         found = found[:-1] if found.endswith(":") and not found.endswith("::") else found
-        if whole and _is_address(found, private) and not _NETWORK.match(text, last):
+        if whole and _address(found, private) and not _NETWORK.match(text, last):
             yield first, first + len(found)
 
 
-def _is_address(found: str, private: bool) -> bool:
+def _address(found: str, private: bool) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that somebody may have, or None."""
     try:
         address = ipaddress.ip_address(found)
     except ValueError:
-        return False
-    if address.is_unspecified or address.is_loopback or address.is_multicast:
-        return False
-    if isinstance(address, ipaddress.IPv6Address) and address not in _GLOBAL_V6 and not address.is_private:
-        return False  # no such address has been given to anybody: `a::b` is a name in C++
-    return address.is_global or (private and len(found) > 4 and int(address.packed[0]) not in (0, 240, 255))
+        return None
+    if address.is_unspecified or address.is_loopback or address.is_multicast or address.is_reserved:
+        return None
+    if address.is_global:
+        # Outside of 2000::/3 no address has been given to anybody: `a::b` is a name in C++.
+        return address if address.version == 4 or address in _GLOBAL_V6 else None
+    return address if private and (address.is_private or address.is_link_local) else None
 
 
 _DOMAIN = re.compile(r"@((?:[^\W_](?:[\w-]{0,61}[^\W_])?\.)+[^\W\d_]{2,24})(?![\w-]|\.\w)")
