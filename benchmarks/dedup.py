@@ -204,7 +204,9 @@ def of_datatrove(python: str, directory: Path, words: str, arguments) -> tuple[f
     command += ["--bands", str(arguments.bands), "--rows", str(arguments.rows)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""})
     report = json.loads(done.stdout.splitlines()[-1])
-    print(f"  datatrove {report['version']}, {words}: " + ", ".join(f"{k} {v:.1f} s" for k, v in report["steps"].items()))
+    print(
+        f"  datatrove {report['version']}, {words}: " + ", ".join(f"{k} {v:.1f} s" for k, v in report["steps"].items())
+    )
     return sum(report["steps"].values()), {int(one): other for one, other in report["clusters"].items()}
 
 
@@ -253,7 +255,9 @@ def inside_datatrove(directory: Path, output: Path, words: str, bands: int, rows
     seconds = {}
     for name, (tasks, pipeline) in steps.items():
         began = time.perf_counter()
-        LocalPipelineExecutor(pipeline, tasks=tasks, workers=min(tasks, 2), logging_dir=f"{folders['logs']}/{name}").run()
+        LocalPipelineExecutor(
+            pipeline, tasks=tasks, workers=min(tasks, 2), logging_dir=f"{folders['logs']}/{name}"
+        ).run()
         seconds[name] = time.perf_counter() - began
     half = sum(1 for _ in (directory / "00000.jsonl").open())
     clusters = {}
@@ -292,7 +296,9 @@ def judged(texts: list[str], planted: list[tuple[int, int, float]], clusters: di
         ]
         removed += len(some) - 1
         right += min(sum(alike), len(some) - 1)
-    levels = "  ".join(f"{level:.1f}: {joined[level] / total[level]:.3f} of {total[level]:,}" for level in sorted(total))
+    levels = "  ".join(
+        f"{level:.1f}: {joined[level] / total[level]:.3f} of {total[level]:,}" for level in sorted(total)
+    )
     return f"recall {recall:.4f}  removed {removed:,}, of these alike {right / max(removed, 1):.4f}\n    by similarity {levels}"
 
 
@@ -320,7 +326,9 @@ def main() -> None:
         texts, planted = corpus(directory, arguments.documents)
         half = (len(texts) + 1) // 2
         size = sum(map(len, texts))
-        print(f"{len(texts):,} documents, {size / 1e6:,.0f} MB, {len(planted):,} planted; load {os.getloadavg()[0]:.1f}")
+        print(
+            f"{len(texts):,} documents, {size / 1e6:,.0f} MB, {len(planted):,} planted; load {os.getloadavg()[0]:.1f}"
+        )
         sides = {"two processes": partial(in_processes, directory, spec, half)}
         if not arguments.without_ray:
             sides["prepare"] = partial(with_cluster, name, partial(on_ray, directory, spec, half))

@@ -365,7 +365,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _tag(model: type[BaseModel]) -> Any:
-    for name in ("type", "format"):
+    for name in ("type", "format", "step"):
         if name in model.model_fields:
             arguments = typing.get_args(model.model_fields[name].annotation)
             if arguments:

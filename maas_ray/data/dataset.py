@@ -127,7 +127,7 @@ class DatasetMeta(Spec):
     kept: tuple[str, ...] = ()
     """Columns of the sources that were kept, see `maas_ray.data.keeping`."""
     cleaning: tuple[dict[str, Any], ...] = ()
-    """The cleaning steps with their statistics, as documents."""
+    """The cleaning steps with their statistics, see `maas_ray.data.cleaning.saved`."""
 
 
 @dataclass(frozen=True)

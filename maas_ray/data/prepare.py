@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from maas_ray import storage
 from maas_ray.cluster import connect
 from maas_ray.console import say
-from maas_ray.data.cleaning import AnyStep, CleaningStep
+from maas_ray.data.cleaning import AnyStep, CleaningStep, saved
 from maas_ray.data.dataset import (
     KIND,
     POINTER,
@@ -258,7 +258,7 @@ def _commit(spec: PrepareSpec, built: "Built", uri: str, fingerprint: str, attem
         splits=built.splits,
         counts=built.counts,
         kept=spec.keep,
-        cleaning=tuple(step.document() for step in built.steps),
+        cleaning=tuple(saved(built.steps)),
     )
     try:
         artifact = storage.commit(uri, KIND, (*entries, *built.files), meta.document())

@@ -35,6 +35,17 @@ def decode(content: bytes, rate: int, longest_s: float) -> np.ndarray:
     Raises:
         ValueError: it is no such file, holds no sound, or is too short or too long; says which.
     """
+    samples, own_rate = decode_at_own_rate(content, longest_s)
+    check_length(len(samples), own_rate, longest_s)
+    return resampled(samples, own_rate, rate)
+
+
+def decode_at_own_rate(content: bytes, longest_s: float) -> tuple[np.ndarray, int]:
+    """Likewise, but at the rate that the file has, which is given too; however short. A longer one is a sample longer.
+
+    Raises:
+        ValueError: it is no such file; says how.
+    """
     import soundfile
 
     if not content:
@@ -46,8 +57,7 @@ def decode(content: bytes, rate: int, longest_s: float) -> np.ndarray:
         raise ValueError(f"not an audio file of WAV, FLAC, OGG or MP3: {error.error_string}") from error
     if not np.isfinite(samples).all():
         raise ValueError("it holds samples that are not finite numbers")
-    check_length(len(samples), own_rate, longest_s)
-    return resampled(samples, own_rate, rate)
+    return samples, own_rate
 
 
 def _read(file: "soundfile.SoundFile", longest_s: float) -> np.ndarray:

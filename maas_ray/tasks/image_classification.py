@@ -1,12 +1,10 @@
 """`image-classification`: one label for an image. Stored pixels are uint8, [channels, height, width]."""
 
 import hashlib
-import io
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import ConfigDict, FailFast, Field, PlainValidator, TypeAdapter, WithJsonSchema, model_validator
@@ -15,6 +13,7 @@ from pydantic_core import PydanticCustomError
 from maas_ray.bodies import decoded_base64
 from maas_ray.errors import DataError, RequestError
 from maas_ray.spec import Spec
+from maas_ray.tasks import images
 from maas_ray.tasks.base import (
     CONFIG_FILE,
     Column,
@@ -31,11 +30,6 @@ from maas_ray.tasks.pretrained import Pretrained, as_weights, model_directory
 
 if TYPE_CHECKING:
     import torch
-
-
-_REQUEST_PIXELS = 50_000_000  # decoding takes some ten bytes for each, whatever the file's own size
-# What Pillow reads by itself; for others it starts programs, or reads what nobody sends as a picture.
-_REQUEST_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 
 
 class ImageClassificationSpec(TaskSpec):
@@ -76,7 +70,7 @@ class ImageClassificationSpec(TaskSpec):
         image, label = row["image"], row["label"]
         if image is None or label is None or (isinstance(image, bytes) and not image) or str(label) == "":
             return None
-        return {"image": _pixels(image), "label": str(label)}
+        return {"image": images.decode(image), "label": str(label)}
 
     def fit(self, rows: Iterable[Row]) -> "ImageClassification":
         """Label names, sorted; image size and colour; per-channel mean and standard deviation."""
@@ -339,7 +333,7 @@ class ImageClassification(Classifying):
 
     def to_inputs(self, row: ImageRow) -> dict[str, Any]:
         try:
-            pixels = _pixels(row.image, most=_REQUEST_PIXELS, formats=_REQUEST_FORMATS)
+            pixels = images.decode(row.image, most=images.MOST_PIXELS, formats=images.FORMATS)
         except ValueError as error:
             raise RequestError(f"{error}.", param="image", code="invalid_image") from error
         return {"image": np.ascontiguousarray(self._resize(pixels).transpose(1, 2, 0))}
@@ -359,45 +353,6 @@ class ImageClassification(Classifying):
         pixels = images.transpose(0, 3, 1, 2) if ready else np.stack([self._resize(image) for image in images])
         with torch.inference_mode():
             return self.answered(self.logits(model, {"pixel_values": self._tensor(pixels)}))
-
-
-def _pixels(image: Any, most: float = math.inf, formats: tuple[str, ...] | None = None) -> np.ndarray:
-    """Encoded bytes or an array → uint8 [H, W, 1 or 3].
-
-    Args:
-        image: the bytes, or the array.
-        most: pixels an image may have; more are not decoded.
-        formats: Pillow's names of the formats that are decoded. None: all that it knows.
-
-    Raises:
-        ValueError: it is no such image.
-    """
-    if isinstance(image, np.ndarray):
-        image = image[..., None] if image.ndim == 2 else image
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
-            raise ValueError(f"an image array of {image.dtype} {image.shape}; give uint8 [H, W] or [H, W, 1 or 3]")
-        if not image.size:
-            raise ValueError(f"an image array without pixels, {image.shape}")
-        return cast(np.ndarray, image)
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(image), formats=formats) as picture:
-            if picture.width * picture.height > most:
-                size = f"{picture.width} × {picture.height} pixels"
-                raise ValueError(f"it has {size}, more than {most:,} in all; send a smaller one")
-            if picture.mode == "F":
-                raise ValueError("its pixels are floating point numbers of no known range; save it with 8 or 16 bits")
-            if picture.mode.startswith("I"):
-                # 16 bits a pixel: the high byte is the picture. Pillow's own conversion would cut, not scale.
-                high = np.clip(np.asarray(picture) >> 8, 0, 255)
-                return cast(np.ndarray, high.astype(np.uint8)[..., None])
-            grey = picture.mode in ("1", "L", "LA")
-            return np.array(picture.convert("L"))[..., None] if grey else np.array(picture.convert("RGB"))
-    except UnidentifiedImageError as error:
-        raise ValueError(f"not an image of {', '.join(formats) if formats else 'any known format'}") from error
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them meet
-        raise ValueError(f"not a readable image: {error or type(error).__name__}") from error
 
 
 def _to_channels(image: np.ndarray, channels: int) -> np.ndarray:

@@ -5,8 +5,10 @@
                └─ ValueError ────────▶  the row is quarantined with the error
 
 A row goes by the task's names for its columns; a value is what the source gave: text may be `bytes` still where a
-whole file is a row. A step that needs statistics says so (`fits`); it is fitted on the training split, which gives
-the step with the numbers filled in, which is what runs, is saved in the dataset and is used again when it grows.
+whole file is a row. A step that needs statistics says so (`fits`); it is fitted on the training split, and fitting
+gives the step with the numbers filled in, which is what runs, is saved in the dataset and is used again when the
+dataset grows. A step says what happened in its own few words (`too few words`); whoever runs it (`cleaning.clean_row`)
+puts the step's name before them.
 """
 
 from abc import ABC, abstractmethod
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
     from maas_ray.tasks.source import Source
 
 Notes = Counter[str]
-"""What steps changed: how often, by a few words such as `pii: EMAIL_ADDRESS`."""
+"""What steps changed: how often, by a few words such as `EMAIL_ADDRESS`; gathered of several steps, with the step's
+name before them."""
 
 
 class Dropped(Exception):  # noqa: N818  it is no error
@@ -33,7 +36,11 @@ class Dropped(Exception):  # noqa: N818  it is no error
 
 
 class CleaningStep(Spec, ABC):
-    """What a user writes under `clean:`, told apart by `step`."""
+    """What a user writes under `clean:`, told apart by `step`.
+
+    A step is a function of the row alone, and its own fields hold all that it was fitted with: it travels between
+    processes, and into the dataset's manifest, as `document()`.
+    """
 
     step: str
     """Which step."""
@@ -46,14 +53,15 @@ class CleaningStep(Spec, ABC):
         """Columns of the sources that it needs beside the task's; it finds them by `value`."""
         return ()
 
-    def identity(self) -> "dict[str, Any]":
-        """What decides what it does."""
-        return self.document()
-
     @property
     def fits(self) -> bool:
-        """Whether it must be fitted before it can run."""
+        """Whether it has statistics of the training split. True when it is fitted, too: it keeps its place."""
         return False
+
+    def identity(self) -> dict[str, Any]:
+        """What decides, beside the rows, what it does: its fields, and digests of the files and the code they name."""
+        found = self.document()
+        return found if self.own_source is None else found | {"source": self.own_source.digest}
 
     def fit(self, rows: Iterable[Row]) -> Self:
         """The step with its statistics filled in, from the training split; the order of rows may not matter.
@@ -87,27 +95,26 @@ def value(row: Row, name: str) -> Any:
 
 
 def changed(row: Row, name: str, new: Any) -> Row:
-    """A row with another value in a column."""
-    if name in row:
-        return {**row, name: new}
-    result = {**row, KEEP_PREFIX + name: new} if KEEP_PREFIX + name in row else dict(row)
+    """A row with another value in a column, everywhere that it stands."""
+    result = {**row, **{place: new for place in (name, KEEP_PREFIX + name) if place in row}}
     if name in row.get(REST, {}):
         result[REST] = {**row[REST], name: new}
     return result
 
 
-def clean_row(steps: Iterable[CleaningStep], row: Row, notes: Notes) -> Row:
-    """A row after all steps.
+def names_in(row: Row) -> list[str]:
+    """The columns of a row, by the names that `value` takes."""
+    own = [name.removeprefix(KEEP_PREFIX) for name in row if name != REST]
+    return list(dict.fromkeys([*own, *row.get(REST, {})]))
+
+
+def named(row: Row, name: str) -> Any:
+    """`value`, of a column that a user named.
 
     Raises:
-        Dropped: a step leaves it out; the reason begins with the step's name.
-        ValueError: it is broken; begins with the step's name.
+        ValueError: there is none; says which there are.
     """
-    for step in steps:
-        try:
-            row = step.clean(row, notes)
-        except Dropped as dropped:
-            raise Dropped(f"{step.step}: {dropped}") from None
-        except ValueError as error:
-            raise ValueError(f"{step.step}: {error}") from error
-    return row
+    try:
+        return value(row, name)
+    except KeyError:
+        raise ValueError(f"there is no column {name!r}; there are: {', '.join(names_in(row))}") from None

@@ -1,0 +1,143 @@
+"""`fix_text`: text as it was meant, by ftfy (Speer 2019, https://ftfy.readthedocs.io).
+
+Bytes in other encodings are decoded, mojibake is undone, and what nobody sees is made uniform: Unicode's normal form,
+line ends, control characters.
+"""
+
+import codecs
+import re
+from functools import cache
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from maas_ray.data.cleaning.base import Notes
+from maas_ray.data.cleaning.texts import TextMapper
+from maas_ray.tasks.base import Row
+
+# The longer ones first: UTF-32's in little-endian order begins with UTF-16's.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_NAMES = {"sloppy-windows-1252": "windows-1252", "utf-8-variants": "CESU-8"}
+_PLAIN = re.compile(r"[\t\n\x20-\x7e]*")
+"""What no fix would change."""
+_MOST_PASSES = 10
+
+
+class FixText(TextMapper):
+    """`{step: fix_text}`"""
+
+    step: Literal["fix_text"] = "fix_text"
+    """Which step."""
+    encodings: tuple[str, ...] = Field(("utf-8",), min_length=1)
+    """Encodings of whole files by Python's names, tried in this order where no byte order mark tells."""
+    guess: bool = True
+    """Whether bytes that are in none of `encodings` are read as ftfy guesses: Windows-1252, or Mac Roman. false: such a
+    row is quarantined."""
+    mojibake: bool = True
+    """Whether text that was decoded by the wrong encoding (`sÃ¼ÃŸ`) is mended."""
+    unescape_html: bool = False
+    """Whether `&amp;` and its like become characters."""
+    normalization: Literal["NFC", "NFD", "NFKC", "NFKD"] | None = "NFC"
+    """Unicode's normal form (Unicode Standard Annex 15). null: as it stands."""
+
+    @field_validator("encodings")
+    @classmethod
+    def _known(cls, encodings: tuple[str, ...]) -> tuple[str, ...]:
+        for name in encodings:
+            try:
+                "a".encode(name)
+            except LookupError:
+                raise ValueError(f"{name!r} is no encoding of text that Python knows.") from None
+        return encodings
+
+    def clean(self, row: Row, notes: Notes) -> Row:
+        def decode(content: bytes) -> str:
+            text, encoding = self._decoded(content)
+            if encoding not in ("utf-8", "utf-8-sig"):
+                notes[f"decoded from {encoding}"] += 1
+            return text
+
+        fixed = self.mapped(row, self._fixed, decode)
+        if fixed is not row:
+            notes["changed"] += 1
+        return fixed
+
+    def _fixed(self, text: str) -> str:
+        """By ftfy, until nothing changes any more: what one pass uncovers, the next one mends."""
+        if _PLAIN.fullmatch(text) and not (self.unescape_html and "&" in text):
+            return text
+        import ftfy
+
+        config = _config(self.mojibake, self.unescape_html, self.normalization)
+        for _ in range(_MOST_PASSES):
+            fixed = ftfy.fix_text(text, config)
+            if self.normalization is not None:  # across the lines and segments that ftfy takes one by one
+                import unicodedata
+
+                fixed = unicodedata.normalize(self.normalization, fixed)
+            if fixed == text:
+                return text
+            text = fixed
+        return text
+
+    def _decoded(self, content: bytes) -> tuple[str, str]:
+        """A file's text, and the encoding that it is in."""
+        for mark, encoding in _MARKS:
+            if content.startswith(mark):
+                try:
+                    return content.decode(encoding), encoding
+                except UnicodeDecodeError as error:
+                    raise ValueError(f"begins with the mark of {encoding}, but is not: byte {error.start}") from error
+        if wide := _wide(content):
+            return content.decode(wide), wide
+        if b"\0" in content:
+            raise ValueError(
+                f"holds NUL bytes (the first at {content.index(0)}): it is no text, or is cut in the middle"
+            )
+        for encoding in self.encodings:
+            try:
+                return content.decode(encoding), encoding
+            except UnicodeDecodeError:
+                continue
+        if not self.guess:
+            raise ValueError(f"is in none of {', '.join(self.encodings)}; name its encoding, or set `guess: true`")
+        import ftfy
+
+        text, encoding = ftfy.guess_bytes(content)
+        return text, _NAMES.get(encoding, encoding)
+
+
+def _wide(content: bytes) -> str | None:
+    """UTF-16 without a mark: every other byte is NUL in what is mostly Latin script (as in RFC 4627, section 3)."""
+    if len(content) % 2 or b"\0" not in content:
+        return None
+    half = len(content) // 2
+    high, low = content[0::2].count(0) / half, content[1::2].count(0) / half
+    encoding = "utf-16-le" if low > 0.7 and high < 0.05 else "utf-16-be" if high > 0.7 and low < 0.05 else None
+    try:
+        return encoding if encoding and content.decode(encoding) else None
+    except UnicodeDecodeError:
+        return None
+
+
+@cache
+def _config(mojibake: bool, unescape_html: bool, normalization: Any) -> Any:
+    """What ftfy is to do. How text looks to a reader (quotes, ligatures, wide letters) is left alone."""
+    import ftfy
+
+    return ftfy.TextFixerConfig(
+        unescape_html=unescape_html,
+        fix_encoding=mojibake,
+        fix_c1_controls=mojibake,
+        fix_latin_ligatures=False,
+        fix_character_width=False,
+        uncurl_quotes=False,
+        normalization=normalization,
+        explain=False,
+    )

@@ -1,0 +1,198 @@
+"""`gopher_repetition` and `gopher_quality`: the filters of Gopher's training data.
+
+Rae et al. (2021), "Scaling Language Models: Methods, Analysis & Insights from Training Gopher",
+https://arxiv.org/abs/2112.11446, section A1.1 and table A1. Where the paper leaves a choice, it is datatrove's
+(https://github.com/huggingface/datatrove), which FineWeb was made with. Words are what white space stands between, so a
+script without it needs other filters.
+"""
+
+import re
+from collections.abc import Iterable
+from itertools import accumulate
+from string import punctuation
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from maas_ray.data.cleaning.base import Dropped
+from maas_ray.data.cleaning.texts import TextFilter
+
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Size = Annotated[int, Field(ge=2, le=100)]
+_PARAGRAPHS, _LINES = re.compile(r"\n{2,}"), re.compile(r"\n+")
+
+
+class GopherRepetition(TextFilter):
+    """`{step: gopher_repetition}`: text that says the same again and again. A share of 1 leaves a rule out."""
+
+    step: Literal["gopher_repetition"] = "gopher_repetition"
+    """Which step."""
+    max_duplicate_lines: _Share = 0.30
+    """Most share of lines that stand before it already."""
+    max_duplicate_paragraphs: _Share = 0.30
+    """Most share of paragraphs that do, which blank lines stand between."""
+    max_duplicate_line_characters: _Share = 0.20
+    """Most share of characters in such lines."""
+    max_duplicate_paragraph_characters: _Share = 0.20
+    """Most share of characters in such paragraphs."""
+    max_top_ngram: dict[_Size, _Share] = {2: 0.20, 3: 0.18, 4: 0.16}
+    """By n: most share of characters in the commonest sequence of n words."""
+    max_duplicate_ngrams: dict[_Size, _Share] = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
+    """By n: most share of characters in sequences of n words that stand before it already."""
+
+    def check(self, text: str) -> None:
+        if not text.strip():
+            return
+        for kind, parts, most, most_characters in (
+            (
+                "paragraphs",
+                _PARAGRAPHS.split(text.strip()),
+                self.max_duplicate_paragraphs,
+                self.max_duplicate_paragraph_characters,
+            ),
+            ("lines", _LINES.split(text), self.max_duplicate_lines, self.max_duplicate_line_characters),
+        ):
+            count, characters = _duplicates(parts)
+            if count > most * len(parts):
+                raise Dropped(f"duplicate {kind}")
+            if characters > most_characters * len(text):
+                raise Dropped(f"characters in duplicate {kind}")
+        words = _Words(text.split())
+        for size in range(2, max([*self.max_top_ngram, *self.max_duplicate_ngrams], default=0) + 1):
+            if not words.grow():
+                return  # no longer sequence stands twice either
+            most = self.max_top_ngram.get(size, 1.0)
+            if most < 1 and words.top() > most * len(text):
+                raise Dropped(f"top {size}-gram")
+            most = self.max_duplicate_ngrams.get(size, 1.0)
+            if most < 1 and words.duplicated() > most * len(text):
+                raise Dropped(f"duplicate {size}-grams")
+
+
+def _duplicates(parts: Iterable[str]) -> tuple[int, int]:
+    """How many stand before already, and their characters."""
+    seen: set[str] = set()
+    count = characters = 0
+    for part in parts:
+        if part in seen:
+            count, characters = count + 1, characters + len(part)
+        seen.add(part)
+    return count, characters
+
+
+class _Words:
+    """A text's n-grams, for n one more at each `grow`. Each is a number of its own: nothing is hashed."""
+
+    def __init__(self, words: list[str]) -> None:
+        numbers: dict[str, int] = {}
+        self._words = np.array([numbers.setdefault(word, len(numbers)) for word in words], np.int64)
+        self._ends = np.fromiter(accumulate(map(len, words), initial=0), np.int64)
+        self._size, self._ngrams = 1, self._words
+
+    def grow(self) -> bool:
+        """Take n-grams of one word more; whether any of them stands twice."""
+        pairs = self._ngrams[:-1] * (len(self._words) + 1) + self._words[self._size :]
+        self._size += 1
+        _, self._first, self._ngrams, self._counts = np.unique(
+            pairs, return_index=True, return_inverse=True, return_counts=True
+        )
+        return bool(len(pairs)) and int(self._counts.max()) > 1
+
+    def _characters(self, place: int) -> int:
+        return int(self._ends[place + self._size] - self._ends[place])
+
+    def top(self) -> int:
+        """Characters in all places of the commonest n-gram, the first of several; spaces within count."""
+        most = int(self._counts.max())
+        place = int(self._first[self._counts == most].min())
+        return most * (self._characters(place) + self._size - 1)
+
+    def duplicated(self) -> int:
+        """Characters of n-grams that stand before already; none counts twice where they overlap."""
+        places, total, start = self._ngrams.tolist(), 0, 0
+        seen: set[int] = set()
+        while start < len(places):
+            if places[start] in seen:
+                total += self._characters(start)
+                start += self._size
+            else:
+                seen.add(places[start])
+                start += 1
+        return total
+
+
+class GopherQuality(TextFilter):
+    """`{step: gopher_quality}`: text that is no prose."""
+
+    step: Literal["gopher_quality"] = "gopher_quality"
+    """Which step."""
+    min_words: int = Field(50, ge=0)
+    """Least words with a letter or a digit."""
+    max_words: int = Field(100_000, ge=1)
+    """Most of them."""
+    min_mean_word_length: float = Field(3, ge=0)
+    """Least mean characters of these words, punctuation around them left out."""
+    max_mean_word_length: float = Field(10, gt=0)
+    """Most."""
+    max_symbols_per_word: float = Field(0.1, ge=0)
+    """Most hash signs, and most ellipses, for each word."""
+    max_bullet_lines: _Share = 0.9
+    """Most share of lines that begin with a bullet point."""
+    max_ellipsis_lines: _Share = 0.3
+    """Most share of lines that end with an ellipsis."""
+    min_alphabetic_words: _Share = 0.8
+    """Least share of words with a letter."""
+    min_stop_words: int = Field(2, ge=0)
+    """How many of `stop_words` must occur. 0: none, as for other languages than those of the words."""
+    stop_words: tuple[str, ...] = ("the", "be", "to", "of", "and", "that", "have", "with")
+    """Words that prose cannot do without."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.min_words > self.max_words:
+            raise ValueError(f"min_words ({self.min_words}) is more than max_words ({self.max_words}).")
+        if self.min_mean_word_length > self.max_mean_word_length:
+            raise ValueError(
+                f"min_mean_word_length ({self.min_mean_word_length:g}) is more than max_mean_word_length "
+                f"({self.max_mean_word_length:g})."
+            )
+        if self.min_stop_words > len(set(self.stop_words)):
+            raise ValueError(f"min_stop_words ({self.min_stop_words}) is more than there are stop_words.")
+        return self
+
+    def check(self, text: str) -> None:
+        words = text.split()
+        bare = [word for word in (word.strip(_PUNCTUATION) for word in words) if word]
+        if len(bare) < self.min_words:
+            raise Dropped("too few words")
+        if len(bare) > self.max_words:
+            raise Dropped("too many words")
+        if not bare:
+            return
+        length = sum(map(len, bare)) / len(bare)
+        if length < self.min_mean_word_length:
+            raise Dropped("words are too short")
+        if length > self.max_mean_word_length:
+            raise Dropped("words are too long")
+        if text.count("#") > self.max_symbols_per_word * len(words):
+            raise Dropped("too many hash signs")
+        if text.count("...") + text.count("…") > self.max_symbols_per_word * len(words):
+            raise Dropped("too many ellipses")
+        lines = text.splitlines()
+        if sum(line.lstrip().startswith(_BULLETS) for line in lines) > self.max_bullet_lines * len(lines):
+            raise Dropped("too many bullet points")
+        if sum(line.rstrip().endswith(("...", "…")) for line in lines) > self.max_ellipsis_lines * len(lines):
+            raise Dropped("too many lines that end with an ellipsis")
+        if sum(map(_has_letter, words)) < self.min_alphabetic_words * len(words):
+            raise Dropped("too few words with letters")
+        if len(set(self.stop_words).intersection(map(str.lower, bare))) < self.min_stop_words:
+            raise Dropped("too few stop words")
+
+
+_PUNCTUATION = punctuation + "…–—‘’“”«»„‚•·¿¡、。，；：？！「」『』（）《》،؛؟"
+_BULLETS = ("•", "‣", "◦", "⁃", "-", "*")
+
+
+def _has_letter(word: str) -> bool:
+    return word.isalpha() or any(map(str.isalpha, word))

@@ -1,0 +1,140 @@
+"""Statistics of a column that are the same, to the last bit, in whatever order values come."""
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from decimal import Decimal, localcontext
+from fractions import Fraction
+from typing import Any, TypeVar
+
+import numpy as np
+
+from maas_ray.data.cleaning.base import named
+from maas_ray.errors import DataError
+from maas_ray.tasks.base import Row
+from maas_ray.tasks.cells import cell, number
+
+_MOST_DISTINCT = 1 << 20
+
+
+def number_in(content: Any) -> float:
+    """A value of a column as a number; NaN where there is none.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    return number(cell(content))
+
+
+def is_missing(content: Any) -> bool:
+    """Whether there is nothing in a column."""
+    if content is None:
+        return True
+    if isinstance(content, bytes | list | tuple | dict):
+        return len(content) == 0
+    try:
+        return cell(content) is None
+    except ValueError:
+        return False
+
+
+class Mean:
+    """Mean and standard deviation, of exact sums by denominators, as in Python's `statistics`: no value is kept."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sums: Counter[int] = Counter()
+        self._squares: Counter[int] = Counter()
+
+    def add(self, content: Any) -> None:
+        over, under = number_in(content).as_integer_ratio()
+        self.count += 1
+        self._sums[under] += over
+        self._squares[under * under] += over * over
+
+    @property
+    def _mean(self) -> Fraction:
+        return sum((Fraction(over, under) for under, over in self._sums.items()), Fraction()) / self.count
+
+    @property
+    def value(self) -> float:
+        """The mean."""
+        return float(self._mean)
+
+    @property
+    def std(self) -> float:
+        """The standard deviation of all of them, as a population."""
+        squares = sum((Fraction(over, under) for under, over in self._squares.items()), Fraction()) / self.count
+        variance = squares - self._mean**2
+        with localcontext(prec=50):  # a square may be beyond all floats
+            return float((Decimal(variance.numerator) / Decimal(variance.denominator)).sqrt())
+
+
+class Numbers:
+    """Quantiles, of all values: 8 bytes each."""
+
+    def __init__(self) -> None:
+        self._values = array("d")
+
+    @property
+    def count(self) -> int:
+        return len(self._values)
+
+    def add(self, content: Any) -> None:
+        self._values.append(number_in(content) + 0.0)  # there is one zero
+
+    def quantiles(self, shares: Sequence[float]) -> list[float]:
+        """Quantiles, between two values interpolated linearly (Hyndman and Fan 1996, type 7)."""
+        return [float(found) for found in np.quantile(np.frombuffer(self._values), shares)]
+
+    def deviation(self) -> float:
+        """The median of the absolute deviations from the median."""
+        values = np.frombuffer(self._values)
+        return float(np.median(np.abs(values - np.median(values))))
+
+
+class Mode:
+    """The commonest value, the least of several."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[Any] = Counter()
+
+    @property
+    def count(self) -> int:
+        return self._counts.total()
+
+    def add(self, content: Any) -> None:
+        value = cell(content)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # 1 and 1.0 are one value, whichever comes first
+        self._counts[value] += 1
+        if len(self._counts) > _MOST_DISTINCT:
+            raise ValueError(f"more than {_MOST_DISTINCT:,} different values, of which the commonest says nothing")
+
+    @property
+    def value(self) -> Any:
+        """The mode."""
+        return min(self._counts, key=lambda one: (-self._counts[one], isinstance(one, str), one))
+
+
+Statistic = Mean | Numbers | Mode
+Kind = TypeVar("Kind", bound=Statistic)
+
+
+def gathered(step: str, rows: Iterable[Row], statistics: dict[str, Kind]) -> dict[str, Kind]:
+    """Statistics of columns, with the values of rows in them.
+
+    Raises:
+        DataError: a column is not there, holds nothing, or something else; says what to do.
+    """
+    for row in rows:
+        for name, statistic in statistics.items():
+            try:
+                content = named(row, name)
+                if not is_missing(content):
+                    statistic.add(content)
+            except ValueError as error:
+                raise DataError(f"{step}: column {name!r} cannot be fitted: {error}. Leave it out.") from error
+    if empty := [name for name, statistic in statistics.items() if not statistic.count]:
+        raise DataError(f"{step}: column {empty[0]!r} holds nothing in the training split; leave it out.")
+    return statistics

@@ -1,0 +1,141 @@
+"""Personal data: what is replaced, and the many numbers that look alike."""
+
+import re
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maas_ray.data.cleaning import Notes
+from maas_ray.data.cleaning.pii import Pii
+from maas_ray.errors import SpecError
+
+
+def redacted(text: Any, **fields: Any) -> Any:
+    return Pii(**fields).clean({"text": text}, Notes())["text"]
+
+
+# Numbers are made up, or those that issuers publish as examples; their check digits are right.
+FOUND = [
+    ("Write to anna.müller+news@mail.web.de, or not.", "Write to <EMAIL_ADDRESS>, or not."),
+    ("<o'brien@example.co.uk>", "<<EMAIL_ADDRESS>>"),
+    ("email='a@b.com'", "email='<EMAIL_ADDRESS>'"),
+    ("电子邮件：wang@qq.com。", "电子邮件：<EMAIL_ADDRESS>。"),
+    ("Tel. +49 30 901820", "Tel. <PHONE_NUMBER>"),
+    ("tel:+31-641044153", "tel:<PHONE_NUMBER>"),
+    ("Call (415) 555-2671 or 415.555.2671!", "Call <PHONE_NUMBER> or <PHONE_NUMBER>!"),
+    ("Visa 4111 1111 1111 1111", "Visa <CREDIT_CARD>"),
+    ("5500-0000-0000-0004,378282246310005", "<CREDIT_CARD>,<CREDIT_CARD>"),
+    ("amex 3782 822463 10005.", "amex <CREDIT_CARD>."),
+    ("DE89 3704 0044 0532 0130 00 IBAN", "<IBAN_CODE> IBAN"),
+    ("GB29NWBK60161331926819", "<IBAN_CODE>"),
+    ("NL91 ABNA 0417 1643 00.", "<IBAN_CODE>."),
+    ("from 93.184.216.34", "from <IP_ADDRESS>"),
+    ("http://8.8.8.8:53/ and 8.8.8.8:80", "http://<IP_ADDRESS>:53/ and <IP_ADDRESS>:80"),
+    ("[2606:4700:4700::1111]:53", "[<IP_ADDRESS>]:53"),
+    ("SSN 536-90-4399", "SSN <US_SSN>"),
+    ("ssn: 536904399", "ssn: <US_SSN>"),
+    ("NI number AB 12 34 56 C", "NI number <UK_NINO>"),
+    ("IdNr. 36574261809", "IdNr. <DE_TAX_ID>"),
+    ("36 574 261 809", "<DE_TAX_ID>"),
+    ("2 95 10 99 126 111 93", "<FR_NIR>"),
+    ("DNI 54362315K, NIE X-2482300-W", "DNI <ES_NIF>, NIE <ES_NIE>"),
+    ("RCCMNL83S18D969H", "<IT_FISCAL_CODE>"),
+    ("BSN 111222333", "BSN <NL_BSN>"),
+    ("PESEL: 44051401359", "PESEL: <PL_PESEL>"),
+    ("390.533.447-05", "<BR_CPF>"),
+    ("2341 2341 2346", "<IN_AADHAAR>"),
+    ("身份证11010519491231002X。", "身份证11010519491231002X。"),
+    ("身份证：11010519491231002X。", "身份证：<CN_RIC>。"),
+]
+
+
+@pytest.mark.parametrize(("text", "without"), FOUND)
+def test_what_is_personal_becomes_its_kind(text: str, without: str) -> None:
+    notes = Notes()
+    row = Pii().clean({"text": text}, notes)
+
+    assert row == {"text": without}
+    assert notes.total() == len(re.findall("<[A-Z_]{6,}>", without))
+    assert Pii().clean(row, Notes()) is row
+    assert redacted(text.encode()) == (without if without != text else text.encode())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "version 1.2.3.4, ==8.8.8.8, 1.2.3.4.5, 10.0.19041.1, ObjectIdentifier('2.5.29.15'), 3.1.1.6",
+        "2024-11-28 10:30:00.123456, 28.11.2024, 11/28/2024, 20241128T103000, 1732790000, 1732790000123",
+        "d41d8cd98f00b204e9800998ecf8427e 550e8400-e29b-41d4-a716-446655440000 sha256:4111111111111111abcd",
+        "0.4111111111111111 4111111111111111.5 -4.111111111111111e16 0x4111111111111111",
+        "4111 1111 1111 1112, 4222222222222222, 1234567890123456",
+        "111222333, 44051401359, 39053344705, 234123412346, 536904399",
+        "2147483647, 4611686018427387904, 18446744073709551615, 555-1234, 12345-6789, pp. 573-583. 2020",
+        "x = a@b.mean(axis=0); A@B.T; @app.route; git@github.com:org/repo.git; user@host",
+        "std::vector<a::b> 12:30:45 00:1a:2b:3c:4d:5e [::2] a[1::2] ::1 fe80::1",
+        "127.0.0.1 0.0.0.0 255.255.255.255 10.0.0.1 192.168.1.1 52.94.0.0/22",
+        "2.817 940 2894 e-15, 206.768 2823, 1.410 570 5830",
+        "ISBN 978-3-16-148410-0, DE1234, FR76 3000 6000 0112 3456 7890 188, BG 12 34 56 C",
+        "078-05-1120, 000-12-3456, 666-12-3456, 987-65-4321",
+        "",
+    ],
+)
+def test_what_looks_like_it_stays(text: str) -> None:
+    assert redacted(text) == text
+
+
+def test_what_is_replaced_can_be_chosen() -> None:
+    text = "a@b.de, 10.0.0.1, 030 901820, 536-90-4399, PESEL 44051401359"
+
+    assert redacted(text) == "<EMAIL_ADDRESS>, 10.0.0.1, 030 901820, <US_SSN>, PESEL <PL_PESEL>"
+    assert redacted(text, entities=("IP_ADDRESS",), private_ips=True) == text.replace("10.0.0.1", "<IP_ADDRESS>")
+    assert redacted(text, entities=("PHONE_NUMBER",), phone_regions=("DE",)) == text.replace(
+        "030 901820", "<PHONE_NUMBER>"
+    )
+    assert redacted(text, entities=("NATIONAL_ID",), countries=("PL",)) == text.replace("44051401359", "<PL_PESEL>")
+    with pytest.raises(SpecError, match=r"'UK' is no region with a numbering plan; .* such as US"):
+        Pii.parse({"phone_regions": ["UK"]})
+    with pytest.raises(SpecError, match="entities"):
+        Pii.parse({"entities": ["PERSON"]})
+
+
+def test_a_word_speaks_for_the_number_behind_it_alone() -> None:
+    assert redacted("BSN 111222333, order 111222333") == "BSN <NL_BSN>, order 111222333"
+    assert redacted("BSN\n\n" + "a " * 50 + "111222333").endswith("111222333")
+
+
+def test_a_chat_is_searched_but_not_who_speaks() -> None:
+    chat = [{"role": "a@b.de", "content": "I am a@b.de"}]
+
+    assert Pii().clean({"messages": chat}, Notes()) == {
+        "messages": [{"role": "a@b.de", "content": "I am <EMAIL_ADDRESS>"}]
+    }
+
+
+PIECES = st.one_of(
+    st.sampled_from([text for text, _ in FOUND]),
+    st.text("0123456789 .-+/():@abcdefABCDEFXYZ<>\n", max_size=30),
+    st.text(max_size=10),
+)
+
+
+@given(st.lists(PIECES, max_size=6).map(" ".join))
+def test_whatever_is_left_holds_nothing_more(text: str) -> None:
+    once = redacted(text)
+
+    assert redacted(once) == once
+    assert once.count("\n") == text.count("\n")
+
+
+LONG = ("a", "a.", "1", "1 ", "a@", ":", "1.1", "(", "A1", "@a-", "+1", "AB12 ", "1.2.3.4:", "bsn ", "\u0661")
+
+
+@pytest.mark.parametrize("part", LONG)
+def test_time_grows_with_the_text_and_no_faster(part: str) -> None:
+    text = part * (200_000 // len(part)) + "1234567"
+    started = time.process_time()
+    redacted(text)
+
+    assert time.process_time() - started < 5

@@ -1,0 +1,417 @@
+"""Steps that look at text: what they mend, what they leave out, and in which script."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maas_ray.data.cleaning import Dropped, Notes, clean_row
+from maas_ray.data.cleaning.base import CleaningStep
+from maas_ray.data.cleaning.c4 import C4Quality
+from maas_ray.data.cleaning.filters import Characters, Length
+from maas_ray.data.cleaning.fix_text import FixText
+from maas_ray.data.cleaning.gopher import GopherQuality, GopherRepetition
+from maas_ray.data.cleaning.language import Language
+from maas_ray.errors import SpecError
+from maas_ray.tasks.base import REST
+
+ENGLISH = (
+    "The quick brown fox jumps over the lazy dog, and all the people of the town have seen it with their own eyes."
+)
+GERMAN = "Der schnelle braune Fuchs springt über den faulen Hund, und alle Leute der Stadt haben es mit Augen gesehen."
+CHINESE = "敏捷的棕色狐狸跳过了懒狗，城里所有的人都亲眼看到了这一切，大家都觉得非常有趣，纷纷鼓掌。"
+ARABIC = "قفز الثعلب البني السريع فوق الكلب الكسول، وقد رأى كل أهل المدينة ذلك بأعينهم وأعجبهم كثيرا."
+
+
+def fate(step: CleaningStep, text: Any) -> str | None:
+    """Why a text is dropped; None: it stays."""
+    try:
+        step.clean({"text": text}, Notes())
+    except Dropped as reason:
+        return str(reason)
+    return None
+
+
+# --- which texts -----------------------------------------------------------------------------------
+
+
+def test_filters_look_at_what_the_task_reads_and_not_at_classes_or_files() -> None:
+    row = {"text": "one two three", "label": "a", "image": b"\xff", "keep/site": "b", REST: {"c": "d"}}
+    step = Length(min_words=3)
+
+    assert step.clean(row, Notes()) is row
+    with pytest.raises(Dropped):
+        Length(min_words=3, columns=("c",)).clean(row, Notes())
+    with pytest.raises(ValueError, match=r"no column of the task is text; name one by `columns` \(image, label\)"):
+        step.clean({"image": b"\xff", "label": "a"}, Notes())
+    with pytest.raises(ValueError, match="column 'n' holds a int, no text"):
+        Length(min_words=3, columns=("n",)).clean({"n": 3}, Notes())
+
+
+def test_a_missing_text_is_left_to_the_task() -> None:
+    row = {"text": None}
+
+    assert clean_row([Length(min_words=3), FixText(), GopherQuality()], row, Notes()) == row
+
+
+def test_a_chat_is_one_text_to_filters_and_several_to_what_changes_them() -> None:
+    chat = [
+        {"role": "user", "content": "GrÃ¼ÃŸe"},
+        {"role": "assistant", "content": [{"type": "text", "text": "zurÃ¼ck"}], "n": 1},
+    ]
+    row = {"messages": chat}
+
+    fixed = FixText().clean(row, Notes())["messages"]
+    assert [fixed[0]["content"], fixed[1]["content"][0]["text"]] == ["Grüße", "zurück"]
+    assert chat[0]["content"] == "GrÃ¼ÃŸe"
+    assert fixed[1]["n"] == 1
+    assert Length(min_words=2, max_words=2).clean(row, Notes()) is row
+    with pytest.raises(ValueError, match="column 'messages' holds a list; these rules are for documents"):
+        C4Quality().clean(row, Notes())
+
+
+def test_tokens_stay_as_many_and_tags_as_they_are() -> None:
+    row = {"tokens": ["GrÃ¼ÃŸe", "a"], "tags": ["Ã¼", "O"]}
+
+    assert FixText().clean(row, Notes()) == {"tokens": ["Grüße", "a"], "tags": ["Ã¼", "O"]}
+    assert Length(min_words=2, max_words=2).clean(row, Notes()) is row
+
+
+def test_bytes_that_are_no_utf8_say_what_mends_them() -> None:
+    with pytest.raises(ValueError, match=r"not UTF-8: byte 0xfc at 2; put the step `fix_text` before this one"):
+        Length(min_words=1).clean({"text": b"Gr\xfc\xdfe"}, Notes())
+    assert fate(Length(max_characters=5), "Grüße".encode()) is None
+    assert fate(Length(max_characters=5), b"\xef\xbb\xbf" + "Grüße".encode()) is None
+
+
+# --- fix_text --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("broken", "whole"),
+    [
+        ("sÃ¼ÃŸ", "süß"),
+        ("â€œquotedâ€\x9d", "“quoted”"),
+        ("ä½\xa0å¥½", "你好"),
+        ("e\u0301te\u0301", "été"),
+        ("a\r\nb\rc", "a\nb\nc"),
+        ("a\x00b\x07c\x1b[31md", "abcd"),
+        ("\ufeffa", "a"),
+        ("&amp; “ﬁ” １２", "&amp; “ﬁ” １２"),
+        (GERMAN, GERMAN),
+        (CHINESE, CHINESE),
+        (ARABIC, ARABIC),
+        ("def f(x):\n\treturn {x: 1}\n", "def f(x):\n\treturn {x: 1}\n"),
+        ("", ""),
+    ],
+)
+def test_text_is_mended(broken: str, whole: str) -> None:
+    notes = Notes()
+
+    assert FixText().clean({"text": broken}, notes) == {"text": whole}
+    assert notes == ({"changed": 1} if broken != whole else {})
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said", "text"),
+    [
+        ("utf-8", None, GERMAN),
+        ("utf-16", "utf-16", CHINESE),
+        ("utf-32", "utf-32", ARABIC),
+        ("utf-16-le", "utf-16-le", GERMAN),
+        ("utf-16-be", "utf-16-be", ENGLISH),
+        ("cp1252", "windows-1252", "„Grüße“ – €"),
+        ("latin-1", "windows-1252", GERMAN),
+        ("mac-roman", "macroman", "Grüße\rzurück"),
+    ],
+)
+def test_files_are_decoded_whatever_they_are_in(encoding: str, said: str | None, text: str) -> None:
+    notes = Notes()
+    row = FixText().clean({"text": text.encode(encoding)}, notes)
+
+    assert row == {"text": text.encode() if said is None else text.replace("\r", "\n")}
+    assert notes == ({f"decoded from {said}": 1, "changed": 1} if said else {})
+
+
+def test_encodings_are_tried_in_their_order() -> None:
+    step = FixText(encodings=("utf-8", "gb18030"), guess=False)
+
+    assert step.clean({"text": CHINESE.encode("gb18030")}, Notes()) == {"text": CHINESE}
+    with pytest.raises(ValueError, match="is in none of utf-8, gb18030; name its encoding, or set `guess: true`"):
+        step.clean({"text": b"\xff"}, Notes())
+    with pytest.raises(SpecError, match="'utf-9' is no encoding of text that Python knows"):
+        FixText.parse({"encodings": ["utf-9"]})
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\x1f\x8b\x08\0abc", b"\xff\xfe\0"])
+def test_what_is_no_text_is_not_made_into_some(content: bytes) -> None:
+    with pytest.raises(ValueError, match=r"holds NUL bytes|begins with the mark"):
+        FixText().clean({"text": content}, Notes())
+
+
+def test_files_that_are_all_right_stay_bytes() -> None:
+    row = {"text": "Grüße\n".encode()}
+
+    assert FixText().clean(row, Notes()) is row
+
+
+PIECES = st.one_of(
+    st.text(max_size=20),
+    st.sampled_from(["Ã¼", "Ã", "\x00", "©", "â€", "\x9d", "\r", "\n", "e\u0301", "\ufeff", "&amp;", "\x1b["]),
+)
+
+
+@given(st.lists(PIECES, max_size=8).map("".join), st.sampled_from(["NFC", "NFKC", "NFD", None]), st.booleans())
+def test_what_is_mended_stays_so(text: str, form: Any, html: bool) -> None:
+    step = FixText(normalization=form, unescape_html=html)
+    once = step.clean({"text": text}, Notes())
+
+    assert step.clean(once, Notes()) is once
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_become_text_or_an_error(content: bytes) -> None:
+    try:
+        row = FixText().clean({"text": content}, Notes())
+    except ValueError:
+        return
+    assert FixText().clean(row, Notes()) == row
+
+
+# --- length, characters ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "text", "reason"),
+    [
+        ({"min_characters": 3}, "äö", "too few characters"),
+        ({"min_characters": 3}, "你好吗", None),
+        ({"max_characters": 3}, "abcd", "too many characters"),
+        ({"min_words": 2}, "one\n", "too few words"),
+        ({"max_words": 2}, "one two three", "too many words"),
+        ({"min_characters": 1}, "", "too few characters"),
+    ],
+)
+def test_length(fields: dict[str, Any], text: str, reason: str | None) -> None:
+    assert fate(Length(**fields), text) == reason
+    assert fate(Length(**fields), text.encode()) == reason
+
+
+@pytest.mark.parametrize(
+    ("fields", "text", "reason"),
+    [
+        ({"alphabetic": (0.7, 1)}, ENGLISH, None),
+        ({"alphabetic": (0.7, 1)}, GERMAN, None),
+        ({"alphabetic": (0.7, 1)}, CHINESE, None),
+        ({"alphabetic": (0.7, 1)}, ARABIC, None),
+        ({"alphabetic": (0.7, 1)}, "नमस्ते दुनिया", None),
+        ({"alphabetic": (0.7, 1)}, "1234 5678", "too few alphabetic"),
+        ({"digits": (0, 0.2)}, "call 0800 1234", "too many digits"),
+        ({"digits": (0, 0.2)}, "٠١٢٣", "too many digits"),
+        ({"symbols": (0, 0.3)}, "{};;()==+", "too many symbols"),
+        ({"whitespace": (0.05, 0.4)}, "a\u3000 \t b", "too many whitespace"),
+        ({"whitespace": (0.05, 0.4)}, "a" * 30, "too few whitespace"),
+        ({"uppercase": (0, 0.5)}, "BUY 123 NOW!!!", "too many uppercase"),
+        ({"uppercase": (0, 0.5)}, "12 !!", None),
+        ({"non_ascii": (0, 0)}, "naïve", "too many non_ascii"),
+        ({"non_ascii": (0, 0)}, "", None),
+        ({"symbols": (0, 0)}, "\ud800", None),
+    ],
+)
+def test_characters(fields: dict[str, Any], text: str, reason: str | None) -> None:
+    assert fate(Characters(**fields), text) == reason
+
+
+@pytest.mark.parametrize(
+    ("step", "fields", "message"),
+    [
+        (Length, {}, "says no length; give min_characters"),
+        (Length, {"min_words": 3, "max_words": 2}, r"min_words \(3\) is more than max_words \(2\)"),
+        (Characters, {}, "says no share; give one of alphabetic"),
+        (Characters, {"digits": [0.5, 0.1]}, r"digits: \[0.5, 0.1\]: the least is more than the most; swap them"),
+        (Characters, {"digits": [0, 10]}, r"less than or equal to 1"),
+        (Language, {"languages": ["xx"]}, "'xx' is no language that the model knows; it knows ace, af, "),
+        (GopherQuality, {"min_words": 9, "max_words": 8}, r"min_words \(9\) is more than max_words \(8\)"),
+        (GopherQuality, {"stop_words": ["the"]}, r"min_stop_words \(2\) is more than there are stop_words"),
+        (C4Quality, {"bad_words": "nowhere.txt"}, "bad_words: nowhere.txt cannot be read"),
+    ],
+)
+def test_a_spec_that_means_nothing_is_refused(step: Any, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        step.parse(fields)
+
+
+# --- language --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("language", "text"), [("en", ENGLISH), ("de", GERMAN), ("zh", CHINESE), ("ar", ARABIC)])
+def test_languages_are_told_apart(language: str, text: str) -> None:
+    assert fate(Language(languages=(language,)), text) is None
+    assert fate(Language(languages=("fi", "sw")), text) == f"language is {language}"
+    assert fate(Language(languages=("fi", language)), text.encode()) is None
+
+
+@pytest.mark.parametrize("text", ["", "1234 5678", "ok"])
+def test_what_is_in_no_language_is_uncertain(text: str) -> None:
+    assert fate(Language(languages=("en",), min_probability=0.5), text) == "language is uncertain"
+
+
+def test_the_middle_of_a_long_text_decides() -> None:
+    text = ENGLISH + GERMAN * 100 + ENGLISH
+
+    assert fate(Language(languages=("de",), sample_characters=1000), text) is None
+
+
+# --- Gopher ----------------------------------------------------------------------------------------
+
+PROSE = " ".join(
+    f"In chapter{n} of the book we have to be with people that know{n} and things{n} happen." for n in range(20)
+)
+
+
+def lines(count: int, *more: str) -> str:
+    return "\n".join([*(f"line number {n} says another thing {n * n}" for n in range(count)), *more])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (ENGLISH, None),
+        (GERMAN, None),
+        (CHINESE, None),
+        ("", None),
+        (lines(6, *["again"] * 5), "duplicate lines"),
+        (
+            lines(7, *["a line that is rather longer than the other lines of this text are, by far"] * 3),
+            "characters in duplicate lines",
+        ),
+        ("\n\n".join([*map(str, range(6)), *"aaaaa"]), "duplicate paragraphs"),
+        (lines(1) + " spam eggs" * 12, "top 2-gram"),
+        (" ".join(f"word{n % 150}" for n in range(300)), "duplicate 5-grams"),
+    ],
+)
+def test_repetition(text: str, reason: str | None) -> None:
+    assert fate(GopherRepetition(), text) == reason
+
+
+def test_rules_of_repetition_can_be_left_out() -> None:
+    text = "spam eggs " * 50
+    off = {"max_top_ngram": {}, "max_duplicate_ngrams": {5: 1.0}}
+
+    assert fate(GopherRepetition(), text) == "top 2-gram"
+    assert fate(GopherRepetition(**off), text) is None
+    assert fate(GopherRepetition(**off | {"max_duplicate_ngrams": {3: 0.7}}), text) == "duplicate 3-grams"
+    with pytest.raises(SpecError, match=r"max_top_ngram.*less than or equal to 1"):
+        GopherRepetition.parse({"max_top_ngram": {2: 20}})
+
+
+def naive_duplicates(words: list[str], size: int) -> int:
+    """As datatrove counts them, on tuples of words."""
+    seen, total, place = set(), 0, 0
+    while place <= len(words) - size:
+        ngram = tuple(words[place : place + size])
+        if ngram in seen:
+            total, place = total + sum(map(len, ngram)), place + size
+        else:
+            seen.add(ngram)
+            place += 1
+    return total
+
+
+@given(st.lists(st.sampled_from(["a", "bb", "ccc"]), min_size=1, max_size=60), st.integers(2, 6))
+def test_ngrams_are_counted_as_one_by_one(words: list[str], size: int) -> None:
+    share = naive_duplicates(words, size) / len(" ".join(words))
+    off = {"max_top_ngram": {}, "max_duplicate_lines": 1, "max_duplicate_paragraphs": 1}
+
+    for most, reason in ((share, None), (share - 1e-9, f"duplicate {size}-grams")):
+        if 0 <= most < 1:
+            assert fate(GopherRepetition(**off, max_duplicate_ngrams={size: most}), " ".join(words)) == reason
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (PROSE, None),
+        ("", "too few words"),
+        (ENGLISH, "too few words"),
+        ("a " * 60, "words are too short"),
+        ("internationalisation " * 60, "words are too long"),
+        (PROSE + " #hash" * 80, "too many hash signs"),
+        (PROSE + " well..." * 80, "too many ellipses"),
+        ("\n".join(f"- {part}." for part in PROSE.split(". ")), "too many bullet points"),
+        (
+            "\n".join(f"{part} and so on for many words..." for part in PROSE.split(". ")),
+            "too many lines that end with an ellipsis",
+        ),
+        (PROSE + " 1234 5678" * 60, "too few words with letters"),
+        (" ".join([GERMAN] * 4), "too few stop words"),
+    ],
+)
+def test_quality(text: str, reason: str | None) -> None:
+    assert fate(GopherQuality(), text) == reason
+
+
+def test_quality_in_another_language() -> None:
+    step = GopherQuality(stop_words=("der", "und", "die", "mit", "es"))
+
+    assert fate(step, " ".join([GERMAN] * 4)) is None
+
+
+# --- C4 --------------------------------------------------------------------------------------------
+
+PAGE = """Home | About
+The first sentence of this page is here.[1] "And here is another one."
+Our site uses cookies to make everything better for you.
+Please enable Javascript to see this page as it is.
+too short.
+The third sentence, on a line of its own, ends here!
+This line has no full stop at its end
+And this one does not really end..."""
+
+
+def test_lines_of_prose_stay() -> None:
+    notes = Notes()
+    row = C4Quality().clean({"text": PAGE, "label": "Menu"}, notes)
+
+    assert row == {
+        "text": 'The first sentence of this page is here. "And here is another one."\n'
+        "The third sentence, on a line of its own, ends here!",
+        "label": "Menu",
+    }
+    assert notes == {"removed lines": 1}
+    assert C4Quality().clean(row, notes) is row
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", None),
+        ("One sentence that is long enough. And a second sentence.", "too few sentences"),
+        (PAGE + "\nAnd here we see lorem ipsum in a sentence.", "lorem ipsum"),
+        (PAGE + "\nThis line has a function() { in its middle.", "curly bracket"),
+        (PAGE + "\nNo curly { in prose", None),
+    ],
+)
+def test_pages_that_are_dropped(text: str, reason: str | None) -> None:
+    assert fate(C4Quality(), text) == reason
+
+
+def test_bad_words_are_words_and_travel_with_the_step(tmp_path: Path) -> None:
+    path = tmp_path / "bad.txt"
+    path.write_text("Darn\n坏话\n\n", encoding="utf-8")
+    step = C4Quality(bad_words=str(path), min_words_per_line=0)
+    page = "This is one sentence. This is another sentence here. And {} is the third sentence."
+    pages = [page.format(word) for word in ("this", "darning", "DARN", "很坏话的")]
+    step = step.model_copy(update={"curly_brackets": False})
+    identity = step.identity()
+    path.unlink()
+
+    for one in (step, pickle.loads(pickle.dumps(step))):
+        assert [fate(one, text) for text in pages] == [None, None, "bad word", "bad word"]
+    elsewhere = tmp_path / "same.txt"
+    elsewhere.write_text("Darn\n坏话\n\n", encoding="utf-8")
+    other = C4Quality(bad_words=str(elsewhere), min_words_per_line=0, curly_brackets=False)
+    assert other.identity() == identity
