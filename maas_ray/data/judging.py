@@ -86,7 +86,7 @@ def _marked(block: pa.Table, task: TaskSpec, how: Decontaminate, index: Any) -> 
     known: NgramIndex = ray.get(index)
     which, likes = block["fate"].to_pylist(), block["like"].to_pylist()
     for place, hashes in fates.ngrams(block, task, how, training=True):
-        if how.contaminated(known.contains(hashes)):
+        if how.contaminates(known.contains(hashes)):
             which[place] = fates.CONTAMINATED
     return fates.marked(block, which, likes)
 
