@@ -95,7 +95,8 @@ class Reading:
     @property
     def names(self) -> tuple[str, ...]:
         """All columns to read."""
-        return columns_to_read(self.task.columns, dict.fromkeys((*self.keep, *self.columns)))
+        further = (name for name in self.columns if name not in self.task.columns)
+        return columns_to_read(self.task.columns, dict.fromkeys((*self.keep, *further)))
 
 
 def packed(items: Iterable[Any]) -> pa.Table:
