@@ -54,19 +54,19 @@ class GopherRepetition(TextFilter):
             ("lines", _LINES.split(text), self.max_duplicate_lines, self.max_duplicate_line_characters),
         ):
             count, characters = _duplicates(parts)
-            if count > most * len(parts):
+            if count / len(parts) > most:
                 raise Dropped(f"duplicate {kind}")
-            if characters > most_characters * len(text):
+            if characters / len(text) > most_characters:
                 raise Dropped(f"characters in duplicate {kind}")
         words = _Words(text.split())
         for size in range(2, max([*self.max_top_ngram, *self.max_duplicate_ngrams], default=0) + 1):
             if not words.grow():
                 return  # no longer sequence stands twice either
             most = self.max_top_ngram.get(size, 1.0)
-            if most < 1 and words.top() > most * len(text):
+            if most < 1 and words.top() / len(text) > most:
                 raise Dropped(f"top {size}-gram")
             most = self.max_duplicate_ngrams.get(size, 1.0)
-            if most < 1 and words.duplicated() > most * len(text):
+            if most < 1 and words.duplicated() / len(text) > most:
                 raise Dropped(f"duplicate {size}-grams")
 
 
@@ -175,16 +175,16 @@ class GopherQuality(TextFilter):
             raise Dropped("words are too short")
         if length > self.max_mean_word_length:
             raise Dropped("words are too long")
-        if text.count("#") > self.max_symbols_per_word * len(words):
+        if text.count("#") / len(words) > self.max_symbols_per_word:
             raise Dropped("too many hash signs")
-        if text.count("...") + text.count("…") > self.max_symbols_per_word * len(words):
+        if (text.count("...") + text.count("…")) / len(words) > self.max_symbols_per_word:
             raise Dropped("too many ellipses")
         lines = text.splitlines()
-        if sum(line.lstrip().startswith(_BULLETS) for line in lines) > self.max_bullet_lines * len(lines):
+        if sum(line.lstrip().startswith(_BULLETS) for line in lines) / len(lines) > self.max_bullet_lines:
             raise Dropped("too many bullet points")
-        if sum(line.rstrip().endswith(("...", "…")) for line in lines) > self.max_ellipsis_lines * len(lines):
+        if sum(line.rstrip().endswith(("...", "…")) for line in lines) / len(lines) > self.max_ellipsis_lines:
             raise Dropped("too many lines that end with an ellipsis")
-        if sum(map(_has_letter, words)) < self.min_alphabetic_words * len(words):
+        if sum(map(_has_letter, words)) / len(words) < self.min_alphabetic_words:
             raise Dropped("too few words with letters")
         if len(set(self.stop_words).intersection(map(str.lower, bare))) < self.min_stop_words:
             raise Dropped("too few stop words")
