@@ -305,6 +305,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=60_000)
     parser.add_argument("--bands", type=int, default=14)
     parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--words", nargs="+", choices=["spacy", "split"], default=["spacy", "split"])
     parser.add_argument("--without-ray", action="store_true")
     parser.add_argument("--inside", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -329,7 +330,7 @@ def main() -> None:
         if not arguments.without_ray:
             sides["prepare"] = partial(with_cluster, name, partial(on_ray, directory, spec, half))
         if arguments.datatrove:
-            for words in ("spacy", "split"):
+            for words in arguments.words:
                 sides[f"datatrove, {words}"] = partial(of_datatrove, arguments.datatrove, directory, words, arguments)
         for side, run in sides.items():
             seconds, clusters = run()
