@@ -1,18 +1,18 @@
-"""Near-duplicates beside datatrove's MinHash: documents a second, planted pairs found, and how much of what is removed is alike.
+"""Near-duplicates beside datatrove's MinHash: documents a second, planted pairs found, what is removed.
 
-The documents are pieces of 60 to 600 words of the standard library and of installed packages, as real text as a machine has
-without a network. To a fifth of them a copy is planted with words replaced, left out or put in, at rates that leave a known
-Jaccard similarity of shingles: near-duplicates from 0.95 down to the threshold, and hard negatives below it. Both sides read
-the same JSON Lines, take shingles of five words, as many bands of as many minima, and two processes. All clocks run from files
-to the decision about every document.
+The documents are pieces of 60 to 600 words of the standard library and of installed packages, as real text as a machine
+has without a network. Of a fifth of them a copy is planted with words replaced, left out or put in, at rates that leave
+a known Jaccard similarity of shingles: near-duplicates from 0.95 down to the threshold, hard negatives below it. All
+sides read the same JSON Lines, take shingles of five words, as many bands of as many minima, and two processes. Clocks
+run from files to the decision about every document; datatrove writes the kept ones too, since its decision is that.
 
-    python -m venv /tmp/datatrove && /tmp/datatrove/bin/pip install 'datatrove[processing]' spacy
+    python -m venv /tmp/datatrove && /tmp/datatrove/bin/pip install 'datatrove[processing]' spacy orjson
     python benchmarks/dedup.py --datatrove /tmp/datatrove/bin/python [--documents 60000] [--bands 14 --rows 8]
 
-`prepare` are its own steps on Ray, from listing the files to rows that are marked, exact duplicates and splits included;
-`two processes` is the same code without Ray. datatrove is run as it comes, with spaCy's English tokenizer, and once more with
-words split at white space, which is as fast as it can be. Its four steps each start their processes; that is in its time, as a
-cluster that is up is not in ours.
+`prepare` are its own steps on Ray, from listing the files to rows that are marked, exact duplicates and splits among
+them; `two processes` is the same code without Ray. datatrove is run as it comes, with spaCy's English tokenizer, and
+once more with words split at white space, which is as fast as it can be. Each of its four steps starts its processes;
+that is in its time, as starting Ray's workers is in ours, and a cluster that is up is not.
 """
 
 import argparse
@@ -204,9 +204,8 @@ def of_datatrove(python: str, directory: Path, words: str, arguments) -> tuple[f
     command += ["--bands", str(arguments.bands), "--rows", str(arguments.rows)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""})
     report = json.loads(done.stdout.splitlines()[-1])
-    print(
-        f"  datatrove {report['version']}, {words}: " + ", ".join(f"{k} {v:.1f} s" for k, v in report["steps"].items())
-    )
+    steps = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report["steps"].items())
+    print(f"  datatrove {report['version']}, {words}: {steps}")
     return sum(report["steps"].values()), {int(one): other for one, other in report["clusters"].items()}
 
 
@@ -255,9 +254,8 @@ def inside_datatrove(directory: Path, output: Path, words: str, bands: int, rows
     seconds = {}
     for name, (tasks, pipeline) in steps.items():
         began = time.perf_counter()
-        LocalPipelineExecutor(
-            pipeline, tasks=tasks, workers=min(tasks, 2), logging_dir=f"{folders['logs']}/{name}"
-        ).run()
+        logs = f"{folders['logs']}/{name}"
+        LocalPipelineExecutor(pipeline, tasks=tasks, workers=min(tasks, 2), logging_dir=logs).run()
         seconds[name] = time.perf_counter() - began
     half = sum(1 for _ in (directory / "00000.jsonl").open())
     clusters = {}
@@ -273,8 +271,8 @@ def inside_datatrove(directory: Path, output: Path, words: str, bands: int, rows
 def judged(texts: list[str], planted: list[tuple[int, int, float]], clusters: dict[int, int]) -> str:
     """Recall on planted pairs by similarity, and precision.
 
-    A document is rightly removed if some other of its cluster has at least the threshold's similarity less SLACK. The kept
-    one may be further: chains are joined by either side.
+    A document is rightly removed if some other of its cluster has at least the threshold's similarity less SLACK. The
+    kept one may be further: chains are joined by either side.
     """
     joined = Counter[float]()
     total = Counter[float]()
@@ -296,10 +294,9 @@ def judged(texts: list[str], planted: list[tuple[int, int, float]], clusters: di
         ]
         removed += len(some) - 1
         right += min(sum(alike), len(some) - 1)
-    levels = "  ".join(
-        f"{level:.1f}: {joined[level] / total[level]:.3f} of {total[level]:,}" for level in sorted(total)
-    )
-    return f"recall {recall:.4f}  removed {removed:,}, of these alike {right / max(removed, 1):.4f}\n    by similarity {levels}"
+    levels = "  ".join(f"{one:.1f}: {joined[one] / total[one]:.3f} of {total[one]:,}" for one in sorted(total))
+    precision = f"removed {removed:,}, of these alike {right / max(removed, 1):.4f}"
+    return f"recall {recall:.4f} of {len(near):,}  {precision}\n    by similarity {levels}"
 
 
 def main() -> None:
@@ -308,6 +305,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=60_000)
     parser.add_argument("--bands", type=int, default=14)
     parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--words", nargs="+", choices=["spacy", "split"], default=["spacy", "split"])
     parser.add_argument("--without-ray", action="store_true")
     parser.add_argument("--inside", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -326,14 +324,13 @@ def main() -> None:
         texts, planted = corpus(directory, arguments.documents)
         half = (len(texts) + 1) // 2
         size = sum(map(len, texts))
-        print(
-            f"{len(texts):,} documents, {size / 1e6:,.0f} MB, {len(planted):,} planted; load {os.getloadavg()[0]:.1f}"
-        )
+        print(f"{len(texts):,} documents, {size / 1e6:,.0f} MB, {len(planted):,} planted")
+        print(f"load {os.getloadavg()[0]:.1f}")
         sides = {"two processes": partial(in_processes, directory, spec, half)}
         if not arguments.without_ray:
             sides["prepare"] = partial(with_cluster, name, partial(on_ray, directory, spec, half))
         if arguments.datatrove:
-            for words in ("spacy", "split"):
+            for words in arguments.words:
                 sides[f"datatrove, {words}"] = partial(of_datatrove, arguments.datatrove, directory, words, arguments)
         for side, run in sides.items():
             seconds, clusters = run()
