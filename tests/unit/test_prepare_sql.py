@@ -161,7 +161,8 @@ def test_postgresql_streams_what_it_holds(server: str, monkeypatch: pytest.Monke
         connection.execute(  # what only a real server has
             "CREATE TABLE \"Notes\" AS SELECT n::bigint AS id, n || ' 100% :x ' || repeat('é', 200) AS text, "
             "n * 1.5::numeric AS price, '2026-01-01T00:00+05:30'::timestamptz AS at, jsonb_build_object('a', n) "
-            "AS doc, decode('00ff', 'hex') AS image, gen_random_uuid() AS uid, true AS yes FROM generate_series(1, 10000) n"
+            "AS doc, decode('00ff', 'hex') AS image, "
+            "gen_random_uuid() AS uid, true AS yes FROM generate_series(1, 10000) n"
         )
     of = SqlSource(uri="${SOURCE_URL}", table="public.Notes", partition_column="id")
     (file,) = list_files(of)
