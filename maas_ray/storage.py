@@ -505,7 +505,7 @@ def translated(uri: str) -> Iterator[None]:
         yield
     except MaasError:
         raise
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFoundError(f"{uri} does not exist.") from error
     except PermissionError as error:
         raise StorageError(f"no permission for {uri}: {error}") from error

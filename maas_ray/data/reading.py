@@ -19,7 +19,7 @@ def inspect(source: AnySource, file: InputFile, columns: tuple[str, ...]) -> Ins
     try:
         return source.inspect(Inspected(file, stamp=source.stamp(file)), source.mapping(columns))
     except (OSError, MaasError) as error:
-        return Inspected(file, problem=f"{file.uri} cannot be read: {error}")
+        return Inspected(file, problem=f"{file.uri} cannot be read: {str(error).removeprefix(file.uri).lstrip(': ')}")
 
 
 def read(part: Part, columns: tuple[str, ...]) -> Iterator[Raw]:

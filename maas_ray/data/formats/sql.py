@@ -94,10 +94,11 @@ class SqlSource(Table):
     def look(self, found: Inspected, mapping: dict[str, str]) -> Inspected:
         stretches: list[_Stretch] = []
         with _connected(found.file) as connection:
-            names, rows = self._selected(connection, None, None)
-            key = [] if self.partition_column is None else [self.partition_column]
-            if problem := missing(found.file.uri, mapping | {f"keep/{name}": name for name in key}, names):
+            names = self._names(connection)
+            key = {} if self.partition_column is None else {"partition_column": self.partition_column}
+            if problem := missing(found.file.uri, mapping | key, names):
                 return replace(found, problem=problem)
+            rows = self._selected(connection, None, None)
             for values in rows:
                 content = _content(values)
                 number = self._number(values, names)
@@ -123,8 +124,8 @@ class SqlSource(Table):
         high = places[chosen.stop][0] if chosen.stop < len(places) else None
         total = 0
         with _connected(found.file) as connection:
-            names, rows = self._selected(connection, low, high)
-            for values in rows:
+            names = self._names(connection)
+            for values in self._selected(connection, low, high):
                 digest = _digest(_content(values))
                 total += digest
                 number = self._number(values, names)
@@ -133,26 +134,30 @@ class SqlSource(Table):
         if total % _MODULUS != sum(places[group][1] for group in chosen) % _MODULUS:
             raise DataError(f"{found.file.uri} changed while it was read; nothing was committed. Run again.")
 
-    def _selected(
-        self, connection: "Connection", low: int | None, high: int | None
-    ) -> tuple[list[str], Iterator[tuple[Any, ...]]]:
-        """The names of the columns, and the rows; those with a partition from `low` up to `high`, in its order."""
-        quoted = connection.dialect.identifier_preparer.quote
-        if self.table is not None:
-            statement = f"SELECT * FROM {'.'.join(quoted(part) for part in self.table.split('.'))}"  # noqa: S608
-        else:
-            statement = str(self.query).strip().rstrip(";")
+    def _names(self, connection: "Connection") -> list[str]:
+        """The names of the columns, as the query itself has them: inside another, some databases change them."""
+        with connection.exec_driver_sql(self._statement(connection)) as result:
+            names = [str(name) for name in result.keys()]  # noqa: SIM118  of a result, not of a mapping
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise DataError(f"{self.location} has {', '.join(map(repr, twice))} more than once; name columns with AS.")
+        return names
+
+    def _selected(self, connection: "Connection", low: int | None, high: int | None) -> Iterator[tuple[Any, ...]]:
+        """The rows; those with a partition from `low` up to `high`, in its order."""
+        statement = self._statement(connection)
         if self.partition_column is not None:
-            column = quoted(self.partition_column)
+            column = _quoted(connection, self.partition_column)
             bounds = [f"{column} >= {low:d}"] if low is not None else []
             bounds += [f"{column} < {high:d}"] if high is not None else []
             where = f" WHERE {' AND '.join(bounds)}" if bounds else ""
             statement = f"SELECT * FROM (\n{statement}\n) AS maas_rows{where} ORDER BY {column}"  # noqa: S608
-        result = connection.exec_driver_sql(statement)
-        names = [str(name) for name in result.keys()]  # noqa: SIM118  of a result, not of a mapping
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise DataError(f"{self.location} has {', '.join(map(repr, twice))} more than once; name columns with AS.")
-        return names, (tuple(map(_plain, row)) for row in result)
+        return (tuple(map(_plain, row)) for row in connection.exec_driver_sql(statement))
+
+    def _statement(self, connection: "Connection") -> str:
+        if self.table is not None:
+            parts = (_quoted(connection, part) for part in self.table.split("."))
+            return f"SELECT * FROM {'.'.join(parts)}"  # noqa: S608
+        return str(self.query).strip().rstrip(";")
 
     def _number(self, values: tuple[Any, ...], names: list[str]) -> int | None:
         if self.partition_column is None:
@@ -181,6 +186,10 @@ class _Stretch:
         self.last = number
         self.rows, self.size = self.rows + 1, self.size + len(content)
         self.total = (self.total + _digest(content)) % _MODULUS
+
+
+def _quoted(connection: "Connection", name: str) -> str:
+    return str(connection.dialect.identifier_preparer.quote(name))
 
 
 def _plain(value: Any) -> Any:
