@@ -90,8 +90,9 @@ def stamp(uri: str) -> str:
     return str(fs.ukey(path))
 
 
-def _stamp(source: AnySource, uri: str) -> str:
+def stamp_of(source: AnySource, file: InputFile) -> str:
     """Of a file, and of what belongs to it."""
+    uri = file.uri
     if isinstance(source, AudioFolderSource) and storage.exists(_transcript(uri)):
         return f"{stamp(uri)} {stamp(_transcript(uri))}"
     return stamp(uri)
@@ -105,11 +106,13 @@ def _transcript(uri: str) -> str:
 # --- the first look --------------------------------------------------------------------------------
 
 
-def inspect(source: AnySource, file: InputFile, columns: tuple[str, ...]) -> Inspected:
-    """Read a file once, for what has to be known before any work starts."""
+def inspect(source: AnySource, file: InputFile, columns: tuple[str, ...], before: Inspected | None = None) -> Inspected:
+    """Read a file once, for what has to be known before any work starts; what was found `before` holds by its stamp."""
     mapping = source.mapping(columns)
     try:
-        found = Inspected(file, stamp=_stamp(source, file.uri))
+        found = Inspected(file, stamp=stamp_of(source, file))
+        if before is not None and before.stamp == found.stamp:
+            return before
         if isinstance(source, JsonlSource):
             return _inspect_jsonl(source, found, mapping)
         if isinstance(source, CsvSource):
@@ -253,7 +256,7 @@ def read(part: Part, columns: tuple[str, ...]) -> Iterator[Raw]:
             if name in mapping:
                 rows = map(partial(_load_file, source, name), rows)
     yield from rows
-    if _stamp(source, file.file.uri) != file.stamp:
+    if stamp_of(source, file.file) != file.stamp:
         raise DataError(f"{file.file.uri} changed while it was read; nothing was committed. Run again.")
 
 
