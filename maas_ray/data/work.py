@@ -5,7 +5,7 @@
                                                       encoded/<key>-<hash>.arrow      rows as they were encoded
 
 A step over blocks is wrapped (`once`): where what it makes of a block lies there whole it is loaded, else it is made
-and put there, atomically, under a name that says what it holds. So going on needs no log, and attempts that run at the same
+and put there, atomically, under a name that says what it holds. So going on needs no log, and attempts at the same
 time do each other no harm: they put the same files. How the work is cut is part of the directory's name, and an attempt
 that finds a cut takes it, whatever its cluster is like. Blocks go by what they begin with, which the cut decides.
 
@@ -82,7 +82,7 @@ class Work:
         return cls(storage.join(home, f"{blocks}-{tag}")), blocks
 
     def _listed(self) -> "Work":
-        found = {}
+        found: dict[tuple[str, str], str] = {}
         for stage in _STAGES:
             for name in storage.list_directory(storage.join(self.uri, stage)):
                 if name.endswith(_SUFFIX) and not name.startswith("."):

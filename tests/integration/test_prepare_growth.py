@@ -63,7 +63,6 @@ def labels_spec(path: Path, **changes: Any) -> PrepareSpec:
             "task": {
                 "type": "tabular-classification",
                 "target": "kind",
-                "network": {"architecture": "linear"},
                 "features": ["x", "y"],
             },
             "sources": [{"format": "csv", "path": str(path)}],
