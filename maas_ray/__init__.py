@@ -55,11 +55,11 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_HOMES[name]), name)
 
 
-def prepare(spec: "PrepareSpec", *, settings: "Settings | None" = None) -> "PreparedDataset":
+def prepare(spec: "PrepareSpec", *, fresh: bool = False, settings: "Settings | None" = None) -> "PreparedDataset":
     """Turn raw data into a prepared dataset, or find the one that this spec and input gave before."""
     from maas_ray.data.prepare import prepare
 
-    return prepare(spec, settings=settings)
+    return prepare(spec, fresh=fresh, settings=settings)
 
 
 def train(spec: "TrainSpec", *, settings: "Settings | None" = None) -> "ModelVersion":

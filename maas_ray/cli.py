@@ -90,13 +90,21 @@ def _maas(
 
 
 @app.command(rich_help_panel=_MODEL)
-def prepare(spec: SpecFile, overrides: Overrides = None, verbose: Verbose = False) -> None:
+def prepare(
+    spec: SpecFile,
+    overrides: Overrides = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Prepare all files anew where the dataset could grow.")
+    ] = False,
+    verbose: Verbose = False,
+) -> None:
     """Turn raw data into a prepared dataset.
 
     Reads text, source files, JSONL, Parquet or images; cleans, removes
     duplicates, splits, fits the task's features on the training split, and
     writes shards. What was left out is counted by reason. The same spec and
-    input are recognised and reused.
+    input are recognised and reused; where files were added, they alone are
+    read, and no row of before moves. Interrupted, it goes on when run again.
 
     Examples:
       maas prepare jobs/specs/stdlib-prepare.yaml
@@ -105,7 +113,7 @@ def prepare(spec: SpecFile, overrides: Overrides = None, verbose: Verbose = Fals
     from maas_ray import PrepareSpec
     from maas_ray import prepare as verb
 
-    verb(PrepareSpec.from_yaml(spec, overrides or ()))
+    verb(PrepareSpec.from_yaml(spec, overrides or ()), fresh=fresh)
 
 
 @app.command(rich_help_panel=_MODEL)

@@ -28,7 +28,7 @@ from pydantic import Field, TypeAdapter, create_model
 
 from maas_ray.errors import DataError, RequestError
 from maas_ray.tasks import AnswerRow, Column, RequestRow, Row, Task, TaskSpec, TensorSpec
-from maas_ray.tasks.base import Forward, Outcomes
+from maas_ray.tasks.base import Forward, Outcomes, UnlearntError
 from maas_ray.tasks.metrics import classification, mean_loss, regression
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ class ModuleTask(Task):
         for name, numbers in self._numbers.items():
             unknown = next((value for value in columns[name] if value not in numbers), None)
             if unknown is not None:
-                raise ValueError(f"{name} {unknown!r} does not occur in the training split")
+                raise UnlearntError(f"{name} {unknown!r} does not occur in the training split")
             columns[name] = [numbers[value] for value in columns[name]]
         return {name: np.array(values, self.stored[name].dtype) for name, values in columns.items()}
 

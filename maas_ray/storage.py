@@ -290,6 +290,28 @@ class _Digesting:
         self._target.flush()
 
 
+def copy(source: str, target: str) -> None:
+    """Put a file of an artefact to another place as well: a hard link on a local disk, a copy inside an object store.
+
+    Files of artefacts are never written to, so two names of the same bytes are as good as two files.
+    """
+    (fs, path), (other, final) = filesystem(source), filesystem(target)
+    with translated(target):
+        if isinstance(fs, LocalFileSystem) and isinstance(other, LocalFileSystem):
+            Path(final).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, final)
+            except FileNotFoundError:
+                raise
+            except OSError:  # another disk, or a filesystem without links
+                upload(Path(path), target)
+        elif fs is other:
+            fs.cp_file(path, final)
+        else:
+            with fs.open(path, "rb") as opened:
+                _put(target, lambda file: shutil.copyfileobj(opened, file, _CHUNK))
+
+
 def file_entry(local: Path, path: str) -> FileEntry:
     """The manifest entry of a local file."""
     digest = hashlib.sha256()

@@ -84,6 +84,8 @@ def run(
 
     `options` are those of Ray Data's `map_batches`: of a step that is a class, how many actors hold one of it.
     """
+    if not blocks:
+        return []
     context = DataContext.get_current().copy()
     context.target_max_block_size = limit
     with DataContext.current(context):
@@ -92,6 +94,8 @@ def run(
 
 def run_sorted(blocks: Blocks, key: str, boundaries: list[int], step: Step, watch: Watch | None = None) -> Blocks:
     """Sort by a column into one block for each range between boundaries, then run a step over these."""
+    if not blocks:
+        return []
     ordered = ray.data.from_arrow_refs(blocks).sort(key, boundaries=boundaries)
     return _kept(ordered.map_batches(step, **_WHOLE), watch)
 

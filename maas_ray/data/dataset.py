@@ -7,7 +7,10 @@
         validation/…  test/…
         quarantine/part-<attempt>-….parquet         what could not be parsed: path, position, error, excerpt
         removed/part-<attempt>-….parquet            what was left out and why, and the rows that duplicates are like
+        index/part-<attempt>-….parquet              what rows that come later are compared with, see `known`
+        inputs/part-<attempt>.parquet               the input files, see `growth`
         manifest.json
+        work/                                       until it is committed: what is done so far, see `work`
 
 `index` is a row's place in its split, from 0: it runs through the shards in their listed order, so a
 range of indices is a range of the files. `position` is its place before the global shuffle: the rows of a
@@ -40,6 +43,8 @@ KIND = "dataset"
 TASK_DIRECTORY = "task"
 QUARANTINE_DIRECTORY = "quarantine"
 REMOVED_DIRECTORY = "removed"
+INDEX_DIRECTORY = "index"
+INPUTS_DIRECTORY = "inputs"
 SPLITS = ("train", "validation", "test")
 POINTER = "current.json"
 
@@ -108,6 +113,18 @@ class Counts(Spec):
         out = sum(self.dropped.values()) + self.duplicates + self.near_duplicates + self.quarantined
         return self.read == out + sum(self.kept.values())
 
+    def plus(self, other: "Counts") -> "Counts":
+        """The counts of both together."""
+        sums: dict[str, Any] = {}
+        for name in Counts.model_fields:
+            one, more = getattr(self, name), getattr(other, name)
+            sums[name] = (
+                {key: one.get(key, 0) + more.get(key, 0) for key in sorted({*one, *more})}
+                if (isinstance(one, dict))
+                else one + more
+            )
+        return Counts(**sums)
+
 
 class DatasetMeta(Spec):
     """`meta` in a dataset's manifest."""
@@ -115,7 +132,8 @@ class DatasetMeta(Spec):
     name: str
     """Name it was prepared under."""
     fingerprint: str
-    """Sha256 of the resolved spec and the content of every input file."""
+    """Sha256 of the resolved spec and the content of every input file; of one that has grown, of the parent's
+    fingerprint and the content of the new files."""
     spec: dict[str, Any]
     """The resolved prepare spec: somebody else's document to whoever reads a dataset."""
     columns: dict[str, StoredColumn]
@@ -128,6 +146,16 @@ class DatasetMeta(Spec):
     """Columns of the sources that were kept, see `maas_ray.data.keeping`."""
     cleaning: tuple[dict[str, Any], ...] = ()
     """The cleaning steps with their statistics, see `maas_ray.data.cleaning.saved`."""
+    parent: str | None = None
+    """Fingerprint of the dataset that this one has grown from. None: it was prepared from all its files."""
+    grown: Counts | None = None
+    """What became of the rows that came to the parent's."""
+    recipe: str = ""
+    """Sha256 of all that decides what a dataset holds but its files. Empty: of a dataset that cannot grow."""
+    input: str = ""
+    """Sha256 of the spec and the content of every input file, however it came to hold them."""
+    parts: int = 0
+    """Pieces that the input files were cut into: rows that come later are numbered after them."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ NOTED = "noted"
 
 EXCERPT_BYTES = 200
 _BATCH_ROWS, _BATCH_BYTES = 1 << 14, 8 << 20
-_PART_BITS = 32
+PART_BITS = 32
+"""A row's number is its part's above this many bits of its place there."""
 _SLICE_ROWS = 1 << 10
 
 ROWS = pa.schema(
@@ -111,9 +112,9 @@ def unpacked(block: pa.Table) -> Iterator[Any]:
 
 
 def inspect_files(items: pa.Table, sources: tuple[AnySource, ...], columns: tuple[str, ...]) -> Iterator[pa.Table]:
-    """Look at files, each given with its source's number."""
-    for number, file in unpacked(items):
-        yield packed([(number, inspect(sources[number], file, columns))])
+    """Look at files, each given with its source's number and what a look before found that may still hold."""
+    for number, file, before in unpacked(items):
+        yield packed([(number, inspect(sources[number], file, columns, before))])
 
 
 class Found(NamedTuple):
@@ -130,7 +131,7 @@ def read_rows(parts: pa.Table, reading: Reading) -> Iterator[pa.Table]:
     size = 0
     for number, part in unpacked(parts):
         for place, found in enumerate(_found(part, reading)):
-            row = number << _PART_BITS | place
+            row = number << PART_BITS | place
             batch.append({"row": row, "weight": part.source.weight, **_record(found, reading)})
             size += len(batch[-1]["payload"])
             if size >= _BATCH_BYTES or len(batch) >= _BATCH_ROWS:
@@ -433,9 +434,36 @@ def write_removed(rows: pa.Table, uri: str, attempt: str) -> pa.Table:
     return _written(_with(rows, "payload", short), REMOVED, REMOVED_DIRECTORY, uri, attempt)
 
 
+def write_named(rows: pa.Table, paths: list[str], uri: str, attempt: str) -> pa.Table:
+    """Write rows of before that others were left out for, by their numbers and positions; gives the file's entry."""
+    columns = {
+        "row": rows["row"],
+        "path": pa.array([_printable(path) for path in paths], pa.string()),
+        "position": rows["position"],
+        "rows": pa.array([1] * len(rows), pa.int64()),
+        "fate": pa.array([KEPT] * len(rows), pa.string()),
+        "like": rows["row"],
+        "excerpt": pa.array([b""] * len(rows), pa.large_binary()),
+    }
+    table = pa.table({name: columns[name] for name in REMOVED})
+    return written(table, f"{REMOVED_DIRECTORY}/part-{attempt}-before.parquet", uri)
+
+
 def _written(rows: pa.Table, columns: tuple[str, ...], directory: str, uri: str, attempt: str) -> pa.Table:
-    if not len(rows):
-        return packed([])
-    name = f"{directory}/part-{attempt}-{rows['digest'][0].as_py().hex()[:16]}.parquet"
     arrays = [rows[column if column != "excerpt" else "payload"] for column in columns]
-    return packed([write_table(pa.table(arrays, names=columns), uri, name, 1 << 16)])
+    return written(pa.table(arrays, names=columns), f"{directory}/part-{attempt}-{name_of(rows)}.parquet", uri)
+
+
+def name_of(rows: pa.Table) -> str:
+    """What a block of ordered rows goes by: the split and the content of its first."""
+    return f"{rows['key'][0].as_py():016x}{rows['digest'][0].as_py().hex()[:16]}" if len(rows) else "none"
+
+
+def span_of(rows: pa.Table) -> str:
+    """What a block of ordered rows goes by where it must be this one whole: its first, its last and their number."""
+    return f"{name_of(rows)}-{rows['digest'][-1].as_py().hex()[:16]}-{len(rows)}" if len(rows) else "none"
+
+
+def written(table: pa.Table, path: str, uri: str) -> pa.Table:
+    """Write what is said of a block's rows, if anything is; gives the file's entry in the manifest."""
+    return packed([write_table(table, uri, path, 1 << 16)] if len(table) else [])

@@ -16,6 +16,7 @@ import ray
 from maas_ray.data import fates, verdicts
 from maas_ray.data.blocks import Blocks, run, run_sorted, tables
 from maas_ray.data.cleaning import CleaningStep
+from maas_ray.data.known import INDEX, Known, keys_of_known, splits_of
 from maas_ray.data.ngrams import Decontaminate, NgramIndex
 from maas_ray.data.order import SPLIT_BITS
 from maas_ray.data.splitting import stratified
@@ -29,13 +30,17 @@ if TYPE_CHECKING:
 _RANGE_BYTES = 32 << 20
 
 
-def judge(spec: "PrepareSpec", raw: Blocks, rows: int) -> Blocks:
-    """Rows with what only a look at all of them says: who is like whom, and splits that were open."""
+def judge(spec: "PrepareSpec", raw: Blocks, rows: int, known: Known | None = None) -> Blocks:
+    """Rows with what only a look at all of them says: who is like whom, and splits that were open.
+
+    Rows that are `known` stay as they are: what is like one of them is left out, and an input that is among them falls
+    into its split.
+    """
     found = Verdicts()
-    if spec.deduplicate.near is not None or spec.straddles:
-        found = _alike(spec, raw, rows)
+    if spec.deduplicate.near is not None or spec.straddles or (spec.deduplicate.exact and known is not None):
+        found = _alike(spec, raw, rows, known)
     if spec.splits.stratify is not None:
-        inputs, splits = _strata(spec, raw, found)
+        inputs, splits = _strata(spec, raw, found, known)
         found = found._replace(inputs=inputs, splits=splits)
     if not len(found.rows) and not len(found.inputs):
         return raw
@@ -46,20 +51,35 @@ def _judged(block: pa.Table, verdicts: Any) -> pa.Table:
     return fates.judged(block, ray.get(verdicts))
 
 
-def _alike(spec: "PrepareSpec", raw: Blocks, rows: int) -> Verdicts:
+def _alike(spec: "PrepareSpec", raw: Blocks, rows: int, known: Known | None) -> Verdicts:
+    rows += known.rows if known is not None else 0
     bands = spec.deduplicate.near.resolved_bands if spec.deduplicate.near is not None else 0
     ranges = max(1, math.ceil(rows * (bands + 1) * 33 / _RANGE_BYTES))
     boundaries = [(number << 64) // ranges - (1 << 63) for number in range(1, ranges)]
     keys = run(raw, partial(verdicts.keys_of, given=spec.gives_splits))
+    if keys and known is not None:
+        keys += run(index_of(known), partial(keys_of_known, uri=known.uri))
     return verdicts.verdicts_of(tables(run_sorted(keys, "key", boundaries, verdicts.linked)) if keys else [])
 
 
-def _strata(spec: "PrepareSpec", raw: Blocks, found: Verdicts) -> tuple[np.ndarray, np.ndarray]:
+def index_of(known: Known) -> Blocks:
+    """The files of an index, a block each."""
+    return [ray.put(fates.packed([path])) for path in known.index]
+
+
+def _strata(spec: "PrepareSpec", raw: Blocks, found: Verdicts, known: Known | None) -> tuple[np.ndarray, np.ndarray]:
     listed = list(tables(run(raw, _open)))
     every = pa.concat_tables(listed) if listed else fates.ROWS.empty_table()
     every = every.filter(pa.array(~np.isin(every["row"].to_numpy(), found.rows)))
+    old = INDEX.empty_table().select(["inputs", "split"])
+    if known is not None and len(every):
+        wanted = ray.put(np.unique(every["inputs"].to_numpy()))
+        old = pa.concat_tables([old, *tables(run(index_of(known), partial(splits_of, uri=known.uri, wanted=wanted)))])
+        every = every.filter(pa.array(~np.isin(every["inputs"].to_numpy(), old["inputs"].to_numpy())))
     strata = np.array(every["stratum"].to_pylist(), str)
-    return stratified(strata, every["inputs"].to_numpy(), spec.splits.shares)
+    inputs, splits = stratified(strata, every["inputs"].to_numpy(), spec.splits.shares)
+    inputs, first = np.unique(np.concatenate([old["inputs"].to_numpy(), inputs]), return_index=True)
+    return inputs, np.concatenate([old["split"].to_numpy(), splits])[first]
 
 
 def _open(block: pa.Table) -> pa.Table:

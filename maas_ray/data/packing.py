@@ -25,6 +25,7 @@ from maas_ray.data.keeping import KEPT, stored_columns
 from maas_ray.data.order import shuffled
 from maas_ray.errors import DataError
 from maas_ray.tasks import Column, Row, Task, TaskSpec, load_task
+from maas_ray.tasks.base import UnlearntError
 
 _BATCH_ROWS, _BATCH_BYTES = 4096, 2 << 20
 _GROUP_BYTES, _SHARD_BYTES, _SMALL_GROUPS = 2 << 20, 64 << 20, 16
@@ -40,6 +41,7 @@ def chunk_schema(task: Task, keep: tuple[str, ...] = ()) -> pa.Schema:
             "elements": pa.int64(),  # tokens of a packed task, else stored rows
             "copies": pa.int64(),  # how often rows stand in it again, by their weight
             "dropped": pa.string(),  # JSON: rows left out, by reason
+            "unlearnt": pa.string(),  # JSON: those of the reasons that the fitting would have prevented
             **dict.fromkeys([*task.stored, *stored_columns(keep)], pa.large_binary()),
         }
     )
@@ -49,7 +51,7 @@ def encode(
     rows: pa.Table, files: dict[str, bytes], task_spec: TaskSpec, keep: tuple[str, ...] = ()
 ) -> Iterator[pa.Table]:
     """Encode kept rows with the task as it was saved, so that nothing but the saved task ever encodes."""
-    task = _loaded(files)
+    task = loaded(files)
     schema = chunk_schema(task, keep)
     batch: list[Kept] = []
     size = 0.0
@@ -77,7 +79,8 @@ def saved(task: Task) -> dict[str, bytes]:
         return {path.relative_to(directory).as_posix(): path.read_bytes() for path in paths}
 
 
-def _loaded(files: dict[str, bytes]) -> Task:
+def loaded(files: dict[str, bytes]) -> Task:
+    """The opposite of `saved`."""
     with tempfile.TemporaryDirectory() as directory:
         for name, content in files.items():
             (Path(directory) / name).parent.mkdir(parents=True, exist_ok=True)
@@ -88,10 +91,11 @@ def _loaded(files: dict[str, bytes]) -> Task:
 def _chunk(batch: list[Kept], task: Task, keep: tuple[str, ...]) -> dict[str, Any]:
     good = batch
     dropped: Counter[str] = Counter()
+    unlearnt: set[str] = set()
     try:
         encoded = task.encode([kept.row for kept in good])
     except ValueError:
-        good, dropped = _encodable(batch, task)
+        good, dropped, unlearnt = _encodable(batch, task)
         encoded = task.encode([kept.row for kept in good]) if good else {name: [] for name in task.stored}
     elements = len(next(iter(encoded.values())))
     columns = {}
@@ -109,25 +113,26 @@ def _chunk(batch: list[Kept], task: Task, keep: tuple[str, ...]) -> dict[str, An
     rows = sum(kept.rows for kept in good)
     place = {"split": batch[0].split, "first": batch[0].digest, "rows": rows, "elements": elements}
     place["copies"] = sum(not kept.times for kept in good)
-    return place | {"dropped": json.dumps(dropped)} | columns
+    return place | {"dropped": json.dumps(dropped), "unlearnt": json.dumps(sorted(unlearnt))} | columns
 
 
-def _encodable(batch: list[Kept], task: Task) -> tuple[list[Kept], Counter[str]]:
-    """Rows that can be encoded, and why the others cannot: a label that training has not, say."""
-    good, dropped = [], Counter[str]()
+def _encodable(batch: list[Kept], task: Task) -> tuple[list[Kept], Counter[str], set[str]]:
+    """Rows that can be encoded; why the others cannot: a label that training has not, say; and what was not learnt."""
+    good, dropped, unlearnt = [], Counter[str](), set()
     for kept in batch:
         try:
             task.encode([kept.row])
         except ValueError as error:
             dropped[str(error)] += kept.rows
+            unlearnt |= {str(error)} if isinstance(error, UnlearntError) else set()
         else:
             good.append(kept)
-    return good, dropped
+    return good, dropped, unlearnt
 
 
 def listing(chunks: pa.Table) -> pa.Table:
     """What chunks hold, without the values."""
-    return chunks.select(["split", "first", "rows", "elements", "copies", "dropped"])
+    return chunks.select(["split", "first", "rows", "elements", "copies", "dropped", "unlearnt"])
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,7 @@ class Plan:
         offsets: elements of the split before each chunk, by (split, first digest).
         rows: stored rows of each split.
         seeds: what each split is shuffled with.
+        before: rows that each split has already, which stay where they are.
     """
 
     columns: dict[str, Column]
@@ -149,6 +155,7 @@ class Plan:
     offsets: dict[tuple[int, bytes], int]
     rows: tuple[int, ...]
     seeds: tuple[str, ...]
+    before: tuple[int, ...] = (0,) * len(SPLITS)
 
     def width(self, name: str) -> int:
         """Bytes of one element of a column."""
@@ -173,16 +180,24 @@ class Sizes:
     elements: dict[str, int]
     dropped: Counter[str]
     copies: int
+    unlearnt: Counter[str]
+    """Those of the rows that could not be encoded since the fitting did not see their like."""
 
 
-def plan_of(listed: Iterable[Row], task: Task, seed: int, keep: tuple[str, ...] = ()) -> tuple[Plan, Sizes]:
-    """Where everything goes, from the listing of all chunks.
+def plan_of(
+    listed: Iterable[Row],
+    task: Task,
+    seed: int,
+    keep: tuple[str, ...] = (),
+    before: tuple[int, ...] = (0,) * len(SPLITS),
+) -> tuple[Plan, Sizes]:
+    """Where everything goes, from the listing of all chunks; `before` are the rows that each split has already.
 
     Raises:
         DataError: there is too little to train on.
     """
     rows, elements = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
-    dropped = Counter[str]()
+    dropped, unlearnt = Counter[str](), set[str]()
     offsets, copies = {}, 0
     for chunk in sorted(listed, key=lambda chunk: (chunk["split"], chunk["first"])):
         split = SPLITS[chunk["split"]]
@@ -191,11 +206,12 @@ def plan_of(listed: Iterable[Row], task: Task, seed: int, keep: tuple[str, ...] 
         rows[split] += chunk["rows"]
         copies += chunk["copies"]
         dropped.update(json.loads(chunk["dropped"]))
+        unlearnt.update(json.loads(chunk["unlearnt"]))
     length = task.packing.length if task.packing else 1
-    if not elements["train"] and dropped:
+    if not elements["train"] and dropped and not before[0]:
         reasons = "".join(f"\n  {count:,} × {reason}" for reason, count in dropped.most_common(3))
         raise DataError(f"no row is left to train on; rows were dropped since:{reasons}")
-    if elements["train"] < length:
+    if elements["train"] < length and not before[0]:
         raise DataError(
             f"the training split holds {elements['train']:,} {task.unit}, less than one sequence of {length:,}. "
             "Give more data, or choose a shorter sequence_length."
@@ -207,8 +223,9 @@ def plan_of(listed: Iterable[Row], task: Task, seed: int, keep: tuple[str, ...] 
         offsets=offsets,
         rows=tuple(elements[split] // length for split in SPLITS),
         seeds=tuple(f"{seed}/{split}" for split in SPLITS),
+        before=before,
     )
-    return plan, Sizes(rows, elements, dropped, copies)
+    return plan, Sizes(rows, elements, dropped, copies, Counter({why: dropped[why] for why in sorted(unlearnt)}))
 
 
 def pack(chunks: pa.Table, plan: Plan) -> Iterator[pa.Table]:
@@ -233,17 +250,24 @@ def pack(chunks: pa.Table, plan: Plan) -> Iterator[pa.Table]:
         yield pa.table(arrays, schema=pa.schema(fields))
 
 
-def layout(split: int, plan: Plan, attempt: str) -> list[Shard]:
-    """Shards of a split: row groups of some megabytes, but enough of them for several readers to share."""
-    rows, row_bytes = plan.rows[split], plan.row_bytes
-    group = max(1, min(_GROUP_BYTES // row_bytes, -(-rows // _SMALL_GROUPS)))
+def layout(split: int, plan: Plan, attempt: str, first: int = 0) -> list[Shard]:
+    """Shards of a split: row groups of some megabytes, but enough of them for several readers to share.
+
+    Args:
+        split: its number.
+        plan: where everything goes.
+        attempt: whose files they are.
+        first: number of the first shard, where the split has some already.
+    """
+    rows, row_bytes, before = plan.rows[split], plan.row_bytes, plan.before[split]
+    group = max(1, min(_GROUP_BYTES // row_bytes, -(-(before + rows) // _SMALL_GROUPS)))
     per_shard = group * max(1, _SHARD_BYTES // (group * row_bytes))
     shards = []
-    for number, start in enumerate(range(0, rows, per_shard)):
+    for number, start in enumerate(range(0, rows, per_shard), start=first):
         count = min(per_shard, rows - start)
         groups = (group,) * (count // group) + ((count % group,) if count % group else ())
         path = f"{SPLITS[split]}/part-{number:05d}-{attempt}.parquet"
-        shards.append(Shard(path=path, start=start, row_groups=groups))
+        shards.append(Shard(path=path, start=before + start, row_groups=groups))
     return shards
 
 
@@ -252,12 +276,13 @@ def write_shard(pieces: pa.Table, plan: Plan, shards: list[list[Shard]], uri: st
     pieces = pieces.sort_by([("place", "ascending"), ("element", "ascending")]).combine_chunks()
     places, elements = pieces["place"].to_numpy(), pieces["element"].to_numpy()
     split = max(number for number in range(len(plan.rows)) if plan.rows[number] and plan.base(number) <= places[0])
-    start = int(places[0]) - plan.base(split)
+    before = plan.before[split]
+    start = before + int(places[0]) - plan.base(split)
     shard = next(shard for shard in shards[split] if shard.start == start)
     rows = shard.start + np.arange(shard.rows)
     _, heads = np.unique(places, return_index=True)
-    batch = {"index": rows, "position": elements[heads] // plan.length}
-    if not np.array_equal(places[heads] - plan.base(split), rows):
+    batch = {"index": rows, "position": before + elements[heads] // plan.length}
+    if not np.array_equal(before + places[heads] - plan.base(split), rows):
         raise RuntimeError(f"{shard.path}: its rows are not the ones it was planned for")
     for name, column in plan.columns.items():
         batch[name] = _joined(pieces[name].chunk(0), column.dtype).reshape(shard.rows, *column.shape)

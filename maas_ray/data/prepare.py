@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.compute
 from pydantic import Field, model_validator
 
 from maas_ray import storage
@@ -22,6 +24,8 @@ from maas_ray.cluster import connect
 from maas_ray.console import say
 from maas_ray.data.cleaning import AnyStep, CleaningStep, saved
 from maas_ray.data.dataset import (
+    INDEX_DIRECTORY,
+    INPUTS_DIRECTORY,
     KIND,
     POINTER,
     QUARANTINE_DIRECTORY,
@@ -30,15 +34,18 @@ from maas_ray.data.dataset import (
     TASK_DIRECTORY,
     DatasetMeta,
     PreparedDataset,
+    Split,
     StoredColumn,
     dataset_home,
+    write_table,
 )
 from maas_ray.data.deduplication import Deduplicate
+from maas_ray.data.growth import Parent, growth_fingerprint, recipe_of, refusal
 from maas_ray.data.ngrams import Decontaminate
 from maas_ray.data.reading import Inspected
 from maas_ray.data.sources import FILE_COLUMNS, AnySource, InputFile, formats_for, list_files
 from maas_ray.data.splitting import Splits
-from maas_ray.errors import ConflictError, CorruptError, DataError, MaasError, NotFoundError
+from maas_ray.errors import ConflictError, CorruptError, DataError, MaasError, NotFoundError, SpecError
 from maas_ray.settings import Settings
 from maas_ray.spec import Name, Spec, digest_of
 from maas_ray.storage import FileEntry
@@ -154,11 +161,17 @@ class PrepareSpec(Spec):
         )
 
 
-def prepare(spec: PrepareSpec, *, settings: Settings | None = None, parallelism: int | None = None) -> PreparedDataset:
+def prepare(
+    spec: PrepareSpec, *, fresh: bool = False, settings: Settings | None = None, parallelism: int | None = None
+) -> PreparedDataset:
     """Turn raw data into a prepared dataset, or find the one that this spec and input gave before.
+
+    Where files were added since, the dataset grows: the new files only are read. An attempt that was interrupted goes
+    on where it was.
 
     Args:
         spec: what to prepare, and how.
+        fresh: whether to prepare all files anew where the dataset could grow.
         settings: where to put it. None: from the environment.
         parallelism: blocks that the work is cut into. None: by size and cluster. The result is the same.
 
@@ -172,32 +185,82 @@ def prepare(spec: PrepareSpec, *, settings: Settings | None = None, parallelism:
     if spec.task.own_source is not None:
         identity = identity | {"source": spec.task.own_source.digest}
     connect(settings)
-    from maas_ray.data import stages
+    from maas_ray.data import stages, work
     from maas_ray.data.blocks import quiet
 
     total = sum(file.size for source in files for file in source)
     say(f"dataset {spec.dataset}: {sum(map(len, files)):,} files, {total / 1e6:,.1f} MB")
+    home = dataset_home(settings, spec.dataset)
+    recipe = recipe_of(spec, identity, PIPELINE)
     with quiet(total):
-        inspected = stages.look(spec, files, parallelism)
-        fingerprint = fingerprint_of(spec, identity, inspected)
-        home = dataset_home(settings, spec.dataset)
+        parent, why = (None, "") if fresh else _parent(spec, recipe, home)
+        inspected = stages.look(spec, files, parallelism, parent.before(spec) if parent is not None else None)
+        of_all = fingerprint_of(spec, recipe, inspected)
+        if parent is not None and parent.dataset.meta.input == of_all:
+            return _reused(parent.dataset, home)
+        new = inspected
+        if parent is not None:
+            difference = parent.compare(inspected)
+            if why := difference.reason:
+                parent, inspected = None, stages.look(spec, files, parallelism)
+                new = inspected
+            else:
+                new = difference.new
+        fingerprint = of_all
+        if parent is not None:
+            fingerprint = growth_fingerprint(recipe, _sources(spec, new), parent.dataset.fingerprint)
         uri = storage.join(home, fingerprint[:16])
         if dataset := _committed(uri):
-            _sweep(dataset)
-            storage.write_json(storage.join(home, POINTER), {"fingerprint": fingerprint})
-            say(f"dataset {spec.dataset}: nothing changed, reusing {fingerprint[:16]}")
-            return dataset
+            return _reused(dataset, home)
+        if parent is not None:
+            count, size = sum(map(len, new)), sum(file.file.size for files in new for file in files)
+            before = parent.dataset.fingerprint[:16]
+            say(f"dataset {spec.dataset}: {count:,} new files, {size / 1e6:,.1f} MB, come to {before}")
+        elif why:
+            say(f"dataset {spec.dataset}: prepared anew, since {why}")
         attempt = uuid.uuid4().hex[:8]
         try:
-            built = stages.build(spec, inspected, uri, attempt, parallelism)
-            dataset = _commit(spec, built, uri, fingerprint, attempt)
-        except BaseException:
-            with suppress(MaasError):
-                _discard(uri, attempt)
+            built = stages.build(spec, new, uri, attempt, parallelism, parent)
+            dataset = _commit(spec, built, uri, fingerprint, attempt, recipe, of_all, parent)
+        except BaseException as error:
+            _stop(uri, attempt, error)
             raise
+    work.remove(uri)
     storage.write_json(storage.join(home, POINTER), {"fingerprint": fingerprint})
     report(dataset, built.errors, time.monotonic() - started)
     return dataset
+
+
+def _parent(spec: PrepareSpec, recipe: dict[str, Any], home: str) -> tuple[Parent | None, str]:
+    """The dataset that the name means, if it can grow by this spec; if not, why."""
+    try:
+        fingerprint = storage.read_json(storage.join(home, POINTER))["fingerprint"]
+        dataset = PreparedDataset(storage.open_artifact(storage.join(home, fingerprint[:16]), KIND))
+    except NotFoundError:
+        return None, ""
+    except (CorruptError, SpecError) as error:
+        return None, f"the one before is of no use: {error}"
+    why = refusal(spec, recipe, dataset)
+    return (None, why) if why else (Parent(dataset), "")
+
+
+def _reused(dataset: PreparedDataset, home: str) -> PreparedDataset:
+    _sweep(dataset)
+    storage.write_json(storage.join(home, POINTER), {"fingerprint": dataset.fingerprint})
+    say(f"dataset {dataset.name}: nothing changed, reusing {dataset.fingerprint[:16]}")
+    return dataset
+
+
+def _stop(uri: str, attempt: str, error: BaseException) -> None:
+    """Remove what an attempt wrote; what it would do again stays, unless the input itself is what stopped it."""
+    with suppress(MaasError):
+        _discard(uri, attempt)
+    from maas_ray.data import work
+
+    if isinstance(error, DataError):
+        work.remove(uri)
+    else:
+        say("  interrupted; what was done so far is kept: run again to go on")
 
 
 def list_sources(spec: PrepareSpec) -> list[list[InputFile]]:
@@ -217,18 +280,17 @@ def list_sources(spec: PrepareSpec) -> list[list[InputFile]]:
     return files
 
 
-def fingerprint_of(spec: PrepareSpec, identity: dict[str, Any], inspected: list[list[Inspected]]) -> str:
-    """Sha256 of everything that decides what the dataset holds, and of nothing else."""
-    sources = [
+def _sources(spec: PrepareSpec, inspected: list[list[Inspected]]) -> list[dict[str, Any]]:
+    """What decides what the sources hold."""
+    return [
         source.identity() | {"files": sorted([file.file.relative, file.sha256] for file in files)}
         for source, files in zip(spec.sources, inspected, strict=True)
     ]
-    document = spec.document() | {"pipeline": PIPELINE, "task": identity, "sources": sources}
-    document["clean"] = [step.identity() for step in spec.clean]
-    del document["dataset"]
-    if not spec.keep:
-        del document["keep"]
-    return digest_of(document)
+
+
+def fingerprint_of(spec: PrepareSpec, recipe: dict[str, Any], inspected: list[list[Inspected]]) -> str:
+    """Sha256 of everything that decides what the dataset holds, and of nothing else."""
+    return digest_of({**recipe, "sources": _sources(spec, inspected)})
 
 
 def _committed(uri: str) -> PreparedDataset | None:
@@ -240,8 +302,25 @@ def _committed(uri: str) -> PreparedDataset | None:
         raise CorruptError(f"{error} To prepare the dataset anew, remove {uri}.") from error
 
 
-def _commit(spec: PrepareSpec, built: "Built", uri: str, fingerprint: str, attempt: str) -> PreparedDataset:
-    entries = []
+def _commit(
+    spec: PrepareSpec,
+    built: "Built",
+    uri: str,
+    fingerprint: str,
+    attempt: str,
+    recipe: dict[str, Any],
+    of_all: str,
+    parent: Parent | None = None,
+) -> PreparedDataset:
+    """Commit what was built; with a `parent`, both together."""
+    entries, splits, counts, inputs = [*built.files], built.splits, built.counts, built.inputs
+    if parent is not None:
+        before, taken = parent.take_over(uri, attempt)
+        entries += before
+        splits = {split: Split(shards=taken[split].shards + splits[split].shards) for split in SPLITS}
+        counts = parent.dataset.meta.counts.plus(counts)
+        inputs = pa.concat_tables([parent.inputs, inputs])
+    entries.append(write_table(inputs, uri, f"{INPUTS_DIRECTORY}/part-{attempt}.parquet", 1 << 16))
     with tempfile.TemporaryDirectory() as directory:
         for name, content in built.task_files.items():
             local = Path(directory) / name
@@ -255,13 +334,18 @@ def _commit(spec: PrepareSpec, built: "Built", uri: str, fingerprint: str, attem
         fingerprint=fingerprint,
         spec=spec.document(),
         columns={name: StoredColumn(dtype=c.dtype, shape=c.shape) for name, c in built.task.stored.items()},
-        splits=built.splits,
-        counts=built.counts,
+        splits=splits,
+        counts=counts,
         kept=spec.keep,
         cleaning=tuple(saved(built.steps)),
+        parent=None if parent is None else parent.dataset.fingerprint,
+        grown=None if parent is None else built.counts,
+        recipe=digest_of(recipe),
+        input=of_all,
+        parts=pa.compute.sum(inputs["parts"]).as_py(),
     )
     try:
-        artifact = storage.commit(uri, KIND, (*entries, *built.files), meta.document())
+        artifact = storage.commit(uri, KIND, tuple(entries), meta.document())
     except ConflictError:
         # Another attempt was faster. It had the same input, so it has the same rows.
         artifact = storage.open_artifact(uri, KIND)
@@ -278,21 +362,25 @@ def _discard(uri: str, attempt: str) -> None:
 
 def _sweep(dataset: PreparedDataset) -> None:
     """Remove what attempts that were killed left beside a committed dataset."""
+    from maas_ray.data import work
+
     committed = {entry.path for entry in dataset.artifact.files}
     for path in _written(dataset.uri):
         if path not in committed:
             storage.delete(storage.join(dataset.uri, path))
+    work.remove(dataset.uri)
 
 
 def _written(uri: str) -> list[str]:
-    directories = (*SPLITS, QUARANTINE_DIRECTORY, REMOVED_DIRECTORY)
+    directories = (*SPLITS, QUARANTINE_DIRECTORY, REMOVED_DIRECTORY, INDEX_DIRECTORY, INPUTS_DIRECTORY)
     return [f"{name}/{file}" for name in directories for file in storage.list_directory(storage.join(uri, name))]
 
 
 def report(dataset: PreparedDataset, errors: list[str], seconds: float) -> None:
     """Say what became of the rows."""
     meta, counts, task = dataset.meta, dataset.meta.counts, dataset.task
-    lines = [("read", counts.read, "rows")]
+    lines = [("new", meta.grown.read, f"rows, {sum(meta.grown.kept.values()):,} kept")] if meta.grown else []
+    lines += [("read", counts.read, "rows in all" if meta.grown else "rows")]
     lines += [("dropped", count, reason) for reason, count in counts.dropped.items()]
     lines += [("duplicates", counts.duplicates, "")] if counts.duplicates else []
     lines += [("duplicates", counts.near_duplicates, "nearly the same")] if counts.near_duplicates else []

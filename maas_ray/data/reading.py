@@ -14,10 +14,13 @@ from maas_ray.data.sources import AnySource
 from maas_ray.errors import DataError, MaasError
 
 
-def inspect(source: AnySource, file: InputFile, columns: tuple[str, ...]) -> Inspected:
-    """Read a file once, for what has to be known before any work starts."""
+def inspect(source: AnySource, file: InputFile, columns: tuple[str, ...], before: Inspected | None = None) -> Inspected:
+    """Read a file once, for what has to be known before any work starts; what was found `before` holds by its stamp."""
     try:
-        return source.inspect(Inspected(file, stamp=source.stamp(file)), source.mapping(columns))
+        found = Inspected(file, stamp=source.stamp(file))
+        if before is not None and before.stamp == found.stamp:
+            return before
+        return source.inspect(found, source.mapping(columns))
     except (OSError, MaasError) as error:
         return Inspected(file, problem=f"{file.uri} cannot be read: {str(error).removeprefix(file.uri).lstrip(': ')}")
 

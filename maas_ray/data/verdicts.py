@@ -82,7 +82,7 @@ def keys_of(rows: pa.Table, given: bool) -> pa.Table:
 
 
 def linked(keys: pa.Table) -> pa.Table:
-    """The edges between rows of a whole range of keys that are alike."""
+    """The edges between rows of a whole range of keys that are alike, but for those between rows of before."""
     found = []
     for exact in (True, False):
         chosen = keys.filter(pa.compute.equal(keys["exact"], exact))
@@ -95,7 +95,9 @@ def linked(keys: pa.Table) -> pa.Table:
         order = np.argsort(numbers, kind="stable")
         by_number, by_rank = numbers[order], ranked[order]
         rank = [by_rank[np.searchsorted(by_number, ends)] for ends in (one, other)]
-        found.append(pa.table([one, other, *rank, np.full(len(one), exact)], schema=_EDGES))
+        new = (rank[0] >= 0) | (rank[1] >= 0)  # see `known.OLD`
+        columns = [values[new] for values in (one, other, *rank)]
+        found.append(pa.table([*columns, np.full(int(new.sum()), exact)], schema=_EDGES))
     return pa.concat_tables([_EDGES.empty_table(), *found])
 
 

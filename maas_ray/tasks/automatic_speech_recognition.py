@@ -29,6 +29,7 @@ from maas_ray.tasks.base import (
     Task,
     TaskSpec,
     TensorSpec,
+    UnlearntError,
 )
 from maas_ray.tasks.metrics import mean_loss
 from maas_ray.tasks.pretrained import Pretrained, model_directory
@@ -251,12 +252,12 @@ class AutomaticSpeechRecognition(Task):
         """
         samples, rate = len(row["audio"]), self.spec.sample_rate
         if samples > self.state.samples:
-            raise ValueError(
+            raise UnlearntError(
                 f"the clip is longer than those in training by more than a quarter, {samples / rate:.0f} s"
             )
         found = self.frontend.labels(row["transcript"])
         if len(found) > self.state.labels:
-            raise ValueError("the transcript is longer than those in training by more than a quarter")
+            raise UnlearntError("the transcript is longer than those in training by more than a quarter")
         steps = self.frontend.steps(samples)
         # CTC writes a label a step, and a blank between two that are alike.
         repeats = sum(one == other for one, other in pairwise(found))

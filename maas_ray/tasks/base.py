@@ -31,6 +31,14 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 """One example by column name."""
 
+
+class UnlearntError(ValueError):
+    """Raised by `encode` for a row that holds what the fitting did not see, such as an unknown label.
+
+    A dataset in which such rows come later has to be prepared anew, so that they are learnt.
+    """
+
+
 Forward = Callable[..., Any]
 """A network, or the engine that wraps one: called with the tensors that `Task.collate` gives."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from maas_ray.errors import DataError
-from maas_ray.tasks.base import AnswerRow, Forward, Outcomes, Row, Task, TensorSpec, shortest
+from maas_ray.tasks.base import AnswerRow, Forward, Outcomes, Row, Task, TensorSpec, UnlearntError, shortest
 from maas_ray.tasks.metrics import classification, mean_loss
 
 if TYPE_CHECKING:
@@ -62,12 +62,12 @@ class Classifying(Task):
         """Of each row, int64 [n]; -1 where it has no label (a request).
 
         Raises:
-            ValueError: training has no such label.
+            UnlearntError: training has no such label.
         """
         found = []
         for row in rows:
             if column in row and row[column] not in self._label_places:
-                raise ValueError(f"label {row[column]!r} does not occur in the training split")
+                raise UnlearntError(f"label {row[column]!r} does not occur in the training split")
             found.append(self._label_places[row[column]] if column in row else -1)
         return np.array(found, np.int64)
 

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from maas_ray.errors import DataError
 from maas_ray.spec import Spec
 from maas_ray.tasks import audio
-from maas_ray.tasks.base import Forward, Row
+from maas_ray.tasks.base import Forward, Row, UnlearntError
 
 if TYPE_CHECKING:
     import torch
@@ -202,7 +202,7 @@ class Frames:
         try:
             return [self._labels[character] for character in text]
         except KeyError as error:
-            raise ValueError(f"the transcript has {error.args[0]!r}, which no transcript in training has") from None
+            raise UnlearntError(f"the transcript has {error.args[0]!r}, which no transcript in training has") from None
 
     def text(self, labels: Sequence[int]) -> str:
         return "".join(self.characters[label - BLANK - 1] for label in labels)

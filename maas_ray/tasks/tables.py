@@ -28,6 +28,7 @@ from maas_ray.tasks.base import (
     Task,
     TaskSpec,
     TensorSpec,
+    UnlearntError,
 )
 from maas_ray.tasks.cells import Cell, category, cell, number
 from maas_ray.tasks.cells import numbers as numbers_of
@@ -234,7 +235,7 @@ class TableTask(Task):
                 try:
                     values = numbers_of(cells[column.name])
                 except ValueError:  # without the value, so that such rows are counted together
-                    raise ValueError(f"column {column.name!r} holds a text, where training has numbers") from None
+                    raise UnlearntError(f"column {column.name!r} holds a text, where training has numbers") from None
                 values = np.where(np.isnan(values), column.fill, values)
                 with np.errstate(over="ignore"):  # what is beyond float32 is infinite, and so is what comes of it
                     numbers[:, place] = (values - column.center) / column.scale

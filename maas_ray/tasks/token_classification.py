@@ -15,7 +15,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from maas_ray.errors import CorruptError, DataError, RequestError
-from maas_ray.tasks.base import AnswerRow, Column, Forward, Outcomes, RequestRow, Row, TensorSpec, shortest
+from maas_ray.tasks.base import (
+    AnswerRow,
+    Column,
+    Forward,
+    Outcomes,
+    RequestRow,
+    Row,
+    TensorSpec,
+    UnlearntError,
+    shortest,
+)
 from maas_ray.tasks.metrics import mean_loss
 from maas_ray.tasks.pretrained import Pretrained
 from maas_ray.tasks.text_encoders import Bert, EncoderTask, EncoderTaskSpec, RecurrentText
@@ -162,7 +172,7 @@ class TokenClassification(EncoderTask):
         try:
             return self._label_ids[tag]
         except KeyError:
-            raise ValueError(f"tag {tag!r} does not occur in the training split") from None
+            raise UnlearntError(f"tag {tag!r} does not occur in the training split") from None
 
     @classmethod
     def load_state(cls, spec: Any, state: dict[str, Any], directory: Path) -> "TokenClassification":

@@ -261,7 +261,8 @@ def test_of_two_attempts_at_once_one_counts(library: Path, place: Settings) -> N
         inspected = stages.look(spec, files, None)
         built = [stages.build(spec, inspected, uri, attempt, None) for attempt in ("first", "second")]
     one, two = (
-        _commit(spec, some, uri, "f" * 64, attempt) for some, attempt in zip(built, ("first", "second"), strict=True)
+        _commit(spec, some, uri, "f" * 64, attempt, {}, "")
+        for some, attempt in zip(built, ("first", "second"), strict=True)
     )
     assert one.artifact == two.artifact
     two.artifact.verify()
