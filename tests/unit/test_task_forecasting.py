@@ -75,7 +75,10 @@ def test_all_steps_fall_into_the_split_that_their_source_names(split: int) -> No
     raws = [Raw("t.csv", place, {"shop": place % 2, "y": place}, split=split) for place in range(40)]
     raws.append(Raw("t.csv", 40, error="broken", split=split))
     found = list(joined(iter(raws), spec.steps, SHARES))
-    assert [(raw.split, raw.row["series"], raw.rows) for raw in found if raw.row] == [(split, "0", 20), (split, "1", 20)]
+    assert [(raw.split, raw.row["series"], raw.rows) for raw in found if raw.row] == [
+        (split, "0", 20),
+        (split, "1", 20),
+    ]
     assert [raw.error for raw in found if raw.row is None] == ["broken"]
 
 
