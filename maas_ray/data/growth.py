@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from maas_ray import storage
-from maas_ray.data.cleaning import CleaningStep
+from maas_ray.data.cleaning import CleaningStep, loaded
 from maas_ray.data.dataset import INDEX_DIRECTORY, INPUTS_DIRECTORY, SPLITS, TASK_DIRECTORY, PreparedDataset, Split
 from maas_ray.data.fates import PART_BITS
 from maas_ray.data.known import Known
@@ -101,10 +101,9 @@ class Parent:
             for path in self._under(TASK_DIRECTORY)
         }
 
-    def fitted(self, steps: tuple[CleaningStep, ...]) -> tuple[CleaningStep, ...]:
-        """Cleaning steps with the statistics that they were fitted with."""
-        saved = self.dataset.meta.cleaning
-        return tuple(type(step).parse(document) for step, document in zip(steps, saved, strict=True))
+    def fitted(self) -> tuple[CleaningStep, ...]:
+        """The cleaning steps with the statistics that they were fitted with."""
+        return loaded(self.dataset.meta.cleaning)
 
     def before(self, spec: "PrepareSpec") -> dict[tuple[int, str], Inspected]:
         """What is known of files without a look, by source and path below it, as long as their stamps are the same."""

@@ -134,7 +134,7 @@ def build(  # noqa: PLR0915  one step after the other
             ordered = judging.decontaminated(ordered, spec.task, spec.decontaminate)
     steps: tuple[CleaningStep, ...] = spec.clean
     if spec.fitted_steps and parent is not None:
-        steps = parent.fitted(spec.clean)
+        steps = parent.fitted()
         tail = steps[len(spec.reading.steps) :]
         ordered = run(ordered, partial(fates.cleaned, steps=tail, task=spec.task))
     elif spec.fitted_steps:
