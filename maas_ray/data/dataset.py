@@ -7,6 +7,7 @@
         validation/…  test/…
         quarantine/part-<attempt>-….parquet         what could not be parsed: path, position, error, excerpt
         removed/part-<attempt>-….parquet            what was left out and why, and the rows that duplicates are like
+        profile.json                                what rows are like, see `maas_ray.data.profile`
         manifest.json
 
 `index` is a row's place in its split, from 0: it runs through the shards in their listed order, so a

@@ -20,6 +20,7 @@ from maas_ray.data import fates, judging, packing
 from maas_ray.data.blocks import BLOCK_BYTES, Blocks, records, run, run_sorted, tables
 from maas_ray.data.cleaning import CleaningStep
 from maas_ray.data.dataset import SPLITS, Counts, Shard, Split
+from maas_ray.data.profile import Profile
 from maas_ray.data.reading import Inspected, Part
 from maas_ray.data.sources import InputFile
 from maas_ray.errors import DataError
@@ -46,6 +47,8 @@ class Built:
     """The commonest reasons for quarantine, a line each."""
     steps: tuple[CleaningStep, ...]
     """The cleaning steps as they were fitted."""
+    profile: Profile
+    """What the rows that were kept are like."""
 
 
 def look(spec: "PrepareSpec", files: list[list[InputFile]], parallelism: int | None) -> list[list[Inspected]]:
@@ -125,7 +128,7 @@ def build(
     if not counts.adds_up():
         raise RuntimeError(f"rows were lost or made up on the way; nothing was committed: {counts!r}")
     splits = {split: Split(shards=tuple(some)) for split, some in zip(SPLITS, shards, strict=True)}
-    return Built(task, task_files, tuple(files), splits, counts, errors, steps)
+    return Built(task, task_files, tuple(files), splits, counts, errors, steps, sizes.profile)
 
 
 @contextmanager
