@@ -34,7 +34,8 @@ _MANTISSA_BITS, _HALF_BITS = 53, 26
 class Numbers:
     """Numbers in bins. A bin holds what begins with the same two decimal digits, as in HdrHistogram (Tene), so a
     number is known to a tenth or better, and whole numbers below 100 have a bin each. `12e1` is the bin of [120, 130),
-    `-12e1` that of (-130, -120], `0e0` that of nought and of what is nearer to it than 1e-299.
+    `-12e1` that of (-130, -120], `0e0` that of nought and of what is nearer to it than 1e-299; the
+    last one, `99e306`, also holds what is beyond it.
 
     Args:
         count: how many, missing ones left out.
