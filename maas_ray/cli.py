@@ -100,12 +100,12 @@ def prepare(
 ) -> None:
     """Turn raw data into a prepared dataset.
 
-    Reads text, tables, images, audio or a database, from files, object
-    stores or an URI; cleans, removes duplicates and near-duplicates, splits,
-    fits the task's features on the training split, and writes shards. What
-    was left out is counted by reason. The same spec and input are recognised
-    and reused; where files were added, they alone are read, and no row of
-    before moves. Interrupted, it goes on when run again.
+    Reads text, CSV, JSONL, Parquet, Arrow, tar shards, SQL, images or sound,
+    on disk or in an object store; cleans, removes duplicates, splits, fits the
+    task's features on the training split, and writes shards. What was left out
+    is counted by reason; `maas data NAME` shows it. The same spec and input
+    are recognised and reused; where files were added, they alone are read, and
+    no row of before moves. Interrupted, it goes on when run again.
 
     Examples:
       maas prepare jobs/specs/stdlib-prepare.yaml
