@@ -53,7 +53,7 @@ def rows() -> list[dict[str, Any]]:
     found += [{"name": f"alone {number}", "text": " ".join(words(10**6 + number))} for number in range(LONERS)]
     order = np.random.default_rng(0).permutation(len(found))
     return [
-        found[place] | {"label": "a", "fold": "test" if number % 3 == 0 else "train"}
+        found[place] | {"label": "ab"[number % 2], "fold": "test" if number % 3 == 0 else "train"}
         for number, place in enumerate(order)
     ]
 
