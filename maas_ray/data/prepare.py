@@ -389,7 +389,8 @@ def report(dataset: PreparedDataset, errors: list[str], seconds: float) -> None:
     lines += [("duplicates", counts.near_duplicates, "nearly the same")] if counts.near_duplicates else []
     lines += [("cleaned", count, what) for what, count in counts.cleaned.items()]
     lines += [("quarantined", counts.quarantined, "; ".join(errors))] if counts.quarantined else []
-    for split, kept in counts.kept.items():
+    for split in SPLITS:
+        kept = counts.kept[split]
         stored = meta.splits[split].rows
         note = ""
         if task.packing and stored:
