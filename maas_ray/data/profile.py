@@ -63,9 +63,7 @@ class Numbers:
 
     @property
     def whole(self) -> bool:
-        """Whether all are whole numbers, as far as bins tell: a lone one beyond 10 may hide a fraction in its bin only
-        where their sum is whole all the same.
-        """
+        """Whether all are whole numbers, as far as can be told: below 10 by their bins, beyond by their sum."""
         if self.total.denominator != 1 or not (self.least.is_integer() and self.most.is_integer()):
             return False
         return all(min(low, high, key=abs).is_integer() for low, high, _ in self.ordered())

@@ -12,9 +12,9 @@ from pydantic_core import to_jsonable_python
 from maas_ray.data.formats import FORMATS
 
 _KINDS = {kind.name_of(): kind for kind in FORMATS}
-_SECRET = r"[\w.-]*(?:pass|pwd|token|secret|key|signature|credential)[\w.-]*|sig"
+_CALLED = r"[\w.-]*(?:pass|pwd|token|secret|key|signature|credential)[\w.-]*|sig"
 _USERINFO = re.compile(r"(\b[a-z][\w+.-]*://[^\s/?#@:]*:)(?!\$\{\w+\}@)[^\s/?#]*@", re.IGNORECASE)
-_PARAMETER = re.compile(rf"([?&;](?:{_SECRET})=)(?!\$\{{\w+\}}(?:[&#\s]|$))[^&#\s]+", re.IGNORECASE)
+_PARAMETER = re.compile(rf"([?&;](?:{_CALLED})=)(?!\$\{{\w+\}}(?:[&#\s]|$))[^&#\s]+", re.IGNORECASE)
 HIDDEN = "***"
 
 

@@ -1,7 +1,8 @@
 """A look at one dataset: everything that is shown of it, gathered once and small, whatever the size of the dataset.
 
 What was counted comes from its manifest and `profile.json`; examples from a row group of each split, which is a sample
-since rows were shuffled, and from more where row groups are small; what was left out from `leftout`. The same dataset is always shown with the same rows.
+since rows were shuffled, and from further ones where row groups are small; what was left out from `leftout`. The same
+dataset is always shown with the same rows.
 """
 
 from collections.abc import Iterator
