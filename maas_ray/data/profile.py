@@ -61,14 +61,33 @@ class Numbers:
         """(from, to, how many) of each bin that holds any, the lowest numbers first."""
         return sorted((*edges_of(name), count) for name, count in self.bins.items())
 
+    @property
+    def whole(self) -> bool:
+        """Whether all are whole numbers, as far as can be told: below 10 by their bins, beyond by their sum."""
+        if self.total.denominator != 1 or not (self.least.is_integer() and self.most.is_integer()):
+            return False
+        return all(min(low, high, key=abs).is_integer() for low, high, _ in self.ordered())
+
     def quantile(self, share: float) -> float:
-        """About the number that a share of all lies below: exact to a bin, within which all are taken to lie evenly."""
+        """About the number that a share of all lies below: exact to a bin, within which all are taken to lie evenly.
+        Of whole numbers a whole one.
+        """
         left = share * self.count
         for low, high, count in self.ordered():
             if left <= count:
-                return min(max(low + (high - low) * left / count, self.least), self.most)
+                value = low + (high - low) * left / count
+                if self.whole:
+                    value = _whole(value, low, high)
+                return min(max(value, self.least), self.most)
             left -= count
         return self.most
+
+
+def _whole(value: float, low: float, high: float) -> float:
+    """The whole number of a bin that a place in it belongs to; bins begin at the end that is nearer to nought."""
+    if low < 0:
+        return float(max(math.ceil(value), math.floor(low) + 1))
+    return float(min(math.floor(value), math.ceil(high) - 1)) if high > 0 else value
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,7 @@ def edges(some: list[Numbers]) -> list[float]:
     lower = min(one.quantile(0.05) for one in filled)
     if low > 0 and high / max(lower, low) > _WIDE:
         return _growing(max(low, 1e-299), high)
-    whole = all(one.total.denominator == 1 and one.least.is_integer() and one.most.is_integer() for one in filled)
-    return _even(low, high, whole)
+    return _even(low, high, all(one.whole for one in filled))
 
 
 def bars(some: Numbers, ends: list[float]) -> list[Bar]:

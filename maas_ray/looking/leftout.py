@@ -17,6 +17,7 @@ import numpy as np
 from maas_ray import storage
 from maas_ray.data.dataset import QUARANTINE_DIRECTORY, REMOVED_DIRECTORY, PreparedDataset
 from maas_ray.errors import CorruptError
+from maas_ray.looking.given import without_secrets
 from maas_ray.looking.legible import legible_bytes
 
 if TYPE_CHECKING:
@@ -95,8 +96,8 @@ def left_out(dataset: PreparedDataset, examples: int) -> LeftOut:
         CorruptError: a file is damaged.
     """
     chosen, likes, groups, seen = _chosen(dataset, examples)
-    wanted = {*(row for rows in chosen.values() for row in rows), *likes.values(), *(row for row, _ in groups)}
-    found = _rows(dataset, wanted)
+    kept = {*likes.values(), *(row for row, _ in groups)}
+    found = _rows(dataset, kept.union(*chosen.values()), kept)
     pairs: dict[str, list[Pair]] = {}
     others: dict[str, list[Row]] = {}
     for fate, rows in sorted(chosen.items()):
@@ -157,20 +158,27 @@ def _hashed(numbers: np.ndarray) -> np.ndarray:
     return mixed >> np.uint64(1)
 
 
-def _rows(dataset: PreparedDataset, wanted: set[int]) -> dict[int, Row]:
-    """Rows of `removed/` by their number, as far as they are found among the first `_MOST_ROWS`."""
+def _rows(dataset: PreparedDataset, wanted: set[int], kept: set[int]) -> dict[int, Row]:
+    """Rows of `removed/` by their number, as far as they are found among the first `_MOST_ROWS`.
+
+    Those that are `kept` may be named twice where a dataset has grown: as they were read, and later by their number
+    alone. What shows how a row begins is taken, whichever comes first.
+    """
     found: dict[int, Row] = {}
-    numbers = np.array(sorted(wanted), np.int64)
+    left = np.array(sorted(wanted), np.int64)
     seen = 0
     for group in _groups(dataset, REMOVED_DIRECTORY):
-        if len(found) == len(numbers) or seen >= _MOST_ROWS:
+        if not len(left) or seen >= _MOST_ROWS:
             break
         rows = group.read(["row"])["row"].to_numpy()
         seen += len(rows)
-        places = np.flatnonzero(np.isin(rows, numbers))
-        if len(places):
-            table = group.read(["row", "path", "position", "excerpt"]).take(places)
-            found |= {record["row"]: _row(record) for record in table.to_pylist()}
+        places = np.flatnonzero(np.isin(rows, left))
+        if not len(places):
+            continue
+        for record in group.read(["row", "path", "position", "excerpt"]).take(places).to_pylist():
+            if record["excerpt"] or record["row"] not in found:
+                found[record["row"]] = _row(record)
+        left = left[[row not in found or (row in kept and not found[row].excerpt) for row in left.tolist()]]
     return found
 
 
@@ -194,12 +202,14 @@ def _broken(dataset: PreparedDataset, examples: int) -> tuple[list[Broken], int]
     found = []
     for kind, rows in common:
         path, position, error, excerpt = first[kind]
-        found.append(Broken(error, rows, _row({"path": path, "position": position, "excerpt": excerpt})))
+        found.append(
+            Broken(without_secrets(error), rows, _row({"path": path, "position": position, "excerpt": excerpt}))
+        )
     return found, seen
 
 
 def _row(record: dict[str, Any]) -> Row:
-    return Row(record["path"], record["position"], legible_bytes(record["excerpt"] or b""))
+    return Row(without_secrets(record["path"]), record["position"], legible_bytes(record["excerpt"] or b""))
 
 
 def _tables(dataset: PreparedDataset, directory: str, columns: list[str]) -> Iterator["pa.Table"]:

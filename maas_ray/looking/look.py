@@ -1,9 +1,11 @@
 """A look at one dataset: everything that is shown of it, gathered once and small, whatever the size of the dataset.
 
-What was counted comes from its manifest and `profile.json`; examples from one row group of each split, which is a
-sample since rows were shuffled; what was left out from `leftout`. The same dataset is always shown with the same rows.
+What was counted comes from its manifest and `profile.json`; examples from a row group of each split, which is a sample
+since rows were shuffled, and from further ones where row groups are small; what was left out from `leftout`. The same
+dataset is always shown with the same rows.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -136,19 +138,26 @@ def look(dataset: PreparedDataset, examples: int) -> Look:
 
 
 def _examples(dataset: PreparedDataset, split: str, count: int) -> list[dict[str, Any]]:
-    """Some rows of a row group, drawn by the fingerprint."""
+    """Some rows of a row group, drawn by the fingerprint; of further ones where it holds too few."""
     draws = np.random.default_rng([int(dataset.fingerprint[:16], 16), SPLITS.index(split)])
     sizes = dataset.group_sizes(split)
-    number = int(draws.choice(len(sizes), p=sizes / sizes.sum()))
-    (stored,) = dataset.read([dataset.row_group(split, number)], dataset.meta.kept)
-    rows = np.sort(draws.permutation(len(stored["index"]))[:count])
-    kept = {
-        column: texts(stored[name][rows]).tolist()
-        for column, name in zip(dataset.meta.kept, stored_columns(dataset.meta.kept), strict=True)
-    }
+    filled = np.flatnonzero(sizes)
+    weights = sizes[filled] / sizes[filled].sum()
+    numbers = draws.choice(filled, min(len(filled), count), replace=False, p=weights).tolist()
+    found: list[dict[str, Any]] = []
+    for stored in dataset.read([dataset.row_group(split, number) for number in numbers], dataset.meta.kept):
+        rows = np.sort(draws.permutation(len(stored["index"]))[: count - len(found)])
+        found += _described(dataset, {name: values[rows] for name, values in stored.items()})
+        if len(found) == count:
+            break
+    return found
+
+
+def _described(dataset: PreparedDataset, stored: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    """Stored rows in the task's own words, with the columns that were kept with them."""
+    columns = zip(dataset.meta.kept, stored_columns(dataset.meta.kept), strict=True)
+    kept = {column: texts(stored[name]).tolist() for column, name in columns}
     task = dataset.task
-    described = [task.describe({name: stored[name][row] for name in task.stored}) for row in rows]
-    return [
-        row | {column: values[place] for column, values in kept.items() if column not in row}
-        for place, row in enumerate(described)
-    ]
+    for place in range(len(stored["index"])):
+        row = task.describe({name: stored[name][place] for name in task.stored})
+        yield row | {column: values[place] for column, values in kept.items() if column not in row}

@@ -12,6 +12,7 @@ from maas_ray.console import new_table, say, show_table
 from maas_ray.data.dataset import SPLITS, open_dataset
 from maas_ray.data.profile import Names, Numbers, document_of
 from maas_ray.looking.bars import bars, edges
+from maas_ray.looking.given import shown
 from maas_ray.looking.leftout import LeftOut, Pair, Row
 from maas_ray.looking.legible import legible, number, share, size
 from maas_ray.looking.listing import datasets
@@ -82,9 +83,10 @@ def sources_of(seen: Look) -> list[str]:
     """Where rows came from, a line each."""
     lines = []
     for source in seen.meta.spec.get("sources", ()):
-        rest = {key: value for key, value in source.items() if key not in ("format", "path") and value}
-        more = f" {json.dumps(rest, ensure_ascii=False, default=str)}" if rest else ""
-        lines.append(f"{source.get('format', '')} {source.get('path', '')}{more}")
+        rest = shown(source)
+        named = [str(rest.pop(key)) for key in ("format", "path", "uri") if key in rest]
+        more = [json.dumps(rest, ensure_ascii=False, default=str)] if rest else []
+        lines.append(" ".join(named + more))
     return lines
 
 
@@ -334,7 +336,7 @@ def document(seen: Look) -> dict[str, Any]:
         **{"name": meta.name, "fingerprint": meta.fingerprint, "task": seen.task, "uri": seen.uri},
         **{"size": seen.size, "files": seen.files, "parent": seen.parent or None},
         "prepared": seen.prepared.isoformat() if seen.prepared else None,
-        "sources": meta.spec.get("sources", []),
+        "sources": [shown(source) for source in meta.spec.get("sources", ())],
         "counts": meta.counts.document(),
         "profile": traits if seen.profile is not None else None,
         "examples": {

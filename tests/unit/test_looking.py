@@ -1,13 +1,18 @@
 """Profiles add up in any order; a page holds hostile text and nothing from elsewhere."""
 
 import json
+import math
 from collections.abc import Callable
 from fractions import Fraction
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +21,8 @@ from maas_ray.data import profile
 from maas_ray.data.profile import Names, Numbers, Profile
 from maas_ray.looking import page, showing
 from maas_ray.looking.bars import bars, edges
+from maas_ray.looking.given import shown, without_secrets
+from maas_ray.looking.leftout import _rows
 from maas_ray.looking.legible import legible, legible_bytes
 from maas_ray.looking.look import NO_PROFILE, look
 from maas_ray.settings import Settings
@@ -119,3 +126,88 @@ def test_datasets_are_listed(settings: Settings, capsys: pytest.CaptureFixture[s
 
     [only] = json.loads(capsys.readouterr().out)
     assert (only["name"], only["rows"]["train"], only["problem"]) == ("digits", 1437, "")
+
+
+@given(st.lists(st.integers(-10_000, 10_000), min_size=1, max_size=40), st.floats(0, 1))
+def test_a_quantile_of_whole_numbers_is_a_whole_one_in_its_bin(values: list[int], share: float) -> None:
+    found = of([float(value) for value in values], [])["train", "length", "tokens"]
+    assert isinstance(found, Numbers)
+
+    quantile = found.quantile(share)
+
+    assert found.whole
+    assert quantile.is_integer()
+    # By its definition, but for the width of a bin: a tenth of the number.
+    exact = sorted(values)[max(math.ceil(share * len(values)) - 1, 0)]
+    assert abs(quantile - exact) <= (abs(exact) // 10 if abs(exact) >= 100 else 0)
+
+
+@pytest.mark.parametrize(("values", "whole"), [([1, 2, 300], True), ([1, 1.5, 1.5, 2], False), ([12.5, 13], False)])
+def test_fractions_keep_theirs(values: list[float], whole: bool) -> None:
+    found = of(values, [])["train", "length", "tokens"]
+    assert isinstance(found, Numbers)
+    assert found.whole is whole
+
+
+def test_small_row_groups_give_as_many_examples_as_are_asked_for(settings: Settings) -> None:
+    dataset = text_dataset(settings, "some")
+    most = max(dataset.group_sizes("test"))
+    rows = dataset.meta.splits["test"].rows
+    assert most < rows - 1
+
+    few, more, every = (look(dataset, count).examples["test"] for count in (1, rows - 1, rows + 50))
+
+    assert (len(few), len(more), len(every)) == (1, rows - 1, rows)
+    assert len({row["text"] for row in every}) == rows
+    assert look(dataset, rows - 1).examples["test"] == more
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (
+            {"format": "csv", "path": "a.csv", "weight": 1.0, "split": None},
+            {"format": "csv", "path": "a.csv"},
+        ),
+        ({"format": "jsonl", "path": "a", "weight": 2.0}, {"format": "jsonl", "path": "a", "weight": 2.0}),
+        (
+            {"format": "new", "path": "a", "token": "abc", "x": None},
+            {"format": "new", "path": "a", "token": "***", "x": None},
+        ),
+        (
+            {"format": "sql", "uri": "pg://me:${PW}@db/x", "table": "t", "query": None, "partition_column": "key"},
+            {"format": "sql", "uri": "pg://me:${PW}@db/x", "table": "t", "partition_column": "key"},
+        ),
+    ],
+)
+def test_of_a_source_what_is_not_usual_is_shown(source: dict[str, object], expected: dict[str, object]) -> None:
+    assert shown(source) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("https://h/a?X-Amz-Signature=abc&versionId=7", "https://h/a?X-Amz-Signature=***&versionId=7"),
+        ("https://h/a?sv=1&sig=a%2B#t: no such file", "https://h/a?sv=1&sig=***#t: no such file"),
+        ("https://me:pw@h/a", "https://me:***@h/a"),
+        ("s3://b/c@d:e/f?g=h", "s3://b/c@d:e/f?g=h"),
+        ("/a/b?password=is a name", "/a/b?password=is a name"),
+    ],
+)
+def test_urls_are_shown_without_their_secrets(text: str, expected: str) -> None:
+    assert without_secrets(text) == expected
+
+
+def test_of_a_row_that_is_named_twice_its_beginning_is_shown(tmp_path: Path) -> None:
+    columns = {"row": [7, 9], "path": ["a", "b"], "position": [1, 2]}
+    names = []
+    (tmp_path / "removed").mkdir()
+    for name, excerpts in (("0", [b"", b""]), ("1", [b"seven", b""]), ("2", [b"", b""])):
+        names.append(f"removed/{name}.parquet")
+        pq.write_table(pa.table(columns | {"excerpt": excerpts}), tmp_path / names[-1], write_page_checksum=True)
+    files = [SimpleNamespace(path=name) for name in names]
+    dataset: Any = SimpleNamespace(uri=str(tmp_path), artifact=SimpleNamespace(files=files))
+
+    found = _rows(dataset, {7, 9, 11}, {7, 9})
+
+    assert {row: (some.place, some.excerpt) for row, some in found.items()} == {7: ("a:1", "seven"), 9: ("b:2", "")}
