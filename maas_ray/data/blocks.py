@@ -4,6 +4,7 @@ A block is an Arrow table in the cluster's object store, which spills to disk wh
 sees one whole block at a time and yields tables.
 """
 
+import gc
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ BLOCK_BYTES = 32 << 20
 SMALL_BYTES = 1 << 30
 """Up to here, data is sorted in the workers that are there. Ray's default way scales further, but starts
 processes of its own, which takes longer than sorting so little."""
+_AT_ONCE = 64
+"""Blocks that are worked on before they are let go of: the last of them wait for each other."""
 _WHOLE: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
 
 
@@ -92,12 +95,41 @@ def run(
         return _kept(ray.data.from_arrow_refs(blocks).map_batches(step, **_WHOLE, **options), watch)
 
 
+def run_over(blocks: Blocks, step: Step | type[Any], watch: Watch | None = None) -> Blocks:
+    """Run a step over blocks, one for one, and let go of them on the way: the list is empty in the end."""
+    done: Blocks = []
+    rows = 0
+    while blocks:
+        some = blocks[:_AT_ONCE]
+        del blocks[:_AT_ONCE]
+        seen = rows
+
+        def counted(count: int, more: int, before: int = len(done), seen: int = seen) -> None:
+            nonlocal rows
+            rows = seen + more
+            if watch:
+                watch(before + count, rows)
+
+        done += run(some, step, counted)
+        del some
+        gc.collect()  # an execution that is over refers to itself, and to what it read
+    return done
+
+
 def run_sorted(blocks: Blocks, key: str, boundaries: list[int], step: Step, watch: Watch | None = None) -> Blocks:
-    """Sort by a column into one block for each range between boundaries, then run a step over these."""
+    """Sort by a column into one block for each range between boundaries, then run a step over these.
+
+    The blocks are let go of when they are sorted, and the list is emptied: of the rows there are never more than two
+    whole copies, and the pieces of a sort.
+    """
     if not blocks:
         return []
-    ordered = ray.data.from_arrow_refs(blocks).sort(key, boundaries=boundaries)
-    return _kept(ordered.map_batches(step, **_WHOLE), watch)
+    dataset = ray.data.from_arrow_refs(blocks).sort(key, boundaries=boundaries)
+    ordered = _kept(dataset, None)
+    del dataset
+    blocks.clear()
+    gc.collect()  # see `run_over`
+    return run_over(ordered, step, watch)
 
 
 def _kept(dataset: ray.data.Dataset, watch: Watch | None) -> Blocks:

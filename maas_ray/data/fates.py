@@ -26,6 +26,7 @@ from maas_ray.data.near import NearDuplicates, band_keys_of
 from maas_ray.data.ngrams import Decontaminate, ngram_hashes
 from maas_ray.data.order import SPLIT_BITS, content_bytes, fraction, leading, sort_key
 from maas_ray.data.reading import Part, Raw, inspect, read
+from maas_ray.data.rows import ROWS, Packer, paths_of, raw_of
 from maas_ray.data.series import joined
 from maas_ray.data.sources import AnySource
 from maas_ray.data.splitting import Splits, rekeyed
@@ -47,26 +48,6 @@ PART_BITS = 32
 """A row's number is its part's above this many bits of its place there."""
 _SLICE_ROWS = 1 << 10
 
-ROWS = pa.schema(
-    {
-        "row": pa.int64(),  # its own number: of its part, and of its place there
-        "key": pa.int64(),  # split and content, see `order.sort_key`
-        "digest": pa.binary(32),  # of the content by which rows are duplicates
-        "exact": pa.int64(),  # of the content itself: says which of several duplicates is kept
-        "inputs": pa.int64(),  # of the content that is not the answer
-        "stratum": pa.string(),
-        "bands": pa.binary(),  # keys that near-duplicates share, uint64 each
-        "path": pa.string(),
-        "position": pa.int64(),
-        "rows": pa.int64(),
-        "weight": pa.float64(),
-        "fate": pa.string(),
-        "like": pa.int64(),  # of a duplicate: the row that is kept; of that row: itself
-        "error": pa.string(),
-        "notes": pa.string(),  # JSON: what cleaning changed
-        "payload": pa.large_binary(),  # the raw row as cleaned, pickled; an excerpt, where it is not kept
-    }
-)
 QUARANTINE = ("path", "position", "rows", "error", "excerpt")
 REMOVED = ("row", "path", "position", "rows", "fate", "like", "excerpt")
 
@@ -127,24 +108,37 @@ class Found(NamedTuple):
 
 def read_rows(parts: pa.Table, reading: Reading) -> Iterator[pa.Table]:
     """Read, clean and parse numbered parts; each row gets its digests, its split and its fate."""
-    batch: list[dict[str, Any]] = []
-    size = 0
+    batch, packer, size = _batch(), Packer(), 0
     for number, part in unpacked(parts):
+        file, weight = _printable(part.file.file.uri), part.source.weight
         for place, found in enumerate(_found(part, reading)):
-            row = number << PART_BITS | place
-            batch.append({"row": row, "weight": part.source.weight, **_record(found, reading)})
-            size += len(batch[-1]["payload"])
-            if size >= _BATCH_BYTES or len(batch) >= _BATCH_ROWS:
+            record = _record(found, reading, packer)
+            raw = found.raw
+            record["row"], record["weight"] = number << PART_BITS | place, weight
+            record["position"], record["rows"] = raw.position, raw.rows
+            record["file"], record["path"] = packer.path(file, _printable(raw.path))
+            record["notes"] = json.dumps(found.notes) if found.notes else None
+            for name, values in batch.items():
+                values.append(record.get(name))
+            size += len(record["payload"])
+            if size >= _BATCH_BYTES or len(batch["row"]) >= _BATCH_ROWS:
                 yield _table(batch, reading)
-                batch, size = [], 0
+                batch, packer, size = _batch(), Packer(), 0
     yield _table(batch, reading)
 
 
-def _table(batch: list[dict[str, Any]], reading: Reading) -> pa.Table:
-    if reading.near is not None:
-        for place, keys in zip(*band_keys_of((record.get("text", "") for record in batch), reading.near), strict=True):
-            batch[place]["bands"] = keys.tobytes()
-    return pa.Table.from_pylist(batch, ROWS)
+def _batch() -> dict[str, list[Any]]:
+    """Columns to be filled; `bands` are made of the texts that stand there."""
+    return {name: [] for name in ROWS.names}
+
+
+def _table(batch: dict[str, list[Any]], reading: Reading) -> pa.Table:
+    if reading.near is None:
+        batch["bands"] = [b""] * len(batch["row"])
+    else:
+        keys_of = dict(zip(*band_keys_of((text or "" for text in batch["bands"]), reading.near), strict=True))
+        batch["bands"] = [keys_of[place].tobytes() if place in keys_of else b"" for place in range(len(batch["row"]))]
+    return pa.table([pa.array(batch[field.name], field.type) for field in ROWS], schema=ROWS)
 
 
 def _found(part: Part, reading: Reading) -> Iterator[Found]:
@@ -186,7 +180,8 @@ def _with_row(raw: Raw, row: Row | None, error: str = "") -> Raw:
     return replace(raw, row=row, error=error)
 
 
-def _record(found: Found, reading: Reading) -> dict[str, Any]:
+def _record(found: Found, reading: Reading, packer: Packer) -> dict[str, Any]:
+    """What a row's content says of it."""
     raw, task = found.raw, reading.task
     fate, error = found.reason or QUARANTINED, raw.error
     if raw.row is not None and not found.reason:
@@ -194,34 +189,44 @@ def _record(found: Found, reading: Reading) -> dict[str, Any]:
             kept(raw.row, reading.keep)
             parsed = task.parse_row(raw.row)
             if parsed is not None:
-                return _kept_record(found, raw.row, parsed, reading)
+                return _kept_record(found, raw.row, parsed, reading, packer)
             fate = EMPTY
         except ValueError as caught:
             error = str(caught)
     digest = sha256(f"{raw.path}\0{raw.position}".encode(errors="replace")).digest()
     record = {"key": sort_key(ASIDE, digest), "digest": digest, "exact": leading(digest), "inputs": 0}
     excerpt = b"" if fate == EMPTY else raw.excerpt
-    return record | _common(found) | {"fate": fate, "error": _printable(error), "payload": excerpt}
+    return record | {"fate": fate, "error": _printable(error), "payload": excerpt}
 
 
-def _kept_record(found: Found, raw: Row, parsed: Row, reading: Reading) -> dict[str, Any]:
+def _kept_record(found: Found, raw: Row, parsed: Row, reading: Reading, packer: Packer) -> dict[str, Any]:
     task = reading.task
     parts = {name: content_bytes(parsed[name]) for name in sorted(parsed)}
     exact = digest = sha256(b"".join(parts.values())).digest()
     if reading.normalise:
+        changed = False
         for name, value in parsed.items():
             if (same := _same(value)) is not value:
-                parts[name] = content_bytes(same)
-        digest = sha256(b"".join(parts.values())).digest()
+                parts[name], changed = content_bytes(same), True
+        if changed:
+            digest = sha256(b"".join(parts.values())).digest()
     inputs = digest
     if {*task.inputs} != {*parsed}:
         inputs = sha256(b"".join([parts[name] for name in task.inputs])).digest()
     split = reading.splits.of(raw, inputs) if found.raw.split is None else found.raw.split
-    record = {"key": sort_key(split, digest), "digest": digest, "exact": leading(exact), "inputs": leading(inputs)}
-    record |= {"stratum": reading.splits.stratum(raw), "fate": KEPT, "error": ""}
-    if reading.near is not None:
-        record["text"] = text_of(parsed, task.inputs)
-    return record | _common(found) | {"payload": pickle.dumps(raw)}
+    shape, payload = packer.row(raw)
+    return {
+        "key": sort_key(split, digest),
+        "digest": digest,
+        "exact": leading(exact),
+        "inputs": leading(inputs),
+        "stratum": reading.splits.stratum(raw),
+        "bands": None if reading.near is None else text_of(parsed, task.inputs),
+        "fate": KEPT,
+        "error": "",
+        "shape": shape,
+        "payload": payload,
+    }
 
 
 def _same(value: Any) -> Any:
@@ -231,12 +236,6 @@ def _same(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_same(item) for item in value]
     return value
-
-
-def _common(found: Found) -> dict[str, Any]:
-    raw = found.raw
-    notes = json.dumps(found.notes) if found.notes else None
-    return {"path": _printable(raw.path), "position": raw.position, "rows": raw.rows, "notes": notes, "bands": b""}
 
 
 @lru_cache(1 << 10)
@@ -261,7 +260,9 @@ def settle(rows: pa.Table, exact: bool = True) -> pa.Table:
         rows: all rows of a range of keys.
         exact: whether a row whose like stands before it is a duplicate.
     """
-    rows = rows.sort_by([(name, "ascending") for name in ("key", "digest", "exact", "path", "position")])
+    order = rows.select(["key", "digest", "exact", "position"]).append_column("path", paths_of(rows))
+    by = [(name, "ascending") for name in ("key", "digest", "exact", "path", "position")]
+    rows = rows.take(pc.sort_indices(order, sort_keys=by))
     digests, fates, likes, numbers = (rows[name].to_pylist() for name in ("digest", "fate", "like", "row"))
     first: int | None = None
     for place in range(len(digests)):
@@ -280,13 +281,15 @@ def settle(rows: pa.Table, exact: bool = True) -> pa.Table:
 
 def marked(rows: pa.Table, fates: list[str], likes: list[int | None]) -> pa.Table:
     """Rows with these fates; what is not kept any more has an excerpt in place of its content."""
-    before, payloads = rows["fate"].to_pylist(), rows["payload"].to_pylist()
-    for place, fate in enumerate(fates):
-        if fate != before[place]:
-            payloads[place] = excerpt_of(pickle.loads(payloads[place]))  # noqa: S301  written by `_kept_record`
-    for name, values in (("fate", fates), ("like", likes), ("payload", payloads)):
-        rows = _with(rows, name, values)
-    return rows
+    before = rows["fate"].to_pylist()
+    changed = [place for place, fate in enumerate(fates) if fate != before[place]]
+    if changed:
+        shapes, payloads = rows["shape"].to_pylist(), rows["payload"].to_pylist()
+        for place in changed:
+            shapes[place], payloads[place] = None, excerpt_of(raw_of(shapes[place], payloads[place]))
+        for name, values in (("fate", fates), ("shape", shapes), ("payload", payloads)):
+            rows = _with(rows, name, values)
+    return _with(rows, "like", likes)
 
 
 def _with(rows: pa.Table, name: str, values: Any) -> pa.Table:
@@ -333,23 +336,23 @@ def ngrams(rows: pa.Table, task: TaskSpec, how: Decontaminate, *, training: bool
     splits = rows["key"].to_numpy() >> SPLIT_BITS
     kept = (splits == 0 if training else splits != 0) & pc.equal(rows["fate"], KEPT).to_numpy()
     for place in np.flatnonzero(kept):
-        parsed = task.parse_row(pickle.loads(rows["payload"][place].as_py()))  # noqa: S301  written by `_kept_record`
+        parsed = task.parse_row(raw_of(rows["shape"][place].as_py(), rows["payload"][place].as_py()))
         yield int(place), ngram_hashes(text_of(parsed or {}, task.inputs), how.ngram)
 
 
 def raw_rows(rows: pa.Table) -> Iterator[Row]:
     """The raw rows, as cleaned so far, that are kept."""
-    for batch in rows.filter(pc.equal(rows["fate"], KEPT)).select(["payload"]).to_batches(_SLICE_ROWS):
-        for payload in batch["payload"].to_pylist():
-            yield pickle.loads(payload)  # noqa: S301  written by `_kept_record`
+    for batch in rows.filter(pc.equal(rows["fate"], KEPT)).select(["shape", "payload"]).to_batches(_SLICE_ROWS):
+        yield from map(raw_of, batch["shape"].to_pylist(), batch["payload"].to_pylist())
 
 
 def cleaned(rows: pa.Table, steps: tuple[CleaningStep, ...], task: TaskSpec) -> pa.Table:
     """Rows after further cleaning steps, which change neither their split nor what they are duplicates by."""
-    fates, errors, payloads = (rows[name].to_pylist() for name in ("fate", "error", "payload"))
+    fates, errors, shapes, payloads = (rows[name].to_pylist() for name in ("fate", "error", "shape", "payload"))
+    packer = Packer()
     notes = [Notes(json.loads(note)) if note else Notes() for note in rows["notes"].to_pylist()]
     for place in [place for place, fate in enumerate(fates) if fate == KEPT]:
-        raw = pickle.loads(payloads[place])  # noqa: S301  written by `_kept_record`
+        raw = raw_of(shapes[place], payloads[place])
         try:
             row = clean_row(steps, raw, notes[place])
             fates[place] = KEPT if task.parse_row(row) is not None else EMPTY
@@ -357,9 +360,10 @@ def cleaned(rows: pa.Table, steps: tuple[CleaningStep, ...], task: TaskSpec) -> 
             fates[place] = str(dropped)
         except ValueError as error:
             fates[place], errors[place] = QUARANTINED, _printable(str(error))
-        payloads[place] = pickle.dumps(row) if fates[place] == KEPT else excerpt_of(raw)
+        shapes[place], payloads[place] = packer.row(row) if fates[place] == KEPT else (None, excerpt_of(raw))
     texts = [json.dumps(note) if note else None for note in notes]
-    for name, values in (("fate", fates), ("error", errors), ("payload", payloads), ("notes", texts)):
+    columns = {"fate": fates, "error": errors, "shape": shapes, "payload": payloads, "notes": texts}
+    for name, values in columns.items():
         rows = _with(rows, name, values)
     return rows
 
@@ -368,8 +372,8 @@ def tally(rows: pa.Table) -> pa.Table:
     """How many rows met which fate; errors that differ in numbers alone are counted as one."""
     counts: Counter[tuple[str, str]] = Counter()
     example: dict[tuple[str, str], str] = {}
-    columns = (rows[name].to_pylist() for name in ("fate", "error", "rows", "path", "position"))
-    for fate, error, count, path, position in zip(*columns, strict=True):
+    columns = (rows[name].to_pylist() for name in ("fate", "error", "rows", "position"))
+    for fate, error, count, position, path in zip(*columns, paths_of(rows).to_pylist(), strict=True):
         kind = fate, re.sub(r"0x[0-9a-f]+|\d+", "#", error)
         counts[kind] += count
         found = f"{error} ({path}" + (f":{position})" if position else ")")
@@ -403,10 +407,11 @@ def kept_rows(rows: pa.Table, task: TaskSpec, keep: tuple[str, ...] = ()) -> Ite
     rows = rows.filter(pc.equal(rows["fate"], KEPT))
     weights, inputs = rows["weight"].to_numpy(), rows["inputs"].to_numpy()
     times = iter((np.floor(weights) + (fraction(inputs) < weights % 1)).clip(min=1).astype(int).tolist())
-    for batch in rows.select(["key", "digest", "payload", "rows"]).to_batches(_SLICE_ROWS):
-        columns = (batch[name].to_pylist() for name in ("key", "digest", "payload", "rows"))
-        for key, digest, payload, count, copies in zip(*columns, times, strict=False):
-            raw = pickle.loads(payload)  # noqa: S301  written by `_kept_record`
+    names = ["key", "digest", "rows", "shape", "payload"]
+    for batch in rows.select(names).to_batches(_SLICE_ROWS):
+        columns = (batch[name].to_pylist() for name in names)
+        for key, digest, count, shape, payload, copies in zip(*columns, times, strict=False):
+            raw = raw_of(shape, payload)
             row = task.parse_row(raw)
             if row is None:
                 raise ValueError("a row that was not empty is empty now; the task's parse_row() is not a function")
@@ -426,10 +431,10 @@ def write_removed(rows: pa.Table, uri: str, attempt: str) -> pa.Table:
     """Write what was left out of a block and why, and the rows that duplicates are like."""
     out = pc.invert(pc.is_in(rows["fate"], pa.array([KEPT, QUARANTINED])))
     rows = rows.filter(pc.or_(out, pc.and_(pc.equal(rows["fate"], KEPT), pc.is_valid(rows["like"]))))
-    fates, payloads = rows["fate"].to_pylist(), rows["payload"].to_pylist()
+    columns = (rows[name].to_pylist() for name in ("fate", "shape", "payload"))
     short = [
-        excerpt_of(pickle.loads(payload)) if fate == KEPT else payload[:EXCERPT_BYTES]  # noqa: S301  as above
-        for fate, payload in zip(fates, payloads, strict=True)
+        excerpt_of(raw_of(shape, payload)) if fate == KEPT else payload[:EXCERPT_BYTES]
+        for fate, shape, payload in zip(*columns, strict=True)
     ]
     return _written(_with(rows, "payload", short), REMOVED, REMOVED_DIRECTORY, uri, attempt)
 
@@ -450,7 +455,8 @@ def write_named(rows: pa.Table, paths: list[str], uri: str, attempt: str) -> pa.
 
 
 def _written(rows: pa.Table, columns: tuple[str, ...], directory: str, uri: str, attempt: str) -> pa.Table:
-    arrays = [rows[column if column != "excerpt" else "payload"] for column in columns]
+    said = {"path": paths_of(rows), "rows": rows["rows"].cast(pa.int64()), "excerpt": rows["payload"]}
+    arrays = [said[column] if column in said else rows[column] for column in columns]
     return written(pa.table(arrays, names=columns), f"{directory}/part-{attempt}-{name_of(rows)}.parquet", uri)
 
 

@@ -14,11 +14,12 @@ import pyarrow as pa
 import ray
 
 from maas_ray.data import fates, verdicts
-from maas_ray.data.blocks import Blocks, run, run_sorted, tables
+from maas_ray.data.blocks import Blocks, run, run_over, run_sorted, tables
 from maas_ray.data.cleaning import CleaningStep
 from maas_ray.data.known import INDEX, Known, keys_of_known, splits_of
 from maas_ray.data.ngrams import Decontaminate, NgramIndex
 from maas_ray.data.order import SPLIT_BITS
+from maas_ray.data.rows import ROWS
 from maas_ray.data.splitting import stratified
 from maas_ray.data.verdicts import Verdicts
 from maas_ray.errors import DataError
@@ -34,7 +35,7 @@ def judge(spec: "PrepareSpec", raw: Blocks, rows: int, known: Known | None = Non
     """Rows with what only a look at all of them says: who is like whom, and splits that were open.
 
     Rows that are `known` stay as they are: what is like one of them is left out, and an input that is among them falls
-    into its split.
+    into its split. The list of blocks is emptied where others take their place.
     """
     found = Verdicts()
     if spec.deduplicate.near is not None or spec.straddles or (spec.deduplicate.exact and known is not None):
@@ -44,7 +45,7 @@ def judge(spec: "PrepareSpec", raw: Blocks, rows: int, known: Known | None = Non
         found = found._replace(inputs=inputs, splits=splits)
     if not len(found.rows) and not len(found.inputs):
         return raw
-    return run(raw, partial(_judged, verdicts=ray.put(found)))
+    return run_over(raw, partial(_judged, verdicts=ray.put(found)))
 
 
 def _judged(block: pa.Table, verdicts: Any) -> pa.Table:
@@ -69,7 +70,7 @@ def index_of(known: Known) -> Blocks:
 
 def _strata(spec: "PrepareSpec", raw: Blocks, found: Verdicts, known: Known | None) -> tuple[np.ndarray, np.ndarray]:
     listed = list(tables(run(raw, _open)))
-    every = pa.concat_tables(listed) if listed else fates.ROWS.empty_table()
+    every = pa.concat_tables(listed) if listed else ROWS.empty_table()
     every = every.filter(pa.array(~np.isin(every["row"].to_numpy(), found.rows)))
     old = INDEX.empty_table().select(["inputs", "split"])
     if known is not None and len(every):
@@ -93,7 +94,7 @@ def decontaminated(ordered: Blocks, task: TaskSpec, how: Decontaminate) -> Block
     index = NgramIndex(
         hashes["hash"].to_numpy() for hashes in tables(run(ordered, partial(_hashes, task=task, how=how)))
     )
-    return run(ordered, partial(_marked, task=task, how=how, index=ray.put(index)))
+    return run_over(ordered, partial(_marked, task=task, how=how, index=ray.put(index)))
 
 
 def _hashes(block: pa.Table, task: TaskSpec, how: Decontaminate) -> pa.Table:
@@ -121,11 +122,11 @@ def finish(steps: tuple[CleaningStep, ...], ordered: Blocks, task: TaskSpec) -> 
     waiting: list[CleaningStep] = []
     for step in steps:
         if step.fits and waiting:
-            ordered, waiting = run(ordered, partial(fates.cleaned, steps=tuple(waiting), task=task)), []
+            ordered, waiting = run_over(ordered, partial(fates.cleaned, steps=tuple(waiting), task=task)), []
         fitted = (*fitted, step.fit(_training(ordered)) if step.fits else step)
         waiting.append(fitted[-1])
     if waiting:
-        ordered = run(ordered, partial(fates.cleaned, steps=tuple(waiting), task=task))
+        ordered = run_over(ordered, partial(fates.cleaned, steps=tuple(waiting), task=task))
     return ordered, fitted
 
 

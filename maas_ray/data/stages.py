@@ -19,12 +19,13 @@ import ray
 
 from maas_ray.console import Progress, progress, say
 from maas_ray.data import fates, judging, known, packing
-from maas_ray.data.blocks import BLOCK_BYTES, Blocks, records, run, run_sorted, tables, total_bytes
+from maas_ray.data.blocks import BLOCK_BYTES, Blocks, records, run, run_over, run_sorted, tables, total_bytes
 from maas_ray.data.cleaning import CleaningStep
 from maas_ray.data.dataset import SPLITS, Counts, Shard, Split
 from maas_ray.data.growth import Parent, inputs_of
 from maas_ray.data.profile import Profile
 from maas_ray.data.reading import Inspected, Part
+from maas_ray.data.rows import ROWS
 from maas_ray.data.sources import InputFile
 from maas_ray.data.work import ENCODED, FITTED, READ, Work, files_of, files_table, once
 from maas_ray.errors import DataError
@@ -126,7 +127,7 @@ def build(  # noqa: PLR0915  one step after the other
     ]
     weights = [size for *_, size in parts]
     blocks = _blocks_of(weights, parallelism)
-    work, blocks = Work.open(uri, blocks, chosen=parallelism is not None, schema=fates.ROWS)
+    work, blocks = Work.open(uri, blocks, chosen=parallelism is not None, schema=ROWS)
     numbered = enumerate((part for _, part, _ in parts), start=parent.dataset.meta.parts if parent else 0)
     groups = _grouped(list(numbered), weights, blocks)
     if before := work.count(READ):
@@ -139,7 +140,7 @@ def build(  # noqa: PLR0915  one step after the other
     if spec.fitted_steps and parent is not None:
         steps = parent.fitted()
         tail = steps[len(spec.reading.steps) :]
-        ordered = run(ordered, partial(fates.cleaned, steps=tail, task=spec.task))
+        ordered = run_over(ordered, partial(fates.cleaned, steps=tail, task=spec.task))
     elif spec.fitted_steps:
         with stage("fitting what cleans", None):
             ordered, fitted = judging.finish(spec.fitted_steps, ordered, spec.task)
@@ -374,7 +375,7 @@ def _write(chunks: Blocks, plan: packing.Plan, shards: list[list[Shard]], uri: s
         plan.base(split) + shard.start - plan.before[split] for split, some in enumerate(shards) for shard in some
     ]
     with stage("shuffling and writing", len(starts)) as bar:
-        pieces = run(chunks, partial(packing.pack, plan=plan))
+        pieces = run_over(chunks, partial(packing.pack, plan=plan))
         write = partial(packing.write_shard, plan=plan, shards=shards, uri=uri)
         written = run_sorted(pieces, "place", [*starts[1:], sum(plan.rows)], write, lambda _, done: bar.update(done))
         files = list(_objects(written))

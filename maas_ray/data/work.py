@@ -28,6 +28,7 @@ import xxhash
 
 from maas_ray import __version__, storage
 from maas_ray.data.fates import KEPT
+from maas_ray.data.rows import raw_of
 from maas_ray.errors import MaasError, NotFoundError
 from maas_ray.spec import digest_of
 
@@ -175,8 +176,9 @@ class _Plain(pickle.Unpickler):
 def _plain(rows: pa.Table) -> bool:
     """Whether nothing but values comes of unpickling what is kept; what else has a payload, has an excerpt there."""
     try:
-        for payload in rows.filter(pc.equal(rows["fate"], KEPT))["payload"].to_pylist():
-            _Plain(io.BytesIO(payload)).load()
+        kept = rows.filter(pc.equal(rows["fate"], KEPT))
+        for shape, payload in zip(kept["shape"].to_pylist(), kept["payload"].to_pylist(), strict=True):
+            raw_of(shape, payload, lambda content: _Plain(io.BytesIO(content)).load())
     except Exception:  # bytes that are no pickle may raise anything
         return False
     return True

@@ -19,6 +19,7 @@ from maas_ray.data.dataset import SPLITS
 from maas_ray.data.fates import Reading, packed, read_rows
 from maas_ray.data.formats import base, jsonl, webdataset
 from maas_ray.data.reading import Part, Raw
+from maas_ray.data.rows import paths_of
 from maas_ray.data.sources import AnySource, JsonlSource, TextSource, WebDatasetSource, list_files
 from maas_ray.data.splitting import Splits
 from maas_ray.errors import DataError, SpecError
@@ -267,8 +268,9 @@ def fates_of(task: TaskSpec, of: AnySource) -> dict[str, str]:
     """Files by name, with what became of each: kept, or the error."""
     parts = [Part(of, found) for found in looks(of, task.columns)]
     reading = Reading(task, Splits(validation=0, test=0))
-    rows = [row for table in read_rows(packed(enumerate(parts)), reading) for row in table.to_pylist()]
-    return {Path(row["path"]).name: row["error"] or row["fate"] for row in rows}
+    (table,) = read_rows(packed(enumerate(parts)), reading)
+    columns = (values.to_pylist() for values in (paths_of(table), table["error"], table["fate"]))
+    return {Path(path).name: error or fate for path, error, fate in zip(*columns, strict=True)}
 
 
 def test_images_are_what_they_hold_whatever_they_are_called(tmp_path: Path) -> None:

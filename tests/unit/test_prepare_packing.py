@@ -14,6 +14,7 @@ from PIL import Image
 from maas_ray.data import fates, packing
 from maas_ray.data.dataset import SPLITS, to_numpy
 from maas_ray.data.reading import Part, inspect
+from maas_ray.data.rows import paths_of
 from maas_ray.data.sources import AnySource, AudioFolderSource, ImageFolderSource, JsonlSource, TextSource, list_files
 from maas_ray.data.splitting import Splits
 from maas_ray.data.text import normalised
@@ -210,7 +211,7 @@ def test_a_name_that_is_no_text_and_bytes_that_are_no_image(tmp_path: Path) -> N
     spec = ImageClassificationSpec()
     parts = [Part(source, inspect(source, file, spec.columns)) for file in list_files(source)]
     (table,) = fates.read_rows(fates.packed(enumerate(parts)), reading_of(spec))
-    assert sorted(table["path"].to_pylist()) == [f"{tmp_path}/a/b.png", f"{tmp_path}/a/caf\\udce9.png"]
+    assert sorted(paths_of(table).to_pylist()) == [f"{tmp_path}/a/b.png", f"{tmp_path}/a/caf\\udce9.png"]
     assert set(table["error"].to_pylist()) == {"not an image of any known format"}
 
 
