@@ -313,6 +313,7 @@ def copy(source: str, target: str) -> None:
             Path(final).parent.mkdir(parents=True, exist_ok=True)
             try:
                 os.link(path, final)
+                _sync_directory(Path(final).parent)
             except FileNotFoundError:
                 raise
             except OSError:  # another disk, or a filesystem without links

@@ -148,7 +148,7 @@ def _inspected(spec: PredictSpec, source: AnySource, files: Sequence[Any], field
     step = partial(fates.inspect_files, sources=(source,), columns=fields.columns)
     groups = [files[at : at + _INSPECTED_TOGETHER] for at in range(0, len(files), _INSPECTED_TOGETHER)]
     with progress("looking at the input", len(files)) as bar:
-        blocks = [ray.put(fates.packed((0, file) for file in group)) for group in groups]
+        blocks = [ray.put(fates.packed((0, file, None) for file in group)) for group in groups]
         looked = run(blocks, step, lambda _, rows: bar.update(rows))
         found = [file for table in tables(looked) for _, file in fates.unpacked(table)]
     if problems := [file.problem for file in found if file.problem]:

@@ -383,6 +383,20 @@ def dataset_home(settings: Settings, name: str) -> str:
     return storage.join(settings.storage, "datasets", name)
 
 
+def read_pointer(home: str) -> str:
+    """The fingerprint of the dataset that a name means.
+
+    Raises:
+        NotFoundError: there is none of this name.
+        CorruptError: what says so is damaged.
+    """
+    uri = storage.join(home, POINTER)
+    found = storage.read_json(uri)
+    if not (isinstance(found, dict) and isinstance(found.get("fingerprint"), str)):
+        raise CorruptError(f"{uri} names no dataset: {str(found)[:50]!r}. `maas prepare` writes it anew.")
+    return str(found["fingerprint"])
+
+
 def open_dataset(settings: Settings, name_or_uri: str) -> PreparedDataset:
     """A dataset by name (the one prepared last), by `name/fingerprint`, or by URI.
 
@@ -395,7 +409,7 @@ def open_dataset(settings: Settings, name_or_uri: str) -> PreparedDataset:
     home = dataset_home(settings, name)
     if not fingerprint:
         try:
-            fingerprint = storage.read_json(storage.join(home, POINTER))["fingerprint"]
+            fingerprint = read_pointer(home)
         except NotFoundError as error:
             known = storage.list_directory(storage.join(settings.storage, "datasets"))
             raise NotFoundError(

@@ -75,6 +75,11 @@ class Reading:
     near: NearDuplicates | None = None
 
     @property
+    def redacts(self) -> bool:
+        """Whether rows hold what nobody may see: of those that are left out, nothing is shown then."""
+        return any(step.step == "pii" for step in self.steps)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """All columns to read."""
         further = (name for name in self.columns if name not in self.task.columns)
@@ -112,7 +117,7 @@ def read_rows(parts: pa.Table, reading: Reading) -> Iterator[pa.Table]:
     for number, part in unpacked(parts):
         file, weight = _printable(part.file.file.uri), part.source.weight
         for place, found in enumerate(_found(part, reading)):
-            record = _record(found, reading, packer)
+            record = _record(found, reading, packer, weight)
             raw = found.raw
             record["row"], record["weight"] = number << PART_BITS | place, weight
             record["position"], record["rows"] = raw.position, raw.rows
@@ -180,7 +185,7 @@ def _with_row(raw: Raw, row: Row | None, error: str = "") -> Raw:
     return replace(raw, row=row, error=error)
 
 
-def _record(found: Found, reading: Reading, packer: Packer) -> dict[str, Any]:
+def _record(found: Found, reading: Reading, packer: Packer, weight: float) -> dict[str, Any]:
     """What a row's content says of it."""
     raw, task = found.raw, reading.task
     fate, error = found.reason or QUARANTINED, raw.error
@@ -189,18 +194,20 @@ def _record(found: Found, reading: Reading, packer: Packer) -> dict[str, Any]:
             kept(raw.row, reading.keep)
             parsed = task.parse_row(raw.row)
             if parsed is not None:
-                return _kept_record(found, raw.row, parsed, reading, packer)
+                return _kept_record(found, raw.row, parsed, reading, packer, weight)
             fate = EMPTY
         except ValueError as caught:
             error = str(caught)
     digest = sha256(f"{raw.path}\0{raw.position}".encode(errors="replace")).digest()
     record = {"key": sort_key(ASIDE, digest), "digest": digest, "exact": leading(digest), "inputs": 0}
-    excerpt = b"" if fate == EMPTY else raw.excerpt
+    excerpt = b"" if fate == EMPTY or reading.redacts else raw.excerpt
     return record | {"fate": fate, "error": _printable(error), "payload": excerpt}
 
 
-def _kept_record(found: Found, raw: Row, parsed: Row, reading: Reading, packer: Packer) -> dict[str, Any]:
-    task = reading.task
+def _kept_record(
+    found: Found, raw: Row, parsed: Row, reading: Reading, packer: Packer, weight: float
+) -> dict[str, Any]:
+    task, given = reading.task, found.raw.split is not None
     parts = {name: content_bytes(parsed[name]) for name in sorted(parsed)}
     exact = digest = sha256(b"".join(parts.values())).digest()
     if reading.normalise:
@@ -213,16 +220,19 @@ def _kept_record(found: Found, raw: Row, parsed: Row, reading: Reading, packer: 
     inputs = digest
     if {*task.inputs} != {*parsed}:
         inputs = sha256(b"".join([parts[name] for name in task.inputs])).digest()
-    split = reading.splits.of(raw, inputs) if found.raw.split is None else found.raw.split
-    shape, payload = packer.row(raw)
+    split = found.raw.split if found.raw.split is not None else reading.splits.of(raw, inputs)
+    stratum = None if given else reading.splits.stratum(raw)
+    # Before others are compared with it: a row that is not there stands for none.
+    out = weight < 1 and split == 0 and stratum is None and fraction(np.array([leading(inputs)]))[0] >= weight
+    shape, payload = (None, excerpt_of(raw)) if out else packer.row(raw)
     return {
         "key": sort_key(split, digest),
         "digest": digest,
         "exact": leading(exact),
         "inputs": leading(inputs),
-        "stratum": reading.splits.stratum(raw),
+        "stratum": stratum,
         "bands": None if reading.near is None else text_of(parsed, task.inputs),
-        "fate": KEPT,
+        "fate": SAMPLED_OUT if out else KEPT,
         "error": "",
         "shape": shape,
         "payload": payload,
@@ -244,10 +254,20 @@ def _printable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def key_ranges(shares: tuple[float, ...], blocks: int) -> list[int]:
-    """Boundaries that cut the sort keys into about so many ranges of equal size, none of which spans splits."""
+def split_counts(rows: pa.Table) -> pa.Table:
+    """How many rows lie in each split, and aside."""
+    return pa.table({"rows": np.bincount(rows["key"].to_numpy() >> SPLIT_BITS, minlength=ASIDE + 1)})
+
+
+def key_ranges(shares: Iterable[float], blocks: int) -> list[int]:
+    """Boundaries that cut the sort keys into about so many ranges of equal size, none of which spans splits.
+
+    Args:
+        shares: of the rows that lie in each split, and aside.
+        blocks: how many ranges.
+    """
     boundaries = []
-    for split, share in enumerate((1 - sum(shares), *shares, 0.0)):
+    for split, share in enumerate(shares):
         ranges = max(1, round(share * blocks))
         boundaries += [(split << SPLIT_BITS) + (number << SPLIT_BITS) // ranges for number in range(ranges)]
     return boundaries[1:]
@@ -260,8 +280,9 @@ def settle(rows: pa.Table, exact: bool = True) -> pa.Table:
         rows: all rows of a range of keys.
         exact: whether a row whose like stands before it is a duplicate.
     """
-    order = rows.select(["key", "digest", "exact", "position"]).append_column("path", paths_of(rows))
-    by = [(name, "ascending") for name in ("key", "digest", "exact", "path", "position")]
+    order = rows.select(["key", "digest", "exact", "weight", "row"])
+    # Of equal rows the one that weighs most is kept, then the one of the source and file that are named first.
+    by = [(name, "descending" if name == "weight" else "ascending") for name in order.column_names]
     rows = rows.take(pc.sort_indices(order, sort_keys=by))
     digests, fates, likes, numbers = (rows[name].to_pylist() for name in ("digest", "fate", "like", "row"))
     first: int | None = None

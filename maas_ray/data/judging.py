@@ -77,7 +77,7 @@ def _strata(spec: "PrepareSpec", raw: Blocks, found: Verdicts, known: Known | No
         wanted = ray.put(np.unique(every["inputs"].to_numpy()))
         old = pa.concat_tables([old, *tables(run(index_of(known), partial(splits_of, uri=known.uri, wanted=wanted)))])
         every = every.filter(pa.array(~np.isin(every["inputs"].to_numpy(), old["inputs"].to_numpy())))
-    strata = np.array(every["stratum"].to_pylist(), str)
+    strata = pa.compute.rank(every["stratum"], tiebreaker="dense").to_numpy()
     inputs, splits = stratified(strata, every["inputs"].to_numpy(), spec.splits.shares)
     inputs, first = np.unique(np.concatenate([old["inputs"].to_numpy(), inputs]), return_index=True)
     return inputs, np.concatenate([old["split"].to_numpy(), splits])[first]

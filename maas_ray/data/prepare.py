@@ -37,6 +37,7 @@ from maas_ray.data.dataset import (
     Split,
     StoredColumn,
     dataset_home,
+    read_pointer,
     write_table,
 )
 from maas_ray.data.deduplication import Deduplicate
@@ -235,7 +236,7 @@ def prepare(
 def _parent(spec: PrepareSpec, recipe: dict[str, Any], home: str) -> tuple[Parent | None, str]:
     """The dataset that the name means, if it can grow by this spec; if not, why."""
     try:
-        fingerprint = storage.read_json(storage.join(home, POINTER))["fingerprint"]
+        fingerprint = read_pointer(home)
         dataset = PreparedDataset(storage.open_artifact(storage.join(home, fingerprint[:16]), KIND))
     except NotFoundError:
         return None, ""
@@ -254,6 +255,8 @@ def _reused(dataset: PreparedDataset, home: str) -> PreparedDataset:
 
 def _stop(uri: str, attempt: str, error: BaseException) -> None:
     """Remove what an attempt wrote; what it would do again stays, unless the input itself is what stopped it."""
+    if storage.exists(storage.join(uri, storage.MANIFEST)):
+        return  # it was stopped after it had committed
     with suppress(MaasError):
         _discard(uri, attempt)
     from maas_ray.data import work

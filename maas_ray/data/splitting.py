@@ -55,10 +55,6 @@ class Splits(Spec):
         """Columns of the sources that it needs."""
         return tuple(name for name in (self.group, self.stratify, self.column) if name is not None)
 
-    def straddles(self, given: bool) -> bool:
-        """Whether rows of the same content may come to lie in different splits; `given`: a source names its split."""
-        return given or self.group is not None or self.column is not None
-
     def of(self, row: Row, inputs: bytes) -> int:
         """The number of a row's split by this and the digest of its inputs; 0 where it is not decided yet.
 
@@ -92,10 +88,10 @@ def stratified(strata: np.ndarray, inputs: np.ndarray, shares: tuple[float, ...]
     """Which split inputs fall into, so that of each stratum the same share is held out.
 
     Of a stratum's distinct inputs those with the lowest hashes are for validation, the next for testing. Inputs with
-    several labels go with the first of these, so that they lie in one split. 17 bytes an input are held.
+    several labels go with the lowest of these, so that they lie in one split.
 
     Args:
-        strata: names [n].
+        strata: numbers of their labels, int [n].
         inputs: hashes of the rows' inputs, int64 [n].
         shares: of validation and test.
 
@@ -104,16 +100,20 @@ def stratified(strata: np.ndarray, inputs: np.ndarray, shares: tuple[float, ...]
     """
     order = np.lexsort((strata, inputs))
     inputs, strata = inputs[order], strata[order]
-    first = np.concatenate([[True], inputs[1:] != inputs[:-1]]) if len(inputs) else np.zeros(0, bool)
+    first = np.ones(len(inputs), bool)
+    first[1:] = inputs[1:] != inputs[:-1]
     inputs, strata = inputs[first], strata[first]
     splits = np.zeros(len(inputs), np.int8)
-    for stratum in np.unique(strata):
-        places = np.flatnonzero(strata == stratum)  # ascending by hash
-        start = 0
+    by_stratum = np.argsort(strata, kind="stable")  # of each, ascending by hash
+    last = np.append(np.diff(strata[by_stratum]) != 0, [True] * (len(strata) > 0))
+    begin = 0
+    for end in (np.flatnonzero(last) + 1).tolist():
+        start = begin
         for number, share in enumerate(shares, start=1):
-            count = round(share * len(places))
-            splits[places[start : start + count]] = number
+            count = round(share * (end - begin))
+            splits[by_stratum[start : start + count]] = number
             start += count
+        begin = end
     return inputs, splits
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +128,7 @@ def build(  # noqa: PLR0915  one step after the other
     ]
     weights = [size for *_, size in parts]
     blocks = _blocks_of(weights, parallelism)
-    work, blocks = Work.open(uri, blocks, chosen=parallelism is not None, schema=ROWS)
+    work, blocks = Work.open(uri, blocks, chosen=parallelism is not None, schema=(str(ROWS), _digest(inspected)))
     numbered = enumerate((part for _, part, _ in parts), start=parent.dataset.meta.parts if parent else 0)
     groups = _grouped(list(numbered), weights, blocks)
     if before := work.count(READ):
@@ -212,9 +213,17 @@ def _read(spec: "PrepareSpec", groups: list[list[Any]], total: int, work: Work, 
         raw = judging.judge(spec, raw, total, parent.known if parent is not None else None)
         # Rows take more than their files do, a table's several times as much.
         ranges = max(len(groups), math.ceil(total_bytes(raw) / BLOCK_BYTES))
-        boundaries = fates.key_ranges(spec.splits.shares, ranges)
+        boundaries = fates.key_ranges(_shares(spec, raw, ranges), ranges)
         settle = partial(fates.settle, exact=spec.deduplicate.exact)
         return run_sorted(raw, "key", boundaries, settle, lambda _, done: bar.update(done))
+
+
+def _shares(spec: "PrepareSpec", raw: Blocks, ranges: int) -> list[float]:
+    """The share of the rows that lie in each split, and aside: counted, where that decides about ranges."""
+    if ranges == 1:
+        return [1 - sum(spec.splits.shares), *spec.splits.shares, 0.0]
+    counts = np.sum([table["rows"].to_numpy() for table in tables(run(raw, fates.split_counts))], axis=0)
+    return [float(count / counts.sum()) for count in counts]
 
 
 def _parts(source: Any, file: Inspected, *, whole: bool) -> Iterator[tuple[Part, int]]:
@@ -229,6 +238,16 @@ def _parts(source: Any, file: Inspected, *, whole: bool) -> Iterator[tuple[Part,
         if (rows_so_far * bytes_per_row >= BLOCK_BYTES and not whole) or place == len(file.groups) - 1:
             yield Part(source, file, range(start, place + 1)), int(rows_so_far * bytes_per_row)
             start, rows_so_far = place + 1, 0
+
+
+def _digest(inspected: list[list[Inspected]]) -> str:
+    """Of all that decides how files are cut into parts."""
+    digest = sha256()
+    for number, files in enumerate(inspected):
+        for file in files:
+            cut = number, file.file.relative, file.sha256, file.groups, file.places
+            digest.update(repr(cut).encode(errors="replace"))
+    return digest.hexdigest()
 
 
 def _first_part(block: pa.Table) -> str:

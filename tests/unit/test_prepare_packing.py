@@ -64,7 +64,7 @@ def run(
     parts = [Part(source, inspect(source, file, task_spec.columns)) for file in list_files(source)]
     rng.shuffle(parts)
     read = pa.concat_tables(fates.read_rows(fates.packed(enumerate(parts)), reading_of(task_spec, shares)))
-    boundaries = fates.key_ranges(shares, cut)
+    boundaries = fates.key_ranges((1 - sum(shares), *shares, 0.0), cut)
     ordered = [fates.settle(table) for table in ranges(blocks(read, rng, cut), "key", boundaries)]
     rows = [row for table in ordered for row in fates.kept_rows(table, task_spec)]
     task = task_spec.fit(kept.row for kept in rows if kept.split == 0)

@@ -15,7 +15,7 @@ from maas_ray.data.formats.base import InputFile, Inspected, Raw
 from maas_ray.data.formats.files import Files, digest_of, expanded
 from maas_ray.data.formats.parquet import first_line
 from maas_ray.data.formats.table import Table, missing, typed
-from maas_ray.errors import DataError, NotFoundError
+from maas_ray.errors import DataError, NotFoundError, StorageError
 from maas_ray.tasks.base import REST
 
 if TYPE_CHECKING:
@@ -171,11 +171,15 @@ def _batches(handle: IO[bytes], schema: "pa.Schema", start: int | None = None) -
             if handle.tell() == byte:  # without its end mark
                 yield _Batch(byte, 1, error="the file ends without its end mark; it may have been cut off")
             return
+        except StorageError:
+            raise
         except (OSError, ValueError, pa.ArrowException) as error:
             yield _Batch(byte, 1, error=f"cut off or damaged from byte {byte} on: {first_line(error)}")
             return
         try:
             batch = pa.ipc.read_record_batch(message, schema)
+        except StorageError:
+            raise
         except (OSError, ValueError, pa.ArrowException) as error:
             yield _Batch(byte, 1, error=f"the record batch at byte {byte} is not readable: {first_line(error)}")
         else:

@@ -6,8 +6,10 @@ from typing import ClassVar, Literal
 
 from maas_ray import storage
 from maas_ray.data.formats.base import Inspected, Raw
+from maas_ray.data.formats.compressed import opened
 from maas_ray.data.formats.files import Files, digest_of
 from maas_ray.data.formats.table import Table, missing, typed
+from maas_ray.errors import StorageError
 from maas_ray.tasks.base import REST
 
 _BATCH_ROWS = 256
@@ -26,10 +28,12 @@ class ParquetSource(Table, Files):
 
         found = replace(found, sha256=digest_of(found.file.uri))
         try:
-            with storage.open_file(found.file.uri) as handle:
+            with opened(found.file.uri) as handle:
                 parquet = pq.ParquetFile(handle)
                 groups = tuple(parquet.metadata.row_group(place).num_rows for place in range(parquet.num_row_groups))
                 names = parquet.schema_arrow.names
+        except StorageError:
+            raise
         except (OSError, pa.ArrowException):
             return found  # not Parquet at all: one row that is found broken
         problem = missing(found.file.uri, mapping, names)
@@ -52,9 +56,11 @@ class ParquetSource(Table, Files):
 
         uri = found.file.uri
         position = sum(found.groups[: groups.start]) if groups else 0
-        with storage.open_file(uri) as handle:
+        with opened(uri) as handle:
             try:
                 parquet = pq.ParquetFile(handle, page_checksum_verification=True)
+            except StorageError:
+                raise
             except (OSError, pa.ArrowException) as error:
                 yield Raw(uri, 0, error=f"not readable Parquet: {first_line(error)}", rows=found.rows)
                 return
@@ -66,6 +72,8 @@ class ParquetSource(Table, Files):
                         for values in batch.to_pylist():
                             yield typed(uri, position, values, mapping)
                             position += 1
+                except StorageError:
+                    raise
                 except (OSError, ValueError, pa.ArrowException) as error:
                     message = f"row group {group} is not readable: {first_line(error)}"
                     yield Raw(uri, position, error=message, rows=end - position)

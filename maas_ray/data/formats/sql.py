@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import quote
+from urllib.parse import quote, unquote_plus
 from uuid import UUID
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 _ROWS_AT_ONCE = 1000
 _GROUP_BYTES = 4 << 20
 _MODULUS = 1 << 256
-_SECRETS = ("password", "passwd", "pwd", "sslpassword", "token", "secret", "api_key", "access_key")
+_SECRETS = re.compile(r"pass|pwd|token|secret|credential|(api|access|private)_?key", re.IGNORECASE)
+_ODBC = re.compile(r"\bPWD\s*=\s*\{?([^;}]*)", re.IGNORECASE)
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _SQLITE = re.compile(r"(sqlite(?:\+\w+)?:///)([^?]*)(.*)", re.DOTALL)
 
@@ -60,7 +61,8 @@ class SqlSource(Table):
     def _no_secret(cls, uri: str) -> str:
         userinfo = re.match(r"[^:/]+://[^/?@:]*:([^@]*)@", uri)
         values = [userinfo[1]] if userinfo else []
-        values += [value for name, value in re.findall(r"[?&]([\w-]+)=([^&]*)", uri) if name.lower() in _SECRETS]
+        values += [value for name, value in re.findall(r"[?&]([\w-]+)=([^&]*)", uri) if _SECRETS.search(name)]
+        values += _ODBC.findall(unquote_plus(uri))
         if any(value and not _VARIABLE.fullmatch(value) for value in values):
             raise ValueError(
                 "a password is written out in it, and a dataset keeps its spec; put it into a variable of the "

@@ -75,7 +75,8 @@ class Table(Source):
         def digest(raw: Raw) -> bytes:
             for name in named:
                 raw = self._load(name, raw)
-            parts = [raw.error.encode()] if raw.row is None else [_bytes(value) for value in raw.row.values()]
+            # Not its message, which holds a path.
+            parts = [b"\0none"] if raw.row is None else [_bytes(value) for value in raw.row.values()]
             return b"".join(sha256(part).digest() for part in parts)
 
         total = sha256(found.sha256.encode())
