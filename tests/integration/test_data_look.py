@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maas_ray import PrepareSpec, prepare, storage
+from maas_ray import PrepareSpec, storage
 from maas_ray.cli import app
 from maas_ray.data.dataset import KIND, POINTER, PreparedDataset, dataset_home
+from maas_ray.data.prepare import prepare
 from maas_ray.data.profile import PROFILE_FILE
 from maas_ray.looking.look import NO_PROFILE
 from maas_ray.settings import Settings
