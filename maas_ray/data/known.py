@@ -5,8 +5,9 @@
 
 A row is listed by its number, which stays its own as the dataset grows: parts of later files are numbered after those
 of the files before. One that was left out as nearly the same as another is listed by the bands of its signature under
-that other one's number: what is like it is like the row that was kept. About 35 bytes a row lie on disk, and with
-near-duplicates the bytes of its bands, which do not compress.
+that other one's number: what is like it is like the row that was kept. About 30 bytes a row lie on disk, and with
+near-duplicates 8 more for each of its bands, which do not compress (100,000 rows in random order: 29.8 bytes, and 161.8
+with 16 bands).
 """
 
 from collections.abc import Iterator
