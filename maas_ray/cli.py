@@ -100,11 +100,12 @@ def prepare(
 ) -> None:
     """Turn raw data into a prepared dataset.
 
-    Reads text, source files, JSONL, Parquet or images; cleans, removes
-    duplicates, splits, fits the task's features on the training split, and
-    writes shards. What was left out is counted by reason. The same spec and
-    input are recognised and reused; where files were added, they alone are
-    read, and no row of before moves. Interrupted, it goes on when run again.
+    Reads text, CSV, JSONL, Parquet, Arrow, tar shards, SQL, images or sound,
+    on disk or in an object store; cleans, removes duplicates, splits, fits the
+    task's features on the training split, and writes shards. What was left out
+    is counted by reason; `maas data NAME` shows it. The same spec and input
+    are recognised and reused; where files were added, they alone are read, and
+    no row of before moves. Interrupted, it goes on when run again.
 
     Examples:
       maas prepare jobs/specs/stdlib-prepare.yaml
@@ -376,6 +377,57 @@ def alias(
 
 
 # --- what there is ---------------------------------------------------------------------------------
+
+
+@app.command(name="data", rich_help_panel=_LOOK)
+def data_(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[DATASET]", help="Look at this one: NAME, NAME/FINGERPRINT or a URI.", show_default=False
+        ),
+    ] = None,
+    examples: Annotated[
+        int | None,
+        typer.Option(min=1, max=100, help="Rows of each kind to show. Default: 3; in a report 12.", show_default=False),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Write a report for a browser.")
+    ] = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """List datasets; with a name, what is in one and what was left out.
+
+    Of one dataset: rows by split, what was left out by reason, what cleaning
+    changed, lengths, labels, columns, examples, duplicates beside what they
+    are duplicates of, and rows in quarantine with their errors. --html writes
+    all of it as one file with plots, which needs nothing else to be read.
+
+    Examples:
+      maas data
+      maas data stdlib
+      maas data digits --html digits.html
+      maas data digits --json | jq .counts
+    """
+    from maas_ray.looking import showing
+
+    if name is None:
+        if html is not None:
+            raise typer.BadParameter("a report is of one dataset; name it: maas data DATASET --html FILE")
+        showing.show_datasets(_settings(), as_json=as_json)
+        return
+    seen = showing.see(_settings(), name, examples or (3 if html is None else 12))
+    if html is not None:
+        from maas_ray.looking.page import write
+
+        write(seen, html)
+    if as_json:
+        print(json.dumps(showing.document(seen), indent=2))
+    elif html is not None:
+        typer.echo(f"report  {html}")
+    else:
+        showing.show(seen)
 
 
 @app.command(rich_help_panel=_LOOK)

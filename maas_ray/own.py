@@ -30,6 +30,7 @@ from maas_ray.errors import DataError, RequestError
 from maas_ray.tasks import AnswerRow, Column, RequestRow, Row, Task, TaskSpec, TensorSpec
 from maas_ray.tasks.base import Forward, Outcomes, UnlearntError
 from maas_ray.tasks.metrics import classification, mean_loss, regression
+from maas_ray.tasks.traits import Trait
 
 if TYPE_CHECKING:
     import torch
@@ -226,6 +227,22 @@ class ModuleTask(Task):
                 raise UnlearntError(f"{name} {unknown!r} does not occur in the training split")
             columns[name] = [numbers[value] for value in columns[name]]
         return {name: np.array(values, self.stored[name].dtype) for name, values in columns.items()}
+
+    def traits(self, rows: list[Row], encoded: Mapping[str, Any]) -> list[Trait]:
+        """Labels, and targets and features that are single numbers."""
+        found = []
+        for name, kind in {**self.targets, **self.features}.items():
+            if isinstance(kind, Label):
+                found.append(Trait("label", name, [str(row[name]) for row in rows]))
+            elif kind.shape == ():
+                numbers = np.array(encoded[name], np.float64)
+                found.append(Trait("target" if name in self.targets else "column", name, numbers))
+        return found
+
+    def describe(self, stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        return super().describe(stored) | {
+            name: names[int(stored[name])] for name, names in self.labels.items() if int(stored[name]) < len(names)
+        }
 
     def save_state(self, directory: Path) -> dict[str, Any]:
         return {"labels": self.labels}

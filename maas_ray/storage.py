@@ -21,6 +21,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar, cast
 
@@ -195,6 +196,17 @@ def exists(uri: str) -> bool:
     fs, path = filesystem(uri)
     with translated(uri):
         return bool(fs.exists(path))
+
+
+def modified(uri: str) -> datetime | None:
+    """When a file was written; None where the filesystem does not say."""
+    fs, path = filesystem(uri)
+    with translated(uri):
+        try:
+            found: datetime = fs.modified(path)
+        except NotImplementedError:
+            return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def list_directory(uri: str) -> list[str]:

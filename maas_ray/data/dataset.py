@@ -9,6 +9,7 @@
         removed/part-<attempt>-….parquet            what was left out and why, and the rows that duplicates are like
         index/part-<attempt>-….parquet              what rows that come later are compared with, see `known`
         inputs/part-<attempt>.parquet               the input files, see `growth`
+        profile.json                                what rows are like, see `maas_ray.data.profile`
         manifest.json
         work/                                       until it is committed: what is done so far, see `work`
 

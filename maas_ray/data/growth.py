@@ -18,10 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from maas_ray import storage
-from maas_ray.data.cleaning import CleaningStep
+from maas_ray.data.cleaning import CleaningStep, loaded
 from maas_ray.data.dataset import INDEX_DIRECTORY, INPUTS_DIRECTORY, SPLITS, TASK_DIRECTORY, PreparedDataset, Split
 from maas_ray.data.fates import PART_BITS
 from maas_ray.data.known import Known
+from maas_ray.data.profile import PROFILE_FILE, Profile, from_json
 from maas_ray.data.reading import Inspected
 from maas_ray.data.sources import FILE_COLUMNS, TABLES, AnySource, InputFile
 from maas_ray.errors import MaasError
@@ -101,10 +102,13 @@ class Parent:
             for path in self._under(TASK_DIRECTORY)
         }
 
-    def fitted(self, steps: tuple[CleaningStep, ...]) -> tuple[CleaningStep, ...]:
-        """Cleaning steps with the statistics that they were fitted with."""
-        saved = self.dataset.meta.cleaning
-        return tuple(type(step).parse(document) for step, document in zip(steps, saved, strict=True))
+    def profile(self) -> Profile:
+        """What its rows are like."""
+        return from_json(self.dataset.artifact.read(PROFILE_FILE).decode())
+
+    def fitted(self) -> tuple[CleaningStep, ...]:
+        """The cleaning steps with the statistics that they were fitted with."""
+        return loaded(self.dataset.meta.cleaning)
 
     def before(self, spec: "PrepareSpec") -> dict[tuple[int, str], Inspected]:
         """What is known of files without a look, by source and path below it, as long as their stamps are the same."""
@@ -139,7 +143,7 @@ class Parent:
         return [uris[int(ends.searchsorted(row >> PART_BITS, side="right"))].as_py() for row in rows]
 
     def take_over(self, uri: str, attempt: str) -> tuple[list[FileEntry], dict[str, Split]]:
-        """Its files but for the task and the inputs under an attempt's names, and its splits of these.
+        """Its files but for the task, the inputs and the profile, under an attempt's names, and its splits of these.
 
         A file is linked or copied where it lies, so that each dataset stays whole when the other is removed.
         """
@@ -150,7 +154,7 @@ class Parent:
         for split, listed in self.dataset.meta.splits.items():
             for number, shard in enumerate(listed.shards):
                 names[shard.path] = f"{split}/part-{number:05d}-{attempt}.parquet"
-        apart = (TASK_DIRECTORY, INPUTS_DIRECTORY)
+        apart = (TASK_DIRECTORY, INPUTS_DIRECTORY, PROFILE_FILE)
         taken = [
             (entry, FileEntry(names[entry.path], entry.size, entry.sha256))
             for entry in self.files

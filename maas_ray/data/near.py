@@ -34,7 +34,7 @@ class NearDuplicates(Spec):
     permutations: int = Field(128, ge=1, le=4096)
     """Most minima in a text's signature. More tell similarities apart more sharply, and cost as much more time."""
     bands: int | None = Field(None, ge=1)
-    """Parts the signature is cut into; each takes 24 bytes a row in the cluster. None: what fits the threshold best."""
+    """Parts the signature is cut into; each takes 40 bytes a row in the cluster. None: what fits the threshold best."""
     shingle: int = Field(5, ge=1, le=100)
     """Words in a shingle; characters, where a script has no spaces. A text of fewer words is one shingle."""
 

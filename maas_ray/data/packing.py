@@ -23,6 +23,7 @@ from maas_ray.data.dataset import SPLITS, Shard, from_numpy, write_table
 from maas_ray.data.fates import Kept, kept_rows, packed
 from maas_ray.data.keeping import KEPT, stored_columns
 from maas_ray.data.order import shuffled
+from maas_ray.data.profile import Profile, from_json, merge, of_rows, to_json
 from maas_ray.errors import DataError
 from maas_ray.tasks import Column, Row, Task, TaskSpec, load_task
 from maas_ray.tasks.base import UnlearntError
@@ -42,6 +43,7 @@ def chunk_schema(task: Task, keep: tuple[str, ...] = ()) -> pa.Schema:
             "copies": pa.int64(),  # how often rows stand in it again, by their weight
             "dropped": pa.string(),  # JSON: rows left out, by reason
             "unlearnt": pa.string(),  # JSON: those of the reasons that the fitting would have prevented
+            "profile": pa.string(),  # JSON: what its rows are like, see `maas_ray.data.profile`
             **dict.fromkeys([*task.stored, *stored_columns(keep)], pa.large_binary()),
         }
     )
@@ -113,6 +115,8 @@ def _chunk(batch: list[Kept], task: Task, keep: tuple[str, ...]) -> dict[str, An
     rows = sum(kept.rows for kept in good)
     place = {"split": batch[0].split, "first": batch[0].digest, "rows": rows, "elements": elements}
     place["copies"] = sum(not kept.times for kept in good)
+    traits = task.traits([kept.row for kept in good], encoded) if good else ()
+    place["profile"] = to_json(of_rows(SPLITS[batch[0].split], traits))
     return place | {"dropped": json.dumps(dropped), "unlearnt": json.dumps(sorted(unlearnt))} | columns
 
 
@@ -131,8 +135,11 @@ def _encodable(batch: list[Kept], task: Task) -> tuple[list[Kept], Counter[str],
 
 
 def listing(chunks: pa.Table) -> pa.Table:
-    """What chunks hold, without the values."""
-    return chunks.select(["split", "first", "rows", "elements", "copies", "dropped", "unlearnt"])
+    """What chunks hold, without the values; the profile of all of a block stands in its first row."""
+    whole = to_json(merge(map(from_json, chunks["profile"].to_pylist())))
+    profiles = pa.array([whole, *[""] * (len(chunks) - 1)][: len(chunks)], pa.string())
+    listed = chunks.select(["split", "first", "rows", "elements", "copies", "dropped", "unlearnt"])
+    return listed.append_column("profile", profiles)
 
 
 @dataclass(frozen=True)
@@ -174,7 +181,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What all chunks hold together, by split; and the rows that could not be encoded, by reason."""
+    """What all chunks hold together, by split; the rows that could not be encoded, by reason; what rows are like."""
 
     rows: dict[str, int]
     elements: dict[str, int]
@@ -182,6 +189,7 @@ class Sizes:
     copies: int
     unlearnt: Counter[str]
     """Those of the rows that could not be encoded since the fitting did not see their like."""
+    profile: Profile
 
 
 def plan_of(
@@ -199,6 +207,7 @@ def plan_of(
     rows, elements = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
     dropped, unlearnt = Counter[str](), set[str]()
     offsets, copies = {}, 0
+    profile: Profile = {}
     for chunk in sorted(listed, key=lambda chunk: (chunk["split"], chunk["first"])):
         split = SPLITS[chunk["split"]]
         offsets[chunk["split"], chunk["first"]] = elements[split]
@@ -207,6 +216,8 @@ def plan_of(
         copies += chunk["copies"]
         dropped.update(json.loads(chunk["dropped"]))
         unlearnt.update(json.loads(chunk["unlearnt"]))
+        if chunk["profile"]:
+            profile = merge([profile, from_json(chunk["profile"])])
     length = task.packing.length if task.packing else 1
     if not elements["train"] and dropped and not before[0]:
         reasons = "".join(f"\n  {count:,} × {reason}" for reason, count in dropped.most_common(3))
@@ -225,7 +236,8 @@ def plan_of(
         seeds=tuple(f"{seed}/{split}" for split in SPLITS),
         before=before,
     )
-    return plan, Sizes(rows, elements, dropped, copies, Counter({why: dropped[why] for why in sorted(unlearnt)}))
+    never = Counter({why: dropped[why] for why in sorted(unlearnt)})
+    return plan, Sizes(rows, elements, dropped, copies, never, profile)
 
 
 def pack(chunks: pa.Table, plan: Plan) -> Iterator[pa.Table]:

@@ -42,6 +42,7 @@ from maas_ray.data.dataset import (
 from maas_ray.data.deduplication import Deduplicate
 from maas_ray.data.growth import Parent, growth_fingerprint, recipe_of, refusal
 from maas_ray.data.ngrams import Decontaminate
+from maas_ray.data.profile import PROFILE_FILE, merge, to_json
 from maas_ray.data.reading import Inspected
 from maas_ray.data.sources import FILE_COLUMNS, AnySource, InputFile, formats_for, list_files
 from maas_ray.data.splitting import Splits
@@ -321,13 +322,15 @@ def _commit(
         counts = parent.dataset.meta.counts.plus(counts)
         inputs = pa.concat_tables([parent.inputs, inputs])
     entries.append(write_table(inputs, uri, f"{INPUTS_DIRECTORY}/part-{attempt}.parquet", 1 << 16))
+    profile = built.profile if parent is None else merge([parent.profile(), built.profile])
+    contents = {f"{TASK_DIRECTORY}/{name}": content for name, content in built.task_files.items()}
+    contents[PROFILE_FILE] = to_json(profile).encode()
     with tempfile.TemporaryDirectory() as directory:
-        for name, content in built.task_files.items():
-            local = Path(directory) / name
+        for path, content in contents.items():
+            local = Path(directory) / path
             local.parent.mkdir(parents=True, exist_ok=True)
             local.write_bytes(content)
-            path = f"{TASK_DIRECTORY}/{name}"
-            # Fitting gives the same bytes each time, so another attempt's copy is as good as this one.
+            # Fitting and counting give the same bytes each time: another attempt's copy is as good as this one.
             entries.append(FileEntry(path, *storage.upload(local, storage.join(uri, path))))
     meta = DatasetMeta(
         name=spec.dataset,
@@ -386,7 +389,8 @@ def report(dataset: PreparedDataset, errors: list[str], seconds: float) -> None:
     lines += [("duplicates", counts.near_duplicates, "nearly the same")] if counts.near_duplicates else []
     lines += [("cleaned", count, what) for what, count in counts.cleaned.items()]
     lines += [("quarantined", counts.quarantined, "; ".join(errors))] if counts.quarantined else []
-    for split, kept in counts.kept.items():
+    for split in SPLITS:
+        kept = counts.kept[split]
         stored = meta.splits[split].rows
         note = ""
         if task.packing and stored:
@@ -401,3 +405,4 @@ def report(dataset: PreparedDataset, errors: list[str], seconds: float) -> None:
     for label, count, note in lines:
         say(f"  {label:<12}{count:>12,}  {note}".rstrip())
     say(f"  {dataset.uri}")
+    say(f"  maas data {dataset.name}  shows lengths, labels, examples, and what was left out")

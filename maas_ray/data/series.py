@@ -1,8 +1,9 @@
 """Series whose steps are a table's rows: joined, in order, and cut where splits end.
 
 Of each series the last steps are for testing, those before them for validation, the rest for training: what is to be
-foretold lies behind what was learnt from. No step is in two splits, so no window is either. A whole file is in the
-memory of one reader meanwhile, eight bytes for each value; a series lies in one file.
+foretold lies behind what was learnt from. Where the source names its split, all steps fall there. No step is in two
+splits, so no window is either. A whole file is in the memory of one reader meanwhile, eight bytes for each value; a
+series lies in one file.
 """
 
 from array import array
@@ -26,14 +27,14 @@ def joined(rows: Iterator[Raw], steps: Steps, shares: tuple[float, ...]) -> Iter
     A row that holds lists is a whole series, and comes as it is.
 
     Args:
-        rows: of a whole file.
+        rows: of a whole file, all of which name the same split or none.
         steps: how they are joined.
-        shares: of validation and test.
+        shares: of validation and test, where no split is named.
     """
     found: dict[str, _Series] = {}
-    path = ""
+    path, given = "", None
     for raw in rows:
-        path = raw.path
+        path, given = raw.path, raw.split
         if raw.row is None or isinstance(raw.row[steps.values[0]], (list, tuple)):
             yield raw
             continue
@@ -43,7 +44,7 @@ def joined(rows: Iterator[Raw], steps: Steps, shares: tuple[float, ...]) -> Iter
         except ValueError as error:
             yield replace(raw, row=None, error=str(error))
     for name, series in found.items():
-        yield from series.stretches(path, name, shares, steps)
+        yield from series.stretches(path, name, shares if given is None else given, steps)
 
 
 class _Series:
@@ -87,17 +88,28 @@ class _Series:
         if problem:
             raise ValueError(problem)
 
-    def stretches(self, path: str, name: str, shares: tuple[float, ...], steps: Steps) -> Iterator[Raw]:
-        """The series, cut where splits end. Of a split's stretches each has the windows that the others lack."""
+    def stretches(self, path: str, name: str, splits: tuple[float, ...] | int, steps: Steps) -> Iterator[Raw]:
+        """The series, cut where splits end. Of a split's stretches each has the windows that the others lack.
+
+        Args:
+            path: of the file.
+            name: of the series.
+            splits: shares of validation and test; or the number of the split that all steps fall into.
+            steps: how they are joined.
+        """
         order = np.arange(len(self.positions))
         if steps.time is not None:
             order = np.array([self.times[when] for when in sorted(self.times)])
         values = np.frombuffer(self.values, np.float64).reshape(-1, self.columns)[order]
         counted = np.frombuffer(self.counted, np.uint8)[order]
         positions = np.frombuffer(self.positions, np.int64)[order]
-        held_out = [round(share * len(order)) for share in shares]
+        if isinstance(splits, int):
+            lengths = {splits: len(order)}
+        else:
+            held_out = [round(share * len(order)) for share in splits]
+            lengths = dict(enumerate((len(order) - sum(held_out), *held_out)))
         start = 0
-        for split, length in enumerate((len(order) - sum(held_out), *held_out)):
+        for split, length in lengths.items():
             seen = start  # steps before it are in a stretch, and are counted there
             for low, high in _cuts(start, start + length, steps.window, steps.stride):
                 row = {"series": name, "start": low, "values": values[low:high]}

@@ -23,6 +23,7 @@ from maas_ray.data.blocks import BLOCK_BYTES, Blocks, records, run, run_over, ru
 from maas_ray.data.cleaning import CleaningStep
 from maas_ray.data.dataset import SPLITS, Counts, Shard, Split
 from maas_ray.data.growth import Parent, inputs_of
+from maas_ray.data.profile import Profile
 from maas_ray.data.reading import Inspected, Part
 from maas_ray.data.rows import ROWS
 from maas_ray.data.sources import InputFile
@@ -53,6 +54,8 @@ class Built:
     """The cleaning steps as they were fitted."""
     inputs: pa.Table
     """The files that were read, see `growth`."""
+    profile: Profile
+    """What the rows that were kept are like."""
 
 
 def look(
@@ -135,7 +138,7 @@ def build(  # noqa: PLR0915  one step after the other
             ordered = judging.decontaminated(ordered, spec.task, spec.decontaminate)
     steps: tuple[CleaningStep, ...] = spec.clean
     if spec.fitted_steps and parent is not None:
-        steps = parent.fitted(spec.clean)
+        steps = parent.fitted()
         tail = steps[len(spec.reading.steps) :]
         ordered = run_over(ordered, partial(fates.cleaned, steps=tail, task=spec.task))
     elif spec.fitted_steps:
@@ -185,7 +188,9 @@ def build(  # noqa: PLR0915  one step after the other
         raise RuntimeError(f"rows were lost or made up on the way; nothing was committed: {counts!r}")
     splits = {split: Split(shards=tuple(some)) for split, some in zip(SPLITS, shards, strict=True)}
     cut = Counter((number, part.file.file.relative) for number, part, _ in parts)
-    return Built(task, task_files, tuple(files), splits, counts, errors, steps, inputs_of(inspected, cut))
+    return Built(
+        task, task_files, tuple(files), splits, counts, errors, steps, inputs_of(inspected, cut), sizes.profile
+    )
 
 
 @contextmanager

@@ -88,10 +88,11 @@ def linked(keys: pa.Table) -> pa.Table:
         chosen = keys.filter(pa.compute.equal(keys["exact"], exact))
         if not len(chosen):
             continue
-        pair = np.stack([chosen["key"].to_numpy(), chosen["more"].to_numpy()], 1)
-        _, places = np.unique(pair, axis=0, return_inverse=True)
+        shared = chosen["key"].to_numpy()  # of a band it says all, for `more` is 0
+        if exact:
+            shared = _numbered(shared, chosen["more"].to_numpy())
         numbers, ranked = chosen["row"].to_numpy(), chosen["rank"].to_numpy()
-        one, other = edges(places.astype(np.uint64), numbers, ranked)
+        one, other = edges(shared, numbers, ranked)
         order = np.argsort(numbers, kind="stable")
         by_number, by_rank = numbers[order], ranked[order]
         rank = [by_rank[np.searchsorted(by_number, ends)] for ends in (one, other)]
@@ -99,6 +100,16 @@ def linked(keys: pa.Table) -> pa.Table:
         columns = [values[new] for values in (one, other, *rank)]
         found.append(pa.table([*columns, np.full(int(new.sum()), exact)], schema=_EDGES))
     return pa.concat_tables([_EDGES.empty_table(), *found])
+
+
+def _numbered(keys: np.ndarray, more: np.ndarray) -> np.ndarray:
+    """Keys of two parts as one number each: equal where both parts are."""
+    order = np.lexsort((more, keys))
+    keys, more = keys[order], more[order]
+    new = (keys[1:] != keys[:-1]) | (more[1:] != more[:-1])
+    numbers = np.zeros(len(order), np.int64)
+    numbers[order[1:]] = np.cumsum(new)
+    return numbers
 
 
 def verdicts_of(found: Iterable[pa.Table]) -> Verdicts:

@@ -1,12 +1,11 @@
-"""Plots of a report, as PNG. Matplotlib is imported here alone, and without a screen."""
+"""Plots of a report, as PNG."""
 
-import io
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from maas_ray import figures
 from maas_ray.evaluate.report import Report
 
 if TYPE_CHECKING:
@@ -24,21 +23,10 @@ def plots(report: Report, outcomes: Mapping[str, np.ndarray], headline: tuple[st
         outcomes: what it was made of.
         headline: metrics, of which the first that is there is drawn by slices.
     """
-    from matplotlib.figure import Figure  # not pyplot: it would look for a screen
-
-    files = {}
-    for name, title, draw in _drawings(report, outcomes, headline):
-        figure = Figure(figsize=(7, 5.5), layout="constrained")
-        axes = figure.subplots()
-        draw(axes)
-        below = f"{report.version} on {report.dataset}/{report.split}"
-        axes.set_title(f"{_plain(title)}\n{_plain(below)}", fontsize="medium")
-        buffer = io.BytesIO()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph")  # a label in a script that the font lacks is drawn as boxes
-            figure.savefig(buffer, format="png", dpi=120)
-        files[f"{name}.png"] = buffer.getvalue()
-    return files
+    below = f"{report.version} on {report.dataset}/{report.split}"
+    return {
+        f"{name}.png": figures.png(draw, title, below) for name, title, draw in _drawings(report, outcomes, headline)
+    }
 
 
 def _drawings(
@@ -74,8 +62,8 @@ def _confusion(axes: "Axes", report: Report) -> None:
     axes.set_ylabel("true")
     if len(counts) <= _NAMED:
         places = range(len(counts))
-        axes.set_xticks(places, [_text(label) for label in confusion.labels], rotation=90)
-        axes.set_yticks(places, [_text(label) for label in confusion.labels])
+        axes.set_xticks(places, [figures.name(label) for label in confusion.labels], rotation=90)
+        axes.set_yticks(places, [figures.name(label) for label in confusion.labels])
         for row, column in zip(*np.nonzero(counts), strict=True):
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=7)
@@ -131,19 +119,9 @@ def _slices_of(report: Report, column: str, metric: str) -> Callable[["Axes"], N
             if metric in one.intervals:
                 axes.plot(one.intervals[metric], [place, place], color="tab:blue")
         axes.axvline(report.metrics[metric], color="grey", linewidth=1)
-        axes.set_yticks(places, [f"{_text(one.value) or '(empty)'} ({one.rows:,})" for one in shown])
+        axes.set_yticks(places, [f"{figures.name(one.value) or '(empty)'} ({one.rows:,})" for one in shown])
         axes.invert_yaxis()
         axes.set_xlabel(metric)
         axes.grid(alpha=0.3)
 
     return draw
-
-
-def _text(label: str) -> str:
-    """Short enough for an axis."""
-    return _plain(label if len(label) <= 24 else label[:23] + "…")
-
-
-def _plain(text: str) -> str:
-    """With nothing that Matplotlib would read as a formula."""
-    return text.replace("$", r"\$")

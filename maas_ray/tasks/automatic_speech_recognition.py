@@ -35,6 +35,7 @@ from maas_ray.tasks.metrics import mean_loss
 from maas_ray.tasks.pretrained import Pretrained, model_directory
 from maas_ray.tasks.speech_features import HALVINGS, AnyFeatures, Frames, Frontend, LogMel, SpeechState
 from maas_ray.tasks.speech_processor import Processor, identity_of
+from maas_ray.tasks.traits import Sound, Trait, lengths, picture_of
 
 if TYPE_CHECKING:
     import torch
@@ -243,6 +244,20 @@ class AutomaticSpeechRecognition(Task):
             labels[place, : len(found)] = found
             lengths[place], label_lengths[place] = len(values), len(found)
         return {"features": features, "length": lengths, "labels": labels, "label_length": label_lengths}
+
+    def traits(self, rows: list[Row], encoded: Mapping[str, Any]) -> list[Trait]:
+        seconds = lengths("seconds", (len(row["audio"]) / self.spec.sample_rate for row in rows))
+        return [seconds, lengths("characters of the transcript", (len(row["transcript"]) for row in rows))]
+
+    def describe(self, stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """The sound where samples are stored, else the features as a picture; the transcript."""
+        said = self.frontend.text(stored["labels"][: int(stored["label_length"])].tolist())
+        features = stored["features"] if self.frontend.fixed else stored["features"][: int(stored["length"])]
+        if features.ndim == 1:
+            return {"audio": Sound(features, self.spec.sample_rate), "transcript": said}
+        bands = features if self.frontend.fixed else features.T
+        note = f"{bands.shape[0]} features over {bands.shape[1]} frames"
+        return {"audio": picture_of(bands, note), "transcript": said}
 
     def _labels(self, row: Row) -> list[int]:
         """A row's labels.

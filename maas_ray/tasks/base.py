@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from maas_ray.bodies import Body
 from maas_ray.errors import CorruptError
 from maas_ray.spec import Spec
+from maas_ray.tasks.traits import Trait
 
 if TYPE_CHECKING:
     import torch
@@ -252,6 +253,20 @@ class Task(ABC):
     def class_names(self) -> Sequence[str]:
         """Names of the classes that `outcomes` has `scores` of, in their order. Empty: it has none."""
         return ()
+
+    # --- looking
+
+    def traits(self, rows: list[Row], encoded: Mapping[str, Any]) -> list[Trait]:
+        """What a person wants counted of parsed rows and of what `encode` made of them: lengths, labels, targets."""
+        return []
+
+    def describe(self, stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """One stored row in the task's own words: texts, numbers, lists, arrays, or media of `tasks.traits`.
+
+        Args:
+            stored: a value of each stored column, [*shape].
+        """
+        return {name: stored[name].tolist() if stored[name].ndim == 0 else stored[name] for name in self.stored}
 
     # --- state
 

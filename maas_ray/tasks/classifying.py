@@ -10,6 +10,7 @@ import numpy as np
 from maas_ray.errors import DataError
 from maas_ray.tasks.base import AnswerRow, Forward, Outcomes, Row, Task, TensorSpec, UnlearntError, shortest
 from maas_ray.tasks.metrics import classification, mean_loss
+from maas_ray.tasks.traits import Trait
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +71,10 @@ class Classifying(Task):
                 raise UnlearntError(f"label {row[column]!r} does not occur in the training split")
             found.append(self._label_places[row[column]] if column in row else -1)
         return np.array(found, np.int64)
+
+    def label_trait(self, ids: np.ndarray) -> Trait:
+        """The classes of rows, from `label_ids`."""
+        return Trait("label", "label", [self.labels[place] if place >= 0 else None for place in ids.tolist()])
 
     def loss(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> "torch.Tensor":
         """Cross entropy in nats."""

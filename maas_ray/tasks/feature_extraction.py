@@ -21,6 +21,7 @@ from maas_ray.tasks.metrics import mean_loss
 from maas_ray.tasks.pretrained import Pretrained
 from maas_ray.tasks.text_encoders import Bert, EncoderTask, EncoderTaskSpec
 from maas_ray.tasks.tokenization import Files, read_files, trimmed
+from maas_ray.tasks.traits import Trait, lengths
 
 if TYPE_CHECKING:
     import torch
@@ -134,6 +135,12 @@ class FeatureExtraction(EncoderTask):
             encodings = self.encoder.encode([row[name] for row in rows])
             found[f"{name}_ids"], found[f"{name}_length"] = self.encoder.padded([one.ids for one in encodings])
         return found
+
+    def traits(self, rows: list[Row], encoded: Mapping[str, Any]) -> list[Trait]:
+        return [lengths(f"tokens of the {name}", encoded[f"{name}_length"]) for name in self.spec.columns]
+
+    def describe(self, stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        return {name: self.text_of(stored[f"{name}_ids"], stored[f"{name}_length"]) for name in self.spec.columns}
 
     def save_state(self, directory: Path) -> dict[str, Any]:
         return {**super().save_state(directory), **self.pooling.document()}

@@ -27,9 +27,13 @@ from maas_ray.tasks.base import (
 from maas_ray.tasks.classifying import Classifying, fit_labels
 from maas_ray.tasks.image_processor import PROCESSOR_FILE, ImageProcessor, check_takes
 from maas_ray.tasks.pretrained import Pretrained, as_weights, model_directory
+from maas_ray.tasks.traits import Picture, Trait, lengths
 
 if TYPE_CHECKING:
     import torch
+
+
+_SIDES = ((0, "high"), (1, "wide"))
 
 
 class ImageClassificationSpec(TaskSpec):
@@ -264,6 +268,18 @@ class ImageClassification(Classifying):
         """`pixel_values` uint8 [n, C, H, W]; `label` int64 [n], -1 where a row has none (a request)."""
         pixels = np.stack([self._resize(row["image"]) for row in rows])
         return {"pixel_values": pixels, "label": self.label_ids(rows)}
+
+    def traits(self, rows: list[Row], encoded: Mapping[str, Any]) -> list[Trait]:
+        """Of images as they came, before they were resized."""
+        high, wide = (lengths(f"pixels {way}", (row["image"].shape[n] for row in rows)) for n, way in _SIDES)
+        return [high, wide, self.label_trait(encoded["label"])]
+
+    def describe(self, stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        channels, height, width = self.shape
+        pixels = stored["pixel_values"].transpose(1, 2, 0)
+        note = f"{width}×{height} pixels, {'rgb' if channels == 3 else 'grey'}"
+        picture = Picture(pixels if channels == 3 else pixels[..., 0], note)
+        return {"image": picture, "label": self.labels[int(stored["label"])]}
 
     def _resize(self, image: np.ndarray) -> np.ndarray:
         """uint8 [H, W, C] of any size and colour → uint8 [C, height, width]."""

@@ -33,9 +33,13 @@ from maas_ray.tasks.base import (
 from maas_ray.tasks.cells import Cell, category, cell, number
 from maas_ray.tasks.cells import numbers as numbers_of
 from maas_ray.tasks.table_features import TableFeatures
+from maas_ray.tasks.traits import Trait
 
 if TYPE_CHECKING:
     import torch
+
+
+_OTHER = "other"
 
 
 class TableSpec(TaskSpec):
@@ -251,6 +255,31 @@ class TableTask(Task):
     def encode(self, rows: list[Row]) -> dict[str, Any]:
         cells = {name: [row["features"].get(name) for row in rows] for name in self.features.order}
         return self.encode_columns(cells, len(rows)) | self.encode_target([row["target"] for row in rows])
+
+    def traits(self, rows: list[Row], encoded: Mapping[str, Any]) -> list[Trait]:
+        """Columns as they came: missing is what nothing was given for; a category that is not told apart is `other`."""
+        found = []
+        for column in self.features.numbers:
+            cells = [row["features"].get(column.name) for row in rows]
+            found.append(Trait("column", column.name, np.array([number(value) for value in cells], np.float64)))
+        for group in self.features.categories:
+            known = self._places[group.name]
+            names = [category(row["features"].get(group.name)) for row in rows]
+            told = [name if name in known else _OTHER if name else None for name in names]
+            found.append(Trait("column", group.name, told))
+        return found
+
+    def describe(self, stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Cells by column as the network has them: what was missing is filled."""
+        found: dict[str, Any] = {}
+        for place, column in enumerate(self.features.numbers):
+            value = float(stored["numbers"][place]) * column.scale + column.center
+            found[column.name] = float(f"{value:.6g}")
+        for place, group in enumerate(self.features.categories):
+            start = next(iter(self._places[group.name].values()), 1)
+            at = int(stored["categories"][place])
+            found[group.name] = group.categories[at - start] if at else _OTHER
+        return {name: found[name] for name in self.features.order}
 
     @abstractmethod
     def encode_target(self, targets: list[Any]) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ from maas_ray.tasks.cells import category
 from maas_ray.tasks.classifying import Classifying, fit_labels
 from maas_ray.tasks.table_features import TableFeatures, fit_features
 from maas_ray.tasks.tables import Linear, Mlp, TableSpec, TableTask
+from maas_ray.tasks.traits import Trait
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +67,12 @@ class TabularClassification(TableTask, Classifying):
 
     def encode_target(self, targets: list[Any]) -> dict[str, np.ndarray]:
         return {"label": self.label_ids({"label": target} for target in targets)}
+
+    def traits(self, rows: list[Row], encoded: Mapping[str, Any]) -> list[Trait]:
+        return [self.label_trait(encoded["label"]), *super().traits(rows, encoded)]
+
+    def describe(self, stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        return super().describe(stored) | {self.spec.target: self.labels[int(stored["label"])]}
 
     def save_state(self, directory: Path) -> dict[str, Any]:
         return self.features.document() | {"labels": self.labels}

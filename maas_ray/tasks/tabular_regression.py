@@ -17,6 +17,7 @@ from maas_ray.tasks.cells import number
 from maas_ray.tasks.metrics import mean_loss, regression
 from maas_ray.tasks.table_features import Moments, TableFeatures, fit_features
 from maas_ray.tasks.tables import Linear, Mlp, TableSpec, TableTask
+from maas_ray.tasks.traits import Trait
 
 if TYPE_CHECKING:
     import torch
@@ -92,6 +93,12 @@ class TabularRegression(TableTask):
 
     def encode_target(self, targets: list[Any]) -> dict[str, np.ndarray]:
         return {"target": np.array(targets, np.float64)}
+
+    def traits(self, rows: list[Row], encoded: Mapping[str, Any]) -> list[Trait]:
+        return [Trait("target", self.spec.target, encoded["target"]), *super().traits(rows, encoded)]
+
+    def describe(self, stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        return super().describe(stored) | {self.spec.target: float(stored["target"])}
 
     def save_state(self, directory: Path) -> dict[str, Any]:
         return self.features.document() | {"target": self.target.document()}

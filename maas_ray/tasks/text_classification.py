@@ -13,6 +13,7 @@ from maas_ray.tasks.classifying import Classifying, fit_labels
 from maas_ray.tasks.pretrained import Pretrained
 from maas_ray.tasks.text_encoders import AttentionText, Bert, EncoderTask, EncoderTaskSpec, RecurrentText
 from maas_ray.tasks.tokenization import Files, read_files, trimmed
+from maas_ray.tasks.traits import Trait, lengths
 
 if TYPE_CHECKING:
     import torch
@@ -90,6 +91,17 @@ class TextClassification(EncoderTask, Classifying):
         encodings = self.encoder.encode([row["text"] for row in rows])
         ids, lengths = self.encoder.padded([encoding.ids for encoding in encodings])
         return {"input_ids": ids, "length": lengths, "label": self.label_ids(rows)}
+
+    def traits(self, rows: list[Row], encoded: Mapping[str, Any]) -> list[Trait]:
+        """Tokens are those that are read, of a text that is cut `max_length`."""
+        characters = lengths("characters", (len(row["text"]) for row in rows))
+        return [lengths("tokens", encoded["length"]), characters, self.label_trait(encoded["label"])]
+
+    def describe(self, stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        return {
+            "text": self.text_of(stored["input_ids"], stored["length"]),
+            "label": self.labels[int(stored["label"])],
+        }
 
     @classmethod
     def load_state(cls, spec: Any, state: dict[str, Any], directory: Path) -> "TextClassification":

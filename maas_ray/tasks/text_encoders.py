@@ -70,6 +70,11 @@ class EncoderTask(Task):
         """What networks give logits of, in order; empty where they give something else."""
         return []
 
+    def text_of(self, ids: Any, length: Any) -> str:
+        """The text of stored token ids, without special tokens."""
+        text: str = self.encoder.tokenizer.decode(ids[: int(length)].tolist(), skip_special_tokens=True)
+        return text
+
     def save_state(self, directory: Path) -> dict[str, Any]:
         for name, content in self.encoder.files.items():
             (directory / name).write_bytes(content)

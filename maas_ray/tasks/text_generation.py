@@ -31,6 +31,7 @@ from maas_ray.tasks.base import (
 from maas_ray.tasks.chat import END, MARKED, PLAIN, START, ChatTemplate
 from maas_ray.tasks.pretrained import Pretrained, TransformersNetwork
 from maas_ray.tasks.tokenization import FittedTokenizer, digests, fit_byte_level, hugging_face_files, read_files
+from maas_ray.tasks.traits import Trait, lengths
 
 if TYPE_CHECKING:
     import tokenizers
@@ -241,6 +242,17 @@ class TextGeneration(Task):
             return {"input_ids": [np.array(ids if ids[-1:] == end else ids + end, dtype=dtype) for ids in chats]}
         encodings = self.tokenizer.encode_batch_fast([row["text"] for row in rows], add_special_tokens=False)
         return {"input_ids": [np.array(encoding.ids + end, dtype=dtype) for encoding in encodings]}
+
+    def traits(self, rows: list[Row], encoded: Mapping[str, Any]) -> list[Trait]:
+        """Of whole documents, before they are packed."""
+        found = [lengths("tokens", map(len, encoded["input_ids"]))]
+        if self.spec.column == "text":
+            found.append(lengths("characters", (len(row["text"]) for row in rows)))
+        return found
+
+    def describe(self, stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """The text of a sequence: the end of a document, others, and the beginning of one."""
+        return {"text": self.tokenizer.decode(stored["input_ids"].tolist(), skip_special_tokens=False)}
 
     @cached_property
     def chat(self) -> ChatTemplate | None:

@@ -34,6 +34,7 @@ from maas_ray.tasks.base import (
 from maas_ray.tasks.cells import category, cell, number
 from maas_ray.tasks.metrics import mean_loss, regression
 from maas_ray.tasks.table_features import Moments
+from maas_ray.tasks.traits import Curve, Trait, lengths
 
 if TYPE_CHECKING:
     import torch
@@ -231,6 +232,16 @@ class TimeSeriesForecasting(Task):
             contexts.append(windows[:, :, :length].transpose(0, 2, 1))
             targets.append(windows[:, 0, length:])
         return {"context": np.concatenate(contexts), "target": np.concatenate(targets)}
+
+    def traits(self, rows: list[Row], encoded: Mapping[str, Any]) -> list[Trait]:
+        """Lengths of the stretches that windows are cut from; the first target of each window."""
+        steps = lengths("steps", (len(row["values"]) for row in rows))
+        return [steps, Trait("target", self.spec.target, encoded["target"][:, 0])]
+
+    def describe(self, stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """A window: each channel of the context, and the target behind it."""
+        channels = {name: Curve(stored["context"][:, place]) for place, name in enumerate(self.spec.channels)}
+        return channels | {f"{self.spec.target}, next {self.spec.horizon}": Curve(stored["target"])}
 
     def save_state(self, directory: Path) -> dict[str, Any]:
         return self.features.document()

@@ -30,6 +30,7 @@ from maas_ray.tasks.metrics import mean_loss
 from maas_ray.tasks.pretrained import Pretrained
 from maas_ray.tasks.text_encoders import Bert, EncoderTask, EncoderTaskSpec, RecurrentText
 from maas_ray.tasks.tokenization import Files, read_files, trimmed
+from maas_ray.tasks.traits import Trait, lengths
 
 if TYPE_CHECKING:
     import torch
@@ -167,6 +168,23 @@ class TokenClassification(EncoderTask):
             for piece, token in _firsts(encoding) if "tags" in row else ():
                 labels[place, piece] = self._label_id(row["tags"][token])
         return {"input_ids": ids, "length": lengths, "label": labels}
+
+    def traits(self, rows: list[Row], encoded: Mapping[str, Any]) -> list[Trait]:
+        """Pieces are what the tokenizer makes of tokens; tags those of tokens that are read."""
+        tags = self._names[encoded["label"][encoded["label"] != _NO_TAG]].tolist()
+        tokens = lengths("tokens", (len(row["tokens"]) for row in rows))
+        return [lengths("pieces", encoded["length"]), tokens, Trait("label", "tag", tags)]
+
+    def describe(self, stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Tokens, as their pieces read, and their tags."""
+        ids, length = stored["input_ids"], int(stored["length"])
+        tags = stored["label"][:length]
+        firsts = np.flatnonzero(tags != _NO_TAG)
+        tokens = [
+            self.text_of(ids[start:end], end - start).strip()
+            for start, end in zip(firsts, [*firsts[1:], length], strict=True)
+        ]
+        return {"tokens": tokens, "tags": self._names[tags[firsts]].tolist()}
 
     def _label_id(self, tag: str) -> int:
         try:

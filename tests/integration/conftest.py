@@ -26,6 +26,15 @@ def settings() -> Iterator[Settings]:
         patch.setenv("MAAS_HTTP_PORT", str(http))
         patch.setenv("MAAS_GRPC_PORT", str(grpc))
         patch.setenv("MAAS_TRUST_REMOTE_CODE", "1")  # of the whole cluster: some tests serve code of their own
+        # Processes of a cluster have the environment that it started with; the server is started by who needs it.
+        (s3,) = clusters.free_ports(1)
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         settings = Settings.from_environment()
         for name, value in settings.environment().items():
             patch.setenv(name, value)

@@ -237,7 +237,7 @@ def test_what_stops_a_run(place: Settings, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"text": " "}\n')
     with pytest.raises(DataError, match="no row is left to train on"):
         prepare(text_spec(tmp_path, sources=[source]), settings=place)
-    assert not storage.exists(dataset_home(place, "text"))
+    assert not storage.list_directory(dataset_home(place, "text"))
 
 
 def test_a_split_that_came_out_empty_is_named(

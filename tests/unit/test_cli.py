@@ -29,6 +29,7 @@ COMMANDS = [
     "rollback",
     "undeploy",
     "alias",
+    "data",
     "models",
     "runs",
     "endpoints",

@@ -69,6 +69,19 @@ def test_steps_are_joined_in_time_and_the_end_of_each_series_is_held_out() -> No
     np.testing.assert_array_equal(whole, np.stack([np.repeat([100, 200], 40) + days, days % 7], axis=1))
 
 
+@pytest.mark.parametrize("split", range(3))
+def test_all_steps_fall_into_the_split_that_their_source_names(split: int) -> None:
+    spec = spec_of(series="shop")
+    raws = [Raw("t.csv", place, {"shop": place % 2, "y": place}, split=split) for place in range(40)]
+    raws.append(Raw("t.csv", 40, error="broken", split=split))
+    found = list(joined(iter(raws), spec.steps, SHARES))
+    assert [(raw.split, raw.row["series"], raw.rows) for raw in found if raw.row] == [
+        (split, "0", 20),
+        (split, "1", 20),
+    ]
+    assert [raw.error for raw in found if raw.row is None] == ["broken"]
+
+
 def test_numbers_are_ordered_as_numbers_and_rows_without_a_time_as_they_stand() -> None:
     table = [{"t": str(t), "y": t} for t in (10, 9, 100, 2)]
     values = [raw.row["values"][:, 0].tolist() for raw in stretches(table, spec_of(time="t")) if raw.row]

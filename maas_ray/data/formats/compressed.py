@@ -92,20 +92,22 @@ class _Plain(io.RawIOBase):
 class _Unpacked(_Plain):
     def __init__(self, uri: str, handle: Any, kind: str) -> None:
         super().__init__(uri, handle)
-        self._kind, self._place = kind, 0
+        self._kind, self._place, self._left = kind, 0, b""
         self._unpack = _unpacking(uri, handle, kind)
 
     def readinto(self, buffer: Any) -> int:
         if self.damage:
             return 0
         try:
-            content = self._unpack(min(len(buffer), _AT_ONCE))
+            # Always as much, however much is wanted: so what is lost before damage is the same each time.
+            content = self._left or self._unpack(_AT_ONCE)
         except StorageError:
             raise
         except (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
             told = (str(error).splitlines() or [type(error).__name__])[0]
             self.damage = f"no whole {self._kind} file: {told.rstrip('.')}"
             return 0
+        content, self._left = content[: len(buffer)], content[len(buffer) :]
         buffer[: len(content)] = content
         self._place += len(content)
         return len(content)
@@ -119,7 +121,8 @@ class _Unpacked(_Plain):
             raise io.UnsupportedOperation("a compressed file has no known end")
         if offset < self._place:
             self._handle.seek(0)
-            self._unpack, self._place, self.damage = _unpacking(self._uri, self._handle, self._kind), 0, ""
+            self._unpack = _unpacking(self._uri, self._handle, self._kind)
+            self._place, self._left, self.damage = 0, b"", ""
         skipped = bytearray(_AT_ONCE)
         while self._place < offset and self.readinto(memoryview(skipped)[: offset - self._place]):
             pass

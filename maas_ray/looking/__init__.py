@@ -1,0 +1,1 @@
+"""A look at prepared datasets: what is in them, what was left out, and why."""
