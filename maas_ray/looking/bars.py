@@ -68,7 +68,9 @@ def _even(low: float, high: float, whole: bool) -> list[float]:
     """Equally far apart, by 1, 2 or 5 times a power of ten that is no finer than the bins of a profile."""
     finest = math.floor(math.log10(max(abs(low), abs(high)))) - 1
     finest = max(finest, 0) if whole else finest
-    power = max(finest, math.floor(math.log10((high - low) / _MOST_BARS)))
+    # Divided first: between the lowest and the highest of all floats lies more than a float holds.
+    width = max(high / _MOST_BARS - low / _MOST_BARS, 1e-299)
+    power = max(finest, math.floor(math.log10(width)))
     while True:
         for digit in (1, 2, 5):
             width = float(f"{digit}e{power}")
