@@ -83,7 +83,7 @@ def test_text_classification(settings: Settings, tmp_path: Path) -> None:
 
 def test_token_classification(settings: Settings, tmp_path: Path) -> None:
     prepared("python-tokens", tmp_path, settings, "task.max_length=128", "task.tokenizer.vocab_size=1024")
-    version = trained("python-tokens", settings, "max_steps=50", "network.hidden_size=48")
+    version = trained("python-tokens", settings, "max_steps=120", "network.hidden_size=48")
     metrics = measured(version, settings)
     assert metrics["f1"] > 0.6
     assert metrics["accuracy"] > 0.8
