@@ -59,10 +59,21 @@ class Known:
     first: int
 
 
-def write_index(rows: pa.Table, uri: str, attempt: str) -> pa.Table:
-    """Write what a block's kept rows are known by; gives the file's entry in the manifest."""
+def lost(rows: pa.Table) -> pa.Table:
+    """Rows that others were left out for, and that were left out themselves after that."""
+    stands_for = pc.equal(rows["like"], rows["row"])
+    return rows.filter(pc.and_(stands_for, pc.not_equal(rows["fate"], fates.KEPT))).select(["row"])
+
+
+def write_index(rows: pa.Table, uri: str, attempt: str, lost: np.ndarray | None = None) -> pa.Table:
+    """Write what a block's kept rows are known by; gives the file's entry in the manifest.
+
+    What was nearly the same as a row that is `lost`, see there, is not listed: what is like it is like nothing here.
+    """
     kept = rows.filter(pc.equal(rows["fate"], fates.KEPT))
     near = rows.filter(pc.equal(rows["fate"], fates.NEAR_DUPLICATE))
+    if lost is not None:
+        near = near.filter(pa.array(~np.isin(near["like"].to_numpy(), lost)))
     digests = np.frombuffer(b"".join(kept["digest"].to_pylist()), ">i8").reshape(-1, 4).astype(np.int64)
     columns = {
         "row": kept["row"],

@@ -157,7 +157,10 @@ def build(  # noqa: PLR0915  one step after the other
         _check_learnt(sizes.unlearnt)
     files: list[FileEntry] = []
     if spec.deduplicate.exact or spec.splits.stratify is not None:
-        files += _objects(run(ordered, partial(known.write_index, uri=uri, attempt=attempt)))
+        lost = None
+        if found[fates.NEAR_DUPLICATE]:
+            lost = np.array([row["row"] for row in records(run(ordered, known.lost))], np.int64)
+        files += _objects(run(ordered, partial(known.write_index, uri=uri, attempt=attempt, lost=lost)))
     if parent is not None:
         files += _name_liked(ordered, parent, uri, attempt)
     if found[fates.QUARANTINED]:

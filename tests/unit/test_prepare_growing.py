@@ -16,7 +16,7 @@ import xxhash
 from maas_ray import storage
 from maas_ray.data import fates, work
 from maas_ray.data.growth import Parent, growth_fingerprint, inputs_of, recipe_of, refusal
-from maas_ray.data.known import OLD, keys_of_known, write_index
+from maas_ray.data.known import OLD, keys_of_known, lost, write_index
 from maas_ray.data.order import SPLIT_BITS
 from maas_ray.data.prepare import PIPELINE, PrepareSpec
 from maas_ray.data.reading import Inspected
@@ -140,6 +140,20 @@ def test_the_index_gives_back_the_keys_of_its_rows(tmp_path: Path) -> None:
     # Whatever rows come, one of before is kept in their place.
     assert [rank + OLD for rank in keys["rank"].to_pylist()] == keys["row"].to_pylist()
     assert max(keys["rank"].to_pylist()) < 0
+
+
+def test_what_is_like_a_row_that_went_too_is_not_listed(tmp_path: Path) -> None:
+    rows = rows_of(3, bands=2)
+    # The last is nearly the same as the first, which a fitted step then left out.
+    first, second, _ = rows["row"].to_pylist()
+    for name, values in (("fate", ["outliers: high", "", fates.NEAR_DUPLICATE]), ("like", [first, None, first])):
+        field = rows.schema.field(name)
+        rows = rows.set_column(rows.schema.get_field_index(name), field, pa.array(values, field.type))
+    gone = lost(rows)["row"].to_numpy()
+    assert gone.tolist() == [first]
+    (entry,) = fates.unpacked(write_index(rows, str(tmp_path), "attempt", gone))
+    keys = pa.concat_tables(keys_of_known(fates.packed([entry.path]), str(tmp_path)))
+    assert set(keys["row"].to_pylist()) == {second}
 
 
 def test_a_damaged_index_is_no_index(tmp_path: Path) -> None:
