@@ -167,9 +167,8 @@ def test_a_damaged_index_is_no_index(tmp_path: Path) -> None:
 
 
 def payloads(*values: Any) -> pa.Table:
-    return pa.table(
-        {"fate": [fates.KEPT] * len(values), "payload": pa.array([*map(pickle.dumps, values)], pa.binary())}
-    )
+    packed = pa.array([*map(pickle.dumps, values)], pa.binary())
+    return pa.table({"fate": [fates.KEPT] * len(values), "shape": pa.nulls(len(values)), "payload": packed})
 
 
 def opened(home: Path, blocks: int = 4, *, chosen: bool = False, schema: str = "one") -> tuple[Work, int]:
