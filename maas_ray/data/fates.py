@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from maas_ray.data.cleaning import CleaningStep, Dropped, Notes, clean_row
+from maas_ray.data.cleaning.pii import Pii
 from maas_ray.data.dataset import QUARANTINE_DIRECTORY, REMOVED_DIRECTORY, SPLITS, write_table
 from maas_ray.data.keeping import KEPT as KEEP
 from maas_ray.data.keeping import columns_to_read, kept
@@ -76,8 +77,8 @@ class Reading:
 
     @property
     def redacts(self) -> bool:
-        """Whether rows hold what nobody may see: of those that are left out, nothing is shown then."""
-        return any(step.step == "pii" for step in self.steps)
+        """Whether rows hold what a step takes out: of those that are left out before that, nothing is shown."""
+        return any(isinstance(step, Pii) for step in self.steps)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -442,14 +443,19 @@ def kept_rows(rows: pa.Table, task: TaskSpec, keep: tuple[str, ...] = ()) -> Ite
             yield Kept(split, digest, row, count, copies if split == 0 else 1)
 
 
-def write_quarantine(rows: pa.Table, uri: str, attempt: str) -> pa.Table:
-    """Write a block's quarantined rows, if it has any; gives the file's entry in the manifest."""
+def write_quarantine(rows: pa.Table, uri: str, attempt: str, secret: bool = False) -> pa.Table:
+    """Write a block's quarantined rows, if it has any; gives the file's entry in the manifest.
+
+    Of rows that are `secret`, since they may hold what a later step takes out, no excerpt is written.
+    """
     rows = rows.filter(pc.equal(rows["fate"], QUARANTINED))
+    if secret:
+        rows = _with(rows, "payload", [b""] * len(rows))
     return _written(rows, QUARANTINE, QUARANTINE_DIRECTORY, uri, attempt)
 
 
-def write_removed(rows: pa.Table, uri: str, attempt: str) -> pa.Table:
-    """Write what was left out of a block and why, and the rows that duplicates are like."""
+def write_removed(rows: pa.Table, uri: str, attempt: str, secret: bool = False) -> pa.Table:
+    """Write what was left out of a block and why, and the rows that duplicates are like; see `write_quarantine`."""
     out = pc.invert(pc.is_in(rows["fate"], pa.array([KEPT, QUARANTINED])))
     rows = rows.filter(pc.or_(out, pc.and_(pc.equal(rows["fate"], KEPT), pc.is_valid(rows["like"]))))
     columns = (rows[name].to_pylist() for name in ("fate", "shape", "payload"))
@@ -457,6 +463,8 @@ def write_removed(rows: pa.Table, uri: str, attempt: str) -> pa.Table:
         excerpt_of(raw_of(shape, payload)) if fate == KEPT else payload[:EXCERPT_BYTES]
         for fate, shape, payload in zip(*columns, strict=True)
     ]
+    if secret:
+        short = [b""] * len(rows)
     return _written(_with(rows, "payload", short), REMOVED, REMOVED_DIRECTORY, uri, attempt)
 
 

@@ -22,6 +22,7 @@ from maas_ray.console import Progress, progress, say
 from maas_ray.data import fates, judging, known, packing
 from maas_ray.data.blocks import BLOCK_BYTES, Blocks, records, run, run_over, run_sorted, tables, total_bytes
 from maas_ray.data.cleaning import CleaningStep
+from maas_ray.data.cleaning.pii import Pii
 from maas_ray.data.dataset import SPLITS, Counts, Shard, Split
 from maas_ray.data.growth import Parent, inputs_of
 from maas_ray.data.profile import Profile
@@ -163,10 +164,11 @@ def build(  # noqa: PLR0915  one step after the other
         files += _objects(run(ordered, partial(known.write_index, uri=uri, attempt=attempt, lost=lost)))
     if parent is not None:
         files += _name_liked(ordered, parent, uri, attempt)
+    secret = any(isinstance(step, Pii) for step in spec.fitted_steps)
     if found[fates.QUARANTINED]:
-        files += _objects(run(ordered, partial(fates.write_quarantine, uri=uri, attempt=attempt)))
+        files += _objects(run(ordered, partial(fates.write_quarantine, uri=uri, attempt=attempt, secret=secret)))
     if found.total() != found[fates.KEPT] + found[fates.QUARANTINED]:
-        files += _objects(run(ordered, partial(fates.write_removed, uri=uri, attempt=attempt)))
+        files += _objects(run(ordered, partial(fates.write_removed, uri=uri, attempt=attempt, secret=secret)))
     del ordered  # the cluster may forget the raw rows now
     shards = [
         packing.layout(split, plan, attempt, len(parent.dataset.meta.splits[name].shards) if parent else 0)
