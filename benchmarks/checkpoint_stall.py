@@ -92,7 +92,7 @@ class Trainer:
 
     def ours(self, number: int) -> dict[str, float]:
         """Blocked while the state is copied; it is written while steps go on."""
-        from maas_ray.train import checkpoint
+        from maas_ray.training import checkpoint
 
         uri = str(self.directory / f"ours-{number}")
         calm = statistics.median([self.step() for _ in range(CALM_STEPS)])
@@ -180,7 +180,7 @@ def run(stage: int, arguments: argparse.Namespace) -> tuple[int, list]:
     """The number of parameters, and what each round measured."""
     import torch
 
-    from maas_ray.train.loop import worker_environment
+    from maas_ray.training.loop import worker_environment
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

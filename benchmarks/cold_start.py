@@ -34,8 +34,8 @@ from urllib.parse import urlsplit
 from generation import make_version
 
 from maas_ray import DeploySpec, cluster, deploy
-from maas_ray.serve import control
-from maas_ray.serve.endpoints import Endpoints
+from maas_ray.serve.deployment import serve_control as control
+from maas_ray.serve.deployment.endpoints import Endpoints
 from maas_ray.serve.spec import SHARED_APP
 from maas_ray.settings import Settings
 

@@ -125,7 +125,7 @@ def keys_of_file(path: Path, first: int, half: int, spec):
     """One process's share of the documents."""
     import numpy as np
 
-    from maas_ray.data.near import band_keys_of
+    from maas_ray.data.dedup.minhash import band_keys_of
 
     with path.open() as file:
         texts = [json.loads(line)["text"] for line in itertools.islice(file, half)]
@@ -137,7 +137,7 @@ def linked(columns):
     """Edges of one range of keys."""
     import numpy as np
 
-    from maas_ray.data.near import edges
+    from maas_ray.data.dedup.minhash import edges
 
     ids, keys = columns
     return np.column_stack(edges(keys, ids, ids))
@@ -147,7 +147,7 @@ def in_processes(directory: Path, spec, half: int) -> tuple[float, dict[int, int
     """The pure functions in two processes."""
     import numpy as np
 
-    from maas_ray.data.near import components, representatives
+    from maas_ray.data.dedup.minhash import components, representatives
 
     with get_context("spawn").Pool(2) as pool:
         pool.map(linked, [(np.arange(2), np.zeros(2, np.uint64))] * 4)  # imports
@@ -165,8 +165,8 @@ def in_processes(directory: Path, spec, half: int) -> tuple[float, dict[int, int
 def on_ray(directory: Path, spec, half: int) -> tuple[float, dict[int, int]]:
     """The steps of `prepare` that decide about documents."""
     from maas_ray import PrepareSpec
-    from maas_ray.data import stages
-    from maas_ray.data.blocks import quiet, tables
+    from maas_ray.data.pipeline import build as stages
+    from maas_ray.data.pipeline.blocks import quiet, tables
     from maas_ray.data.prepare import list_sources
 
     prepare = PrepareSpec.parse(
@@ -313,7 +313,7 @@ def main() -> None:
         directory, output, words = arguments.inside
         inside_datatrove(Path(directory), Path(output), words, arguments.bands, arguments.rows)
         return
-    from maas_ray.data.near import NearDuplicates
+    from maas_ray.data.dedup.minhash import NearDuplicates
 
     spec = NearDuplicates(
         threshold=THRESHOLD, permutations=arguments.bands * arguments.rows, bands=arguments.bands, shingle=SHINGLE

@@ -33,12 +33,12 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from maas_ray import cluster
-from maas_ray.serve import control
-from maas_ray.serve.open_inference import InferBody
+from maas_ray.serve.api.open_inference.tensors import InferBody
+from maas_ray.serve.deployment import serve_control as control
+from maas_ray.serve.replicas.direct import SingleModel, create_single_app
 from maas_ray.serve.routes import Route, direct_path
-from maas_ray.serve.single import SingleModel, create_single_app
 from maas_ray.serve.spec import GATEWAY_APP, GatewayArgs
-from maas_ray.serve.text import Delta, TextRequest
+from maas_ray.serve.text.codec import Delta, TextRequest
 from maas_ray.settings import Settings
 
 PIECES = 50

@@ -31,12 +31,13 @@ import psutil
 
 from maas_ray import DeploySpec, Registry, cluster, deploy
 from maas_ray.registry.bundle import BundleMeta, Lineage, publish_bundle
-from maas_ray.serve import control, gateway
-from maas_ray.serve.endpoints import Endpoints
+from maas_ray.serve import gateway
+from maas_ray.serve.deployment import serve_control as control
+from maas_ray.serve.deployment.endpoints import Endpoints
 from maas_ray.serve.routes import Table
 from maas_ray.serve.spec import GATEWAY_APP, SHARED_APP, GatewayArgs
 from maas_ray.settings import Settings
-from maas_ray.tasks.image_classification import Cnn, ImageClassificationSpec
+from maas_ray.tasks.vision.classification import Cnn, ImageClassificationSpec
 
 BODY = json.dumps(
     {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 8, 8, 1], "data": [7] * 64}]}
@@ -115,7 +116,7 @@ def show(table: Table, version: str) -> None:
 
 def gateway_version() -> str:
     """What the gateway's replicas were started as; with another they would be replaced."""
-    from maas_ray.serve.rollout import _code_version
+    from maas_ray.serve.deployment.rollout import _code_version
 
     return _code_version()
 

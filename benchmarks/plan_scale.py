@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from maas_ray.train.checkpoint import Position
-from maas_ray.train.plan import Plan
+from maas_ray.training.checkpoint import Position
+from maas_ray.training.plan import Plan
 
 READ_ROWS = 2048  # what the feed asks for where a row has 2 KiB
 ROWS_A_WORKER = 8  # in a step

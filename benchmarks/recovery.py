@@ -55,7 +55,7 @@ def ours_in(directory: str) -> Callable[[dict], Any]:
     def train_worker(config: dict) -> Any:
         stamp = stamper(directory)
         stamp("function")
-        from maas_ray.train import loop
+        from maas_ray.training import loop
 
         class Stamped(loop._Worker):  # without annotations: it travels by value, and they would not
             def __init__(self, job):
@@ -89,8 +89,8 @@ def plain_in(directory: str) -> Callable[[dict], None]:
         import ray.train
         import torch
 
-        from maas_ray.train.deepspeed_config import batch_geometry, resolve
-        from maas_ray.train.feed import rows_of
+        from maas_ray.training.deepspeed_config import batch_geometry, resolve
+        from maas_ray.training.feed import rows_of
 
         spec, dataset, plan = config["spec"], config["dataset"], config["plan"]
         rank, task, on_cpu = ray.train.get_context().get_world_rank(), dataset.task, not torch.cuda.is_available()
@@ -206,9 +206,9 @@ def run_ours(fields: dict, name: str, step: int) -> dict[str, float]:
     """A run of `maas train`; its rows by the ledger."""
     from maas_ray.data.dataset import open_dataset
     from maas_ray.settings import Settings
-    from maas_ray.train import run as run_module
-    from maas_ray.train.checkpoint import newest
-    from maas_ray.train.spec import TrainSpec
+    from maas_ray.training import run as run_module
+    from maas_ray.training.checkpoint import newest
+    from maas_ray.training.spec import TrainSpec
 
     settings, spec = Settings.from_environment(), TrainSpec.parse(fields | {"run": name})
     own = run_module.train_worker
@@ -239,9 +239,9 @@ def run_plain(fields: dict, name: str, step: int) -> dict[str, float]:
 
     from maas_ray.data.dataset import open_dataset
     from maas_ray.settings import Settings
-    from maas_ray.train.loop import worker_environment
-    from maas_ray.train.run import make_plan
-    from maas_ray.train.spec import TrainSpec
+    from maas_ray.training.loop import worker_environment
+    from maas_ray.training.run import make_plan
+    from maas_ray.training.spec import TrainSpec
 
     settings, spec = Settings.from_environment(), TrainSpec.parse(fields)
     dataset = open_dataset(settings, spec.dataset)

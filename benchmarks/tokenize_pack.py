@@ -59,7 +59,7 @@ def write_text(directory: Path, size: int) -> int:
 @contextmanager
 def timed_stages() -> Iterator[dict[str, float]]:
     """Seconds of each stage that prepare tells of, by its label."""
-    from maas_ray.data import stages
+    from maas_ray.data.pipeline import build as stages
 
     seconds: dict[str, float] = {}
     told = stages.stage

@@ -38,10 +38,10 @@ def bare(rank: int, port: int, fields: dict, results: str) -> None:
 
     from maas_ray.data.dataset import open_dataset
     from maas_ray.settings import Settings
-    from maas_ray.train.deepspeed_config import batch_geometry, resolve
-    from maas_ray.train.feed import rows_of
-    from maas_ray.train.run import make_plan
-    from maas_ray.train.spec import TrainSpec
+    from maas_ray.training.deepspeed_config import batch_geometry, resolve
+    from maas_ray.training.feed import rows_of
+    from maas_ray.training.run import make_plan
+    from maas_ray.training.spec import TrainSpec
 
     spec = TrainSpec.parse(fields)
     on_cpu = not torch.cuda.is_available()
@@ -92,7 +92,7 @@ def run_bare(fields: dict) -> float:
 
     import torch
 
-    from maas_ray.train.loop import worker_environment
+    from maas_ray.training.loop import worker_environment
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -120,7 +120,7 @@ def run_in_ray(fields: dict, number: int) -> float:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    from maas_ray.train.loop import worker_environment
+    from maas_ray.training.loop import worker_environment
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -152,8 +152,8 @@ def run_ours(fields: dict, number: int) -> float:
     """Tokens a second of `maas train`, as it reports them to MLflow."""
     from maas_ray.registry.versions import Registry
     from maas_ray.settings import Settings
-    from maas_ray.train.run import train
-    from maas_ray.train.spec import TrainSpec
+    from maas_ray.training.run import train
+    from maas_ray.training.spec import TrainSpec
 
     settings = Settings.from_environment()
     spec = TrainSpec.parse(fields | {"run": f"overhead-{os.getpid()}-{number}", "log_every_steps": WARM_UP})

@@ -37,9 +37,9 @@ from maas_ray import DeploySpec, Registry, cluster, deploy, promote, rollback
 from maas_ray.errors import DeploymentError
 from maas_ray.registry.bundle import BundleMeta, Lineage, publish_bundle
 from maas_ray.registry.versions import ModelVersion
-from maas_ray.serve import control
+from maas_ray.serve.deployment import serve_control as control
 from maas_ray.settings import Settings
-from maas_ray.tasks.image_classification import Cnn, ImageClassificationSpec
+from maas_ray.tasks.vision.classification import Cnn, ImageClassificationSpec
 
 BODY = json.dumps(
     {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 8, 8, 1], "data": [7] * 64}]}

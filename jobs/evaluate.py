@@ -2,8 +2,8 @@
 
 from maas_ray import EvaluateSpec, evaluate
 from maas_ray.cli import run_job
-from maas_ray.evaluate.report import Report, find
-from maas_ray.evaluate.showing import show_report
+from maas_ray.evaluation.report import Report, find
+from maas_ray.views.evaluations import show_report
 
 
 def show(report: Report) -> None:

@@ -13,9 +13,9 @@ import numpy as np
 from maas_ray import DeploySpec, EvaluateSpec, PrepareSpec, TrainSpec, deploy, evaluate, prepare, train
 from maas_ray.cli import reported
 from maas_ray.cluster import connect
-from maas_ray.console import say
 from maas_ray.data.dataset import PreparedDataset
 from maas_ray.settings import Settings
+from maas_ray.terminal.lines import say
 
 SPECS = Path(__file__).parent / "specs"
 PROMPT = "import os\nimport sys\n\ndef main("

@@ -32,7 +32,7 @@ def _set_verbose(value: bool) -> bool:
 
 def _show_version(value: bool) -> None:
     if value:
-        from maas_ray import __version__
+        from maas_ray.version import __version__
 
         typer.echo(f"maas_ray {__version__}")
         raise typer.Exit
@@ -173,7 +173,8 @@ def evaluate(
     """
     from maas_ray import EvaluateSpec
     from maas_ray import evaluate as verb
-    from maas_ray.evaluate import report, showing
+    from maas_ray.evaluation import report
+    from maas_ray.views import evaluations as showing
 
     given = {"dataset": dataset, "split": split, "slices": slices, "against": against}
     laid_over = [*(f"{name}={json.dumps(value)}" for name, value in given.items() if value), *(overrides or ())]
@@ -265,8 +266,9 @@ def deploy(
       maas deploy digits/3 --set replicas=shared
       maas deploy deploy.yaml
     """
-    from maas_ray import DeploySpec, status
+    from maas_ray import DeploySpec
     from maas_ray import deploy as verb
+    from maas_ray.views import status
 
     laid_over = [*(overrides or ()), *([f"endpoint={json.dumps(endpoint)}"] if endpoint else [])]
     status.show_deployed(verb(_spec_of(DeploySpec, target, "deploy", laid_over)))
@@ -289,9 +291,10 @@ def promote(
       maas promote stdlib-lm/3 champion
       maas promote stdlib-lm@candidate champion --if 'perplexity <= champion * 1.01'
     """
-    from maas_ray import Registry, status
+    from maas_ray import Registry
     from maas_ray import promote as verb
-    from maas_ray.console import say
+    from maas_ray.terminal.lines import say
+    from maas_ray.views import status
 
     moved = verb(version, alias, gates=gates or ())
     found = Registry(_settings()).resolve(version)
@@ -320,7 +323,7 @@ def rollback(
       maas rollback stdlib-lm --to 3
     """
     from maas_ray import rollback as verb
-    from maas_ray import status
+    from maas_ray.views import status
 
     status.show_deployed(verb(name, to=to))
 
@@ -338,7 +341,7 @@ def undeploy(
       maas undeploy stdlib-lm
     """
     from maas_ray import undeploy as verb
-    from maas_ray.console import say
+    from maas_ray.terminal.lines import say
 
     verb(name)
     say(f"{name} is served no longer; its version stays registered")
@@ -365,9 +368,9 @@ def alias(
       maas alias digits 4 champion --if 'f1 >= champion - 0.005' --if 'loss < 0.3'
     """
     from maas_ray import Registry
-    from maas_ray.console import say
     from maas_ray.registry.gates import pass_gates
     from maas_ray.registry.versions import check_alias
+    from maas_ray.terminal.lines import say
 
     registry = Registry(_settings())
     found = registry.resolve(f"{name}/{version}")
@@ -410,7 +413,7 @@ def data_(
       maas data digits --html digits.html
       maas data digits --json | jq .counts
     """
-    from maas_ray.looking import showing
+    from maas_ray.views.dataset import text as showing
 
     if name is None:
         if html is not None:
@@ -419,7 +422,7 @@ def data_(
         return
     seen = showing.see(_settings(), name, examples or (3 if html is None else 12))
     if html is not None:
-        from maas_ray.looking.page import write
+        from maas_ray.views.dataset.html import write
 
         write(seen, html)
     if as_json:
@@ -456,7 +459,7 @@ def models(
       maas models stdlib-lm@champion
       maas models --json | jq '.[].reference'
     """
-    from maas_ray import status
+    from maas_ray.views import status
 
     status.show_models(_settings(), name, as_json=as_json)
 
@@ -485,7 +488,7 @@ def runs(
       maas runs stdlib-lm-1f3a9c02 --png curves.png
       maas runs --json | jq '.[] | select(.state == "failed").name'
     """
-    from maas_ray import runs as shown
+    from maas_ray.views import runs as shown
 
     if run is not None:
         shown.show_run(_settings(), run, as_json=as_json, png=png)
@@ -511,7 +514,7 @@ def endpoints(
       maas endpoints
       maas endpoints stdlib-lm
     """
-    from maas_ray import status
+    from maas_ray.views import status
 
     if name is None:
         status.show_endpoints(_settings(), as_json=as_json)
@@ -540,8 +543,9 @@ def diff(
       maas diff
       maas diff deploy.yaml
     """
-    from maas_ray import DeploySpec, status
+    from maas_ray import DeploySpec
     from maas_ray import diff as verb
+    from maas_ray.views import status
 
     read = None if spec is None else DeploySpec.from_yaml(spec, overrides or ())
     found = verb(read)
@@ -553,7 +557,7 @@ def diff(
 @app.command(name="status", rich_help_panel=_LOOK)
 def status_(verbose: Verbose = False) -> None:
     """One screen: cluster, jobs, models, endpoints."""
-    from maas_ray import status
+    from maas_ray.views import status
 
     status.show_status(_settings())
 
@@ -603,7 +607,7 @@ def reconcile(verbose: Verbose = False) -> None:
 
 def _reconcile(*, quiet: bool = False) -> None:
     from maas_ray import reconcile as verb
-    from maas_ray import status
+    from maas_ray.views import status
 
     outcomes = verb()
     if outcomes or not quiet:
@@ -616,7 +620,7 @@ def _reconcile(*, quiet: bool = False) -> None:
 def down(verbose: Verbose = False) -> None:
     """End the cluster that maas started. Data, models and versions stay."""
     from maas_ray import cluster
-    from maas_ray.console import say
+    from maas_ray.terminal.lines import say
 
     for line in cluster.down(_settings()) or ["nothing to end: maas started no cluster here."]:
         say(line)

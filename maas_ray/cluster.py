@@ -28,9 +28,9 @@ from typing import Any
 import psutil
 
 from maas_ray import storage
-from maas_ray.console import say
 from maas_ray.errors import ClusterError, NotFoundError, SpecError, StorageError
 from maas_ray.settings import Settings
+from maas_ray.terminal.lines import say
 
 STATE_FILE = "cluster.json"
 _START_SECONDS = 120.0

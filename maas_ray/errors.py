@@ -1,6 +1,7 @@
-"""Every error this platform raises on purpose, in one small tree.
+"""The errors that this platform raises on purpose, in one small tree.
 
     MaasError
+    ├── InvalidError         (ValueError)    one value is wrong: a field's in a validator, a cell's in a row
     ├── SpecError            (ValueError)    a spec, an override or a setting is wrong
     ├── NotFoundError        (LookupError)   no dataset, bundle, version or endpoint of that name
     ├── ConflictError        (RuntimeError)  it exists already with other content, or someone was faster
@@ -18,20 +19,31 @@
         ├── PromptTooLongError               prompt plus answer exceed the model's context
         └── OverloadedError                  come back later
 
-Each also inherits the standard error a caller would expect. Each message says what happened, the value
-seen and what to do; `str(error)` is meant for a person. All of them pickle with every attribute, since
-they are raised in one process of a cluster and read in another.
+Each also inherits the standard error a caller would expect. A message says what happened, the value, the
+place and the fix, in that order; `str(error)` is meant for a person and may be reworded. `error.code` is meant
+for programs and tests and does not change: `snake_case`, one code for one cause. Errors pickle with every
+attribute, because they are raised in one process of a cluster and read in another.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 
 class MaasError(Exception):
-    """Base of all errors raised on purpose."""
+    """Base of all errors raised on purpose.
 
-    def __init__(self, message: str) -> None:
+    Args:
+        message: what happened, the value, the place and the fix, for a person.
+        code: a stable name of the cause in `snake_case`; by default the name of the class's kind of error.
+    """
+
+    default_code: ClassVar[str] = "error"
+    """The code of an error that was raised without one."""
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
         super().__init__(message)
         self.message = message
+        self.code: str | None = code or type(self).default_code
 
     def __str__(self) -> str:
         return self.message
@@ -48,52 +60,99 @@ def _rebuild(cls: type[MaasError], message: str, state: dict[str, Any]) -> MaasE
     return error
 
 
+class InvalidError(MaasError, ValueError):
+    """One value is wrong: a field's, in a spec's or a body's validator, or a cell's, in a row."""
+
+    default_code = "invalid_value"
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message, code=code)
+
+
+class Problem(str):
+    """One line of a `SpecError`: the field, the value and the fix, with the code of what is wrong."""
+
+    code: str
+
+    def __new__(cls, text: str, code: str | None = None) -> "Problem":
+        problem = super().__new__(cls, text)
+        problem.code = code or str(getattr(text, "code", SpecError.default_code))
+        return problem
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Problem, (str(self), self.code)
+
+
 class SpecError(MaasError, ValueError):
     """A spec, an override or a setting is wrong.
 
     Args:
-        source: the file, or what else the values came from.
-        problems: one line for each thing that is wrong, each with field, value seen and fix.
+        source: the file, or whatever else the values came from.
+        problems: one line for each thing that is wrong, with the field, the value and the fix. A `Problem`
+            carries its own code; a plain string gets `code`.
+        code: the code of plain strings.
+
+    Attributes:
+        codes: the code of each problem. `code` is the first of them.
     """
 
-    def __init__(self, source: str, problems: list[str]) -> None:
+    default_code = "invalid_value"
+
+    def __init__(self, source: str, problems: Sequence[str], *, code: str | None = None) -> None:
         lines = "".join(f"\n  {problem}" for problem in problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__(f"{source}: {count}{lines}")
         self.source = source
-        self.problems = problems
+        self.problems = [p if isinstance(p, Problem) else Problem(p, code) for p in problems]
+        self.codes = [problem.code for problem in self.problems]
+        super().__init__(f"{source}: {count}{lines}", code=self.codes[0] if self.codes else code)
 
 
 class NotFoundError(MaasError, LookupError):
     """Nothing of that name exists."""
 
+    default_code = "not_found"
+
 
 class ConflictError(MaasError, RuntimeError):
     """It exists already with other content, or another writer was faster."""
+
+    default_code = "conflict"
 
 
 class StorageError(MaasError, OSError):
     """Bytes could not be read or written."""
 
+    default_code = "storage_failed"
+
 
 class CorruptError(StorageError):
     """Bytes differ from what their manifest promises."""
+
+    default_code = "corrupt"
 
 
 class DataError(MaasError, ValueError):
     """The input cannot become a dataset, or a dataset cannot serve the purpose."""
 
+    default_code = "unusable_data"
+
 
 class ClusterError(MaasError, RuntimeError):
     """No Ray cluster, or not the one that is needed."""
+
+    default_code = "cluster_unavailable"
 
 
 class UntrustedCodeError(MaasError, PermissionError):
     """An artefact brings code, which may not run here."""
 
+    default_code = "untrusted_code"
+
 
 class TrainingError(MaasError, RuntimeError):
     """A run could not go on."""
+
+    default_code = "training_failed"
 
 
 class NonFiniteLossError(TrainingError):
@@ -107,7 +166,7 @@ class NonFiniteLossError(TrainingError):
     """
 
     def __init__(self, step: int, loss: float, advice: str, of: str = "loss") -> None:
-        super().__init__(f"the {of} became {loss} at step {step}; training stopped.\n{advice}")
+        super().__init__(f"the {of} became {loss} at step {step}; training stopped.\n{advice}", code="non_finite_loss")
         self.step = step
         self.loss = loss
 
@@ -115,9 +174,13 @@ class NonFiniteLossError(TrainingError):
 class DeploymentError(MaasError, RuntimeError):
     """A version could not be brought up."""
 
+    default_code = "deployment_failed"
+
 
 class GateError(MaasError, RuntimeError):
     """A version is not good enough for an alias, or nothing says that it is."""
+
+    default_code = "gate_not_passed"
 
 
 class RequestError(MaasError, ValueError):
@@ -126,14 +189,15 @@ class RequestError(MaasError, ValueError):
     Args:
         message: what is wrong, for the client's developer.
         param: the field of the request that is at fault, where there is one.
-        code: a short machine-readable name, such as `context_length_exceeded`.
+        code: a short machine-readable name, such as `context_length_exceeded`. Clients see it.
         status: the HTTP status it maps to.
     """
 
+    default_code = "invalid_value"
+
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> None:
-        super().__init__(message)
+        super().__init__(message, code=code)
         self.param = param
-        self.code = code
         self.status = status
 
 

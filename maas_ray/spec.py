@@ -22,7 +22,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, PrivateAttr, StringConstraints, ValidationError
 from pydantic_core import ErrorDetails
 
-from maas_ray.errors import DataError, NotFoundError, SpecError
+from maas_ray.errors import DataError, MaasError, NotFoundError, Problem, SpecError
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 """A name that is safe in a path, a URL and a registry: letters, digits, `.`, `_` and `-`."""
@@ -110,11 +110,17 @@ class Spec(BaseModel):
         line = self._line(field)
         return self._source + (f", line {line}: " if line else ": ") + field
 
-    def refuse(self, field: str, *problems: str) -> SpecError:
-        """The error for a field that can only be found wrong after parsing, as parsing would have reported it."""
+    def refuse(self, field: str, *problems: str, code: str | None = None) -> SpecError:
+        """The error for a field that can only be found wrong after parsing, as parsing would have reported it.
+
+        Args:
+            field: the field, such as `sources[0].path`.
+            problems: what is wrong with it, a line each.
+            code: the code of problems that are plain strings.
+        """
         line = self._line(field)
-        named = [p if p.startswith((f"{field}:", f"{field}.", f"{field}[")) else f"{field}: {p}" for p in problems]
-        return SpecError(self._source, [(f"line {line}: " if line else "") + problem for problem in named])
+        problems = tuple(Problem(problem, getattr(problem, "code", code)) for problem in problems)
+        return SpecError(self._source, [_placed(problem, field, line) for problem in problems])
 
     @contextmanager
     def at(self, field: str) -> Iterator[None]:
@@ -124,7 +130,7 @@ class Spec(BaseModel):
         except SpecError as error:
             raise self.refuse(field, *error.problems) from error
         except (NotFoundError, DataError) as error:
-            raise type(error)(f"{self.where(field)}: {error}") from error
+            raise type(error)(f"{self.where(field)}: {error}", code=error.code) from error
 
     @property
     def _source(self) -> str:
@@ -184,13 +190,25 @@ def _lines(node: yaml.Node | None, path: tuple[Any, ...] = ()) -> dict[tuple[Any
     return lines
 
 
-def _problems(cls: type[BaseModel], data: dict[str, Any], lines: dict[tuple[Any, ...], int]) -> list[str]:
+def _placed(problem: str, field: str, line: int | None) -> Problem:
+    """A problem that names its field and its line."""
+    named = problem if problem.startswith((f"{field}:", f"{field}.", f"{field}[")) else f"{field}: {problem}"
+    return Problem((f"line {line}: " if line else "") + named, getattr(problem, "code", None))
+
+
+def _code(detail: ErrorDetails) -> str:
+    """The code that a validator gave its error, or pydantic's own, such as `missing` or `extra_forbidden`."""
+    raised = detail.get("ctx", {}).get("error")
+    return (raised.code if isinstance(raised, MaasError) else None) or detail["type"]
+
+
+def _problems(cls: type[BaseModel], data: dict[str, Any], lines: dict[tuple[Any, ...], int]) -> list[Problem]:
     """All problems of a document, a line each.
 
     Rules across fields run only once each field is right. So what is wrong is taken out, its default stands
     in, and the rest is checked again.
     """
-    problems: dict[str, None] = {}
+    problems: dict[Problem, None] = {}
     doubted: set[str] = set()
     data = copy.deepcopy(data)
     while details := _errors(cls, data):
@@ -203,7 +221,7 @@ def _problems(cls: type[BaseModel], data: dict[str, Any], lines: dict[tuple[Any,
             # What is missing now, or disagrees with a default that stands in, is not the user's mistake.
             if not doubted or (detail["type"] != "missing" and doubted.isdisjoint(re.findall(r"\w+", problem))):
                 line = _line_of(path, lines)
-                problems[(f"line {line}: " if line else "") + problem] = None
+                problems[Problem((f"line {line}: " if line else "") + problem, _code(detail))] = None
         taken = {name for path in wrong if (name := _take_out(data, path))}
         if not taken:
             break

@@ -17,7 +17,7 @@ from maas_ray.batch.spec import PredictSpec
 from maas_ray.data.reading import Raw
 from maas_ray.errors import RequestError
 from maas_ray.registry.bundle import Bundle
-from maas_ray.serve.openai import refusal
+from maas_ray.serve.api.openai.requests import refusal
 from maas_ray.serve.spec import Resources, ServingOptions
 from maas_ray.tasks import AnswerRow, RequestRow, Task
 
@@ -127,7 +127,7 @@ class Generating:
         return list(await asyncio.gather(*map(one, rows)))
 
     async def _one(self, row: Any) -> Answered:
-        from maas_ray.serve.generating import text_request
+        from maas_ray.serve.replicas.text_rows import text_request
 
         deltas = await self._generator.complete(text_request(row))
         return deltas if isinstance(deltas, RequestError) else self.task.to_answer({"text": deltas[0].text})

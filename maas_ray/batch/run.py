@@ -26,7 +26,6 @@ from maas_ray.batch import plan, writing
 from maas_ray.batch.plan import Fields, Piece
 from maas_ray.batch.spec import PredictSpec
 from maas_ray.cluster import connect
-from maas_ray.console import progress, say
 from maas_ray.data.reading import Inspected, Raw, read
 from maas_ray.data.sources import AnySource
 from maas_ray.errors import ConflictError, DataError, NotFoundError
@@ -36,6 +35,7 @@ from maas_ray.settings import Settings
 from maas_ray.spec import digest_of
 from maas_ray.storage import FileEntry
 from maas_ray.tasks import Task
+from maas_ray.terminal.lines import progress, say
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -95,7 +95,7 @@ def predict(spec: PredictSpec, *, settings: Settings | None = None) -> Predictio
         fields = Fields.of(task, source, spec.parameters)
         files = plan.listed(source, uri)
     connect(settings)
-    from maas_ray.data.blocks import quiet
+    from maas_ray.data.pipeline.blocks import quiet
 
     with quiet(sum(file.size for file in files)):
         inspected = _inspected(spec, source, files, fields)
@@ -142,8 +142,8 @@ def _inspected(spec: PredictSpec, source: AnySource, files: Sequence[Any], field
     """
     import ray
 
-    from maas_ray.data import fates
-    from maas_ray.data.blocks import run, tables
+    from maas_ray.data.pipeline import row_steps as fates
+    from maas_ray.data.pipeline.blocks import run, tables
 
     step = partial(fates.inspect_files, sources=(source,), columns=fields.columns)
     groups = [files[at : at + _INSPECTED_TOGETHER] for at in range(0, len(files), _INSPECTED_TOGETHER)]
@@ -269,7 +269,7 @@ def _answered(work: _Work, left: Sequence[Piece]) -> Iterator[tuple[list[FileEnt
     import ray.data
     from ray.util.annotations import RayDeprecationWarning
 
-    from maas_ray.data.fates import packed, unpacked
+    from maas_ray.data.pipeline.row_steps import packed, unpacked
 
     ray.data.DataContext.get_current().execution_options.preserve_order = False
     spec = work.spec
@@ -303,7 +303,7 @@ class Worker:
         self._names = writing.output_names(work.kept, self._model.task.answer.model_fields)
 
     def __call__(self, batch: "pa.Table") -> Iterator["pa.Table"]:
-        from maas_ray.data.fates import packed, unpacked
+        from maas_ray.data.pipeline.row_steps import packed, unpacked
 
         for piece in unpacked(batch):
             yield packed([self._piece(piece)])

@@ -32,13 +32,13 @@ from typing import Any
 import numpy as np
 
 from maas_ray import storage
-from maas_ray.data.keeping import stored_columns
+from maas_ray.data.kept_columns import stored_columns
 from maas_ray.errors import CorruptError, DataError, NotFoundError
 from maas_ray.settings import Settings
 from maas_ray.spec import Spec
 from maas_ray.storage import Artifact, FileEntry
 from maas_ray.tasks import Column, Task, load_task
-from maas_ray.tasks.source import check_unchanged, vouch, vouched
+from maas_ray.tasks.custom.source import check_unchanged, vouch, vouched
 
 KIND = "dataset"
 TASK_DIRECTORY = "task"
@@ -144,7 +144,7 @@ class DatasetMeta(Spec):
     counts: Counts
     """What became of every row that was read."""
     kept: tuple[str, ...] = ()
-    """Columns of the sources that were kept, see `maas_ray.data.keeping`."""
+    """Columns of the sources that were kept, see `maas_ray.data.kept_columns`."""
     cleaning: tuple[dict[str, Any], ...] = ()
     """The cleaning steps with their statistics, see `maas_ray.data.cleaning.saved`."""
     parent: str | None = None

@@ -21,7 +21,6 @@ from pydantic import Field, model_validator
 
 from maas_ray import storage
 from maas_ray.cluster import connect
-from maas_ray.console import say
 from maas_ray.data.cleaning import AnyStep, CleaningStep, saved
 from maas_ray.data.dataset import (
     INDEX_DIRECTORY,
@@ -40,23 +39,24 @@ from maas_ray.data.dataset import (
     read_pointer,
     write_table,
 )
-from maas_ray.data.deduplication import Deduplicate
-from maas_ray.data.growth import Parent, growth_fingerprint, recipe_of, refusal
-from maas_ray.data.ngrams import Decontaminate
+from maas_ray.data.dedup.decontaminate import Decontaminate
+from maas_ray.data.dedup.spec import Deduplicate
+from maas_ray.data.pipeline.growth import Parent, growth_fingerprint, recipe_of, refusal
 from maas_ray.data.profile import PROFILE_FILE, merge, to_json
 from maas_ray.data.reading import Inspected
 from maas_ray.data.sources import FILE_COLUMNS, AnySource, InputFile, formats_for, list_files
-from maas_ray.data.splitting import Splits
+from maas_ray.data.splits.spec import Splits
 from maas_ray.errors import ConflictError, CorruptError, DataError, MaasError, NotFoundError, SpecError
 from maas_ray.settings import Settings
 from maas_ray.spec import Name, Spec, digest_of
 from maas_ray.storage import FileEntry
 from maas_ray.tasks import AnyTaskSpec, Task, find_task
 from maas_ray.tasks.base import REST
+from maas_ray.terminal.lines import say
 
 if TYPE_CHECKING:
-    from maas_ray.data.fates import Reading
-    from maas_ray.data.stages import Built
+    from maas_ray.data.pipeline.build import Built
+    from maas_ray.data.pipeline.row_steps import Reading
 
 PIPELINE = 3
 """Part of every fingerprint: goes up when the same input would give another dataset."""
@@ -150,7 +150,7 @@ class PrepareSpec(Spec):
     @property
     def reading(self) -> "Reading":
         """How rows are read."""
-        from maas_ray.data.fates import Reading
+        from maas_ray.data.pipeline.row_steps import Reading
 
         return Reading(
             task=self.task,
@@ -187,8 +187,9 @@ def prepare(
     if spec.task.own_source is not None:
         identity = identity | {"source": spec.task.own_source.digest}
     connect(settings)
-    from maas_ray.data import stages, work
-    from maas_ray.data.blocks import quiet
+    from maas_ray.data.pipeline import build as stages
+    from maas_ray.data.pipeline import work
+    from maas_ray.data.pipeline.blocks import quiet
 
     total = sum(file.size for source in files for file in source)
     say(f"dataset {spec.dataset}: {sum(map(len, files)):,} files, {total / 1e6:,.1f} MB")
@@ -259,7 +260,7 @@ def _stop(uri: str, attempt: str, error: BaseException) -> None:
         return  # it was stopped after it had committed
     with suppress(MaasError):
         _discard(uri, attempt)
-    from maas_ray.data import work
+    from maas_ray.data.pipeline import work
 
     if isinstance(error, DataError):
         work.remove(uri)
@@ -368,7 +369,7 @@ def _discard(uri: str, attempt: str) -> None:
 
 def _sweep(dataset: PreparedDataset) -> None:
     """Remove what attempts that were killed left beside a committed dataset."""
-    from maas_ray.data import work
+    from maas_ray.data.pipeline import work
 
     committed = {entry.path for entry in dataset.artifact.files}
     for path in _written(dataset.uri):

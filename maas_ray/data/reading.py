@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from maas_ray.data.dataset import SPLITS
-from maas_ray.data.formats.base import EXCERPT_BYTES, InputFile, Inspected, Part, Raw
-from maas_ray.data.formats.files import stamp
 from maas_ray.data.sources import AnySource
+from maas_ray.data.sources.base import EXCERPT_BYTES, InputFile, Inspected, Part, Raw
+from maas_ray.data.sources.files import stamp
 from maas_ray.errors import DataError, MaasError
 
 

@@ -19,9 +19,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from maas_ray.console import say
 from maas_ray.errors import GateError, NotFoundError, SpecError
 from maas_ray.registry.versions import ModelVersion, Registry
+from maas_ray.terminal.lines import say
 
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,

@@ -23,21 +23,21 @@ from ray.serve import Application
 from maas_ray.errors import RequestError
 from maas_ray.registry.bundle import open_bundle
 from maas_ray.registry.versions import Registry
-from maas_ray.serve.batches import Batches
+from maas_ray.serve.api.middleware import BACKPRESSURE, App
+from maas_ray.serve.api.open_inference.tensors import InferBody, numpy_dtype, parse_infer, render_infer
+from maas_ray.serve.api.predict import Head, PredictBody, parse_rows
 from maas_ray.serve.engines import network
 from maas_ray.serve.engines.vllm import chosen, placement
-from maas_ray.serve.generating import Generating
-from maas_ray.serve.growing import Growing, grow, together
-from maas_ray.serve.guard import BACKPRESSURE, App
-from maas_ray.serve.open_inference import InferBody, numpy_dtype, parse_infer, render_infer
+from maas_ray.serve.replicas.batching import Batches
+from maas_ray.serve.replicas.direct import SingleModel, create_single_app
+from maas_ray.serve.replicas.text_rows import Generating
 from maas_ray.serve.routes import Route, make_route
-from maas_ray.serve.rows import Head, PredictBody, parse_rows
-from maas_ray.serve.single import SingleModel, create_single_app
 from maas_ray.serve.spec import ModelArgs, Scaling, ServingOptions
-from maas_ray.serve.text import Delta, TextCodec, TextRequest
+from maas_ray.serve.text.codec import Delta, TextCodec, TextRequest
+from maas_ray.serve.text.streaming import Growing, grow, together
 from maas_ray.settings import Settings
 from maas_ray.tasks import Task
-from maas_ray.tasks.text_generation import TextGeneration
+from maas_ray.tasks.text.generation import TextGeneration
 
 _log = logging.getLogger("ray.serve")
 _LONG_PROMPT = 20_000  # characters; longer ones are tokenised beside the event loop

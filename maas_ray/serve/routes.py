@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from maas_ray.errors import DeploymentError
 from maas_ray.registry.bundle import WEIGHT_SUFFIXES
 from maas_ray.registry.versions import ModelVersion, Registry
-from maas_ray.serve import lora
+from maas_ray.serve.engines import lora
 from maas_ray.serve.spec import ServedModel, ServingOptions, SharedModel
 from maas_ray.spec import Spec, digest_of
 

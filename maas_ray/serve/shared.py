@@ -20,13 +20,13 @@ from ray import serve
 from ray.serve import Application
 
 from maas_ray.errors import DeploymentError, OverloadedError, RequestError
+from maas_ray.serve.api.open_inference.tensors import InferBody
+from maas_ray.serve.api.predict import PredictBody
 from maas_ray.serve.engines import openvino
-from maas_ray.serve.lru import Lru
 from maas_ray.serve.model_app import Generator, Predictor, autoscaling
-from maas_ray.serve.open_inference import InferBody
-from maas_ray.serve.rows import PredictBody
+from maas_ray.serve.replicas.cache import Lru
 from maas_ray.serve.spec import SHARED_DEPLOYMENT, ServingOptions, SharedArgs, SharedModel
-from maas_ray.serve.text import Delta, TextRequest
+from maas_ray.serve.text.codec import Delta, TextRequest
 
 _log = logging.getLogger("ray.serve")
 _WARM = ("torch", "tokenizers")

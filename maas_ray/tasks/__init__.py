@@ -28,8 +28,8 @@ from maas_ray.tasks.base import (
     TensorSpec,
     type_of,
 )
-from maas_ray.tasks.own import parse_network, parse_task, task_type
-from maas_ray.tasks.source import admitted, is_import_path
+from maas_ray.tasks.custom.source import admitted, is_import_path
+from maas_ray.tasks.custom.types import parse_network, parse_task, task_type
 
 
 def _found() -> Iterator[type[Task]]:

@@ -27,7 +27,7 @@ from maas_ray.tasks.traits import Trait
 if TYPE_CHECKING:
     import torch
 
-    from maas_ray.tasks.source import Source
+    from maas_ray.tasks.custom.source import Source
 
 Row = dict[str, Any]
 """One example by column name."""
@@ -354,7 +354,7 @@ class Task(ABC):
         config = load_config(directory)
         document = config.get("maas_network")
         if document is not None and SOURCE_FIELD in config:
-            from maas_ray.tasks.own import load_network
+            from maas_ray.tasks.custom.types import load_network
 
             network = load_network(document, directory, config[SOURCE_FIELD])
             return load_weights(network.build(self), directory)

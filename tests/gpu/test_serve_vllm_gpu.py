@@ -7,8 +7,8 @@ import pytest
 from maas_ray import DeploySpec, deploy, undeploy
 from maas_ray.serve.engines.vllm import installed
 from maas_ray.settings import Settings
-from tests.adapters import register_adapter, save_adapter
-from tests.bundles import register, text_task
+from tests.support.adapters import register_adapter, save_adapter
+from tests.support.bundles import register, text_task
 
 TEXT = text_task()
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from maas_ray.evaluate.run import EvaluateSpec, evaluate
+from maas_ray.evaluation.run import EvaluateSpec, evaluate
 from maas_ray.settings import Settings
-from maas_ray.train.run import train
-from maas_ray.train.spec import TrainSpec
-from tests.datasets import text_dataset
+from maas_ray.training.run import train
+from maas_ray.training.spec import TrainSpec
+from tests.support.datasets import text_dataset
 
 
 @pytest.mark.usefixtures("cluster")

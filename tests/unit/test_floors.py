@@ -8,20 +8,21 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
+
 PACKAGE = ROOT / "maas_ray"
 FLOORS = [
-    {"errors"},
+    {"errors", "version"},
     {"spec", "bodies"},
-    {"settings", "console", "curves", "figures"},
+    {"settings", "terminal"},
     {"storage"},
     {"tasks"},
     {"cluster", "own", "sample_data"},
     {"data", "registry"},
-    {"train", "evaluate", "looking"},
+    {"training", "evaluation"},
     {"serve"},
     {"batch"},
-    {"status", "runs"},
+    {"views"},
     {"__init__"},  # the verbs, which import what they call when they are called
     {"cli"},
     {"jobs"},
@@ -29,11 +30,10 @@ FLOORS = [
 FLOOR = {unit: height for height, units in enumerate(FLOORS) for unit in units}
 # unit: what it must never import, wherever the import stands
 NEVER = {
-    "serve": {"maas_ray.train", "maas_ray.data", "maas_ray.evaluate", "deepspeed"},
-    "train": {"maas_ray.serve"},
-    "evaluate": {"maas_ray.serve", "maas_ray.train"},
-    "looking": {"ray", "torch", "deepspeed", "mlflow", "maas_ray.train", "maas_ray.evaluate"},
-    "batch": {"maas_ray.train", "maas_ray.evaluate", "deepspeed"},
+    "serve": {"maas_ray.training", "maas_ray.data", "maas_ray.evaluation", "deepspeed"},
+    "training": {"maas_ray.serve"},
+    "evaluation": {"maas_ray.serve", "maas_ray.training"},
+    "batch": {"maas_ray.training", "maas_ray.evaluation", "deepspeed"},
     "tasks": {"ray", "deepspeed", "mlflow"},
     "registry": {"ray", "torch", "deepspeed"},
     "data": {"torch", "deepspeed", "mlflow"},
@@ -115,13 +115,13 @@ def test_only_storage_opens_bytes_by_uri() -> None:
     [
         "maas_ray",
         "maas_ray.cli",
-        "maas_ray.status",
-        "maas_ray.runs",
+        "maas_ray.views.status",
+        "maas_ray.views.runs",
         "maas_ray.cluster",
         "maas_ray.registry.versions",
         "maas_ray.data.dataset",
-        "maas_ray.looking.showing",
-        "maas_ray.train.spec",
+        "maas_ray.views.dataset.text",
+        "maas_ray.training.spec",
         "maas_ray.serve.spec",
         "maas_ray.batch.spec",
     ],
@@ -145,8 +145,8 @@ def test_the_command_line_loads_next_to_nothing() -> None:
 
 def test_the_verbs_keep_their_names_whatever_is_imported() -> None:
     import maas_ray
-    import maas_ray.evaluate.run
-    import maas_ray.train.spec  # importing a subpackage binds its name in the package
+    import maas_ray.evaluation.run
+    import maas_ray.training.spec  # importing a subpackage binds its name in the package
 
     for verb in ("prepare", "train", "evaluate", "predict", "deploy", "undeploy", "endpoints"):
         assert callable(getattr(maas_ray, verb)), verb

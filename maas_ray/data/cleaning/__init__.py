@@ -15,7 +15,7 @@ from maas_ray.data.cleaning.base import CleaningStep, Dropped, Notes, changed, v
 from maas_ray.data.cleaning.own import load_step, parse_step
 from maas_ray.spec import Spec
 from maas_ray.tasks.base import Row
-from maas_ray.tasks.source import is_import_path
+from maas_ray.tasks.custom.source import is_import_path
 
 
 def _found() -> Iterator[type[CleaningStep]]:

@@ -21,7 +21,7 @@ from maas_ray.spec import Spec
 from maas_ray.tasks.base import REST, Row
 
 if TYPE_CHECKING:
-    from maas_ray.tasks.source import Source
+    from maas_ray.tasks.custom.source import Source
 
 Notes = Counter[str]
 """What steps changed: how often, by a few words such as `EMAIL_ADDRESS`; gathered of several steps, with the step's

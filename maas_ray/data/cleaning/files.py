@@ -7,8 +7,9 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from maas_ray.data.cleaning.base import CleaningStep, Dropped, Notes, named
-from maas_ray.tasks import audio, images
 from maas_ray.tasks.base import Row
+from maas_ray.tasks.speech import audio
+from maas_ray.tasks.vision import images
 
 _FULL_SCALE = 0.99
 """Of a sample that is as loud as can be: 8 bits go to 127/128."""

@@ -1,7 +1,7 @@
 """Steps by import path: `step: "my_module:DropBoilerplate"`, from the user's own code.
 
 A step is a `CleaningStep`, as the platform's own are; what stands beside `step` is checked against its class. It
-travels between processes as its document and the code itself, as tasks do (see `maas_ray.tasks.source`).
+travels between processes as its document and the code itself, as tasks do (see `maas_ray.tasks.custom.source`).
 """
 
 import copyreg
@@ -12,8 +12,8 @@ from typing import Any
 
 from maas_ray.data.cleaning.base import CleaningStep
 from maas_ray.errors import DataError, MaasError, SpecError
-from maas_ray.tasks import source as sources
-from maas_ray.tasks.source import Source
+from maas_ray.tasks.custom import source as sources
+from maas_ray.tasks.custom.source import Source
 
 
 @cache

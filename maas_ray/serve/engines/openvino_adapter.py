@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from maas_ray.errors import DeploymentError
+from maas_ray.serve.engines.lora import Lora
 from maas_ray.serve.engines.openvino_convert import FACTS, MODEL, made_once
-from maas_ray.serve.lora import Lora
 
 
 def with_adapter(model: Path, adapter: Path) -> Path:

@@ -2,9 +2,8 @@
 
 import os
 import sys
-from pathlib import Path
 
-import maas_ray
+from maas_ray.version import PACKAGE
 
 
 def module_command(module: str, *arguments: str) -> list[str]:
@@ -14,6 +13,6 @@ def module_command(module: str, *arguments: str) -> list[str]:
 
 def module_environment() -> dict[str, str]:
     """The environment in which it finds this same package."""
-    root = str(Path(maas_ray.__file__).parents[1])
+    root = str(PACKAGE.parent)
     path = os.environ.get("PYTHONPATH")
     return os.environ | {"PYTHONPATH": root if not path else f"{root}{os.pathsep}{path}"}

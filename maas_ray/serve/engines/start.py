@@ -115,8 +115,8 @@ def _vllm(directory: Path, digest: str, options: ServingOptions, loop: asyncio.A
 def _transformers(task: "Task", directory: Path, options: ServingOptions, name: str) -> Started:
     import torch
 
+    from maas_ray.serve.engines.lora import Lora
     from maas_ray.serve.engines.transformers import TransformersEngine, quiet
-    from maas_ray.serve.lora import Lora
 
     quiet()
     torch.set_num_threads(options.threads)

@@ -1,0 +1,142 @@
+"""The text of a row, and the forms it is compared in: by what it says, not by how it is written down.
+
+    normalised    one form of the same characters: Unicode NFKC, case folded, white space collapsed
+    words         letters, marks and digits of that form; what stands between them is no part of any word
+    gram_hashes   runs of n words, each as a number
+
+Scripts that are written without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) have a word a character, as
+BERT's tokenizer has for Chinese (Devlin et al. 2019). Knows nothing of what is done with likeness.
+"""
+
+import json
+import unicodedata
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from maas_ray.data.splits.hashing import mixed
+from maas_ray.tasks import Row
+
+# Han with its extensions and compatibility forms, kana, Thai and Lao, Burmese, Khmer. Hangul is written with spaces.
+_UNSPACED = (
+    (0x0E00, 0x0EFF),
+    (0x1000, 0x109F),
+    (0x1780, 0x17FF),
+    (0x3005, 0x3007),
+    (0x3040, 0x30FF),
+    (0x31F0, 0x31FF),
+    (0x3400, 0x4DBF),
+    (0x4E00, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0x20000, 0x3FFFF),
+)
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+"""Odd, so that multiplying loses nothing: 2**64 over the golden ratio (Knuth, TAOCP 3, 6.4)."""
+_CACHED_WORDS = 1 << 16
+
+
+def text_of(row: Row, names: Iterable[str]) -> str:
+    """The text in these columns of a parsed row, a line a value: of a chat its contents, of numbers and files none."""
+    return "\n".join(
+        chain.from_iterable(_strings(_chat(row.get(name)) if name == "messages" else row.get(name)) for name in names)
+    )
+
+
+def _chat(value: Any) -> Any:
+    """A chat as the task of text generation has it: as JSON."""
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple):
+        words = [*chain.from_iterable(map(_strings, value))]
+        yield ("\n" if any(isinstance(part, dict) for part in value) else " ").join(words)
+    elif isinstance(value, dict):
+        for name, part in value.items():
+            # Of a message, or of one part of it: who speaks and what kind it is are not text.
+            if name not in ("role", "type"):
+                yield from _strings(part)
+
+
+def normalised(text: str) -> str:
+    """NFKC, case folded, white space collapsed: rows that agree in it are exact duplicates."""
+    return " ".join(_folded(text).split())
+
+
+def _folded(text: str) -> str:
+    if text.isascii():
+        return text.lower()
+    # Folding may leave what NFKC would write otherwise (Unicode 3.13, toNFKC_Casefold).
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+
+
+class _Separated(dict[int, str | int]):
+    """For `str.translate`: what is no letter, mark or digit becomes a space, an unspaced script's character a word."""
+
+    def __missing__(self, point: int) -> str | int:
+        character = chr(point)
+        if unicodedata.category(character)[0] not in "LMN":
+            found: str | int = " "
+        elif any(low <= point <= high for low, high in _UNSPACED):
+            found = f" {character} "
+        else:
+            found = point
+        self[point] = found
+        return found
+
+
+_SEPARATED = _Separated()
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, in order."""
+    return _folded(text).translate(_SEPARATED).split()
+
+
+class _Hashes(dict[str, int]):
+    """XXH3 of each word, remembered for the most part: a few words are most of every text (Zipf)."""
+
+    def __missing__(self, word: str) -> int:
+        if len(self) >= _CACHED_WORDS:
+            self.clear()
+        found = self[word] = xxhash.xxh3_64_intdigest(word.encode())
+        return found
+
+
+_HASHES = _Hashes()
+
+
+def gram_hashes(texts: Iterable[str], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every run of `size` words of each text as a number; a text of fewer words is one run, one of none has none.
+
+    Hashes of single words are computed once each and combined as the digits of a number are (Karp and Rabin 1987),
+    for all texts together.
+
+    Returns:
+        the runs of all texts, uint64, text by text in order; and how many each text has, int64 [texts].
+    """
+    split = [words(text) for text in texts]
+    short = ("",) * (size - 1)
+    # A short text is filled up with empty words, which no text holds.
+    filled = [found if len(found) >= size or not found else [*found, *short[len(found) - 1 :]] for found in split]
+    lengths = np.fromiter(map(len, filled), np.int64, len(filled))
+    total = int(lengths.sum())
+    hashes = np.fromiter(map(_HASHES.__getitem__, chain.from_iterable(filled)), np.uint64, total)
+    counts = np.maximum(lengths - (size - 1), 0)
+    if not total:
+        return hashes, counts
+    runs = hashes[: total - size + 1].copy()
+    for place in range(1, size):
+        runs *= _MULTIPLIER
+        runs += hashes[place : total - size + 1 + place]
+    starts = np.cumsum(lengths) - lengths
+    within = np.ones(total, bool)  # whether a run that starts here ends in the same text
+    for back in range(1, size):
+        ends = (starts + lengths - back)[lengths > 0]
+        within[ends] = False
+    return mixed(runs[within[: len(runs)]]), counts

@@ -1,0 +1,306 @@
+"""From kept rows to shards: encoded, laid end to end, cut, globally shuffled, written.
+
+    encode ─▶ chunks ─▶ plan ─▶ pack ─▶ pieces, sorted by place ─▶ write_shard
+
+A chunk is encoded rows laid end to end; it knows how much it holds. Prefix sums over all chunks give each
+its place in its split, so each can be cut where stored rows end without a look at the others. The rest of a
+row that is cut by a chunk's end joins it in the sort, because both pieces carry the row's final place. No
+function here depends on how rows are cut into blocks or chunks. A row that is not packed is one element.
+"""
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from maas_ray.data.dataset import SPLITS, Shard, from_numpy, write_table
+from maas_ray.data.kept_columns import KEPT, stored_columns
+from maas_ray.data.pipeline.row_steps import Kept, kept_rows, packed
+from maas_ray.data.profile import Profile, from_json, merge, of_rows, to_json
+from maas_ray.data.splits.hashing import shuffled
+from maas_ray.errors import DataError
+from maas_ray.tasks import Column, Row, Task, TaskSpec, load_task
+from maas_ray.tasks.base import UnlearntError
+
+_BATCH_ROWS, _BATCH_BYTES = 4096, 2 << 20
+_GROUP_BYTES, _SHARD_BYTES, _SMALL_GROUPS = 2 << 20, 64 << 20, 16
+
+
+def chunk_schema(task: Task, keep: tuple[str, ...] = ()) -> pa.Schema:
+    """A chunk is one row: encoded rows laid end to end, as bytes, by column."""
+    return pa.schema(
+        {
+            "split": pa.int64(),
+            "first": pa.binary(32),  # digest of its first row: orders the chunks of a split
+            "rows": pa.int64(),
+            "elements": pa.int64(),  # tokens of a packed task, else stored rows
+            "copies": pa.int64(),  # how often rows stand in it again, by their weight
+            "dropped": pa.string(),  # JSON: rows left out, by reason
+            "unlearnt": pa.string(),  # JSON: those of the reasons that the fitting would have prevented
+            "profile": pa.string(),  # JSON: what its rows are like, see `maas_ray.data.profile`
+            **dict.fromkeys([*task.stored, *stored_columns(keep)], pa.large_binary()),
+        }
+    )
+
+
+def encode(
+    rows: pa.Table, files: dict[str, bytes], task_spec: TaskSpec, keep: tuple[str, ...] = ()
+) -> Iterator[pa.Table]:
+    """Encode kept rows with the task as it was saved, so that nothing but the saved task ever encodes."""
+    task = loaded(files)
+    schema = chunk_schema(task, keep)
+    batch: list[Kept] = []
+    size = 0.0
+    for kept in kept_rows(rows, task_spec, keep):
+        # Rows of one digest stay in one chunk: its first digest is a chunk's name.
+        full = len(batch) >= _BATCH_ROWS or size >= _BATCH_BYTES
+        if batch and (kept.split != batch[0].split or (full and kept.digest != batch[-1].digest)):
+            yield pa.Table.from_pylist([_chunk(batch, task, keep)], schema)
+            batch, size = [], 0.0
+        batch += [kept, *[kept._replace(rows=0, times=0)] * (kept.times - 1)]
+        size += kept.times * task.growth * sum(map(_size, kept.row.values()))
+    yield pa.Table.from_pylist([_chunk(batch, task, keep)] if batch else [], schema)
+
+
+def _size(value: Any) -> int:
+    """About how many bytes a value takes."""
+    return value.nbytes if isinstance(value, np.ndarray) else len(value) if isinstance(value, (str, bytes)) else 8
+
+
+def saved(task: Task) -> dict[str, bytes]:
+    """The files that a task saves itself into."""
+    with tempfile.TemporaryDirectory() as directory:
+        task.save(Path(directory))
+        paths = sorted(path for path in Path(directory).rglob("*") if path.is_file())
+        return {path.relative_to(directory).as_posix(): path.read_bytes() for path in paths}
+
+
+def loaded(files: dict[str, bytes]) -> Task:
+    """The opposite of `saved`."""
+    with tempfile.TemporaryDirectory() as directory:
+        for name, content in files.items():
+            (Path(directory) / name).parent.mkdir(parents=True, exist_ok=True)
+            (Path(directory) / name).write_bytes(content)
+        return load_task(Path(directory))
+
+
+def _chunk(batch: list[Kept], task: Task, keep: tuple[str, ...]) -> dict[str, Any]:
+    good = batch
+    dropped: Counter[str] = Counter()
+    unlearnt: set[str] = set()
+    try:
+        encoded = task.encode([kept.row for kept in good])
+    except ValueError:
+        good, dropped, unlearnt = _encodable(batch, task)
+        encoded = task.encode([kept.row for kept in good]) if good else {name: [] for name in task.stored}
+    elements = len(next(iter(encoded.values())))
+    columns = {}
+    for name, column in task.stored.items():
+        values = encoded[name]
+        if task.packing:
+            elements = sum(map(len, values))
+            columns[name] = b"".join(np.ascontiguousarray(value, column.dtype).data for value in values)
+        else:
+            columns[name] = np.ascontiguousarray(values, column.dtype).tobytes()
+    if keep and elements != len(good):
+        raise DataError(f"keep: {task.spec.type} does not store a row for each row; leave `keep` out.")
+    for name in stored_columns(keep):
+        columns[name] = b"".join(kept.row[KEPT][name] for kept in good)
+    rows = sum(kept.rows for kept in good)
+    place = {"split": batch[0].split, "first": batch[0].digest, "rows": rows, "elements": elements}
+    place["copies"] = sum(not kept.times for kept in good)
+    traits = task.traits([kept.row for kept in good], encoded) if good else ()
+    place["profile"] = to_json(of_rows(SPLITS[batch[0].split], traits))
+    return place | {"dropped": json.dumps(dropped), "unlearnt": json.dumps(sorted(unlearnt))} | columns
+
+
+def _encodable(batch: list[Kept], task: Task) -> tuple[list[Kept], Counter[str], set[str]]:
+    """Rows that can be encoded; why the others cannot: a label that training has not, say; and what was not learnt."""
+    good, dropped, unlearnt = [], Counter[str](), set()
+    for kept in batch:
+        try:
+            task.encode([kept.row])
+        except ValueError as error:
+            dropped[str(error)] += kept.rows
+            unlearnt |= {str(error)} if isinstance(error, UnlearntError) else set()
+        else:
+            good.append(kept)
+    return good, dropped, unlearnt
+
+
+def listing(chunks: pa.Table) -> pa.Table:
+    """What chunks hold, without the values; the profile of all of a block stands in its first row."""
+    whole = to_json(merge(map(from_json, chunks["profile"].to_pylist())))
+    profiles = pa.array([whole, *[""] * (len(chunks) - 1)][: len(chunks)], pa.string())
+    listed = chunks.select(["split", "first", "rows", "elements", "copies", "dropped", "unlearnt"])
+    return listed.append_column("profile", profiles)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where everything goes, by split number.
+
+    Args:
+        columns: the stored columns.
+        length: elements in a stored row; a row that is not packed is one element.
+        packed: whether stored rows are cut from rows laid end to end.
+        offsets: elements of the split before each chunk, by (split, first digest).
+        rows: stored rows of each split.
+        seeds: what each split is shuffled with.
+        before: rows that each split has already, which stay where they are.
+    """
+
+    columns: dict[str, Column]
+    length: int
+    packed: bool
+    offsets: dict[tuple[int, bytes], int]
+    rows: tuple[int, ...]
+    seeds: tuple[str, ...]
+    before: tuple[int, ...] = (0,) * len(SPLITS)
+
+    def width(self, name: str) -> int:
+        """Bytes of one element of a column."""
+        column = self.columns[name]
+        return int(np.prod(() if self.packed else column.shape)) * np.dtype(column.dtype).itemsize
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one stored row."""
+        return sum(self.width(name) for name in self.columns) * self.length
+
+    def base(self, split: int) -> int:
+        """Place of the split's first row: all splits lie one after the other."""
+        return sum(self.rows[:split])
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What all chunks hold together, by split; the rows that could not be encoded, by reason; what rows are like."""
+
+    rows: dict[str, int]
+    elements: dict[str, int]
+    dropped: Counter[str]
+    copies: int
+    unlearnt: Counter[str]
+    """Those of the rows that could not be encoded since the fitting did not see their like."""
+    profile: Profile
+
+
+def plan_of(
+    listed: Iterable[Row],
+    task: Task,
+    seed: int,
+    keep: tuple[str, ...] = (),
+    before: tuple[int, ...] = (0,) * len(SPLITS),
+) -> tuple[Plan, Sizes]:
+    """Where everything goes, from the listing of all chunks; `before` are the rows that each split has already.
+
+    Raises:
+        DataError: there is too little to train on.
+    """
+    rows, elements = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
+    dropped, unlearnt = Counter[str](), set[str]()
+    offsets, copies = {}, 0
+    profile: Profile = {}
+    for chunk in sorted(listed, key=lambda chunk: (chunk["split"], chunk["first"])):
+        split = SPLITS[chunk["split"]]
+        offsets[chunk["split"], chunk["first"]] = elements[split]
+        elements[split] += chunk["elements"]
+        rows[split] += chunk["rows"]
+        copies += chunk["copies"]
+        dropped.update(json.loads(chunk["dropped"]))
+        unlearnt.update(json.loads(chunk["unlearnt"]))
+        if chunk["profile"]:
+            profile = merge([profile, from_json(chunk["profile"])])
+    length = task.packing.length if task.packing else 1
+    if not elements["train"] and dropped and not before[0]:
+        reasons = "".join(f"\n  {count:,} × {reason}" for reason, count in dropped.most_common(3))
+        raise DataError(f"no row is left to train on; rows were dropped since:{reasons}")
+    if elements["train"] < length and not before[0]:
+        raise DataError(
+            f"the training split holds {elements['train']:,} {task.unit}, less than one sequence of {length:,}. "
+            "Give more data, or choose a shorter sequence_length."
+        )
+    plan = Plan(
+        columns={**task.stored, **stored_columns(keep)},
+        length=length,
+        packed=task.packing is not None,
+        offsets=offsets,
+        rows=tuple(elements[split] // length for split in SPLITS),
+        seeds=tuple(f"{seed}/{split}" for split in SPLITS),
+        before=before,
+    )
+    never = Counter({why: dropped[why] for why in sorted(unlearnt)})
+    return plan, Sizes(rows, elements, dropped, copies, never, profile)
+
+
+def pack(chunks: pa.Table, plan: Plan) -> Iterator[pa.Table]:
+    """Cut chunks where stored rows end; every piece knows the row it belongs to, and that row's final place."""
+    widths = {name: plan.width(name) for name in plan.columns}
+    fields = {"place": pa.int64(), "element": pa.int64(), **dict.fromkeys(widths, pa.large_binary())}
+    yield pa.schema(fields).empty_table()
+    for number in range(len(chunks)):
+        split, first, elements = (chunks[name][number].as_py() for name in ("split", "first", "elements"))
+        offset = plan.offsets[split, first]
+        cuts = np.arange(-offset % plan.length, elements, plan.length)
+        cuts = np.unique(np.concatenate([[0], cuts, [elements]]).astype(np.int64))
+        starts = offset + cuts[:-1]
+        sequences = starts // plan.length
+        whole = int(np.searchsorted(sequences, plan.rows[split]))  # the split's last, partial row is left out
+        places = plan.base(split) + shuffled(sequences[:whole], plan.rows[split], plan.seeds[split])
+        arrays = [pa.array(places), pa.array(starts[:whole])]
+        for name, width in widths.items():
+            ends = pa.py_buffer(cuts[: whole + 1] * width)
+            values = chunks[name][number].as_buffer()
+            arrays.append(pa.LargeBinaryArray.from_buffers(pa.large_binary(), whole, [None, ends, values]))
+        yield pa.table(arrays, schema=pa.schema(fields))
+
+
+def layout(split: int, plan: Plan, attempt: str, first: int = 0) -> list[Shard]:
+    """Shards of a split: row groups of some megabytes, but enough of them for several readers to share.
+
+    Args:
+        split: its number.
+        plan: where everything goes.
+        attempt: whose files they are.
+        first: number of the first shard, where the split has some already.
+    """
+    rows, row_bytes, before = plan.rows[split], plan.row_bytes, plan.before[split]
+    group = max(1, min(_GROUP_BYTES // row_bytes, -(-(before + rows) // _SMALL_GROUPS)))
+    per_shard = group * max(1, _SHARD_BYTES // (group * row_bytes))
+    shards = []
+    for number, start in enumerate(range(0, rows, per_shard), start=first):
+        count = min(per_shard, rows - start)
+        groups = (group,) * (count // group) + ((count % group,) if count % group else ())
+        path = f"{SPLITS[split]}/part-{number:05d}-{attempt}.parquet"
+        shards.append(Shard(path=path, start=before + start, row_groups=groups))
+    return shards
+
+
+def write_shard(pieces: pa.Table, plan: Plan, shards: list[list[Shard]], uri: str) -> pa.Table:
+    """Join the pieces of one shard's rows and write it; gives its entry in the manifest."""
+    pieces = pieces.sort_by([("place", "ascending"), ("element", "ascending")]).combine_chunks()
+    places, elements = pieces["place"].to_numpy(), pieces["element"].to_numpy()
+    split = max(number for number in range(len(plan.rows)) if plan.rows[number] and plan.base(number) <= places[0])
+    before = plan.before[split]
+    start = before + int(places[0]) - plan.base(split)
+    shard = next(shard for shard in shards[split] if shard.start == start)
+    rows = shard.start + np.arange(shard.rows)
+    _, heads = np.unique(places, return_index=True)
+    batch = {"index": rows, "position": before + elements[heads] // plan.length}
+    if not np.array_equal(before + places[heads] - plan.base(split), rows):
+        raise RuntimeError(f"{shard.path}: its rows are not the ones it was planned for")
+    for name, column in plan.columns.items():
+        batch[name] = _joined(pieces[name].chunk(0), column.dtype).reshape(shard.rows, *column.shape)
+    return packed([write_table(from_numpy(batch, plan.columns), uri, shard.path, shard.row_groups[0])])
+
+
+def _joined(pieces: Any, dtype: str) -> np.ndarray:
+    ends = np.frombuffer(pieces.buffers()[1], np.int64)[pieces.offset : pieces.offset + len(pieces) + 1]
+    return np.frombuffer(pieces.buffers()[2], np.uint8)[ends[0] : ends[-1]].view(dtype)

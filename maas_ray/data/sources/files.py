@@ -1,0 +1,187 @@
+"""Sources that are files: a file, a directory (taken whole) or a glob, at any fsspec URI."""
+
+import os
+import re
+import sysconfig
+from collections import Counter
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import PurePosixPath
+from typing import Any
+
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
+
+from maas_ray import storage
+from maas_ray.data.sources.base import MOST_BYTES, InputFile, Source
+from maas_ray.errors import DataError
+
+PYTHON_STDLIB = "PYTHON_STDLIB"
+_CHUNK = 1 << 20
+
+
+class Files(Source):
+    """Files by path and patterns.
+
+    A pattern without a slash is matched with every part of a file's path below the source (`*.py`, `tests`);
+    one with a slash with the whole of it (`docs/**/*.md`).
+    """
+
+    path: str
+    """File, directory or glob; any fsspec URI. `~` and `$VAR` are expanded; `${PYTHON_STDLIB}` is the
+    directory of the running interpreter's standard library."""
+    include: tuple[str, ...] | None = None
+    """Patterns, one of which a file must match. None: in a directory, the format's usual names."""
+    exclude: tuple[str, ...] = ()
+    """Patterns, none of which a file may match. Hidden files and directories are always left out."""
+
+    @property
+    def location(self) -> str:
+        return self.path
+
+    def files(self) -> list[InputFile]:
+        return _listed(self)
+
+    def stamp(self, file: InputFile) -> str:
+        return stamp(file.uri)
+
+    def identity(self) -> dict[str, Any]:
+        return {name: value for name, value in super().identity().items() if name not in ("path", "include", "exclude")}
+
+
+def stamp(uri: str) -> str:
+    """What changes when a file changes."""
+    fs, path = storage.filesystem(uri)
+    with storage.translated(uri):
+        fs.invalidate_cache(path)  # what an object store said before
+        return str(fs.ukey(path))
+
+
+def digest_of(uri: str, *more: bytes) -> str:
+    """Sha256 of a file's bytes, and of what follows them."""
+    digest = sha256()
+    with storage.open_file(uri) as handle, storage.translated(uri):
+        while chunk := handle.read(_CHUNK):
+            digest.update(chunk)
+    for part in more:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def content(uri: str) -> bytes:
+    """All bytes of a file.
+
+    Raises:
+        ValueError: it is too large, or no file but a device, a pipe or a directory, which might never end.
+        MaasError: it cannot be read.
+    """
+    fs, path = storage.filesystem(uri)
+    with storage.translated(uri):
+        info = fs.info(path)
+    if info["type"] != "file":
+        raise ValueError(f"{uri} is no regular file")
+    if (info["size"] or 0) > MOST_BYTES:
+        raise ValueError(f"{uri} has {info['size'] / 1e6:,.0f} MB, more than the {MOST_BYTES / 1e6:.0f} MB of a row")
+    return storage.read_bytes(uri)
+
+
+def _listed(source: Files) -> list[InputFile]:
+    """Every file that a source means, by relative path.
+
+    Raises:
+        DataError: there is no such path, it cannot be read, or no file matches.
+    """
+    path = expanded(source.path)
+    fs, inner = storage.filesystem(path)
+    local = isinstance(fs, LocalFileSystem)
+    usual: tuple[str, ...] = ()
+    with storage.translated(source.path):
+        fs.invalidate_cache()
+        if fs.isdir(inner):
+            # An object store lists everything below a prefix at once; a local tree is walked.
+            entries = _walk(fs, inner, source.exclude) if local else fs.find(inner, detail=True)
+            root, usual = inner, source.usual
+        elif fs.exists(inner):
+            entries, root = {inner: fs.info(inner)}, str(PurePosixPath(inner).parent)
+        elif any(sign in inner for sign in "*?["):
+            entries, root = fs.glob(inner, detail=True), _root(inner)
+        else:
+            raise DataError(f"{source.path} does not exist" + (f" ({inner})." if inner != source.path else "."))
+    chosen = _chooser(source, usual, whole=len(entries) == 1 and inner in entries)
+    files: list[InputFile] = []
+    others: list[InputFile] = []
+    for name, info in sorted(entries.items()):
+        # A link to a file is that file; a link to a directory is not followed, since it may lead in circles.
+        if info["type"] == "file" or (info.get("islink") and fs.isfile(name)):
+            relative = name.removeprefix(root.rstrip("/")).lstrip("/").encode(errors="backslashreplace").decode()
+            uri = name if local else fs.unstrip_protocol(name)
+            file = InputFile(uri, relative, int(info["size"] or 0))
+            (files if chosen(relative) else others).append(file)
+    if not files and inner in entries:
+        raise DataError(f"{source.path} is no regular file.")  # a device or a pipe might never end
+    if not files:
+        suffixes = Counter(PurePosixPath(file.relative).suffix or "no suffix" for file in others)
+        seen = ", ".join(f"{suffix} ({count:,})" for suffix, count in suffixes.most_common(5)) or "no file at all"
+        wanted = f"include {list(source.include or usual)}" if source.include or usual else "the path"
+        raise DataError(f"{source.path}: no file matches {wanted}, exclude {list(source.exclude)}; found: {seen}.")
+    return files
+
+
+def _walk(fs: LocalFileSystem, root: str, exclude: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Files below a directory by path, without entering hidden directories or such as are left out by name.
+
+    A directory that cannot be listed is an error, not an empty one.
+    """
+    skipped = [_pattern(pattern) for pattern in exclude if "/" not in pattern.strip("/")]
+    entries: dict[str, dict[str, Any]] = {}
+    for _, directories, files in fs.walk(root, detail=True, on_error="raise"):
+        entries |= {info["name"]: info for info in files.values()}
+        for name in list(directories):
+            if name.startswith(".") or any(matches(name) for matches in skipped):
+                del directories[name]
+    return entries
+
+
+def expanded(path: str) -> str:
+    """`~` and variables; one that is not set is an error, since the path would mean something else."""
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name == PYTHON_STDLIB:
+            return sysconfig.get_path("stdlib")
+        if name not in os.environ:
+            raise DataError(f"{path}: the variable {name} is not set. Set it, or write the path out.")
+        return os.environ[name]
+
+    return os.path.expanduser(re.sub(r"\$(?:\{(\w+)\}|(\w+))", value, path))
+
+
+def _root(glob: str) -> str:
+    """The part of a glob before the first component with a pattern in it."""
+    parts = glob.split("/")
+    place = next(place for place, part in enumerate(parts) if any(sign in part for sign in "*?["))
+    return "/".join(parts[:place])
+
+
+def _chooser(source: Files, usual: tuple[str, ...], *, whole: bool) -> Callable[[str], bool]:
+    """Whether a source means the file at a relative path; a file that was named itself is always meant."""
+    if source.include is not None:
+        include = [_pattern(pattern) for pattern in source.include]
+    else:
+        include = [_pattern(pattern, re.IGNORECASE) for pattern in usual]
+    exclude = [_pattern(pattern) for pattern in source.exclude]
+
+    def chosen(relative: str) -> bool:
+        if any(part.startswith(".") for part in relative.split("/")):
+            return False
+        included = not include or any(matches(relative) for matches in include)
+        return included and not any(matches(relative) for matches in exclude)
+
+    return (lambda relative: True) if whole else chosen
+
+
+def _pattern(pattern: str, flags: re.RegexFlag = re.NOFLAG) -> Callable[[str], bool]:
+    expression = re.compile(glob_translate(pattern.strip("/")), flags)
+    if "/" in pattern.strip("/"):
+        return lambda relative: expression.match(relative) is not None
+    return lambda relative: any(expression.match(part) for part in relative.split("/"))

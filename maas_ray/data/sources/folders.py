@@ -1,0 +1,80 @@
+"""Directories of images and of audio, where names say what a file is."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import PurePosixPath
+from typing import ClassVar, Literal
+
+from maas_ray import storage
+from maas_ray.data.sources.base import EXCERPT_BYTES, InputFile, Inspected, Raw
+from maas_ray.data.sources.files import Files, content, digest_of, stamp
+from maas_ray.errors import NotFoundError
+from maas_ray.tasks.base import Row
+
+AUDIO_NAMES = ("*.wav", "*.flac", "*.ogg", "*.mp3")
+IMAGE_NAMES = ("*.png", "*.jpg", "*.jpeg", "*.bmp", "*.gif", "*.webp", "*.tif", "*.tiff")
+
+
+class ImageFolderSource(Files):
+    """`{format: image-folder, path: digits}`: an image's label is the name of the directory it lies in."""
+
+    format: Literal["image-folder"] = "image-folder"
+    """Which format."""
+    usual: ClassVar[tuple[str, ...]] = IMAGE_NAMES
+    gives: ClassVar[tuple[str, ...] | None] = ("image", "label")
+
+    def inspect(self, found: Inspected, mapping: dict[str, str]) -> Inspected:
+        return replace(found, sha256=digest_of(found.file.uri))
+
+    def rows(self, found: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
+        label = PurePosixPath(found.file.relative).parent.name
+        error = "lies in no directory that could be its label; give the directory above as `path`"
+        yield _row(found, {"label": label}, "image", mapping, "" if label or "label" not in mapping else error)
+
+
+class AudioFolderSource(Files):
+    """`{format: audio-folder, path: clips}`: what is said in `a.wav` stands beside it, in `a.txt`."""
+
+    format: Literal["audio-folder"] = "audio-folder"
+    """Which format."""
+    usual: ClassVar[tuple[str, ...]] = AUDIO_NAMES
+    gives: ClassVar[tuple[str, ...] | None] = ("audio", "transcript")
+
+    def stamp(self, file: InputFile) -> str:
+        beside = _transcript(file.uri)
+        return f"{stamp(file.uri)} {stamp(beside)}" if storage.exists(beside) else stamp(file.uri)
+
+    def inspect(self, found: Inspected, mapping: dict[str, str]) -> Inspected:
+        beside = _transcript(found.file.uri)
+        said = [bytes.fromhex(digest_of(beside))] if storage.exists(beside) else []
+        return replace(found, sha256=digest_of(found.file.uri, *said))
+
+    def rows(self, found: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
+        said: Row = {}
+        error = ""
+        if "transcript" in mapping.values():
+            try:
+                said["transcript"] = content(_transcript(found.file.uri))
+            except NotFoundError:
+                name = PurePosixPath(_transcript(found.file.relative)).name
+                error = f"no transcript beside it: {name} is not there"
+            except ValueError as caught:
+                error = str(caught)
+        yield _row(found, said, "audio", mapping, error)
+
+
+def _row(found: Inspected, values: Row, name: str, mapping: dict[str, str], error: str) -> Raw:
+    """The one row of a file, by the task's names."""
+    uri, head = found.file.uri, b""
+    try:
+        values = values | {name: content(uri)}
+        head = values[name][:EXCERPT_BYTES]
+    except ValueError as caught:
+        error = error or str(caught)
+    row = None if error else {task: values[column] for task, column in mapping.items()}
+    return Raw(uri, 0, row, error, head)
+
+
+def _transcript(uri: str) -> str:
+    """Where the transcript of a clip stands."""
+    return f"{uri.rpartition('.')[0]}.txt"

@@ -1,0 +1,120 @@
+"""JSON lines: an object a line."""
+
+import codecs
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from hashlib import sha256
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from maas_ray.data.sources.base import EXCERPT_BYTES, MOST_BYTES, Inspected, Raw
+from maas_ray.data.sources.compressed import Content, codec, opened, usual
+from maas_ray.data.sources.files import Files
+from maas_ray.data.sources.table import Table, chosen, missing
+from maas_ray.tasks.base import REST, Row
+
+_GROUP_BYTES = 4 << 20
+
+
+class JsonlSource(Table, Files):
+    """`{format: jsonl, path: notes.jsonl, text: body}`: one JSON object a line. Files may be compressed."""
+
+    format: Literal["jsonl"] = "jsonl"
+    """Which format."""
+    usual: ClassVar[tuple[str, ...]] = usual("*.jsonl", "*.ndjson")
+
+    def look(self, found: Inspected, mapping: dict[str, str]) -> Inspected:
+        digest, keys = sha256(), None
+        groups: list[int] = []
+        places: list[_Place] = []
+        with opened(found.file.uri) as content:
+            for line in _lines(content, _Place(0, 0), digest):
+                if not places or line.place.byte - places[-1].byte >= _GROUP_BYTES:
+                    places.append(line.place)
+                    groups.append(0)
+                groups[-1] += 1
+                keys = keys or (None if line.error else _keys(line.content))
+        if keys is not None and (problem := missing(found.file.uri, mapping, keys)):
+            return replace(found, problem=problem)
+        found = replace(found, sha256=digest.hexdigest(), rows=sum(groups))
+        return found if codec(found.file.uri) else replace(found, groups=tuple(groups), places=tuple(places))
+
+    def records(self, found: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
+        uri, start, left = found.file.uri, _Place(0, 0), found.rows
+        if groups is not None and found.groups:
+            start, left = found.places[groups.start], sum(found.groups[group] for group in groups)
+        with opened(uri) as content:
+            content.seek(start.byte)
+            for _, line in zip(range(left), _lines(content, start), strict=False):
+                number, excerpt = line.place.line + 1, line.content[:EXCERPT_BYTES]
+                try:
+                    yield Raw(uri, number, chosen(_object(line, mapping), mapping), excerpt=excerpt)
+                except json.JSONDecodeError as error:
+                    yield Raw(uri, number, error=f"not JSON: {error.msg}", excerpt=excerpt)
+                except (ValueError, RecursionError) as error:
+                    yield Raw(uri, number, error=str(error), excerpt=excerpt)
+
+
+class _Place(NamedTuple):
+    """Bytes and lines before a line."""
+
+    byte: int
+    line: int
+
+
+class _Line(NamedTuple):
+    """A line that is not blank, or the beginning of what cannot be read, with the reason."""
+
+    place: _Place
+    content: bytes
+    error: str = ""
+
+
+def _lines(content: Content, place: _Place, digest: Any = None) -> Iterator[_Line]:
+    """The lines of a file from a place on, where it stands; what is damaged is one, the last."""
+    while line := content.readline(MOST_BYTES + 1):
+        head, size, error = line, len(line), ""
+        if digest is not None:
+            digest.update(line)
+        if not place.byte and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            error = "the file is UTF-16; convert it: iconv -f UTF-16 -t UTF-8"
+        elif content.damage and not line.endswith(b"\n"):
+            break  # the beginning of a line that is not there
+        elif size > MOST_BYTES:
+            error = f"a line of more than {MOST_BYTES / 1e6:.0f} MB"
+            head = line[:EXCERPT_BYTES]
+            while not line.endswith(b"\n") and (line := content.readline(1 << 20)):
+                size += len(line)
+                if digest is not None:
+                    digest.update(line)
+        if error or not line.isspace():
+            yield _Line(place, head, error)
+        if error.startswith("the file"):
+            while digest is not None and (line := content.read(1 << 20)):
+                digest.update(line)
+            return
+        place = _Place(place.byte + size, place.line + 1)
+    if content.damage:
+        if digest is not None:
+            digest.update(content.damage.encode())
+        yield _Line(place, line[:EXCERPT_BYTES], content.damage)
+
+
+def _keys(line: bytes) -> Row | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _object(line: _Line, mapping: dict[str, str]) -> Row:
+    if line.error:
+        raise ValueError(line.error)
+    value = json.loads(line.content)
+    if not isinstance(value, dict):
+        raise ValueError(f"a JSON {type(value).__name__}, not an object")
+    lacking = [column for column in mapping.values() if column not in (REST, *value)]
+    if lacking:
+        raise ValueError(f"no field {', '.join(map(repr, lacking))}")
+    return value

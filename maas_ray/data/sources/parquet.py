@@ -1,0 +1,85 @@
+"""Parquet: columns with types, in row groups."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+from maas_ray import storage
+from maas_ray.data.sources.base import Inspected, Raw
+from maas_ray.data.sources.compressed import opened
+from maas_ray.data.sources.files import Files, digest_of
+from maas_ray.data.sources.table import Table, missing, typed
+from maas_ray.errors import StorageError
+from maas_ray.tasks.base import REST
+
+_BATCH_ROWS = 256
+
+
+class ParquetSource(Table, Files):
+    """`{format: parquet, path: notes.parquet, text: body}`"""
+
+    format: Literal["parquet"] = "parquet"
+    """Which format."""
+    usual: ClassVar[tuple[str, ...]] = ("*.parquet",)
+
+    def look(self, found: Inspected, mapping: dict[str, str]) -> Inspected:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        found = replace(found, sha256=digest_of(found.file.uri))
+        try:
+            with opened(found.file.uri) as handle:
+                parquet = pq.ParquetFile(handle)
+                groups = tuple(parquet.metadata.row_group(place).num_rows for place in range(parquet.num_row_groups))
+                names = parquet.schema_arrow.names
+        except StorageError:
+            raise
+        except (OSError, pa.ArrowException):
+            return found  # not Parquet at all: one row that is found broken
+        problem = missing(found.file.uri, mapping, names)
+        return replace(found, groups=groups, rows=sum(groups), problem=problem)
+
+    def refers(self, found: Inspected, named: dict[str, str]) -> bool:
+        if not found.groups or not super().refers(found, named):
+            return False
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        with storage.open_file(found.file.uri) as handle:
+            schema = pq.read_schema(handle)
+        kinds = [schema.field(column).type for column in named.values()]
+        return not all(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in kinds)
+
+    def records(self, found: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        uri = found.file.uri
+        position = sum(found.groups[: groups.start]) if groups else 0
+        with opened(uri) as handle:
+            try:
+                parquet = pq.ParquetFile(handle, page_checksum_verification=True)
+            except StorageError:
+                raise
+            except (OSError, pa.ArrowException) as error:
+                yield Raw(uri, 0, error=f"not readable Parquet: {first_line(error)}", rows=found.rows)
+                return
+            for group in groups or ():
+                end = position + found.groups[group]
+                try:
+                    columns = None if REST in mapping else sorted(set(mapping.values()))
+                    for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns):
+                        for values in batch.to_pylist():
+                            yield typed(uri, position, values, mapping)
+                            position += 1
+                except StorageError:
+                    raise
+                except (OSError, ValueError, pa.ArrowException) as error:
+                    message = f"row group {group} is not readable: {first_line(error)}"
+                    yield Raw(uri, position, error=message, rows=end - position)
+                    position = end
+
+
+def first_line(error: Exception) -> str:
+    """An error in a line; Arrow's have many."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,147 @@
+"""What tables have in common: where a task's columns stand in them, and columns that hold files."""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from hashlib import sha256
+from itertools import islice
+from typing import Any, Literal
+
+from maas_ray.bodies import decoded_base64
+from maas_ray.data.sources.base import EXCERPT_BYTES, FILE_COLUMNS, KEEP_PREFIX, Inspected, Raw, Source
+from maas_ray.data.sources.files import content
+from maas_ray.errors import MaasError
+from maas_ray.tasks.base import REST, Row
+
+_FETCHED_ROWS, _FETCH_THREADS = 256, 16
+
+
+class Table(Source):
+    """Rows with named columns. Those that the task has no use for are ignored."""
+
+    columns: dict[str, str] = {}
+    """Where a task's columns stand, by the task's name for them: `{label: category}`. Others have the same name."""
+    text: str = "text"
+    """Column that holds the text; the same as in `columns`."""
+    image: str = "image"
+    """Column that holds the image: its encoded bytes, or a string as `encoding` says."""
+    label: str = "label"
+    """Column that holds the label."""
+    encoding: Literal["path", "base64"] = "path"
+    """What a string in a column of images or audio is: a path (relative ones start at the table's own directory)
+    or the file's bytes in base64, which may be folded or a `data:` URL."""
+
+    @abstractmethod
+    def look(self, found: Inspected, mapping: dict[str, str]) -> Inspected:
+        """As `inspect`, but for the files that rows refer to."""
+
+    @abstractmethod
+    def records(self, found: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
+        """As `rows`, with the paths of files where their bytes are to be."""
+
+    def refers(self, found: Inspected, named: dict[str, str]) -> bool:
+        """Whether its columns of files may hold paths."""
+        return self.encoding == "path"
+
+    def mapping(self, columns: tuple[str, ...]) -> dict[str, str]:
+        named = {"text": self.text, "image": self.image, "label": self.label} | self.columns
+        return {name: named.get(name, column) for name, column in super().mapping(columns).items()}
+
+    def identity(self) -> dict[str, Any]:
+        document = super().identity()
+        if not self.columns:
+            del document["columns"]
+        return document
+
+    def inspect(self, found: Inspected, mapping: dict[str, str]) -> Inspected:
+        found = self.look(found, mapping)
+        named = {name: column for name, column in mapping.items() if name in FILE_COLUMNS}
+        if found.problem or not named or not self.refers(found, named):
+            return found
+        return replace(found, sha256=self._with_references(found, named))
+
+    def rows(self, found: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
+        rows = self.records(found, groups, mapping)
+        for name in FILE_COLUMNS:
+            if name in mapping:
+                rows = map(partial(self._load, name), rows)
+        return rows
+
+    def _with_references(self, found: Inspected, named: dict[str, str]) -> str:
+        """The digest of a table covers the files that it names."""
+
+        def digest(raw: Raw) -> bytes:
+            for name in named:
+                raw = self._load(name, raw)
+            # Not its message, which holds a path.
+            parts = [b"\0none"] if raw.row is None else [_bytes(value) for value in raw.row.values()]
+            return b"".join(sha256(part).digest() for part in parts)
+
+        total = sha256(found.sha256.encode())
+        rows = self.records(found, range(len(found.groups)) if found.groups else None, named)
+        with ThreadPoolExecutor(_FETCH_THREADS) as threads:
+            while batch := list(islice(rows, _FETCHED_ROWS)):
+                for part in threads.map(digest, batch):
+                    total.update(part)
+        return total.hexdigest()
+
+    def _load(self, name: str, raw: Raw) -> Raw:
+        """The row with a file's bytes in place of what leads to them."""
+        if raw.row is None or raw.row[name] is None:
+            return raw
+        try:
+            return replace(raw, row={**raw.row, name: self._file_bytes(raw.path, name, raw.row[name])})
+        except (ValueError, MaasError) as error:
+            return replace(raw, row=None, error=str(error))
+
+    def _file_bytes(self, table: str, name: str, value: Any) -> bytes:
+        if isinstance(value, dict):  # as Hugging Face's datasets store images and audio
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, bytes):
+            return value
+        if not isinstance(value, str):
+            raise ValueError(f"{name} is a {type(value).__name__}; give bytes or a string")
+        if self.encoding == "base64":
+            try:
+                return decoded_base64(value)
+            except ValueError as error:
+                raise ValueError(f"{name} is not base64: {error}") from error
+        if "://" in value or value.startswith("/"):
+            return content(value)
+        return content(f"{table.rpartition('/')[0]}/{value}")
+
+
+def _bytes(value: Any) -> bytes:
+    return value if isinstance(value, bytes) else repr(value).encode()
+
+
+def chosen(values: Row, mapping: dict[str, str]) -> Row:
+    """A table's row by the task's names for its columns."""
+    row = {name: values[column] for name, column in mapping.items() if name != REST}
+    if REST in mapping:
+        named = {column for name, column in mapping.items() if not name.startswith(KEEP_PREFIX)}
+        row[REST] = {column: value for column, value in values.items() if column not in named}
+    return row
+
+
+def typed(uri: str, position: int, values: Row, mapping: dict[str, str]) -> Raw:
+    """A row of a table whose columns have types."""
+    row = chosen(values, mapping)
+    head = {name: value[:EXCERPT_BYTES] if isinstance(value, (str, bytes)) else value for name, value in row.items()}
+    return Raw(uri, position, row, excerpt=repr(head).encode(errors="replace")[:EXCERPT_BYTES])
+
+
+def missing(where: str, mapping: dict[str, str], names: Iterable[str]) -> str:
+    """What to say of columns that are not there. Empty: all are."""
+    there = list(names)
+    lacking = [f"{column!r} ({_named_by(name)})" for name, column in mapping.items() if column not in (REST, *there)]
+    return f"{where} has no column {', '.join(lacking)}; it has: {', '.join(there)}." if lacking else ""
+
+
+def _named_by(name: str) -> str:
+    """What in a spec says where a column stands."""
+    if name.startswith(KEEP_PREFIX):
+        return "named by `keep`"
+    return f"set `{name if name in ('text', 'image', 'label') else f'columns.{name}'}`"

@@ -1,0 +1,38 @@
+"""Text: a document a file."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from hashlib import sha256
+from typing import ClassVar, Literal
+
+from maas_ray.data.sources.base import EXCERPT_BYTES, MOST_BYTES, Inspected, Raw
+from maas_ray.data.sources.compressed import opened
+from maas_ray.data.sources.files import Files
+
+_CHUNK = 1 << 20
+
+
+class TextSource(Files):
+    """`{format: text, path: docs}`: one document a file, UTF-8. Compressed files are read by their names."""
+
+    format: Literal["text"] = "text"
+    """Which format."""
+    usual: ClassVar[tuple[str, ...]] = ("*",)
+    gives: ClassVar[tuple[str, ...] | None] = ("text",)
+
+    def inspect(self, found: Inspected, mapping: dict[str, str]) -> Inspected:
+        digest = sha256()
+        with opened(found.file.uri) as content:
+            while chunk := content.read(_CHUNK):
+                digest.update(chunk)
+            digest.update(content.damage.encode())
+        return replace(found, sha256=digest.hexdigest())
+
+    def rows(self, found: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
+        uri = found.file.uri
+        with opened(uri) as content:
+            text = content.read(MOST_BYTES + 1)
+            error = content.damage
+        if len(text) > MOST_BYTES:
+            error = f"larger than the {MOST_BYTES / 1e6:.0f} MB of a row"
+        yield Raw(uri, 0, None if error else dict.fromkeys(mapping, text), error, text[:EXCERPT_BYTES])

@@ -1,0 +1,234 @@
+"""Tar shards as WebDataset defines them: files beside each other whose names are equal up to the first dot of the
+basename are a sample, and what follows the dot says what each of them is. (https://github.com/webdataset/webdataset)
+"""
+
+import json
+import tarfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from typing import IO, Any, ClassVar, Literal, NamedTuple
+
+from maas_ray.data.sources.base import EXCERPT_BYTES, FILE_COLUMNS, MOST_BYTES, Inspected, Raw
+from maas_ray.data.sources.compressed import Content, codec, opened, usual
+from maas_ray.data.sources.files import Files
+from maas_ray.data.sources.table import Table, chosen, missing
+from maas_ray.tasks.base import REST, Row
+
+KEY = "__key__"
+_TEXT, _NUMBER, _JSON = ("txt", "text", "transcript"), ("cls", "cls2", "class", "count", "index", "id"), ("json", "jsn")
+_GROUP_BYTES = 4 << 20
+_CHUNK = 1 << 20
+
+
+class WebDatasetSource(Table, Files):
+    """`{format: webdataset, path: "shards/*.tar", image: "jpg;png", label: cls}`: samples in tar files.
+
+    A column is an extension, or several of which a sample has one: `"jpg;png"`. `.txt` is text, `.cls` a number, the
+    fields of a `.json` are columns too, and `__key__` is the sample's name. Files may be compressed.
+    """
+
+    format: Literal["webdataset"] = "webdataset"
+    """Which format."""
+    text: str = "txt"
+    """Extension that holds the text."""
+    image: str = "jpg;jpeg;png;webp"
+    """Extension that holds the image."""
+    audio: str = "wav;flac;mp3;ogg"
+    """Extension that holds the audio."""
+    label: str = "cls"
+    """Extension that holds the label."""
+    usual: ClassVar[tuple[str, ...]] = (*usual("*.tar"), "*.tgz")
+
+    def mapping(self, columns: tuple[str, ...]) -> dict[str, str]:
+        named = super().mapping(columns)
+        return {n: self.audio if n == "audio" and "audio" not in self.columns else c for n, c in named.items()}
+
+    def look(self, found: Inspected, mapping: dict[str, str]) -> Inspected:
+        uri, groups = found.file.uri, list[int]()
+        places: list[_Place] = []
+        names: list[str] | None = None
+        with opened(uri) as content:
+            hashed = _Hashed(content)
+            for sample in _samples(hashed, content, _Place(0, 0)):
+                if not places or sample.place.byte - places[-1].byte >= _GROUP_BYTES:
+                    places.append(sample.place)
+                    groups.append(0)
+                groups[-1] += 1
+                if names is None and not sample.error:
+                    with suppress(ValueError, RecursionError):
+                        names = [*_values(sample)]
+            while hashed.read(_CHUNK):
+                pass
+            hashed.sha256.update(content.damage.encode())
+        if names is not None and (problem := missing(uri, {n: _first(c, names) for n, c in mapping.items()}, names)):
+            return replace(found, problem=problem)
+        found = replace(found, sha256=hashed.sha256.hexdigest(), rows=sum(groups))
+        return found if codec(uri) else replace(found, groups=tuple(groups), places=tuple(places))
+
+    def refers(self, found: Inspected, named: dict[str, str]) -> bool:
+        return False
+
+    def records(self, found: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
+        uri, start, left = found.file.uri, _Place(0, 0), found.rows
+        if groups is not None and found.groups:
+            start, left = found.places[groups.start], sum(found.groups[group] for group in groups)
+        with opened(uri) as content:
+            content.seek(start.byte)
+            for _, sample in zip(range(left), _samples(content, content, start), strict=False):
+                position, excerpt = sample.place.sample, sample.key.encode(errors="backslashreplace")[:EXCERPT_BYTES]
+                try:
+                    row = self._row(sample, mapping)
+                except (ValueError, RecursionError) as error:
+                    yield Raw(uri, position, error=str(error), excerpt=excerpt)
+                else:
+                    yield Raw(uri, position, row, excerpt=excerpt)
+
+    def _row(self, sample: "_Sample", mapping: dict[str, str]) -> Row:
+        if sample.error:
+            raise ValueError(sample.error)
+        values = _values(sample)
+        where = {name: _first(column, values) for name, column in mapping.items()}
+        if lacking := [column for column in where.values() if column not in (REST, *values)]:
+            raise ValueError(f"the sample {sample.key} has no {', '.join(lacking)}; it has {', '.join(sample.members)}")
+        row = chosen(values, where)
+        for name in FILE_COLUMNS:
+            if isinstance(row.get(name), str) and self.encoding == "path":
+                raise ValueError(f"{name} is text; in a tar, a file is a member")
+        return row
+
+
+class _Place(NamedTuple):
+    """Bytes and samples before a sample."""
+
+    byte: int
+    sample: int
+
+
+@dataclass
+class _Sample:
+    """Members of a tar by their extensions; or what cannot be read, with the reason."""
+
+    place: _Place
+    key: str
+    members: dict[str, bytes] = field(default_factory=dict)
+    error: str = ""
+
+
+class _Hashed:
+    """A file whose digest is taken while it is read."""
+
+    def __init__(self, content: Content) -> None:
+        self._content, self.sha256 = content, sha256()
+
+    def read(self, size: int) -> bytes:
+        found = self._content.read(size)
+        self.sha256.update(found)
+        return found
+
+
+class _Header(tarfile.TarInfo):
+    """A header that tells the archive how it ended: `TarFile` itself takes a damaged header for the end."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> "_Header":
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.HeaderError as error:
+            archive.ended = error  # type: ignore[attr-defined]
+            raise
+
+
+def _samples(stream: Any, content: Content, place: _Place) -> Iterator[_Sample]:
+    """The samples from a place on, where the file stands; what is damaged is one, the last, from its sample on."""
+    base, sample, error = place.byte, None, ""
+    archive: tarfile.TarFile | None = None
+    try:
+        archive = tarfile.open(  # noqa: SIM115  it owns nothing
+            fileobj=stream, mode="r|", bufsize=_CHUNK, tarinfo=_Header, errorlevel=2
+        )
+        while (member := archive.next()) is not None:
+            archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+            key, extension = _named(member)
+            if extension:
+                if sample is None or sample.key != key:
+                    if sample is not None:
+                        yield sample
+                        place = _Place(base + member.offset, place.sample + 1)
+                    sample = _Sample(_Place(base + member.offset, place.sample) if sample is None else place, key)
+                    place = sample.place
+                _add(sample, extension, member, archive)
+        error = _end(archive)
+    except (tarfile.TarError, EOFError, ValueError) as caught:
+        error = f"cut off or damaged: {caught}"
+    error = content.damage or error
+    if error:  # the members of the sample before the damage may not be all
+        yield _Sample(place, sample.key if sample else "", error=error)
+    elif sample is not None:
+        yield sample
+
+
+def _end(archive: tarfile.TarFile) -> str:
+    """Why an archive did not end as one does. Empty: it did."""
+    ended = getattr(archive, "ended", None)
+    if isinstance(ended, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]
+        return "the archive ends without its end mark; it may have been cut off"
+    if not isinstance(ended, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
+        return f"cut off or damaged: {ended}"
+    while rest := archive.fileobj.read(_CHUNK):
+        if rest.strip(b"\0"):
+            return "more stands after the archive's end mark, as where archives are joined; split it again"
+    return ""
+
+
+def _named(member: tarfile.TarInfo) -> tuple[str, str]:
+    """A member's sample and extension; none, for what belongs to no sample."""
+    directory, slash, name = member.name.rpartition("/")
+    stem, _, extension = name.partition(".")
+    if not member.isreg() or not stem or name.startswith("__") or directory.startswith("__"):
+        return "", ""
+    return f"{directory}{slash}{stem}", extension.lower()
+
+
+def _add(sample: _Sample, extension: str, member: tarfile.TarInfo, archive: tarfile.TarFile) -> None:
+    if extension in sample.members:
+        sample.error = f"the sample {sample.key} has .{extension} twice"
+        return
+    if member.size > MOST_BYTES:
+        size, most = member.size / 1e6, MOST_BYTES / 1e6
+        sample.error = f"{member.name} has {size:,.0f} MB, more than the {most:.0f} MB of a row"
+        return
+    file: IO[bytes] | None = archive.extractfile(member)
+    sample.members[extension] = file.read() if file else b""
+
+
+def _first(column: str, names: Any) -> str:
+    """Of the extensions that a column names, the first that is there; else the column."""
+    return next((name for name in (column, *column.split(";")) if name in names), column)
+
+
+def _values(sample: _Sample) -> Row:
+    """A sample's values by column.
+
+    Raises:
+        ValueError: one is not what its extension says.
+    """
+    fields: Row = {}
+    values: Row = {KEY: sample.key}
+    for extension, content in sample.members.items():
+        last = extension.rpartition(".")[2]
+        try:
+            if last in _TEXT:
+                values[extension] = content.decode("utf-8-sig")
+            elif last in _NUMBER:
+                values[extension] = int(content)
+            elif last in _JSON:
+                values[extension] = json.loads(content)
+                if isinstance(values[extension], dict):
+                    fields |= values[extension]
+            else:
+                values[extension] = content
+        except ValueError as error:
+            raise ValueError(f"{sample.key}.{extension} cannot be read: {error}") from error
+    return fields | values

@@ -1,0 +1,251 @@
+"""The Open Inference Protocol over gRPC: a server in each gateway replica, beside its HTTP.
+
+Serve's own gRPC proxy routes by metadata that the protocol's clients do not send, and listens on every interface. So
+gateway replicas listen themselves; those on one machine share a port, and the kernel deals connections out to them.
+A connection is asked to end after a while, so that its client connects again: that spreads the load over replicas that
+came later, and empties one that goes, whose calls Serve does not count.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from maas_ray.errors import RequestError
+from maas_ray.serve.api.middleware import BODY_SECONDS, RETRY_AFTER_S, too_slow
+from maas_ray.serve.api.open_inference import tensors as open_inference
+from maas_ray.serve.api.open_inference.grpc_messages import MESSAGES, PACKAGE, parse, to_body, to_response
+from maas_ray.serve.api.open_inference.shared_port import Address, claim, has_connections, leave, listening
+from maas_ray.serve.calls import Models
+from maas_ray.serve.spec import MAX_TIMEOUT_S
+
+_log = logging.getLogger("ray.serve")
+_RETRY_SECONDS = 5.0  # between attempts at a port that somebody else has
+_CONNECTION_SECONDS = 10.0  # after which a connection is asked to end, a tenth more or less; calls on it are finished
+_LONGEST_MESSAGE = 2000  # bytes of an error; a client takes 8 KB of trailers, where a byte may take three
+_CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    500: grpc.StatusCode.INTERNAL,
+    501: grpc.StatusCode.UNIMPLEMENTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+
+class GrpcServer:
+    """Answers calls at an address, once it has it.
+
+    Args:
+        models: what is asked.
+        owner: who may share the port: the same on all replicas of one cluster on one machine.
+        message_limit: largest message that is taken, bytes.
+        most_calls: calls at once; more are refused.
+    """
+
+    def __init__(self, models: Models, *, owner: str, message_limit: int, most_calls: int) -> None:
+        self._service = _Service(models)
+        self._owner, self._message_limit, self._most_calls = owner, message_limit, most_calls
+        self._address: Address | None = None
+        self._stop = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.problem = ""
+        """Why it does not listen, for a person. Empty: it does, or is not asked to."""
+
+    async def listen(self, address: Address | None) -> None:
+        """Answer at this address from now on, None: at none. A port that is taken is tried again until it is free."""
+        if address == self._address:
+            return
+        self._stop.set()  # where it listened before, calls are finished
+        self._address, self.problem, self._stop = address, "", asyncio.Event()
+        if address:
+            tried = asyncio.Event()
+            task = asyncio.create_task(self._serve(address, tried, self._stop))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            await tried.wait()
+
+    async def close(self) -> None:
+        """Listen no longer, and return when all calls are answered."""
+        await self.listen(None)
+        await asyncio.gather(*self._tasks)
+
+    async def _serve(self, address: Address, tried: asyncio.Event, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            try:
+                listener = await self._start(address)
+            except OSError as error:
+                problem = f"gRPC cannot listen at {address}: {error.strerror}. Set MAAS_GRPC_PORT to another, or 0."
+                if problem != self.problem:
+                    _log.warning("%s It is tried again every %g s.", problem, _RETRY_SECONDS)
+                self.problem = problem
+            else:
+                self.problem = ""
+                _log.info("gRPC listens at %s", address)
+                tried.set()
+                await stop.wait()
+                await listener.close()
+                return
+            finally:
+                tried.set()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), _RETRY_SECONDS)
+
+    async def _start(self, address: Address) -> "_Listener":
+        claimed = claim(address, self._owner)
+        server = grpc.aio.server(
+            maximum_concurrent_rpcs=self._most_calls,
+            options=[
+                ("grpc.so_reuseport", 1),
+                ("grpc.max_receive_message_length", self._message_limit),
+                ("grpc.max_connection_age_ms", int(_CONNECTION_SECONDS * 1000)),
+                # A client whose machine is gone says nothing: ask, so that its calls end.
+                ("grpc.keepalive_time_ms", 30_000),
+                ("grpc.keepalive_timeout_ms", 10_000),
+            ],
+        )
+        server.add_generic_rpc_handlers((self._service.handler(),))
+        before = listening(address)
+        try:
+            server.add_insecure_port(str(address))
+        except RuntimeError as error:
+            os.close(claimed)
+            raise OSError(errno.EADDRINUSE, str(error)) from error
+        await server.start()
+        return _Listener(server, address, claimed, listening(address) - before)
+
+
+@dataclass(frozen=True)
+class _Listener:
+    """A server that listens.
+
+    Args:
+        server: gRPC's.
+        address: where.
+        claimed: keeps the address.
+        sockets: descriptors of those that listen.
+    """
+
+    server: grpc.aio.Server
+    address: Address
+    claimed: int
+    sockets: set[int]
+
+    async def close(self) -> None:
+        """Stop when every call is answered.
+
+        gRPC breaks the calls that come in while it stops. So nobody connects any more first, and who is connected is
+        asked to end that, as always.
+        """
+        await leave(self.sockets)
+        deadline = time.monotonic() + 2 * _CONNECTION_SECONDS
+        while has_connections(self.address) and time.monotonic() < deadline:
+            await asyncio.sleep(_CONNECTION_SECONDS / 100)
+        await self.server.stop(MAX_TIMEOUT_S)
+        os.close(self.claimed)
+
+
+class _Service:
+    """What each call does."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        calls = {
+            "ServerLive": self.live,
+            "ServerReady": self.ready,
+            "ServerMetadata": self.server,
+            "ModelReady": self.model_ready,
+            "ModelMetadata": self.metadata,
+            "ModelInfer": self.infer,
+        }
+        # On the wire one message is a stream of one. As a stream it is read inside, where there is a limit to how long
+        # that may take, and parsed there, where what is wrong with it becomes the client's error.
+        handlers = {name: grpc.stream_unary_rpc_method_handler(_guarded(name, call)) for name, call in calls.items()}
+        return grpc.method_handlers_generic_handler(f"{PACKAGE}.GRPCInferenceService", handlers)
+
+    async def live(self, _: Any) -> Any:
+        return MESSAGES["ServerLiveResponse"](live=True)
+
+    async def ready(self, _: Any) -> Any:
+        """Every model can be asked."""
+        ready = all([await self._models.ready(route) for route in self._models.routes()])
+        return MESSAGES["ServerReadyResponse"](ready=ready)
+
+    async def server(self, _: Any) -> Any:
+        # Its extensions are those of HTTP.
+        return MESSAGES["ServerMetadataResponse"](**{**open_inference.SERVER, "extensions": []})
+
+    async def model_ready(self, asked: Any) -> Any:
+        ready = await self._models.ready(self._models.route(asked.name, asked.version))
+        return MESSAGES["ModelReadyResponse"](ready=ready)
+
+    async def metadata(self, asked: Any) -> Any:
+        return MESSAGES["ModelMetadataResponse"](**self._models.route(asked.name, asked.version).metadata())
+
+    async def infer(self, asked: Any) -> Any:
+        route = self._models.route(asked.model_name, asked.model_version)
+        answer = await self._models.infer(route, to_body(asked))
+        return to_response(answer, typed=not asked.raw_input_contents)
+
+
+def _guarded(
+    name: str, call: Callable[[Any], Awaitable[Any]]
+) -> Callable[[AsyncIterator[bytes], grpc.aio.ServicerContext], Awaitable[bytes]]:
+    """A call from bytes to bytes. What it raises becomes a status.
+
+    When the client leaves, or its deadline passes, gRPC cancels it, and with it what it waits for.
+    """
+
+    async def guarded(_: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
+        given = dict(context.invocation_metadata() or ()).get("x-request-id")
+        request_id = given if isinstance(given, str) else uuid.uuid4().hex
+        trailers = [("x-request-id", request_id)]
+        try:
+            answer: bytes = (await call(parse(f"{name}Request", await _read(context)))).SerializeToString()
+        except RequestError as error:
+            refusal = copy(error)  # as in `Guard`
+        except Exception:
+            _log.exception("%s failed, request %s", name, request_id)
+            refusal = RequestError(
+                f"The server failed to answer; its log tells why. Request id: {request_id}.", status=500
+            )
+        else:
+            context.set_trailing_metadata(tuple(trailers))
+            return answer
+        if refusal.status in (429, 503):
+            trailers.append(("grpc-retry-pushback-ms", str(RETRY_AFTER_S * 1000)))
+        context.set_trailing_metadata(tuple(trailers))
+        # Not `abort`, which makes such a cycle too.
+        context.set_code(_CODES.get(refusal.status, grpc.StatusCode.UNKNOWN))
+        context.set_details(refusal.message.encode()[:_LONGEST_MESSAGE].decode(errors="ignore"))
+        return b""
+
+    return guarded
+
+
+async def _read(context: grpc.aio.ServicerContext) -> bytes:
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            message = await context.read()
+    except TimeoutError as error:
+        raise too_slow() from error
+    if message is grpc.aio.EOF:
+        raise RequestError("The call carries no message.")
+    found: bytes = message
+    return found

@@ -1,0 +1,117 @@
+"""OpenAI's API for embeddings: what a request may hold, and how its answer looks.
+
+A request goes to its model as rows of `predict`, which every replica answers, shared ones too; so whatever the limits
+of rows are, they hold here. Knows nothing of Serve.
+"""
+
+import base64
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
+
+from maas_ray.bodies import Body
+from maas_ray.errors import RequestError
+from maas_ray.serve.api.predict import MOST_ROWS, PredictBody
+from maas_ray.serve.calls import ModelCalls
+from maas_ray.serve.routes import Route
+
+TASK = "feature-extraction"
+MOST_INPUTS = 2048  # as OpenAI has it
+
+_Text = Annotated[str, StringConstraints(min_length=1)]
+_Tokens = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+
+
+class EmbeddingBody(Body):
+    """`POST /v1/embeddings`"""
+
+    model: str
+    input: _Text | Annotated[list[_Text], Field(min_length=1)] | _Tokens | Annotated[list[_Tokens], Field(min_length=1)]
+    """A text, or up to 2048 of them; or each as the ids of the model's own tokens. One that is longer than the model
+    reads is refused."""
+    encoding_format: Literal["float", "base64"] | None = None
+    """base64: the numbers as float32, little-endian, in base64."""
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    """What the model gives anyway; any other number is refused."""
+    user: str | None = None
+    """No answer depends on it."""
+
+    @model_validator(mode="after")
+    def _of_few_inputs(self) -> Self:
+        # Not the lists' own limit: of a union's branches the one that got furthest tells what is wrong.
+        if self.several and len(self.input) > MOST_INPUTS:
+            raise PydanticCustomError(
+                "invalid_value",
+                "'{name}' has {count} items; at most {most} are taken at once.",
+                {"name": "input", "count": len(self.input), "most": MOST_INPUTS},
+            )
+        return self
+
+    @property
+    def several(self) -> bool:
+        """Whether `input` is an array of inputs."""
+        return isinstance(self.input, list) and not isinstance(self.input[0], int)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The inputs, as the task takes them."""
+        inputs: list[Any] = list(self.input) if self.several else [self.input]
+        return [{"text": one, "truncate": False} if isinstance(one, str) else {"tokens": one} for one in inputs]
+
+
+async def answer(models: ModelCalls, route: Route, body: EmbeddingBody) -> dict[str, Any]:
+    """The whole answer; many inputs are asked in parts, one after the other.
+
+    Raises:
+        RequestError: an input is not one that the model can take; names it.
+    """
+    rows, data, tokens = body.rows(), list[dict[str, Any]](), 0
+    for start in range(0, len(rows), MOST_ROWS):
+        part = json.dumps({"instances": rows[start : start + MOST_ROWS]}).encode()
+        with _named(start, body.several):
+            found = json.loads(await models.predict(route, PredictBody(part, "application/json")))["predictions"]
+        for one in found:
+            data.append({"object": "embedding", "index": len(data), "embedding": _rendered(one["embedding"], body)})
+            tokens += one["tokens"]
+    return {
+        "object": "list",
+        "data": data,
+        "model": route.name,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+
+
+def _rendered(vector: list[float], body: EmbeddingBody) -> list[float] | str:
+    if body.dimensions not in (None, len(vector)):
+        raise RequestError(
+            f"This model's embeddings have {len(vector)} dimensions, and cannot be had with {body.dimensions}; leave "
+            "'dimensions' out.",
+            param="dimensions",
+            code="invalid_value",
+        )
+    if body.encoding_format == "base64":
+        return base64.b64encode(np.array(vector, "<f4").tobytes()).decode()
+    return vector
+
+
+@contextmanager
+def _named(start: int, several: bool) -> Iterator[None]:
+    """Errors of a row name the input that it was made of."""
+
+    def place(match: re.Match[str]) -> str:
+        return f"input[{start + int(match[1])}]" if several else "input"
+
+    try:
+        yield
+    except RequestError as error:
+        message, param = (
+            re.sub(r"^instances\[(\d+)\](\.\w+)?", place, text) for text in (error.message, error.param or "")
+        )
+        if param == error.param:
+            raise
+        raise RequestError(message, param=param or None, code=error.code, status=error.status) from error

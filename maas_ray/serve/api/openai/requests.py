@@ -1,0 +1,394 @@
+"""OpenAI's API for text: what a request may hold. How answers look is told by `openai_answers`.
+
+A parameter that would change the answer and is not supported is refused by name unless it says what
+would happen anyway; nothing is silently ignored but what cannot matter. What only some engines can do is
+refused by the model's replica, which knows its engine. Knows nothing of Serve.
+"""
+
+import json
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from maas_ray.bodies import Body
+from maas_ray.errors import RequestError
+from maas_ray.serve.api.validation import wording
+from maas_ray.serve.text.codec import TextRequest
+from maas_ray.serve.text.json_schema import ANY_OBJECT
+
+DEFAULT_COMPLETION_TOKENS = 16
+MAX_N = 16
+MAX_ANSWERS = 32
+"""Answers to one request: `n` to each of its prompts."""
+
+# Values that change nothing here; any other is refused.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "echo": (False,),
+    "suffix": ("",),
+    "top_logprobs": (0,),
+    "response_format": ({"type": "text"},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "audio": (),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+    "moderation": (),
+}
+_MOST_NAME = 200  # characters of a field's name that are told
+# What no answer depends on.
+_HARMLESS = {
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "parallel_tool_calls",
+    "prediction",
+}
+
+
+class StreamOptions(Body):
+    include_usage: bool = False
+    include_obfuscation: bool | None = None
+
+
+class ContentPart(Body):
+    type: Literal["text"]
+    text: str
+
+
+class _Function(Body):
+    name: str
+    arguments: str
+
+    @field_validator("arguments")
+    @classmethod
+    def _object(cls, value: str) -> str:
+        try:
+            fine = isinstance(json.loads(value), dict)
+        except ValueError:
+            fine = False
+        if not fine:
+            raise PydanticCustomError("invalid_value", "the arguments of a call are a JSON object, as text")
+        return value
+
+
+class ToolCall(Body):
+    id: str
+    type: Literal["function"]
+    function: _Function
+
+    def plain(self) -> dict[str, Any]:
+        """As chat templates take it: the arguments are a document, not text."""
+        function = {"name": self.function.name, "arguments": json.loads(self.function.arguments)}
+        return {"id": self.id, "type": self.type, "function": function}
+
+
+class Message(Body):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[ContentPart]
+    name: str | None = None
+    tool_calls: Annotated[list[ToolCall], Field(min_length=1)] | None = None
+    tool_call_id: str | None = None
+    # An answer is often sent back whole; of these it has none.
+    refusal: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    audio: None = None
+    function_call: None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_role(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        role = data.get("role")
+        for name, owner in (("tool_calls", "assistant"), ("tool_call_id", "tool")):
+            if data.get(name) is not None and role != owner:
+                raise PydanticCustomError(
+                    "invalid_value",
+                    "'{name}' is only allowed in a message of role '{owner}'.",
+                    {"name": name, "owner": owner},
+                )
+        if role == "tool" and data.get("tool_call_id") is None:
+            raise PydanticCustomError("missing", "Missing required parameter: '{name}'.", {"name": "tool_call_id"})
+        if data.get("tool_calls") and data.get("content") is None:
+            return data | {"content": ""}
+        return data
+
+    def plain(self) -> dict[str, Any]:
+        """As chat templates take it; they know a developer's words as the system's."""
+        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        found: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": content}
+        if self.tool_calls:
+            found["tool_calls"] = [call.plain() for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            found["tool_call_id"] = self.tool_call_id
+        return found
+
+
+class ToolFunction(Body):
+    name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: Literal[False] | None = None
+
+
+class Tool(Body):
+    type: Literal["function"]
+    function: ToolFunction
+
+    def plain(self) -> dict[str, Any]:
+        """As chat templates take it."""
+        return self.model_dump(exclude_none=True, exclude={"function": {"strict"}})
+
+
+class JsonSchema(Body):
+    name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    document: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None  # an answer is held to the schema either way
+
+
+class ResponseFormat(Body):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _with_its_schema(self) -> Any:
+        if self.type == "json_schema" and self.json_schema is None:
+            raise PydanticCustomError("missing", "Missing required parameter: '{name}'.", {"name": "json_schema"})
+        if self.type != "json_schema" and self.json_schema is not None:
+            raise PydanticCustomError(
+                "invalid_value", "'{name}' is only allowed with type: json_schema.", {"name": "json_schema"}
+            )
+        return self
+
+    @property
+    def schema_to_keep(self) -> dict[str, Any] | None:
+        """What an answer is held to. None: nothing."""
+        if self.json_schema is not None:
+            return self.json_schema.document
+        return ANY_OBJECT if self.type == "json_object" else None
+
+
+_Stop = Annotated[str, StringConstraints(min_length=1)]
+
+
+def _also_taken(schema: dict[str, Any]) -> None:
+    """Puts what is taken though no field holds it into a body's JSON schema."""
+    others: dict[str, Any] = {name: {"enum": [None, *values]} for name, values in _NEUTRAL.items()}
+    others |= {name: {"description": "No answer depends on it."} for name in sorted(_HARMLESS)}
+    schema["properties"] = others | schema["properties"]
+
+
+class _TextBody(Body):
+    model_config = ConfigDict(json_schema_extra=_also_taken)
+
+    model: str
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _by_token(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        for token in value or ():
+            if not (token.isascii() and token.isdigit() and len(token) < 10):
+                raise PydanticCustomError("invalid_value", 'its keys are token ids, such as "42"')
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _supported(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        kept = {}
+        for name, value in data.items():
+            if name in cls.model_fields:
+                kept[name] = value
+            elif name in _NEUTRAL:
+                if value is not None and not any(type(value) is type(n) and value == n for n in _neutral(name)):
+                    raise PydanticCustomError(
+                        "unsupported_parameter",
+                        "'{name}' is not supported at this path; leave it out.",
+                        {"name": name},
+                    )
+            elif name not in _HARMLESS:
+                raise PydanticCustomError("unknown_parameter", "Unknown parameter: '{name}'.", {"name": name})
+        return kept
+
+    @model_validator(mode="after")
+    def _streams(self) -> Any:
+        if self.stream_options is not None and not self.stream:
+            raise PydanticCustomError(
+                "invalid_value", "'{name}' is only allowed with stream: true.", {"name": "stream_options"}
+            )
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def _request(self, prompt: Any, max_tokens: int | None, **more: Any) -> TextRequest:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return TextRequest(
+            prompt=prompt,
+            max_tokens=max_tokens,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            stop=stop,
+            seed=self.seed,
+            n=self.n or 1,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            logit_bias=tuple((int(token), bias) for token, bias in (self.logit_bias or {}).items()),
+            **more,
+        )
+
+
+class CompletionBody(_TextBody):
+    """`POST /v1/completions`"""
+
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1)]
+        | Annotated[list[int], Field(min_length=1)]
+        | Annotated[list[list[int]], Field(min_length=1)]
+    ) = ""
+    best_of: Annotated[int, Field(ge=1)] | None = None
+    logprobs: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> Any:
+        if self.best_of not in (None, self.n or 1):
+            raise PydanticCustomError(
+                "unsupported_parameter",
+                "'{name}' is not supported by this server unless it equals n; leave it out.",
+                {"name": "best_of"},
+            )
+        if self.logprobs:
+            raise PydanticCustomError(
+                "unsupported_parameter",
+                "'{name}' above 0 is not supported by this server; 0 gives the chosen tokens' own.",
+                {"name": "logprobs"},
+            )
+        if (self.n or 1) * len(self._prompts) > MAX_ANSWERS:
+            raise PydanticCustomError(
+                "invalid_value",
+                "'{name}' asks for {count} answers in all; at most {most} are given to one request.",
+                {
+                    "name": "prompt" if len(self._prompts) > 1 else "n",
+                    "count": (self.n or 1) * len(self._prompts),
+                    "most": MAX_ANSWERS,
+                },
+            )
+        return self
+
+    @property
+    def _prompts(self) -> list[Any]:
+        several = isinstance(self.prompt, list) and self.prompt and not isinstance(self.prompt[0], int)
+        return list(self.prompt) if several else [self.prompt]
+
+    def request(self) -> TextRequest:
+        first, *others = self._prompts
+        tokens = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
+        return self._request(first, tokens, more_prompts=tuple(others), logprobs=self.logprobs is not None)
+
+
+class ChatBody(_TextBody):
+    """`POST /v1/chat/completions`"""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Any = None
+
+    @model_validator(mode="after")
+    def _free_choice(self) -> Any:
+        if self.tool_choice not in (None, "none", "auto"):
+            raise PydanticCustomError(
+                "unsupported_parameter",
+                '\'{name}\' is supported by this server as "none" and "auto" only.',
+                {"name": "tool_choice"},
+            )
+        return self
+
+    def request(self) -> TextRequest:
+        tokens = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        return self._request(
+            [message.plain() for message in self.messages],
+            tokens,
+            logprobs=bool(self.logprobs),
+            json_schema=self.response_format and self.response_format.schema_to_keep,
+            tools=() if self.tool_choice == "none" else tuple(tool.plain() for tool in self.tools or ()),
+        )
+
+
+_Body = TypeVar("_Body", bound=Body)
+
+
+def _neutral(name: str) -> tuple[Any, ...]:
+    """Neutral values, numbers of either type."""
+    return tuple(v for n in _NEUTRAL[name] for v in ((n, float(n)) if type(n) is int else (n,)))
+
+
+def parse_body(kind: type[_Body], document: Any) -> _Body:
+    """A request's body.
+
+    Raises:
+        RequestError: names the first parameter that is wrong, as OpenAI's own API does.
+    """
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        raise refusal(error) from error
+
+
+def refusal(error: ValidationError, within: str = "") -> RequestError:
+    """What is told of an error in a body, or in the part of one that stands at `within`."""
+    details = error.errors(include_url=False, include_input=True)
+    # Of a union, the branch that got furthest is the one that was meant.
+    detail = max(
+        details,
+        key=lambda detail: (sum(isinstance(part, int) for part in detail["loc"]), not detail["type"].endswith("_type")),
+    )
+    kind, context = detail["type"], detail.get("ctx", {})
+    param = ".".join(part for part in (within, _param(detail["loc"])) if part)
+    codes = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
+    if "name" in context:
+        name = f"{param}.{context['name']}" if param else context["name"]
+        return RequestError(detail["msg"].replace(context["name"], name, 1), param=name, code=codes.get(kind, kind))
+    alternatives = [other["type"] for other in details if _param(other["loc"]) == _param(detail["loc"])]
+    code = codes.get(kind, "invalid_type" if kind.endswith("_type") else "invalid_value")
+    return RequestError(wording(detail, param, alternatives), param=param or None, code=code)
+
+
+def _param(location: tuple[int | str, ...]) -> str:
+    """`messages[0].content`; pydantic puts the names of union branches between. A table's columns have any names."""
+    text = ""
+    for part in location:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif not text:
+            text = part if len(part) <= _MOST_NAME else part[:_MOST_NAME] + "…"
+        elif part.isidentifier() and part not in ("str", "int", "float"):
+            text += f".{part}" if text else part
+    return text

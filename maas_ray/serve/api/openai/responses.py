@@ -1,0 +1,132 @@
+"""OpenAI's API for text: how answers, streams and errors look. What may be asked is told by `openai`."""
+
+import json
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from maas_ray.errors import RequestError
+from maas_ray.serve.text.codec import Delta, TokenLogprob
+
+
+class Answer:
+    """Renders the answer to a request, whole or as a stream; it may hold several choices.
+
+    Args:
+        model: public model name.
+        fingerprint: identifies what would answer the same way again.
+        chat: the chat API's shapes; else the completions API's.
+        n: choices for each prompt.
+        logprobs: whether each choice tells its tokens' log probabilities.
+    """
+
+    def __init__(self, model: str, fingerprint: str, *, chat: bool, n: int = 1, logprobs: bool = False) -> None:
+        self._chat, self._n, self._logprobs = chat, n, logprobs
+        kind = "chat.completion" if chat else "text_completion"
+        self._head = {
+            "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": f"fp_{fingerprint[:12]}",
+        }
+
+    def whole(self, answers: Sequence[Delta]) -> dict[str, Any]:
+        """The body of an answer that is not streamed."""
+        choices = []
+        for answer in answers:
+            content: dict[str, Any] = {"text": answer.text}
+            if self._chat:
+                content = {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
+            logprobs = self._rendered(answer.logprobs)
+            choices.append(
+                {"index": answer.index, **content, "logprobs": logprobs, "finish_reason": answer.finish_reason}
+            )
+        return {**self._head, "choices": choices, "usage": self._usage(answers)}
+
+    async def stream(
+        self, first: Delta, rest: AsyncGenerator[Delta, None], *, include_usage: bool
+    ) -> AsyncGenerator[bytes, None]:
+        """Server-sent events. An error on the way is the last event; then there is no `[DONE]`."""
+        head = {**self._head, "object": "chat.completion.chunk" if self._chat else "text_completion"}
+        if include_usage:
+            head["usage"] = None  # as OpenAI does, in every chunk but the last
+        begun: set[int] = set()
+        ends: list[Delta] = []
+        delta: Delta | None = first
+        try:
+            async with aclosing(rest):
+                while delta is not None:
+                    index = delta.index
+                    if self._chat and index not in begun:
+                        begun.add(index)
+                        yield _event(
+                            {**head, "choices": [self._choice(index, {"role": "assistant", "content": ""}, None)]}
+                        )
+                    if delta.text or delta.logprobs:
+                        content = {"content": delta.text} if self._chat else delta.text
+                        choice = self._choice(index, content, None, delta.logprobs)
+                        yield _event({**head, "choices": [choice]})
+                    if delta.finish_reason is not None:
+                        ends.append(delta)
+                        choice = self._choice(index, {} if self._chat else "", delta.finish_reason)
+                        yield _event({**head, "choices": [choice]})
+                    delta = await anext(rest, None)
+        except RequestError as error:
+            yield _event(error_shape(error))
+            return
+        if include_usage:
+            yield _event({**head, "choices": [], "usage": self._usage(ends)})
+        yield b"data: [DONE]\n\n"
+
+    def _choice(
+        self,
+        index: int,
+        content: dict[str, str] | str,
+        finish_reason: str | None,
+        logprobs: Sequence[TokenLogprob] = (),
+    ) -> dict[str, Any]:
+        key = "delta" if self._chat else "text"
+        rendered = self._rendered(logprobs) if logprobs else None
+        return {"index": index, key: content, "logprobs": rendered, "finish_reason": finish_reason}
+
+    def _rendered(self, logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+        if not self._logprobs:
+            return None
+        if self._chat:
+            content = [
+                {"token": one.token, "logprob": one.logprob, "bytes": list(one.spelled), "top_logprobs": []}
+                for one in logprobs
+            ]
+            return {"content": content, "refusal": None}
+        return {
+            "tokens": [one.token for one in logprobs],
+            "token_logprobs": [one.logprob for one in logprobs],
+            "top_logprobs": None,
+            "text_offset": [one.offset for one in logprobs],
+        }
+
+    def _usage(self, answers: Sequence[Delta]) -> dict[str, int]:
+        """Each prompt counts once, however many answers it got."""
+        prompt = sum(answer.prompt_tokens for answer in answers if answer.index % self._n == 0)
+        completion = sum(answer.completion_tokens for answer in answers)
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _event(document: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+def model_card(name: str, created: int, parent: str | None = None) -> dict[str, Any]:
+    """One entry of `/v1/models`; that of an adapter names its base, as vLLM does."""
+    card = {"id": name, "object": "model", "created": created, "owned_by": "maas_ray"}
+    return card | ({"parent": parent} if parent else {})
+
+
+def error_shape(error: RequestError) -> dict[str, Any]:
+    """An error as OpenAI's clients read it."""
+    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    kind = "server_error" if error.status >= 500 else kinds.get(error.status, "invalid_request_error")
+    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}

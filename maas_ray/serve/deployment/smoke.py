@@ -1,0 +1,149 @@
+"""One request to an application that no route leads to yet: whether it answers as a client would need.
+
+The gateway's own HTTP application asks, run here with that one route, so that the request passes the same
+checks and the answer is shaped as clients will see it.
+"""
+
+import asyncio
+import json
+import logging
+import math
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from maas_ray.errors import DeploymentError
+from maas_ray.serve.api.app import create_app
+from maas_ray.serve.api.middleware import App
+from maas_ray.serve.calls import Models
+from maas_ray.serve.routes import Route
+from maas_ray.serve.spec import GatewayArgs
+
+_SHOWN = 600  # characters of an answer
+
+
+def check(route: Route, body: dict[str, Any] | None = None) -> None:
+    """Return when the application behind a route has answered.
+
+    Args:
+        route: to it.
+        body: the request, as a client sends it; `model` is filled in. It must be answered with 200. None: one of the
+            task's kind; as a row of zeros may well be one to refuse, refusing it is an answer too.
+
+    Raises:
+        DeploymentError: it was not answered so; says what was asked and answered.
+    """
+    path, default = _request(route, body)
+    asked = json.dumps(default if body is None else body | ({"model": route.name} if _generates(route) else {}))
+    with _raised() as raised:
+        status, answer = _run(_ask(route, path, asked.encode()))
+    refusal_is_fine = body is None and not _generates(route)
+    if status != 200 and not (refusal_is_fine and 400 <= status < 500):
+        why = f" It raised: {_short(raised.last)}" if raised.last else ""
+        raise DeploymentError(
+            f"its smoke request was answered with {status}, so it gets no traffic. "
+            f"Asked: POST {path} {_short(asked)} Answered: {_short(answer.strip())}{why}"
+        )
+
+
+class _Raised(logging.Filter):
+    """Keeps what the guard would log: here it is no server's secret but what is wanted."""
+
+    last = ""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and record.exc_info[1]:
+            error = record.exc_info[1]
+            cause = getattr(error, "cause", None) or error  # Ray wraps what a replica raised
+            self.last = f"{type(cause).__name__}: {cause}"
+        return False
+
+
+@contextmanager
+def _raised() -> Iterator[_Raised]:
+    raised, log = _Raised(), logging.getLogger("ray.serve")
+    log.addFilter(raised)
+    try:
+        yield raised
+    finally:
+        log.removeFilter(raised)
+
+
+def _run(asking: Coroutine[Any, Any, tuple[int, str]]) -> tuple[int, str]:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(asking)
+    with ThreadPoolExecutor(1) as thread:  # a notebook's own thread has an event loop already
+        return thread.submit(asyncio.run, asking).result()
+
+
+def _generates(route: Route) -> bool:
+    return route.kind == "generate"
+
+
+def _request(route: Route, body: dict[str, Any] | None) -> tuple[str, dict[str, Any]]:
+    """Where to ask, and the request that is asked by default."""
+    if _generates(route):
+        path = "/v1/chat/completions" if body and "messages" in body else "/v1/completions"
+        return path, {"model": route.name, "prompt": "Hello", "max_tokens": 4}
+    inputs = []
+    for tensor in route.inputs:
+        shape = [max(size, 1) for size in tensor.shape]
+        value: Any = {"BYTES": "", "BOOL": False}.get(tensor.datatype, 0)
+        data = [value] * math.prod(shape)
+        inputs.append({"name": tensor.name, "datatype": tensor.datatype, "shape": shape, "data": data})
+    return f"/v2/models/{route.name}/infer", {"inputs": inputs}
+
+
+async def _ask(route: Route, path: str, body: bytes) -> tuple[int, str]:
+    models = Models()
+    await models.update((route,))
+    try:
+        return await _post(create_app(models, body_limit=int(GatewayArgs().body_limit_mb * 1e6)), path, body)
+    finally:
+        await models.close()
+
+
+async def _post(app: App, path: str, body: bytes) -> tuple[int, str]:
+    """Status and text of an ASGI application's answer to a request."""
+    status, parts, asked, answered = 0, bytearray(), False, asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        nonlocal asked
+        if asked:
+            await answered.wait()  # it stays on the line until then
+            return {"type": "http.disconnect"}
+        asked = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Any) -> None:
+        nonlocal status
+        if message["type"] == "http.response.start":
+            status = message["status"]
+        elif message["type"] == "http.response.body":
+            parts.extend(message.get("body", b""))
+            if not message.get("more_body", False):
+                answered.set()
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())],
+        "client": None,
+        "server": None,
+    }
+    await app(scope, receive, send)
+    return status, parts.decode(errors="replace")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"

@@ -1,0 +1,273 @@
+"""What Transformers' speech models take and give: a processor of a local directory, and how its models are called.
+
+Two kinds: with CTC (Wav2Vec2, HuBERT, WavLM), which take samples; and with a decoder over a window of fixed length
+(Whisper), which take its spectrogram.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from maas_ray.errors import DataError
+from maas_ray.tasks.base import Forward, Row
+from maas_ray.tasks.pretrained import as_weights, check_built_whole, model_directory, module_of
+from maas_ray.tasks.speech.features import Extent, SpeechState
+
+if TYPE_CHECKING:
+    import torch
+
+_PAD, _UNKNOWN, _SPACE = "<pad>", "<unk>", "|"
+_TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.json")
+_START_TOKENS = 4  # most that Whisper is told before it writes: the start, language, task, no timestamps
+_EXTRACTOR_FILES = ("preprocessor_config.json", "processor_config.json")
+
+
+def identity_of(directory: str) -> dict[str, str]:
+    """Digests of the files that decide what a processor does.
+
+    Raises:
+        DataError: it is no directory of a model.
+    """
+    found = model_directory(directory)
+    files = sorted(path for path in found.glob("*") if path.suffix in (".json", ".txt", ".model"))
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+        if not path.name.endswith(".index.json")
+    }
+
+
+class Processor:
+    """A fitted processor.
+
+    Args:
+        directory: holds its files, as `save` writes them.
+        state: what was fitted.
+        language: that a multilingual model is told.
+
+    Raises:
+        DataError: Transformers cannot load it.
+    """
+
+    def __init__(self, directory: Path, state: SpeechState, language: str | None) -> None:
+        self._extractor, self._tokenizer = _extractor(directory), _tokenizer(directory, language)
+        self._state, self._language = state, language
+        self.rate = int(self._extractor.sampling_rate)
+        self.fixed = state.start_id is not None
+        self.auto_model = "AutoModelForSpeechSeq2Seq" if self.fixed else "AutoModelForCTC"
+        if self._tokenizer.pad_token_id is None and not self.fixed:
+            raise DataError("processor: its tokenizer has no pad_token, which CTC takes for the blank; set it there.")
+        self.blank = int(self._tokenizer.pad_token_id or 0)
+        self.window_s = self._extractor.n_samples / self.rate if self.fixed else float("inf")
+        self.shape = (
+            (int(self._extractor.feature_size), int(self._extractor.nb_max_frames)) if self.fixed else (state.samples,)
+        )
+
+    @classmethod
+    def fit(
+        cls, directory: Path, rate: int, rows: Iterable[Row], most_samples: int, language: str | None
+    ) -> tuple["Processor", SpeechState]:
+        """Take over the processor of a model's directory; the vocabulary is fitted where it brings none.
+
+        Raises:
+            DataError: it is none for speech, or for clips of another rate.
+        """
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        extractor = _extractor(directory)
+        if extractor.sampling_rate != rate:
+            raise DataError(f"processor: {directory} takes {extractor.sampling_rate} Hz; set `sample_rate` to that.")
+        state = _state_of(config, extractor, directory)
+        with tempfile.TemporaryDirectory() as name:
+            scratch = Path(name)
+            extractor.save_pretrained(scratch)
+            given = any((directory / file).is_file() for file in _TOKENIZER_FILES)
+            tokenizer = _tokenizer(directory, language) if given else None
+            if not tokenizer and state.start_id is not None:
+                raise DataError(f"processor: {directory} holds no tokenizer; save the model's own there.")
+            extent, characters = Extent(), set[str]()
+            for row in rows:
+                text = row["transcript"]
+                labels = len(tokenizer(text).input_ids) if tokenizer else len(text)
+                extent.add(len(row["audio"]), labels)
+                if not tokenizer:
+                    characters.update(text)
+            (tokenizer or _fitted_tokenizer(characters, scratch)).save_pretrained(scratch)
+            limit = extractor.n_samples if state.start_id is not None else most_samples
+            samples, most_labels = extent.room(min(limit, most_samples))
+            most_labels = min(most_labels, getattr(config, "max_target_positions", None) or most_labels)
+            fitted = sorted(characters) if not given else []
+            state = state.model_copy(update={"samples": samples, "labels": most_labels, "characters": fitted})
+            return cls(scratch, state, language), state
+
+    # --- a Frontend
+
+    def features(self, samples: np.ndarray) -> np.ndarray:
+        found = self._extractor(samples, sampling_rate=self.rate, return_tensors="np")
+        return cast(np.ndarray, found[self._extractor.model_input_names[0]][0].astype(np.float16))
+
+    def steps(self, samples: int) -> int | None:
+        if self.fixed:
+            return None
+        for kernel, stride in self._state.convolutions:
+            samples = (samples - kernel) // stride + 1
+        return samples
+
+    def labels(self, text: str) -> list[int]:
+        found: list[int] = self._tokenizer(text).input_ids
+        if self.fixed:
+            # The model shifts labels, and puts the first one before them itself.
+            return found[1:] if found[:1] == [self._state.start_id] else found
+        if self._tokenizer.unk_token_id in found:
+            known = set(self._tokenizer.get_vocab())
+            unknown = sorted({one for one in text.replace(" ", _SPACE) if one not in known}) or [text]
+            raise ValueError(
+                f"the transcript has {unknown[0]!r}, which the processor's vocabulary has not; is `case` right?"
+            )
+        return found
+
+    def text(self, labels: Sequence[int]) -> str:
+        options = {"skip_special_tokens": True} if self.fixed else {"group_tokens": False}
+        return " ".join(self._tokenizer.decode(list(labels), **options).split())
+
+    def heard(self, steps: Sequence[int]) -> str:
+        return " ".join(self._tokenizer.decode(list(steps), skip_special_tokens=self.fixed).split())
+
+    def save(self, directory: Path) -> None:
+        self._extractor.save_pretrained(directory)
+        self._tokenizer.save_pretrained(directory)
+
+    # --- its models
+
+    @property
+    def config_fields(self) -> dict[str, Any]:
+        """What is set in a model's configuration: its labels, where they were fitted here."""
+        if self.fixed:
+            return {}
+        fitted = {"vocab_size": len(self._tokenizer)} if self._state.characters else {}
+        return {"pad_token_id": self.blank, **fitted}
+
+    def check(self, config: Any, directory: Path) -> None:
+        """Return if a model fits the processor.
+
+        Raises:
+            DataError: it does not.
+        """
+        check_built_whole(config)
+        if _form(config) != (self._state.start_id, self._state.convolutions):
+            raise DataError(
+                f"network.path: the model in {directory} is not of the kind that the dataset was prepared for. "
+                f"Prepare it with `processor: {directory}`."
+            )
+        labels = set(self._tokenizer.get_vocab().values()) - set(self._tokenizer.added_tokens_decoder)
+        if not self._state.characters and max(labels, default=0) >= config.vocab_size:
+            raise DataError(
+                f"network.path: the model in {directory} has {config.vocab_size} labels, the processor that the "
+                f"dataset was prepared with {max(labels) + 1}. Prepare it with `processor: {directory}`."
+            )
+
+    def scores(self, model: Forward, batch: Mapping[str, "torch.Tensor"]) -> tuple["torch.Tensor", "torch.Tensor"]:
+        import torch
+
+        module, lengths = module_of(model), batch["lengths"]
+        inputs = {"input_values": as_weights(model, batch["features"])}
+        if self._extractor.return_attention_mask:
+            places = torch.arange(batch["features"].shape[1], device=lengths.device)
+            inputs["attention_mask"] = (places < lengths[:, None]).long()
+        steps = module._get_feat_extract_output_lengths(lengths)
+        return model(**inputs).logits.float(), steps
+
+    def decoder_scores(self, model: Forward, batch: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
+        """Scores of each label after those before it, fp32 [B, labels, vocabulary]."""
+        features = as_weights(model, batch["features"])
+        logits: torch.Tensor = model(input_features=features, labels=batch["labels"], use_cache=False).logits
+        return logits.float()
+
+    def generate(self, model: Forward, features: "torch.Tensor", most: int) -> list[list[int]]:
+        """The labels that a model with a decoder writes, the likeliest each time."""
+        module = module_of(model)
+        weights = next(module.parameters())
+        told = {}
+        if self._language and getattr(module.generation_config, "lang_to_id", None):
+            told = {"language": self._language, "task": "transcribe"}
+        # A transcript's labels count their own start tokens; what is generated comes behind those.
+        positions = getattr(module.config, "max_target_positions", None)
+        room = min(most, positions - _START_TOKENS) if positions else most
+        found = module.generate(
+            features.to(weights.device, weights.dtype), max_new_tokens=room, do_sample=False, num_beams=1, **told
+        )
+        rows: list[list[int]] = found.tolist()
+        return rows
+
+
+def _form(config: Any) -> tuple[int | None, list[tuple[int, int]]] | None:
+    """What a decoder starts from, or the (kernel, stride) of the convolutions before CTC. None: it is neither kind."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CTC_MAPPING_NAMES,
+        MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+    )
+
+    if config.model_type in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES:
+        return config.decoder_start_token_id, []
+    convolutions = list(zip(getattr(config, "conv_kernel", ()), getattr(config, "conv_stride", ()), strict=False))
+    adapted = getattr(config, "add_adapter", False)  # it shortens the sequence further
+    ctc = config.model_type in MODEL_FOR_CTC_MAPPING_NAMES and convolutions and not adapted
+    return (None, convolutions) if ctc else None
+
+
+def _state_of(config: Any, extractor: Any, directory: Path) -> SpeechState:
+    """Which kind of model it is; its extent is not known yet."""
+    form, takes = _form(config), extractor.model_input_names[0]
+    fits = form and (takes == "input_values" if form[0] is None else hasattr(extractor, "n_samples"))
+    if not form or not fits:
+        raise DataError(
+            f"processor: {directory}: a model of type {config.model_type!r} that takes {takes} cannot be used for "
+            "speech here; give one like Wav2Vec2, HuBERT or WavLM (CTC over samples, without adapter), or like Whisper."
+        )
+    return SpeechState(samples=0, labels=0, start_id=form[0], convolutions=form[1])
+
+
+def _extractor(directory: Path) -> Any:
+    from transformers import AutoFeatureExtractor
+
+    if not any((directory / name).is_file() for name in _EXTRACTOR_FILES):
+        raise DataError(f"processor: {directory} holds no {' or '.join(_EXTRACTOR_FILES)}; save the model's own there.")
+    try:
+        return AutoFeatureExtractor.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"processor: {directory} holds no feature extractor of audio: {error}") from error
+
+
+def _tokenizer(directory: Path, language: str | None) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"processor: the tokenizer in {directory} cannot be loaded: {error}") from error
+    if language and hasattr(tokenizer, "set_prefix_tokens") and f"<|{language}|>" in tokenizer.get_vocab():
+        tokenizer.set_prefix_tokens(language=language, task="transcribe")
+    return tokenizer
+
+
+def _fitted_tokenizer(characters: Iterable[str], directory: Path) -> Any:
+    """Transformers' tokenizer for CTC over these characters."""
+    from transformers import Wav2Vec2CTCTokenizer
+
+    names = [_PAD, _UNKNOWN, _SPACE, *sorted(set(characters) - {" ", _SPACE})]
+    vocabulary = directory / "vocab.json"
+    vocabulary.write_text(json.dumps({name: place for place, name in enumerate(names)}), encoding="utf-8")
+    return Wav2Vec2CTCTokenizer(
+        str(vocabulary),
+        bos_token=None,
+        eos_token=None,
+        pad_token=_PAD,
+        unk_token=_UNKNOWN,
+        word_delimiter_token=_SPACE,
+    )

@@ -1,0 +1,441 @@
+"""`automatic-speech-recognition`: what is said in a clip.
+
+Stored are features, not samples: for a second of speech 8 KB instead of 32 KB; and to compute them anew, a millisecond
+a clip, would add half to each step of a small network. So a dataset is prepared for a kind of network: for this
+platform's with `features`, for a model of Transformers with its `processor`.
+"""
+
+import unicodedata
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import numpy as np
+from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
+
+from maas_ray.bodies import decoded_base64
+from maas_ray.errors import DataError, RequestError
+from maas_ray.tasks.base import (
+    AnswerRow,
+    Column,
+    Forward,
+    NetworkSpec,
+    Outcomes,
+    RequestRow,
+    Row,
+    Task,
+    TaskSpec,
+    TensorSpec,
+    UnlearntError,
+)
+from maas_ray.tasks.metrics import mean_loss
+from maas_ray.tasks.pretrained import Pretrained, model_directory
+from maas_ray.tasks.speech import audio
+from maas_ray.tasks.speech.features import HALVINGS, AnyFeatures, Frames, Frontend, LogMel, SpeechState
+from maas_ray.tasks.speech.processor import Processor, identity_of
+from maas_ray.tasks.traits import Sound, Trait, lengths, picture_of
+
+if TYPE_CHECKING:
+    import torch
+
+_NO_LABEL = -100  # what Transformers takes for no label
+
+
+class AutomaticSpeechRecognitionSpec(TaskSpec):
+    """`task: {type: automatic-speech-recognition}`"""
+
+    type: Literal["automatic-speech-recognition"] = "automatic-speech-recognition"
+    """Which task."""
+    features: AnyFeatures = LogMel()
+    """What the network hears, where there is no `processor`."""
+    processor: str | None = None
+    """Local directory of a Transformers model for speech, such as Wav2Vec2 or Whisper: its features and its vocabulary
+    are taken, for the network `pretrained`. Where it has no vocabulary, the characters of the transcripts are."""
+    sample_rate: int = Field(16_000, ge=4_000, le=96_000)
+    """Samples a second that clips are brought to."""
+    max_seconds: float = Field(30.0, ge=audio.SHORTEST_S, le=600)
+    """Longest clip that is taken, in training and in requests, seconds."""
+    case: Literal["lower", "upper", "keep"] | None = None
+    """What becomes of the case of transcripts. None: lower; with a processor, keep."""
+    language: str | None = Field(None, min_length=2, max_length=8)
+    """Language of the transcripts, such as `en`: answers name it, and a multilingual Whisper is told it."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return "audio", "transcript"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return ("audio",)
+
+    @model_validator(mode="after")
+    def _either(self) -> "AutomaticSpeechRecognitionSpec":
+        if self.processor is not None and "features" in self.model_fields_set and self.features != LogMel():
+            raise ValueError("features: a processor brings its own; leave out either of them.")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """A processor counts by its files, wherever they lie."""
+        found = self.document()
+        if self.processor is not None:
+            found["processor"] = identity_of(self.processor)
+        return found
+
+    def parse_row(self, row: Row) -> Row | None:
+        """`audio` as mono float32 samples at the task's rate; `transcript` with single spaces; None if one is empty."""
+        content, transcript = row["audio"], row["transcript"]
+        if content is None or transcript is None:
+            return None
+        text = self._text(transcript)
+        if not text:
+            return None
+        if not isinstance(content, bytes):
+            raise ValueError(f"audio is a {type(content).__name__}; give an audio file")
+        return {"audio": audio.decode(content, self.sample_rate, self.max_seconds), "transcript": text}
+
+    def _text(self, transcript: Any) -> str:
+        if isinstance(transcript, bytes):
+            try:
+                transcript = transcript.decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"the transcript is not UTF-8: byte {error.start}") from error
+        if not isinstance(transcript, str):
+            raise ValueError(f"transcript is a {type(transcript).__name__}, not a string")
+        text = " ".join(unicodedata.normalize("NFC", transcript).split())
+        case = self.case or ("lower" if self.processor is None else "keep")
+        return {"lower": text.lower(), "upper": text.upper(), "keep": text}[case]
+
+    def fit(self, rows: Iterable[Row]) -> "AutomaticSpeechRecognition":
+        """Fit the vocabulary and the statistics of frames, or take over a processor's."""
+        most = int(self.max_seconds * self.sample_rate)
+        if self.processor is not None:
+            processor, state = Processor.fit(
+                model_directory(self.processor), self.sample_rate, rows, most, self.language
+            )
+            return AutomaticSpeechRecognition(self, state, processor)
+        return AutomaticSpeechRecognition(self, Frames.fit(self.features, self.sample_rate, rows, most))
+
+
+def _audio(value: Any) -> bytes:
+    """A file, or base64 of one → the file's bytes."""
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise PydanticCustomError("audio", "Give base64 of an audio file")
+    try:
+        return decoded_base64(value)
+    except ValueError as error:
+        raise PydanticCustomError("audio", "Not base64 of an audio file: {why}", {"why": str(error)}) from error
+
+
+class SpeechRow(RequestRow):
+    """A clip of speech."""
+
+    audio: Annotated[
+        bytes,
+        PlainValidator(_audio),
+        WithJsonSchema({"type": "string", "contentEncoding": "base64", "minLength": 1}),
+    ]
+    """A WAV, FLAC, OGG or MP3 file in base64. Of any sample rate and number of channels; it is converted as the clips
+    of the training were."""
+    language: str | None = None
+    """The language that is spoken, such as `en`; refused where the model is known to be for another."""
+
+
+class SpeechAnswer(AnswerRow):
+    """What is said in the clip."""
+
+    text: str
+    """The transcript."""
+    language: str | None
+    """The language that the model was trained on, where that was told."""
+    duration: float
+    """Length of the clip, seconds."""
+
+
+class ConvLstm(NetworkSpec):
+    """Two convolutions that shorten time to a quarter, LSTMs, and a score for each character and step (CTC, Graves
+    et al. 2006); from scratch.
+    """
+
+    type: Literal["conv-lstm"] = "conv-lstm"
+    """Which network."""
+    channels: int = Field(128, ge=1)
+    """Output channels of the convolutions."""
+    hidden_size: int = Field(128, ge=1)
+    """Width of an LSTM, in each direction."""
+    layers: int = Field(2, ge=1)
+    """Number of LSTMs."""
+    bidirectional: bool = True
+    """Whether the LSTMs read the clip from its end, too."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of values dropped in training between the layers."""
+
+    def build(self, task: "AutomaticSpeechRecognition") -> "torch.nn.Module":
+        if not isinstance(task.frontend, Frames):
+            raise DataError(
+                f"network.type: conv-lstm hears features, and the dataset holds what the processor in "
+                f"{task.spec.processor} gives. Use `pretrained`, or prepare it without `processor`."
+            )
+        from maas_ray.tasks.networks.recurrent_ctc import ConvolutionalRecurrentNetwork
+
+        return ConvolutionalRecurrentNetwork(
+            bins=task.frontend.shape[1],
+            labels=1 + len(task.frontend.characters),
+            halvings=HALVINGS,
+            channels=self.channels,
+            hidden=self.hidden_size,
+            layers=self.layers,
+            bidirectional=self.bidirectional,
+            dropout=self.dropout,
+        )
+
+
+class AutomaticSpeechRecognition(Task):
+    """A fitted `automatic-speech-recognition` task.
+
+    Args:
+        spec: what the user wrote.
+        state: what was fitted.
+        processor: the fitted processor, where `spec` names one.
+    """
+
+    spec: AutomaticSpeechRecognitionSpec
+    spec_type = AutomaticSpeechRecognitionSpec
+    networks = (ConvLstm, Pretrained)
+    unit = "rows"
+    kind = "predict"
+    headline = ("wer", "cer", "loss")
+    request, answer, file = SpeechRow, SpeechAnswer, "audio"
+
+    def __init__(
+        self, spec: AutomaticSpeechRecognitionSpec, state: SpeechState, processor: Processor | None = None
+    ) -> None:
+        super().__init__(spec)
+        self.state, self._processor = state, processor
+        self._decoder = processor if processor and processor.fixed else None
+        self.frontend: Frontend = processor or Frames(spec.features, spec.sample_rate, state)
+        if processor:
+            self.auto_model = processor.auto_model  # type: ignore[misc]  # which class fits is known once fitted
+        self._longest_s = min(spec.max_seconds, processor.window_s if processor else spec.max_seconds)
+
+    # --- features
+
+    @property
+    def stored(self) -> dict[str, Column]:
+        return {
+            "features": Column("float16", self.frontend.shape),
+            "length": Column("int32"),
+            "labels": Column("int32", (self.state.labels,)),
+            "label_length": Column("int32"),
+        }
+
+    def encode(self, rows: list[Row]) -> dict[str, Any]:
+        """`features` float16 [n, *shape] and their `length`; `labels` int32 [n, most] and theirs; 0 behind the end."""
+        features = np.zeros((len(rows), *self.frontend.shape), np.float16)
+        labels = np.full((len(rows), self.state.labels), _NO_LABEL, np.int32)
+        lengths, label_lengths = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.int32)
+        for place, row in enumerate(rows):
+            found = self._labels(row)
+            values = self.frontend.features(row["audio"])
+            features[place, : len(values)] = values
+            labels[place, : len(found)] = found
+            lengths[place], label_lengths[place] = len(values), len(found)
+        return {"features": features, "length": lengths, "labels": labels, "label_length": label_lengths}
+
+    def traits(self, rows: list[Row], encoded: Mapping[str, Any]) -> list[Trait]:
+        seconds = lengths("seconds", (len(row["audio"]) / self.spec.sample_rate for row in rows))
+        return [seconds, lengths("characters of the transcript", (len(row["transcript"]) for row in rows))]
+
+    def describe(self, stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """The sound where samples are stored, else the features as a picture; the transcript."""
+        said = self.frontend.text(stored["labels"][: int(stored["label_length"])].tolist())
+        features = stored["features"] if self.frontend.fixed else stored["features"][: int(stored["length"])]
+        if features.ndim == 1:
+            return {"audio": Sound(features, self.spec.sample_rate), "transcript": said}
+        bands = features if self.frontend.fixed else features.T
+        note = f"{bands.shape[0]} features over {bands.shape[1]} frames"
+        return {"audio": picture_of(bands, note), "transcript": said}
+
+    def _labels(self, row: Row) -> list[int]:
+        """A row's labels.
+
+        Raises:
+            ValueError: it cannot be trained on or measured.
+        """
+        samples, rate = len(row["audio"]), self.spec.sample_rate
+        if samples > self.state.samples:
+            raise UnlearntError(
+                f"the clip is longer than those in training by more than a quarter, {samples / rate:.0f} s"
+            )
+        found = self.frontend.labels(row["transcript"])
+        if len(found) > self.state.labels:
+            raise UnlearntError("the transcript is longer than those in training by more than a quarter")
+        steps = self.frontend.steps(samples)
+        # CTC writes a label a step, and a blank between two that are alike.
+        repeats = sum(one == other for one, other in pairwise(found))
+        if steps is not None and len(found) + repeats > steps:
+            raise ValueError(
+                "the transcript is longer than can be said in the clip: more labels than the network has steps"
+            )
+        return found
+
+    def save_state(self, directory: Path) -> dict[str, Any]:
+        self.frontend.save(directory)
+        return self.state.document()
+
+    @classmethod
+    def load_state(cls, spec: Any, state: dict[str, Any], directory: Path) -> "AutomaticSpeechRecognition":
+        fitted = SpeechState.parse(state, source=f"{directory}: features")
+        processor = Processor(directory, fitted, spec.language) if spec.processor is not None else None
+        return cls(spec, fitted, processor)
+
+    # --- model
+
+    def collate(self, batch: Mapping[str, np.ndarray]) -> dict[str, "torch.Tensor"]:
+        """`features` float32 [B, longest of these, …], `lengths`, `labels` int64 [B, longest], `label_lengths`."""
+        import torch
+
+        lengths, label_lengths = batch["length"].astype(np.int64), batch["label_length"].astype(np.int64)
+        features = batch["features"] if self.frontend.fixed else batch["features"][:, : lengths.max()]
+        return {
+            "features": torch.from_numpy(features.astype(np.float32)),
+            "lengths": torch.from_numpy(lengths),
+            "labels": torch.from_numpy(batch["labels"][:, : label_lengths.max()].astype(np.int64)),
+            "label_lengths": torch.from_numpy(label_lengths),
+        }
+
+    def loss(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> "torch.Tensor":
+        return (self._decoded(model, batch) if self._decoder else self._ctc(model, batch)[0]).mean()
+
+    def outcomes(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> Outcomes:
+        if self._decoder:
+            losses, heard = self._decoded(model, batch), self._heard(model, batch)
+        else:
+            losses, *steps = self._ctc(model, batch)
+            heard = _likeliest(*steps)
+        counts = batch["label_lengths"].tolist()
+        said = [row[:count] for row, count in zip(batch["labels"].tolist(), counts, strict=True)]
+        return {
+            "loss": losses.double().cpu().numpy(),
+            "reference": _texts(map(self.frontend.text, said)),
+            "hypothesis": _texts(map(self.frontend.heard, heard)),
+        }
+
+    def _ctc(
+        self, model: Forward, batch: dict[str, "torch.Tensor"]
+    ) -> tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]:
+        """Each row's loss, for each of its labels; and what `Frontend.scores` gives."""
+        import torch.nn.functional as F
+
+        logits, lengths = self.frontend.scores(model, batch)
+        losses = F.ctc_loss(
+            logits.log_softmax(-1).transpose(0, 1),
+            batch["labels"].clamp(min=0),
+            lengths,
+            batch["label_lengths"],
+            blank=self.frontend.blank,
+            reduction="none",
+        )
+        return losses / batch["label_lengths"], logits, lengths
+
+    def _decoded(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> "torch.Tensor":
+        """Each row's loss, for each of its labels, of a model with a decoder."""
+        import torch.nn.functional as F
+
+        logits = cast(Processor, self._decoder).decoder_scores(model, batch)
+        losses = F.cross_entropy(logits.transpose(1, 2), batch["labels"], ignore_index=_NO_LABEL, reduction="none")
+        return losses.sum(1) / batch["label_lengths"]
+
+    def _heard(self, model: Forward, batch: Mapping[str, "torch.Tensor"]) -> list[list[int]]:
+        if self._decoder:
+            return self._decoder.generate(model, batch["features"], self.state.labels)
+        return _likeliest(*self.frontend.scores(model, batch))
+
+    def metrics(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """`loss` in nats a label, mean over rows; `wer` and `cer`, errors for each word and character that was said.
+
+        Both are above 1 where more is heard than was said.
+        """
+        import jiwer
+
+        said, heard = outcomes["reference"].tolist(), outcomes["hypothesis"].tolist()
+        return {
+            "loss": mean_loss(outcomes),
+            "wer": float(jiwer.wer(said, heard)),
+            "cer": float(jiwer.cer(said, heard)),
+        }
+
+    def config_fields(self) -> dict[str, Any]:
+        return self._processor.config_fields if self._processor else {}
+
+    def check_pretrained(self, config: Any, directory: Path) -> None:
+        if self._processor is None:
+            raise DataError(
+                f"the dataset was prepared with `features: {self.spec.features.type}`, which no Transformers model "
+                f"takes. Prepare it with `processor: {directory}`, or use the network conv-lstm."
+            )
+        self._processor.check(config, directory)
+
+    # --- serving
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return (TensorSpec("audio", "FP32", (-1, -1)),)
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return TensorSpec("text", "BYTES", (-1,)), TensorSpec("duration", "FP32", (-1,))
+
+    def to_inputs(self, row: SpeechRow) -> dict[str, Any]:
+        ours = self.spec.language
+        if row.language and ours and row.language.lower() != ours.lower():
+            raise RequestError(
+                f"This model was trained on the language {ours!r}, not {row.language!r}.",
+                param="language",
+                code="invalid_value",
+            )
+        try:
+            return {"audio": audio.decode(row.audio, self.spec.sample_rate, self._longest_s)}
+        except ValueError as error:
+            raise RequestError(f"{_sentence(error)}.", param="audio", code="invalid_audio") from error
+
+    def to_answer(self, outputs: Mapping[str, Any]) -> SpeechAnswer:
+        duration = round(float(outputs["duration"]), 3)
+        return SpeechAnswer(text=outputs["text"], language=self.spec.language, duration=duration)
+
+    def predict(self, model: Forward, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """`audio` float32 [n, samples], in [-1, 1] at the task's rate → `text`, and `duration` in seconds, [n]."""
+        import torch
+
+        clips, rate = inputs["audio"], self.spec.sample_rate
+        if not np.isfinite(clips).all():
+            raise RequestError("audio holds samples that are not finite numbers.", param="audio", code="invalid_audio")
+        try:
+            audio.check_length(clips.shape[1], rate, self._longest_s)
+        except ValueError as error:
+            message = f"{_sentence(error)}. Samples are counted at {rate} Hz."
+            raise RequestError(message, param="audio", code="invalid_audio") from error
+        features = np.stack([self.frontend.features(clip) for clip in clips]).astype(np.float32)
+        lengths = torch.full((len(clips),), features.shape[1], dtype=torch.int64)
+        with torch.inference_mode():
+            heard = self._heard(model, {"features": torch.from_numpy(features), "lengths": lengths})
+        duration = np.full(len(clips), clips.shape[1] / rate, np.float32)
+        return {"text": _texts(map(self.frontend.heard, heard)), "duration": duration}
+
+
+def _likeliest(logits: "torch.Tensor", lengths: "torch.Tensor") -> list[list[int]]:
+    """The likeliest label at each step of each row."""
+    rows = zip(logits.argmax(-1).tolist(), lengths.tolist(), strict=True)
+    return [steps[:length] for steps, length in rows]
+
+
+def _texts(values: Iterable[str]) -> np.ndarray:
+    return np.array(list(values), dtype=object)
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error)
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,7 @@
+"""Tasks: tables."""
+
+from maas_ray.tasks.tables.classification import TabularClassification
+from maas_ray.tasks.tables.forecasting import TimeSeriesForecasting
+from maas_ray.tasks.tables.regression import TabularRegression
+
+__all__ = ["TabularClassification", "TabularRegression", "TimeSeriesForecasting"]

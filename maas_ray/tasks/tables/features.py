@@ -1,0 +1,175 @@
+"""What is fitted of a table's columns on the training split: which are numbers, their statistics, the categories."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice
+from statistics import median, multimode
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from maas_ray.errors import DataError
+from maas_ray.spec import Spec
+from maas_ray.tasks.base import Row
+from maas_ray.tasks.tables.cells import Cell, category, number, numbers
+
+if TYPE_CHECKING:
+    from maas_ray.tasks.tables.base import TableSpec
+
+# Rows by which columns are told to be numbers, and of which medians are. Rows come in the order of hashes of their
+# content: the first of them are a sample.
+_HEAD = 10_000
+_MOST_COUNTED = 1 << 16  # categories of a column; what is common is among the first
+_BATCH = 1024
+
+
+class NumberColumn(Spec):
+    """A column of numbers. What is computed with is (x - center) / scale."""
+
+    name: str
+    """The column."""
+    fill: float
+    """What a missing one becomes."""
+    center: float
+    """What is taken off."""
+    scale: float
+    """What is divided by."""
+
+
+class CategoryColumn(Spec):
+    """A column of categories."""
+
+    name: str
+    """The column."""
+    categories: list[str]
+    """Those that are told apart, the commonest first."""
+    fill: str | None
+    """What a missing one becomes. None: unknown."""
+
+
+class TableFeatures(Spec):
+    """What was fitted on the training split."""
+
+    order: list[str]
+    """All columns, as the sources have them."""
+    numbers: list[NumberColumn]
+    """Those that are numbers."""
+    categories: list[CategoryColumn]
+    """Those that are categories."""
+
+
+class Moments:
+    """Count, mean, standard deviation, least and most of numbers, column by column, whatever their size.
+
+    Args:
+        columns: how many columns.
+    """
+
+    def __init__(self, columns: int) -> None:
+        self.count = np.zeros(columns, np.int64)
+        self.mean, self._squares = np.zeros(columns), np.zeros(columns)
+        self.least, self.most = np.full(columns, math.inf), np.full(columns, -math.inf)
+
+    def add(self, values: np.ndarray) -> None:
+        """Count rows [n, columns] in; NaN is missing. By Chan, Golub and LeVeque (1979)."""
+        known = ~np.isnan(values)
+        count = known.sum(0)
+        mean = np.where(known, values, 0.0).sum(0) / np.maximum(count, 1)
+        squares = (np.where(known, values - mean, 0.0) ** 2).sum(0)
+        total, apart = self.count + count, mean - self.mean
+        weight = count / np.maximum(total, 1)
+        self._squares += squares + apart**2 * self.count * weight
+        self.mean += apart * weight
+        self.count = total
+        self.least = np.minimum(self.least, np.where(known, values, math.inf).min(0, initial=math.inf))
+        self.most = np.maximum(self.most, np.where(known, values, -math.inf).max(0, initial=-math.inf))
+
+    @property
+    def std(self) -> np.ndarray:
+        """Of all of them; 1 where they are the same."""
+        std: np.ndarray = np.sqrt(self._squares / np.maximum(self.count, 1))
+        return np.where(self.most > self.least, std, 1.0)
+
+
+def fit_features(spec: "TableSpec", rows: Iterable[Row]) -> TableFeatures:
+    """Fit on parsed rows of the training split.
+
+    Raises:
+        DataError: there is no column to predict from, or one that holds nothing.
+    """
+    features = (row["features"] for row in islice(rows, spec.fit_rows))
+    head = list(islice(features, _HEAD))
+    order = list(spec.features or dict.fromkeys(name for row in head for name in row))
+    samples = {name: [value for row in head if (value := row.get(name)) is not None] for name in order}
+    _check(spec, samples)
+    numeric = [
+        name
+        for name in order
+        if name in spec.numeric or (name not in spec.categorical and all(map(_is_number, samples[name])))
+    ]
+    moments = Moments(len(numeric))
+    counts = {name: Counter[str]() for name in order if name not in numeric}
+    for batch in _batches(chain(head, features)):
+        # A text that comes late in a column of numbers is missing here; encoding leaves its row out, and says so.
+        values = np.empty((len(batch), len(numeric)))
+        for place, name in enumerate(numeric):
+            values[:, place] = _numbers_or_nan([row.get(name) for row in batch])
+        moments.add(values)
+        for name, counted in counts.items():
+            for value in (category(row.get(name)) for row in batch):
+                if value and (value in counted or len(counted) < _MOST_COUNTED):
+                    counted[value] += 1
+    return TableFeatures(
+        order=order,
+        numbers=[_number_column(spec, name, place, moments, samples[name]) for place, name in enumerate(numeric)],
+        categories=[_category_column(spec, name, counted) for name, counted in counts.items()],
+    )
+
+
+def _check(spec: "TableSpec", samples: Mapping[str, list[Cell]]) -> None:
+    if not samples:
+        raise DataError(f"there is no column to predict {spec.target!r} from.")
+    if strange := [name for name in (*spec.numeric, *spec.categorical) if name not in samples]:
+        raise DataError(f"there is no column {strange[0]!r}; there are: {', '.join(samples)}.")
+    if empty := [name for name, values in samples.items() if not values]:
+        raise DataError(f"column {empty[0]!r} holds nothing in the training split; leave it out by `exclude`.")
+
+
+def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    while batch := list(islice(rows, _BATCH)):
+        yield batch
+
+
+def _number_column(spec: "TableSpec", name: str, place: int, moments: Moments, sample: list[Cell]) -> NumberColumn:
+    mean, std, least, most = (float(of[place]) for of in (moments.mean, moments.std, moments.least, moments.most))
+    center, scale = {"standard": (mean, std), "minmax": (least, most - least or 1.0), "none": (0.0, 1.0)}[spec.scale]
+    fill = mean
+    if spec.fill_numbers == "median":
+        fill = median(map(number, sample))
+    elif spec.fill_numbers == "mode":
+        fill = min(multimode(map(number, sample)))
+    return NumberColumn(name=name, fill=fill, center=center, scale=scale)
+
+
+def _category_column(spec: "TableSpec", name: str, counted: Counter[str]) -> CategoryColumn:
+    common = sorted(counted, key=lambda value: (-counted[value], value))[: spec.max_categories]
+    return CategoryColumn(name=name, categories=common, fill=common[0] if spec.fill_categories == "mode" else None)
+
+
+def _is_number(value: Cell) -> bool:
+    return not math.isnan(_number_or_nan(value))
+
+
+def _numbers_or_nan(values: list[Cell]) -> np.ndarray:
+    try:
+        return numbers(values)
+    except ValueError:
+        return np.array([_number_or_nan(value) for value in values])
+
+
+def _number_or_nan(value: Cell) -> float:
+    try:
+        return number(value)
+    except ValueError:
+        return math.nan

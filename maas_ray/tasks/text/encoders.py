@@ -1,0 +1,218 @@
+"""What tasks share whose models read a text whole: the tokenizer, padding, and the networks that can do it.
+
+    text ──TextEncoder▶ ids, cut at max_length ──padded▶ stored columns ──trimmed▶ input_ids, attention_mask ──▶ network
+
+A network is called with these two and gives logits (Transformers' ones: an output that has them). What stands behind a
+text's end is masked everywhere, so a row's answer does not depend on the rows that it shares a batch with.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from maas_ray.errors import DataError
+from maas_ray.tasks.base import Forward, NetworkSpec, Task, TaskSpec
+from maas_ray.tasks.pretrained import TransformersNetwork
+from maas_ray.tasks.text.tokenization import Files, FittedTokenizer, TextEncoder, digests, fit_encoder, read_files
+
+if TYPE_CHECKING:
+    import torch
+
+# Their position embeddings begin behind the padding token's id.
+_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "mpnet")
+
+
+class EncoderTaskSpec(TaskSpec):
+    """What a user writes of every such task."""
+
+    tokenizer: FittedTokenizer | str = FittedTokenizer()
+    """A tokenizer to fit, or a local directory holding one in Hugging Face layout (`tokenizer.json`), such as that of a
+    pretrained model."""
+    max_length: int = Field(256, ge=8)
+    """Most tokens of a text that the model reads, the tokenizer's special ones among them. What is longer is cut."""
+
+    def identity(self) -> dict[str, Any]:
+        """A given tokenizer counts by its files, wherever they lie."""
+        document = self.document()
+        if isinstance(self.tokenizer, str):
+            document["tokenizer"] = digests(read_files(Path(self.tokenizer).expanduser()))
+        return document
+
+    def tokenizer_files(self, texts: Iterable[str], *, of_words: bool = False) -> Files:
+        """The tokenizer that is given, or one fitted on texts; `of_words` as for `fit_encoder`."""
+        if isinstance(self.tokenizer, str):
+            return read_files(Path(self.tokenizer).expanduser())
+        return fit_encoder(self.tokenizer, texts, self.max_length, of_words=of_words)
+
+
+class EncoderTask(Task):
+    """A fitted task that holds a tokenizer."""
+
+    spec: EncoderTaskSpec
+    unit = "rows"
+    kind = "predict"
+    per_token: ClassVar[bool] = False
+    """Whether networks give logits for each token, or for the text as a whole."""
+
+    def __init__(self, spec: EncoderTaskSpec, files: Files) -> None:
+        super().__init__(spec)
+        self.encoder = TextEncoder(files, spec.max_length)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return self.encoder.vocab_size
+
+    @property
+    def labels(self) -> list[str]:
+        """What networks give logits of, in order; empty where they give something else."""
+        return []
+
+    def text_of(self, ids: Any, length: Any) -> str:
+        """The text of stored token ids, without special tokens."""
+        text: str = self.encoder.tokenizer.decode(ids[: int(length)].tolist(), skip_special_tokens=True)
+        return text
+
+    def save_state(self, directory: Path) -> dict[str, Any]:
+        for name, content in self.encoder.files.items():
+            (directory / name).write_bytes(content)
+        return {"labels": self.labels} if self.labels else {}
+
+    def config_fields(self) -> dict[str, Any]:
+        """Labels, and the padding token: decoders find a text's end by it."""
+        fields: dict[str, Any] = {"pad_token_id": self.encoder.pad_id}
+        if self.labels:
+            fields["id2label"] = dict(enumerate(self.labels))
+            fields["label2id"] = {label: place for place, label in enumerate(self.labels)}
+        return fields
+
+    def check_pretrained(self, config: Any, directory: Path) -> None:
+        embeds = config.get_text_config().vocab_size
+        if self.vocab_size > embeds:
+            raise DataError(
+                f"the dataset's tokenizer has {self.vocab_size} tokens, the model in {directory} embeds "
+                f"{embeds}. Prepare the dataset with `tokenizer: {directory}`."
+            )
+        positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+        if positions and config.model_type in _OFFSET_POSITIONS:
+            positions -= (config.pad_token_id or 0) + 1
+        if positions and self.spec.max_length > positions:
+            raise DataError(
+                f"the model in {directory} reads {positions} tokens, the dataset has texts of up to "
+                f"{self.spec.max_length}. Prepare the dataset with `max_length: {positions}`."
+            )
+
+    @staticmethod
+    def logits(model: Forward, batch: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
+        """fp32 [B, labels], or [B, T, labels] where they are of each token."""
+        found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        logits: torch.Tensor = found.logits if hasattr(found, "logits") else found
+        return logits.float()
+
+
+class Bert(TransformersNetwork):
+    """A BERT-architecture encoder (Devlin et al. 2019), from scratch."""
+
+    type: Literal["bert"] = "bert"
+    """Which network."""
+    hidden_size: int = Field(128, ge=8)
+    """Width of the residual stream."""
+    layers: int = Field(2, ge=1)
+    """Number of encoder layers."""
+    heads: int = Field(2, ge=1)
+    """Number of attention heads; divides `hidden_size`."""
+    intermediate_size: int | None = Field(None, ge=8)
+    """Width inside the feed-forward block. None: four times `hidden_size`."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of values, and of attention weights, dropped in training."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.hidden_size % self.heads:
+            raise ValueError(f"heads ({self.heads}) must divide hidden_size ({self.hidden_size}).")
+        return self
+
+    def build(self, task: EncoderTask) -> "torch.nn.Module":
+        import torch
+        import transformers
+
+        config = transformers.BertConfig(
+            vocab_size=task.vocab_size,
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            intermediate_size=self.intermediate_size or 4 * self.hidden_size,
+            hidden_dropout_prob=self.dropout,
+            attention_probs_dropout_prob=self.dropout,
+            max_position_embeddings=task.spec.max_length,
+            type_vocab_size=2,
+            **task.config_fields(),
+        )
+        auto = getattr(transformers, task.auto_model)
+        return self.trainable(auto.from_config(config, dtype=torch.float32))
+
+
+class RecurrentText(NetworkSpec):
+    """Token embeddings and a recurrent network; then a classifier of the text, or of each token."""
+
+    type: Literal["recurrent-text"] = "recurrent-text"
+    """Which network."""
+    cell: Literal["rnn", "gru", "lstm"] = "lstm"
+    """The recurrent unit: Elman's, GRU (Cho et al. 2014), or LSTM (Hochreiter and Schmidhuber 1997)."""
+    bidirectional: bool = True
+    """Whether a second one reads from the end."""
+    embedding_size: int = Field(128, ge=1)
+    """Width of a token's embedding."""
+    hidden_size: int = Field(128, ge=1)
+    """Width of the recurrent state, in each direction."""
+    layers: int = Field(1, ge=1)
+    """Recurrent layers, one on the other."""
+    pooling: Literal["attention", "mean", "last"] = "attention"
+    """How a text's states become one vector: attention learnt over them (Yang et al. 2016), their mean, or the last
+    state of each direction. Tasks that label tokens have no use for it."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of values dropped in training, of the embeddings and before the classifier."""
+
+    def build(self, task: EncoderTask) -> "torch.nn.Module":
+        from maas_ray.tasks.networks.text import RecurrentNetwork
+
+        return RecurrentNetwork(
+            vocabulary=task.vocab_size,
+            labels=len(task.labels),
+            cell=self.cell,
+            bidirectional=self.bidirectional,
+            embedding=self.embedding_size,
+            hidden=self.hidden_size,
+            layers=self.layers,
+            pooling=None if task.per_token else self.pooling,
+            dropout=self.dropout,
+        )
+
+
+class AttentionText(NetworkSpec):
+    """Token embeddings pooled by attention, whatever their order (Lin et al. 2017), then a classifier of the text."""
+
+    type: Literal["attention-pooling"] = "attention-pooling"
+    """Which network."""
+    embedding_size: int = Field(128, ge=1)
+    """Width of a token's embedding."""
+    hidden_size: int = Field(128, ge=1)
+    """Width of the layer before the classifier."""
+    heads: int = Field(4, ge=1)
+    """How many weighted means are taken, each with an attention of its own."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of values dropped in training, of the embeddings and before the classifier."""
+
+    def build(self, task: EncoderTask) -> "torch.nn.Module":
+        from maas_ray.tasks.networks.text import AttentionNetwork
+
+        return AttentionNetwork(
+            vocabulary=task.vocab_size,
+            labels=len(task.labels),
+            embedding=self.embedding_size,
+            hidden=self.hidden_size,
+            heads=self.heads,
+            dropout=self.dropout,
+        )

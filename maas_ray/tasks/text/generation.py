@@ -1,0 +1,414 @@
+"""`text-generation`: a causal language model over tokens.
+
+Documents are tokenised, each ends with the end-of-text token, and are packed end to end into sequences
+of fixed length. Text is never taken for a special token, so the end-of-text token stands exactly where a
+document ends.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, StringConstraints, model_validator
+
+from maas_ray.errors import DataError, RequestError
+from maas_ray.tasks.base import (
+    AnswerRow,
+    Column,
+    Forward,
+    Outcomes,
+    Packing,
+    RequestRow,
+    Row,
+    Task,
+    TaskSpec,
+    TensorSpec,
+)
+from maas_ray.tasks.pretrained import Pretrained, TransformersNetwork
+from maas_ray.tasks.text.chat import END, MARKED, PLAIN, START, ChatTemplate
+from maas_ray.tasks.text.tokenization import FittedTokenizer, digests, fit_byte_level, hugging_face_files, read_files
+from maas_ray.tasks.traits import Trait, lengths
+
+if TYPE_CHECKING:
+    import tokenizers
+    import torch
+
+END_OF_TEXT = "<|endoftext|>"
+_POSITIONS = 16  # parts of a sequence that loss is told of
+
+
+class TextGenerationSpec(TaskSpec):
+    """`task: {type: text-generation}`"""
+
+    type: Literal["text-generation"] = "text-generation"
+    """Which task."""
+    tokenizer: FittedTokenizer | str = FittedTokenizer()
+    """A tokenizer to fit, or a local directory holding one in Hugging Face layout (`tokenizer.json`)."""
+    sequence_length: int = Field(512, ge=8)
+    """Tokens in a training sequence."""
+    column: Literal["text", "messages"] = "text"
+    """What a row is. text: a document. messages: a chat, a list of `{role: user, content: …}`; it becomes text by the
+    tokenizer's own chat template, or by ChatML where the tokenizer is fitted. Every token of it is learnt."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.column,)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return self.columns
+
+    def identity(self) -> dict[str, Any]:
+        """A given tokenizer counts by its files, wherever they lie."""
+        document = self.document()
+        if self.column == "text":
+            del document["column"]  # as before there were others
+        if isinstance(self.tokenizer, str):
+            document["tokenizer"] = digests(read_files(Path(self.tokenizer).expanduser()))
+        return document
+
+    def parse_row(self, row: Row) -> Row | None:
+        """`text` as a string, or `messages` as JSON; None when it holds nothing but white space."""
+        if self.column == "messages":
+            return _parse_chat(row["messages"])
+        text = row["text"]
+        if text is None:
+            return None
+        if isinstance(text, bytes):
+            try:
+                text = text.decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"not UTF-8: byte {text[error.start]:#04x} at {error.start}") from error
+        if not isinstance(text, str):
+            raise ValueError(f"text is a {type(text).__name__}, not a string")
+        return {"text": text} if text.strip() else None
+
+    def fit(self, rows: Iterable[Row]) -> "TextGeneration":
+        """Fit the tokenizer, or load the one given."""
+        if isinstance(self.tokenizer, str):
+            return TextGeneration(self, Path(self.tokenizer).expanduser())
+        chat = self.column == "messages"
+        texts = (_contents(row) if chat else row["text"] for row in rows)
+        return TextGeneration(self, fitted=_fit_tokenizer(self.tokenizer, texts, chat))
+
+
+_Stop = Annotated[str, StringConstraints(min_length=1)]
+
+
+class TextRow(RequestRow):
+    """A prompt, and how to go on with it."""
+
+    prompt: str
+    """The text to go on with."""
+    max_tokens: int = Field(16, ge=1)
+    """Most new tokens."""
+    temperature: float = Field(1.0, ge=0, le=2)
+    """0 takes the likeliest token each time; higher is more varied."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Sample among the likeliest tokens whose probabilities sum to this."""
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] | None = None
+    """Text that ends the answer and is not part of it, or up to four such texts."""
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    """The same request with the same seed gives the same answer. null: a new one each time."""
+
+
+class TextAnswer(AnswerRow):
+    """How the model went on."""
+
+    text: str
+    """What follows the prompt."""
+
+
+class Llama(TransformersNetwork):
+    """A Llama-architecture decoder (Touvron et al. 2023), from scratch."""
+
+    type: Literal["llama"] = "llama"
+    """Which network."""
+    hidden_size: int = Field(256, ge=8)
+    """Width of the residual stream."""
+    layers: int = Field(6, ge=1)
+    """Number of decoder layers."""
+    heads: int = Field(4, ge=1)
+    """Number of attention heads; divides `hidden_size`."""
+    kv_heads: int | None = Field(None, ge=1)
+    """Number of key/value heads (grouped-query attention); divides `heads`. None: as many as `heads`."""
+    intermediate_size: int | None = Field(None, ge=8)
+    """Width inside the feed-forward block. None: 8/3 of `hidden_size`, rounded up to a multiple of 32."""
+    context_length: int | None = Field(None, ge=8)
+    """Longest sequence the model serves, tokens. None: the dataset's sequence length."""
+    rope_theta: float = Field(10_000.0, gt=0)
+    """Base of the rotary position embedding."""
+    tie_embeddings: bool = True
+    """Whether input and output embeddings are one matrix."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "Llama":
+        if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) divided by heads ({self.heads}) must be an even whole number; "
+                f"try heads: {max(1, self.hidden_size // 64)} with a hidden_size that is a multiple of 64."
+            )
+        if self.kv_heads and self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads ({self.kv_heads}) must divide heads ({self.heads}).")
+        return self
+
+    def build(self, task: "TextGeneration") -> "torch.nn.Module":
+        import torch
+        from transformers import AutoModelForCausalLM, LlamaConfig
+
+        config = LlamaConfig(
+            vocab_size=task.vocab_size,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size or -(-self.hidden_size * 8 // 3 // 32) * 32,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads or self.heads,
+            max_position_embeddings=self.context_length or task.spec.sequence_length,
+            rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
+            tie_word_embeddings=self.tie_embeddings,
+            bos_token_id=task.end_of_text_id,
+            eos_token_id=task.end_of_text_id,
+            pad_token_id=None,
+            use_cache=True,
+        )
+        return self.trainable(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+
+
+class TextGeneration(Task):
+    """A fitted `text-generation` task: it holds the tokenizer.
+
+    Args:
+        spec: what the user wrote.
+        directory: a directory holding a tokenizer in Hugging Face layout, or
+        fitted: the files of a tokenizer just fitted.
+    """
+
+    spec: TextGenerationSpec
+    spec_type = TextGenerationSpec
+    networks = (Llama, Pretrained)
+    auto_model = "AutoModelForCausalLM"
+    unit = "tokens"
+    kind = "generate"
+    headline = ("perplexity", "loss")
+    request, answer = TextRow, TextAnswer
+
+    def __init__(
+        self,
+        spec: TextGenerationSpec,
+        directory: Path | None = None,
+        fitted: dict[str, bytes] | None = None,
+    ) -> None:
+        super().__init__(spec)
+        from tokenizers import Tokenizer
+
+        self._files = fitted or read_files(directory or Path("."))
+        self.tokenizer = Tokenizer.from_buffer(self._files["tokenizer.json"])
+        # A document that spells a special token out means the text, not the token.
+        self.tokenizer.encode_special_tokens = True
+        self.end_of_text = _end_of_text(self._files)
+        token_id = self.tokenizer.token_to_id(self.end_of_text)
+        if token_id is None:
+            raise DataError(f"the tokenizer in {directory} has no token {self.end_of_text!r}.")
+        self.end_of_text_id = int(token_id)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return int(self.tokenizer.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def stored(self) -> dict[str, Column]:
+        dtype = "uint16" if self.vocab_size <= 1 << 16 else "int32"
+        return {"input_ids": Column(dtype, (self.spec.sequence_length,))}
+
+    @property
+    def packing(self) -> Packing:
+        return Packing("input_ids", self.spec.sequence_length)
+
+    @property
+    def units_per_row(self) -> int:
+        return self.spec.sequence_length
+
+    def encode(self, rows: list[Row]) -> dict[str, Any]:
+        """One array of token ids a document, ending with the end-of-text token."""
+        dtype, end = self.stored["input_ids"].dtype, [self.end_of_text_id]
+        if self.spec.column == "messages":
+            chats = [self._whole_chat(row["messages"]) for row in rows]
+            # A template may write the token itself.
+            return {"input_ids": [np.array(ids if ids[-1:] == end else ids + end, dtype=dtype) for ids in chats]}
+        encodings = self.tokenizer.encode_batch_fast([row["text"] for row in rows], add_special_tokens=False)
+        return {"input_ids": [np.array(encoding.ids + end, dtype=dtype) for encoding in encodings]}
+
+    def traits(self, rows: list[Row], encoded: Mapping[str, Any]) -> list[Trait]:
+        """Of whole documents, before they are packed."""
+        found = [lengths("tokens", map(len, encoded["input_ids"]))]
+        if self.spec.column == "text":
+            found.append(lengths("characters", (len(row["text"]) for row in rows)))
+        return found
+
+    def describe(self, stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """The text of a sequence: the end of a document, others, and the beginning of one."""
+        return {"text": self.tokenizer.decode(stored["input_ids"].tolist(), skip_special_tokens=False)}
+
+    @cached_property
+    def chat(self) -> ChatTemplate | None:
+        """How a chat becomes text; None: this tokenizer does not say."""
+        return ChatTemplate.of(self._files)
+
+    @cached_property
+    def _chat_tokenizer(self) -> "tokenizers.Tokenizer":
+        """Made for the first chat: rendering imports a part of Transformers, which takes a second."""
+        if self.chat is not None and self.chat.writes_special_tokens(self.tokenizer):
+            from tokenizers import Tokenizer
+
+            # The template's own special tokens must become tokens; the other tokenizer takes all for text.
+            return Tokenizer.from_buffer(self._files["tokenizer.json"])
+        return self.tokenizer
+
+    def chat_ids(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[int]:
+        """The prompt that the assistant's answer to some messages follows.
+
+        Raises:
+            RequestError: the template refuses the messages, or would leave some of them out.
+        """
+        if self.chat is None:
+            raise ValueError("the tokenizer has no chat template")
+        ids: list[int] = self._chat_tokenizer.encode(self.chat.render(messages, tools), add_special_tokens=False).ids
+        return ids
+
+    def _whole_chat(self, messages: str) -> list[int]:
+        if self.chat is None:
+            raise DataError("task.tokenizer has no chat template; give `column: text`, or a tokenizer with a template.")
+        try:
+            text = self.chat.whole(json.loads(messages))
+        except RequestError as error:
+            raise ValueError(str(error)) from error
+        ids: list[int] = self._chat_tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def save_state(self, directory: Path) -> dict[str, Any]:
+        for name, content in self._files.items():
+            (directory / name).write_bytes(content)
+        return {}
+
+    @classmethod
+    def load_state(cls, spec: Any, state: dict[str, Any], directory: Path) -> "TextGeneration":
+        return cls(spec, directory)
+
+    def collate(self, batch: Mapping[str, np.ndarray]) -> dict[str, "torch.Tensor"]:
+        import torch
+
+        return {"input_ids": torch.from_numpy(batch["input_ids"].astype(np.int64))}
+
+    def loss(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> "torch.Tensor":
+        return _next_token_losses(model, batch["input_ids"]).mean()
+
+    def outcomes(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> Outcomes:
+        losses = _next_token_losses(model, batch["input_ids"]).double().cpu().numpy()
+        ids = batch["input_ids"][:, 1:].cpu().numpy()
+        rows, tokens = losses.shape
+        starts = np.unique(np.linspace(0, tokens, _POSITIONS, endpoint=False, dtype=np.int64))
+        sums = np.add.reduceat(losses, starts, axis=1)
+        counts = np.diff(starts, append=tokens)
+        missing = ((0, 0), (0, _POSITIONS - len(starts)))  # of a sequence with fewer tokens
+        return {
+            "loss": losses.sum(1),
+            "tokens": np.full(rows, tokens, np.int64),
+            "bytes": self._byte_lengths[ids].sum(1),
+            "position_loss": np.pad(sums, missing),
+            "position_tokens": np.pad(np.tile(counts, (rows, 1)), missing),
+        }
+
+    def metrics(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """`loss` in nats a token, `perplexity` = exp(loss), and `bits_per_byte` of the text."""
+        total = float(outcomes["loss"].sum())
+        loss = total / float(outcomes["tokens"].sum())
+        found = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+        if length := int(outcomes["bytes"].sum()):
+            found["bits_per_byte"] = total / math.log(2) / length
+        return found
+
+    @cached_property
+    def _byte_lengths(self) -> np.ndarray:
+        """How many bytes of text each token stands for, int64 [vocabulary]; a special token for none."""
+        special = {place for place, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
+        if '"ByteLevel"' in json.dumps(json.loads(self._files["tokenizer.json"]).get("decoder")):
+            # Its alphabet has one character for each byte; a token alone may be no whole character of the text.
+            lengths = [len(self.tokenizer.id_to_token(place) or "") for place in range(self.vocab_size)]
+        else:
+            tokens = self.tokenizer.decode_batch([[place] for place in range(self.vocab_size)])
+            lengths = [len(token.encode()) for token in tokens]
+        return np.array([0 if place in special else length for place, length in enumerate(lengths)], np.int64)
+
+    def check_pretrained(self, config: Any, directory: Path) -> None:
+        embeds = config.get_text_config().vocab_size
+        if self.vocab_size > embeds:
+            raise DataError(
+                f"the dataset's tokenizer has {self.vocab_size} tokens, the model in {directory} embeds "
+                f"{embeds}. Prepare the dataset with `tokenizer: {directory}`."
+            )
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return (TensorSpec("prompt", "BYTES", (-1,)),)
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return (TensorSpec("text", "BYTES", (-1,)),)
+
+    def to_inputs(self, row: TextRow) -> dict[str, Any]:
+        return {"prompt": row.prompt}
+
+    def to_answer(self, outputs: Mapping[str, Any]) -> TextAnswer:
+        return TextAnswer(text=outputs["text"])
+
+
+def _next_token_losses(model: Forward, input_ids: "torch.Tensor") -> "torch.Tensor":
+    """Cross-entropy, nats, of each token after the first. input_ids: [B, T] → fp32 [B, T - 1]."""
+    import torch.nn.functional as F
+
+    logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), input_ids[:, 1:].flatten(), reduction="none")
+    return losses.view(len(input_ids), -1)
+
+
+def _parse_chat(messages: Any) -> Row | None:
+    """A chat as JSON, always the same for the same one; None when it is empty."""
+    if not messages:
+        return None
+    if not isinstance(messages, list):
+        raise ValueError(f"messages is a {type(messages).__name__}, not a list")
+    kept = []
+    for place, message in enumerate(messages):
+        fields = (
+            {key: value for key, value in message.items() if value is not None} if isinstance(message, dict) else {}
+        )
+        for name in ("role", "content"):
+            if not isinstance(fields.get(name), str):
+                raise ValueError(f"messages[{place}] has no text as its {name!r}")
+        kept.append(fields)
+    return {"messages": json.dumps(kept, ensure_ascii=False, sort_keys=True)}
+
+
+def _contents(row: Row) -> str:
+    """A chat's texts without their roles, to fit a tokenizer on."""
+    return "\n".join(message["content"] for message in json.loads(row["messages"]))
+
+
+def _fit_tokenizer(spec: FittedTokenizer, texts: Iterable[str], chat: bool) -> dict[str, bytes]:
+    """The files of a tokenizer in Hugging Face layout; for chats one that marks who speaks."""
+    tokenizer = fit_byte_level(spec, texts, [END_OF_TEXT, *((START, END) if chat else ())])
+    files = hugging_face_files(tokenizer, {"bos_token": END_OF_TEXT, "eos_token": END if chat else END_OF_TEXT})
+    return files | {"chat_template.jinja": (MARKED if chat else PLAIN).encode()}
+
+
+def _end_of_text(files: dict[str, bytes]) -> str:
+    token = json.loads(files.get("tokenizer_config.json", b"{}")).get("eos_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    if not token:
+        raise DataError("tokenizer_config.json names no eos_token; documents need a token that ends them.")
+    return str(token)

@@ -1,0 +1,5 @@
+"""Tasks: vision."""
+
+from maas_ray.tasks.vision.classification import ImageClassification
+
+__all__ = ["ImageClassification"]

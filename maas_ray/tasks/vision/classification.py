@@ -1,0 +1,373 @@
+"""`image-classification`: one label for an image. Stored pixels are uint8, [channels, height, width]."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import ConfigDict, FailFast, Field, PlainValidator, TypeAdapter, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
+
+from maas_ray.bodies import decoded_base64
+from maas_ray.errors import DataError, RequestError
+from maas_ray.spec import Spec
+from maas_ray.tasks.base import CONFIG_FILE, Column, Forward, NetworkSpec, RequestRow, Row, TaskSpec, TensorSpec
+from maas_ray.tasks.classifying import Classifying, fit_labels
+from maas_ray.tasks.pretrained import Pretrained, as_weights, model_directory
+from maas_ray.tasks.traits import Picture, Trait, lengths
+from maas_ray.tasks.vision import images
+from maas_ray.tasks.vision.processor import PROCESSOR_FILE, ImageProcessor, check_takes
+
+if TYPE_CHECKING:
+    import torch
+
+
+_SIDES = ((0, "high"), (1, "wide"))
+
+
+class ImageClassificationSpec(TaskSpec):
+    """`task: {type: image-classification}`"""
+
+    type: Literal["image-classification"] = "image-classification"
+    """Which task."""
+    image_size: int | tuple[int, int] | None = None
+    """Side, or (height, width), that images are resized to, pixels. None: the commonest size in training."""
+    color: Literal["rgb", "grey"] | None = None
+    """Colour mode that images are converted to. None: grey if every training image is, else rgb."""
+    processor: str | None = None
+    """Local directory of a Transformers vision model: images get its size, cropping and normalisation, for the network
+    `pretrained`. Where it has no `preprocessor_config.json`: its size, and the normalisation of the training images."""
+
+    columns: ClassVar[tuple[str, ...]] = ("image", "label")
+    inputs: ClassVar[tuple[str, ...]] = ("image",)
+
+    @model_validator(mode="after")
+    def _either(self) -> "ImageClassificationSpec":
+        if self.processor is not None and (self.image_size is not None or self.color is not None):
+            raise ValueError("processor: it decides image_size and color; leave these out, or it.")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """A processor counts by its files, wherever they lie."""
+        found = self.document()
+        if self.processor is None:
+            del found["processor"]  # so that datasets keep the fingerprints that they had before there was any
+            return found
+        directory = model_directory(self.processor)
+        files = [directory / name for name in (CONFIG_FILE, PROCESSOR_FILE)]
+        digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()}
+        return found | {"processor": digests}
+
+    def parse_row(self, row: Row) -> Row | None:
+        """`image` decoded to uint8 [H, W, 1 or 3]; `label` as a string; None when either is missing."""
+        image, label = row["image"], row["label"]
+        if image is None or label is None or (isinstance(image, bytes) and not image) or str(label) == "":
+            return None
+        return {"image": images.decode(image), "label": str(label)}
+
+    def fit(self, rows: Iterable[Row]) -> "ImageClassification":
+        """Label names, sorted; image size and colour; per-channel mean and standard deviation."""
+        sizes: Counter[tuple[int, int]] = Counter()
+        labels: set[str] = set()
+        colored = False
+        # Per-channel sums over pixels of value and value², in [0, 1], each image weighing the same.
+        moments, count = np.zeros((2, 3)), 0
+        for row in rows:
+            image = row["image"]
+            labels.add(row["label"])
+            sizes[image.shape[:2]] += 1
+            colored |= image.shape[2] == 3
+            scaled = _to_channels(image, 3).reshape(-1, 3) / 255.0
+            moments += scaled.mean(axis=0), (scaled**2).mean(axis=0)
+            count += 1
+        mean, square = moments / count
+        std = np.sqrt(np.maximum(square - mean**2, 1e-4))
+        size = self.image_size or max(sizes, key=lambda size: (sizes[size], size))
+        height, width = (size, size) if isinstance(size, int) else size
+        channels = {"rgb": 3, "grey": 1, None: 3 if colored else 1}[self.color]
+        processor = None
+        if self.processor is not None:
+            from transformers import AutoConfig
+
+            directory = model_directory(self.processor)
+            config = AutoConfig.from_pretrained(directory, local_files_only=True)
+            channels = int(getattr(config, "num_channels", 3))
+            if (directory / PROCESSOR_FILE).is_file():
+                processor = ImageProcessor(directory, channels)
+                height, width = processor.height, processor.width
+            elif own := getattr(config, "image_size", None):
+                height, width = (own, own) if isinstance(own, int) else own
+        features = ImageFeatures(
+            labels=fit_labels(labels),
+            height=height,
+            width=width,
+            channels=channels,
+            mean=processor.mean if processor else [float(value) for value in mean[:channels]],
+            std=processor.std if processor else [float(value) for value in std[:channels]],
+        )
+        return ImageClassification(self, features, processor)
+
+
+class ImageFeatures(Spec):
+    """What was fitted on the training split."""
+
+    labels: list[str]
+    """Names of the classes; a class's id is its place."""
+    height: int
+    """Pixels."""
+    width: int
+    """Pixels."""
+    channels: Literal[1, 3]
+    """1 for grey, 3 for rgb."""
+    mean: list[float]
+    """Per-channel mean of the pixels, in [0, 1]."""
+    std: list[float]
+    """Per-channel standard deviation of the pixels, in [0, 1]."""
+
+
+_Byte = Annotated[int, Field(ge=0, le=255)]
+_Pixel = _Byte | Annotated[list[_Byte], Field(min_length=1, max_length=3)]
+_Line = Annotated[list[_Pixel], Field(min_length=1), FailFast()]
+_PIXELS = TypeAdapter(Annotated[list[_Line], Field(min_length=1), FailFast()], config=ConfigDict(strict=True))
+
+
+def _image(value: Any) -> bytes | np.ndarray:
+    """A file, base64 of one, or nested lists of pixels → the file's bytes, or uint8 [H, W] or [H, W, channels]."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        try:
+            return decoded_base64(value)
+        except ValueError as error:
+            raise PydanticCustomError("image", "Not base64 of an image file: {why}", {"why": str(error)}) from error
+    if not isinstance(value, list):
+        raise PydanticCustomError("image", "Give base64 of an image file, or rows of pixels")
+    try:
+        return np.array(_PIXELS.validate_python(value), dtype=np.uint8)
+    except ValueError as error:
+        raise PydanticCustomError(
+            "image", "Pixels are whole numbers from 0 to 255, or up to three of them, in rows of one length"
+        ) from error
+
+
+class ImageRow(RequestRow):
+    """An image."""
+
+    image: Annotated[
+        bytes | np.ndarray,
+        PlainValidator(_image),
+        WithJsonSchema(
+            {"anyOf": [{"type": "string", "contentEncoding": "base64", "minLength": 1}, _PIXELS.json_schema()]}
+        ),
+    ]
+    """A PNG, JPEG, WebP, GIF, BMP or TIFF file in base64, or rows of pixels: numbers, or [red, green, blue]. Of any
+    size and colour; it is converted as the images of the training were."""
+
+
+class Cnn(NetworkSpec):
+    """A convolutional network, from scratch."""
+
+    type: Literal["cnn"] = "cnn"
+    """Which network."""
+    channels: tuple[int, ...] = Field((32, 64, 128), min_length=1)
+    """Output channels of each convolution block."""
+    hidden_size: int = Field(128, ge=1)
+    """Width of the layer before the classifier."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of that layer's values dropped in training."""
+
+    def build(self, task: Any) -> "torch.nn.Module":
+        from maas_ray.tasks.networks.convolutional import ConvolutionalNetwork
+
+        return ConvolutionalNetwork(
+            shape=task.shape,
+            labels=len(task.features.labels),
+            channels=self.channels,
+            hidden=self.hidden_size,
+            dropout=self.dropout,
+            mean=task.features.mean,
+            std=task.features.std,
+        )
+
+
+class ResNet(NetworkSpec):
+    """A residual network, from scratch (He et al. 2015). Images of less than 96 pixels keep their size at first."""
+
+    type: Literal["resnet"] = "resnet"
+    """Which network."""
+    blocks: tuple[Annotated[int, Field(ge=1)], ...] = Field((2, 2, 2), min_length=1, max_length=8)
+    """Blocks of two convolutions in each stage; each stage is half as large and twice as wide as the one before."""
+    width: int = Field(32, ge=1)
+    """Channels of the first stage."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the values before the classifier dropped in training."""
+
+    def build(self, task: Any) -> "torch.nn.Module":
+        from maas_ray.tasks.networks.residual import ResidualNetwork
+
+        return ResidualNetwork(
+            shape=task.shape,
+            labels=len(task.features.labels),
+            blocks=self.blocks,
+            width=self.width,
+            dropout=self.dropout,
+            mean=task.features.mean,
+            std=task.features.std,
+        )
+
+
+class ImageClassification(Classifying):
+    """A fitted `image-classification` task.
+
+    Args:
+        spec: what the user wrote.
+        features: what was fitted.
+        processor: that of the model that `spec` names, where it has one.
+    """
+
+    spec: ImageClassificationSpec
+    spec_type = ImageClassificationSpec
+    networks = (Cnn, ResNet, Pretrained)
+    auto_model = "AutoModelForImageClassification"
+    unit = "rows"
+    kind = "predict"
+    headline = ("accuracy", "loss")
+    request, file = ImageRow, "image"
+
+    def __init__(
+        self, spec: ImageClassificationSpec, features: ImageFeatures, processor: ImageProcessor | None = None
+    ) -> None:
+        super().__init__(spec)
+        self.features, self._processor = features, processor
+
+    @property
+    def labels(self) -> list[str]:
+        return self.features.labels
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)"""
+        return self.features.channels, self.features.height, self.features.width
+
+    @property
+    def stored(self) -> dict[str, Column]:
+        return {"pixel_values": Column("uint8", self.shape), "label": Column("int64")}
+
+    def encode(self, rows: list[Row]) -> dict[str, Any]:
+        """`pixel_values` uint8 [n, C, H, W]; `label` int64 [n], -1 where a row has none (a request)."""
+        pixels = np.stack([self._resize(row["image"]) for row in rows])
+        return {"pixel_values": pixels, "label": self.label_ids(rows)}
+
+    def traits(self, rows: list[Row], encoded: Mapping[str, Any]) -> list[Trait]:
+        """Of images as they came, before they were resized."""
+        high, wide = (lengths(f"pixels {way}", (row["image"].shape[n] for row in rows)) for n, way in _SIDES)
+        return [high, wide, self.label_trait(encoded["label"])]
+
+    def describe(self, stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        channels, height, width = self.shape
+        pixels = stored["pixel_values"].transpose(1, 2, 0)
+        note = f"{width}×{height} pixels, {'rgb' if channels == 3 else 'grey'}"
+        picture = Picture(pixels if channels == 3 else pixels[..., 0], note)
+        return {"image": picture, "label": self.labels[int(stored["label"])]}
+
+    def _resize(self, image: np.ndarray) -> np.ndarray:
+        """uint8 [H, W, C] of any size and colour → uint8 [C, height, width]."""
+        channels, height, width = self.shape
+        image = _to_channels(image, channels)
+        if self._processor:
+            return self._processor.resized(image)
+        if image.shape[:2] != (height, width):
+            from PIL import Image
+
+            picture = Image.fromarray(image[..., 0] if channels == 1 else image)
+            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+            image = np.asarray(picture).reshape(height, width, channels)
+        return np.ascontiguousarray(image.transpose(2, 0, 1))
+
+    def save_state(self, directory: Path) -> dict[str, Any]:
+        if self._processor:
+            self._processor.save(directory)
+        return self.features.document()
+
+    @classmethod
+    def load_state(cls, spec: Any, state: dict[str, Any], directory: Path) -> "ImageClassification":
+        features = ImageFeatures.parse(state, source=f"{directory}: features")
+        processed = spec.processor is not None and (directory / PROCESSOR_FILE).is_file()
+        return cls(spec, features, ImageProcessor(directory, features.channels) if processed else None)
+
+    def collate(self, batch: Mapping[str, np.ndarray]) -> dict[str, "torch.Tensor"]:
+        import torch
+
+        return {
+            "pixel_values": self._tensor(batch["pixel_values"]),
+            "label": torch.from_numpy(np.ascontiguousarray(batch["label"])),
+        }
+
+    def _tensor(self, pixels: np.ndarray) -> "torch.Tensor":
+        """uint8 [B, C, H, W] as the network takes them: Transformers' want them normalised, in float32."""
+        import torch
+
+        tensor = torch.from_numpy(np.ascontiguousarray(pixels))
+        if self.spec.processor is None:
+            return tensor
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.features.mean, self.features.std))
+        return (tensor / 255.0 - mean) / std
+
+    def logits(self, model: Forward, batch: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
+        pixels = batch["pixel_values"]
+        found: Any = model(pixel_values=as_weights(model, pixels) if pixels.is_floating_point() else pixels)
+        logits: torch.Tensor = getattr(found, "logits", found).float()
+        return logits
+
+    def config_fields(self) -> dict[str, Any]:
+        names = dict(enumerate(self.labels))
+        return {"num_labels": len(names), "id2label": names, "label2id": {name: place for place, name in names.items()}}
+
+    def check_pretrained(self, config: Any, directory: Path) -> None:
+        if self.spec.processor is None:
+            raise DataError(
+                "network.path: the dataset's images are not as a Transformers model wants them; prepare it with "
+                f"`processor: {directory}`."
+            )
+        check_takes(config, directory, self.shape)
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        channels, height, width = self.shape
+        return (TensorSpec("image", "UINT8", (-1, height, width, channels)),)
+
+    def to_inputs(self, row: ImageRow) -> dict[str, Any]:
+        try:
+            pixels = images.decode(row.image, most=images.MOST_PIXELS, formats=images.FORMATS)
+        except ValueError as error:
+            raise RequestError(f"{error}.", param="image", code="invalid_image") from error
+        return {"image": np.ascontiguousarray(self._resize(pixels).transpose(1, 2, 0))}
+
+    def predict(self, model: Forward, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """`image` uint8 [n, H, W, C] → `label` (names, [n]) and `scores` (probabilities, float32 [n, labels])."""
+        import torch
+
+        images = inputs["image"]
+        if images.ndim != 4 or images.shape[-1] not in (1, 3):
+            raise RequestError(
+                f"image has shape {list(images.shape)}; give [n, height, width, channels].", param="image"
+            )
+        _, height, width = self.shape
+        # What has the shape that `inputs` says is ready for the network: a processor would crop it once more.
+        ready = images.shape[1:] == (height, width, self.features.channels)
+        pixels = images.transpose(0, 3, 1, 2) if ready else np.stack([self._resize(image) for image in images])
+        with torch.inference_mode():
+            return self.answered(self.logits(model, {"pixel_values": self._tensor(pixels)}))
+
+
+def _to_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """uint8 [H, W, 1 or 3] → uint8 [H, W, channels]. Grey is ITU-R 601 luma, as in Pillow's `L`."""
+    if image.shape[2] == channels:
+        return image
+    if channels == 3:
+        return np.repeat(image, 3, axis=2)
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(image).convert("L"))[..., None]

@@ -1,0 +1,153 @@
+"""Ray Train's controller: what it does to the workers, in words; and it lets them save before it resizes them.
+
+Runs in the controller's process, where an exception would end the run.
+"""
+
+import time
+from typing import Any
+
+import ray
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.callback import ControllerCallback, ReportCallback
+from ray.train.v2._internal.execution.controller import state
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
+from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
+from ray.train.v2._internal.execution.worker_group.poll import _is_preempted_actor
+from ray.train.v2.api.exceptions import PreemptionError
+from ray.train.v2.torch.torch_trainer import TorchTrainer
+
+from maas_ray.training.events import Event
+from maas_ray.training.loop import Job
+from maas_ray.training.spec import counted
+
+_LEAVING_SECONDS = 120.0
+_LONGEST = 300
+
+
+class Trainer(TorchTrainer):  # type: ignore[misc]
+    """Ray Train's, but an elastic run does not count on machines that are gone or about to go.
+
+    Ray Train would wait for a place on one, and give up and try it again, for as long as it is there.
+    """
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        if self.scaling_config.elasticity_enabled:
+            arguments["scaling_policy"] = _OnThoseThatStay(self.scaling_config)
+        return super()._initialize_and_run_controller(**arguments)
+
+
+class _OnThoseThatStay(ElasticScalingPolicy):  # type: ignore[misc]
+    def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
+        decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
+        if isinstance(decision, ResizeDecision) and decision.num_workers < worker_group_state.num_workers and _going():
+            return NoopDecision()  # the workers leave by the notice itself, which says why and counts as no failure
+        return decision
+
+    def _count_possible_workers(self, reserved_resources: dict[str, dict[str, float]]) -> int:
+        staying = _staying()
+        there = {node: resources for node, resources in reserved_resources.items() if node in staying}
+        return int(super()._count_possible_workers(there))
+
+
+def _staying() -> set[str]:
+    """Ids of the nodes that are there, and of which Ray knows no notice."""
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]} - _going()
+
+
+def _going() -> set[str]:
+    """Ids of the nodes that are about to go."""
+    return set(ray._private.state.state.get_draining_nodes())
+
+
+class Attendant(ControllerCallback, ReportCallback):  # type: ignore[misc]
+    """Pushes a line for each thing that happens to the workers as a whole; asks them to save, and for validations.
+
+    Args:
+        job: what the workers are told.
+        each: what each worker reserves, by resource.
+    """
+
+    def __init__(self, job: Job, each: dict[str, float]) -> None:
+        self._events, self._validator, self._spec, self._each = job.events, job.validator, job.spec, each
+        self._workers = 0
+        self._waiting = False
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        if isinstance(current_state, state.RestartingState):
+            self._say(f"{_cause(current_state.training_failed_error)}; starting the workers again")
+            if self._room() < self._spec.least_workers:
+                self._say_waiting()
+        elif isinstance(current_state, state.ReschedulingState):
+            self._say_waiting()
+        elif isinstance(current_state, state.ResizingState):
+            self._let_them_save()
+        elif isinstance(current_state, state.RunningState):
+            self._waiting = False
+
+    def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
+        if self._workers and self._workers != resize_decision.num_workers:
+            self._say(f"the number of workers changes from {self._workers} to {resize_decision.num_workers}")
+        self._workers = resize_decision.num_workers
+
+    def after_report(self, training_report: Any, metrics: list[dict[str, Any]]) -> None:
+        if training_report.checkpoint:
+            self._say(f"step {metrics[0]['step']:,}: checkpoint saved")
+            if metrics[0]["validate"]:
+                self._validator.measure.remote(metrics[0]["validate"], self._events)
+
+    def _let_them_save(self) -> None:
+        """Ask the workers to save and leave, and wait until they have: the steps since the last checkpoint stay."""
+        deadline = time.monotonic() + _LEAVING_SECONDS
+        try:
+            ray.get(self._events.set_leaving.remote(True))
+            while ray.get(self._events.leaving.remote()) and time.monotonic() < deadline:
+                time.sleep(0.2)
+            ray.get(self._events.set_leaving.remote(False))
+        except ray.exceptions.RayError as error:
+            self._say(f"the workers could not be asked to save ({error})")
+
+    def _say_waiting(self) -> None:
+        if not self._waiting:
+            self._waiting = True
+            each = ", ".join(f"{amount:g} {name}" for name, amount in self._each.items())
+            free = ray.available_resources()
+            now = ", ".join(f"{free.get(name, 0.0):g} {name}" for name in self._each)
+            self._say(
+                f"waiting for room for {counted(self._spec.least_workers)} of {each} each; free now: {now}. Were "
+                f"nothing else running, the cluster would have room for {self._room()}. `maas status` shows what "
+                "runs: undeploy something, let it end, or ask for fewer workers or less `cpus_per_worker`"
+            )
+
+    def _room(self) -> int:
+        """How many workers fit on the machines that stay, whatever else runs on them."""
+        staying = _staying()
+        return sum(
+            int(min(node["Resources"].get(name, 0.0) // amount for name, amount in self._each.items()))
+            for node in ray.nodes()
+            if node["NodeID"] in staying
+        )
+
+    def _say(self, text: str) -> None:
+        self._events.push.remote(Event(step=0, text=text))
+
+
+def _cause(error: Any) -> str:
+    """Why the workers are started again, such as `worker 1 died (the process was killed)`, in one line."""
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    if isinstance(error, PreemptionError) or any(_is_preempted_actor(failure) for failure in failures.values()):
+        return "a machine of this run was taken away"
+    if not failures:
+        return _last_line(error)
+    # Where one process is gone, those of the other ranks that waited for it fail as well.
+    gone = {rank: failure for rank, failure in failures.items() if isinstance(failure, WorkerHealthCheckFailedError)}
+    rank, failure = min((gone or failures).items())
+    if gone:
+        return f"worker {rank} died ({_last_line(gone[rank].health_check_failure)})"
+    return f"worker {rank} failed ({type(failure).__name__}: {_last_line(failure)})"
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    last = lines[-1] if lines else type(error).__name__
+    # Of a process that is gone Ray says much around what it knows.
+    return last.rpartition("Worker exit detail: ")[2].partition(" Some common causes")[0][:_LONGEST]

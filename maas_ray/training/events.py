@@ -1,0 +1,98 @@
+"""What happens in a run, on its way from the workers to whoever watches: the driver's terminal and MLflow.
+
+Workers push events without waiting; the driver drains them. Workers so need no access to MLflow, whose
+database may lie on one machine.
+"""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from maas_ray.terminal.lines import Progress
+
+# Metrics of the training itself, as MLflow has them; seconds are those that no step was made in.
+LOSS = "train/loss"
+LEARNING_RATE = "train/learning_rate"
+GRADIENT_NORM = "train/gradient_norm"
+UNITS_PER_SECOND = "train/units_per_second"
+STEP_SECONDS = "train/step_seconds"
+DATA_WAIT_SHARE = "train/data_wait_share"
+MFU = "train/mfu"
+LOSS_SCALE = "train/loss_scale"
+CHECKPOINT_SECONDS = "train/checkpoint_stall_seconds"
+CHECKPOINT_WRITE_SECONDS = "train/checkpoint_write_seconds"  # beside the training
+VALIDATION_SECONDS = "train/validation_seconds"
+
+
+def in_words(metrics: dict[str, float]) -> str:
+    """Metrics by `split/metric`, for a person."""
+    return "  ".join(f"{name.replace('/', ' ')} {value:.4g}" for name, value in metrics.items())
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened. `metrics` go to MLflow; `text` is a line for a person."""
+
+    step: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    text: str = ""
+    total_steps: int = 0
+    time: float = field(default_factory=time.time)
+
+
+class EventBuffer:
+    """The body of a small Ray actor: events wait here until they are drained, and so does word for the workers."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._leaving = False
+
+    def push(self, event: Event) -> None:
+        self._events.append(event)
+
+    def drain(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+    def set_leaving(self, leaving: bool) -> None:
+        """Whether the workers are asked to save and leave; rank 0 takes it back when they have."""
+        self._leaving = leaving
+
+    def leaving(self) -> bool:
+        return self._leaving
+
+
+class Watcher:
+    """Carries events to the terminal and to an MLflow run."""
+
+    def __init__(self, shown: Progress, client: Any, run_id: str, unit: str) -> None:
+        self._shown, self._client, self._run_id, self._unit = shown, client, run_id, unit
+
+    def handle(self, events: list[Event]) -> None:
+        """Show and log what came, MLflow in one call."""
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(name, value, int(event.time * 1000), event.step)
+            for event in events
+            for name, value in event.metrics.items()
+        ]
+        for start in range(0, len(metrics), 1000):  # MLflow's limit for one call
+            self._client.log_batch(self._run_id, metrics=metrics[start : start + 1000])
+        for event in events:
+            if event.text:
+                self._shown.line(event.text)
+            if LOSS in event.metrics:
+                self._shown.update(event.step, self._note(event), total=event.total_steps)
+
+    def _note(self, event: Event) -> str:
+        speed = event.metrics[UNITS_PER_SECOND]
+        left = (event.total_steps - event.step) * event.metrics[STEP_SECONDS]
+        mfu = f"  MFU {event.metrics[MFU]:.0%}" if MFU in event.metrics else ""
+        return f"loss {event.metrics[LOSS]:.3f}  {speed:,.0f} {self._unit}/s{mfu}  {_clock(left)} left"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,201 @@
+"""From the last checkpoint of a run to a directory in Hugging Face layout.
+
+A function of the checkpoint, the task and the spec alone: done again after a crash it writes the same bytes.
+
+No process holds the whole model. The network is built without values, the checkpoint's files are mapped into memory
+rather than read, and one output file is put together at a time: it needs memory for one of them (`SHARD_SIZE`, or
+the largest tensor if that is larger), and as much again for the mapped pages it is read from, which the system can
+take back at any time. Measured with a model of 271 MiB on 2 workers and files of 20 MB: 60 MiB, under ZeRO 1 and 3.
+"""
+
+import contextlib
+import io
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from maas_ray.data.dataset import PreparedDataset
+from maas_ray.errors import TrainingError
+from maas_ray.tasks import NetworkSpec
+from maas_ray.training import checkpoint
+
+SHARD_SIZE = "5GB"
+_MODEL_STATES = "mp_rank_00_model_states.pt"
+_INDEX = "model.safetensors.index.json"
+
+
+def export(saved: Path, dataset: PreparedDataset, network: NetworkSpec, directory: Path) -> None:
+    """Consolidate a checkpoint's shards into safetensors, fp32, with all that is needed to load them.
+
+    Args:
+        saved: local directory of a whole checkpoint.
+        dataset: what it was trained on: the fitted task comes from it.
+        network: the network's spec.
+        directory: an empty local directory to fill.
+
+    Raises:
+        TrainingError: the checkpoint cannot be read, or holds another network than this one.
+    """
+    task = dataset.task
+    task.save(directory)
+    module = network.skeleton(task)
+    network.write_config(module, task, directory)
+    tied = set(getattr(module, "all_tied_weights_keys", ()))  # as Transformers' modules declare them
+    write_weights(saved, module.state_dict(), tied, directory, SHARD_SIZE)
+
+
+def write_weights(saved: Path, skeleton: dict[str, Any], tied: set[str], directory: Path, shard_size: str) -> None:
+    """Write a checkpoint's weights as safetensors, one file after the other.
+
+    Args:
+        saved: local directory of a whole checkpoint.
+        skeleton: a tensor of the right shape and dtype for each name; its values do not matter.
+        tied: names to leave out, since they share another's values. Left in, safetensors would name them in the
+            files' metadata, which it writes in no certain order.
+        directory: where the files go.
+        shard_size: largest size of a file, such as `5GB`; a tensor larger than that has one to itself.
+
+    Raises:
+        TrainingError: the checkpoint cannot be read, or its names or shapes are not the skeleton's.
+    """
+    from huggingface_hub import split_torch_state_dict_into_shards
+    from safetensors.torch import save_file
+
+    wanted = {name: tensor for name, tensor in skeleton.items() if name not in tied}
+    _check(saved, consolidated(saved), wanted, tied)
+    split = split_torch_state_dict_into_shards(
+        {name: tensor.to("meta") for name, tensor in wanted.items()}, max_shard_size=shard_size
+    )
+    for filename, names in split.filename_to_tensors.items():
+        state = consolidated(saved)  # mapped anew for each file, so that the pages of the one before are let go
+        tensors = {name: state[name].contiguous().to(wanted[name].dtype) for name in names}
+        save_file(tensors, directory / filename, metadata={"format": "pt"})
+        del state, tensors
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (directory / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def consolidated(saved: Path) -> dict[str, Any]:
+    """The whole model's parameters and buffers by name, from the shards of all ranks; parameters are in fp32.
+
+    Nothing is read yet: each has a `shape`, and `contiguous()` makes a tensor of it. While one is held, the
+    checkpoint's files stay mapped.
+
+    Raises:
+        TrainingError: DeepSpeed cannot read its own checkpoint.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would warn that it has to guess
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+    from torch.utils.serialization import config
+
+    states = saved / checkpoint.TAG
+    sharded = any(states.glob("*zero_pp_rank_*optim_states.pt"))
+    try:
+        # It prints each of its steps; what goes wrong it raises.
+        with (
+            config.patch("load.mmap", True),  # type: ignore[attr-defined]  # added when torch is imported
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            if not sharded:
+                return _unsharded(str(states / _MODEL_STATES))
+            if (states / _MODEL_STATES).exists():
+                return _cut_from_groups(str(states))
+            return dict(get_fp32_state_dict_from_zero_checkpoint(str(saved), tag=checkpoint.TAG, lazy_mode=True))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise TrainingError(f"checkpoint {saved} cannot be consolidated: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A parameter inside a vector that lies in pieces."""
+
+    pieces: list[Any]
+    start: int
+    """Its first value's place in the vector."""
+    shape: Any
+
+    def contiguous(self) -> Any:
+        import torch
+
+        low, high, found = self.start, self.start + self.shape.numel(), []
+        for piece in self.pieces:
+            found.append(piece[max(low, 0) : max(high, 0)])
+            low, high = low - piece.numel(), high - piece.numel()
+        return torch.cat(found).view(self.shape)
+
+
+def _unsharded(path: str) -> dict[str, Any]:
+    """What rank 0's file holds under ZeRO 0. In 16 bits its module is rounded, and the weights are the optimizer's."""
+    import torch
+
+    saved = torch.load(path, map_location="cpu", weights_only=False)  # a pickle of our own making
+    state: dict[str, Any] = dict(saved["module"])
+    groups = saved["optimizer"] or {}
+    masters = [tensor for group in groups.get("fp32_groups", ()) for tensor in group]
+    vectors = groups.get("fp32_groups_flat", ())
+    if not masters and not vectors:
+        return state
+    # Both are in the order of the module's parameters, one that is tied counted once.
+    named = {value.data_ptr(): name for name, value in reversed(state.items()) if name not in saved["buffer_names"]}
+    shapes = {name: value.shape for name, value in state.items() if name in named.values()}
+    start = 0
+    for shape in shapes.values() if vectors else ():
+        masters.append(_Cut(list(vectors), start, shape))
+        start += shape.numel()
+    if start != sum(vector.numel() for vector in vectors):
+        raise ValueError(f"parameters of {start:,} values, but a copy of other length in fp32")
+    for name, value in zip(shapes, masters, strict=True):
+        if value.shape != shapes[name]:
+            raise ValueError(f"{name} has shape {list(shapes[name])}, but its copy in fp32 {list(value.shape)}")
+        state[name] = value
+    return state
+
+
+def _cut_from_groups(states: str) -> dict[str, Any]:
+    """What DeepSpeed itself gives of ZeRO 1 and 2, but lazily; there it copies the whole model, whatever it is told.
+
+    A group of parameters is one long vector there, cut into a piece for each rank.
+    """
+    import torch
+    from deepspeed.utils import zero_to_fp32
+
+    (model,) = zero_to_fp32.parse_model_states(zero_to_fp32.get_model_state_files(states))
+    _, workers, ranks, paddings = zero_to_fp32.parse_optim_states(zero_to_fp32.get_optim_files(states), states)
+    state = {**model.buffers, **(model.frozen_param_fragments or {})}
+    for group, shapes in enumerate(model.param_shapes):
+        pieces = [of_rank[group] for of_rank in ranks]
+        held, offset = sum(piece.numel() for piece in pieces), 0
+        for place, (name, shape) in enumerate(shapes.items()):
+            size = torch.Size(shape)
+            state[name] = _Cut(pieces, offset, size)
+            offset += size.numel() + (paddings[group][place] if paddings else 0)
+        if not offset <= held < offset + 2 * workers:  # DeepSpeed pads the end of a group
+            raise ValueError(f"parameters of {offset:,} values, but the ranks hold {held:,}")
+    for name, other in model.shared_params:
+        if other in state:
+            state[name] = state[other]
+    return state
+
+
+def _check(saved: Path, state: dict[str, Any], wanted: dict[str, Any], tied: set[str]) -> None:
+    """Refuse a checkpoint of another network."""
+    problems = [f"{name} is missing" for name in wanted if name not in state]
+    problems += [f"{name} is not of this network" for name in state if name not in wanted and name not in tied]
+    problems += [
+        f"{name} has shape {list(state[name].shape)}, not {list(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise TrainingError(
+            f"checkpoint {saved} holds other weights than its network has: {'; '.join(problems[:5])}{more}. "
+            "Was `network` changed since?"
+        )

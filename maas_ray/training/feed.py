@@ -1,0 +1,89 @@
+"""The feed: a worker's rows, step after step, read by Ray Data ahead of the training that takes them.
+
+Which rows is the plan's affair (see `plan`); here its reads become Ray Data tasks, a few megabytes each, and
+their rows one batch for every optimizer step. Every row carries its `index` and its `epoch`.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from maas_ray.data.dataset import PreparedDataset
+from maas_ray.training.plan import Plan
+
+EPOCH = "epoch"
+_SPLIT = "train"
+_READ_BYTES = 4 << 20
+_AHEAD_BYTES = 1 << 28
+
+
+def batches(
+    dataset: PreparedDataset, plan: Plan, *, rank: int, workers: int, start_step: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """One worker's rows of each step from `start_step` on: stored columns [n, *shape], `index` and `epoch` int64 [n].
+
+    In the short last step a worker may have no rows at all; then there is no batch for it.
+
+    Runs as Ray Data tasks that need no CPU of their own reserved, so that a cluster whose CPUs are all
+    taken by training workers still feeds them; at most two at a time for each worker.
+    """
+    import ray.data
+    from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
+    from ray.data._internal.datasource.range_datasource import RangeDatasource
+
+    reads = plan.reads(rank, workers, start_step, max(1, _READ_BYTES // _row_bytes(dataset)))
+    if not reads:
+        return
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ExecutionResources(object_store_memory=_AHEAD_BYTES)
+
+    def read(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        first, last = reads[int(batch["id"][0])]
+        return rows_of(dataset, plan, rank, workers, first, last)
+
+    # Not `ray.data.range`: each of its tasks would reserve a CPU, and wait for ever where workers hold them all.
+    numbers = RangeDatasource(n=len(reads), block_format="arrow", column_name="id")
+    pool = TaskPoolStrategy(size=2)
+    source = ray.data.read_datasource(numbers, num_cpus=0, compute=pool, override_num_blocks=len(reads))
+    stream = source.map_batches(read, batch_size=None, num_cpus=0, compute=pool)
+    # Whole blocks, cut here: a batch from Ray Data costs some of the step's own processor, a slice of an array none.
+    blocks = iter(stream.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2))
+    held: dict[str, np.ndarray] = {}
+    for step in range(start_step, plan.total_steps):
+        low, high = plan.share(step, rank, workers)
+        while (len(held["index"]) if held else 0) < high - low:
+            block = next(blocks)
+            held = {name: np.concatenate([held[name], block[name]]) for name in block} if held else block
+        if high > low:
+            yield {name: values[: high - low] for name, values in held.items()}
+            held = {name: values[high - low :] for name, values in held.items()}
+
+
+def rows_of(
+    dataset: PreparedDataset, plan: Plan, rank: int, workers: int, first: int, last: int
+) -> dict[str, np.ndarray]:
+    """A worker's rows of the steps [first, last), which are one of the plan's reads: step by step, lane by lane."""
+    lanes = []
+    for lane in plan.lanes_of(rank, workers, first, last):
+        pieces = []
+        for piece in lane.slices:
+            (stored,) = dataset.read([dataset.row_group(_SPLIT, piece.group)])
+            chosen = plan.rows_of(piece)
+            rows = {name: values[chosen] for name, values in stored.items()}
+            pieces.append(rows | {EPOCH: np.full(len(chosen), piece.epoch, np.int64)})
+        columns = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+        lanes.append(
+            {
+                name: values.reshape(-1, lane.width, *values.shape[1:])[:, lane.low : lane.high]
+                for name, values in columns.items()
+            }
+        )
+    together = {name: np.concatenate([lane[name] for lane in lanes], axis=1) for name in lanes[0]}
+    return {name: values.reshape(-1, *values.shape[2:]) for name, values in together.items()}
+
+
+def _row_bytes(dataset: PreparedDataset) -> int:
+    return sum(np.dtype(c.dtype).itemsize * int(np.prod(c.shape)) for c in dataset.columns.values())

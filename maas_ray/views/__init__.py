@@ -1,0 +1,1 @@
+"""What exists, shown as tables, JSON or HTML."""

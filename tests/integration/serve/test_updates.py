@@ -1,0 +1,336 @@
+"""Updates that drop nothing: promote, roll back, put right again, under load and under kill -9."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from maas_ray import DeploySpec, Registry, deploy, diff, endpoints, history, promote, reconcile, rollback
+from maas_ray.cluster import free_ports
+from maas_ray.errors import DeploymentError, NotFoundError
+from maas_ray.serve.deployment import rollout
+from maas_ray.serve.deployment import serve_control as control
+from maas_ray.serve.deployment.endpoints import Endpoints, State
+from maas_ray.settings import Settings
+from tests.support.bundles import image_task, register
+from tests.support.deployments import undeploy_all
+
+IMAGES = image_task()
+SPEC = {"version": "shade@champion", "scaling": {"max_replicas": 1}, "resources": {"cpus": 0.5}}
+BODY = {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 8, 8, 1], "data": [7] * 64}]}
+
+
+@dataclass
+class Load:
+    """Two clients that ask one endpoint without pause while the block runs."""
+
+    url: str
+    failed: list[str] = field(default_factory=list)
+    answered: int = 0
+
+    def __enter__(self) -> "Load":
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(2)]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(60)
+
+    def _ask(self) -> None:
+        with httpx.Client(timeout=60) as http:
+            while not self._stop.is_set():
+                try:
+                    response = http.post(self.url, json=BODY)
+                except httpx.HTTPError as error:
+                    self.failed.append(repr(error))
+                else:
+                    self.answered += response.status_code == 200
+                    if response.status_code != 200:
+                        self.failed.append(f"{response.status_code} {response.text[:200]}")
+                time.sleep(0.02)
+
+    def goes_on(self, seconds: float = 60) -> None:
+        """Return when requests are answered again."""
+        before, deadline = self.answered, time.monotonic() + seconds
+        while self.answered < before + 5:
+            assert time.monotonic() < deadline, self.failed[-3:]
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def served(cluster: str, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """Endpoint `shade` from `shade@champion`, version 1; 2 is as good, 3 has a flipped byte in its weights."""
+    directory = tmp_path_factory.mktemp("shades")
+    for number in (1, 2, 3):
+        alias = "champion" if number == 1 else None
+        version = register(settings, "shade", IMAGES, directory / str(number), seed=number, alias=alias)
+    weights = Path(version.uri) / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.chmod(0o644)
+    weights.write_bytes(content)
+    put(settings)
+    yield settings
+    undeploy_all(settings)
+
+
+def put(settings: Settings, **changes):
+    return deploy(DeploySpec.parse(SPEC | changes), settings=settings)
+
+
+def now(settings: Settings):
+    (found,) = [one for one in endpoints(settings=settings) if one.name == "shade"]
+    return found
+
+
+def load(settings: Settings) -> Load:
+    return Load(f"{now(settings).url}/v2/models/shade/infer")
+
+
+def applications() -> dict[str, dict]:
+    return {name: found for name, found in control.applications().items() if found["status"] != "DELETING"}
+
+
+def pid_of(application: str) -> int:
+    """The process of an application's one replica."""
+    deadline = time.monotonic() + 30
+    while True:
+        (deployment,) = applications()[application]["deployments"].values()
+        pids = [one["pid"] for one in deployment["replicas"] if one["state"] == "RUNNING"]
+        if pids:
+            return pids[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_unchanged_is_left_alone(served: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    before, pid = now(served), pid_of(Endpoints(served).get("shade").application)
+    assert put(served) == before
+    assert capsys.readouterr().out == "shade serves shade/1 so already; nothing to do\n"
+    assert pid_of(Endpoints(served).get("shade").application) == pid
+    assert diff(settings=served) == diff(DeploySpec.parse(SPEC), settings=served) == []
+    (difference,) = diff(DeploySpec.parse(SPEC | {"scaling": {"max_replicas": 3}}), settings=served)
+    assert (difference.what, difference.should, difference.found) == ("scaling.max_replicas", "3", "1")
+
+
+def test_promoting_and_rolling_back_drop_nothing(served: Settings) -> None:
+    registry = Registry(served)
+    with load(served) as asked:
+        asked.goes_on()
+        (moved,) = promote("shade/2", "champion", settings=served)
+        assert (moved.name, moved.version) == ("shade", "shade/2")
+        assert registry.resolve("shade@champion").number == 2
+        # A version that cannot load takes neither the alias nor the traffic.
+        with pytest.raises(DeploymentError, match="sha256"):
+            promote("shade/3", "champion", settings=served)
+        assert registry.resolve("shade@champion").number == 2
+        assert now(served).version == "shade/2"
+        assert rollback("shade", settings=served).version == "shade/1"
+    assert asked.failed == []
+    assert [one.version for one in history("shade", settings=served)] == ["shade/1", "shade/2", "shade/1"]
+    assert len([name for name in applications() if name.startswith("model-shade-")]) == 1
+    assert diff(settings=served) == []
+    with pytest.raises(NotFoundError, match="number 9"):
+        rollback("shade", to=9, settings=served)
+    assert promote("shade/1", "spare", settings=served) == []  # nobody follows it
+    assert registry.resolve("shade@spare").number == 1
+
+
+def test_a_direct_path_moves_with_the_route(served: Settings) -> None:
+    def serve_there() -> set[str]:
+        return {name for name, found in applications().items() if found["route_prefix"] == "/v2/models/shade"}
+
+    url = load(served).url
+    with load(served) as asked:
+        asked.goes_on()
+        other = "shade/1" if put(served, direct=True).version == "shade/2" else "shade/2"
+        first = Endpoints(served).get("shade").application
+        assert serve_there() == {first}
+        asked.goes_on()
+        promote(other, "champion", settings=served)
+        second = Endpoints(served).get("shade").application
+        assert (serve_there(), second != first) == ({second}, True)
+        asked.goes_on()
+    assert asked.failed == []
+    # The same application, guard and all, whoever runs it.
+    direct = httpx.post(url, json=BODY)
+    wrong = httpx.post(url, json={"inputs": []})
+    assert direct.json()["model_version"] == other.rpartition("/")[2]
+    assert (wrong.status_code, list(wrong.json())) == (400, ["error"])
+    assert httpx.get(url.removesuffix("/infer")).json()["name"] == "shade"
+    assert httpx.post(url, content=b"x" * 17_000_000).status_code == 413
+    # A path that went missing is seen, and given back.
+    table = Endpoints(served)
+    rollout._submit(table.get("shade"), None)
+    assert [(one.endpoint, one.what) for one in diff(settings=served)] == [("shade", "path")]
+    assert [(one.endpoint, one.problem) for one in reconcile(settings=served)] == [("shade", "")]
+    assert diff(settings=served) == []
+    with load(served) as asked:
+        asked.goes_on()
+        put(served)
+        asked.goes_on()
+    assert (asked.failed, serve_there(), diff(settings=served)) == ([], set(), [])
+
+
+def test_without_an_answer_there_is_no_traffic(served: Settings) -> None:
+    before, running = now(served), set(applications())
+    wrong = {"inputs": [{"name": "picture", "datatype": "UINT8", "shape": [1], "data": [7]}]}
+    with pytest.raises(DeploymentError, match=r"smoke request was answered with 400.*picture.*Answered: .*image"):
+        put(served, smoke=wrong, max_batch_size=3)
+    after = now(served)
+    assert (after.version, after.state) == (before.version, "serving")
+    assert "smoke request" in after.problem
+    assert set(applications()) == running
+    put(served, smoke=BODY)
+
+
+def test_what_is_lost_or_half_done_is_put_right(served: Settings) -> None:
+    from ray import serve
+
+    table = Endpoints(served)
+    put(served)
+    # A deployer died, before it had brought anything up and after; and one before it could tidy up.
+    half = table.put(replace(table.get("shade"), application="model-shade-00000000", state=State.DEPLOYING))
+    control.submit(serve.deployment(Idle).bind(), "model-left-00000000", version="1", route_prefix=None)
+    assert {(one.endpoint, one.what) for one in diff(settings=served)} == {
+        ("shade", "unfinished"),
+        ("model-left-00000000", "unwanted"),
+    }
+    with load(served) as asked:
+        outcomes = reconcile(settings=served)
+    assert asked.failed == []
+    assert {one.endpoint: one.problem for one in outcomes} == {"shade": "", "model-left-00000000": ""}
+    assert table.get("shade").application != half.application
+    assert (diff(settings=served), reconcile(settings=served)) == ([], [])
+
+    # As after `maas down` and `maas up`.
+    serve.shutdown()
+    assert {(one.endpoint, one.what) for one in diff(settings=served)} == {
+        ("shade", "missing"),
+        ("maas-gateway", "missing"),
+    }
+    assert now(served).state == "down"
+    assert not [one for one in reconcile(settings=served) if one.problem]
+    assert httpx.post(f"{now(served).url}/v2/models/shade/infer", json=BODY).status_code == 200
+    assert diff(settings=served) == []
+
+
+def test_a_half_done_change_that_cannot_be_done_is_taken_back(served: Settings) -> None:
+    table = Endpoints(served)
+    stands = table.get("shade")
+    table.put(replace(stands, version="shade/9", application="model-shade-11111111", state=State.DEPLOYING))
+    (outcome,) = reconcile(settings=served)
+    assert "no version 9" in outcome.problem
+    found = table.get("shade")
+    assert (found.version, found.application, found.state) == (stands.version, stands.application, State.SERVING)
+    assert diff(settings=served) == []
+
+
+class Idle:
+    """An application that nobody needs."""
+
+
+@pytest.mark.parametrize("who", ["replica", "gateway", "controller"])
+def test_a_process_that_is_killed_is_replaced(served: Settings, who: str) -> None:
+    application = Endpoints(served).get("shade").application
+    import ray
+    from ray.serve.context import _get_global_client
+
+    with load(served) as asked:
+        asked.goes_on()
+        if who == "controller":
+            pid = ray.get(_get_global_client()._controller.__ray_call__.remote(lambda _: os.getpid()))
+        else:
+            pid = pid_of(application if who == "replica" else "maas-gateway")
+        process = psutil.Process(pid)
+        process.send_signal(signal.SIGKILL)
+        process.wait(30)
+        asked.goes_on()
+        deadline = time.monotonic() + 60
+        while applications()[application]["status"] != "RUNNING" or pid_of("maas-gateway") == pid:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        asked.goes_on()
+    if who == "gateway":
+        # What it had not yet read of a kept connection is lost with it; HAProxy asks again for all else.
+        assert len(asked.failed) <= 2
+        assert all("disconnected without sending a response" in failure for failure in asked.failed)
+    else:
+        assert asked.failed == []
+    assert diff(settings=served) == []
+
+
+def test_requests_that_wait_for_a_first_replica_move_along(served: Settings) -> None:
+    put(served, scaling={"min_replicas": 0, "max_replicas": 1, "downscale_delay_s": 0.5})
+    application, url = Endpoints(served).get("shade").application, load(served).url
+    deadline = time.monotonic() + 60
+    while any(one["replicas"] for one in applications()[application]["deployments"].values()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    other = "shade/1" if now(served).version == "shade/2" else "shade/2"
+    with Load(url) as asked:
+        promote(other, "champion", settings=served)
+        asked.goes_on()
+    assert asked.failed == []
+    put(served)
+
+
+def test_a_deployer_that_is_killed_is_finished_for(served: Settings) -> None:
+    code = "import sys; from maas_ray import promote; promote(sys.argv[1], 'champion')"
+    other = "shade/1" if now(served).version == "shade/2" else "shade/2"
+    environment = {**os.environ, **served.environment()}
+    deployer = subprocess.Popen([sys.executable, "-c", code, other], env=environment, stdout=-1)
+    with load(served) as asked:
+        while Endpoints(served).get("shade").state is not State.DEPLOYING:
+            assert deployer.poll() is None
+            time.sleep(0.02)
+        deployer.kill()
+        deployer.communicate(timeout=30)
+        assert not [one for one in reconcile(settings=served) if one.problem]
+        assert now(served).version == other
+    assert asked.failed == []
+    assert diff(settings=served) == []
+
+
+@pytest.mark.soak
+def test_endpoints_come_back_with_the_cluster(tmp_path: Path) -> None:
+    """`maas down`, `maas up`: another cluster, the same endpoints."""
+    home = tmp_path / "home"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAAS_", "RAY_"))}
+    environment |= {"MAAS_HOME": str(home), "MAAS_HTTP_PORT": str(free_ports(1)[0])}
+    environment |= {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    (tmp_path / "token").write_text("abcdef9876543210" * 4)
+    register(Settings(home=str(home)), "shade", IMAGES, tmp_path / "bundle")
+
+    def maas(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-c", "from maas_ray.cli import main; main()", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+
+    try:
+        deployed = maas("deploy", "shade@champion")
+        assert deployed.returncode == 0, deployed.stderr
+        assert maas("diff").stdout == "no differences\n"
+        maas("down")
+        lost = maas("diff")
+        assert (lost.returncode, "shade         missing" in lost.stdout) == (1, True), lost.stdout
+        up = maas("up")
+        assert (up.returncode, up.stderr) == (0, "")
+        assert "shade serves shade/1\n" in up.stdout
+        assert (maas("diff").returncode, maas("reconcile").returncode) == (0, 0)
+        url = f"http://127.0.0.1:{environment['MAAS_HTTP_PORT']}/v2/models/shade/infer"
+        assert httpx.post(url, json=BODY, timeout=60).status_code == 200
+    finally:
+        maas("down")

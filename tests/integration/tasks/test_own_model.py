@@ -1,0 +1,141 @@
+"""docs/own-model.md, as it is written: its code, its specs, its commands; and what stands between code and a server."""
+
+import json
+import re
+import urllib.request
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from maas_ray import DeploySpec, PredictSpec, PrepareSpec, TrainSpec, deploy, diff, predict, prepare, train, undeploy
+from maas_ray.cli import app
+from maas_ray.errors import DataError, UntrustedCodeError
+from maas_ray.registry.versions import Registry
+from maas_ray.settings import Settings
+from maas_ray.tasks.custom import source as sources
+from tests.support import ROOT
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+TUTORIAL = (ROOT / "docs" / "own-model.md").read_text(encoding="utf-8")
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", TUTORIAL, re.MULTILINE | re.DOTALL)
+
+
+def _run(command: str) -> None:
+    assert command.startswith("maas ")
+    done = CliRunner().invoke(app, command.split()[1:])
+    assert done.exit_code == 0, (command, done.output, done.exception)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the tutorial says lies in the working directory."""
+    from sklearn.datasets import load_wine
+
+    directory = tmp_path_factory.mktemp("own")
+    (code,), (prepared, trained) = _blocks("python"), _blocks("yaml")
+    assert len([line for line in code.splitlines() if line.strip()]) < 40
+    (directory / "my_wine.py").write_text(code)
+    (directory / "prepare.yaml").write_text(prepared)
+    (directory / "train.yaml").write_text(trained)
+    data, names = load_wine(), ("barolo", "grignolino", "barbera")
+    rows = [{"measures": x.tolist(), "kind": names[y]} for x, y in zip(data.data, data.target, strict=True)]
+    (directory / "wine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return directory
+
+
+def test_the_tutorial_from_code_to_answer(here: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(here)
+    commands = [line for block in _blocks("sh") for line in block.splitlines()]
+    first = [line for line in commands if line.startswith(("maas prepare", "maas train"))]
+    # Preparing and training on one's own code asks for no allowance.
+    monkeypatch.setenv("MAAS_TRUST_REMOTE_CODE", "0")
+    monkeypatch.setattr(sources, "_vouched", set())
+    for command in first:
+        _run(command)
+    version = Registry(settings).resolve("own-wine@champion")
+    assert version.metrics["validation/accuracy"] > 0.8
+
+    allowance, deployed = [line for line in commands if line not in first][:2]
+    with pytest.raises(UntrustedCodeError, match="MAAS_TRUST_REMOTE_CODE=1"):
+        deploy(DeploySpec(version="own-wine@champion"), settings=settings)
+    assert not [one for one in diff(settings=settings) if one.endpoint == "own-wine"]
+    assert allowance == "export MAAS_TRUST_REMOTE_CODE=1"
+    monkeypatch.setenv("MAAS_TRUST_REMOTE_CODE", "1")
+    (here / "my_wine.py").rename(here / "my_wine.away")  # the server has it from the bundle alone
+    try:
+        _run(deployed)
+        (asked,) = re.findall(r"^curl (\S+) -d '(.*)'$", "\n".join(commands), re.MULTILINE)
+        url = asked[0].replace(":8000", f":{settings.http_port}")
+        with urllib.request.urlopen(urllib.request.Request(url, asked[1].encode())) as answer:
+            said = json.load(answer)
+        assert (said["model"], said["kind"]) == ("own-wine", "barolo")
+        assert 0.5 < said["certainty"] <= 1
+
+        done = predict(
+            PredictSpec(version="own-wine@champion", input=str(here / "wine.jsonl"), output=str(here / "answers"))
+        )
+        assert (done.rows, done.quarantined) == (178, 0)
+        import pyarrow.parquet as pq
+
+        (part,) = (here / "answers").glob("part-*.parquet")
+        rows = pq.read_table(part).to_pylist()
+        assert sum(row["kind"] == row["input_kind"] for row in rows) > 0.8 * len(rows)
+    finally:
+        (here / "my_wine.away").rename(here / "my_wine.py")
+        undeploy("own-wine", settings=settings)
+
+
+def test_training_on_a_dataset_of_other_code_is_refused(
+    here: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("my_wine.py", "wine.jsonl", "prepare.yaml", "train.yaml"):
+        (tmp_path / name).write_text((here / name).read_text())
+    dataset = prepare(PrepareSpec.from_yaml("prepare.yaml", ["dataset=changed-wine"]), settings=settings)
+    code = (tmp_path / "my_wine.py").read_text()
+    (tmp_path / "my_wine.py").write_text(code.replace("hidden: int = 32", "hidden: int = 16"))
+
+    spec = TrainSpec.from_yaml("train.yaml", ["dataset=changed-wine", "model=changed-wine"])
+    with pytest.raises(DataError, match=r"my_wine:Wine has changed since it was prepared \(my_wine.py\)"):
+        train(spec, settings=settings)
+    again = prepare(PrepareSpec.from_yaml("prepare.yaml", ["dataset=changed-wine"]), settings=settings)
+    assert again.fingerprint != dataset.fingerprint
+
+
+KERAS = """
+import keras
+from tests.support import ROOT
+
+
+def net(hidden: int = 16):
+    entry = keras.Input((13,))
+    inner = keras.layers.Dense(hidden, activation="relu")(keras.ops.log(entry + 1))
+    return keras.Model(entry, keras.layers.Dense(3)(inner))
+"""
+
+
+def test_a_keras_model_is_trained_by_deepspeed_and_answers(
+    here: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_wine.py").write_text((here / "my_wine.py").read_text())
+    (tmp_path / "my_keras.py").write_text(KERAS)
+    (tmp_path / "wine.jsonl").write_text((here / "wine.jsonl").read_text())
+    prepare(PrepareSpec.from_yaml(here / "prepare.yaml", ["dataset=keras-wine"]), settings=settings)
+
+    spec = TrainSpec.from_yaml(
+        here / "train.yaml", ["dataset=keras-wine", "model=keras-wine", 'network={type: "my_keras:net", hidden: 32}']
+    )
+    version = train(spec, settings=settings)
+
+    assert version.metrics["validation/accuracy"] > 0.8
+    bundle = version.open()
+    assert len({entry.path.split("/")[1] for entry in bundle.artifact.files if entry.path.startswith("source/")}) == 2
+    directory = bundle.fetch()
+    task = bundle.load_task(directory)
+    assert sum(len(one) for one in task.load_model(directory).state_dict().values()) == 13 + 32 + 32 + 3

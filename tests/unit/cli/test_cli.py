@@ -1,0 +1,430 @@
+"""`maas` in a terminal, as far as it goes without a cluster."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maas_ray import cli, cluster
+from maas_ray.errors import DataError, SpecError
+from maas_ray.settings import Settings
+from tests.support import ROOT
+
+COMMANDS = [
+    "prepare",
+    "train",
+    "evaluate",
+    "predict",
+    "deploy",
+    "promote",
+    "rollback",
+    "undeploy",
+    "alias",
+    "data",
+    "models",
+    "runs",
+    "endpoints",
+    "diff",
+    "status",
+    "up",
+    "reconcile",
+    "down",
+]
+
+
+def maas(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", "from maas_ray.cli import main; main()", *arguments]
+    variables = {**os.environ, "COLUMNS": "100", **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
+
+
+# --- help ------------------------------------------------------------------------------------------
+
+
+def test_help_answers_at_once() -> None:
+    def seconds() -> float:
+        started = time.perf_counter()
+        assert maas("--help").returncode == 0
+        return time.perf_counter() - started
+
+    # The best of three: other work on the machine is not the command's fault.
+    assert min(seconds() for _ in range(3)) < 0.5
+
+
+def test_help_lists_every_command_and_shows_the_way() -> None:
+    out = maas("--help").stdout
+
+    for command in COMMANDS:
+        assert re.search(rf"│ {command} +\w", out), command
+    assert out.index("maas prepare") < out.index("maas train") < out.index("maas deploy") < out.index("maas status")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_commands_help_teaches(command: str) -> None:
+    out = maas(command, "--help").stdout
+
+    assert f"Usage: maas {command}" in out
+    if command not in ("status", "down"):
+        assert re.search(rf"(?m)^   maas {command} ", out), "an example"
+
+
+def test_version() -> None:
+    from maas_ray import __version__
+
+    assert maas("--version").stdout == f"maas_ray {__version__}\n"
+
+
+def test_a_misspelt_command_is_guessed() -> None:
+    done = maas("trian")
+
+    assert done.returncode == 2
+    assert "Did you mean 'train'?" in done.stderr
+
+
+# --- errors ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["prepare", "train", "evaluate", "deploy"])
+def test_a_wrong_spec_is_told_without_a_traceback_by_command_and_job_alike(
+    verb: str, tmp_path: Path, settings: Settings
+) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("nope: 1\n")
+
+    command = maas(verb, str(spec), "--set", "x", "--set", "=2")
+    job = subprocess.run(
+        [sys.executable, ROOT / "jobs" / f"{verb}.py", spec, "--set", "x", "--set", "=2"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert command.stderr == (
+        f"{spec}: 2 problems\n"
+        "  --set x: write it as `field=value` or `field.inner=value`.\n"
+        "  --set =2: write it as `field=value` or `field.inner=value`.\n"
+    )
+    assert (job.returncode, job.stdout, job.stderr) == (2, "", command.stderr)
+    assert (command.returncode, command.stdout) == (2, "")
+
+
+def test_a_misspelt_setting_is_told(settings: Settings) -> None:
+    done = maas("models", MAAS_STORGE="x")
+
+    assert done.returncode == 2
+    assert "MAAS_STORGE: there is no such setting; did you mean MAAS_STORAGE?" in done.stderr
+
+
+def test_verbose_shows_the_traceback(settings: Settings) -> None:
+    for done in (maas("models", "none", "--verbose"), maas("models", "none", MAAS_VERBOSE="1")):
+        assert done.returncode == 1
+        assert "Traceback" in done.stderr
+    assert maas("models", "none", MAAS_VERBOSE="False").stderr == "there is no model 'none'; there are: none.\n"
+
+
+def test_the_platforms_error_is_found_inside_what_ray_wraps_around_it() -> None:
+    from ray.exceptions import RayTaskError
+
+    inner = DataError("the input is empty")
+    wrapped = RayTaskError("prepare", "Traceback …", inner).as_instanceof_cause()
+    outer = RuntimeError("stage failed")
+    outer.__cause__ = wrapped
+
+    assert cli._cause(outer) is inner
+    assert cli._cause(wrapped) is inner
+    assert cli._cause(inner) is inner
+    assert cli._cause(outer.with_traceback(None)) is inner
+    strange = ValueError("x")
+    assert cli._cause(strange) is strange
+
+
+def test_an_error_caused_by_another_of_ours_is_shown_itself() -> None:
+    error = SpecError("f.yaml", ["a"])
+    error.__cause__ = DataError("b")
+
+    assert cli._cause(error) is error
+
+
+def test_what_was_not_foreseen_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end, cli.reported():
+        raise ZeroDivisionError("division by zero")
+
+    assert end.value.code == 1
+    assert capsys.readouterr().err.splitlines()[0] == "ZeroDivisionError: division by zero"
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_with_one_line(number: signal.Signals, status: int, tmp_path: Path, settings: Settings) -> None:
+    fifo = tmp_path / "spec.yaml"
+    os.mkfifo(fifo)  # reading it waits until somebody writes
+    command = [sys.executable, "-c", "from maas_ray.cli import main; main()", "train", str(fifo)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    handle = None
+    while handle is None:
+        try:
+            handle = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            assert process.poll() is None
+            time.sleep(0.05)
+
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    os.close(handle)
+
+    assert process.returncode == status
+    assert err == "interrupted\n"
+
+
+@pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN])
+def test_sigterm_is_what_ctrl_c_is_to_the_code_that_runs(ctrl_c: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        with cli.reported():
+            try:
+                signal.raise_signal(signal.SIGTERM)
+                time.sleep(10)
+            except KeyboardInterrupt:
+                print("cleaning up")
+                raise
+
+    terminate, interrupt = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGINT, ctrl_c)
+    try:
+        with pytest.raises(SystemExit) as end:
+            work()
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+
+    assert end.value.code == 143
+    assert capsys.readouterr() == ("cleaning up\n", "interrupted\n")
+    assert signal.getsignal(signal.SIGTERM) is terminate
+
+
+def test_ray_does_not_keep_sigterm() -> None:
+    def rays(number: int, frame: object) -> None:
+        pass
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with cli.reported():
+            ours = signal.getsignal(signal.SIGTERM)
+            with cluster._sigterm_kept():
+                signal.signal(signal.SIGTERM, rays)
+            assert signal.getsignal(signal.SIGTERM) is ours
+        with cluster._sigterm_kept():  # nobody but Ray handles it
+            signal.signal(signal.SIGTERM, rays)
+        assert signal.getsignal(signal.SIGTERM) is rays
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# --- looking, where there is nothing ---------------------------------------------------------------
+
+
+def test_looking_at_nothing_says_how_to_begin_and_leaves_nothing_behind(settings: Settings) -> None:
+    for command in ("models", "runs", "endpoints", "diff", "reconcile", "down"):
+        done = maas(command)
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout.splitlines()) == 1
+
+    assert maas("models", "--json").stdout == "[]\n"
+    assert maas("runs", "--json").stdout == "[]\n"
+    assert maas("runs", "x").stderr == "there is no run 'x'; there are: none.\n"
+    assert maas("endpoints", "--json").stdout == "[]\n"
+    assert maas("diff", "--json").stdout == "[]\n"
+    for command in ("endpoints", "rollback"):
+        assert maas(command, "x").stderr == "there is no endpoint 'x'; there are: none.\n"
+    assert {path.name for path in Path(settings.home).iterdir()} <= {"cluster.lock"}
+
+
+# --- the registry ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def registry_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A platform's home with two versions of a model, the first of them `champion`."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from maas_ray.registry.bundle import BundleMeta, Lineage, publish_bundle
+    from maas_ray.registry.versions import Registry
+
+    home = tmp_path_factory.mktemp("registry")
+    settings = Settings(home=str(home))
+    registry = Registry(settings)
+    for number in (1, 2):
+        directory = tmp_path_factory.mktemp("bundle")
+        save_file({"x": np.array([number])}, directory / "model.safetensors")
+        lineage = Lineage(
+            dataset="words",
+            dataset_fingerprint="f" * 64,
+            measured_rows={"validation": 60},
+            run=f"run-{number}",
+            code_revision="abc",
+            spec={"model": "lm", "network": {"type": "llama", "layers": number}, "alias": None},
+        )
+        metrics = {"validation/perplexity": 10.0 / number, "validation/loss": 1.0, "test/perplexity": 11.0}
+        meta = BundleMeta(name="lm", task="text-generation", metrics=metrics, lineage=lineage)
+        registry.register(publish_bundle(settings, directory, meta))
+    registry.set_alias(registry.resolve("lm/1"), "champion")
+    return home
+
+
+@pytest.fixture
+def run(
+    settings: Settings, registry_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[Any, str, str]]:
+    """Run `maas` in this process, on a copy of `registry_home`: exit status, standard output, standard error."""
+    shutil.copytree(registry_home, settings.home)
+
+    def call(*arguments: str) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", ["maas", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return end.value.code, *capsys.readouterr()
+
+    return call
+
+
+Run = Callable[..., tuple[Any, str, str]]
+
+
+def test_models_lists_versions_with_aliases_and_the_metric_that_counts(run: Run) -> None:
+    status, out, _ = run("models")
+    lines = out.splitlines()
+
+    assert status == 0
+    assert lines[0].split() == ["MODEL", "VERSION", "ALIASES", "TASK", "METRICS", "MADE"]
+    assert lines[1].split()[:3] == ["lm", "2", "text-generation"]
+    assert lines[2].split()[:4] == ["lm", "1", "champion", "text-generation"]
+    assert "perplexity 5 (validation), 11 (test)" in lines[1] or "perplexity 11 (test), 5 (validation)" in lines[1]
+
+
+def test_models_of_a_name_shows_lineage_and_json_all_of_it(run: Run) -> None:
+    _, text, _ = run("models", "lm")
+    [second, first] = json.loads(run("models", "lm", "--json")[1])
+
+    assert "lm/2\n  aliases   none" in text
+    assert f"dataset   words ({'f' * 16})" in text
+    assert text.count("  spec\n    model: lm\n    network: {type: llama, layers: 2}\n    alias: null\nlm/1\n") == 1
+    assert text.count("spec") == 1
+    assert (second["reference"], first["aliases"]) == ("lm/2", ["champion"])
+    assert first["lineage"]["run"] == "run-1"
+    assert first["lineage"]["spec"]["network"] == {"type": "llama", "layers": 1}
+    assert first["metrics"]["validation/perplexity"] == 10.0
+
+
+def test_an_alias_moves(run: Run) -> None:
+    assert run("alias", "lm", "2", "champion") == (0, "lm@champion is now lm/2\n", "")
+    assert [one["aliases"] for one in json.loads(run("models", "lm", "--json")[1])] == [["champion"], []]
+    assert run("alias", "lm", "7", "champion") == (1, "", "lm has no version 7; it has: 2, 1.\n")
+
+
+def test_an_alias_moves_only_where_a_gate_lets_it(run: Run) -> None:
+    status, out, err = run("alias", "lm", "2", "champion", "--if", "validation/perplexity > champion")
+    assert (status, out) == (1, "")
+    assert err == (
+        "lm@champion does not move to lm/2:\n"
+        "gate validation/perplexity > champion: NOT passed, lm/2 has 5, lm/1 has 10 (words/validation, 60 rows, "
+        "measured by the training)\n"
+    )
+    assert run("promote", "lm/2", "champion", "--if", "f1 >= champion")[0] == 1
+    assert run("alias", "lm", "2", "champion", "--if", "f1 ~ champion")[0] == 2
+    assert run("promote", "lm/2", "champion", "--if", "validation/perplexity <= champion * 0.6") == (
+        0,
+        "gate validation/perplexity <= champion * 0.6: passed, lm/2 has 5, lm/1 has 10, which makes 6 "
+        "(words/validation, 60 rows, measured by the training)\nlm@champion is now lm/2; "
+        "no endpoint was deployed from it\n",
+        "",
+    )
+
+
+def test_one_version_is_shown_with_what_it_was_evaluated_at(run: Run) -> None:
+    status, out, _ = run("models", "lm@champion")
+
+    assert status == 0
+    assert out.startswith("lm/1\n  aliases   champion\n")
+    assert [one["evaluations"] for one in json.loads(run("models", "lm/1", "--json")[1])] == [[]]
+    assert run("models", "lm/7") == (1, "", "lm has no version 7; it has: 2, 1.\n")
+
+
+def test_promoting_without_endpoints_moves_the_alias(run: Run) -> None:
+    said = "lm@champion is now lm/2; no endpoint was deployed from it\n"
+    assert run("promote", "lm/2", "champion") == (0, said, "")
+    assert [one["aliases"] for one in json.loads(run("models", "lm", "--json")[1])] == [["champion"], []]
+    assert run("promote", "lm/7", "champion") == (1, "", "lm has no version 7; it has: 2, 1.\n")
+
+
+def test_a_difference_ends_with_1(run: Run, tmp_path: Path) -> None:
+    spec = tmp_path / "deploy.yaml"
+    spec.write_text("version: lm@champion\n")
+
+    status, out, err = run("diff", str(spec))
+
+    assert (status, err) == (1, "")
+    assert out.splitlines()[1].split() == ["lm", "missing", "lm/1", "nothing"]
+    assert run("diff", str(spec), "--set", "version=lm/7")[0] == 1
+
+
+@pytest.mark.parametrize("alias", ["latest", "v1", "a b", "../x", ""])
+def test_an_alias_that_cannot_be_used_is_refused(run: Run, alias: str) -> None:
+    for command in (("alias", "lm", "1", alias), ("promote", "lm/1", alias)):
+        status, _, err = run(*command)
+
+        assert status == 2
+        assert err.startswith(f"alias {alias!r}: 1 problem\n")
+
+
+@pytest.mark.parametrize("reference", ["lm@", "lm/x", "lm@a@b", "@champion", ""])
+def test_what_is_no_version_is_not_deployed(run: Run, reference: str) -> None:
+    status, _, err = run("deploy", reference)
+
+    assert status == 2
+    assert err.startswith(f"maas deploy {reference}: 1 problem\n  version: ")
+
+
+@pytest.mark.parametrize(
+    ("verb", "text", "status", "says"),
+    [
+        ("train", "model: m\nnetwork: {type: cnn}\ndataset: d\n", 1, ", line 3: dataset: there is no dataset 'd'; "),
+        ("evaluate", "version: lm@best\n", 1, ", line 1: version: lm has no alias 'best'; it has: champion.\n"),
+        ("evaluate", "version: lm@\n", 2, ": 1 problem\n  line 1: version: 'lm@': write `name@alias` or `name/number`"),
+        ("evaluate", "version: lm/1\ndataset: d\n", 1, ", line 2: dataset: there is no dataset 'd'; there are: none."),
+        ("deploy", "version: lm/7\n", 1, ", line 1: version: lm has no version 7; it has: 2, 1.\n"),
+    ],
+)
+def test_what_a_spec_names_and_is_not_there_is_told_with_file_and_line(
+    run: Run, tmp_path: Path, verb: str, text: str, status: int, says: str
+) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(text)
+
+    ended, _, err = run(verb, str(path))
+
+    assert ended == status
+    assert err.startswith(f"{path}{says}")
+
+
+@pytest.mark.parametrize(
+    ("task", "says"),
+    [
+        ("image-classification", "  curl -F file=@PATH http://h:1/v1/models/m/predict\n"),
+        ("text-generation", "  curl http://h:1/v1/completions -H"),
+    ],
+)
+def test_what_was_deployed_is_shown_with_a_line_to_try(
+    task: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from maas_ray.serve.deployment.verbs import Endpoint
+    from maas_ray.views.status import show_deployed
+
+    show_deployed(Endpoint("m", "m/1", task, "", "serving", 1, {}, False, "http://h:1", "", None))
+
+    assert says in capsys.readouterr().out

@@ -1,0 +1,303 @@
+"""The steps from files to shards, run on blocks cut at random: the result must not depend on the cuts."""
+
+import io
+import os
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from maas_ray.data.dataset import SPLITS, to_numpy
+from maas_ray.data.dedup.normalise import normalised
+from maas_ray.data.pipeline import packing
+from maas_ray.data.pipeline import row_steps as fates
+from maas_ray.data.pipeline.rows import paths_of
+from maas_ray.data.reading import Part, inspect
+from maas_ray.data.sources import AnySource, AudioFolderSource, ImageFolderSource, JsonlSource, TextSource, list_files
+from maas_ray.data.splits.spec import Splits
+from maas_ray.errors import DataError
+from maas_ray.tasks import AnyTaskSpec, Task
+from maas_ray.tasks.speech.recognition import AutomaticSpeechRecognitionSpec
+from maas_ray.tasks.text.generation import FittedTokenizer, TextGenerationSpec
+from maas_ray.tasks.vision.classification import ImageClassificationSpec
+from tests.support import speech
+
+TEXT = TextGenerationSpec(tokenizer=FittedTokenizer(vocab_size=300), sequence_length=32)
+
+
+@dataclass
+class Result:
+    task: Task
+    sizes: packing.Sizes
+    plan: packing.Plan
+    ordered: list[pa.Table]
+    columns: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    groups: dict[str, list[int]] = field(default_factory=dict)
+
+
+def blocks(table: pa.Table, rng: random.Random, pieces: int) -> list[pa.Table]:
+    """The rows in any order, cut anywhere."""
+    table = table.take(rng.sample(range(len(table)), len(table)))
+    cuts = sorted(rng.choices(range(len(table) + 1), k=pieces - 1))
+    return [table[low:high] for low, high in zip([0, *cuts], [*cuts, len(table)], strict=True)]
+
+
+def ranges(tables: list[pa.Table], key: str, boundaries: list[int]) -> list[pa.Table]:
+    """What a distributed sort gives: one table for each range of keys."""
+    table = pa.concat_tables(tables)
+    numbers = np.searchsorted(boundaries, table[key].to_numpy(), side="right")
+    found = [table.filter(pa.array(numbers == number)).sort_by(key) for number in range(len(boundaries) + 1)]
+    return [table for table in found if len(table)]
+
+
+def reading_of(task_spec: AnyTaskSpec, shares: tuple[float, float] = (0.0, 0.0)) -> fates.Reading:
+    return fates.Reading(task_spec, Splits(validation=shares[0], test=shares[1]))
+
+
+def run(
+    source: AnySource, task_spec: AnyTaskSpec, uri: Path, *, cut: int, shares: tuple[float, float] = (0.2, 0.1)
+) -> Result:
+    rng = random.Random(cut)
+    parts = [Part(source, inspect(source, file, task_spec.columns)) for file in list_files(source)]
+    rng.shuffle(parts)
+    read = pa.concat_tables(fates.read_rows(fates.packed(enumerate(parts)), reading_of(task_spec, shares)))
+    boundaries = fates.key_ranges((1 - sum(shares), *shares, 0.0), cut)
+    ordered = [fates.settle(table) for table in ranges(blocks(read, rng, cut), "key", boundaries)]
+    rows = [row for table in ordered for row in fates.kept_rows(table, task_spec)]
+    task = task_spec.fit(kept.row for kept in rows if kept.split == 0)
+    files = packing.saved(task)
+    chunks = [chunk for table in ordered for chunk in packing.encode(table, files, task_spec)]
+    listed = [row for chunk in chunks for row in packing.listing(chunk).to_pylist()]
+    plan, sizes = packing.plan_of(rng.sample(listed, len(listed)), task, seed=0)
+    pieces = [table for chunk in rng.sample(chunks, len(chunks)) for table in packing.pack(chunk, plan)]
+    shards = [packing.layout(split, plan, "attempt") for split in range(len(SPLITS))]
+    starts = [plan.base(split) + shard.start for split, some in enumerate(shards) for shard in some]
+    entries = {}
+    for table in ranges(pieces, "place", [*starts[1:], sum(plan.rows)]):
+        for entry in fates.unpacked(packing.write_shard(table, plan, shards, str(uri))):
+            entries[entry.path] = entry
+    result = Result(task, sizes, plan, ordered)
+    for split, some in zip(SPLITS, shards, strict=True):
+        tables = []
+        for shard in some:
+            file = pa.parquet.ParquetFile(uri / shard.path, page_checksum_verification=True)
+            assert entries.pop(shard.path).size == (uri / shard.path).stat().st_size
+            assert [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)] == list(shard.row_groups)
+            tables.append(file.read())
+        if tables:
+            table = pa.concat_tables(tables)
+            result.columns[split] = to_numpy(table, task.stored) | {"position": table["position"].to_numpy()}
+            result.groups[split] = [rows for shard in some for rows in shard.row_groups]
+    assert not entries
+    return result
+
+
+def same(one: Result, other: Result) -> bool:
+    return one.sizes == other.sizes and all(
+        np.array_equal(one.columns[split][name], other.columns[split][name])
+        for split in one.columns
+        for name in one.columns[split]
+    )
+
+
+@pytest.fixture
+def documents(tmp_path: Path) -> Path:
+    """200 documents of 0 to 400 words, some equal, one that spells the end-of-text token out."""
+    rng = random.Random(0)
+    words = ["def", "return", "import", "für", "日本", "\n\n", "  ", "x = 1", "<|endoftext|>"]
+    directory = tmp_path / "in"
+    directory.mkdir()
+    for number in range(200):
+        text = " ".join(rng.choices(words, k=rng.choice([0, 1, 5, 40, 400])))
+        (directory / f"{number}.txt").write_text(text, encoding="utf-8")
+    (directory / "latin.txt").write_bytes("für".encode("latin-1"))
+    return directory
+
+
+def test_packed_rows_in_order_are_the_documents(documents: Path, tmp_path: Path) -> None:
+    result = run(TextSource(path=str(documents)), TEXT, tmp_path / "out", cut=5)
+    end = result.task.end_of_text_id  # type: ignore[attr-defined]
+    texts = {path.read_bytes().decode(errors="replace") for path in documents.iterdir()}
+    expected = {text for text in texts if text.strip() and "�" not in text}
+    found: list[str] = []
+    lost = 0
+    for number, split in enumerate(SPLITS):
+        columns = result.columns[split]
+        assert np.array_equal(columns["index"], np.arange(result.plan.rows[number]))
+        order = np.argsort(columns["position"])
+        assert np.array_equal(columns["position"][order], np.arange(len(order)))
+        tokens = columns["input_ids"][order].reshape(-1)
+        left = result.sizes.elements[split] - len(tokens)
+        assert 0 <= left < TEXT.sequence_length
+        *whole, partial = np.split(tokens, np.flatnonzero(tokens == end) + 1)
+        found += [result.task.tokenizer.decode(ids[:-1].tolist()) for ids in whole]  # type: ignore[attr-defined]
+        # Only the last partial sequence is left out: the documents in it, and the end of one before.
+        assert len(partial) == 0 or left
+        lost += result.sizes.rows[split] - len(whole)
+    assert len(found) == len(set(found))
+    assert set(found) <= expected
+    assert len({normalised(text) for text in expected}) == len(found) + lost
+    assert lost < 3 * TEXT.sequence_length
+
+
+def test_the_result_does_not_depend_on_the_cuts(
+    documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = TextSource(path=str(documents))
+    one = run(source, TEXT, tmp_path / "one", cut=1)
+    assert one.sizes.rows["train"] > 50
+    for cut in (2, 7, 20):
+        monkeypatch.setattr(packing, "_BATCH_ROWS", 3 * cut)
+        monkeypatch.setattr(packing, "_SHARD_BYTES", 4096)
+        assert same(one, run(source, TEXT, tmp_path / str(cut), cut=cut)), cut
+
+
+def test_documents_longer_than_chunks_and_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A document that spans many sequences, chunks of one row each, shards of one row group each."""
+    monkeypatch.setattr(packing, "_BATCH_ROWS", 1)
+    monkeypatch.setattr(packing, "_SHARD_BYTES", 1)
+    (tmp_path / "in").mkdir()
+    texts = [f"{number} " * size for number, size in enumerate([1, 5000, 3, 1, 1, 900])]
+    for text in texts:
+        (tmp_path / "in" / f"{text[0]}.txt").write_text(text)
+    source = TextSource(path=str(tmp_path / "in"))
+    result = run(source, TEXT, tmp_path / "out", cut=3, shares=(0.0, 0.0))
+    columns = result.columns["train"]
+    tokens = columns["input_ids"][np.argsort(columns["position"])].reshape(-1)
+    text = result.task.tokenizer.decode(tokens.tolist(), skip_special_tokens=False)  # type: ignore[attr-defined]
+    *whole, partial = text.split("<|endoftext|>")
+    missing = set(texts) - set(whole)
+    assert len(whole) == len(texts) - len(missing)
+    assert not missing or any(text.startswith(partial) for text in missing)
+
+
+def test_every_row_has_a_fate(documents: Path, tmp_path: Path) -> None:
+    result = run(TextSource(path=str(documents)), TEXT, tmp_path / "out", cut=4)
+    counts = {row["fate"]: 0 for table in result.ordered for row in fates.tally(table).to_pylist()}
+    for table in result.ordered:
+        for row in fates.tally(table).to_pylist():
+            counts[row["fate"]] += row["rows"]
+    assert set(counts) == {"", "empty", "duplicate", "quarantined"}
+    assert sum(counts.values()) == 201
+    assert counts["quarantined"] == 1
+    assert counts[""] == sum(result.sizes.rows.values())
+
+
+def test_quarantine_keeps_where_and_why(documents: Path, tmp_path: Path) -> None:
+    result = run(TextSource(path=str(documents)), TEXT, tmp_path / "out", cut=4)
+    files = [
+        entry
+        for table in result.ordered
+        for entry in fates.unpacked(fates.write_quarantine(table, str(tmp_path), "attempt"))
+    ]
+    (row,) = pa.parquet.read_table(tmp_path / files[0].path).to_pylist()
+    assert row == {
+        "path": str(documents / "latin.txt"),
+        "position": 0,
+        "rows": 1,
+        "error": "not UTF-8: byte 0xfc at 1",
+        "excerpt": b"f\xfcr",
+    }
+
+
+def test_a_name_that_is_no_text_and_bytes_that_are_no_image(tmp_path: Path) -> None:
+    os.makedirs(tmp_path / "a")
+    for name in (b"a/caf\xe9.png", b"a/b.png"):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(b"no image")
+    source = ImageFolderSource(path=f"file://{tmp_path}")
+    spec = ImageClassificationSpec()
+    parts = [Part(source, inspect(source, file, spec.columns)) for file in list_files(source)]
+    (table,) = fates.read_rows(fates.packed(enumerate(parts)), reading_of(spec))
+    assert sorted(paths_of(table).to_pylist()) == [f"{tmp_path}/a/b.png", f"{tmp_path}/a/caf\\udce9.png"]
+    assert set(table["error"].to_pylist()) == {"not an image of any known format"}
+
+
+def test_errors_that_differ_in_numbers_are_one_kind(tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / f"{number}.txt").write_bytes(b"x" * number + b"\xff")
+    source = TextSource(path=str(tmp_path))
+    parts = [Part(source, inspect(source, file, TEXT.columns)) for file in list_files(source)]
+    (table,) = fates.read_rows(fates.packed(enumerate(parts)), reading_of(TEXT))
+    (row,) = fates.tally(table).to_pylist()
+    assert row["rows"] == 5
+    assert row["kind"] == "not UTF-#: byte # at #"
+
+
+def image(value: int) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(np.full((4, 4), value, np.uint8)).save(data, "PNG")
+    return data.getvalue()
+
+
+def test_images_keep_their_labels_and_equal_images_their_split(tmp_path: Path) -> None:
+    for value in range(200):
+        # Every image stands under two labels: two rows, which must never straddle splits.
+        for label in (str(value % 2), "2"):
+            path = tmp_path / "in" / label / f"{value}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(image(value))
+    source = ImageFolderSource(path=str(tmp_path / "in"))
+    result = run(source, ImageClassificationSpec(), tmp_path / "out", cut=3)
+    assert same(result, run(source, ImageClassificationSpec(), tmp_path / "again", cut=8))
+    seen = {}
+    for split, columns in result.columns.items():
+        assert columns["pixel_values"].shape[1:] == (1, 4, 4)
+        assert np.array_equal(columns["index"], np.arange(result.sizes.rows[split]))
+        assert len(result.groups[split]) >= 10
+        for pixels, label in zip(columns["pixel_values"], columns["label"], strict=True):
+            value = int(pixels[0, 0, 0])
+            assert label in (value % 2, 2)
+            assert seen.setdefault(value, split) == split
+    assert len(seen) == 200
+
+
+def test_a_label_that_training_has_not_is_dropped_by_reason(tmp_path: Path) -> None:
+    lines = [f'{{"image": "{value}.png", "label": "{value % 2}"}}' for value in range(40)]
+    for value in range(41):
+        (tmp_path / f"{value}.png").write_bytes(image(value))
+    (tmp_path / "rows.jsonl").write_text("\n".join([*lines, '{"image": "40.png", "label": "rare"}']))
+    source = JsonlSource(path=str(tmp_path / "rows.jsonl"))
+    # The rare row's split is decided by its image; hold so much out that it is not in training.
+    for share in (0.3, 0.6, 0.9):
+        result = run(source, ImageClassificationSpec(), tmp_path / f"out{share}", cut=2, shares=(share, 0.0))
+        labels = result.task.features.labels  # type: ignore[attr-defined]
+        if "rare" not in labels:
+            break
+    assert result.sizes.dropped == {"label 'rare' does not occur in the training split": 1}
+    assert sum(result.sizes.rows.values()) == 40
+
+
+def test_too_little_to_train_on(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("short")
+    with pytest.raises(DataError, match=r"the training split holds 2 tokens, less than one sequence of 32\. Give more"):
+        run(TextSource(path=str(tmp_path)), TEXT, tmp_path / "out", cut=1, shares=(0.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("rows", "length", "groups", "shards"),
+    [(1, 512, 1, 1), (16, 512, 16, 1), (1000, 512, 16, 1), (100_000, 512, 49, 2), (1_000_000, 512, 489, 16)],
+)
+def test_layout(rows: int, length: int, groups: int, shards: int) -> None:
+    task = TEXT.fit([{"text": "x"}])
+    plan = packing.Plan(task.stored, length, True, {}, (rows, 0, 0), ("", "", ""))
+    found = packing.layout(0, plan, "a1")
+    assert len(found) == shards
+    assert sum(len(shard.row_groups) for shard in found) == groups
+    assert sum(shard.rows for shard in found) == rows
+    assert [shard.start for shard in found] == [sum(s.rows for s in found[:n]) for n in range(len(found))]
+    assert len({shard.path for shard in found}) == shards
+    assert packing.layout(1, plan, "a1") == []
+
+
+def test_where_every_row_is_dropped_the_reasons_are_told(tmp_path: Path) -> None:
+    for number, said in enumerate(("one two three", "four five six seven")):
+        (tmp_path / f"{number}.wav").write_bytes(speech.file_of(speech.tone(0.2, hertz=300 + number)))
+        (tmp_path / f"{number}.txt").write_text(said)
+    with pytest.raises(
+        DataError, match=r"no row is left to train on.*\n  2 × the transcript is longer than can be said"
+    ):
+        run(AudioFolderSource(path=str(tmp_path)), AutomaticSpeechRecognitionSpec(), tmp_path, cut=1, shares=(0.0, 0.0))

@@ -1,0 +1,73 @@
+"""Columns that are kept: as text of a fixed size, and without a say in anything else."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from maas_ray.data.kept_columns import BYTES, columns_to_read, kept, stored_columns, texts
+from maas_ray.data.pipeline import packing
+from maas_ray.data.pipeline import row_steps as fates
+from maas_ray.data.reading import Part, inspect
+from maas_ray.data.sources import JsonlSource, list_files
+from maas_ray.data.splits.spec import Splits
+from maas_ray.tasks.tables.regression import TabularRegressionSpec
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("Köln", "Köln"),
+        (None, ""),
+        ("", ""),
+        (7, "7"),
+        (0.25, "0.25"),
+        (True, "true"),
+        ("a\0b", "ab"),
+        ("\ud800", "?"),
+        ("東" * 30, "東" * 21),
+        ("x" * 65, "x" * 64),
+    ],
+)
+def test_a_value_as_text(value: object, text: str) -> None:
+    (stored,) = kept({"keep/a": value}, ["a"]).values()
+
+    assert len(stored) == BYTES
+    assert texts(np.frombuffer(stored, np.uint8)[None]).tolist() == [text]
+
+
+@pytest.mark.parametrize("value", [b"x", ["a"], {"a": 1}, (1,)])
+def test_what_is_nothing_to_group_by_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match="a, a column to keep, holds a"):
+        kept({"keep/a": value}, ["a"])
+
+
+def test_what_is_kept_is_read_under_a_name_of_its_own() -> None:
+    assert columns_to_read(("image", "label"), ("label", "scanner")) == ("image", "label", "keep/label", "keep/scanner")
+
+
+def test_a_table_that_takes_all_columns_still_learns_from_those_that_are_kept(tmp_path: Path) -> None:
+    rows = [{"size": number, "town": ("Ulm", "Köln")[number % 2], "price": 2 * number} for number in range(8)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source, spec = JsonlSource(path=str(path)), TabularRegressionSpec(target="price")
+    keep = ("town", "price")
+    (file,) = list_files(source)
+    parts = fates.packed([(0, Part(source, inspect(source, file, columns_to_read(spec.columns, keep))))])
+
+    (table,) = [
+        table for table in fates.read_rows(parts, fates.Reading(spec, Splits(validation=0, test=0), keep)) if len(table)
+    ]
+    found = list(fates.kept_rows(fates.settle(table), spec, keep))
+    task = spec.fit([one.row for one in found])
+    (chunk,) = packing.encode(fates.settle(table), packing.saved(task), spec, keep)
+
+    towns, prices = (
+        texts(np.frombuffer(chunk[name][0].as_py(), np.uint8).reshape(-1, BYTES)) for name in stored_columns(keep)
+    )
+    assert chunk["rows"].to_pylist() == [8]
+    for one, town, price in zip(found, towns, prices, strict=True):
+        assert one.row["features"]["town"] == town
+        assert float(price) == one.row["target"]
+    assert sorted(towns) == ["Köln"] * 4 + ["Ulm"] * 4

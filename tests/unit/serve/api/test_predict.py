@@ -1,0 +1,425 @@
+"""Predict, the plain way: rows and files to tensors, answers in the task's words; hostile ones told apart."""
+
+import asyncio
+import base64
+import io
+import json
+import struct
+import tracemalloc
+import zlib
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from maas_ray.errors import PromptTooLongError, RequestError
+from maas_ray.serve.api.open_inference.tensors import InferBody
+from maas_ray.serve.api.predict import Head, PredictBody, Rows, parse_rows
+from maas_ray.serve.replicas.text_rows import Generating
+from maas_ray.serve.text.codec import Delta, TextRequest
+from maas_ray.tasks.vision.classification import ImageClassificationSpec
+from tests.support.bundles import image_task, text_task
+
+IMAGES, TEXT = image_task(), text_task()
+PIXELS = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+HEAD = Head(model="m", version="3")
+
+
+def encoded(pixels: np.ndarray, format: str = "PNG", mode: str | None = None) -> bytes:
+    picture, out = Image.fromarray(pixels), io.BytesIO()
+    (picture.convert(mode) if mode else picture).save(out, format)
+    return out.getvalue()
+
+
+def text_of(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def parse(body: Any, task: Any = IMAGES, content_type: str = "application/json", **options: Any) -> Rows:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return parse_rows(PredictBody(data, content_type), task, **options)
+
+
+def inputs(body: Any, task: Any = IMAGES, content_type: str = "application/json") -> list[dict[str, Any]]:
+    """The tensors of a body's rows."""
+
+    async def made() -> list[dict[str, Any]]:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        asked = parse_rows(PredictBody(data, content_type), task)
+        return await asked.inputs(task)
+
+    return asyncio.run(made())
+
+
+def form(files: Any = None, **fields: str) -> tuple[bytes, str]:
+    """A multipart form's body and content type."""
+    parts = [(name, (None, value)) for name, value in fields.items()]
+    parts += files.items() if isinstance(files, dict) else files or []
+    request = httpx.Request("POST", "http://test", files=parts)
+    return request.read(), request.headers["content-type"]
+
+
+# --- images ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        text_of(encoded(PIXELS)),
+        "data:image/png;base64," + text_of(encoded(PIXELS)),
+        "\n".join(text_of(encoded(PIXELS))[at : at + 76] for at in range(0, 400, 76)),
+        text_of(encoded(PIXELS, "BMP")),
+        PIXELS.tolist(),
+        PIXELS[..., None].tolist(),
+    ],
+    ids=["base64", "data-url", "folded", "bmp", "pixels", "pixels-1"],
+)
+def test_an_image_comes_in_many_ways(image: Any) -> None:
+    (row,) = inputs({"image": image})
+    np.testing.assert_array_equal(row["image"], PIXELS[..., None])
+
+
+@pytest.mark.parametrize("color", ["rgb", "grey"])
+@pytest.mark.parametrize("size", [(8, 8), (13, 5), (30, 40)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "1"])
+def test_an_image_is_converted_exactly_as_in_training(color: Any, size: tuple[int, int], mode: str) -> None:
+    spec = ImageClassificationSpec(image_size=8, color=color)
+    rows = [{"image": PIXELS[..., None], "label": label} for label in "ab"]
+    task: Any = spec.fit(rows)
+    noise = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
+    content = encoded(noise, mode=mode)
+
+    prepared = task.encode([spec.parse_row({"image": content, "label": "a"})])["pixel_values"]
+    (row,) = inputs({"image": text_of(content)}, task)
+    asked = task.encode([row])["pixel_values"]
+
+    assert row["image"].shape == task.inputs[0].shape[1:]
+    np.testing.assert_array_equal(asked, prepared)
+
+
+def test_rows_come_in_their_order() -> None:
+    shades = [np.full((8, 8), shade, np.uint8) for shade in (3, 1, 2)]
+    rows = inputs({"instances": [{"image": text_of(encoded(shade))} for shade in shades]})
+    assert [int(row["image"][0, 0, 0]) for row in rows] == [3, 1, 2]
+
+
+def test_answers_are_in_the_task_s_words() -> None:
+    answers = [IMAGES.to_answer({"label": "dark", "scores": np.float32([0.75, 0.25])})] * 2
+    one, two = (
+        json.loads(parse(body).render(answers[:count], HEAD))
+        for count, body in ((1, {"image": [[1]]}), (2, {"instances": [{"image": [[1]]}] * 2}))
+    )
+    said = {"label": "dark", "scores": {"dark": 0.75, "light": 0.25}}
+    assert one == {"model": "m", "version": "3", **said}
+    assert two == {"model": "m", "version": "3", "predictions": [said, said]}
+    with pytest.raises(RequestError, match="not finite") as caught:
+        parse({"image": [[1]]}).render([IMAGES.to_answer({"label": "dark", "scores": np.float32([np.nan, 1])})], HEAD)
+    assert caught.value.code == "not_finite"
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(width: int, height: int, data: bytes, *more: bytes) -> bytes:
+    """A grey PNG that says what it likes of itself."""
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + b"".join(more) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+HOSTILE = {
+    "no image": (b"hello", "not an image of BMP, GIF, JPEG, PNG, TIFF, WEBP"),
+    "empty": (b"", "not an image of"),
+    "truncated": (encoded(PIXELS)[:-30], "not a readable image"),
+    "header alone": (encoded(PIXELS)[:40], "not an image of"),
+    "bomb": (png(50_000, 50_000, zlib.compress(bytes(50_001) * 100)), "not a readable image"),
+    "large": (png(8000, 8000, b""), "8000 × 8000 pixels, more than 50,000,000 in all"),
+    "huge sides": (png(2**31 - 1, 2**31 - 1, b""), "not a readable image"),
+    "no pixels": (png(0, 0, b""), "not a"),
+    "text bomb": (png(8, 8, b"", chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(200_000_000)))), "not a readable image"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n", "not an image of"),
+    "float": (encoded(PIXELS.astype(np.float32), "TIFF"), "floating point"),
+}
+
+
+@pytest.mark.parametrize(("content", "says"), HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("way", ["json", "form"])
+@pytest.mark.filterwarnings("default::PIL.Image.DecompressionBombWarning")
+def test_a_hostile_image_is_a_mistake_of_the_client_s(content: bytes, says: str, way: str) -> None:
+    body, content_type = form({"file": content}) if way == "form" else ({"image": text_of(content)}, "application/json")
+    tracemalloc.start()
+    try:
+        with pytest.raises(RequestError, match=says) as caught:
+            inputs(body, content_type=content_type)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (caught.value.status, caught.value.param, caught.value.code) == (400, "image", "invalid_image")
+    assert peak < 50_000_000
+
+
+@given(
+    content=st.binary(max_size=200),
+    at=st.integers(0, 400),
+    format=st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"]),
+)
+def test_a_damaged_image_is_an_image_or_a_mistake(content: bytes, at: int, format: str) -> None:
+    whole = encoded(PIXELS, format)
+    at %= len(whole)
+    with suppress(RequestError):
+        inputs({"image": text_of(whole[:at] + content + whole[at + len(content) :])})
+
+
+# --- JSON ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "says"),
+    [
+        (b"{", None, "not valid JSON"),
+        ([], None, "the body: expected an object, but got an array"),
+        (5, None, "the body: expected an object, but got an integer"),
+        ({}, "image", "Missing required parameter: 'image'"),
+        ({"image": "eA==", "size": 5}, "size", "Unknown parameter: 'size'"),
+        ({"image": "not base64!"}, "image", "not base64"),
+        ({"image": None}, "image", "base64 of an image file, or rows of pixels"),
+        ({"image": []}, "image", "pixels are whole numbers"),
+        ({"image": [[1], [2, 3]]}, "image", "rows of one length"),
+        ({"image": [[256]]}, "image", "0 to 255"),
+        ({"image": [[-1]]}, "image", "0 to 255"),
+        ({"image": [[1.0]]}, "image", "whole numbers"),
+        ({"image": [[True]]}, "image", "whole numbers"),
+        ({"image": [[10**400]]}, "image", "whole numbers"),
+        ({"image": [["1"]]}, "image", "whole numbers"),
+        ({"image": [{"a": 1}]}, "image", "whole numbers"),
+        ({"image": [[[1, 2]]]}, "image", r"\(1, 1, 2\); give uint8 \[H, W\] or \[H, W, 1 or 3\]"),
+        ({"image": [1, 2]}, "image", "whole numbers"),
+        ({"image": [["a" * 10_000, *"b" * 10_000]]}, "image", "whole numbers"),  # as an array 400 MB
+        ({"image": [[[[1]]]]}, "image", "whole numbers"),
+        ({"instances": []}, "instances", "1 to 256 rows; found 0"),
+        ({"instances": {}}, "instances", "1 to 256 rows; found something else"),
+        ({"instances": [{"image": [[1]]}] * 257}, "instances", "found 257"),
+        ({"instances": [{"image": [[1]]}], "image": "x"}, "image", "Unknown parameter: 'image'"),
+        ({"instances": [{"image": [[1]]}, 5]}, r"instances[1]", "expected an object, but got an integer"),
+        ({"instances": [{"image": [[1]]}, {}]}, "instances[1].image", "Missing required"),
+        ({"instances": [{"image": [[1]]}, {"image": "aGVsbG8="}]}, "instances[1].image", "not an image"),
+    ],
+)
+def test_a_wrong_row_is_named(body: Any, param: str | None, says: str) -> None:
+    with pytest.raises(RequestError, match=says) as caught:
+        inputs(body)
+    assert (caught.value.param, caught.value.status) == (param, 400)
+    assert len(caught.value.message) < 400
+
+
+def test_json_needs_no_content_type() -> None:
+    for content_type in ("", "application/x-www-form-urlencoded", "text/plain", "application/json; charset=utf-8"):
+        assert len(inputs({"image": [[1]]}, content_type=content_type)) == 1
+
+
+# --- forms -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("field", ["file", "image"])
+def test_a_form_with_a_file(field: str) -> None:
+    body, content_type = form({field: ("digit.png", encoded(PIXELS), "image/png")})
+    (row,) = inputs(body, content_type=content_type)
+    np.testing.assert_array_equal(row["image"], PIXELS[..., None])
+    assert not parse(body, content_type=content_type).many
+
+
+def test_a_form_s_fields_have_the_types_of_the_task() -> None:
+    body, content_type = form(prompt="a b", max_tokens="5", temperature="0.5")
+    (row,) = parse(body, TEXT, content_type).rows
+    assert row.model_dump(exclude_defaults=True) == {"prompt": "a b", "max_tokens": 5, "temperature": 0.5}
+
+
+FILE = ("a.png", encoded(PIXELS))
+
+
+@pytest.mark.parametrize(
+    ("task", "files", "fields", "param", "says"),
+    [
+        (IMAGES, None, {"other": "x"}, "file", "no file; send it as the field 'file'"),
+        (IMAGES, None, {"file": "a.png"}, "file", "is no file; with curl: -F file=@PATH"),
+        (IMAGES, {"picture": FILE}, {}, "picture", "'picture' is a file, but a file is sent as 'file'"),
+        (IMAGES, {"file": FILE}, {"size": "5"}, "size", "Unknown parameter: 'size'"),
+        (IMAGES, {"file": FILE}, {"image": "x"}, "file", "stands twice"),
+        (IMAGES, [("file", FILE), ("file", FILE)], {}, "file", "stands twice"),
+        (IMAGES, {"file": FILE}, {f"f{n}": "" for n in range(64)}, None, "more than 64 parts"),
+        (TEXT, {"prompt": FILE}, {}, "prompt", "'prompt' is a file, but this model takes no file"),
+        (TEXT, None, {"prompt": "a", "max_tokens": "many"}, "max_tokens", "max_tokens"),
+        (TEXT, None, {"max_tokens": "5"}, "prompt", "Missing required parameter: 'prompt'"),
+    ],
+)
+def test_a_wrong_form_is_told_how(task: Any, files: Any, fields: dict, param: str | None, says: str) -> None:
+    body, content_type = form(files, **fields)
+    with pytest.raises(RequestError, match=says) as caught:
+        inputs(body, task, content_type)
+    assert (caught.value.param, caught.value.status) == (param, 400)
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (b"", "multipart/form-data"),
+        (b"", "multipart/form-data; boundary=x"),
+        (b"x", "multipart/form-data; boundary="),
+        (b"hello", "Multipart/Form-Data; boundary=x"),
+        (b"--x\r\n\r\nhello\r\n--x--", "multipart/form-data; boundary=x"),
+        (b"--x\r\nContent-Disposition: form-data\r\n\r\na\r\n--x--", "multipart/form-data; boundary=x"),
+        (
+            b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\na',
+            "multipart/form-data; boundary=x",
+        ),
+        (
+            b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n\xff\r\n--x--',
+            "multipart/form-data; boundary=x; charset=idna",
+        ),
+    ],
+)
+def test_a_broken_form_is_a_400(body: bytes, content_type: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        inputs(body, content_type=content_type)
+    assert caught.value.status == 400
+
+
+WHOLE, TYPE = form({"file": FILE}, other="x")
+
+
+@given(at=st.integers(0, len(WHOLE)), junk=st.binary(max_size=40), cut=st.integers(0, 60))
+def test_a_damaged_form_is_a_form_or_a_mistake(at: int, junk: bytes, cut: int) -> None:
+    with suppress(RequestError):
+        inputs(WHOLE[:at] + junk + WHOLE[at + cut :], content_type=TYPE)
+
+
+# --- text ------------------------------------------------------------------------------------------
+
+
+class Engine:
+    """Says what it was asked, and notes who was cancelled."""
+
+    def __init__(self) -> None:
+        self.asked: list[TextRequest] = []
+        self.cancelled = 0
+
+    async def generate(self, request: TextRequest) -> AsyncGenerator[Delta | RequestError, None]:
+        self.asked.append(request)
+        if request.prompt == "long":
+            yield PromptTooLongError(9, 9, 10, "prompt")
+            return
+        if request.prompt == "bug":
+            raise KeyError("bug")
+        try:
+            await asyncio.sleep(60 if request.prompt == "wait" else 0.01)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        yield Delta("<", None, 1, 1)
+        yield Delta(f"{request.prompt}>", "stop", 1, 2)
+
+
+def generate(body: Any, engine: Engine, content_type: str = "application/json", most: int = 8) -> Any:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    generating = Generating(TEXT, engine.generate, HEAD, most)  # type: ignore[arg-type]
+    return json.loads(asyncio.run(generating.predict(PredictBody(data, content_type))))
+
+
+def infer(body: dict, engine: Engine, most: int = 8) -> Any:
+    generating = Generating(TEXT, engine.generate, HEAD, most)  # type: ignore[arg-type]
+    return json.loads(asyncio.run(generating.infer(InferBody(json.dumps(body).encode()))).data)
+
+
+def prompts(*texts: str, **changes: Any) -> dict:
+    tensor = {"name": "prompt", "datatype": "BYTES", "shape": [len(texts)], "data": list(texts)}
+    return {"inputs": [tensor], **changes}
+
+
+def test_text_the_plain_way() -> None:
+    engine = Engine()
+    assert generate({"prompt": "a"}, engine) == {"model": "m", "version": "3", "text": "<a>"}
+    asked = {"prompt": "b", "max_tokens": 5, "temperature": 0, "top_p": 0.5, "seed": 7, "stop": ["x"]}
+    answer = generate({"instances": [asked, {"prompt": "a", "stop": "y"}]}, engine)
+    assert answer["predictions"] == [{"text": "<b>"}, {"text": "<a>"}]
+    assert engine.asked == [
+        TextRequest("a", 16, 1.0, 1.0, (), None),
+        TextRequest("b", 5, 0.0, 0.5, ("x",), 7),
+        TextRequest("a", 16, 1.0, 1.0, ("y",), None),
+    ]
+
+
+def test_text_as_tensors() -> None:
+    engine = Engine()
+    parameters = {"max_tokens": 5, "temperature": 0, "stop": "x", "seed": -1}
+    answer = infer(prompts("a", "é", parameters=parameters, id="7"), engine)
+    output = {"name": "text", "datatype": "BYTES", "shape": [2], "data": ["<a>", "<é>"]}
+    assert answer == {"model_name": "m", "model_version": "3", "id": "7", "outputs": [output]}
+    assert engine.asked == [TextRequest(text, 5, 0.0, 1.0, ("x",), -1) for text in ("a", "é")]
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "says"),
+    [
+        ({"prompt": 5}, "prompt", "expected a string, but got an integer"),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens", "below minimum value. Expected a value >= 1, but got 0"),
+        ({"prompt": "a", "max_tokens": "5"}, "max_tokens", "expected an integer, but got a string"),
+        ({"prompt": "a", "stop": 5}, "stop", "expected a string or an array, but got an integer"),
+        ({"prompt": "a", "stop": list("abcde")}, "stop", "maximum length 4"),
+        ({"prompt": "a", "n": 2}, "n", "Unknown parameter: 'n'"),
+        ({"prompt": "long"}, "prompt", "maximum context length is 10"),
+        ({"instances": [{"prompt": "a"}, {"prompt": "long"}]}, "instances[1].prompt", "maximum context length"),
+        ({"instances": [{"prompt": "a"}, {"prompt": "a", "seed": 2**63}]}, "instances[1].seed", "above maximum"),
+        ({"instances": [{"prompt": "a"}] * 9}, "instances", "1 to 8 rows; found 9"),
+    ],
+)
+def test_a_wrong_prompt_is_named(body: dict, param: str, says: str) -> None:
+    with pytest.raises(RequestError, match=says) as caught:
+        generate(body, Engine())
+    assert (caught.value.param, caught.value.status) == (param, 400)
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (prompts("a", parameters={"max_tokens": 0}), "'parameters.max_tokens': integer below minimum"),
+        (prompts("a", parameters={"max_tokens": "5"}), "'parameters.max_tokens': expected an integer"),
+        (prompts("a", parameters={"n": 2}), "Unknown parameter: 'parameters.n'"),
+        (prompts("a", parameters={"prompt": "b"}), "Unknown parameter: 'parameters.prompt'"),
+        (prompts("a", "long"), "maximum context length is 10"),
+        (prompts(*"abcdefghi"), "at most 8 rows in a request; found 9"),
+        (prompts(), "one row or more"),
+        (prompts("a", outputs=[{"name": "label"}]), "there is no 'label'; this model gives text"),
+    ],
+)
+def test_wrong_prompts_as_tensors(body: dict, says: str) -> None:
+    with pytest.raises(RequestError, match=says):
+        infer(body, Engine())
+
+
+def test_the_first_mistake_ends_the_other_rows() -> None:
+    engine = Engine()
+    with pytest.raises(RequestError, match=r"instances\[1\].prompt"):
+        generate({"instances": [{"prompt": "wait"}, {"prompt": "long"}, {"prompt": "wait"}]}, engine)
+    assert engine.cancelled == 2
+    with pytest.raises(KeyError, match="bug"):  # a fault of the engine stays what it is
+        generate({"instances": [{"prompt": "wait"}, {"prompt": "bug"}]}, engine)
+    assert engine.cancelled == 3
+
+
+def test_who_leaves_ends_every_row() -> None:
+    engine = Engine()
+    generating = Generating(TEXT, engine.generate, HEAD)  # type: ignore[arg-type]
+    body = json.dumps({"instances": [{"prompt": "wait"}] * 3}).encode()
+
+    async def leave() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(generating.predict(PredictBody(body, "")), 0.1)
+
+    asyncio.run(leave())
+    assert engine.cancelled == 3

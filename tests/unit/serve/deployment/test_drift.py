@@ -1,0 +1,152 @@
+"""Desired against running, as values; and the request that a new version must answer."""
+
+import asyncio
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from maas_ray.serve.api.app import create_app
+from maas_ray.serve.deployment import smoke
+from maas_ray.serve.deployment.drift import Difference, changes, differences, unwanted
+from maas_ray.serve.deployment.endpoints import Record, State
+from maas_ray.serve.routes import Route, to_config
+from maas_ray.serve.spec import GATEWAY_APP, SHARED_APP, SHARED_DEPLOYMENT, DeploySpec, SharedArgs
+from tests.unit.serve.api.test_app import InProcess, route
+from tests.unit.serve.deployment.test_endpoints import record
+
+SPEC = DeploySpec.parse({"version": "a@champion", "endpoint": "a"})
+ROUTE = route("a", "predict")
+SERVING = record(
+    "a", spec=SPEC.document(), version="a/3", application=ROUTE.application, route=ROUTE, state=State.SERVING
+)
+
+
+DIRECT = replace(SERVING, spec={**SERVING.spec, "direct": True})
+
+
+def application(status: str = "RUNNING", replicas: tuple[str, ...] = ("RUNNING",), **changes: Any) -> dict[str, Any]:
+    deployment = {"message": "", "replicas": [{"state": state} for state in replicas]}
+    return (
+        {"status": status, "message": "", "source": "imperative", "deployments": {"Model": deployment}}
+        | {"route_prefix": None}
+        | changes
+    )
+
+
+def gateway(*routes: Route) -> dict[str, Any]:
+    return application(deployments={"Gateway": {"deployment_config": {"user_config": to_config(routes)}}})
+
+
+RUNNING = {ROUTE.application: application(), GATEWAY_APP: gateway(ROUTE)}
+
+
+def found(*records: Record, **running: Any) -> set[tuple[str, str]]:
+    shown = {name.replace("_", "-"): one for name, one in running.items()}
+    return {(one.endpoint, one.what) for one in differences(records, RUNNING | shown)}
+
+
+def test_what_stands_as_it_should_differs_in_nothing() -> None:
+    assert found(SERVING) == set()
+    assert found(replace(SERVING, problem="a/4: no room")) == set()  # the old one goes on, as it should
+    assert found(SERVING, model_a=application(replicas=())) == set()  # scaled to zero
+    assert found(SERVING, model_a=application("UNHEALTHY")) == set()  # one replica of several is ill
+    assert found(DIRECT, model_a=application(route_prefix="/v2/models/a")) == set()
+    assert found(SERVING, model_other=application(source="declarative"), mine=application()) == set()
+
+
+@pytest.mark.parametrize(
+    ("records", "running", "what"),
+    [
+        ([SERVING], {"model_a": application("DELETING")}, ("a", "missing")),
+        ([SERVING], {"model_a": application("DEPLOY_FAILED", ())}, ("a", "failed")),
+        ([SERVING], {"model_a": application("DEPLOYING", ("STARTING",))}, ("a", "failed")),
+        ([replace(SERVING, state=State.DEPLOYING)], {}, ("a", "unfinished")),
+        ([replace(SERVING, state=State.REMOVING)], {}, ("a", "unfinished")),
+        ([replace(SERVING, state=State.FAILED)], {}, ("a", "failed")),
+        ([SERVING], {"maas_gateway": gateway()}, ("a", "version")),
+        ([SERVING], {"maas_gateway": gateway(route("a", "predict", version="a/2"))}, ("a", "version")),
+        ([SERVING], {"maas_gateway": gateway(route("a", "predict", timeout_s=5))}, ("a", "route")),
+        ([SERVING], {"maas_gateway": gateway(ROUTE, route("b", "predict"))}, ("b", "version")),
+        ([SERVING], {"maas_gateway": application("DELETING")}, (GATEWAY_APP, "missing")),
+        ([SERVING], {"model_a": application(route_prefix="/v2/models/a")}, ("a", "path")),
+        ([DIRECT], {}, ("a", "path")),
+        ([SERVING], {"model_other": application()}, ("model-other", "unwanted")),
+        ([], {"maas_gateway": gateway()}, ("model-a", "unwanted")),
+    ],
+)
+def test_what_does_not_is_found(records: list[Record], running: dict[str, Any], what: tuple[str, str]) -> None:
+    assert found(*records, **running) == {what}
+
+
+def test_where_nothing_runs_all_is_missing() -> None:
+    assert {(one.endpoint, one.what) for one in differences([SERVING], {})} == {
+        ("a", "missing"),
+        (GATEWAY_APP, "missing"),
+    }
+    assert differences([], {}) == []
+
+
+def test_what_a_change_under_way_needs_is_not_unwanted() -> None:
+    begun = replace(SERVING, application="model-new", state=State.DEPLOYING)
+    running = {**RUNNING, "model-new": application("DEPLOYING", ())}
+    assert unwanted([begun], running) == []
+    assert unwanted([replace(begun, state=State.FAILED)], running) == ["model-new"]
+
+
+def test_a_spec_against_what_was_asked_for_last() -> None:
+    def changed(version: str, **fields: Any) -> dict[str, tuple[str, str]]:
+        spec = DeploySpec.parse({"version": "a@champion", "endpoint": "a", **fields})
+        return {one.what: (one.should, one.found) for one in changes(spec, version, SERVING)}
+
+    assert changed("a/3") == {}
+    assert changed("a/4") == {"version": ("a/4 (a@champion)", "a/3 (a@champion)")}
+    assert changed("a/3", scaling={"max_replicas": 9}, smoke={"x": {"y": 1}}) == {
+        "scaling.max_replicas": ("9", "4"),
+        "smoke": ("{'x': {'y': 1}}", "None"),
+    }
+    assert changes(SPEC, "a/3", None)[0].what == "missing"
+    # A record of before a field existed means its default.
+    old = {name: value for name, value in SERVING.spec.items() if name not in ("smoke", "scaling")}
+    assert changes(SPEC, "a/3", replace(SERVING, spec=old)) == []
+
+
+@pytest.mark.parametrize(("name", "kind"), [("echo", "generate"), ("sums", "predict")])
+def test_the_smoke_request_is_one_that_the_api_takes(name: str, kind: str) -> None:
+    path, body = smoke._request(route(name, kind), None)
+    app = create_app(InProcess(), body_limit=10_000)
+    status, text = asyncio.run(smoke._post(app, path, json.dumps(body).encode()))
+    assert status == 200, text
+    assert asyncio.run(smoke._post(app, path, b"{")) != (200, text)
+    stream = {"model": "echo", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
+    path, _ = smoke._request(route("echo", "generate"), stream)
+    status, text = asyncio.run(smoke._post(app, path, json.dumps(stream).encode()))
+    assert (status, text[-8:]) == (200, "[DONE]\n\n")
+
+
+def test_shared_replicas_are_wanted_as_long_as_an_endpoint_has_them() -> None:
+    shared = ROUTE.model_copy(update={"application": SHARED_APP, "shared": "{}"})
+    one = replace(SERVING, application=SHARED_APP, route=shared)
+    running = {SHARED_APP: application(), GATEWAY_APP: gateway(shared)}
+    assert differences([one], running) == []
+    assert unwanted([], running) == [SHARED_APP]
+    assert unwanted([], {SHARED_APP: application(source="declarative")}) == []
+    (missing,) = differences([one], {GATEWAY_APP: gateway(shared)})
+    assert (missing.endpoint, missing.what) == ("a", "missing")
+    other = shared.model_copy(update={"shared": '{"digest":"x"}'})
+    (difference,) = differences([one], {SHARED_APP: application(), GATEWAY_APP: gateway(other)})
+    assert difference.what == "route"
+
+
+def test_shared_replicas_work_as_their_file_says() -> None:
+    args = SharedArgs(max_models=3)
+    deployment = {"message": "", "replicas": [{"state": "RUNNING"}], "deployment_config": {"user_config": {}}}
+    deployment["deployment_config"]["user_config"] = args.document()
+    route = ROUTE.model_copy(update={"application": SHARED_APP, "shared": "{}"})
+    one = replace(SERVING, application=SHARED_APP, route=route)
+    running = {SHARED_APP: application(deployments={SHARED_DEPLOYMENT: deployment}), GATEWAY_APP: gateway(route)}
+    assert differences([one], running, args) == differences([one], running) == []
+    (difference,) = differences([one], running, SharedArgs(max_models=4))
+    assert difference == Difference(SHARED_APP, "options", "{'max_models': 4}", "{'max_models': 3}")
+    assert differences([], {SHARED_APP: application("DELETING")}, args) == []

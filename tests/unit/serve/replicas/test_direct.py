@@ -1,0 +1,78 @@
+"""A replica that answers HTTP itself: the same application as the gateway's, over one model."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import httpx
+import pytest
+
+from maas_ray.errors import RequestError
+from maas_ray.serve.api.open_inference.tensors import InferBody
+from maas_ray.serve.api.predict import PredictBody
+from maas_ray.serve.replicas.direct import SingleModel, create_single_app
+from maas_ray.serve.text.codec import Delta, TextRequest
+from tests.unit.serve.api.test_app import route
+
+
+class Replica:
+    """Answers after a while; a body `no` is refused."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+    async def infer(self, body: InferBody) -> InferBody | RequestError:
+        await asyncio.sleep(5 if body.data == b"slow" else 0)
+        return RequestError("no such thing", param="x") if body.data == b"no" else body
+
+    async def predict(self, body: PredictBody) -> bytes:
+        return b'{"label":"7"}'
+
+    async def generate(self, request: TextRequest) -> AsyncGenerator[Delta, None]:
+        try:
+            yield Delta("one", None, 1, 1)
+            await asyncio.sleep(5 if request.prompt == "slow" else 0)
+            yield Delta(" two", "stop", 1, 2)
+        finally:
+            self.closed += 1
+
+
+def ask(replica: Replica, kind: str, path: str, **request) -> httpx.Response:
+    app = create_single_app(SingleModel(replica, route("m", kind, timeout_s=0.3)))
+
+    async def ask() -> httpx.Response:
+        # As Serve mounts it.
+        transport = httpx.ASGITransport(app=app, root_path="/v2/models/m")
+        async with httpx.AsyncClient(transport=transport, base_url="http://replica") as client:
+            return await client.post(path, **request)
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v2/models/m/infer", "yes", 200),
+        ("/v2/models/m/versions/3/infer", "yes", 200),
+        ("/v1/models/m/predict", "yes", 200),
+        ("/v2/models/m/infer", "no", 400),
+        ("/v2/models/m/infer", "slow", 504),
+        ("/v2/models/m/versions/2/infer", "yes", 404),
+        ("/v2/models/other/infer", "yes", 404),
+        ("/v2/models/m/nothing", "yes", 404),
+        ("/v2/models/m/infer", "x" * 16_000_001, 413),
+    ],
+)
+def test_a_replica_answers_as_the_gateway_would(path: str, body: str, status: int) -> None:
+    answer = ask(Replica(), "predict", path, content=body)
+    assert answer.status_code == status, answer.text
+    assert status == 200 or list(answer.json()) == ["error"]
+
+
+def test_a_stream_that_is_too_slow_is_ended() -> None:
+    replica = Replica()
+    asked = {"model": "m", "prompt": "x", "stream": True}
+    whole = ask(replica, "generate", "/v1/completions", json=asked)
+    assert whole.text.endswith("data: [DONE]\n\n")
+    ended = ask(replica, "generate", "/v1/completions", json=asked | {"prompt": "slow"})
+    assert '"code": "timeout"' in ended.text.replace('":"', '": "')
+    assert replica.closed == 2

@@ -1,0 +1,58 @@
+"""What an endpoint on shared replicas asks for, and what one of them is told."""
+
+import pytest
+
+from maas_ray.errors import SpecError
+from maas_ray.registry.versions import ModelVersion
+from maas_ray.serve.routes import from_config, make_route, resolve_route, share, to_config
+from maas_ray.serve.spec import DeploySpec, ServedModel, SharedArgs, SharedModel
+from maas_ray.settings import Settings
+from tests.support.bundles import image_task, register
+
+
+@pytest.mark.parametrize("field", [{"scaling": {"max_replicas": 2}}, {"resources": {"cpus": 2}}])
+def test_what_is_shared_cannot_be_asked_for(field: dict) -> None:
+    spec = {"version": "a/1", "replicas": "shared"}
+    with pytest.raises(SpecError, match=f"{next(iter(field))}: an endpoint with `replicas: shared` has none"):
+        DeploySpec.parse(spec | field)
+    # As a record has it: every field, most as by default.
+    assert DeploySpec.parse(DeploySpec.parse(spec).document()).replicas == "shared"
+    assert DeploySpec.parse({"version": "a/1"} | field).replicas == "own"
+
+
+def version(settings: Settings, tmp_path, seed: int = 0) -> ModelVersion:
+    return register(settings, "img", image_task(), tmp_path / f"{seed}", seed=seed)
+
+
+def test_the_id_is_all_that_a_replica_needs(tmp_path) -> None:
+    settings = Settings.from_environment({"MAAS_HOME": str(tmp_path / "home")})
+    first, second = version(settings, tmp_path, 1), version(settings, tmp_path, 2)
+
+    def route(of: ModelVersion, **options):
+        spec = DeploySpec.parse({"version": "img/1", "replicas": "shared", **options})
+        made = make_route(of, endpoint="x", application="maas-shared", timeout_s=spec.request_timeout_s)
+        return share(made, of, spec)
+
+    plain = route(first, max_batch_size=4)
+    model = SharedModel.model_validate_json(plain.shared)
+    assert (model.uri, model.digest, model.name, model.number) == (first.uri, first.digest, "x", "1")
+    assert (model.kind, model.options.max_batch_size) == ("predict", 4)
+    assert model.weights == (tmp_path / "1" / "model.safetensors").stat().st_size
+    assert model.id == plain.shared
+    served = ServedModel.parse({"endpoint": "x", "version": "img/1", "application": "mine", "replicas": "shared"})
+    listed = resolve_route(served, settings)  # as a gateway's config file has it
+    assert (listed.application, listed.shared) == ("mine", route(first).shared)
+    assert from_config(to_config((plain,))) == (plain,)
+    # Another model: other weights, other options. The same one: what is the gateway's to keep.
+    assert route(second, max_batch_size=4).shared != plain.shared
+    assert route(first).shared != plain.shared
+    assert route(first, max_batch_size=4, request_timeout_s=7, startup_timeout_s=9).shared == plain.shared
+
+
+def test_the_file_is_a_spec_as_any_other(tmp_path) -> None:
+    file = tmp_path / "shared.yaml"
+    file.write_text("max_models: 3\nweights_gb: 0.5\n")
+    assert SharedArgs.from_yaml(file).max_models == 3
+    file.write_text("max_modles: 3\n")
+    with pytest.raises(SpecError, match=r"line 1.*did you mean `max_models`"):
+        SharedArgs.from_yaml(file)

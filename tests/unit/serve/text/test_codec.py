@@ -1,0 +1,351 @@
+"""Prompts to ids, ids to text: nothing broken, nothing leaked."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maas_ray.errors import PromptTooLongError, RequestError
+from maas_ray.serve.engines import GenerateRequest, Tokens
+from maas_ray.serve.text.codec import Delta, Detokenizer, StopStrings, TextCodec, TextRequest
+from maas_ray.serve.text.streaming import Growing, Spelling, together
+from maas_ray.tasks import load_task
+from maas_ray.tasks.text.chat import ChatTemplate
+from maas_ray.tasks.text.generation import FittedTokenizer, TextGenerationSpec
+from tests.support.bundles import TEXT, text_task
+
+TASK = text_task()
+CHAT_ML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def ask(prompt, **changes) -> TextRequest:
+    fields = {"max_tokens": 4, "temperature": 1.0, "top_p": 1.0, "stop": (), "seed": 1}
+    return TextRequest(prompt=prompt, **(fields | changes))
+
+
+@pytest.fixture
+def codec() -> TextCodec:
+    return TextCodec(TASK, context=64, end_ids=())
+
+
+@given(st.text(max_size=40), st.lists(st.integers(1, 4), min_size=1, max_size=60))
+@settings(max_examples=200, deadline=None)
+def test_text_is_whole_however_its_ids_arrive(text: str, sizes: list[int]) -> None:
+    ids = TASK.tokenizer.encode(text).ids
+    detokenizer, out, at = Detokenizer(TASK.tokenizer), "", 0
+    for size in [*sizes, len(ids)]:
+        piece = detokenizer.push(ids[at : at + size])
+        assert not piece.endswith("\ufffd") or "\ufffd" in text
+        out, at = out + piece, at + size
+    assert out + detokenizer.flush() == text
+
+
+def test_a_character_is_held_back_until_it_is_whole() -> None:
+    ids = TASK.tokenizer.encode("é🚀").ids
+    assert len(ids) > 2
+    detokenizer = Detokenizer(TASK.tokenizer)
+    pieces = [detokenizer.push([one]) for one in ids]
+    assert [piece for piece in pieces if piece] == ["é", "🚀"]
+
+
+def test_bytes_that_never_become_a_character_come_at_the_end() -> None:
+    ids = TASK.tokenizer.encode("a🚀").ids[:-1]
+    detokenizer = Detokenizer(TASK.tokenizer)
+    assert detokenizer.push(ids) == "a"
+    assert detokenizer.flush() == "\ufffd"
+
+
+@given(
+    st.text("abc", max_size=40),
+    st.lists(st.text("abc", min_size=1, max_size=4), max_size=4),
+    st.lists(st.integers(1, 5), min_size=1),
+)
+def test_a_stop_string_never_leaks(text: str, stops: list[str], sizes: list[int]) -> None:
+    strings, out, at, stopped = StopStrings(tuple(stops)), "", 0, False
+    for size in [*sizes, len(text)]:
+        piece, stopped = strings.push(text[at : at + size])
+        out, at = out + piece, at + size
+        if stopped:
+            break
+    out += "" if stopped else strings.flush()
+    # A stop string that is met first in time ends the answer, so what came out never holds a whole one.
+    places = [text.find(stop) for stop in stops if stop in text]
+    assert stopped == bool(places)
+    assert text.startswith(out)
+    assert not any(stop in out for stop in stops)
+    assert out == text or stopped
+
+
+def test_prompts_are_tokenised_as_the_training_text_was(codec: TextCodec) -> None:
+    for text in TEXT:
+        [prepared] = codec.prepare(ask(text, max_tokens=1))
+        assert prepared.prompt_ids == TASK.encode([{"text": text}])["input_ids"][0][:-1].tolist()
+    special = codec.prepare(ask("<|endoftext|>"))[0].prompt_ids
+    assert len(special) > 1  # text is never taken for a special token
+    assert TASK.end_of_text_id not in special
+
+
+def test_an_empty_prompt_begins_a_document(codec: TextCodec) -> None:
+    assert codec.prepare(ask(""))[0].prompt_ids == [TASK.end_of_text_id]
+    assert TASK.end_of_text_id in codec.prepare(ask(""))[0].end_ids
+
+
+def test_context_is_kept(codec: TextCodec) -> None:
+    prompt = TASK.tokenizer.encode("x" * 10).ids
+    assert codec.prepare(ask(prompt, max_tokens=None))[0].max_tokens == 64 - len(prompt)
+    assert codec.prepare(ask(prompt, max_tokens=64 - len(prompt)))[0].max_tokens == 64 - len(prompt)
+    with pytest.raises(PromptTooLongError, match="64 tokens") as caught:
+        codec.prepare(ask(prompt, max_tokens=65 - len(prompt)))
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "prompt")
+    with pytest.raises(PromptTooLongError) as caught:
+        codec.prepare(ask([{"role": "user", "content": "x" * 200}], max_tokens=None))
+    assert caught.value.param == "messages"
+
+
+@pytest.mark.parametrize("ids", [[1, 99999], [-1]])
+def test_ids_outside_the_vocabulary_are_refused(codec: TextCodec, ids: list[int]) -> None:
+    with pytest.raises(RequestError, match="0 to 319") as caught:
+        codec.prepare(ask(ids))
+    assert caught.value.status == 400
+
+
+def test_seeds_differ_unless_given(codec: TextCodec) -> None:
+    assert codec.prepare(ask("a", seed=7))[0].seed == 7
+    assert codec.prepare(ask("a", seed=None))[0].seed != codec.prepare(ask("a", seed=None))[0].seed
+
+
+def test_a_template_s_own_special_tokens_become_tokens(tmp_path: Path) -> None:
+    from tokenizers import AddedToken, Tokenizer
+
+    TASK.save(tmp_path)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer.add_special_tokens([AddedToken(f"<|im_{end}|>", special=True) for end in ("start", "end")])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "chat_template.jinja").write_text(CHAT_ML)
+    task = type(TASK).load_state(TASK.spec, {}, tmp_path)
+    codec = TextCodec(task, context=64, end_ids=())
+    ids = codec.prepare(ask([{"role": "user", "content": "hi"}]))[0].prompt_ids
+    from transformers import AutoTokenizer
+
+    reference = AutoTokenizer.from_pretrained(tmp_path)
+    expected = reference.apply_chat_template(
+        [{"role": "user", "content": "hi"}], add_generation_prompt=True, return_dict=False
+    )
+    assert ids == expected
+    assert tokenizer.token_to_id("<|im_start|>") in ids
+
+
+def test_a_template_may_refuse_messages_but_not_reach_out() -> None:
+    refusing = ChatTemplate("{{ raise_exception('roles must alternate') }}", {})
+    with pytest.raises(RequestError, match="roles must alternate"):
+        refusing.render([{"role": "user", "content": "x"}])
+    escaping = ChatTemplate("{{ ''.__class__.__mro__[1].__subclasses__() }}", {})
+    with pytest.raises(RequestError, match="unsafe"):
+        escaping.render([{"role": "user", "content": "x"}])
+
+
+def test_without_a_template_a_chat_is_refused(tmp_path: Path) -> None:
+    TASK.save(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    codec = TextCodec(load_task(tmp_path), context=64, end_ids=())
+    with pytest.raises(RequestError, match="/v1/completions"):
+        codec.prepare(ask([{"role": "user", "content": "x"}]))
+
+
+def test_each_answer_is_asked_for_once_and_the_first_is_that_of_one(codec: TextCodec) -> None:
+    several = codec.prepare(ask("a", n=3, more_prompts=("b", [5, 6])))
+    assert [one.prompt_ids for one in several[::3]] == [
+        TASK.tokenizer.encode("a").ids,
+        TASK.tokenizer.encode("b").ids,
+        [5, 6],
+    ]
+    assert several[:1] == codec.prepare(ask("a"))
+    assert several[3:4] == codec.prepare(ask("b"))  # a prompt's answers do not depend on those before it
+    seeds = [one.seed for one in several]
+    assert seeds[:3] == seeds[3:6] == seeds[6:]
+    assert len(set(seeds)) == 3
+    assert seeds == [one.seed for one in codec.prepare(ask("a", n=3, more_prompts=("b", [5, 6])))]
+    with pytest.raises(RequestError, match="'prompt' holds -1"):
+        codec.prepare(ask("a", more_prompts=([-1],)))
+
+
+ASKED = {
+    "frequency_penalty": 0.5,
+    "presence_penalty": -0.5,
+    "logprobs": True,
+    "logit_bias": ((5, 1.0),),
+    "json_schema": {"type": "object"},
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_what_the_engine_cannot_do_is_refused_by_name(name: str) -> None:
+    asked = ask("a", **{name: ASKED[name]})
+    able = frozenset({"penalties", "logprobs", "logit_bias", "json_schema"})
+    [prepared] = TextCodec(TASK, 64, (), able).prepare(asked)
+    assert getattr(prepared, name) == (json.dumps(ASKED[name]) if name == "json_schema" else ASKED[name])
+    ability = "penalties" if name.endswith("penalty") else name
+    with pytest.raises(RequestError) as caught:
+        TextCodec(TASK, 64, (), able - {ability}).prepare(asked)
+    assert (caught.value.status, caught.value.code) == (400, "unsupported_parameter")
+    assert caught.value.param == ("response_format" if name == "json_schema" else name)
+
+
+def test_biased_tokens_are_the_model_s() -> None:
+    codec = TextCodec(TASK, 64, (), frozenset({"logit_bias"}))
+    with pytest.raises(RequestError, match="0 to 319; 'logit_bias' holds 320"):
+        codec.prepare(ask("a", logit_bias=((320, 1.0),)))
+
+
+def test_a_chat_is_asked_as_it_was_learnt() -> None:
+    chats = [
+        [{"role": "user", "content": f"What is {n} + 1?"}, {"role": "assistant", "content": f"It is {n + 1}."}]
+        for n in range(40)
+    ]
+    spec = TextGenerationSpec(tokenizer=FittedTokenizer(vocab_size=300), sequence_length=64, column="messages")
+    rows = [spec.parse_row({"messages": chat}) for chat in chats]
+    task = spec.fit(rows)
+    [learnt] = task.encode(rows[:1])["input_ids"]
+    [asked] = TextCodec(task, context=64, end_ids=()).prepare(ask(chats[0][:1]))
+    assert learnt[: len(asked.prompt_ids)].tolist() == asked.prompt_ids
+    rest = learnt[len(asked.prompt_ids) :].tolist()
+    assert task.tokenizer.decode(rest, skip_special_tokens=True) == "It is 1."
+    assert rest.count(task.end_of_text_id) == 1  # where an answer is to end
+    assert rest[-1] in asked.end_ids
+    for wrong, why in (("x", "a str, not a list"), ([{"role": "user"}], r"messages\[0\] has no text as its 'content'")):
+        with pytest.raises(ValueError, match=why):
+            spec.parse_row({"messages": wrong})
+    assert spec.parse_row({"messages": []}) is None
+
+
+# --- tools
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+WITH_TOOLS = (
+    "{% if tools %}<tools>{% for tool in tools %}{{ tool | tojson }}{% endfor %}</tools>{% endif %}"
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}"
+    "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %};{% endfor %}"
+)
+USER = {"role": "user", "content": "x"}
+CALLED = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+ANSWERED = {"role": "tool", "content": "5", "tool_call_id": "1"}
+
+
+def test_a_template_is_shown_tools_and_what_became_of_them() -> None:
+    rendered = ChatTemplate(WITH_TOOLS, {}).render([USER, CALLED, ANSWERED], [TOOL])
+    assert rendered == (
+        f"<tools>{json.dumps(TOOL)}</tools>user: x;assistant: "
+        '<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>;tool: 5;'
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "tools", "param"),
+    [
+        (CHAT_ML, [USER], [TOOL], "tools"),
+        (CHAT_ML, [USER, CALLED, ANSWERED], [], "messages"),
+        (
+            "{% for m in messages %}{% if m.role != 'tool' %}{{ m.content }}{% endif %}{% endfor %}",
+            [USER, ANSWERED],
+            [],
+            "messages",
+        ),
+    ],
+)
+def test_a_template_that_leaves_tools_out_refuses_them(template: str, messages: list, tools: list, param: str) -> None:
+    with pytest.raises(RequestError, match="does not show the model") as caught:
+        ChatTemplate(template, {}).render(messages, tools)
+    assert (caught.value.param, caught.value.code) == (param, "unsupported_parameter")
+
+
+# --- growing answers
+
+
+def asked_of_engine(**changes) -> GenerateRequest:
+    fields = {"max_tokens": 1000, "temperature": 0.0, "top_p": 1.0, "seed": 0, "end_ids": (0,), "logprobs": True}
+    return GenerateRequest([1, 2], **(fields | changes))
+
+
+@given(st.text("ab é🚀", max_size=20), st.lists(st.integers(1, 5), min_size=1), st.sampled_from([(), ("b ",), ("é",)]))
+@settings(deadline=None)
+def test_log_probabilities_come_with_their_text(text: str, sizes: list[int], stop: tuple[str, ...]) -> None:
+    ids = [*TASK.tokenizer.encode(text).ids, 0]
+    growing, deltas, at = Growing(TASK.tokenizer, asked_of_engine(), stop, 3), [], 0
+    for size in [*sizes, *[1] * len(ids)]:
+        some = ids[at : at + size]
+        delta = growing.push(Tokens(some, [-float(at + place) for place in range(len(some))])) if some else None
+        at += size
+        deltas += [delta] if delta else []
+        if delta and delta.finish_reason:
+            break
+    said = "".join(delta.text for delta in deltas)
+    expected = min((text[: text.find(one)] for one in stop if one in text), default=text)
+    assert said == expected
+    assert {(delta.index, delta.prompt_tokens) for delta in deltas} == {(3, 2)}
+    assert [delta.finish_reason for delta in deltas] == [None] * (len(deltas) - 1) + ["stop"]
+    found = [one for delta in deltas for one in delta.logprobs]
+    assert [one.logprob for one in found] == [-float(place) for place in range(len(found))]
+    spelled = b"".join(one.spelled for one in found)
+    if said == text:
+        assert spelled == text.encode()
+        assert len(found) == len(ids) - 1  # the token that ends it is none of its text
+    else:
+        assert spelled.startswith(said.encode())
+        assert all(one.offset < len(said) for one in found)
+    begins = 0
+    for one in found:
+        assert said.encode().startswith(spelled[:begins][: len(said.encode())])
+        assert one.offset == len(spelled[:begins].decode(errors="ignore"))
+        begins += len(one.spelled)
+
+
+def test_tokens_of_other_alphabets_are_spelled() -> None:
+    from tokenizers import Tokenizer, decoders, models
+
+    tokenizer = Tokenizer(models.WordLevel({"▁Hello": 0, "<0xC3>": 1, "x": 2}, unk_token="x"))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    assert [Spelling(tokenizer).bytes_of(token) for token in range(3)] == [b" Hello", b"\xc3", b"x"]
+    assert Spelling(TASK.tokenizer).bytes_of(0) == b"<|endoftext|>"
+    assert Spelling(tokenizer).logprob(2, float("-inf"), 0).logprob == -9999.0
+
+
+def test_several_answers_grow_at_once_and_leaving_leaves_all() -> None:
+    left: list[int] = []
+
+    async def answer(index: int, pieces: int) -> AsyncGenerator[Delta, None]:
+        try:
+            for _ in range(pieces):
+                await asyncio.sleep(0)
+                yield Delta(str(index), None, 1, 1, index)
+        finally:
+            left.append(index)
+
+    async def broken() -> AsyncGenerator[Delta, None]:
+        yield Delta("x", None, 1, 1)
+        raise ValueError("broken")
+
+    async def run() -> None:
+        async with aclosing(together([answer(0, 3), answer(1, 5)])) as deltas:
+            found = [delta.index async for delta in deltas]
+        assert sorted(found) == [0] * 3 + [1] * 5
+        assert found[:4] == [0, 1, 0, 1]
+        left.clear()
+        async with aclosing(together([answer(0, 10**9), answer(1, 10**9)])) as deltas:
+            await anext(deltas)
+        assert sorted(left) == [0, 1]
+        left.clear()
+        async with aclosing(together([answer(0, 10**9), broken()])) as deltas:
+            with pytest.raises(ValueError, match="broken"):
+                [delta async for delta in deltas]
+        assert left == [0]
+
+    asyncio.run(run())

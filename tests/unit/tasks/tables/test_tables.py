@@ -1,0 +1,566 @@
+"""Tables: what is fitted, what is encoded, what is asked and answered; compared with scikit-learn."""
+
+import asyncio
+import json
+import math
+import struct
+from collections.abc import Callable, Iterator
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maas_ray.errors import DataError, RequestError, SpecError
+from maas_ray.serve.api.open_inference.tensors import InferBody, parse_infer
+from maas_ray.serve.api.predict import PredictBody, parse_rows
+from maas_ray.tasks import load_task
+from maas_ray.tasks.base import REST
+from maas_ray.tasks.tables.base import Linear, Mlp, TableSpec
+from maas_ray.tasks.tables.cells import category, cell, number, numbers
+from maas_ray.tasks.tables.classification import TabularClassification, TabularClassificationSpec
+from maas_ray.tasks.tables.features import Moments
+from maas_ray.tasks.tables.regression import TabularRegression, TabularRegressionSpec
+
+HOUSES = [
+    {"rooms": "3", "mean area": "70", "town": "Köln", "lift": "true", "price": "100"},
+    {"rooms": "4", "mean area": None, "town": "Bonn", "lift": "false", "price": "200"},
+    {"rooms": "5", "mean area": "110", "town": "Köln", "lift": None, "price": "300"},
+    {"rooms": None, "mean area": "90", "town": None, "lift": "true", "price": "240"},
+    {"rooms": "3", "mean area": "74", "town": "Aachen", "lift": "true", "price": "110"},
+]
+
+
+def parsed(spec: TableSpec, table: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    raws = [{spec.target: row[spec.target]} | _columns(spec, row) for row in table]
+    return [row for raw in raws if (row := spec.parse_row(raw)) is not None]
+
+
+def _columns(spec: TableSpec, row: dict[str, Any]) -> dict[str, Any]:
+    """As reading gives them."""
+    if spec.features is not None:
+        return {name: row[name] for name in spec.features}
+    return {REST: {name: value for name, value in row.items() if name != spec.target}}
+
+
+def houses(**changes: Any) -> TabularRegression:
+    spec = TabularRegressionSpec.parse({"type": "tabular-regression", "target": "price"} | changes)
+    return spec.fit(parsed(spec, HOUSES))
+
+
+# --- cells -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, None),
+        (True, "true"),
+        (3, 3.0),
+        (Decimal("1.5"), 1.5),
+        (math.nan, None),
+        (np.float32(2).item(), 2.0),
+        (" x ", "x"),
+        ("  ", None),
+        ("True", "true"),
+        (" FALSE", "false"),
+        ("nan", None),
+        ("-NaN", None),
+        ("-", "-"),
+        (date(2020, 2, 3), "2020-02-03"),
+    ],
+)
+def test_a_cell_is_a_number_a_text_or_nothing(value: Any, expected: Any) -> None:
+    assert cell(value) == expected
+
+
+@pytest.mark.parametrize("value", [[1], {"a": 1}, b"x", math.inf])
+def test_what_is_no_cell_is_named(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"^(a list|a dict|a bytes|an infinite number)"):
+        cell(value)
+
+
+def test_numbers_and_categories() -> None:
+    assert [number(value) for value in ("1e3", "-2", 0.5)] == [1000, -2, 0.5]
+    assert math.isnan(number(None))
+    assert [category(value) for value in (1.0, 1.5, "a", None)] == ["1", "1.5", "a", ""]
+    assert [category(text) for text in ("1.0", "-20.00", "-0.0", "1.", "1.10", "01.0", ".0", "1.0.0")] == [
+        *("1", "-20", "0", "1.", "1.10", "01.0", ".0", "1.0.0")
+    ]
+    assert category("9" * 400 + ".0") == "9" * 400 + ".0"
+    assert category("12345678901234567891.0") == category(12345678901234567891.0)
+    assert category(cell(np.int64(12345678901234567))) == "12345678901234567"
+    for text in ("1_000", "x", "1,5", "inf", "0x1"):
+        with pytest.raises(ValueError, match="is no number"):
+            number(text)
+
+
+# --- fitting ---------------------------------------------------------------------------------------
+
+
+def test_columns_are_told_apart_and_filled_and_scaled_as_scikit_learn_does() -> None:
+    from sklearn.impute import SimpleImputer
+    from sklearn.preprocessing import MinMaxScaler, StandardScaler
+
+    task = houses()
+    assert [column.name for column in task.features.numbers] == ["rooms", "mean area"]
+    assert {column.name: column.categories for column in task.features.categories} == {
+        "town": ["Köln", "Aachen", "Bonn"],
+        "lift": ["true", "false"],
+    }
+    raw = np.array([[3, 70], [4, math.nan], [5, 110], [math.nan, 90], [3, 74]])
+    for fill, strategy in (("mean", "mean"), ("median", "median"), ("mode", "most_frequent")):
+        task = houses(fill_numbers=fill, scale="none")
+        encoded = task.encode(parsed(task.spec, HOUSES))
+        np.testing.assert_allclose(encoded["numbers"], SimpleImputer(strategy=strategy).fit_transform(raw), rtol=1e-6)
+    for scale, scaler in (("standard", StandardScaler()), ("minmax", MinMaxScaler())):
+        task = houses(scale=scale)
+        encoded = task.encode(parsed(task.spec, HOUSES))
+        expected = scaler.fit(raw).transform(SimpleImputer().fit_transform(raw))  # fitted on what is known
+        np.testing.assert_allclose(encoded["numbers"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_missing_and_unseen_categories() -> None:
+    rows = [{"town": town, "lift": None} for town in ("Köln", "Bonn", "Paris", None)]
+    features = [{"features": row, "target": 1.0} for row in rows]
+    assert houses().encode(features)["categories"].tolist() == [[1, 4], [3, 4], [0, 4], [1, 4]]
+    unknown = houses(fill_categories="unknown", max_categories=1)
+    assert unknown.encode(features)["categories"].tolist() == [[1, 0], [0, 0], [0, 0], [0, 0]]
+
+
+def test_a_spec_says_which_columns_and_what_they_are() -> None:
+    task = houses(features=["rooms", "lift"], categorical=["rooms"])
+    assert task.spec.columns == ("rooms", "lift", "price")
+    assert task.features.numbers == []
+    assert task.features.categories[0].categories == ["3", "4", "5"]
+    assert set(task.stored) == {"categories", "target"}
+    assert [column.name for column in houses(exclude=["town", "lift"]).features.numbers] == ["rooms", "mean area"]
+    with pytest.raises(ValueError, match=r"column 'town' is a number: 'Köln' is no number"):
+        houses(numeric=["town"])
+    with pytest.raises(DataError, match=r"there is no column 'floor'; there are: rooms, mean area, town, lift"):
+        houses(numeric=["floor"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"features": ["price"]}, "features: holds the target 'price'"),
+        ({"features": ["rooms"], "exclude": ["town"]}, "exclude: is for where `features` is not given"),
+        ({"numeric": ["a"], "categorical": ["a"]}, "categorical: 'a' stands in `numeric` too"),
+        ({"exclude": ["a", "a"]}, "exclude: 'a' stands twice"),
+        ({"features": ["rooms"], "numeric": ["town"]}, "'town' is none of the columns to predict from"),
+    ],
+)
+def test_a_spec_that_contradicts_itself_is_refused(changes: dict[str, Any], problem: str) -> None:
+    with pytest.raises(SpecError, match=problem):
+        TabularRegressionSpec.parse({"target": "price"} | changes)
+
+
+def test_rows_that_say_nothing_are_empty_and_malformed_ones_named() -> None:
+    spec = TabularRegressionSpec(target="y")
+    assert spec.parse_row({"y": None, REST: {"a": 1}}) is None
+    assert spec.parse_row({"y": 1, REST: {"a": None, "b": ""}}) is None
+    with pytest.raises(ValueError, match=r"column 'a' holds a list, no number and no text; leave it out by `exclude`"):
+        spec.parse_row({"y": 1, REST: {"a": [1]}})
+    with pytest.raises(ValueError, match=r"the target 'y' is a number: 'dear' is no number"):
+        spec.parse_row({"y": "dear", REST: {"a": 1}})
+    task = houses()
+    with pytest.raises(ValueError, match="column 'rooms' holds a text, where training has numbers"):
+        task.encode([{"features": {"rooms": "many"}, "target": 1.0}])
+    with pytest.raises(DataError, match=r"column 'b' holds nothing in the training split"):
+        spec.fit(parsed(spec, [{"y": "1", "a": "2", "b": None}] * 2))
+
+
+def test_moments_are_those_of_numpy_however_they_are_cut() -> None:
+    values = np.random.default_rng(0).normal(1e9, 3, (1000, 2))
+    values[::7, 1] = math.nan
+    moments = Moments(2)
+    for part in np.array_split(values, 13):
+        moments.add(part)
+    np.testing.assert_allclose(moments.mean, np.nanmean(values, 0), rtol=1e-14)
+    np.testing.assert_allclose(moments.std, np.nanstd(values - 1e9, 0), rtol=1e-6)
+    np.testing.assert_array_equal(moments.most, np.nanmax(values, 0))
+
+
+def test_statistics_are_of_the_first_rows_and_labels_of_all() -> None:
+    def rows(count: int) -> Iterator[dict[str, Any]]:
+        for place in range(count):
+            late = place >= 10_000
+            features = {"a": 5.0 if late else float(place % 2), "b": "late" if late else "early"}
+            yield {"features": features, "target": 9.0 if late else float(place % 3)}
+
+    task = TabularRegressionSpec(target="y", fit_rows=10_000).fit(rows(10_500))
+    assert task.features.numbers[0].center == 0.5
+    assert task.features.categories[0].categories == ["early"]
+    assert task.target.mean == pytest.approx(np.mean(np.arange(10_000) % 3), rel=1e-12)
+    whole = TabularRegressionSpec(target="y").fit(rows(10_500))
+    assert whole.features.categories[0].categories == ["early", "late"]
+    assert whole.target.mean == pytest.approx((9999 + 9 * 500) / 10_500)
+    named = ({**row, "target": str(row["target"])} for row in rows(10_500))
+    assert TabularClassificationSpec(target="y", fit_rows=10_000).fit(named).labels == ["0.0", "1.0", "2.0", "9.0"]
+
+
+@pytest.mark.parametrize("value", ["1_000", "x", "inf", "", 10**400])
+def test_numbers_at_once_are_refused_as_one_by_one(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"no number|beyond"):
+        number(value)
+    with pytest.raises(ValueError, match=r"no number|beyond"):
+        numbers([1, "2", value])
+
+
+@given(st.lists(st.one_of(st.none(), st.integers(), st.floats(allow_infinity=False), st.floats().map(str))))
+def test_numbers_at_once_are_as_one_by_one(values: list[Any]) -> None:
+    values = [value for value in values if value not in ("inf", "-inf")]
+    np.testing.assert_array_equal(numbers(values), np.array([number(value) for value in values], np.float64))
+
+
+@pytest.mark.parametrize("kind", [TabularRegressionSpec, TabularClassificationSpec])
+def test_a_saved_task_encodes_the_same(kind: Any, tmp_path: Path) -> None:
+    spec = kind(target="price", features=("rooms", "mean area", "town"))
+    rows = parsed(spec, HOUSES)
+    task = spec.fit(rows)
+    task.save(tmp_path)
+    loaded = load_task(tmp_path)
+    assert loaded.spec == spec
+    assert "optional" not in (tmp_path / "task.json").read_text()
+    assert loaded.signature() == task.signature() == json.loads((tmp_path / "task.json").read_text())["signature"]
+    for name, values in task.encode(rows).items():
+        np.testing.assert_array_equal(loaded.encode(rows)[name], values)
+        assert (values.dtype.name, values.shape[1:]) == (task.stored[name].dtype, task.stored[name].shape)
+
+
+# --- learning --------------------------------------------------------------------------------------
+
+
+def trained(task: Any, network: Any, stored: dict[str, np.ndarray]) -> Any:
+    """The network at the optimum of its loss."""
+    import torch
+
+    torch.manual_seed(0)
+    model = network.build(task)
+    batch = task.collate(stored)
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=300, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss: torch.Tensor = task.loss(model, batch)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return model.eval()
+
+
+def diabetes() -> tuple[TabularRegression, list[dict[str, Any]]]:
+    from sklearn.datasets import load_diabetes
+
+    data = load_diabetes(scaled=False)
+    spec = TabularRegressionSpec(target="y", categorical=("sex",))
+    rows = parsed(
+        spec,
+        [
+            dict(zip(data.feature_names, map(float, values), strict=True)) | {"y": float(target)}
+            for values, target in zip(data.data, data.target, strict=True)
+        ],
+    )
+    return spec.fit(rows), rows
+
+
+def test_the_linear_network_is_linear_regression() -> None:
+    import torch
+    from sklearn.datasets import load_diabetes
+    from sklearn.linear_model import LinearRegression
+    from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
+
+    task, rows = diabetes()
+    stored = task.encode(rows)
+    model = trained(task, Linear(), stored)
+    data = load_diabetes(scaled=False)
+    expected = LinearRegression().fit(data.data, data.target).predict(data.data)
+    with torch.inference_mode():
+        outcomes = task.outcomes(model, task.collate(stored))
+    np.testing.assert_allclose(outcomes["prediction"], expected, rtol=2e-3)
+    np.testing.assert_array_equal(outcomes["target"], data.target)
+    found = task.metrics(outcomes)
+    assert found["loss"] == pytest.approx(mean_squared_error(data.target, expected) / data.target.var(), rel=1e-3)
+    assert found["mse"] == pytest.approx(mean_squared_error(data.target, outcomes["prediction"]))
+    assert found["mae"] == pytest.approx(mean_absolute_error(data.target, outcomes["prediction"]))
+    assert found["r2"] == pytest.approx(r2_score(data.target, outcomes["prediction"]))
+
+    # What is asked in the columns' own names gives the same numbers.
+    asked = [request(task, row["features"]) for row in rows[:5]]
+    inputs = {name: np.stack([row[name] for row in asked]) for name in asked[0]}
+    answer = task.predict(model, inputs)
+    np.testing.assert_allclose(answer["prediction"], outcomes["prediction"][:5], rtol=1e-6)
+    assert task.to_answer({"prediction": answer["prediction"][0]}).model_dump() == {
+        "prediction": answer["prediction"][0]
+    }
+
+
+def test_the_linear_network_is_logistic_regression() -> None:
+    import torch
+    from sklearn.datasets import load_wine
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import f1_score
+    from sklearn.preprocessing import StandardScaler
+
+    data = load_wine()
+    spec = TabularClassificationSpec(target="grower", features=("alcohol", "hue"))
+    rows = [
+        {"features": {"alcohol": alcohol, "hue": hue}, "target": str(label)}
+        for alcohol, hue, label in zip(data.data[:, 0], data.data[:, 10], data.target, strict=True)
+    ]
+    task = spec.fit(rows)
+    assert task.labels == ["0", "1", "2"]
+    stored = task.encode(rows)
+    model = trained(task, Linear(), stored)
+    with torch.inference_mode():
+        outcomes = task.outcomes(model, task.collate(stored))
+    scaled = StandardScaler().fit_transform(data.data[:, [0, 10]])
+    expected = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000).fit(scaled, data.target).predict_proba(scaled)
+    np.testing.assert_allclose(outcomes["scores"], expected, atol=2e-3)
+    found = task.metrics(outcomes)
+    assert found["f1"] == pytest.approx(f1_score(data.target, outcomes["scores"].argmax(1), average="macro"))
+    assert {"loss", "accuracy", "precision", "recall", "roc_auc"} < set(found)
+    answer = task.to_answer({"label": "1", "scores": np.float32([0.1, 0.7, 0.2])})
+    assert answer.model_dump() == {"label": "1", "scores": {"0": 0.1, "1": 0.7, "2": 0.2}}
+
+
+def test_a_perceptron_of_the_founding_documents_learns_by_heart() -> None:
+    import torch
+
+    task, rows = diabetes()
+    rows = rows[:64]
+    network = Mlp(hidden_sizes=(1000, 500, 250, 100))
+    widths = [parameter.shape for name, parameter in network.skeleton(task).named_parameters() if "weight" in name]
+    assert [tuple(width) for width in widths] == [
+        (1000, 9),
+        (3, 1000),
+        (500, 1000),
+        (250, 500),
+        (100, 250),
+        (1, 100),
+    ]
+    stored = task.encode(rows)
+    torch.manual_seed(0)
+    model = network.build(task)
+    batch = task.collate(stored)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for _ in range(40):
+        optimizer.zero_grad()
+        task.loss(model, batch).backward()
+        optimizer.step()
+    with torch.inference_mode():
+        assert task.metrics(task.outcomes(model.eval(), batch))["r2"] > 0.95
+
+
+def test_what_training_has_not_seen_adds_nothing() -> None:
+    import torch
+
+    task = houses(features=["town"])
+    model = trained(task, Linear(), task.encode(parsed(task.spec, HOUSES)))
+    with torch.inference_mode():
+        assert model(categories=torch.tensor([[0]])) == model.columns.bias
+        assert model(categories=torch.tensor([[2]])) != model.columns.bias
+
+
+# --- requests --------------------------------------------------------------------------------------
+
+
+def request(task: Any, row: Any) -> dict[str, Any]:
+    body = PredictBody(json.dumps(row).encode(), "application/json")
+    [found] = asyncio.run(parse_rows(body, task).inputs(task))
+    return found
+
+
+def test_a_row_may_lack_columns_and_hold_what_was_never_seen() -> None:
+    task = houses()
+    found = request(task, {"rooms": 3, "mean area": None, "lift": True})
+    assert {name: value.item() for name, value in found.items() if name != "mean area"} == {
+        "rooms": 3.0,
+        "town": "",
+        "lift": "true",
+    }
+    assert math.isnan(found["mean area"])
+    assert request(task, {"town": "Paris"})["town"].item() == "Paris"
+    assert request(houses(categorical=["rooms"]), {"rooms": 3})["rooms"].item() == "3"
+
+
+def form(task: Any, row: dict[str, str]) -> dict[str, Any]:
+    sent = httpx.Request("POST", "http://test", files=[(name, (None, value)) for name, value in row.items()])
+    body = PredictBody(sent.read(), sent.headers["content-type"])
+    [found] = asyncio.run(parse_rows(body, task).inputs(task))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("of_file", "of_json"), [("True", True), ("FALSE", False), ("1.0", 1.0), ("1", 1), ("2.5", 2.5), ("nan", None)]
+)
+def test_a_cell_is_the_same_in_files_and_in_requests(of_file: str, of_json: Any) -> None:
+    spec = TabularRegressionSpec(target="y", categorical=("a",), fill_categories="unknown")
+    task = spec.fit(parsed(spec, [{"y": y, "a": value} for y, value in enumerate([of_file, "x", "true", "1"])]))
+    place = task.encode_columns({"a": [cell(of_file)]}, 1)["categories"].item()
+    asked = [request(task, {"a": said})["a"].item() for said in (of_file, of_json)]
+    tensors = {"a": np.array([*asked, of_file], object)}  # the last as the Open Inference Protocol brings it
+    assert task.network_answers(lambda categories: categories, tensors).tolist() == [[place]] * 3
+    assert (place > 0) == (of_json is not None)
+
+
+@pytest.mark.parametrize("value", ["39", " 3.9e1 ", "1_000", "x", "nan", ""])
+def test_a_number_is_the_same_in_files_forms_and_json(value: str) -> None:
+    task = houses(numeric=["rooms"])
+    asked = [lambda: form(task, {"rooms": value}), lambda: request(task, {"rooms": value})]
+    try:
+        row = task.spec.parse_row({"price": 1, REST: {"rooms": value, "town": "Bonn"}})
+    except ValueError:
+        for ask in asked:
+            with pytest.raises(RequestError, match="Invalid type for 'rooms': expected a number, but got a string"):
+                ask()
+    else:
+        assert row is not None
+        for ask in asked:
+            np.testing.assert_equal(ask()["rooms"].item(), number(row["features"]["rooms"]))
+
+
+def test_a_text_that_says_nan_leaves_a_column_one_of_numbers() -> None:
+    spec = TabularRegressionSpec(target="y")
+    task = spec.fit(parsed(spec, [{"y": y, "a": a} for y, a in enumerate(("1", "nan", "3", "NaN"))]))
+    assert [(column.name, column.fill) for column in task.features.numbers] == [("a", 2)]
+
+
+@pytest.mark.parametrize(
+    ("row", "message", "param"),
+    [
+        ({"mean area": "big"}, "Invalid type for 'mean area': expected a number, but got a string instead.", None),
+        ({"rooms": True}, "Invalid type for 'rooms': expected a number, but got a boolean instead.", "rooms"),
+        ({"town": ["Köln"]}, "Invalid type for 'town': expected a string, but got an array instead.", "town"),
+        ({"mean aera": 3}, "Unknown parameter: 'mean aera'.", "mean aera"),
+        ([], "Invalid type for the body: expected an object, but got an array instead.", ""),
+    ],
+)
+def test_a_wrong_cell_is_told_by_its_column(row: Any, message: str, param: str | None) -> None:
+    with pytest.raises(RequestError) as caught:
+        request(houses(), row)
+    assert str(caught.value) == message
+    assert (caught.value.param or "") == (next(iter(row)) if param is None else param)
+
+
+def test_several_rows_and_forms() -> None:
+    task = houses()
+    with pytest.raises(RequestError, match=r"Invalid type for 'instances\[1\].mean area': expected a number"):
+        request(task, {"instances": [{"rooms": 1}, {"mean area": "x"}]})
+    sent = httpx.Request("POST", "http://test", files=[("mean area", (None, "70.5")), ("town", (None, "3"))])
+    body = PredictBody(sent.read(), sent.headers["content-type"])
+    [found] = asyncio.run(parse_rows(body, task).inputs(task))
+    assert (found["mean area"].item(), found["town"].item()) == (70.5, "3")
+
+
+def test_columns_may_have_any_name() -> None:
+    names = [
+        "model_fields",
+        "model_config",
+        "_id",
+        "__class__",
+        "copy",
+        "json",
+        "mean area",
+        "1",
+        "ä",
+        "a.b",
+        "self",
+        "*",
+    ]
+    table = [dict.fromkeys(names, place) | {"y": place} for place in range(3)]
+    spec = TabularRegressionSpec(target="y")
+    task = spec.fit(parsed(spec, table))
+    found = request(task, {name: place for place, name in enumerate(names)})
+    assert {name: value.item() for name, value in found.items()} == {name: place for place, name in enumerate(names)}
+    assert {"mean area", "1", "ä", "a.b"} < set(task.request.model_fields)
+    for name in names:
+        with pytest.raises(RequestError) as caught:
+            request(task, {name: "x"})
+        assert caught.value.param == name
+
+
+def test_a_table_may_be_wide() -> None:
+    spec = TabularRegressionSpec(target="y")
+    task = spec.fit(parsed(spec, [{f"c{place}": place + row for place in range(300)} | {"y": row} for row in (1, 2)]))
+    assert len(request(task, {f"c{place}": 1 for place in range(300)})) == 300
+    with pytest.raises(RequestError, match="no object has so many fields"):
+        request(task, {f"c{place}": 1 for place in range(301)})
+
+
+# --- the Open Inference Protocol -------------------------------------------------------------------
+
+
+def infer(task: Any, change: Callable[[list[dict[str, Any]]], None], tail: bytes = b"") -> Any:
+    inputs = [
+        {"name": "rooms", "datatype": "FP64", "shape": [2], "data": [3, 4.5]},
+        {"name": "mean area", "datatype": "FP64", "shape": [2], "data": [70, None]},
+        {"name": "town", "datatype": "BYTES", "shape": [2], "data": ["Köln", None]},
+        {"name": "lift", "datatype": "BYTES", "shape": [2], "data": ["true", ""]},
+    ]
+    change(inputs)
+    document = json.dumps({"inputs": inputs}).encode()
+    return parse_infer(InferBody(document + tail, len(document)), task.inputs, task.outputs).inputs
+
+
+def test_each_column_is_a_tensor_and_null_is_missing() -> None:
+    task = houses()
+    assert task.signature()["inputs"][1:3] == [
+        {"name": "mean area", "datatype": "FP64", "shape": [-1]},
+        {"name": "town", "datatype": "BYTES", "shape": [-1]},
+    ]
+    found = infer(task, lambda inputs: None)
+    np.testing.assert_array_equal(found["mean area"], [70, math.nan])
+    assert found["town"].tolist() == ["Köln", ""]
+
+    def as_bytes(inputs: list[dict[str, Any]]) -> None:
+        del inputs[1]["data"]
+        inputs[1]["parameters"] = {"binary_data_size": 16}
+
+    np.testing.assert_array_equal(infer(task, as_bytes, struct.pack("<2d", 70, math.nan))["mean area"], [70, math.nan])
+    model = Linear().build(task).eval()
+    assert np.isfinite(task.predict(model, found)["prediction"]).all()
+    endless = infer(task, as_bytes, struct.pack("<2d", 70, math.inf))
+    with pytest.raises(RequestError, match="mean area holds a number that is not finite"):
+        task.predict(model, endless)
+
+
+@pytest.mark.parametrize(
+    ("place", "changes", "message"),
+    [
+        (0, {"data": [3, "x"]}, r"inputs\[0\].data: holds a value that is not FP64"),
+        (0, {"data": [3, 1e999]}, "not valid JSON"),
+        (2, {"data": ["Köln", 3]}, r"inputs\[2\].data: holds a value that is not BYTES"),
+        (0, {"datatype": "BYTES", "data": ["a", "b"]}, r"inputs\[0\].datatype: rooms is FP64, not 'BYTES'"),
+        (0, {"name": "floor"}, r"inputs\[0\]: there is no 'floor'; this model takes rooms, mean area, town, lift"),
+    ],
+)
+def test_a_wrong_tensor_is_refused(place: int, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        infer(houses(), lambda inputs: inputs[place].update(changes))
+
+
+def test_null_is_missing_for_no_other_task() -> None:
+    from tests.support.bundles import image_task
+
+    task = image_task()
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 8, 8, 1], "data": [None] * 64}
+    with pytest.raises(RequestError, match="holds a value that is not UINT8"):
+        parse_infer(InferBody(json.dumps({"inputs": [tensor]}).encode()), task.inputs, task.outputs)
+
+
+def test_two_labels_or_more() -> None:
+    spec = TabularClassificationSpec(target="y")
+    with pytest.raises(DataError, match=r"needs two labels or more; the training split has \['1'\]"):
+        spec.fit(parsed(spec, [{"y": 1, "a": 2}] * 3))
+    task = spec.fit(parsed(spec, [{"y": y, "a": 2} for y in (1, 2)]))
+    assert isinstance(task, TabularClassification)
+    with pytest.raises(ValueError, match="label '3' does not occur in the training split"):
+        task.encode(parsed(spec, [{"y": 3, "a": 2}]))

@@ -1,0 +1,172 @@
+"""A checkpoint counts only when every file of every rank is there and whole; else the one before it does."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from maas_ray import storage
+from maas_ray.errors import CorruptError, StorageError
+from maas_ray.training import checkpoint
+from maas_ray.training.checkpoint import Position, Snapshot, best, inspect, newest, prune, put_validation, saved
+
+
+def snapshot(rank: int, step: int, loss: float | None = None) -> Snapshot:
+    metrics = {} if loss is None else {"validation/loss": loss}
+    position = Position(step=step, workers=2, metrics=metrics, rows=10 * step, deepspeed={"optimizer": {"eps": 1e-08}})
+    scratch = tempfile.TemporaryDirectory()
+    (Path(scratch.name) / "state").mkdir()
+    (Path(scratch.name) / "state" / f"swapped-{rank}.bin").write_bytes(b"from nvme")
+    states = {f"state/zero_pp_rank_{rank}_optim_states.pt": {"weights": torch.full((1000,), float(rank))}}
+    return Snapshot(rank, position, states, scratch)
+
+
+def write(home: Path, step: int, loss: float | None = None, ranks: tuple[int, ...] = (1, 0)) -> Path:
+    target = home / checkpoint.name_of(step, "abc123")
+    for rank in ranks:
+        snapshot(rank, step, loss).write(str(target))
+    return target
+
+
+def test_what_was_written_is_whole_and_says_where_the_run_stood(tmp_path: Path):
+    target = write(tmp_path, 7, 1.5)
+    uri, position = newest(str(tmp_path), pytest.fail)  # type: ignore[misc]
+    assert (uri, position.step, position.metrics) == (str(target), 7, {"validation/loss": 1.5})
+    assert position.deepspeed["optimizer"]["eps"] == 1e-08
+    assert torch.load(target / "state" / "zero_pp_rank_1_optim_states.pt")["weights"].eq(1).all()
+    assert (target / "state" / "swapped-0.bin").read_bytes() == b"from nvme"
+
+
+def test_a_rank_that_did_not_deliver_is_missed(tmp_path: Path):
+    target = write(tmp_path, 7, ranks=(0,))
+    with pytest.raises(CorruptError, match=r"is not whole: .*rank-00001.json does not exist"):
+        inspect(str(target))
+
+
+@pytest.mark.parametrize("damage", ["cut off", "gone", "changed", "no manifest", "half a position", "another position"])
+def test_a_run_falls_back_to_the_checkpoint_before_and_says_so(tmp_path: Path, damage: str):
+    before, target = write(tmp_path, 7), write(tmp_path, 9)
+    shard = target / "state" / "zero_pp_rank_1_optim_states.pt"
+    content = shard.read_bytes()
+    if damage == "cut off":
+        shard.write_bytes(content[:100])
+    elif damage == "gone":
+        shard.unlink()
+    elif damage == "changed":
+        shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif damage == "no manifest":
+        (target / "rank-00000.json").unlink()
+    elif damage == "another position":
+        position = target / "position.json"
+        position.write_text(position.read_text().replace('"rows": 90', '"rows": 91'))
+    else:
+        (target / "position.json").write_text('{"step": 9, "wor')
+    said: list[str] = []
+    uri, position = newest(str(tmp_path), said.append)  # type: ignore[misc]
+    assert (uri, position.step) == (str(before), 7)
+    assert len(said) == 1
+    assert "step-00000009" in said[0]
+    assert "falling back to the checkpoint before" in said[0]
+
+
+def test_where_none_is_whole_a_run_starts_anew(tmp_path: Path):
+    assert newest(str(tmp_path / "nowhere"), pytest.fail) is None
+    write(tmp_path, 3, ranks=(1,))
+    assert newest(str(tmp_path), lambda _: None) is None
+
+
+def test_the_newest_and_the_best_stay_and_what_was_cut_off_goes(tmp_path: Path):
+    cut_off = write(tmp_path, 5, ranks=(1,))
+    steps = [write(tmp_path, step, loss) for step, loss in ((10, 2.0), (20, 1.0), (30, 1.5), (40, 1.6), (50, 1.7))]
+    on_its_way = write(tmp_path, 60, ranks=(1,))
+    prune(str(tmp_path), keep=2)
+    assert [Path(uri) for uri in saved(str(tmp_path))] == [on_its_way, steps[4], steps[3], steps[1]]
+    assert not cut_off.exists()
+
+
+def test_one_that_is_being_validated_stays_and_what_was_measured_on_it_counts(tmp_path: Path):
+    steps = [write(tmp_path, step) for step in (10, 20, 30, 40)]
+    prune(str(tmp_path), keep=1, validating=steps[1].name)
+    assert [Path(uri) for uri in saved(str(tmp_path))] == [steps[3], steps[1]]
+    put_validation(str(steps[1]), {"validation/loss": 1.0})
+    put_validation(str(steps[3]), {"validation/loss": 1.5})
+    prune(str(tmp_path), keep=1)
+    uri, position = best(str(tmp_path))  # type: ignore[misc]
+    assert (uri, position.step, position.metrics) == (str(steps[1]), 20, {"validation/loss": 1.0})
+
+
+def test_the_last_good_one_is_never_deleted(tmp_path: Path):
+    good = write(tmp_path, 10)
+    for step in (20, 30):
+        write(tmp_path, step, ranks=(0,))
+    prune(str(tmp_path), keep=1)
+    assert good.exists()
+
+
+def test_a_write_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    put, calls, said = storage._put, [], []
+
+    def one_in_five_fails(uri, write):
+        calls.append(uri)
+        if len(calls) % 5 == 2:
+            raise OSError(28, os.strerror(28))
+        put(uri, write)
+
+    monkeypatch.setattr(storage, "_put", one_in_five_fails)
+    monkeypatch.setattr(storage.time, "sleep", lambda _: None)
+    target = tmp_path / checkpoint.name_of(1, "abc123")
+    for rank in range(2):
+        snapshot(rank, 1).write(str(target), 60, said.append)
+    assert inspect(str(target))[0].step == 1
+    assert "No space left on device" in said[0]
+    assert "trying again in 0.5 s" in said[0]
+
+
+def test_a_write_that_keeps_failing_is_an_error_and_leaves_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def unreachable(uri, write):
+        raise OSError(113, os.strerror(113))
+
+    monkeypatch.setattr(storage, "_put", unreachable)
+    with pytest.raises(StorageError, match="No route to host"):
+        snapshot(0, 1).write(str(tmp_path / checkpoint.name_of(1, "abc123")))
+    assert newest(str(tmp_path), lambda _: None) is None
+
+
+def test_a_disk_that_fills_while_a_shard_is_written_is_an_error_of_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    put, room = storage._put, 2000
+
+    class Full:
+        def __init__(self, target):
+            self.target, self.size = target, 0
+
+        def write(self, data):
+            self.size += len(data)
+            if self.size > room:
+                raise OSError(28, os.strerror(28))
+            return self.target.write(data)
+
+        def flush(self):
+            self.target.flush()
+
+    monkeypatch.setattr(storage, "_put", lambda uri, write: put(uri, lambda target: write(Full(target))))
+    # torch.save itself raises a RuntimeError about positions.
+    with pytest.raises(StorageError, match="No space left on device"):
+        snapshot(0, 1).write(str(tmp_path / checkpoint.name_of(1, "abc123")))
+    assert not list(tmp_path.rglob("*.pt*"))
+
+
+def test_a_snapshot_does_not_change_with_the_state_it_was_taken_of():
+    weights = torch.zeros(4)
+    state = {"a": weights, "tied": [weights], "inner": {"step": 1, "moments": (torch.ones(2),)}}
+    taken = checkpoint._copied(state, {})
+    weights += 1
+    state["inner"]["step"] = 2
+    assert taken["a"].eq(0).all()
+    assert taken["tied"][0] is taken["a"]
+    assert taken["inner"]["step"] == 1

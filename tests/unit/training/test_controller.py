@@ -1,0 +1,27 @@
+"""What a person is told of workers that are started again."""
+
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+from maas_ray.training.controller import _cause
+
+GONE = (
+    "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker "
+    "unexpectedly exits with a connection error code 2. End of file. Some common causes include: (1) the process was "
+    "killed by the OOM killer due to high memory usage, (2) ray stop --force was called"
+)
+
+
+class FailedError(Exception):
+    def __init__(self, failures: dict[int, Exception]) -> None:
+        self.worker_failures = failures
+
+
+def test_the_process_that_is_gone_is_named_not_those_that_waited_for_it():
+    failures = {0: RuntimeError("connection closed by peer"), 1: WorkerHealthCheckFailedError("", RuntimeError(GONE))}
+    told = "worker 1 died (Worker unexpectedly exits with a connection error code 2. End of file.)"
+    assert _cause(FailedError(failures)) == told
+
+
+def test_an_error_is_told_by_its_last_line():
+    failures = {1: ValueError("Traceback\n  somewhere\nthe cause\n")}
+    assert _cause(FailedError(failures)) == "worker 1 failed (ValueError: the cause)"

@@ -1,0 +1,263 @@
+"""The train spec and the DeepSpeed document: filled, passed through, and never in contradiction."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from maas_ray.errors import SpecError
+from maas_ray.training.deepspeed_config import batch_geometry, check_with_deepspeed, resolve
+from maas_ray.training.spec import TrainSpec
+from tests.support import ROOT
+
+BASE = "dataset: d\nmodel: m\nnetwork: {type: llama, hidden_size: 64, heads: 2}\n"
+
+
+def parse(text: str = "", **deepspeed) -> TrainSpec:
+    document = f"deepspeed: {json.dumps(deepspeed)}\n" if deepspeed else ""
+    return TrainSpec.from_text(BASE + document + text, source="train.yaml")
+
+
+def filled(spec: TrainSpec, **changes):
+    return resolve(
+        spec, **{"workers": spec.most_workers, "total_steps": 1000, "hidden_size": 64, "on_cpu": True, **changes}
+    )
+
+
+def test_a_contradiction_is_told_together_with_a_wrong_field():
+    with pytest.raises(SpecError) as caught:
+        parse("batch_size: 32\nepochs: 0\n", train_batch_size=64)
+    wrong, contradiction = caught.value.problems
+    assert wrong.startswith("line 6: epochs: ")
+    assert contradiction.startswith("batch_size is 32, but deepspeed.train_batch_size is 64. Remove one, ")
+
+
+def test_defaults_make_a_whole_configuration():
+    config = filled(parse("workers: 2\nbatch_size: 32\n"))
+    assert config["train_batch_size"] == 32
+    assert config["train_micro_batch_size_per_gpu"] == 8
+    assert config["gradient_accumulation_steps"] == 2
+    assert config["bf16"] == {"enabled": True}
+    assert config["optimizer"] == {
+        "type": "AdamW",
+        "params": {"lr": 1e-3, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.01, "torch_adam": True},
+    }
+    assert config["scheduler"]["params"]["total_num_steps"] == 1000
+    assert config["scheduler"]["params"]["warmup_num_steps"] == 30
+    assert "auto" not in json.dumps(config)
+
+
+def test_a_document_as_the_hugging_face_documentation_writes_it():
+    document = {
+        "bf16": {"enabled": "auto"},
+        "fp16": {"enabled": "auto", "loss_scale": 0, "initial_scale_power": 16},
+        "optimizer": {
+            "type": "AdamW",
+            "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"},
+        },
+        "scheduler": {
+            "type": "WarmupDecayLR",
+            "params": {
+                "warmup_min_lr": "auto",
+                "warmup_max_lr": "auto",
+                "warmup_num_steps": "auto",
+                "total_num_steps": "auto",
+            },
+        },
+        "zero_optimization": {
+            "stage": 3,
+            "overlap_comm": True,
+            "reduce_bucket_size": "auto",
+            "stage3_prefetch_bucket_size": "auto",
+            "stage3_param_persistence_threshold": "auto",
+            "stage3_gather_16bit_weights_on_model_save": True,
+        },
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "wall_clock_breakdown": False,
+    }
+    config = filled(parse("precision: bf16\nlearning_rate: 3e-4\nwarmup_steps: 7\n", **document), on_cpu=False)
+    assert config["bf16"]["enabled"] is True
+    assert config["fp16"]["enabled"] is False
+    assert config["zero_optimization"]["reduce_bucket_size"] == 64 * 64
+    assert config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] is True
+    assert config["scheduler"]["params"] == {
+        "warmup_min_lr": 0.0,
+        "warmup_max_lr": 3e-4,
+        "warmup_num_steps": 7,
+        "total_num_steps": 1000,
+    }
+    assert "torch_adam" not in config["optimizer"]["params"]
+
+
+def test_what_the_document_says_and_we_do_not_know_goes_through_whole():
+    config = filled(parse(activation_checkpointing={"partition_activations": True}, zero_optimization={"stage": 2}))
+    assert config["activation_checkpointing"] == {"partition_activations": True}
+    assert config["zero_optimization"] == {"stage": 2}
+
+
+def test_the_documents_numbers_count_before_our_defaults():
+    spec = parse("workers: 2\n", train_micro_batch_size_per_gpu=2, gradient_accumulation_steps=3)
+    assert batch_geometry(spec, 2) == (12, 2, 3)
+    config = filled(parse(optimizer={"type": "Adam", "params": {"lr": 0.5}}))
+    assert config["optimizer"]["params"]["lr"] == 0.5
+
+
+@pytest.mark.parametrize(("workers", "passes"), [(1, 4), (2, 2), (3, 2), (4, 1), (5, 1), (8, 1)])
+def test_the_rows_of_a_step_stay_and_passes_follow_the_number_of_workers(workers: int, passes: int):
+    spec = parse("workers: [1, 8]\nbatch_size: 32\nmicro_batch_size: 8\n")
+    assert batch_geometry(spec, workers) == (32, 8, passes)
+    config = filled(spec, workers=workers)
+    assert config["train_batch_size"] == 8 * passes * workers >= 32
+    assert (spec.least_workers, spec.most_workers) == (1, 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "document", "message"),
+    [
+        ("batch_size: 16\n", {"train_batch_size": 32}, r"batch_size is 16, but deepspeed.train_batch_size is 32"),
+        (
+            "learning_rate: 0.1\n",
+            {"optimizer": {"type": "Adam", "params": {"lr": 0.2}}},
+            r"learning_rate is 0.1, but deepspeed.optimizer.params.lr is 0.2",
+        ),
+        ("precision: fp32\n", {"bf16": {"enabled": True}}, r"precision is 'fp32', but deepspeed.bf16.enabled is true"),
+        (
+            "workers: 2\nbatch_size: 32\nmicro_batch_size: 4\n",
+            {"gradient_accumulation_steps": 3},
+            r"32 rows a step do not divide evenly: .*2 workers × 4 rows .* × 3 passes .* make 24. Leave one",
+        ),
+        ("workers: 8\nbatch_size: 4\n", {}, r"4 rows a step are too few for 8 workers"),
+        ("workers: [4, 2]\n", {}, r"workers: \[4, 2\]: the least comes first"),
+        ("network: {type: cnm}\n", {}, r"stands twice"),
+    ],
+)
+def test_contradictions_are_refused_with_both_values(text, document, message):
+    with pytest.raises(SpecError, match=message):
+        parse(text, **document)
+
+
+def test_the_document_may_be_a_file(tmp_path):
+    path = tmp_path / "zero2.json"
+    path.write_text('{"zero_optimization": {"stage": 2}}')
+    assert parse(f"deepspeed: {path}\n").deepspeed == {"zero_optimization": {"stage": 2}}
+    path.write_text('{"zero_optimization": ')
+    with pytest.raises(SpecError, match=r"deepspeed: .*zero2.json' is not valid JSON"):
+        parse(f"deepspeed: {path}\n")
+    with pytest.raises(SpecError, match=r"nowhere.json' cannot be read"):
+        parse("deepspeed: nowhere.json\n")
+
+
+def test_an_auto_that_nothing_fills_is_named():
+    with pytest.raises(SpecError, match=r"deepspeed.zero_optimization.round_robin_gradients is \"auto\""):
+        parse(zero_optimization={"stage": 1, "round_robin_gradients": "auto"})
+
+
+DOCUMENTS = sorted((ROOT / "tests" / "data" / "deepspeed").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_documents_as_people_have_them_work_unchanged(path: Path, on_cpu: bool):
+    config = filled(parse(f"deepspeed: {path}\nworkers: 2\n"), on_cpu=on_cpu)
+    assert "auto" not in json.dumps(config).replace("autotuning", "")
+    check_with_deepspeed(config)
+    # What is written stands.
+    written = json.loads(path.read_text())
+    for block, fields in written.items():
+        for name, value in fields.items() if isinstance(fields, dict) else ():
+            if not isinstance(value, dict) and value != "auto":
+                assert config[block][name] == value, f"{block}.{name}"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "bf16", "fp16"),
+    [
+        ("hugging-face-zero2", "", True, False),
+        ("hugging-face-zero2", "precision: fp16\n", False, True),
+        ("hugging-face-zero2", "precision: fp32\n", False, False),
+        # It has no bf16 block to fill.
+        ("hugging-face-zero3", "", True, False),
+        ("hugging-face-zero3", "precision: bf16\n", True, False),
+        ("hugging-face-zero3", "precision: fp16\n", None, True),
+        ("llama-factory-z3", "", True, False),
+        ("deepspeed-fp16", "", None, True),
+        ("deepspeed-onecycle", "", False, None),
+        ("deepspeed-monitored", "", True, None),
+    ],
+)
+def test_the_number_format_is_the_documents_or_the_specs(name: str, text: str, bf16: bool | None, fp16: bool | None):
+    (path,) = (path for path in DOCUMENTS if path.stem == name)
+    config = filled(parse(f"deepspeed: {path}\n{text}"))
+    assert (config.get("bf16", {}).get("enabled"), config.get("fp16", {}).get("enabled")) == (bf16, fp16)
+
+
+def test_autos_of_a_large_model_are_what_hugging_face_makes_of_them():
+    (path,) = (path for path in DOCUMENTS if path.stem == "hugging-face-zero3")
+    spec = parse(f"deepspeed: {path}\nworkers: 4\nbatch_size: 64\nmicro_batch_size: 2\nlearning_rate: 2e-5\n")
+    config = filled(spec, hidden_size=4096, total_steps=1000)
+    zero = config["zero_optimization"]
+    assert zero["reduce_bucket_size"] == 4096**2
+    assert zero["stage3_prefetch_bucket_size"] == int(0.9 * 4096**2)
+    assert zero["stage3_param_persistence_threshold"] == 40960
+    assert zero["stage3_gather_16bit_weights_on_model_save"] is True
+    assert (config["train_batch_size"], config["train_micro_batch_size_per_gpu"]) == (64, 2)
+    assert config["gradient_accumulation_steps"] == 8
+    assert config["gradient_clipping"] == 1.0
+    assert config["scheduler"]["params"] == {
+        "warmup_min_lr": 0.0,
+        "warmup_max_lr": 2e-5,
+        "warmup_num_steps": 30,
+        "total_num_steps": 1000,
+    }
+
+
+def test_what_the_spec_says_is_used_where_the_document_leaves_it_open():
+    spec = parse(
+        "learning_rate: 3e-4\nbetas: [0.8, 0.9]\nwarmup_steps: 5\n",
+        optimizer={"type": "AdamW", "params": {"weight_decay": 0.1}},
+        scheduler={"type": "WarmupDecayLR"},
+    )
+    config = filled(spec)
+    assert config["optimizer"]["params"].items() >= {"lr": 3e-4, "betas": [0.8, 0.9], "weight_decay": 0.1}.items()
+    assert "eps" not in config["optimizer"]["params"]
+    assert config["scheduler"]["params"] == {"warmup_max_lr": 3e-4, "warmup_num_steps": 5, "total_num_steps": 1000}
+
+
+@pytest.mark.parametrize(
+    ("text", "document", "message"),
+    [
+        (
+            "betas: [0.8, 0.9]\n",
+            {"optimizer": {"type": "SGD", "params": {"lr": 0.1}}},
+            r"betas is \(0.8, 0.9\), but deepspeed.optimizer.type is 'SGD', which has no such thing. Remove one.",
+        ),
+        (
+            "warmup_steps: 5\n",
+            {"scheduler": {"type": "OneCycle", "params": {"cycle_min_lr": 0.1, "cycle_max_lr": 0.2}}},
+            r"warmup_steps is 5, but deepspeed.scheduler.type is 'OneCycle'",
+        ),
+        (
+            "learning_rate: 0.1\n",
+            {"scheduler": {"type": "OneCycle", "params": {"cycle_min_lr": 0.1, "cycle_max_lr": 0.2}}},
+            r"learning_rate is 0.1, but deepspeed.scheduler.params.cycle_max_lr is 0.2",
+        ),
+        (
+            "precision: bf16\n",
+            {"fp16": {"enabled": True}},
+            r"precision is 'bf16', but deepspeed.fp16.enabled is true",
+        ),
+    ],
+)
+def test_a_spec_that_the_document_has_no_place_for_is_refused(text, document, message):
+    with pytest.raises(SpecError, match=message):
+        parse(text, **document)
+
+
+def test_what_deepspeed_no_longer_has_is_told_before_anything_starts():
+    with pytest.raises(SpecError, match=r"deepspeed: .*compression library has been removed"):
+        check_with_deepspeed(filled(parse(compression_training={"weight_quantization": {}})))
+    with pytest.raises(SpecError, match=r"deepspeed.zero_optimisation: .* did you mean `zero_optimization`"):
+        check_with_deepspeed(filled(parse(zero_optimisation={"stage": 2})))
