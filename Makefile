@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check down clean constraints
+.PHONY: help install quickstart test check docs down clean constraints
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,7 +22,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "1/3 making an environment in $(VENV) with $$($(PYTHON) --version) ($(PYTHON))"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@echo "2/3 installing about 150 packages, some 2 GB; two to five minutes"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,client,compression]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,docs,client,compression]'
 	@echo "3/3 compiling DeepSpeed's communication between CPU workers, once; about a minute"
 	@DS_ACCELERATOR=cpu $(BIN)/python -W ignore -m maas_ray.training.deepspeed_build \
 	  >$(VENV)/deepspeed-build.log 2>&1 || { cat $(VENV)/deepspeed-build.log; exit 1; }
@@ -41,6 +41,10 @@ check: install ## Run the linter, the formatter's check and the type checker
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: install ## Build the documentation into build/site; a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "built: build/site/index.html"
+
 down: install ## End the cluster that maas started
 	@$(BIN)/maas down
 
@@ -52,9 +56,9 @@ constraints: ## Write constraints.txt anew: the newest versions that pyproject.t
 	@rm -rf build/constraints && mkdir -p build
 	@$(PYTHON) -m venv build/constraints
 	@echo "installing the newest versions into build/constraints"
-	@build/constraints/bin/python -m pip install -qq --disable-pip-version-check -e '.[test,client,compression]'
+	@build/constraints/bin/python -m pip install -qq --disable-pip-version-check -e '.[test,docs,client,compression]'
 	@build/constraints/bin/python -m pip check
-	@{ echo "# Every package of .[test,client,compression], as resolved by \`make constraints\`."; \
+	@{ echo "# Every package of .[test,docs,client,compression], as resolved by \`make constraints\`."; \
 	  build/constraints/bin/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' | grep -v '^nvidia-'; } >constraints.txt
 	@rm -rf build/constraints
 	@echo "wrote constraints.txt"

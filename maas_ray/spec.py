@@ -39,7 +39,7 @@ class _Origin:
 class Spec(BaseModel):
     """Base of all specs. Subclasses document every field in one line: meaning, unit, sentinel."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
 
     _origin: _Origin = PrivateAttr(default_factory=_Origin)
 

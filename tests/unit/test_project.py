@@ -103,7 +103,8 @@ def test_every_command_is_valid_shell(cluster_yaml: dict[str, Any]) -> None:
 
 def requirements() -> list[Requirement]:
     extras = PROJECT["optional-dependencies"]
-    lines = [*PROJECT["dependencies"], *extras["test"], *extras["client"], *extras["compression"], *extras["onnx"]]
+    named = (line for extra in ("test", "docs", "client", "compression", "onnx") for line in extras[extra])
+    lines = [*PROJECT["dependencies"], *named]
     return [found for line in lines if (found := Requirement(line)).name != PROJECT["name"]]
 
 
@@ -161,5 +162,5 @@ def test_the_readme_names_only_commands_and_files_that_exist() -> None:
 def test_make_explains_itself() -> None:
     out = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
 
-    for target in ("install", "quickstart", "test", "check", "down", "clean", "constraints"):
+    for target in ("install", "quickstart", "test", "check", "docs", "down", "clean", "constraints"):
         assert re.search(rf"(?m)^  make {target} +\w", out.stdout), target

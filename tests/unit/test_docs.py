@@ -1,0 +1,124 @@
+"""The site shows all that there is: every field of every spec, every command, every path of the HTTP API."""
+
+import importlib.util
+import re
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.support import ROOT
+
+
+def load_generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs/generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+generate = load_generator()
+
+
+@pytest.fixture(scope="module")
+def pages() -> dict[str, str]:
+    return generate.pages()
+
+
+def rows(page: str, anchor: str) -> dict[str, list[str]]:
+    """The table below a heading, by its first column."""
+    (section,) = re.findall(rf"(?ms)^###? [^\n]*\{{ #{anchor} \}}$(.*?)(?=^##|\Z)", page)
+    table = [re.split(r"(?<!\\) ?\| ?", line.strip("| ")) for line in section.splitlines() if line.startswith("| `")]
+    return {row[0].strip("`"): row for row in table}
+
+
+def test_every_field_that_a_user_writes_is_documented(pages: dict[str, str]) -> None:
+    from maas_ray import DeploySpec, EvaluateSpec, PredictSpec, PrepareSpec, TrainSpec
+    from maas_ray.data.cleaning import STEPS
+    from maas_ray.data.sources import FORMATS
+    from maas_ray.tasks import TASKS
+
+    homes: dict[str, list[Any]] = {
+        "prepare": [PrepareSpec],
+        "sources": [*FORMATS],
+        "cleaning": [*STEPS],
+        "tasks": [task.spec_type for task in TASKS],
+        "networks": [network for task in TASKS for network in task.networks],
+        "train": [TrainSpec],
+        "evaluate": [EvaluateSpec],
+        "predict": [PredictSpec],
+        "deploy": [DeploySpec],
+    }
+    for name, models in homes.items():
+        for model in models:
+            documented = rows(pages[f"reference/{name}.md"], model.__name__.lower())
+            assert set(documented) == set(model.model_fields), model.__name__
+            for field, (_, kind, default, _, meaning) in documented.items():
+                assert kind, f"{model.__name__}.{field}: no type"
+                assert default, f"{model.__name__}.{field}: no default"
+                assert meaning, f"{model.__name__}.{field}: no docstring"
+
+
+def test_limits_and_defaults_are_those_of_the_spec(pages: dict[str, str]) -> None:
+    train = rows(pages["reference/train.md"], "trainspec")
+
+    assert train["epochs"][1:4] == ["integer", "`1`", "≥ 1"]
+    assert train["learning_rate"][1:4] == ["number", "`0.001`", "> 0"]
+    assert train["precision"][1:3] == ["`bf16` or `fp16` or `fp32`", "`bf16`"]
+    assert train["workers"][1:4] == ["integer or [integer, integer]", "`1`", "≥ 1"]
+    assert train["dataset"][2] == "required"
+    assert train["max_steps"][1:3] == ["integer or null", "`null`"]
+    assert rows(pages["reference/prepare.md"], "preparespec")["max_quarantined"][3] == "≥ 0, ≤ 1"
+
+
+def test_every_command_and_option_is_documented(pages: dict[str, str]) -> None:
+    import typer.main
+
+    from maas_ray.cli import app
+
+    def walk(command: Any, name: str) -> None:
+        assert f"## `{name}`\n" in pages["reference/cli.md"]
+        section = pages["reference/cli.md"].split(f"## `{name}`\n")[1].split("\n## ")[0]
+        for parameter in command.params:
+            if parameter.param_type_name == "option" and not parameter.hidden:
+                assert parameter.opts[0] in section, f"{name} {parameter.opts[0]}"
+        for child, below in getattr(command, "commands", {}).items():
+            walk(below, f"{name} {child}")
+
+    walk(typer.main.get_command(app), "maas")
+
+
+def test_every_path_and_schema_of_the_http_api_is_documented(pages: dict[str, str]) -> None:
+    from maas_ray.serve.api.openapi import document
+
+    api = document([])
+    for path, methods in api["paths"].items():
+        for method in methods:
+            assert f"## `{method.upper()} {path}`\n" in pages["reference/http.md"]
+    for name, schema in api["components"]["schemas"].items():
+        assert set(schema.get("properties", ())) == set(rows(pages["reference/http.md"], name.lower())), name
+
+
+def test_anchors_of_a_page_are_distinct(pages: dict[str, str]) -> None:
+    for uri, page in pages.items():
+        anchors = re.findall(r"(?m)\{ #(\w+) \}$", page)
+        assert len(anchors) == len(set(anchors)), uri
+
+
+def test_links_out_of_docs_become_pages_or_text() -> None:
+    text = "[a](docs/data.md#splits), [b](jobs/train.py), [c](https://example.org), [d](benchmarks/README.md)"
+
+    assert generate.relinked(text, "README.md", "index.md") == (
+        "[a](data.md#splits), b, [c](https://example.org), [d](benchmarks.md)"
+    )
+    assert generate.relinked("[a](../README.md)", "docs/data.md", "data.md") == "[a](index.md)"
+    assert generate.relinked("[a](data.md)", "docs/tutorials/text.md", "tutorials/text.md") == "[a](data.md)"
+
+
+def test_a_link_to_a_file_that_does_not_exist_stops_the_build() -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.py"):
+        generate.relinked("[a](../nowhere.py)", "docs/data.md", "data.md")
