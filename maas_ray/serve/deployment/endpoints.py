@@ -7,29 +7,23 @@ an endpoint began to serve is added to its history in the same transaction.
 Tables are made and changed by Alembic migrations, applied when the database is opened.
 """
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import JSON, Connection, DateTime, Engine, NullPool, create_engine, delete, event, inspect, text
-from sqlalchemy import exc as sql
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy import JSON, DateTime, delete
+from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from maas_ray.errors import ConflictError, StorageError
+from maas_ray.database.engine import Database
+from maas_ray.database.tables import Base, utc
+from maas_ray.errors import ConflictError
 from maas_ray.serve.routes import Route, Table
 
 if TYPE_CHECKING:
     from maas_ray.settings import Settings
-
-VERSION_TABLE = "maas_alembic_version"
-_LOCK_KEY = 0x6D616173  # "maas", for PostgreSQL's advisory locks
-_BUSY_SECONDS = 60
-_migrating = threading.Lock()
 
 
 class State(StrEnum):
@@ -39,10 +33,6 @@ class State(StrEnum):
     SERVING = "serving"
     FAILED = "failed"
     REMOVING = "removing"
-
-
-class Base(DeclarativeBase):
-    """The platform's tables."""
 
 
 class EndpointRow(Base):
@@ -128,17 +118,16 @@ class Endpoints:
     """The table of endpoints in the database that the settings name. Migrated when it is made."""
 
     def __init__(self, settings: "Settings") -> None:
-        self._engine = _open(settings.database)
-        _migrate(self._engine)
+        self._database = Database(settings.database)
 
     def all(self) -> list[Record]:
         """Every endpoint, by name."""
-        with self._transaction() as session:
+        with self._database.transaction() as session:
             return self._all(session)
 
     def get(self, name: str) -> Record | None:
         """One endpoint."""
-        with self._transaction() as session:
+        with self._database.transaction() as session:
             row = session.get(EndpointRow, name)
             return _record(row) if row else None
 
@@ -156,14 +145,14 @@ class Endpoints:
 
     def put_all(self, records: Sequence[Record]) -> list[Record]:
         """`put` for several endpoints: all of them or none."""
-        with self._transaction() as session:
+        with self._database.transaction() as session:
             # Every writer takes the rows in the same order, so that no two wait for each other.
             written = {record.name: self._put(session, record) for record in sorted(records, key=lambda r: r.name)}
             return [written[record.name] for record in records]
 
     def history(self, name: str) -> list[Served]:
         """What an endpoint serves and served, newest first."""
-        with self._transaction() as session:
+        with self._database.transaction() as session:
             return [_served(row) for row in self._served(session, name)]
 
     def remove(self, record: Record) -> None:
@@ -172,7 +161,7 @@ class Endpoints:
         Raises:
             ConflictError: somebody else wrote since `record.revision`.
         """
-        with self._transaction() as session:
+        with self._database.transaction() as session:
             row = self._unchanged(session, record)
             if row is not None:
                 session.execute(delete(ServedRow).where(ServedRow.endpoint == record.name))
@@ -181,7 +170,7 @@ class Endpoints:
     @contextmanager
     def exclusive(self) -> Iterator[Table]:
         """The routing table as recorded, which nobody changes while the block runs."""
-        with self._transaction(exclusive=True) as session:
+        with self._database.transaction(lock=EndpointRow.__tablename__) as session:
             yield tuple(record.route for record in self._all(session) if record.route is not None)
 
     def _put(self, session: Session, record: Record) -> Record:
@@ -214,8 +203,9 @@ class Endpoints:
         revision = row.revision if row else 0
         if revision != record.revision:
             raise ConflictError(
-                f"endpoint {record.name} was changed by somebody else meanwhile (revision {record.revision} → "
-                f"{revision}). Look at `maas endpoints`, then try again."
+                f"endpoint {record.name} was changed by another writer meanwhile (revision {record.revision} → "
+                f"{revision}). Look at `maas endpoints`, then try again.",
+                code="endpoint_changed",
             )
         return row
 
@@ -223,21 +213,9 @@ class Endpoints:
         rows = session.query(EndpointRow).order_by(EndpointRow.name).all()
         return [_record(row) for row in rows]
 
-    @contextmanager
-    def _transaction(self, *, exclusive: bool = False) -> Iterator[Session]:
-        try:
-            with Session(self._engine, expire_on_commit=False) as session, session.begin():
-                if exclusive and self._engine.dialect.name == "postgresql":
-                    session.execute(text("LOCK TABLE endpoints IN EXCLUSIVE MODE"))
-                yield session
-        except sql.IntegrityError as error:
-            raise ConflictError(f"somebody else wrote to the database at the same moment: {error.orig}") from error
-        except sql.DatabaseError as error:
-            raise _unusable(self._engine, error) from error
-
 
 def _served(row: ServedRow) -> Served:
-    return Served(row.number, row.spec, row.version, row.uri, row.digest, _utc(row.since))
+    return Served(row.number, row.spec, row.version, row.uri, row.digest, utc(row.since))
 
 
 def _record(row: EndpointRow) -> Record:
@@ -252,59 +230,5 @@ def _record(row: EndpointRow) -> Record:
         route=None if row.route is None else Route.parse(row.route, source=f"endpoint {row.name}"),
         state=State(row.state),
         problem=row.problem,
-        updated=_utc(row.updated),
+        updated=utc(row.updated),
     )
-
-
-def _utc(moment: datetime) -> datetime:
-    """SQLite keeps no time zone; PostgreSQL answers in its session's."""
-    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def _open(url: str) -> Engine:
-    connect_args = {"timeout": _BUSY_SECONDS} if url.startswith("sqlite") else {}
-    try:
-        if url.startswith("sqlite:///"):
-            Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(url, poolclass=NullPool, connect_args=connect_args)
-    except (sql.ArgumentError, ImportError, OSError) as error:
-        raise StorageError(f"MAAS_DATABASE: {url!r} cannot be used: {error}") from error
-    if engine.dialect.name == "sqlite":
-        # Python's driver begins transactions late and for writing later still; then two writers, each
-        # holding what it has read, fail instead of waiting. So they begin at once and for writing.
-        @event.listens_for(engine, "connect")
-        def _no_implicit_begin(connection: Any, _: Any) -> None:
-            connection.isolation_level = None
-
-        @event.listens_for(engine, "begin")
-        def _begin(connection: Connection) -> None:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    return engine
-
-
-def _migrate(engine: Engine) -> None:
-    """Bring the tables to this version's; of several processes one does it and the others wait."""
-    from alembic import command
-    from alembic.config import Config
-    from alembic.script import ScriptDirectory
-
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    head = ScriptDirectory.from_config(config).get_current_head()
-    try:
-        with _migrating, engine.begin() as connection:
-            if engine.dialect.name == "postgresql":
-                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
-            if inspect(connection).has_table(VERSION_TABLE):
-                current = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()  # noqa: S608
-                if current == head:
-                    return
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-    except sql.DatabaseError as error:
-        raise _unusable(engine, error) from error
-
-
-def _unusable(engine: Engine, error: sql.DatabaseError) -> StorageError:
-    return StorageError(f"the database {engine.url.render_as_string()} cannot be used: {error.orig}")

@@ -1,42 +1,25 @@
-"""The platform's database: nothing lost when several write, or start, at once; in SQLite and in PostgreSQL."""
+"""Endpoints as recorded: no write is lost when several write at once, in SQLite and in PostgreSQL."""
 
-import os
-import subprocess
-import sys
 import threading
-import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
+from alembic import command
 
-from maas_ray.errors import ConflictError, StorageError
-from maas_ray.serve.deployment.endpoints import Base, Endpoints, Record, State, _open
+from maas_ray.database.engine import open_engine
+from maas_ray.database.migrate import config
+from maas_ray.errors import ConflictError
+from maas_ray.serve.deployment.endpoints import Endpoints, Record, State
 from maas_ray.settings import Settings
-from tests.support import postgres
+from tests.support.errors import raises
 from tests.unit.serve.api.test_app import route
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    programs = postgres.programs()
-    if programs is None:
-        pytest.skip("PostgreSQL is not installed")
-    with postgres.running(programs) as directory:
-        yield directory
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def settings(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Settings of a fresh platform, with each kind of database."""
-    monkeypatch.setenv("MAAS_HOME", str(tmp_path / "home"))
-    if request.param == "postgresql":
-        server = request.getfixturevalue("server")
-        monkeypatch.setenv("MAAS_DATABASE", postgres.new_database(server, uuid.uuid4().hex))
-    return Settings.from_environment()
+@pytest.fixture
+def settings(each_database: Settings) -> Settings:
+    return each_database
 
 
 def record(name: str, **changes) -> Record:
@@ -96,7 +79,7 @@ def test_several_change_together_or_not_at_all(settings: Settings) -> None:
     first, second = endpoints.put_all([record("b"), record("a")])
     assert (first.name, second.name) == ("b", "a")
     endpoints.put(replace(second, problem="x"))
-    with pytest.raises(ConflictError, match="endpoint a"):
+    with raises(ConflictError, "endpoint_changed", "endpoint a"):
         endpoints.put_all([replace(first, version="m/2"), replace(second, version="m/2")])
     assert {one.version for one in endpoints.all()} == {"m/1"}
 
@@ -124,7 +107,7 @@ def test_a_stale_writer_is_refused(settings: Settings) -> None:
     first = endpoints.put(record("a"))
     endpoints.put(replace(first, problem="x"))
     for late in (lambda: endpoints.put(first), lambda: endpoints.remove(first), lambda: endpoints.put(record("a"))):
-        with pytest.raises(ConflictError, match="somebody else"):
+        with raises(ConflictError, "endpoint_changed", "endpoint a"):
             late()
     assert endpoints.get("a").problem == "x"
 
@@ -163,50 +146,13 @@ def test_nobody_writes_while_the_table_is_held(settings: Settings) -> None:
     assert wrote.is_set()
 
 
-def test_processes_that_start_at_once_migrate_once(settings: Settings) -> None:
-    code = (
-        "from maas_ray.serve.deployment.endpoints import Endpoints; from maas_ray.settings import Settings; "
-        "print(Endpoints(Settings.from_environment()).all())"
-    )
-    environment = {**os.environ, **settings.environment()}
-    started = [subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=-1, stderr=-1) for _ in range(3)]
-    for process in started:
-        out, err = process.communicate(timeout=60)
-        assert (process.returncode, out.decode().strip()) == (0, "[]"), err.decode()
-
-
-def test_what_an_older_version_served_begins_the_history(settings: Settings) -> None:
-    from alembic import command
-    from alembic.config import Config
-
-    import maas_ray.serve.deployment.endpoints as module
-
-    config = Config()
-    config.set_main_option("script_location", str(Path(module.__file__).parent / "migrations"))
+def test_history_begins_with_what_an_older_version_served(settings: Settings) -> None:
     (old,) = Endpoints(settings).put_all([record("a", state=State.SERVING)])
     Endpoints(settings).put(record("b"))
-    with _open(settings.database).begin() as connection:
-        config.attributes["connection"] = connection
-        command.downgrade(config, "0001")
+    configuration = config()
+    with open_engine(settings.database).begin() as connection:
+        configuration.attributes["connection"] = connection
+        command.downgrade(configuration, "0001")
     (served,) = Endpoints(settings).history("a")
     assert (served.number, served.version, served.since) == (1, old.version, old.updated)
     assert Endpoints(settings).history("b") == []
-
-
-def test_migrations_make_the_tables_that_are_declared(settings: Settings) -> None:
-    from alembic.autogenerate import compare_metadata
-    from alembic.migration import MigrationContext
-
-    Endpoints(settings)
-    with _open(settings.database).connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == [] or all(
-            change[0] == "remove_table" and change[1].name == "maas_alembic_version"
-            for change in compare_metadata(MigrationContext.configure(connection), Base.metadata)
-        )
-
-
-def test_a_database_that_cannot_be_used_is_said(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("not a database, but long enough to be taken for a broken one" * 20)
-    for url in (f"sqlite:///{tmp_path}/file", "nosuch://x", "sqlite:////proc/nope/x.db"):
-        with pytest.raises(StorageError):
-            Endpoints(Settings.from_environment({"MAAS_HOME": str(tmp_path), "MAAS_DATABASE": url}))

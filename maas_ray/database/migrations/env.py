@@ -1,8 +1,8 @@
-"""Run by Alembic, on the connection it is given: `maas_ray.serve.deployment.endpoints` opens it and holds the lock."""
+"""Run by Alembic on the connection that `maas_ray.database.migrate` opened; it also holds the lock."""
 
 from alembic import context
 
-from maas_ray.serve.deployment.endpoints import VERSION_TABLE, Base
+from maas_ray.database.tables import VERSION_TABLE, Base
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -1,0 +1,1 @@
+"""The platform's database: engine, transactions, migrations, leases. Each room declares and queries its own tables."""

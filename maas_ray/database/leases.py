@@ -1,0 +1,121 @@
+"""Leases: a row that says which process alone may do a piece of work. One that is not renewed expires.
+
+The owner does the work inside `Lease.held()`, which renews the row from a thread. After a process dies, its lease
+expires and another owner takes over. Expiry is read on the database's clock, so machines need not agree on the time.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import delete, text
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from maas_ray.database.engine import Database
+from maas_ray.database.tables import Base
+from maas_ray.errors import ConflictError, MaasError
+
+_POLL_SECONDS = 0.3
+
+
+class LeaseRow(Base):
+    """Table `leases`."""
+
+    __tablename__ = "leases"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    owner: Mapped[str]
+    expires: Mapped[float]
+    """Unix seconds on the database's clock."""
+
+
+class Lease:
+    """A named lease, as one possible owner sees it.
+
+    Args:
+        database: the database that holds the row.
+        name: the work.
+        owner: this process; must differ between any two that could compete.
+        seconds: validity without renewal. It is renewed three times in that period.
+    """
+
+    def __init__(self, database: Database, name: str, owner: str, *, seconds: float = 15.0) -> None:
+        self.name, self.owner = name, owner
+        self._database, self._seconds = database, seconds
+        self._valid_until = 0.0
+
+    def acquire(self) -> bool:
+        """Take or renew the lease. False: another owner holds it."""
+        began = time.monotonic()  # earlier than the database's, so this process never believes longer than the row says
+        with self._database.transaction(lock=LeaseRow.__tablename__) as session:
+            row = session.get(LeaseRow, self.name)
+            now = _now(session)
+            if row is not None and row.owner != self.owner and row.expires > now:
+                return False
+            session.merge(LeaseRow(name=self.name, owner=self.owner, expires=now + self._seconds))
+        self._valid_until = began + self._seconds
+        return True
+
+    def release(self) -> None:
+        """Give the lease back, if it is still this owner's."""
+        self._valid_until = 0.0
+        with self._database.transaction() as session:
+            session.execute(delete(LeaseRow).where(LeaseRow.name == self.name, LeaseRow.owner == self.owner))
+
+    def check(self) -> None:
+        """Do nothing while the lease is valid.
+
+        Raises:
+            ConflictError: it expired, because it could not be renewed in time.
+        """
+        if time.monotonic() >= self._valid_until:
+            raise ConflictError(f"the lease {self.name!r} of {self.owner} has expired", code="lease_lost")
+
+    @contextmanager
+    def held(self, *, wait_seconds: float) -> Iterator[None]:
+        """Hold the lease while the block runs.
+
+        Args:
+            wait_seconds: longest wait for another owner.
+
+        Raises:
+            ConflictError: another owner still holds it.
+        """
+        deadline = time.monotonic() + wait_seconds
+        while not self.acquire():
+            if time.monotonic() > deadline:
+                raise ConflictError(
+                    f"the lease {self.name!r} is still held by {self._holder()} after {wait_seconds:g} s",
+                    code="lease_held",
+                )
+            time.sleep(_POLL_SECONDS)
+        ended = threading.Event()
+        renewing = threading.Thread(target=self._renew, args=(ended,), name=f"lease-{self.name}", daemon=True)
+        renewing.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            renewing.join()
+            self.release()
+
+    def _renew(self, ended: threading.Event) -> None:
+        while not ended.wait(self._seconds / 3):
+            try:
+                if not self.acquire():
+                    self._valid_until = 0.0
+                    return
+            except MaasError:  # the database may answer at the next attempt; `check` fails after expiry
+                continue
+
+    def _holder(self) -> str:
+        with self._database.transaction() as session:
+            row = session.get(LeaseRow, self.name)
+            return row.owner if row else "nobody"
+
+
+def _now(session: Session) -> float:
+    if session.get_bind().dialect.name == "postgresql":
+        return float(session.execute(text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
+    return time.time()  # SQLite is a file on this machine

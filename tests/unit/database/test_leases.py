@@ -1,0 +1,99 @@
+"""A lease has one owner at a time, also across processes; it outlives nobody for long."""
+
+import os
+import subprocess
+import sys
+import time
+from itertools import pairwise
+
+import pytest
+
+from maas_ray.database.engine import Database
+from maas_ray.database.leases import Lease
+from maas_ray.errors import ConflictError
+from maas_ray.settings import Settings
+from tests.support.errors import raises
+
+# Holds the lease for a moment, many times, and prints when: the parent compares the moments of two such processes.
+_CONTEND = """
+import os, time
+from maas_ray.database.engine import Database
+from maas_ray.database.leases import Lease
+from maas_ray.settings import Settings
+
+lease = Lease(Database(Settings.from_environment().database), "work", str(os.getpid()), seconds=5)
+for _ in range(5):
+    with lease.held(wait_seconds=60):
+        began = time.monotonic_ns()
+        time.sleep(0.02)
+        print(began, time.monotonic_ns())
+"""
+
+
+@pytest.fixture
+def database(each_database: Settings) -> Database:
+    return Database(each_database.database)
+
+
+def test_a_lease_has_one_owner(database: Database) -> None:
+    first, second = Lease(database, "work", "first"), Lease(database, "work", "second")
+    assert first.acquire()
+    assert not second.acquire()
+    assert first.acquire()  # renewed
+    assert Lease(database, "other work", "second").acquire()
+    second.release()  # not its own, so it stays
+    assert not second.acquire()
+    first.release()
+    assert second.acquire()
+
+
+def test_an_expired_lease_is_taken_over(database: Database) -> None:
+    died, heir = Lease(database, "work", "died", seconds=0.3), Lease(database, "work", "heir")
+    assert died.acquire()
+    died.check()
+    with heir.held(wait_seconds=10):
+        heir.check()
+        with raises(ConflictError, "lease_lost", "work", "died"):
+            died.check()
+        assert not died.acquire()
+
+
+def test_a_lease_in_use_is_renewed(database: Database) -> None:
+    owner, other = Lease(database, "work", "owner", seconds=0.6), Lease(database, "work", "other")
+    with owner.held(wait_seconds=0):
+        time.sleep(1.5)
+        owner.check()
+        with raises(ConflictError, "lease_held", "work", "owner"), other.held(wait_seconds=0):
+            pass
+    assert other.acquire()
+
+
+def test_two_processes_never_hold_a_lease_at_once(each_database: Settings) -> None:
+    environment = {**os.environ, **each_database.environment()}
+    started = [
+        subprocess.Popen([sys.executable, "-c", _CONTEND], env=environment, stdout=-1, stderr=-1) for _ in range(2)
+    ]
+    spans = []
+    for process in started:
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err.decode()
+        spans += [tuple(map(int, line.split())) for line in out.decode().splitlines()]
+    spans.sort()
+    assert len(spans) == 10
+    assert all(ended <= began for (_, ended), (began, _) in pairwise(spans))
+
+
+def test_a_killed_owner_is_succeeded(each_database: Settings, database: Database) -> None:
+    code = _CONTEND.replace("time.sleep(0.02)", "print('held', flush=True); time.sleep(60)").replace(
+        "seconds=5", "seconds=1"
+    )
+    environment = {**os.environ, **each_database.environment()}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    heir = Lease(database, "work", "heir")
+    assert not heir.acquire()
+    process.kill()
+    process.communicate()
+    with heir.held(wait_seconds=10):
+        heir.check()
