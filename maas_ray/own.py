@@ -28,8 +28,10 @@ from pydantic import Field, TypeAdapter, create_model
 
 from maas_ray.errors import DataError, RequestError
 from maas_ray.tasks import AnswerRow, Column, RequestRow, Row, Task, TaskSpec, TensorSpec
-from maas_ray.tasks.base import Forward, Outcomes, UnlearntError
 from maas_ray.tasks.metrics import classification, mean_loss, regression
+from maas_ray.tasks.network import Forward
+from maas_ray.tasks.rows import UnlearntError
+from maas_ray.tasks.task import Outcomes
 from maas_ray.tasks.traits import Trait
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from maas_ray.data.reading import Inspected, Part, Raw, read
 from maas_ray.data.sources import FILE_COLUMNS, FORMATS, AnySource, InputFile, list_files
 from maas_ray.errors import DataError
 from maas_ray.spec import digest_of
-from maas_ray.tasks.base import REST, Row, Task
+from maas_ray.tasks.rows import REST, Row
+from maas_ray.tasks.task import Task
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -51,7 +51,7 @@ from maas_ray.settings import Settings
 from maas_ray.spec import Name, Spec, digest_of
 from maas_ray.storage import FileEntry
 from maas_ray.tasks import AnyTaskSpec, Task, find_task
-from maas_ray.tasks.base import REST
+from maas_ray.tasks.rows import REST
 from maas_ray.terminal.lines import say
 
 if TYPE_CHECKING:

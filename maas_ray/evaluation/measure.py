@@ -15,7 +15,7 @@ from maas_ray.data.dataset import PreparedDataset, RowGroup
 from maas_ray.data.kept_columns import stored_columns, texts
 from maas_ray.errors import DataError
 from maas_ray.registry.bundle import Bundle
-from maas_ray.tasks.base import Outcomes, joined, outcomes_of
+from maas_ray.tasks.task import Outcomes, joined, outcomes_of
 from maas_ray.terminal.lines import progress
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.settings import Settings
 from maas_ray.spec import Spec
 from maas_ray.tasks import Task
-from maas_ray.tasks.base import Outcomes
+from maas_ray.tasks.task import Outcomes
 from maas_ray.terminal.lines import progress, say
 
 _MOST_SLICES = 20

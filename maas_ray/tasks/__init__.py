@@ -15,21 +15,12 @@ from pydantic import Field, SerializeAsAny, WrapValidator
 
 from maas_ray.errors import CorruptError
 from maas_ray.spec import Spec
-from maas_ray.tasks.base import (
-    TASK_FILE,
-    AnswerRow,
-    Column,
-    NetworkSpec,
-    Packing,
-    RequestRow,
-    Row,
-    Task,
-    TaskSpec,
-    TensorSpec,
-    type_of,
-)
+from maas_ray.tasks.custom.networks import parse_network
 from maas_ray.tasks.custom.source import admitted, is_import_path
-from maas_ray.tasks.custom.types import parse_network, parse_task, task_type
+from maas_ray.tasks.custom.tasks import parse_task, task_type
+from maas_ray.tasks.network import NetworkSpec, type_of
+from maas_ray.tasks.rows import AnswerRow, Column, Packing, RequestRow, Row, TensorSpec
+from maas_ray.tasks.task import TASK_FILE, Task, TaskSpec
 
 
 def _found() -> Iterator[type[Task]]:

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from maas_ray.errors import DataError
-from maas_ray.tasks.base import CONFIG_FILE, NetworkSpec, Task
+from maas_ray.tasks.network import CONFIG_FILE, NetworkSpec
+from maas_ray.tasks.task import Task
 
 if TYPE_CHECKING:
     import torch

@@ -18,7 +18,7 @@ from maas_ray import storage
 from maas_ray.data.dataset import PreparedDataset
 from maas_ray.errors import NonFiniteLossError, NotFoundError, StorageError
 from maas_ray.tasks import NetworkSpec
-from maas_ray.tasks.base import Outcomes, joined
+from maas_ray.tasks.task import Outcomes, joined
 from maas_ray.training import checkpoint, events, resume
 from maas_ray.training.checkpoint import Position
 from maas_ray.training.deepspeed_build import load_communication

@@ -27,7 +27,7 @@ from maas_ray.registry.gates import judge
 from maas_ray.registry.versions import TAG_TASK, ModelVersion, Registry
 from maas_ray.settings import Settings
 from maas_ray.spec import digest_of
-from maas_ray.tasks.base import type_of
+from maas_ray.tasks.network import type_of
 from maas_ray.terminal.lines import progress, say
 from maas_ray.training.checkpoint import Position, best, fetch, newest
 from maas_ray.training.deepspeed_config import batch_geometry, check_with_deepspeed, resolve, zero_stage

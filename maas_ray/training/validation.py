@@ -14,7 +14,7 @@ from typing import Any
 from maas_ray import storage
 from maas_ray.data.dataset import PreparedDataset
 from maas_ray.tasks import NetworkSpec
-from maas_ray.tasks.base import outcomes_of
+from maas_ray.tasks.task import outcomes_of
 from maas_ray.training import checkpoint
 from maas_ray.training.checkpoint import Position
 from maas_ray.training.events import Event, in_words

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from maas_ray.data.sources import KEEP_PREFIX
 from maas_ray.spec import Spec
-from maas_ray.tasks.base import REST, Row
+from maas_ray.tasks.rows import REST, Row
 
 if TYPE_CHECKING:
     from maas_ray.tasks.custom.source import Source

@@ -14,7 +14,7 @@ from pydantic import Field, PrivateAttr
 
 from maas_ray.data.cleaning.base import Dropped, Notes
 from maas_ray.data.cleaning.texts import TextStep
-from maas_ray.tasks.base import Row
+from maas_ray.tasks.rows import Row
 
 _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
 _TERMINAL = (".", "?", "!", '"', "'", "”", "’")

@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from maas_ray.data.cleaning.base import CleaningStep, Dropped, Notes, named
-from maas_ray.tasks.base import Row
+from maas_ray.tasks.rows import Row
 from maas_ray.tasks.speech import audio
 from maas_ray.tasks.vision import images
 

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 
 from maas_ray.data.cleaning.base import Notes
 from maas_ray.data.cleaning.texts import TextMapper
-from maas_ray.tasks.base import Row
+from maas_ray.tasks.rows import Row
 
 # The longer ones first: UTF-32's in little-endian order begins with UTF-16's.
 _MARKS = (

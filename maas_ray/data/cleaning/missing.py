@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from maas_ray.data.cleaning.base import CleaningStep, Dropped, Notes, changed, named, names_in, value
 from maas_ray.data.cleaning.statistics import Mean, Mode, Numbers, Statistic, gathered, is_missing
-from maas_ray.tasks.base import Row
+from maas_ray.tasks.rows import Row
 
 FillValue = str | int | float
 _FITTED: dict[str, Callable[[], Statistic]] = {"mean": Mean, "median": Numbers, "mode": Mode}

@@ -8,7 +8,7 @@ from pydantic import Field
 from maas_ray.data.cleaning.base import CleaningStep, Dropped, Notes, changed, named
 from maas_ray.data.cleaning.statistics import Mean, Numbers, gathered, is_missing, number_in
 from maas_ray.errors import DataError
-from maas_ray.tasks.base import Row
+from maas_ray.tasks.rows import Row
 
 # Tukey (1977), "Exploratory Data Analysis"; three standard deviations; Iglewicz and Hoaglin (1993), "How to Detect and
 # Handle Outliers", whose modified z-score is 0.6745 (x - median) / MAD.

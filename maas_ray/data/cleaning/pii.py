@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field
 from maas_ray.data.cleaning import pii_kinds
 from maas_ray.data.cleaning.base import Notes
 from maas_ray.data.cleaning.texts import TextMapper
-from maas_ray.tasks.base import Row
+from maas_ray.tasks.rows import Row
 
 Entity = Literal["EMAIL_ADDRESS", "PHONE_NUMBER", "CREDIT_CARD", "IBAN_CODE", "IP_ADDRESS", "NATIONAL_ID"]
 Country = Literal["US", "GB", "DE", "FR", "ES", "IT", "NL", "PL", "BR", "IN", "CN"]

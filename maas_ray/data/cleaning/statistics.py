@@ -11,7 +11,7 @@ import numpy as np
 
 from maas_ray.data.cleaning.base import named
 from maas_ray.errors import DataError
-from maas_ray.tasks.base import Row
+from maas_ray.tasks.rows import Row
 from maas_ray.tasks.tables.cells import cell, number
 
 _MOST_DISTINCT = 1 << 20

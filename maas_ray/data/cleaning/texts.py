@@ -12,7 +12,7 @@ from pydantic import Field
 
 from maas_ray.data.cleaning.base import CleaningStep, Notes, changed, named, names_in, value
 from maas_ray.data.sources import FILE_COLUMNS
-from maas_ray.tasks.base import REST, Row
+from maas_ray.tasks.rows import REST, Row
 
 _CLASSES = ("label", "labels", "tags")
 _NOT_SAID = ("role", "type", "id", "tool_call_id")

@@ -26,7 +26,7 @@ from maas_ray.data.profile import Profile, from_json, merge, of_rows, to_json
 from maas_ray.data.splits.hashing import shuffled
 from maas_ray.errors import DataError
 from maas_ray.tasks import Column, Row, Task, TaskSpec, load_task
-from maas_ray.tasks.base import UnlearntError
+from maas_ray.tasks.rows import UnlearntError
 
 _BATCH_ROWS, _BATCH_BYTES = 4096, 2 << 20
 _GROUP_BYTES, _SHARD_BYTES, _SMALL_GROUPS = 2 << 20, 64 << 20, 16

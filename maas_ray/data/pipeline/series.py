@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from maas_ray.data.reading import Raw
-from maas_ray.tasks.base import Row, Steps
+from maas_ray.tasks.rows import Row, Steps
 from maas_ray.tasks.tables.cells import Cell, category, cell, number
 
 MOST_STEPS = 1 << 14

@@ -16,7 +16,7 @@ from maas_ray.data.sources.files import Files, digest_of, expanded
 from maas_ray.data.sources.parquet import first_line
 from maas_ray.data.sources.table import Table, missing, typed
 from maas_ray.errors import DataError, NotFoundError, StorageError
-from maas_ray.tasks.base import REST
+from maas_ray.tasks.rows import REST
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from maas_ray.spec import Spec
-from maas_ray.tasks.base import Row
+from maas_ray.tasks.rows import Row
 
 KEEP_PREFIX = "keep/"
 """Before the names of columns that are read to be kept as they are, whatever the task makes of them."""

@@ -9,7 +9,7 @@ from maas_ray import storage
 from maas_ray.data.sources.base import EXCERPT_BYTES, InputFile, Inspected, Raw
 from maas_ray.data.sources.files import Files, content, digest_of, stamp
 from maas_ray.errors import NotFoundError
-from maas_ray.tasks.base import Row
+from maas_ray.tasks.rows import Row
 
 AUDIO_NAMES = ("*.wav", "*.flac", "*.ogg", "*.mp3")
 IMAGE_NAMES = ("*.png", "*.jpg", "*.jpeg", "*.bmp", "*.gif", "*.webp", "*.tif", "*.tiff")

@@ -11,7 +11,7 @@ from maas_ray.data.sources.base import EXCERPT_BYTES, MOST_BYTES, Inspected, Raw
 from maas_ray.data.sources.compressed import Content, codec, opened, usual
 from maas_ray.data.sources.files import Files
 from maas_ray.data.sources.table import Table, chosen, missing
-from maas_ray.tasks.base import REST, Row
+from maas_ray.tasks.rows import REST, Row
 
 _GROUP_BYTES = 4 << 20
 

@@ -10,7 +10,7 @@ from maas_ray.data.sources.compressed import opened
 from maas_ray.data.sources.files import Files, digest_of
 from maas_ray.data.sources.table import Table, missing, typed
 from maas_ray.errors import StorageError
-from maas_ray.tasks.base import REST
+from maas_ray.tasks.rows import REST
 
 _BATCH_ROWS = 256
 

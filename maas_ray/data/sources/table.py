@@ -13,7 +13,7 @@ from maas_ray.bodies import decoded_base64
 from maas_ray.data.sources.base import EXCERPT_BYTES, FILE_COLUMNS, KEEP_PREFIX, Inspected, Raw, Source
 from maas_ray.data.sources.files import content
 from maas_ray.errors import MaasError
-from maas_ray.tasks.base import REST, Row
+from maas_ray.tasks.rows import REST, Row
 
 _FETCHED_ROWS, _FETCH_THREADS = 256, 16
 

@@ -14,7 +14,7 @@ from maas_ray.data.sources.base import EXCERPT_BYTES, FILE_COLUMNS, MOST_BYTES, 
 from maas_ray.data.sources.compressed import Content, codec, opened, usual
 from maas_ray.data.sources.files import Files
 from maas_ray.data.sources.table import Table, chosen, missing
-from maas_ray.tasks.base import REST, Row
+from maas_ray.tasks.rows import REST, Row
 
 KEY = "__key__"
 _TEXT, _NUMBER, _JSON = ("txt", "text", "transcript"), ("cls", "cls2", "class", "count", "index", "id"), ("json", "jsn")

@@ -11,7 +11,8 @@ import numpy as np
 
 from maas_ray.errors import DeploymentError
 from maas_ray.serve.spec import ServingOptions
-from maas_ray.tasks.base import Forward, OnDevice, Task
+from maas_ray.tasks.network import Forward, OnDevice
+from maas_ray.tasks.task import Task
 
 if TYPE_CHECKING:
     import torch

@@ -1,16 +1,13 @@
 """Keras 3 models on the torch backend as networks: called by named tensors, with parameters under names that stay."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import nn
 
 from maas_ray.errors import DataError
-
-if TYPE_CHECKING:
-    from maas_ray.tasks.base import Task
 
 
 class KerasNetwork(nn.Module):
@@ -45,8 +42,13 @@ class KerasNetwork(nn.Module):
         return self
 
     @classmethod
-    def built(cls, model: Any, task: "Task") -> Self:
-        """A model, built on rows of zeros where it is not yet."""
+    def built(cls, model: Any, task: Any) -> Self:
+        """A Keras model as a network; it is built on rows of zeros unless it is built already.
+
+        Args:
+            model: the Keras model.
+            task: the fitted `Task`.
+        """
         import keras
 
         if keras.backend.backend() != "torch":

@@ -16,7 +16,6 @@ import hashlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
-import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -29,7 +28,6 @@ from typing import Any
 from maas_ray.errors import CorruptError, DataError, UntrustedCodeError
 from maas_ray.settings import Settings
 from maas_ray.spec import digest_of
-from maas_ray.tasks.base import TASK_FILE
 
 DIRECTORY = "source"
 SETTING = "MAAS_TRUST_REMOTE_CODE"
@@ -285,7 +283,7 @@ def admitted(directory: Path, digest: str, path: str) -> Source:
         except DataError as error:
             raise UntrustedCodeError(f"{_brings(path, digest)} {error}") from None
         if here.digest != digest:
-            raise UntrustedCodeError(f"{_brings(path, digest)} {_changed(path, here, source)}")
+            raise UntrustedCodeError(f"{_brings(path, digest)} {changed(path, here, source)}")
         _vouched.add(digest)
     return source
 
@@ -305,29 +303,12 @@ def check_carried(directory: Path, what: str) -> None:
         )
 
 
-def check_unchanged(directory: Path) -> None:
-    """See that the caller's own code is still what a prepared task was made with, where they have it.
-
-    Raises:
-        DataError: it was changed.
-    """
-    document = json.loads((directory / TASK_FILE).read_text(encoding="utf-8"))
-    if "source" not in document:
-        return
-    path, digest = document["task"]["type"], document["source"]
-    try:
-        here = Source.found(path.partition(":")[0])
-    except DataError:
-        return
-    if here.digest != digest:
-        raise DataError(f"{_changed(path, here, Source.carried(directory, digest))} Run `maas prepare` again.")
-
-
 def _brings(path: str, digest: str) -> str:
     return f"this dataset or model brings code of its own ({path}, digest {digest}); {SETTING}=1 lets it run."
 
 
-def _changed(path: str, here: Source, carried: Source) -> str:
+def changed(path: str, here: Source, carried: Source) -> str:
+    """A sentence that names the files in which two versions of some code differ."""
     ours, theirs = dict(here.files), dict(carried.files)
     names = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     return f"{path} has changed since it was prepared ({', '.join(names)})."

@@ -14,7 +14,8 @@ from pydantic import Field, model_validator
 
 from maas_ray.errors import DataError
 from maas_ray.spec import Spec
-from maas_ray.tasks.base import Forward, Row, UnlearntError
+from maas_ray.tasks.network import Forward
+from maas_ray.tasks.rows import Row, UnlearntError
 from maas_ray.tasks.speech import audio
 
 if TYPE_CHECKING:

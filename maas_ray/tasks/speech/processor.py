@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from maas_ray.errors import DataError
-from maas_ray.tasks.base import Forward, Row
+from maas_ray.tasks.network import Forward
 from maas_ray.tasks.pretrained import as_weights, check_built_whole, model_directory, module_of
+from maas_ray.tasks.rows import Row
 from maas_ray.tasks.speech.features import Extent, SpeechState
 
 if TYPE_CHECKING:

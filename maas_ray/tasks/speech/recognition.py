@@ -17,24 +17,14 @@ from pydantic_core import PydanticCustomError
 
 from maas_ray.bodies import decoded_base64
 from maas_ray.errors import DataError, RequestError
-from maas_ray.tasks.base import (
-    AnswerRow,
-    Column,
-    Forward,
-    NetworkSpec,
-    Outcomes,
-    RequestRow,
-    Row,
-    Task,
-    TaskSpec,
-    TensorSpec,
-    UnlearntError,
-)
 from maas_ray.tasks.metrics import mean_loss
+from maas_ray.tasks.network import Forward, NetworkSpec
 from maas_ray.tasks.pretrained import Pretrained, model_directory
+from maas_ray.tasks.rows import AnswerRow, Column, RequestRow, Row, TensorSpec, UnlearntError
 from maas_ray.tasks.speech import audio
 from maas_ray.tasks.speech.features import HALVINGS, AnyFeatures, Frames, Frontend, LogMel, SpeechState
 from maas_ray.tasks.speech.processor import Processor, identity_of
+from maas_ray.tasks.task import Outcomes, Task, TaskSpec
 from maas_ray.tasks.traits import Sound, Trait, lengths, picture_of
 
 if TYPE_CHECKING:

@@ -94,6 +94,30 @@ def category(value: Cell) -> str:
     return "" if value is None else str(value)
 
 
+def cell_of(column: str, value: Any) -> Cell:
+    """A value of a named column, as `cell` has it.
+
+    Raises:
+        ValueError: names the column.
+    """
+    try:
+        return cell(value)
+    except ValueError as error:
+        raise ValueError(f"column {column!r} holds {error}; leave it out by `exclude` or `features`") from error
+
+
+def number_of(column: str, value: Cell) -> float:
+    """A cell of a named column, as `number` has it.
+
+    Raises:
+        ValueError: names the column.
+    """
+    try:
+        return number(value)
+    except ValueError as error:
+        raise ValueError(f"column {column!r} is a number: {error}") from error
+
+
 def _finite(value: float) -> float | None:
     if math.isinf(value):
         raise ValueError("an infinite number")

@@ -5,17 +5,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from statistics import median, multimode
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from maas_ray.errors import DataError
 from maas_ray.spec import Spec
-from maas_ray.tasks.base import Row
+from maas_ray.tasks.rows import Row
 from maas_ray.tasks.tables.cells import Cell, category, number, numbers
-
-if TYPE_CHECKING:
-    from maas_ray.tasks.tables.base import TableSpec
+from maas_ray.tasks.tables.spec import TableSpec
 
 # Rows by which columns are told to be numbers, and of which medians are. Rows come in the order of hashes of their
 # content: the first of them are a sample.
@@ -92,7 +89,7 @@ class Moments:
         return np.where(self.most > self.least, std, 1.0)
 
 
-def fit_features(spec: "TableSpec", rows: Iterable[Row]) -> TableFeatures:
+def fit_features(spec: TableSpec, rows: Iterable[Row]) -> TableFeatures:
     """Fit on parsed rows of the training split.
 
     Raises:
@@ -127,7 +124,7 @@ def fit_features(spec: "TableSpec", rows: Iterable[Row]) -> TableFeatures:
     )
 
 
-def _check(spec: "TableSpec", samples: Mapping[str, list[Cell]]) -> None:
+def _check(spec: TableSpec, samples: Mapping[str, list[Cell]]) -> None:
     if not samples:
         raise DataError(f"there is no column to predict {spec.target!r} from.")
     if strange := [name for name in (*spec.numeric, *spec.categorical) if name not in samples]:
@@ -141,7 +138,7 @@ def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
         yield batch
 
 
-def _number_column(spec: "TableSpec", name: str, place: int, moments: Moments, sample: list[Cell]) -> NumberColumn:
+def _number_column(spec: TableSpec, name: str, place: int, moments: Moments, sample: list[Cell]) -> NumberColumn:
     mean, std, least, most = (float(of[place]) for of in (moments.mean, moments.std, moments.least, moments.most))
     center, scale = {"standard": (mean, std), "minmax": (least, most - least or 1.0), "none": (0.0, 1.0)}[spec.scale]
     fill = mean
@@ -152,7 +149,7 @@ def _number_column(spec: "TableSpec", name: str, place: int, moments: Moments, s
     return NumberColumn(name=name, fill=fill, center=center, scale=scale)
 
 
-def _category_column(spec: "TableSpec", name: str, counted: Counter[str]) -> CategoryColumn:
+def _category_column(spec: TableSpec, name: str, counted: Counter[str]) -> CategoryColumn:
     common = sorted(counted, key=lambda value: (-counted[value], value))[: spec.max_categories]
     return CategoryColumn(name=name, categories=common, fill=common[0] if spec.fill_categories == "mode" else None)
 

@@ -18,23 +18,12 @@ from pydantic import Field, model_validator
 
 from maas_ray.errors import DataError, RequestError
 from maas_ray.spec import Spec
-from maas_ray.tasks.base import (
-    AnswerRow,
-    Column,
-    Forward,
-    NetworkSpec,
-    OptionalTensor,
-    Outcomes,
-    RequestRow,
-    Row,
-    Steps,
-    Task,
-    TaskSpec,
-    TensorSpec,
-)
 from maas_ray.tasks.metrics import mean_loss, regression
+from maas_ray.tasks.network import Forward, NetworkSpec
+from maas_ray.tasks.rows import AnswerRow, Column, OptionalTensor, RequestRow, Row, Steps, TensorSpec
 from maas_ray.tasks.tables.cells import category, cell, number
 from maas_ray.tasks.tables.features import Moments
+from maas_ray.tasks.task import Outcomes, Task, TaskSpec
 from maas_ray.tasks.traits import Curve, Trait, lengths
 
 if TYPE_CHECKING:

@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from maas_ray.spec import Spec
-from maas_ray.tasks.base import AnswerRow, Column, Forward, Outcomes, Row, TensorSpec
 from maas_ray.tasks.metrics import mean_loss, regression
-from maas_ray.tasks.tables.base import Linear, Mlp, TableSpec, TableTask
+from maas_ray.tasks.network import Forward
+from maas_ray.tasks.rows import AnswerRow, Column, Row, TensorSpec
 from maas_ray.tasks.tables.cells import number
 from maas_ray.tasks.tables.features import Moments, TableFeatures, fit_features
+from maas_ray.tasks.tables.networks import Linear, Mlp
+from maas_ray.tasks.tables.spec import TableSpec
+from maas_ray.tasks.tables.task import TableTask
+from maas_ray.tasks.task import Outcomes
 from maas_ray.tasks.traits import Trait
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from maas_ray.errors import DataError
-from maas_ray.tasks.base import Forward, NetworkSpec, Task, TaskSpec
+from maas_ray.tasks.network import Forward, NetworkSpec
 from maas_ray.tasks.pretrained import TransformersNetwork
+from maas_ray.tasks.task import Task, TaskSpec
 from maas_ray.tasks.text.tokenization import Files, FittedTokenizer, TextEncoder, digests, fit_encoder, read_files
 
 if TYPE_CHECKING:

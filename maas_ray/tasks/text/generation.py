@@ -16,19 +16,10 @@ import numpy as np
 from pydantic import Field, StringConstraints, model_validator
 
 from maas_ray.errors import DataError, RequestError
-from maas_ray.tasks.base import (
-    AnswerRow,
-    Column,
-    Forward,
-    Outcomes,
-    Packing,
-    RequestRow,
-    Row,
-    Task,
-    TaskSpec,
-    TensorSpec,
-)
+from maas_ray.tasks.network import Forward
 from maas_ray.tasks.pretrained import Pretrained, TransformersNetwork
+from maas_ray.tasks.rows import AnswerRow, Column, Packing, RequestRow, Row, TensorSpec
+from maas_ray.tasks.task import Outcomes, Task, TaskSpec
 from maas_ray.tasks.text.chat import END, MARKED, PLAIN, START, ChatTemplate
 from maas_ray.tasks.text.tokenization import FittedTokenizer, digests, fit_byte_level, hugging_face_files, read_files
 from maas_ray.tasks.traits import Trait, lengths

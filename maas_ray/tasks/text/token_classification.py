@@ -15,19 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from maas_ray.errors import CorruptError, DataError, RequestError
-from maas_ray.tasks.base import (
-    AnswerRow,
-    Column,
-    Forward,
-    Outcomes,
-    RequestRow,
-    Row,
-    TensorSpec,
-    UnlearntError,
-    shortest,
-)
 from maas_ray.tasks.metrics import mean_loss
+from maas_ray.tasks.network import Forward
 from maas_ray.tasks.pretrained import Pretrained
+from maas_ray.tasks.rows import AnswerRow, Column, RequestRow, Row, TensorSpec, UnlearntError, shortest
+from maas_ray.tasks.task import Outcomes
 from maas_ray.tasks.text.encoders import Bert, EncoderTask, EncoderTaskSpec, RecurrentText
 from maas_ray.tasks.text.tokenization import Files, read_files, trimmed
 from maas_ray.tasks.traits import Trait, lengths

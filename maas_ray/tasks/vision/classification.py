@@ -13,9 +13,11 @@ from pydantic_core import PydanticCustomError
 from maas_ray.bodies import decoded_base64
 from maas_ray.errors import DataError, RequestError
 from maas_ray.spec import Spec
-from maas_ray.tasks.base import CONFIG_FILE, Column, Forward, NetworkSpec, RequestRow, Row, TaskSpec, TensorSpec
 from maas_ray.tasks.classifying import Classifying, fit_labels
+from maas_ray.tasks.network import CONFIG_FILE, Forward, NetworkSpec
 from maas_ray.tasks.pretrained import Pretrained, as_weights, model_directory
+from maas_ray.tasks.rows import Column, RequestRow, Row, TensorSpec
+from maas_ray.tasks.task import TaskSpec
 from maas_ray.tasks.traits import Picture, Trait, lengths
 from maas_ray.tasks.vision import images
 from maas_ray.tasks.vision.processor import PROCESSOR_FILE, ImageProcessor, check_takes

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from maas_ray.tasks import Task
-from maas_ray.tasks.base import REST, TaskSpec
+from maas_ray.tasks.rows import REST
 from maas_ray.tasks.speech.recognition import AutomaticSpeechRecognitionSpec
 from maas_ray.tasks.tables.classification import TabularClassificationSpec
 from maas_ray.tasks.tables.forecasting import TimeSeriesForecastingSpec
 from maas_ray.tasks.tables.regression import TabularRegressionSpec
+from maas_ray.tasks.task import TaskSpec
 from maas_ray.tasks.text.classification import TextClassificationSpec
 from maas_ray.tasks.text.embeddings import FeatureExtractionSpec
 from maas_ray.tasks.text.encoders import FittedTokenizer

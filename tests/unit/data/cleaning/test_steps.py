@@ -12,8 +12,8 @@ import pytest
 from maas_ray.data.cleaning import STEPS, AnyStep, Dropped, Notes, changed, clean_row, loaded, saved, value
 from maas_ray.errors import DataError, SpecError
 from maas_ray.spec import Spec, digest_of
-from maas_ray.tasks.base import REST
 from maas_ray.tasks.custom import source as sources
+from maas_ray.tasks.rows import REST
 
 CODE = '''
 from maas_ray.data.cleaning import CleaningStep, Dropped

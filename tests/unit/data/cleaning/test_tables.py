@@ -14,7 +14,7 @@ from maas_ray.data.cleaning import Dropped, Notes
 from maas_ray.data.cleaning.missing import Missing
 from maas_ray.data.cleaning.outliers import Outliers
 from maas_ray.errors import DataError, SpecError
-from maas_ray.tasks.base import REST, Row
+from maas_ray.tasks.rows import REST, Row
 
 NOTHING = (None, math.nan, "", "  ", "NaN")
 

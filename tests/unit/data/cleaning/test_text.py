@@ -16,7 +16,7 @@ from maas_ray.data.cleaning.fix_text import FixText
 from maas_ray.data.cleaning.gopher import GopherQuality, GopherRepetition
 from maas_ray.data.cleaning.language import Language
 from maas_ray.errors import SpecError
-from maas_ray.tasks.base import REST
+from maas_ray.tasks.rows import REST
 
 ENGLISH = (
     "The quick brown fox jumps over the lazy dog, and all the people of the town have seen it with their own eyes."

@@ -20,7 +20,7 @@ from maas_ray.data.sources.csv import source as csv_format
 from maas_ray.data.sources.csv.parse import Place, Record, Stretch
 from maas_ray.data.sources.csv.scan import scan
 from maas_ray.errors import SpecError
-from maas_ray.tasks.base import REST
+from maas_ray.tasks.rows import REST
 
 
 def look(source: Any, columns: tuple[str, ...] = ("a", "b")) -> Inspected:

@@ -26,6 +26,7 @@ from maas_ray.settings import Settings
 from maas_ray.tasks import Task, load_task
 from maas_ray.tasks.custom import source as sources
 from maas_ray.tasks.custom.source import Source
+from maas_ray.tasks.custom.tasks import check_unchanged
 from maas_ray.training.spec import TrainSpec
 
 CODE = """
@@ -216,7 +217,7 @@ def test_what_an_artefact_brings_runs_only_where_it_may(
     with pytest.raises(UntrustedCodeError, match=r"mine:Mine has changed since it was prepared \(mine.py\)"):
         load_task(directory)
     with pytest.raises(DataError, match=r"has changed since it was prepared \(mine.py\). Run `maas prepare` again"):
-        sources.check_unchanged(directory)
+        check_unchanged(directory)
     (here / "mine.py").unlink()
     with pytest.raises(
         UntrustedCodeError, match=r"MAAS_TRUST_REMOTE_CODE=1 lets it run\. the module 'mine' is not there"
@@ -418,7 +419,7 @@ def test_a_tenth_task_is_one_file(tmp_path: Path) -> None:
 
     package = Path(maas_ray.__file__).parent
     shutil.copytree(package, tmp_path / "maas_ray", ignore=shutil.ignore_patterns("__pycache__"))
-    module = (package / "tasks" / "image_classification.py").read_text()
+    module = (package / "tasks" / "vision" / "classification.py").read_text()
     module = re.sub(r'"(image-classification|cnn|resnet)"', r'"tenth-\1"', module)
     (tmp_path / "maas_ray" / "tasks" / "tenth.py").write_text(module)
     (tmp_path / "walk.py").write_text(WALK)

@@ -20,12 +20,13 @@ from maas_ray.errors import DataError, RequestError, SpecError
 from maas_ray.serve.api.open_inference.tensors import InferBody, parse_infer
 from maas_ray.serve.api.predict import PredictBody, parse_rows
 from maas_ray.tasks import load_task
-from maas_ray.tasks.base import REST
-from maas_ray.tasks.tables.base import Linear, Mlp, TableSpec
+from maas_ray.tasks.rows import REST
 from maas_ray.tasks.tables.cells import category, cell, number, numbers
 from maas_ray.tasks.tables.classification import TabularClassification, TabularClassificationSpec
 from maas_ray.tasks.tables.features import Moments
+from maas_ray.tasks.tables.networks import Linear, Mlp
 from maas_ray.tasks.tables.regression import TabularRegression, TabularRegressionSpec
+from maas_ray.tasks.tables.spec import TableSpec
 
 HOUSES = [
     {"rooms": "3", "mean area": "70", "town": "Köln", "lift": "true", "price": "100"},

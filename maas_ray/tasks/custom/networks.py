@@ -1,19 +1,17 @@
-"""Tasks and networks by import path: `type: "my_package.my_tasks:MyTask"`, from the user's own code.
+"""Networks by import path: `type: "my_package.my_nets:Net"`, from the user's own code.
 
-A task is a `Task` with a `TaskSpec`, as the platform's own are. A network is a `NetworkSpec`, a `torch.nn.Module`, or a
-function that makes one or a Keras model; its arguments are then the spec's fields, checked against its signature, and
-an argument called `task` is given the fitted task. Specs of such types travel between processes as their document and
-the code itself (see `source`).
+A network is a `NetworkSpec`, a `torch.nn.Module`, or a function that returns a module or a Keras model. The arguments
+of a module or function become the spec's fields, checked against its signature. An argument called `task` receives the
+fitted task.
 """
 
-import copyreg
 import inspect
 import random
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from inspect import Parameter, isabstract
+from inspect import Parameter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -21,40 +19,16 @@ import numpy as np
 from pydantic import create_model
 from pydantic.errors import PydanticUserError
 
-from maas_ray.errors import DataError, MaasError, SpecError
-from maas_ray.tasks.base import NetworkSpec, Task, TaskSpec
+from maas_ray.errors import DataError
 from maas_ray.tasks.custom import source as sources
+from maas_ray.tasks.custom.binding import bind, parse_bound
 from maas_ray.tasks.custom.source import Source
+from maas_ray.tasks.network import NetworkSpec
 
 if TYPE_CHECKING:
     import torch
 
 _TASK = "task"
-_SAID = ("spec_type", "networks", "unit", "kind", "headline", "request", "answer")
-
-
-@cache
-def task_type(path: str, source: Source) -> type[Task]:
-    """The task that an import path means in a source.
-
-    Raises:
-        DataError: it means something else.
-    """
-    found = source.attribute(path)
-    if not (isinstance(found, type) and issubclass(found, Task)):
-        raise DataError(f"{path} is no maas_ray.tasks.Task; a bare network has one around it, see maas_ray.own.")
-    if isabstract(found):
-        raise DataError(f"{path} lacks {', '.join(sorted(found.__abstractmethods__))}.")
-    if missing := [name for name in _SAID if not hasattr(found, name)]:
-        raise DataError(f"{path} lacks {', '.join(missing)}; a ModuleTask has features, targets and answers.")
-    spec_type = found.spec_type
-    if not (isinstance(spec_type, type) and issubclass(spec_type, TaskSpec)) or isabstract(spec_type):
-        raise DataError(f"{path}.spec_type must be a whole maas_ray.tasks.TaskSpec; it is {spec_type!r}.")
-    for made in (found, spec_type):
-        if sources.source_of(made) != source:
-            raise DataError(f"{made.__name__} stands in {made.__module__}, which does not travel; define it in {path}.")
-    _bind(spec_type, source)
-    return found
 
 
 @cache
@@ -71,52 +45,18 @@ def network_type(path: str, source: Source) -> type[NetworkSpec]:
         spec_type = _from_signature(path, found)
     else:
         raise DataError(f"{path} is neither a class nor a function; give a torch.nn.Module, or what makes one.")
-    _bind(spec_type, source)
+    bind(spec_type, source, network_type)
     return spec_type
 
 
-def _bind(spec_type: type[TaskSpec] | type[NetworkSpec], source: Source) -> None:
-    spec_type.own_source = source
-    copyreg.pickle(spec_type, _reduced)
-
-
-def _reduced(spec: Any) -> tuple[Any, ...]:
-    return _rebuilt, (spec.own_source, spec.document(), isinstance(spec, NetworkSpec))
-
-
-def _rebuilt(source: Source, document: dict[str, Any], network: bool) -> Any:
-    """In another process of the job. Who could make this process call it could run anything here anyway."""
-    sources.vouch([source.digest])
-    path = document["type"]
-    spec_type = network_type(path, source) if network else task_type(path, source).spec_type
-    return spec_type.parse(document)
-
-
-def parse_task(value: Mapping[str, Any]) -> TaskSpec:
-    """What stands under `task:`, its type an import path of the caller's own code.
+def parse_network(value: Mapping[str, Any]) -> NetworkSpec:
+    """The spec that `network:` holds, if its type is an import path of the caller's own code.
 
     Raises:
-        ValueError: it is wrong; says how.
+        InvalidError: the code or a field is wrong.
     """
-    path = value["type"]
-    spec: TaskSpec = _parsed(lambda: task_type(path, sources.local(path)).spec_type, value)
+    spec: NetworkSpec = parse_bound(network_type, value)
     return spec
-
-
-def parse_network(value: Mapping[str, Any]) -> NetworkSpec:
-    """What stands under `network:`, likewise."""
-    path = value["type"]
-    spec: NetworkSpec = _parsed(lambda: network_type(path, sources.local(path)), value)
-    return spec
-
-
-def _parsed(found: Callable[[], Any], value: Mapping[str, Any]) -> Any:
-    try:
-        return found().parse(value)
-    except SpecError as error:
-        raise ValueError("; ".join(error.problems)) from error
-    except MaasError as error:
-        raise ValueError(f"type: {error}") from error
 
 
 def load_network(document: dict[str, Any], directory: Path, digest: str) -> NetworkSpec:
@@ -139,7 +79,7 @@ class ModuleNetwork(NetworkSpec):
     made_by: ClassVar[Callable[..., Any]]
     takes_task: ClassVar[bool]
 
-    def build(self, task: Task) -> "torch.nn.Module":
+    def build(self, task: Any) -> "torch.nn.Module":
         import torch
 
         arguments = {name: getattr(self, name) for name in type(self).model_fields if name != "type"}
@@ -153,7 +93,7 @@ class ModuleNetwork(NetworkSpec):
             raise DataError(f"{self.type} made a {type(made).__name__}; it must be a torch.nn.Module or a Keras model.")
         return made
 
-    def skeleton(self, task: Task) -> "torch.nn.Module":
+    def skeleton(self, task: Any) -> "torch.nn.Module":
         try:
             return super().skeleton(task)
         except Exception:  # whatever a constructor that computes with values meets where there are none

@@ -1,0 +1,96 @@
+"""Rows on their way through a task: raw cells, stored columns, tensors of requests and answers."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from maas_ray.bodies import Body
+
+Row = dict[str, Any]
+"""One example by column name."""
+
+REST = "*"
+"""In `TaskSpec.columns`: every column of a row that is not named there, as a dict."""
+
+
+class UnlearntError(ValueError):
+    """A row holds a value that fitting did not see, such as an unknown label; `encode` raises it.
+
+    When such rows arrive later, the dataset must be prepared again to learn the new values.
+    """
+
+
+@dataclass(frozen=True)
+class Column:
+    """A stored column: numpy dtype name and the shape of one row's value (`()` for a scalar)."""
+
+    dtype: str
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor of the Open Inference Protocol: name, datatype such as `FP32`, shape with -1 for any."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+    optional: ClassVar[bool] = False
+    """Whether values may be missing."""
+
+
+@dataclass(frozen=True)
+class OptionalTensor(TensorSpec):
+    """A tensor whose values may be missing.
+
+    A missing value is null in JSON. In binary data and for the task it is NaN, or an empty string.
+    """
+
+    optional: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Rows of a ragged column are laid end to end and cut every `length` elements."""
+
+    column: str
+    length: int
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A table whose rows are steps of time series: rows are joined in order, and the end of each series is held out.
+
+    Args:
+        values: columns of numbers. If the first holds a list, the row is a whole series.
+        series: column that tells series apart. None: all rows of a file are one series.
+        time: column to order by. None: rows are in order already.
+        window: steps that an example needs; windows overlap where a long series is cut, so that none is lost.
+        stride: steps from one window to the next.
+    """
+
+    values: tuple[str, ...]
+    series: str | None
+    time: str | None
+    window: int = 1
+    stride: int = 1
+
+
+class RequestRow(Body):
+    """One row of a plain request, in a task's own words. Field docstrings become the API's documentation."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+
+class AnswerRow(BaseModel):
+    """One row of a plain answer, in a task's own words."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+def shortest(value: np.float32) -> float:
+    """The number with the fewest digits that is the same in fp32: 0.1, not 0.10000000149."""
+    return float(str(value))
