@@ -101,7 +101,7 @@ class Snapshot:
         """
 
         def put(path: str, write: Callable[[str], _Result]) -> _Result:
-            return storage.persistently(partial(write, storage.join(uri, path)), retry_seconds, say)
+            return storage.retry_with_backoff(partial(write, storage.join(uri, path)), retry_seconds, say)
 
         with self.scratch as scratch:
             entries = [FileEntry(path, *put(path, partial(_save, state))) for path, state in self.states.items()]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from maas_ray import storage
 from maas_ray.errors import CorruptError, StorageError
+from maas_ray.storage import retry, uris
 from maas_ray.training import checkpoint
 from maas_ray.training.checkpoint import Position, Snapshot, best, inspect, newest, prune, put_validation, saved
 
@@ -106,7 +106,7 @@ def test_the_last_good_one_is_never_deleted(tmp_path: Path):
 
 
 def test_a_write_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    put, calls, said = storage._put, [], []
+    put, calls, said = uris._write_atomically, [], []
 
     def one_in_five_fails(uri, write):
         calls.append(uri)
@@ -114,14 +114,14 @@ def test_a_write_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.M
             raise OSError(28, os.strerror(28))
         put(uri, write)
 
-    monkeypatch.setattr(storage, "_put", one_in_five_fails)
-    monkeypatch.setattr(storage.time, "sleep", lambda _: None)
+    monkeypatch.setattr(uris, "_write_atomically", one_in_five_fails)
+    monkeypatch.setattr(retry.time, "sleep", lambda _: None)
     target = tmp_path / checkpoint.name_of(1, "abc123")
     for rank in range(2):
         snapshot(rank, 1).write(str(target), 60, said.append)
     assert inspect(str(target))[0].step == 1
     assert "No space left on device" in said[0]
-    assert "trying again in 0.5 s" in said[0]
+    assert "retry in 0.5 s" in said[0]
 
 
 def test_a_write_that_keeps_failing_is_an_error_and_leaves_no_checkpoint(
@@ -130,7 +130,7 @@ def test_a_write_that_keeps_failing_is_an_error_and_leaves_no_checkpoint(
     def unreachable(uri, write):
         raise OSError(113, os.strerror(113))
 
-    monkeypatch.setattr(storage, "_put", unreachable)
+    monkeypatch.setattr(uris, "_write_atomically", unreachable)
     with pytest.raises(StorageError, match="No route to host"):
         snapshot(0, 1).write(str(tmp_path / checkpoint.name_of(1, "abc123")))
     assert newest(str(tmp_path), lambda _: None) is None
@@ -139,7 +139,7 @@ def test_a_write_that_keeps_failing_is_an_error_and_leaves_no_checkpoint(
 def test_a_disk_that_fills_while_a_shard_is_written_is_an_error_of_storage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    put, room = storage._put, 2000
+    put, room = uris._write_atomically, 2000
 
     class Full:
         def __init__(self, target):
@@ -154,7 +154,7 @@ def test_a_disk_that_fills_while_a_shard_is_written_is_an_error_of_storage(
         def flush(self):
             self.target.flush()
 
-    monkeypatch.setattr(storage, "_put", lambda uri, write: put(uri, lambda target: write(Full(target))))
+    monkeypatch.setattr(uris, "_write_atomically", lambda uri, write: put(uri, lambda target: write(Full(target))))
     # torch.save itself raises a RuntimeError about positions.
     with pytest.raises(StorageError, match="No space left on device"):
         snapshot(0, 1).write(str(tmp_path / checkpoint.name_of(1, "abc123")))
