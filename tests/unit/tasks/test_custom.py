@@ -419,7 +419,9 @@ def test_a_tenth_task_is_one_file(tmp_path: Path) -> None:
 
     package = Path(maas_ray.__file__).parent
     shutil.copytree(package, tmp_path / "maas_ray", ignore=shutil.ignore_patterns("__pycache__"))
-    module = (package / "tasks" / "vision" / "classification.py").read_text()
+    vision = package / "tasks" / "vision"
+    module = (vision / "networks.py").read_text() + (vision / "classification.py").read_text()
+    module = module.replace("from maas_ray.tasks.vision.networks import Cnn, ResNet\n", "")
     module = re.sub(r'"(image-classification|cnn|resnet)"', r'"tenth-\1"', module)
     (tmp_path / "maas_ray" / "tasks" / "tenth.py").write_text(module)
     (tmp_path / "walk.py").write_text(WALK)
