@@ -11,8 +11,8 @@ import pytest
 from tests.support import ROOT
 
 
-def load_generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs/generate.py")
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / f"docs/{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -21,7 +21,7 @@ def load_generator() -> ModuleType:
     return module
 
 
-generate = load_generator()
+generate = load("generate")
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +122,29 @@ def test_links_out_of_docs_become_pages_or_text() -> None:
 def test_a_link_to_a_file_that_does_not_exist_stops_the_build() -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.py"):
         generate.relinked("[a](../nowhere.py)", "docs/data.md", "data.md")
+
+
+# --- README and findings ---------------------------------------------------------------------------
+
+
+def test_the_readme_is_read_in_two_minutes() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 700
+
+
+def test_the_picture_is_what_the_script_draws() -> None:
+    picture = load("draw_path")
+
+    assert picture.FILE.read_text(encoding="utf-8") == picture.draw()
+
+
+def test_every_finding_is_listed_and_pins_its_packages() -> None:
+    listed = (ROOT / "findings/README.md").read_text(encoding="utf-8")
+    scripts = [path for path in (ROOT / "findings").glob("*.sh") if path.name != "run_all.sh"]
+
+    assert scripts
+    for script in scripts:
+        head = script.read_text(encoding="utf-8").split("set -euo pipefail")[0]
+        assert f"[{script.stem}]({script.name})" in listed, script.name
+        assert re.findall(r"(?m)^# (Expected|Effect|Needs): \S", head) == ["Expected", "Effect", "Needs"], script.name
+        assert re.search(r"(?m)^# Needs:(?: [\w.\[\],-]+==[\w.]+)+$", head), script.name
+        assert "maas_ray" not in script.read_text(encoding="utf-8").split("set -euo pipefail")[1], script.name

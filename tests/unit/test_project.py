@@ -144,6 +144,20 @@ def test_the_version_stands_in_the_changelog_or_is_unreleased() -> None:
     assert "## [Unreleased]" in changelog or f"## [{maas_ray.__version__}]" in changelog
 
 
+def test_the_package_is_marked_as_typed() -> None:
+    assert (ROOT / "maas_ray/py.typed").is_file()
+
+
+def test_workflows_run_the_checks_of_ci_on_every_python_that_is_supported() -> None:
+    workflows = {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in (ROOT / ".github/workflows").iterdir()}
+    supported = re.findall(r":: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
+
+    assert workflows["test"]["jobs"]["test"]["strategy"]["matrix"]["python"] == supported
+    for name, job in (("test", "test"), ("nightly", "all"), ("release", "build")):
+        assert ".ci/run" in [step.get("run") for step in workflows[name]["jobs"][job]["steps"]]
+    assert workflows["release"]["jobs"]["publish"]["permissions"] == {"id-token": "write"}
+
+
 def test_the_readme_names_only_commands_and_files_that_exist() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
