@@ -131,13 +131,13 @@ def compare(settings: Settings, rounds: int) -> int:
 
     runs: dict[str, list[dict[str, float]]] = {"own": [], "shared": [], "plain": []}
     for _ in range(rounds):
-        wait_until_zero(routes["own"].application)
+        wait_until_zero(routes["own"].target.application)
         asked, first = first_token(completions, "own")
-        runs["own"].append(durations(asked, control.ask(routes["own"].application, "phases"), first))
+        runs["own"].append(durations(asked, control.ask(routes["own"].target.application, "phases"), first))
         first_token(completions, "other")  # which takes the place of `shared`
         time.sleep(1)
         asked, first = first_token(completions, "shared")
-        ends = control.ask(SHARED_APP, "phases", shared=routes["shared"].shared)
+        ends = control.ask(SHARED_APP, "phases", shared=routes["shared"].target.shared)
         runs["shared"].append(durations(asked, ends, first))
         wait_until_zero("plain")
         asked, first = first_token(f"{url}/plain", "")

@@ -36,7 +36,7 @@ from maas_ray import cluster
 from maas_ray.serve.api.open_inference.tensors import InferBody
 from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.replicas.direct import SingleModel, create_single_app
-from maas_ray.serve.routes import Route, direct_path
+from maas_ray.serve.routes import Route, Target, direct_path
 from maas_ray.serve.spec import GATEWAY_APP, GatewayArgs
 from maas_ray.serve.text.codec import Delta, TextRequest
 from maas_ray.settings import Settings
@@ -140,7 +140,8 @@ def start(settings: Settings) -> dict[str, dict[str, str]]:
 
     def route(name: str, application: str, kind: str) -> Route:
         fields = {"version": f"{name}/1", "digest": "0" * 64, "created": 0, "inputs": (), "outputs": ()}
-        return Route(name=name, application=application, kind=kind, task="none", timeout_s=60, **fields)
+        targets = (Target(application=application, version=f"{name}/1"),)
+        return Route(name=name, targets=targets, kind=kind, task="none", timeout_s=60, **fields)
 
     url = control.start(settings)
     direct = deployment(serve.ingress()(Direct), route("direct", "direct", "predict"))

@@ -17,7 +17,7 @@ from maas_ray.serve.api.middleware import overloaded
 from maas_ray.serve.api.open_inference.tensors import InferBody
 from maas_ray.serve.api.predict import PredictBody
 from maas_ray.serve.engines import Adapter
-from maas_ray.serve.routes import Route, Table
+from maas_ray.serve.routes import Route, Table, Target, pick
 from maas_ray.serve.text.codec import Delta, TextRequest
 
 _log = logging.getLogger("ray.serve")
@@ -85,12 +85,12 @@ class Models:
     async def update(self, table: Table) -> None:
         """Take a new table. Requests that a replica has stay there; those that still wait for one move along."""
         routes = {one.name: one for route in table for one in route.expanded()}
-        applications = {route.application for route in table}
+        applications = {name for route in table for name in route.applications}
         for application in applications - set(self._applications):
             await self._connect(application)
         self._routes = routes
         self._applications = {name: one for name, one in self._applications.items() if name in applications}
-        bound = {(route.application, route.shared) for route in table}
+        bound = {(target.application, target.shared) for route in table for target in route.targets}
         self._handles = {key: handles for key, handles in self._handles.items() if key in bound}
         for application in self._waiting.keys() - applications:
             waiting = self._waiting.pop(application)
@@ -166,8 +166,9 @@ class Models:
         while True:
             if route.adapter and isinstance(argument, TextRequest):
                 argument = replace(argument, adapter=Adapter(route.adapter.uri, route.adapter.digest))
-            response = getattr(await self._bound(route), method).remote(argument)
-            waiting = self._waiting.setdefault(route.application, set())
+            target = pick(route)
+            response = getattr(await self._bound(route, target), method).remote(argument)
+            waiting = self._waiting.setdefault(target.application, set())
             waiting.add(response)
             try:
                 return await (anext(response) if method == "generate" else response), response
@@ -197,18 +198,18 @@ class Models:
                 for name, status in applications.items()
             }
             self._status = (time.monotonic(), ready)
-        return ready.get(route.application, False)
+        return ready.get(route.target.application, False)
 
-    async def _bound(self, route: Route) -> _Handles:
-        key = (route.application, route.shared)
+    async def _bound(self, route: Route, target: Target) -> _Handles:
+        key = (target.application, target.shared)
         handles = self._handles.get(key)
         if handles is None:
-            if route.application not in self._applications:
-                await self._connect(route.application)
-            handle = self._applications.get(route.application)
+            if target.application not in self._applications:
+                await self._connect(target.application)
+            handle = self._applications.get(target.application)
             if handle is None:
                 raise _unavailable(route, "its application is not running")
-            handles = self._handles[key] = _Handles.of(handle, route.shared)
+            handles = self._handles[key] = _Handles.of(handle, target.shared)
         return handles
 
     async def _connect(self, application: str) -> None:

@@ -15,7 +15,8 @@ from maas_ray.serve.api.middleware import BACKPRESSURE, App
 from maas_ray.serve.api.open_inference.grpc_server import GrpcServer
 from maas_ray.serve.api.open_inference.shared_port import Address
 from maas_ray.serve.calls import Models
-from maas_ray.serve.routes import Table, from_config, resolve_route, to_config
+from maas_ray.serve.resolve import resolve_route
+from maas_ray.serve.routes import Table, from_config, to_config
 from maas_ray.serve.spec import GATEWAY_DEPLOYMENT, GatewayArgs
 
 _DRAINING_SECONDS = 40.0  # what a replica takes to go, beside the requests it has

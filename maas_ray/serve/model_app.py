@@ -31,7 +31,8 @@ from maas_ray.serve.engines.vllm import chosen, placement
 from maas_ray.serve.replicas.batching import Batches
 from maas_ray.serve.replicas.direct import SingleModel, create_single_app
 from maas_ray.serve.replicas.text_rows import Generating
-from maas_ray.serve.routes import Route, make_route
+from maas_ray.serve.resolve import make_route
+from maas_ray.serve.routes import Route
 from maas_ray.serve.spec import ModelArgs, Scaling, ServingOptions
 from maas_ray.serve.text.codec import Delta, TextCodec, TextRequest
 from maas_ray.serve.text.streaming import Growing, grow, together

@@ -1,25 +1,15 @@
-"""What the gateway knows of each model: one route, as it travels in `user_config`.
+"""The gateway's routing table: public model names and the applications behind them, as they travel in `user_config`.
 
-Made where a version is deployed, from its bundle; the gateway itself opens no bundle.
+A route is written when a version is deployed (`resolve`). The gateway itself opens no bundle.
 """
 
-import tempfile
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+import random
+from collections.abc import Iterator
+from typing import Any, Literal
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter, model_validator
 
-from maas_ray.errors import DeploymentError
-from maas_ray.registry.bundle import WEIGHT_SUFFIXES
-from maas_ray.registry.versions import ModelVersion, Registry
-from maas_ray.serve.engines import lora
-from maas_ray.serve.spec import ServedModel, ServingOptions, SharedModel
 from maas_ray.spec import Spec, digest_of
-
-if TYPE_CHECKING:
-    from maas_ray.settings import Settings
 
 
 class Tensor(Spec):
@@ -48,13 +38,28 @@ class AdapterRoute(Spec):
     """When the version was registered, Unix seconds."""
 
 
+class Target(Spec):
+    """One application that can answer a route's requests."""
+
+    application: str
+    """Its Serve application."""
+    version: str
+    """The registered version that it serves, `name/number`."""
+    shared: str = ""
+    """The id of the `SharedModel` that a shared replica loads to answer. Empty: its application serves nothing else."""
+    weight: float = Field(1.0, ge=0)
+    """Its share of the requests, relative to the other targets of the same mode."""
+    mode: Literal["serve", "shadow"] = "serve"
+    """serve: its answers go to clients. shadow: it gets copies of requests, and its answers are dropped."""
+
+
 class Route(Spec):
-    """One public model name, and what stands behind it."""
+    """One public model name and the applications behind it."""
 
     name: str
     """Public model name."""
-    application: str
-    """Serve application that answers."""
+    targets: tuple[Target, ...] = Field(min_length=1)
+    """Applications that can answer; the first one serves, and the other fields of the route describe it."""
     kind: str
     """`generate` or `predict`, see `maas_ray.tasks.Task`."""
     task: str
@@ -77,8 +82,34 @@ class Route(Spec):
     """LoRA adapters that can be asked of it too."""
     adapter: AdapterRoute | None = None
     """The adapter that this route asks for, see `expanded`."""
-    shared: str = ""
-    """What a shared replica loads to answer, the id of a `SharedModel`. Empty: its application serves nothing else."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one_application(cls, data: Any) -> Any:
+        """Read a route as it was stored when it led to exactly one application."""
+        if not isinstance(data, dict) or "targets" in data or "application" not in data:
+            return data
+        data = dict(data)
+        target = {
+            "application": data.pop("application"),
+            "version": data.get("version"),
+            "shared": data.pop("shared", ""),
+        }
+        return data | {"targets": (target,)}
+
+    @property
+    def target(self) -> Target:
+        """The target that the route describes."""
+        return self.targets[0]
+
+    @property
+    def applications(self) -> set[str]:
+        """The Serve applications that the route needs."""
+        return {target.application for target in self.targets}
+
+    def with_target(self, **changes: Any) -> "Route":
+        """The same route with changes to `target`."""
+        return self.model_copy(update={"targets": (self.target.model_copy(update=changes), *self.targets[1:])})
 
     @property
     def number(self) -> str:
@@ -96,7 +127,7 @@ class Route(Spec):
 
     @property
     def parent(self) -> str | None:
-        """Of an adapter's route, the model that it is added to."""
+        """The name of the model that an adapter's route adds to. None: it is not an adapter's route."""
         return self.name.rpartition(":")[0] if self.adapter else None
 
     def expanded(self) -> "Iterator[Route]":
@@ -134,82 +165,12 @@ def from_config(config: dict[str, Any]) -> Table:
     return _TABLE.validate_python(config["routes"])
 
 
-def make_route(
-    version: ModelVersion,
-    *,
-    endpoint: str,
-    application: str,
-    timeout_s: float,
-    adapters: Mapping[str, ModelVersion] = MappingProxyType({}),
-) -> Route:
-    """The route to a version; its bundle is opened, and its task loaded, to see that they are whole.
+def pick(route: Route, caller: object = None) -> Target:
+    """Choose the target that answers one request, by weight among those that serve.
 
-    Raises:
-        MaasError: a bundle is missing, damaged, or not the one that was registered; an adapter does not fit.
+    Args:
+        route: the route of the request's model.
+        caller: who asks. Every caller gets the same choice today.
     """
-    bundle = version.open()
-    if lora.is_adapter(bundle):
-        raise DeploymentError(
-            f"{version.reference} is a LoRA adapter and no model by itself; deploy its base with "
-            f"`adapters: {{NAME: {version.reference}}}`."
-        )
-    features = [entry.path for entry in bundle.artifact.files if not entry.path.endswith(WEIGHT_SUFFIXES)]
-    with tempfile.TemporaryDirectory() as directory:
-        task = bundle.load_task(bundle.artifact.fetch(Path(directory), features))
-    if adapters and task.kind != "generate":
-        raise DeploymentError(f"{version.reference} does {task.spec.type}; adapters are for models that generate text.")
-    for adapter in adapters.values():
-        lora.check(adapter, version)
-    return Route(
-        name=endpoint,
-        application=application,
-        kind=task.kind,
-        task=task.spec.type,
-        version=version.reference,
-        digest=version.digest,
-        created=int(version.created.timestamp()),
-        timeout_s=timeout_s,
-        adapters=tuple(_adapter_route(name, adapter) for name, adapter in sorted(adapters.items())),
-        **task.signature(),
-    )
-
-
-def share(route: Route, version: ModelVersion, options: ServingOptions) -> Route:
-    """The same route, to shared replicas."""
-    weights = sum(entry.size for entry in version.open().artifact.files if entry.path.endswith(WEIGHT_SUFFIXES))
-    # What the gateway or Serve keeps to is not the model's: when it changes, the model stays loaded.
-    of_the_model = set(ServingOptions.model_fields) - {"scaling", "resources", "request_timeout_s"}
-    model = SharedModel(
-        uri=version.uri,
-        digest=version.digest,
-        name=route.name,
-        number=route.number,
-        kind=route.kind,
-        weights=weights,
-        options=ServingOptions.model_validate(options.model_dump(include=of_the_model)),
-    )
-    return route.model_copy(update={"shared": model.id})
-
-
-def resolve_route(model: ServedModel, settings: "Settings") -> Route:
-    """The route to a model that a config file names."""
-    registry = Registry(settings)
-    version = registry.resolve(model.version)
-    route = make_route(
-        version,
-        endpoint=model.endpoint,
-        application=model.application,
-        timeout_s=model.request_timeout_s,
-        adapters={name: registry.resolve(version) for name, version in model.adapters.items()},
-    )
-    return share(route, version, ServingOptions()) if model.replicas == "shared" else route
-
-
-def _adapter_route(name: str, version: ModelVersion) -> AdapterRoute:
-    return AdapterRoute(
-        name=name,
-        version=version.reference,
-        uri=version.uri,
-        digest=version.digest,
-        created=int(version.created.timestamp()),
-    )
+    serving = [target for target in route.targets if target.mode == "serve" and target.weight]
+    return serving[0] if len(serving) == 1 else random.choices(serving, [target.weight for target in serving])[0]  # noqa: S311

@@ -57,7 +57,7 @@ INNER_FLOORS = {
         {"spec"},
         {"engines"},
         {"text", "routes"},
-        {"api"},
+        {"api", "resolve"},
         {"calls"},
         {"replicas", "gateway"},
         {"model_app"},

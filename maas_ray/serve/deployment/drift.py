@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from maas_ray.serve.deployment.endpoints import Record, State
-from maas_ray.serve.routes import direct_path, to_config
+from maas_ray.serve.routes import direct_path, from_config, to_config
 from maas_ray.serve.spec import GATEWAY_APP, GATEWAY_DEPLOYMENT, SHARED_APP, SHARED_DEPLOYMENT, DeploySpec, SharedArgs
 
 MODEL_PREFIX = "model-"
@@ -50,7 +52,7 @@ def differences(
 
 def lost(record: Record, running: Mapping[str, Any]) -> str:
     """Why an endpoint's application does not do its work, in words; empty where it does."""
-    application = record.route.application if record.route else record.application
+    application = record.serving_application
     found = running.get(application)
     if found is None or found["status"] == "DELETING":
         return f"{application} does not run"
@@ -79,7 +81,7 @@ def needed_by(records: Iterable[Record]) -> set[str]:
     needed = set()
     for record in records:
         needed |= {record.application} if record.state is not State.FAILED else set()
-        needed |= {record.route.application} if record.route else set()
+        needed |= record.route.applications if record.route else set()
     return needed
 
 
@@ -124,8 +126,7 @@ def _of_record(record: Record, running: Mapping[str, Any]) -> list[Difference]:
     if why := lost(record, running):
         what = "missing" if why.endswith("does not run") else "failed"
         return [Difference(record.name, what, record.version, why)]
-    application = record.route.application if record.route else record.application
-    should, has = own_path(record), running[application]["route_prefix"]
+    should, has = own_path(record), running[record.serving_application]["route_prefix"]
     words = "over the gateway"
     return [] if has == should else [Difference(record.name, "path", should or words, has or words)]
 
@@ -157,7 +158,7 @@ def _of_gateway(records: Sequence[Record], running: Mapping[str, Any]) -> list[D
         return [Difference(GATEWAY_APP, "missing", f"routes to {', '.join(should)}", _NONE)] if should else []
     deployment = gateway["deployments"].get(GATEWAY_DEPLOYMENT, {})
     config = deployment.get("deployment_config", {}).get("user_config") or {"routes": []}
-    has = {route["name"]: route for route in config["routes"]}
+    has = {route["name"]: route for route in _as_written_now(config)["routes"]}
     return [
         _route(name, should.get(name), has.get(name))
         for name in sorted(should.keys() | has.keys())
@@ -171,6 +172,14 @@ def _route(name: str, should: dict[str, Any] | None, found: dict[str, Any] | Non
         wanted, seen = ({field: route.get(field) for field in fields} for route in (should, found))
         return Difference(name, "route", str(wanted), str(seen))
     return Difference(name, "version", *(f"{route['version']}" if route else _NONE for route in (should, found)))
+
+
+def _as_written_now(config: dict[str, Any]) -> dict[str, Any]:
+    """A gateway's `user_config` in this version's form, if it can be read, so that only meanings are compared."""
+    try:
+        return to_config(from_config(config))
+    except ValidationError:
+        return config
 
 
 def _unwanted(application: str) -> Difference:

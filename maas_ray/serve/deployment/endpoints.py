@@ -113,6 +113,11 @@ class Record:
     problem: str = ""
     updated: datetime | None = None
 
+    @property
+    def serving_application(self) -> str:
+        """The application that answers now, or would if the endpoint served something."""
+        return self.route.target.application if self.route else self.application
+
 
 class Endpoints:
     """The table of endpoints in the database that the settings name. Migrated when it is made."""

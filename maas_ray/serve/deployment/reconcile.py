@@ -54,7 +54,7 @@ def reconcile(*, settings: Settings | None = None) -> list[Outcome]:
     records = endpoints.all()
     found = drift.differences(records, running, rollout.shared_args(settings))
     outcomes = [_remove(endpoints, record, settings) for record in records if record.state is State.REMOVING]
-    shared = [record for record in records if record.route and record.route.application == SHARED_APP]
+    shared = [record for record in records if record.route and SHARED_APP in record.route.applications]
     if shared and (drift.lost(shared[0], running) or any(one.what == "options" for one in found)):
         # Once for all their endpoints, which need nothing more.
         outcomes.append(_share(settings))

@@ -18,7 +18,8 @@ from maas_ray.serve.deployment import smoke
 from maas_ray.serve.deployment.drift import MODEL_PREFIX, needed_by, own_path, running_replicas
 from maas_ray.serve.deployment.endpoints import Endpoints, Record, State
 from maas_ray.serve.engines.vllm import chosen
-from maas_ray.serve.routes import direct_path, make_route, share
+from maas_ray.serve.resolve import make_route, share
+from maas_ray.serve.routes import direct_path
 from maas_ray.serve.spec import GATEWAY_APP, SHARED_APP, DeploySpec, GatewayArgs, SharedArgs
 from maas_ray.settings import Settings
 from maas_ray.spec import digest_of
@@ -127,7 +128,7 @@ def served(endpoints: Endpoints, record: Record | None) -> Record | None:
             version=last.version,
             uri=last.uri,
             digest=last.digest,
-            application=record.route.application,
+            application=record.route.target.application,
             state=State.SERVING,
         )
     return record
@@ -243,10 +244,10 @@ def make_ready(change: Change) -> Change:
     route = change.wanted.route
     assert route is not None  # noqa: S101
     engine = control.ask(  # by which shared replicas load it
-        route.application, "engine", shared=route.shared, timeout_s=spec.startup_timeout_s
+        route.target.application, "engine", shared=route.target.shared, timeout_s=spec.startup_timeout_s
     )
     before = change.before.route if change.before else None
-    standing = before.adapters if before and before.application == route.application else ()
+    standing = before.adapters if before and before.target.application == route.target.application else ()
     for one in route.expanded():
         if one.adapter is None or one.adapter not in standing:
             smoke.check(one, spec.smoke)

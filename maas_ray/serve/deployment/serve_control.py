@@ -143,7 +143,7 @@ def ask(name: str, method: str, *, shared: str = "", timeout_s: float = _ASK_SEC
     Args:
         name: the application.
         method: takes no argument.
-        shared: for which model, where it has several (`Route.shared`).
+        shared: for which model, where it has several (`Target.shared`).
         timeout_s: longest wait.
 
     Raises:

@@ -158,7 +158,7 @@ def undeploy(name: str, *, settings: Settings | None = None) -> None:
 
 def remove(endpoints: Endpoints, record: Record, settings: Settings, *, connected: bool = True) -> None:
     """Take down an endpoint, or go on with it."""
-    applications = [record.application, *([record.route.application] if record.route else [])]
+    applications = [record.application, *(record.route.applications if record.route else ())]
     record = endpoints.put(replace(record, route=None, state=State.REMOVING, problem=""))
     if connected:
         if GATEWAY_APP in control.applications():
@@ -265,12 +265,12 @@ def _existing(endpoints: Endpoints, name: str) -> Record:
 
 def _endpoint(record: Record, running: dict[str, Any], url: str) -> Endpoint:
     version, task, engine, state, replicas = record.version, "", "", record.state.value, 0
-    shared = (record.route.application if record.route else record.application) == SHARED_APP
+    shared = record.serving_application == SHARED_APP
     adapters: dict[str, str] = {}
     if record.route is not None:
         version, task, engine = record.route.version, record.route.task, record.route.engine
         adapters = {adapter.name: adapter.version for adapter in record.route.adapters}
-        found = running.get(record.route.application)
+        found = running.get(record.serving_application)
         replicas = drift.running_replicas(found) if found else 0
         if found is None:
             state = "down"

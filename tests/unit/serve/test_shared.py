@@ -4,7 +4,8 @@ import pytest
 
 from maas_ray.errors import SpecError
 from maas_ray.registry.versions import ModelVersion
-from maas_ray.serve.routes import from_config, make_route, resolve_route, share, to_config
+from maas_ray.serve.resolve import make_route, resolve_route, share
+from maas_ray.serve.routes import from_config, to_config
 from maas_ray.serve.spec import DeploySpec, ServedModel, SharedArgs, SharedModel
 from maas_ray.settings import Settings
 from tests.support.bundles import image_task, register
@@ -34,19 +35,19 @@ def test_the_id_is_all_that_a_replica_needs(tmp_path) -> None:
         return share(made, of, spec)
 
     plain = route(first, max_batch_size=4)
-    model = SharedModel.model_validate_json(plain.shared)
+    model = SharedModel.model_validate_json(plain.target.shared)
     assert (model.uri, model.digest, model.name, model.number) == (first.uri, first.digest, "x", "1")
     assert (model.kind, model.options.max_batch_size) == ("predict", 4)
     assert model.weights == (tmp_path / "1" / "model.safetensors").stat().st_size
-    assert model.id == plain.shared
+    assert model.id == plain.target.shared
     served = ServedModel.parse({"endpoint": "x", "version": "img/1", "application": "mine", "replicas": "shared"})
     listed = resolve_route(served, settings)  # as a gateway's config file has it
-    assert (listed.application, listed.shared) == ("mine", route(first).shared)
+    assert (listed.target.application, listed.target.shared) == ("mine", route(first).target.shared)
     assert from_config(to_config((plain,))) == (plain,)
     # Another model: other weights, other options. The same one: what is the gateway's to keep.
-    assert route(second, max_batch_size=4).shared != plain.shared
-    assert route(first).shared != plain.shared
-    assert route(first, max_batch_size=4, request_timeout_s=7, startup_timeout_s=9).shared == plain.shared
+    assert route(second, max_batch_size=4).target.shared != plain.target.shared
+    assert route(first).target.shared != plain.target.shared
+    assert route(first, max_batch_size=4, request_timeout_s=7, startup_timeout_s=9).target.shared == plain.target.shared
 
 
 def test_the_file_is_a_spec_as_any_other(tmp_path) -> None:

@@ -19,7 +19,7 @@ from tests.unit.serve.deployment.test_endpoints import record
 SPEC = DeploySpec.parse({"version": "a@champion", "endpoint": "a"})
 ROUTE = route("a", "predict")
 SERVING = record(
-    "a", spec=SPEC.document(), version="a/3", application=ROUTE.application, route=ROUTE, state=State.SERVING
+    "a", spec=SPEC.document(), version="a/3", application=ROUTE.target.application, route=ROUTE, state=State.SERVING
 )
 
 
@@ -39,7 +39,7 @@ def gateway(*routes: Route) -> dict[str, Any]:
     return application(deployments={"Gateway": {"deployment_config": {"user_config": to_config(routes)}}})
 
 
-RUNNING = {ROUTE.application: application(), GATEWAY_APP: gateway(ROUTE)}
+RUNNING = {ROUTE.target.application: application(), GATEWAY_APP: gateway(ROUTE)}
 
 
 def found(*records: Record, **running: Any) -> set[tuple[str, str]]:
@@ -126,7 +126,7 @@ def test_the_smoke_request_is_one_that_the_api_takes(name: str, kind: str) -> No
 
 
 def test_shared_replicas_are_wanted_as_long_as_an_endpoint_has_them() -> None:
-    shared = ROUTE.model_copy(update={"application": SHARED_APP, "shared": "{}"})
+    shared = ROUTE.with_target(application=SHARED_APP, shared="{}")
     one = replace(SERVING, application=SHARED_APP, route=shared)
     running = {SHARED_APP: application(), GATEWAY_APP: gateway(shared)}
     assert differences([one], running) == []
@@ -134,7 +134,7 @@ def test_shared_replicas_are_wanted_as_long_as_an_endpoint_has_them() -> None:
     assert unwanted([], {SHARED_APP: application(source="declarative")}) == []
     (missing,) = differences([one], {GATEWAY_APP: gateway(shared)})
     assert (missing.endpoint, missing.what) == ("a", "missing")
-    other = shared.model_copy(update={"shared": '{"digest":"x"}'})
+    other = shared.with_target(shared='{"digest":"x"}')
     (difference,) = differences([one], {SHARED_APP: application(), GATEWAY_APP: gateway(other)})
     assert difference.what == "route"
 
@@ -143,7 +143,7 @@ def test_shared_replicas_work_as_their_file_says() -> None:
     args = SharedArgs(max_models=3)
     deployment = {"message": "", "replicas": [{"state": "RUNNING"}], "deployment_config": {"user_config": {}}}
     deployment["deployment_config"]["user_config"] = args.document()
-    route = ROUTE.model_copy(update={"application": SHARED_APP, "shared": "{}"})
+    route = ROUTE.with_target(application=SHARED_APP, shared="{}")
     one = replace(SERVING, application=SHARED_APP, route=route)
     running = {SHARED_APP: application(deployments={SHARED_DEPLOYMENT: deployment}), GATEWAY_APP: gateway(route)}
     assert differences([one], running, args) == differences([one], running) == []

@@ -18,7 +18,7 @@ from maas_ray.serve.engines.lora import Lora, check
 from maas_ray.serve.engines.openvino import OpenVinoEngine
 from maas_ray.serve.engines.openvino_convert import Converted, _convert
 from maas_ray.serve.engines.start import Started, start
-from maas_ray.serve.routes import make_route, resolve_route
+from maas_ray.serve.resolve import make_route, resolve_route
 from maas_ray.serve.spec import DeploySpec, ServedModel, ServingOptions
 from maas_ray.settings import Settings
 from tests.support.adapters import publish_adapter, register_adapter, save_adapter
