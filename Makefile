@@ -49,7 +49,7 @@ down: install ## End the cluster that maas started
 	@$(BIN)/maas down
 
 clean: ## Remove the environment and what tools left behind
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist mutants *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 constraints: ## Write constraints.txt anew: the newest versions that pyproject.toml allows

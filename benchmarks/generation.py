@@ -32,7 +32,9 @@ from maas_ray.registry.bundle import BundleMeta, Lineage, publish_bundle
 from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.serve.engines import Engine, GenerateRequest
 from maas_ray.settings import Settings
-from maas_ray.tasks.text.generation import FittedTokenizer, Llama, TextGenerationSpec
+from maas_ray.tasks.text.generation import TextGenerationSpec
+from maas_ray.tasks.text.networks import Llama
+from maas_ray.tasks.text.tokenization import FittedTokenizer
 
 NAME = "generation"
 PROMPT = 32

@@ -37,7 +37,8 @@ from maas_ray.serve.deployment.endpoints import Endpoints
 from maas_ray.serve.routes import Table
 from maas_ray.serve.spec import GATEWAY_APP, SHARED_APP, GatewayArgs
 from maas_ray.settings import Settings
-from maas_ray.tasks.vision.classification import Cnn, ImageClassificationSpec
+from maas_ray.tasks.vision.classification import ImageClassificationSpec
+from maas_ray.tasks.vision.networks import Cnn
 
 BODY = json.dumps(
     {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 8, 8, 1], "data": [7] * 64}]}

@@ -80,7 +80,7 @@ def main() -> None:
         from maas_ray.serve.engines import network
         from maas_ray.serve.spec import ServingOptions
         from maas_ray.settings import Settings
-        from maas_ray.tasks.vision.classification import Cnn
+        from maas_ray.tasks.vision.networks import Cnn
         from tests import bundles
 
         settings, path = Settings.from_environment(), Path(directory) / "digits.parquet"

@@ -39,7 +39,8 @@ from maas_ray.registry.bundle import BundleMeta, Lineage, publish_bundle
 from maas_ray.registry.versions import ModelVersion
 from maas_ray.serve.deployment import serve_control as control
 from maas_ray.settings import Settings
-from maas_ray.tasks.vision.classification import Cnn, ImageClassificationSpec
+from maas_ray.tasks.vision.classification import ImageClassificationSpec
+from maas_ray.tasks.vision.networks import Cnn
 
 BODY = json.dumps(
     {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 8, 8, 1], "data": [7] * 64}]}

@@ -38,8 +38,8 @@ from maas_ray.settings import Settings
 from maas_ray.spec import Spec
 from maas_ray.storage import Artifact, FileEntry
 from maas_ray.tasks import Column, Task, load_task
-from maas_ray.tasks.custom.source import vouch, vouched
-from maas_ray.tasks.custom.tasks import check_unchanged
+from maas_ray.tasks.custom_task import check_unchanged
+from maas_ray.user_code.trust import vouch, vouched
 
 KIND = "dataset"
 TASK_DIRECTORY = "task"

@@ -22,7 +22,7 @@ from maas_ray.settings import Settings
 from maas_ray.spec import Name, Spec
 from maas_ray.storage import Artifact
 from maas_ray.tasks import Task, load_task
-from maas_ray.tasks.custom.source import check_carried
+from maas_ray.user_code.trust import check_carried
 
 KIND = "bundle"
 WEIGHTS_SUFFIX = ".safetensors"

@@ -15,12 +15,13 @@ from pydantic import Field, SerializeAsAny, WrapValidator
 
 from maas_ray.errors import CorruptError
 from maas_ray.spec import Spec
-from maas_ray.tasks.custom.networks import parse_network
-from maas_ray.tasks.custom.source import admitted, is_import_path
-from maas_ray.tasks.custom.tasks import parse_task, task_type
+from maas_ray.tasks.custom_network import parse_network
+from maas_ray.tasks.custom_task import parse_task, task_type
 from maas_ray.tasks.network import NetworkSpec, type_of
 from maas_ray.tasks.rows import AnswerRow, Column, Packing, RequestRow, Row, TensorSpec
 from maas_ray.tasks.task import TASK_FILE, Task, TaskSpec
+from maas_ray.user_code.source import is_import_path
+from maas_ray.user_code.trust import admitted
 
 
 def _found() -> Iterator[type[Task]]:

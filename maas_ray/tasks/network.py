@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from maas_ray.spec import Spec
-from maas_ray.tasks.custom.source import Source
+from maas_ray.user_code.source import SourceCode
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ class NetworkSpec(Spec, ABC):
 
     of_transformers: ClassVar[bool] = False
     """Whether Transformers builds it."""
-    own_source: ClassVar[Source | None] = None
+    own_source: ClassVar[SourceCode | None] = None
     """The user's code that defines it. None: the platform does."""
 
     @abstractmethod

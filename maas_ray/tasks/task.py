@@ -20,11 +20,11 @@ import numpy as np
 
 from maas_ray.errors import CorruptError
 from maas_ray.spec import Spec
-from maas_ray.tasks.custom.networks import load_network
-from maas_ray.tasks.custom.source import Source
+from maas_ray.tasks.custom_network import load_network
 from maas_ray.tasks.network import CONFIG_FILE, SOURCE_FIELD, Forward, NetworkSpec, load_config, load_weights, type_of
 from maas_ray.tasks.rows import AnswerRow, Column, Packing, RequestRow, Row, Steps, TensorSpec
 from maas_ray.tasks.traits import Trait
+from maas_ray.user_code.source import SourceCode
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,7 @@ class TaskSpec(Spec, ABC):
     type: str
     """Which task."""
 
-    own_source: ClassVar[Source | None] = None
+    own_source: ClassVar[SourceCode | None] = None
     """The user's own code that it is from."""
 
     @property

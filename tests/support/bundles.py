@@ -12,8 +12,11 @@ from maas_ray.settings import Settings
 from maas_ray.tasks import Task
 from maas_ray.tasks.tables.forecasting import TimeSeriesForecastingSpec
 from maas_ray.tasks.tables.regression import TabularRegressionSpec
-from maas_ray.tasks.text.generation import FittedTokenizer, Llama, TextGenerationSpec
-from maas_ray.tasks.vision.classification import Cnn, ImageClassificationSpec
+from maas_ray.tasks.text.generation import TextGenerationSpec
+from maas_ray.tasks.text.networks import Llama
+from maas_ray.tasks.text.tokenization import FittedTokenizer
+from maas_ray.tasks.vision.classification import ImageClassificationSpec
+from maas_ray.tasks.vision.networks import Cnn
 
 TEXT = [
     "def add(a, b):\n    return a + b\n",

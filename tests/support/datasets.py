@@ -22,7 +22,8 @@ from maas_ray.data.dataset import (
 )
 from maas_ray.settings import Settings
 from maas_ray.tasks import Task
-from maas_ray.tasks.text.generation import FittedTokenizer, TextGenerationSpec
+from maas_ray.tasks.text.generation import TextGenerationSpec
+from maas_ray.tasks.text.tokenization import FittedTokenizer
 from maas_ray.tasks.vision.classification import ImageClassificationSpec
 
 ROW_GROUPS = 16

@@ -10,7 +10,7 @@ from maas_ray.bodies import Body, decoded_base64
 from maas_ray.serve.api.open_inference.tensors import InferDocument
 from maas_ray.serve.api.openai.requests import ChatBody, CompletionBody
 from maas_ray.tasks.text.generation import TextRow
-from maas_ray.tasks.vision.classification import ImageRow
+from maas_ray.tasks.vision.requests import ImageRow
 
 MANY = 1000
 FIELDS = {f"field{number}": 1 for number in range(MANY)}

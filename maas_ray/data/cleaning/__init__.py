@@ -14,8 +14,8 @@ from pydantic import Field, SerializeAsAny, WrapValidator
 from maas_ray.data.cleaning.base import CleaningStep, Dropped, Notes, changed, value
 from maas_ray.data.cleaning.own import load_step, parse_step
 from maas_ray.spec import Spec
-from maas_ray.tasks.custom.source import is_import_path
 from maas_ray.tasks.rows import Row
+from maas_ray.user_code.source import is_import_path
 
 
 def _found() -> Iterator[type[CleaningStep]]:

@@ -21,7 +21,7 @@ from maas_ray.spec import Spec
 from maas_ray.tasks.rows import REST, Row
 
 if TYPE_CHECKING:
-    from maas_ray.tasks.custom.source import Source
+    from maas_ray.user_code.source import SourceCode
 
 Notes = Counter[str]
 """What steps changed: how often, by a few words such as `EMAIL_ADDRESS`; gathered of several steps, with the step's
@@ -45,7 +45,7 @@ class CleaningStep(Spec, ABC):
     step: str
     """Which step."""
 
-    own_source: "ClassVar[Source | None]" = None
+    own_source: "ClassVar[SourceCode | None]" = None
     """The user's own code that it is from."""
 
     @property

@@ -9,21 +9,21 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
-from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
-from maas_ray.bodies import decoded_base64
 from maas_ray.errors import DataError, RequestError
 from maas_ray.tasks.metrics import mean_loss
-from maas_ray.tasks.network import Forward, NetworkSpec
+from maas_ray.tasks.network import Forward
 from maas_ray.tasks.pretrained import Pretrained, model_directory
-from maas_ray.tasks.rows import AnswerRow, Column, RequestRow, Row, TensorSpec, UnlearntError
+from maas_ray.tasks.rows import Column, Row, TensorSpec, UnlearntError
 from maas_ray.tasks.speech import audio
-from maas_ray.tasks.speech.features import HALVINGS, AnyFeatures, Frames, Frontend, LogMel, SpeechState
+from maas_ray.tasks.speech.features import AnyFeatures, Frames, Frontend, LogMel, SpeechState
+from maas_ray.tasks.speech.networks import ConvLstm
 from maas_ray.tasks.speech.processor import Processor, identity_of
+from maas_ray.tasks.speech.requests import SpeechAnswer, SpeechRow
 from maas_ray.tasks.task import Outcomes, Task, TaskSpec
 from maas_ray.tasks.traits import Sound, Trait, lengths, picture_of
 
@@ -106,81 +106,6 @@ class AutomaticSpeechRecognitionSpec(TaskSpec):
             )
             return AutomaticSpeechRecognition(self, state, processor)
         return AutomaticSpeechRecognition(self, Frames.fit(self.features, self.sample_rate, rows, most))
-
-
-def _audio(value: Any) -> bytes:
-    """A file, or base64 of one → the file's bytes."""
-    if isinstance(value, bytes):
-        return value
-    if not isinstance(value, str):
-        raise PydanticCustomError("audio", "Give base64 of an audio file")
-    try:
-        return decoded_base64(value)
-    except ValueError as error:
-        raise PydanticCustomError("audio", "Not base64 of an audio file: {why}", {"why": str(error)}) from error
-
-
-class SpeechRow(RequestRow):
-    """A clip of speech."""
-
-    audio: Annotated[
-        bytes,
-        PlainValidator(_audio),
-        WithJsonSchema({"type": "string", "contentEncoding": "base64", "minLength": 1}),
-    ]
-    """A WAV, FLAC, OGG or MP3 file in base64. Of any sample rate and number of channels; it is converted as the clips
-    of the training were."""
-    language: str | None = None
-    """The language that is spoken, such as `en`; refused where the model is known to be for another."""
-
-
-class SpeechAnswer(AnswerRow):
-    """What is said in the clip."""
-
-    text: str
-    """The transcript."""
-    language: str | None
-    """The language that the model was trained on, where that was told."""
-    duration: float
-    """Length of the clip, seconds."""
-
-
-class ConvLstm(NetworkSpec):
-    """Two convolutions that shorten time to a quarter, LSTMs, and a score for each character and step (CTC, Graves
-    et al. 2006); from scratch.
-    """
-
-    type: Literal["conv-lstm"] = "conv-lstm"
-    """Which network."""
-    channels: int = Field(128, ge=1)
-    """Output channels of the convolutions."""
-    hidden_size: int = Field(128, ge=1)
-    """Width of an LSTM, in each direction."""
-    layers: int = Field(2, ge=1)
-    """Number of LSTMs."""
-    bidirectional: bool = True
-    """Whether the LSTMs read the clip from its end, too."""
-    dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of values dropped in training between the layers."""
-
-    def build(self, task: "AutomaticSpeechRecognition") -> "torch.nn.Module":
-        if not isinstance(task.frontend, Frames):
-            raise DataError(
-                f"network.type: conv-lstm hears features, and the dataset holds what the processor in "
-                f"{task.spec.processor} gives. Use `pretrained`, or prepare it without `processor`."
-            )
-        from maas_ray.tasks.networks.recurrent_ctc import ConvolutionalRecurrentNetwork
-
-        return ConvolutionalRecurrentNetwork(
-            bins=task.frontend.shape[1],
-            labels=1 + len(task.frontend.characters),
-            halvings=HALVINGS,
-            channels=self.channels,
-            hidden=self.hidden_size,
-            layers=self.layers,
-            bidirectional=self.bidirectional,
-            dropout=self.dropout,
-        )
 
 
 class AutomaticSpeechRecognition(Task):

@@ -19,10 +19,11 @@ from pydantic import Field, model_validator
 from maas_ray.errors import DataError, RequestError
 from maas_ray.spec import Spec
 from maas_ray.tasks.metrics import mean_loss, regression
-from maas_ray.tasks.network import Forward, NetworkSpec
+from maas_ray.tasks.network import Forward
 from maas_ray.tasks.rows import AnswerRow, Column, OptionalTensor, RequestRow, Row, Steps, TensorSpec
 from maas_ray.tasks.tables.cells import category, cell, number
 from maas_ray.tasks.tables.features import Moments
+from maas_ray.tasks.tables.networks import Recurrent
 from maas_ray.tasks.task import Outcomes, Task, TaskSpec
 from maas_ray.tasks.traits import Curve, Trait, lengths
 
@@ -155,33 +156,6 @@ class SeriesForecast(AnswerRow):
 
     forecast: list[float]
     """The target at each of the next steps."""
-
-
-class Recurrent(NetworkSpec):
-    """A recurrent network: RNN, GRU or LSTM."""
-
-    type: Literal["recurrent"] = "recurrent"
-    """Which network."""
-    cell: Literal["rnn", "gru", "lstm"] = "lstm"
-    """What it is made of."""
-    hidden_size: int = Field(64, ge=1)
-    """Width of each layer."""
-    layers: int = Field(1, ge=1)
-    """Recurrent layers."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of the values between layers dropped in training."""
-
-    def build(self, task: Any) -> "torch.nn.Module":
-        from maas_ray.tasks.networks.recurrent import RecurrentForecaster
-
-        return RecurrentForecaster(
-            cell=self.cell.upper(),
-            channels=len(task.spec.channels),
-            hidden=self.hidden_size,
-            layers=self.layers,
-            horizon=task.spec.horizon,
-            dropout=self.dropout,
-        )
 
 
 class TimeSeriesForecasting(Task):

@@ -38,6 +38,33 @@ class Mlp(NetworkSpec):
         return _network(task, self.hidden_sizes, activation=activation, dropout=self.dropout)
 
 
+class Recurrent(NetworkSpec):
+    """A recurrent network: RNN, GRU or LSTM."""
+
+    type: Literal["recurrent"] = "recurrent"
+    """Which network."""
+    cell: Literal["rnn", "gru", "lstm"] = "lstm"
+    """What it is made of."""
+    hidden_size: int = Field(64, ge=1)
+    """Width of each layer."""
+    layers: int = Field(1, ge=1)
+    """Recurrent layers."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the values between layers dropped in training."""
+
+    def build(self, task: Any) -> "torch.nn.Module":
+        from maas_ray.tasks.networks.recurrent import RecurrentForecaster
+
+        return RecurrentForecaster(
+            cell=self.cell.upper(),
+            channels=len(task.spec.channels),
+            hidden=self.hidden_size,
+            layers=self.layers,
+            horizon=task.spec.horizon,
+            dropout=self.dropout,
+        )
+
+
 def _network(task: TableTask, hidden: tuple[int, ...], **options: Any) -> "torch.nn.Module":
     from maas_ray.tasks.networks.table import TableNetwork
 

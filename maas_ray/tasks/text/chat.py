@@ -22,6 +22,29 @@ MARKED = (
 )
 
 
+def parse_chat(messages: Any) -> dict[str, Any] | None:
+    """A chat as JSON, always the same for the same one; None when it is empty."""
+    if not messages:
+        return None
+    if not isinstance(messages, list):
+        raise ValueError(f"messages is a {type(messages).__name__}, not a list")
+    kept = []
+    for place, message in enumerate(messages):
+        fields = (
+            {key: value for key, value in message.items() if value is not None} if isinstance(message, dict) else {}
+        )
+        for name in ("role", "content"):
+            if not isinstance(fields.get(name), str):
+                raise ValueError(f"messages[{place}] has no text as its {name!r}")
+        kept.append(fields)
+    return {"messages": json.dumps(kept, ensure_ascii=False, sort_keys=True)}
+
+
+def contents_of(row: dict[str, Any]) -> str:
+    """A chat's texts without their roles, to fit a tokenizer on."""
+    return "\n".join(message["content"] for message in json.loads(row["messages"]))
+
+
 class ChatTemplate:
     """A tokenizer's chat template, rendered by Transformers in its sandbox."""
 

@@ -12,7 +12,8 @@ from maas_ray.tasks.classifying import Classifying, fit_labels
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.pretrained import Pretrained
 from maas_ray.tasks.rows import Column, RequestRow, Row, TensorSpec
-from maas_ray.tasks.text.encoders import AttentionText, Bert, EncoderTask, EncoderTaskSpec, RecurrentText
+from maas_ray.tasks.text.encoders import EncoderTask, EncoderTaskSpec
+from maas_ray.tasks.text.networks import AttentionText, Bert, RecurrentText
 from maas_ray.tasks.text.tokenization import Files, read_files, trimmed
 from maas_ray.tasks.traits import Trait, lengths
 

@@ -21,7 +21,8 @@ from maas_ray.tasks.network import Forward
 from maas_ray.tasks.pretrained import Pretrained
 from maas_ray.tasks.rows import AnswerRow, Column, RequestRow, Row, TensorSpec, shortest
 from maas_ray.tasks.task import Outcomes
-from maas_ray.tasks.text.encoders import Bert, EncoderTask, EncoderTaskSpec
+from maas_ray.tasks.text.encoders import EncoderTask, EncoderTaskSpec
+from maas_ray.tasks.text.networks import Bert
 from maas_ray.tasks.text.tokenization import Files, read_files, trimmed
 from maas_ray.tasks.traits import Trait, lengths
 

@@ -8,13 +8,12 @@ text's end is masked everywhere, so a row's answer does not depend on the rows t
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from maas_ray.errors import DataError
-from maas_ray.tasks.network import Forward, NetworkSpec
-from maas_ray.tasks.pretrained import TransformersNetwork
+from maas_ray.tasks.network import Forward
 from maas_ray.tasks.task import Task, TaskSpec
 from maas_ray.tasks.text.tokenization import Files, FittedTokenizer, TextEncoder, digests, fit_encoder, read_files
 
@@ -111,109 +110,3 @@ class EncoderTask(Task):
         found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         logits: torch.Tensor = found.logits if hasattr(found, "logits") else found
         return logits.float()
-
-
-class Bert(TransformersNetwork):
-    """A BERT-architecture encoder (Devlin et al. 2019), from scratch."""
-
-    type: Literal["bert"] = "bert"
-    """Which network."""
-    hidden_size: int = Field(128, ge=8)
-    """Width of the residual stream."""
-    layers: int = Field(2, ge=1)
-    """Number of encoder layers."""
-    heads: int = Field(2, ge=1)
-    """Number of attention heads; divides `hidden_size`."""
-    intermediate_size: int | None = Field(None, ge=8)
-    """Width inside the feed-forward block. None: four times `hidden_size`."""
-    dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of values, and of attention weights, dropped in training."""
-
-    @model_validator(mode="after")
-    def _divisible(self) -> Self:
-        if self.hidden_size % self.heads:
-            raise ValueError(f"heads ({self.heads}) must divide hidden_size ({self.hidden_size}).")
-        return self
-
-    def build(self, task: EncoderTask) -> "torch.nn.Module":
-        import torch
-        import transformers
-
-        config = transformers.BertConfig(
-            vocab_size=task.vocab_size,
-            hidden_size=self.hidden_size,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            intermediate_size=self.intermediate_size or 4 * self.hidden_size,
-            hidden_dropout_prob=self.dropout,
-            attention_probs_dropout_prob=self.dropout,
-            max_position_embeddings=task.spec.max_length,
-            type_vocab_size=2,
-            **task.config_fields(),
-        )
-        auto = getattr(transformers, task.auto_model)
-        return self.trainable(auto.from_config(config, dtype=torch.float32))
-
-
-class RecurrentText(NetworkSpec):
-    """Token embeddings and a recurrent network; then a classifier of the text, or of each token."""
-
-    type: Literal["recurrent-text"] = "recurrent-text"
-    """Which network."""
-    cell: Literal["rnn", "gru", "lstm"] = "lstm"
-    """The recurrent unit: Elman's, GRU (Cho et al. 2014), or LSTM (Hochreiter and Schmidhuber 1997)."""
-    bidirectional: bool = True
-    """Whether a second one reads from the end."""
-    embedding_size: int = Field(128, ge=1)
-    """Width of a token's embedding."""
-    hidden_size: int = Field(128, ge=1)
-    """Width of the recurrent state, in each direction."""
-    layers: int = Field(1, ge=1)
-    """Recurrent layers, one on the other."""
-    pooling: Literal["attention", "mean", "last"] = "attention"
-    """How a text's states become one vector: attention learnt over them (Yang et al. 2016), their mean, or the last
-    state of each direction. Tasks that label tokens have no use for it."""
-    dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of values dropped in training, of the embeddings and before the classifier."""
-
-    def build(self, task: EncoderTask) -> "torch.nn.Module":
-        from maas_ray.tasks.networks.text import RecurrentNetwork
-
-        return RecurrentNetwork(
-            vocabulary=task.vocab_size,
-            labels=len(task.labels),
-            cell=self.cell,
-            bidirectional=self.bidirectional,
-            embedding=self.embedding_size,
-            hidden=self.hidden_size,
-            layers=self.layers,
-            pooling=None if task.per_token else self.pooling,
-            dropout=self.dropout,
-        )
-
-
-class AttentionText(NetworkSpec):
-    """Token embeddings pooled by attention, whatever their order (Lin et al. 2017), then a classifier of the text."""
-
-    type: Literal["attention-pooling"] = "attention-pooling"
-    """Which network."""
-    embedding_size: int = Field(128, ge=1)
-    """Width of a token's embedding."""
-    hidden_size: int = Field(128, ge=1)
-    """Width of the layer before the classifier."""
-    heads: int = Field(4, ge=1)
-    """How many weighted means are taken, each with an attention of its own."""
-    dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of values dropped in training, of the embeddings and before the classifier."""
-
-    def build(self, task: EncoderTask) -> "torch.nn.Module":
-        from maas_ray.tasks.networks.text import AttentionNetwork
-
-        return AttentionNetwork(
-            vocabulary=task.vocab_size,
-            labels=len(task.labels),
-            embedding=self.embedding_size,
-            hidden=self.hidden_size,
-            heads=self.heads,
-            dropout=self.dropout,
-        )

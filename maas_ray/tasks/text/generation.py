@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints
 
 from maas_ray.errors import DataError, RequestError
 from maas_ray.tasks.network import Forward
-from maas_ray.tasks.pretrained import Pretrained, TransformersNetwork
+from maas_ray.tasks.pretrained import Pretrained
 from maas_ray.tasks.rows import AnswerRow, Column, Packing, RequestRow, Row, TensorSpec
 from maas_ray.tasks.task import Outcomes, Task, TaskSpec
-from maas_ray.tasks.text.chat import END, MARKED, PLAIN, START, ChatTemplate
+from maas_ray.tasks.text.chat import END, MARKED, PLAIN, START, ChatTemplate, contents_of, parse_chat
+from maas_ray.tasks.text.networks import Llama
 from maas_ray.tasks.text.tokenization import FittedTokenizer, digests, fit_byte_level, hugging_face_files, read_files
 from maas_ray.tasks.traits import Trait, lengths
 
@@ -65,7 +66,7 @@ class TextGenerationSpec(TaskSpec):
     def parse_row(self, row: Row) -> Row | None:
         """`text` as a string, or `messages` as JSON; None when it holds nothing but white space."""
         if self.column == "messages":
-            return _parse_chat(row["messages"])
+            return parse_chat(row["messages"])
         text = row["text"]
         if text is None:
             return None
@@ -83,7 +84,7 @@ class TextGenerationSpec(TaskSpec):
         if isinstance(self.tokenizer, str):
             return TextGeneration(self, Path(self.tokenizer).expanduser())
         chat = self.column == "messages"
-        texts = (_contents(row) if chat else row["text"] for row in rows)
+        texts = (contents_of(row) if chat else row["text"] for row in rows)
         return TextGeneration(self, fitted=_fit_tokenizer(self.tokenizer, texts, chat))
 
 
@@ -112,61 +113,6 @@ class TextAnswer(AnswerRow):
 
     text: str
     """What follows the prompt."""
-
-
-class Llama(TransformersNetwork):
-    """A Llama-architecture decoder (Touvron et al. 2023), from scratch."""
-
-    type: Literal["llama"] = "llama"
-    """Which network."""
-    hidden_size: int = Field(256, ge=8)
-    """Width of the residual stream."""
-    layers: int = Field(6, ge=1)
-    """Number of decoder layers."""
-    heads: int = Field(4, ge=1)
-    """Number of attention heads; divides `hidden_size`."""
-    kv_heads: int | None = Field(None, ge=1)
-    """Number of key/value heads (grouped-query attention); divides `heads`. None: as many as `heads`."""
-    intermediate_size: int | None = Field(None, ge=8)
-    """Width inside the feed-forward block. None: 8/3 of `hidden_size`, rounded up to a multiple of 32."""
-    context_length: int | None = Field(None, ge=8)
-    """Longest sequence the model serves, tokens. None: the dataset's sequence length."""
-    rope_theta: float = Field(10_000.0, gt=0)
-    """Base of the rotary position embedding."""
-    tie_embeddings: bool = True
-    """Whether input and output embeddings are one matrix."""
-
-    @model_validator(mode="after")
-    def _divisible(self) -> "Llama":
-        if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
-            raise ValueError(
-                f"hidden_size ({self.hidden_size}) divided by heads ({self.heads}) must be an even whole number; "
-                f"try heads: {max(1, self.hidden_size // 64)} with a hidden_size that is a multiple of 64."
-            )
-        if self.kv_heads and self.heads % self.kv_heads:
-            raise ValueError(f"kv_heads ({self.kv_heads}) must divide heads ({self.heads}).")
-        return self
-
-    def build(self, task: "TextGeneration") -> "torch.nn.Module":
-        import torch
-        from transformers import AutoModelForCausalLM, LlamaConfig
-
-        config = LlamaConfig(
-            vocab_size=task.vocab_size,
-            hidden_size=self.hidden_size,
-            intermediate_size=self.intermediate_size or -(-self.hidden_size * 8 // 3 // 32) * 32,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.kv_heads or self.heads,
-            max_position_embeddings=self.context_length or task.spec.sequence_length,
-            rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
-            tie_word_embeddings=self.tie_embeddings,
-            bos_token_id=task.end_of_text_id,
-            eos_token_id=task.end_of_text_id,
-            pad_token_id=None,
-            use_cache=True,
-        )
-        return self.trainable(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
 
 
 class TextGeneration(Task):
@@ -365,29 +311,6 @@ def _next_token_losses(model: Forward, input_ids: "torch.Tensor") -> "torch.Tens
     logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
     losses = F.cross_entropy(logits.flatten(0, 1).float(), input_ids[:, 1:].flatten(), reduction="none")
     return losses.view(len(input_ids), -1)
-
-
-def _parse_chat(messages: Any) -> Row | None:
-    """A chat as JSON, always the same for the same one; None when it is empty."""
-    if not messages:
-        return None
-    if not isinstance(messages, list):
-        raise ValueError(f"messages is a {type(messages).__name__}, not a list")
-    kept = []
-    for place, message in enumerate(messages):
-        fields = (
-            {key: value for key, value in message.items() if value is not None} if isinstance(message, dict) else {}
-        )
-        for name in ("role", "content"):
-            if not isinstance(fields.get(name), str):
-                raise ValueError(f"messages[{place}] has no text as its {name!r}")
-        kept.append(fields)
-    return {"messages": json.dumps(kept, ensure_ascii=False, sort_keys=True)}
-
-
-def _contents(row: Row) -> str:
-    """A chat's texts without their roles, to fit a tokenizer on."""
-    return "\n".join(message["content"] for message in json.loads(row["messages"]))
 
 
 def _fit_tokenizer(spec: FittedTokenizer, texts: Iterable[str], chat: bool) -> dict[str, bytes]:

@@ -20,7 +20,8 @@ from maas_ray.tasks.network import Forward
 from maas_ray.tasks.pretrained import Pretrained
 from maas_ray.tasks.rows import AnswerRow, Column, RequestRow, Row, TensorSpec, UnlearntError, shortest
 from maas_ray.tasks.task import Outcomes
-from maas_ray.tasks.text.encoders import Bert, EncoderTask, EncoderTaskSpec, RecurrentText
+from maas_ray.tasks.text.encoders import EncoderTask, EncoderTaskSpec
+from maas_ray.tasks.text.networks import Bert, RecurrentText
 from maas_ray.tasks.text.tokenization import Files, read_files, trimmed
 from maas_ray.tasks.traits import Trait, lengths
 

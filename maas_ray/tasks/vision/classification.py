@@ -4,23 +4,23 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import ConfigDict, FailFast, Field, PlainValidator, TypeAdapter, WithJsonSchema, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import model_validator
 
-from maas_ray.bodies import decoded_base64
 from maas_ray.errors import DataError, RequestError
 from maas_ray.spec import Spec
 from maas_ray.tasks.classifying import Classifying, fit_labels
-from maas_ray.tasks.network import CONFIG_FILE, Forward, NetworkSpec
+from maas_ray.tasks.network import CONFIG_FILE, Forward
 from maas_ray.tasks.pretrained import Pretrained, as_weights, model_directory
-from maas_ray.tasks.rows import Column, RequestRow, Row, TensorSpec
+from maas_ray.tasks.rows import Column, Row, TensorSpec
 from maas_ray.tasks.task import TaskSpec
 from maas_ray.tasks.traits import Picture, Trait, lengths
 from maas_ray.tasks.vision import images
+from maas_ray.tasks.vision.networks import Cnn, ResNet
 from maas_ray.tasks.vision.processor import PROCESSOR_FILE, ImageProcessor, check_takes
+from maas_ray.tasks.vision.requests import ImageRow
 
 if TYPE_CHECKING:
     import torch
@@ -127,97 +127,6 @@ class ImageFeatures(Spec):
     """Per-channel mean of the pixels, in [0, 1]."""
     std: list[float]
     """Per-channel standard deviation of the pixels, in [0, 1]."""
-
-
-_Byte = Annotated[int, Field(ge=0, le=255)]
-_Pixel = _Byte | Annotated[list[_Byte], Field(min_length=1, max_length=3)]
-_Line = Annotated[list[_Pixel], Field(min_length=1), FailFast()]
-_PIXELS = TypeAdapter(Annotated[list[_Line], Field(min_length=1), FailFast()], config=ConfigDict(strict=True))
-
-
-def _image(value: Any) -> bytes | np.ndarray:
-    """A file, base64 of one, or nested lists of pixels → the file's bytes, or uint8 [H, W] or [H, W, channels]."""
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, str):
-        try:
-            return decoded_base64(value)
-        except ValueError as error:
-            raise PydanticCustomError("image", "Not base64 of an image file: {why}", {"why": str(error)}) from error
-    if not isinstance(value, list):
-        raise PydanticCustomError("image", "Give base64 of an image file, or rows of pixels")
-    try:
-        return np.array(_PIXELS.validate_python(value), dtype=np.uint8)
-    except ValueError as error:
-        raise PydanticCustomError(
-            "image", "Pixels are whole numbers from 0 to 255, or up to three of them, in rows of one length"
-        ) from error
-
-
-class ImageRow(RequestRow):
-    """An image."""
-
-    image: Annotated[
-        bytes | np.ndarray,
-        PlainValidator(_image),
-        WithJsonSchema(
-            {"anyOf": [{"type": "string", "contentEncoding": "base64", "minLength": 1}, _PIXELS.json_schema()]}
-        ),
-    ]
-    """A PNG, JPEG, WebP, GIF, BMP or TIFF file in base64, or rows of pixels: numbers, or [red, green, blue]. Of any
-    size and colour; it is converted as the images of the training were."""
-
-
-class Cnn(NetworkSpec):
-    """A convolutional network, from scratch."""
-
-    type: Literal["cnn"] = "cnn"
-    """Which network."""
-    channels: tuple[int, ...] = Field((32, 64, 128), min_length=1)
-    """Output channels of each convolution block."""
-    hidden_size: int = Field(128, ge=1)
-    """Width of the layer before the classifier."""
-    dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of that layer's values dropped in training."""
-
-    def build(self, task: Any) -> "torch.nn.Module":
-        from maas_ray.tasks.networks.convolutional import ConvolutionalNetwork
-
-        return ConvolutionalNetwork(
-            shape=task.shape,
-            labels=len(task.features.labels),
-            channels=self.channels,
-            hidden=self.hidden_size,
-            dropout=self.dropout,
-            mean=task.features.mean,
-            std=task.features.std,
-        )
-
-
-class ResNet(NetworkSpec):
-    """A residual network, from scratch (He et al. 2015). Images of less than 96 pixels keep their size at first."""
-
-    type: Literal["resnet"] = "resnet"
-    """Which network."""
-    blocks: tuple[Annotated[int, Field(ge=1)], ...] = Field((2, 2, 2), min_length=1, max_length=8)
-    """Blocks of two convolutions in each stage; each stage is half as large and twice as wide as the one before."""
-    width: int = Field(32, ge=1)
-    """Channels of the first stage."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of the values before the classifier dropped in training."""
-
-    def build(self, task: Any) -> "torch.nn.Module":
-        from maas_ray.tasks.networks.residual import ResidualNetwork
-
-        return ResidualNetwork(
-            shape=task.shape,
-            labels=len(task.features.labels),
-            blocks=self.blocks,
-            width=self.width,
-            dropout=self.dropout,
-            mean=task.features.mean,
-            std=task.features.std,
-        )
 
 
 class ImageClassification(Classifying):

@@ -13,7 +13,7 @@ from maas_ray.cli import app
 from maas_ray.errors import DataError, UntrustedCodeError
 from maas_ray.registry.versions import Registry
 from maas_ray.settings import Settings
-from maas_ray.tasks.custom import source as sources
+from maas_ray.user_code import trust
 from tests.support import ROOT
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -54,7 +54,7 @@ def test_the_tutorial_from_code_to_answer(here: Path, settings: Settings, monkey
     first = [line for line in commands if line.startswith(("maas prepare", "maas train"))]
     # Preparing and training on one's own code asks for no allowance.
     monkeypatch.setenv("MAAS_TRUST_REMOTE_CODE", "0")
-    monkeypatch.setattr(sources, "_vouched", set())
+    monkeypatch.setattr(trust, "_vouched", set())
     for command in first:
         _run(command)
     version = Registry(settings).resolve("own-wine@champion")

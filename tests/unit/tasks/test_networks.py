@@ -9,7 +9,9 @@ import pytest
 
 from maas_ray.errors import DataError
 from maas_ray.tasks.pretrained import Pretrained
-from maas_ray.tasks.text.generation import FittedTokenizer, Llama, TextGeneration, TextGenerationSpec
+from maas_ray.tasks.text.generation import TextGeneration, TextGenerationSpec
+from maas_ray.tasks.text.networks import Llama
+from maas_ray.tasks.text.tokenization import FittedTokenizer
 from tests.support.bundles import TEXT, save_bundle, text_task
 
 
@@ -77,9 +79,9 @@ def test_gradient_checkpointing_computes_layers_twice_and_the_very_same_gradient
 
 SHARDED = """
 import deepspeed, torch, sys
-from maas_ray.tasks.speech.recognition import ConvLstm
-from maas_ray.tasks.vision.classification import Cnn, ResNet
-from maas_ray.tasks.text.generation import Llama
+from maas_ray.tasks.speech.networks import ConvLstm
+from maas_ray.tasks.vision.networks import Cnn, ResNet
+from maas_ray.tasks.text.networks import Llama
 from maas_ray.training.deepspeed_build import load_communication
 from maas_ray.training.zero3 import build_sharded
 from tests.support.bundles import image_task, text_task

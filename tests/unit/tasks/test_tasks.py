@@ -13,7 +13,8 @@ from PIL import Image
 
 from maas_ray.errors import CorruptError, DataError, RequestError
 from maas_ray.tasks import load_task
-from maas_ray.tasks.text.generation import END_OF_TEXT, FittedTokenizer, TextGeneration, TextGenerationSpec
+from maas_ray.tasks.text.generation import END_OF_TEXT, TextGeneration, TextGenerationSpec
+from maas_ray.tasks.text.tokenization import FittedTokenizer
 from maas_ray.tasks.vision.classification import ImageClassification, ImageClassificationSpec
 
 CORPUS = [
@@ -163,7 +164,7 @@ def test_a_tokenizer_directory_that_lacks_something_says_what(text_task: TextGen
 def test_a_network_learns_the_text_and_measures_what_it_trains_on(text_task: TextGeneration) -> None:
     import torch
 
-    from maas_ray.tasks.text.generation import Llama
+    from maas_ray.tasks.text.networks import Llama
 
     torch.manual_seed(0)
     model = Llama(hidden_size=32, layers=1, heads=2).build(text_task)
@@ -191,7 +192,7 @@ def test_a_network_learns_the_text_and_measures_what_it_trains_on(text_task: Tex
 def test_loss_is_told_by_row_by_position_and_by_byte(text_task: TextGeneration) -> None:
     import torch
 
-    from maas_ray.tasks.text.generation import Llama
+    from maas_ray.tasks.text.networks import Llama
 
     torch.manual_seed(0)
     model = Llama(hidden_size=32, layers=1, heads=2).build(text_task).eval()
@@ -331,7 +332,7 @@ def test_a_saved_image_task_and_network_answer_the_same(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from maas_ray.tasks.vision.classification import Cnn
+    from maas_ray.tasks.vision.networks import Cnn
 
     task = fitted([RGB, GREY, RGB], ["a", "b", "a"])
     network = Cnn(channels=(4, 8), hidden_size=8)

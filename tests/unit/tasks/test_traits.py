@@ -16,8 +16,8 @@ from maas_ray.tasks.tables.regression import TabularRegressionSpec
 from maas_ray.tasks.task import TaskSpec
 from maas_ray.tasks.text.classification import TextClassificationSpec
 from maas_ray.tasks.text.embeddings import FeatureExtractionSpec
-from maas_ray.tasks.text.encoders import FittedTokenizer
 from maas_ray.tasks.text.token_classification import TokenClassificationSpec
+from maas_ray.tasks.text.tokenization import FittedTokenizer
 from maas_ray.tasks.traits import Curve, Picture
 from tests.support import speech
 

@@ -10,8 +10,9 @@ import torch
 
 from maas_ray.errors import TrainingError
 from maas_ray.tasks import NetworkSpec, Task
-from maas_ray.tasks.text.generation import Llama, Pretrained
-from maas_ray.tasks.vision.classification import Cnn
+from maas_ray.tasks.text.generation import Pretrained
+from maas_ray.tasks.text.networks import Llama
+from maas_ray.tasks.vision.networks import Cnn
 from maas_ray.training import export as exporting
 from maas_ray.training.export import consolidated, export
 from tests.support.bundles import image_task, save_bundle, text_task

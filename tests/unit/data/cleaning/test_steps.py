@@ -12,8 +12,8 @@ import pytest
 from maas_ray.data.cleaning import STEPS, AnyStep, Dropped, Notes, changed, clean_row, loaded, saved, value
 from maas_ray.errors import DataError, SpecError
 from maas_ray.spec import Spec, digest_of
-from maas_ray.tasks.custom import source as sources
 from maas_ray.tasks.rows import REST
+from maas_ray.user_code import trust
 
 CODE = '''
 from maas_ray.data.cleaning import CleaningStep, Dropped
@@ -70,7 +70,7 @@ def steps_of(*documents: dict[str, Any]) -> tuple[Any, ...]:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with `mine.py`; no code is vouched for yet."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sources, "_vouched", set())
+    monkeypatch.setattr(trust, "_vouched", set())
     (tmp_path / "mine.py").write_text(CODE)
     return tmp_path
 

@@ -22,7 +22,8 @@ from maas_ray.data.splits.spec import Splits
 from maas_ray.errors import DataError
 from maas_ray.tasks import AnyTaskSpec, Task
 from maas_ray.tasks.speech.recognition import AutomaticSpeechRecognitionSpec
-from maas_ray.tasks.text.generation import FittedTokenizer, TextGenerationSpec
+from maas_ray.tasks.text.generation import TextGenerationSpec
+from maas_ray.tasks.text.tokenization import FittedTokenizer
 from maas_ray.tasks.vision.classification import ImageClassificationSpec
 from tests.support import speech
 

@@ -17,7 +17,7 @@ from maas_ray.settings import Settings
 from maas_ray.tasks import NetworkSpec, Task
 from maas_ray.tasks.text.classification import TextClassificationSpec
 from maas_ray.tasks.text.embeddings import FeatureExtractionSpec
-from maas_ray.tasks.text.encoders import AttentionText, Bert, RecurrentText
+from maas_ray.tasks.text.networks import AttentionText, Bert, RecurrentText
 from maas_ray.tasks.text.token_classification import TokenClassificationSpec
 from maas_ray.tasks.text.tokenization import FittedTokenizer
 from tests.support.encoders import save_bundle

@@ -16,7 +16,8 @@ from maas_ray.serve.text.codec import Delta, Detokenizer, StopStrings, TextCodec
 from maas_ray.serve.text.streaming import Growing, Spelling, together
 from maas_ray.tasks import load_task
 from maas_ray.tasks.text.chat import ChatTemplate
-from maas_ray.tasks.text.generation import FittedTokenizer, TextGenerationSpec
+from maas_ray.tasks.text.generation import TextGenerationSpec
+from maas_ray.tasks.text.tokenization import FittedTokenizer
 from tests.support.bundles import TEXT, text_task
 
 TASK = text_task()

@@ -19,12 +19,9 @@ from maas_ray.errors import DataError, RequestError, SpecError
 from maas_ray.tasks import load_task
 from maas_ray.tasks.pretrained import Pretrained
 from maas_ray.tasks.speech import audio
-from maas_ray.tasks.speech.recognition import (
-    AutomaticSpeechRecognition,
-    AutomaticSpeechRecognitionSpec,
-    ConvLstm,
-    SpeechRow,
-)
+from maas_ray.tasks.speech.networks import ConvLstm
+from maas_ray.tasks.speech.recognition import AutomaticSpeechRecognition, AutomaticSpeechRecognitionSpec
+from maas_ray.tasks.speech.requests import SpeechRow
 from tests.support import speech
 
 CLIPS = [

@@ -21,7 +21,8 @@ from maas_ray.errors import DataError, RequestError, SpecError
 from maas_ray.serve.api.open_inference.tensors import InferBody, parse_infer
 from maas_ray.serve.api.predict import PredictBody, parse_rows
 from maas_ray.tasks import load_task
-from maas_ray.tasks.tables.forecasting import Recurrent, TimeSeriesForecasting, TimeSeriesForecastingSpec, filled
+from maas_ray.tasks.tables.forecasting import TimeSeriesForecasting, TimeSeriesForecastingSpec, filled
+from maas_ray.tasks.tables.networks import Recurrent
 from tests.unit.data.pipeline.test_packing import run
 
 SHARES = (0.1, 0.2)

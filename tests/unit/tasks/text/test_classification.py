@@ -257,7 +257,7 @@ def test_a_text_without_tokens_is_refused_and_not_computed(tmp_path: Path) -> No
 
 
 def test_bad_networks_and_files_are_refused(tmp_path: Path) -> None:
-    from maas_ray.tasks.text.encoders import Bert
+    from maas_ray.tasks.text.networks import Bert
 
     with pytest.raises(SpecError, match=r"heads \(3\) must divide hidden_size \(16\)"):
         Bert.parse({"type": "bert", "hidden_size": 16, "heads": 3})

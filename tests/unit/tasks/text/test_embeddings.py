@@ -12,7 +12,7 @@ from maas_ray.errors import DataError, RequestError
 from maas_ray.tasks import load_task
 from maas_ray.tasks.pretrained import Pretrained
 from maas_ray.tasks.text.embeddings import EmbeddedText, FeatureExtraction, FeatureExtractionSpec
-from maas_ray.tasks.text.encoders import Bert
+from maas_ray.tasks.text.networks import Bert
 from maas_ray.tasks.text.tokenization import FittedTokenizer
 from tests.support.encoders import save_bundle, wordpiece_bert
 

@@ -10,7 +10,7 @@ import pytest
 from maas_ray.errors import DataError, RequestError
 from maas_ray.tasks import NetworkSpec, load_task
 from maas_ray.tasks.pretrained import Pretrained
-from maas_ray.tasks.text.encoders import Bert, RecurrentText
+from maas_ray.tasks.text.networks import Bert, RecurrentText
 from maas_ray.tasks.text.token_classification import TaggedText, TokenClassification, TokenClassificationSpec, spans_of
 from maas_ray.tasks.text.tokenization import FittedTokenizer
 from tests.support.encoders import save_bundle, wordpiece_bert

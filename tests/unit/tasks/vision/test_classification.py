@@ -14,7 +14,9 @@ from torch import nn
 from maas_ray.errors import DataError, SpecError
 from maas_ray.tasks import load_task
 from maas_ray.tasks.pretrained import Pretrained
-from maas_ray.tasks.vision.classification import Cnn, ImageClassification, ImageClassificationSpec, ImageRow, ResNet
+from maas_ray.tasks.vision.classification import ImageClassification, ImageClassificationSpec
+from maas_ray.tasks.vision.networks import Cnn, ResNet
+from maas_ray.tasks.vision.requests import ImageRow
 from tests.support.bundles import image_task
 from tests.support.vision import resnet, vit
 

@@ -20,10 +20,10 @@ from pydantic import create_model
 from pydantic.errors import PydanticUserError
 
 from maas_ray.errors import DataError
-from maas_ray.tasks.custom import source as sources
-from maas_ray.tasks.custom.binding import bind, parse_bound
-from maas_ray.tasks.custom.source import Source
 from maas_ray.tasks.network import NetworkSpec
+from maas_ray.user_code.binding import bind, parse_bound
+from maas_ray.user_code.source import SourceCode
+from maas_ray.user_code.trust import admitted
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,7 @@ _TASK = "task"
 
 
 @cache
-def network_type(path: str, source: Source) -> type[NetworkSpec]:
+def network_type(path: str, source: SourceCode) -> type[NetworkSpec]:
     """The network's spec that an import path means in a source; made from a signature where it names a module.
 
     Raises:
@@ -66,7 +66,7 @@ def load_network(document: dict[str, Any], directory: Path, digest: str) -> Netw
         UntrustedCodeError: that may not run here.
     """
     path = document["type"]
-    source = sources.admitted(directory, digest, path)
+    source = admitted(directory, digest, path)
     return network_type(path, source).parse(document, source=str(directory))
 
 
@@ -86,7 +86,7 @@ class ModuleNetwork(NetworkSpec):
         with _seeded(torch.initial_seed()):
             made = self.made_by(**arguments, **({_TASK: task} if self.takes_task else {}))
         if any(one.__module__.startswith("keras.") for one in type(made).__mro__):
-            from maas_ray.tasks.custom.keras import KerasNetwork
+            from maas_ray.tasks.networks.keras import KerasNetwork
 
             return KerasNetwork.built(made, task)
         if not isinstance(made, torch.nn.Module):

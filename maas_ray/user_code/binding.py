@@ -6,14 +6,14 @@ from typing import Any
 
 from maas_ray.errors import InvalidError, MaasError, SpecError
 from maas_ray.spec import Spec
-from maas_ray.tasks.custom import source as sources
-from maas_ray.tasks.custom.source import Source
+from maas_ray.user_code import trust
+from maas_ray.user_code.source import SourceCode
 
-Find = Callable[[str, Source], Any]
+Find = Callable[[str, SourceCode], Any]
 """Gives the spec's class for an import path in a source."""
 
 
-def bind(spec_type: Any, source: Source, find: Find, field: str = "type") -> None:
+def bind(spec_type: Any, source: SourceCode, find: Find, field: str = "type") -> None:
     """Make instances travel between processes as their document and the code.
 
     Args:
@@ -26,9 +26,9 @@ def bind(spec_type: Any, source: Source, find: Find, field: str = "type") -> Non
     copyreg.pickle(spec_type, lambda spec: (_rebuild, (find, source, spec.document(), field)))
 
 
-def _rebuild(find: Find, source: Source, document: dict[str, Any], field: str) -> Any:
+def _rebuild(find: Find, source: SourceCode, document: dict[str, Any], field: str) -> Any:
     # Another process of this job pickled it. Whoever can make this process unpickle could run anything here anyway.
-    sources.vouch([source.digest])
+    trust.vouch([source.digest])
     return find(document[field], source).parse(document)
 
 
@@ -40,7 +40,7 @@ def parse_bound(find: Find, value: Mapping[str, Any], field: str = "type") -> An
     """
     path = value[field]
     try:
-        spec: Spec = find(path, sources.local(path)).parse(value)
+        spec: Spec = find(path, trust.local(path)).parse(value)
     except SpecError as error:
         raise InvalidError(error.codes[0], "; ".join(error.problems)) from error
     except MaasError as error:

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from maas_ray.errors import DataError
-from maas_ray.tasks.custom import source as sources
-from maas_ray.tasks.custom.binding import bind, parse_bound
-from maas_ray.tasks.custom.source import Source
 from maas_ray.tasks.task import TASK_FILE, Task, TaskSpec
+from maas_ray.user_code.binding import bind, parse_bound
+from maas_ray.user_code.source import SourceCode, source_of
+from maas_ray.user_code.trust import changed
 
 _REQUIRED = ("spec_type", "networks", "unit", "kind", "headline", "request", "answer")
 
 
 @cache
-def task_type(path: str, source: Source) -> type[Task]:
+def task_type(path: str, source: SourceCode) -> type[Task]:
     """The task at an import path of a source.
 
     Raises:
@@ -37,13 +37,13 @@ def task_type(path: str, source: Source) -> type[Task]:
     if not (isinstance(spec_type, type) and issubclass(spec_type, TaskSpec)) or isabstract(spec_type):
         raise DataError(f"{path}.spec_type must be a whole maas_ray.tasks.TaskSpec; it is {spec_type!r}.")
     for made in (found, spec_type):
-        if sources.source_of(made) != source:
+        if source_of(made) != source:
             raise DataError(f"{made.__name__} stands in {made.__module__}, which does not travel; define it in {path}.")
     bind(spec_type, source, _spec_type)
     return found
 
 
-def _spec_type(path: str, source: Source) -> type[TaskSpec]:
+def _spec_type(path: str, source: SourceCode) -> type[TaskSpec]:
     return task_type(path, source).spec_type
 
 
@@ -71,9 +71,9 @@ def check_unchanged(directory: Path) -> None:
         return
     path, digest = document["task"]["type"], document["source"]
     try:
-        here = Source.found(path.partition(":")[0])
+        here = SourceCode.find(path.partition(":")[0])
     except DataError:
         return
     if here.digest != digest:
-        carried = Source.carried(directory, digest)
-        raise DataError(f"{sources.changed(path, here, carried)} Run `maas prepare` again.")
+        carried = SourceCode.load(directory, digest)
+        raise DataError(f"{changed(path, here, carried)} Run `maas prepare` again.")

@@ -1,13 +1,7 @@
-"""Code of the user's own: found on the import path, carried in artefacts, run under a name that holds its digest.
+"""Python files of a module or package: found on the import path, carried in artefacts, run in this process.
 
-    my_tasks.py ──found──▶ Source ──written──▶ task/source/<digest>/my_tasks.py  (a dataset's, and a bundle's)
-                             └─────run as────▶ module `maas_own_<digest>.my_tasks`
-
-What runs is always the copy, in `prepare` as in serving, so what is carried is what was used, and two versions of one
-file live side by side. A single file travels alone, a package whole (its `*.py`).
-
-Code that an artefact brings runs only where `MAAS_TRUST_REMOTE_CODE` allows, or where the caller has the very same code
-on the import path. A process that was handed an object of such code by another of its job runs it too.
+The copy is what runs, in `prepare` as in serving, so the code that is carried is the code that was used, and two
+versions of one file live side by side. A single file travels alone, a package whole (its `*.py`).
 """
 
 import ast
@@ -18,26 +12,22 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from maas_ray.errors import CorruptError, DataError, UntrustedCodeError
-from maas_ray.settings import Settings
+from maas_ray.errors import CorruptError, DataError
 from maas_ray.spec import digest_of
 
 DIRECTORY = "source"
-SETTING = "MAAS_TRUST_REMOTE_CODE"
 _ROOT = "maas_own_"
 _MOST_BYTES = 16 << 20
 
-_running: dict[str, "Source"] = {}
+_running: dict[str, "SourceCode"] = {}
 """By the name of the package that they run as."""
-_vouched: set[str] = set()
-"""Digests of code that somebody in this job has on their import path."""
 
 
 def is_import_path(name: Any) -> bool:
@@ -46,7 +36,7 @@ def is_import_path(name: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceCode:
     """Files of one module, or of the package it lies in: (path, content), paths as below the import path."""
 
     files: tuple[tuple[str, bytes], ...]
@@ -67,7 +57,7 @@ class Source:
         return self.files[0][0].partition("/")[0].removesuffix(".py")
 
     @classmethod
-    def found(cls, module: str) -> "Source":
+    def find(cls, module: str) -> "SourceCode":
         """The source of a module on the import path.
 
         Raises:
@@ -98,7 +88,7 @@ class Source:
         return cls(tuple(files))
 
     @classmethod
-    def carried(cls, directory: Path, digest: str) -> "Source":
+    def load(cls, directory: Path, digest: str) -> "SourceCode":
         """The source that lies in an artefact's local copy.
 
         Raises:
@@ -112,7 +102,7 @@ class Source:
         return source
 
     def write(self, directory: Path) -> None:
-        """Put the files where `carried` finds them."""
+        """Put the files from which `load` reads them."""
         for path, content in self.files:
             target = directory / DIRECTORY / self.digest / path
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -203,7 +193,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 class _Loader(importlib.abc.InspectLoader):
     """Runs a file of a source; an import of its own package means this copy of it."""
 
-    def __init__(self, source: Source, name: str, file: str, content: bytes) -> None:
+    def __init__(self, source: SourceCode, name: str, file: str, content: bytes) -> None:
         self._source, self._name, self._content = source, name, content
         self.path = f"<{source.digest}>/{file}"
 
@@ -228,7 +218,7 @@ class _Loader(importlib.abc.InspectLoader):
         return found if fromlist else sys.modules[f"{self._source.root}.{top}"]
 
 
-def _install(source: Source) -> None:
+def _install(source: SourceCode) -> None:
     """Make a source's modules importable in this process."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
@@ -236,79 +226,6 @@ def _install(source: Source) -> None:
     os.environ.setdefault("KERAS_BACKEND", "torch")  # another backend's models are no modules of torch's
 
 
-def source_of(made: Any) -> Source | None:
+def source_of(made: Any) -> SourceCode | None:
     """The source that a class or function is from; None: it is no own code."""
     return _running.get(str(getattr(made, "__module__", "")).partition(".")[0])
-
-
-# --- whose code may run ----------------------------------------------------------------------------
-
-
-def trusted() -> bool:
-    """Whether code out of artefacts may run here."""
-    return Settings.from_environment().trust_remote_code
-
-
-def vouched() -> frozenset[str]:
-    """Digests of the code that may run in every process of this job."""
-    return frozenset(_vouched)
-
-
-def vouch(digests: Iterable[str]) -> None:
-    """Let code run that another process of this job vouched for."""
-    _vouched.update(digests)
-
-
-def local(path: str) -> Source:
-    """The caller's own code, for an import path; it needs no allowance.
-
-    Raises:
-        DataError: there is none.
-    """
-    source = Source.found(path.partition(":")[0])
-    _vouched.add(source.digest)
-    return source
-
-
-def admitted(directory: Path, digest: str, path: str) -> Source:
-    """The code that an artefact's local copy brings for an import path, if it may run.
-
-    Raises:
-        UntrustedCodeError: it may not.
-    """
-    source = Source.carried(directory, digest)
-    if digest not in _vouched and not trusted():
-        try:
-            here = Source.found(path.partition(":")[0])
-        except DataError as error:
-            raise UntrustedCodeError(f"{_brings(path, digest)} {error}") from None
-        if here.digest != digest:
-            raise UntrustedCodeError(f"{_brings(path, digest)} {changed(path, here, source)}")
-        _vouched.add(digest)
-    return source
-
-
-def check_carried(directory: Path, what: str) -> None:
-    """See that the code which an artefact's local copy brings may run; nobody on an import path vouches for it here.
-
-    Raises:
-        UntrustedCodeError: it may not.
-    """
-    base = directory / DIRECTORY
-    files = sorted(path.relative_to(base).as_posix() for path in base.rglob("*.py")) if base.is_dir() else []
-    if files and not trusted():
-        raise UntrustedCodeError(
-            f"{what} brings code of its own ({', '.join(files)} under {DIRECTORY}/), which this platform is not "
-            f"allowed to run. Read it; where you trust it, set {SETTING}=1 for the deployer and the cluster."
-        )
-
-
-def _brings(path: str, digest: str) -> str:
-    return f"this dataset or model brings code of its own ({path}, digest {digest}); {SETTING}=1 lets it run."
-
-
-def changed(path: str, here: Source, carried: Source) -> str:
-    """A sentence that names the files in which two versions of some code differ."""
-    ours, theirs = dict(here.files), dict(carried.files)
-    names = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-    return f"{path} has changed since it was prepared ({', '.join(names)})."

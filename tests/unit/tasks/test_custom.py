@@ -24,10 +24,10 @@ from maas_ray.serve.engines import network
 from maas_ray.serve.spec import ServingOptions
 from maas_ray.settings import Settings
 from maas_ray.tasks import Task, load_task
-from maas_ray.tasks.custom import source as sources
-from maas_ray.tasks.custom.source import Source
-from maas_ray.tasks.custom.tasks import check_unchanged
+from maas_ray.tasks.custom_task import check_unchanged
 from maas_ray.training.spec import TrainSpec
+from maas_ray.user_code import trust
+from maas_ray.user_code.source import SourceCode
 
 CODE = """
 import torch
@@ -67,7 +67,7 @@ ROWS = [{"x": [0.0, 1.0], "kind": "a"}, {"x": [1.0, 0.0], "kind": "b"}]
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with `mine.py`; no code is vouched for yet."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sources, "_vouched", set())
+    monkeypatch.setattr(trust, "_vouched", set())
     (tmp_path / "mine.py").write_text(CODE)
     return tmp_path
 
@@ -210,10 +210,10 @@ def test_what_an_artefact_brings_runs_only_where_it_may(
     listed = {entry.path: entry.sha256 for entry in bundle.artifact.files}
     assert any(path.startswith("source/") and path.endswith("/mine.py") for path in listed)
 
-    monkeypatch.setattr(sources, "_vouched", set())
+    monkeypatch.setattr(trust, "_vouched", set())
     assert load_task(directory).spec.type == "mine:Mine"  # a dataset's is the caller's own
     (here / "mine.py").write_text(CODE.replace("SCALE = 1.0", "SCALE = 2.0"))
-    monkeypatch.setattr(sources, "_vouched", set())
+    monkeypatch.setattr(trust, "_vouched", set())
     with pytest.raises(UntrustedCodeError, match=r"mine:Mine has changed since it was prepared \(mine.py\)"):
         load_task(directory)
     with pytest.raises(DataError, match=r"has changed since it was prepared \(mine.py\). Run `maas prepare` again"):
@@ -315,11 +315,11 @@ def test_a_package_travels_whole_and_imports_itself(here: Path, monkeypatch: pyt
     (here / "pack" / "deep" / "__init__.py").write_text("")
     (here / "pack" / "deep" / "b.py").write_text("VALUE = 5\n")
     (here / "pack" / "notes.txt").write_text("not code")
-    source = Source.found("pack.a")
+    source = SourceCode.find("pack.a")
     source.write(here / "carried")
     (here / "pack" / "deep" / "b.py").write_text("VALUE = 6\n")
 
-    carried = Source.carried(here / "carried", source.digest)
+    carried = SourceCode.load(here / "carried", source.digest)
 
     assert carried == source
     assert [path for path, _ in carried.files] == [
@@ -330,7 +330,7 @@ def test_a_package_travels_whole_and_imports_itself(here: Path, monkeypatch: pyt
     ]
     module = carried.module("pack.a")
     assert (module.VALUE, module.NAME) == (5, 5)
-    assert Source.found("pack").module("pack.a").VALUE == 6
+    assert SourceCode.find("pack").module("pack.a").VALUE == 6
     assert "pack" not in sys.modules
 
 
@@ -419,7 +419,9 @@ def test_a_tenth_task_is_one_file(tmp_path: Path) -> None:
 
     package = Path(maas_ray.__file__).parent
     shutil.copytree(package, tmp_path / "maas_ray", ignore=shutil.ignore_patterns("__pycache__"))
-    module = (package / "tasks" / "vision" / "classification.py").read_text()
+    vision = package / "tasks" / "vision"
+    module = (vision / "networks.py").read_text() + (vision / "classification.py").read_text()
+    module = module.replace("from maas_ray.tasks.vision.networks import Cnn, ResNet\n", "")
     module = re.sub(r'"(image-classification|cnn|resnet)"', r'"tenth-\1"', module)
     (tmp_path / "maas_ray" / "tasks" / "tenth.py").write_text(module)
     (tmp_path / "walk.py").write_text(WALK)

@@ -1,0 +1,46 @@
+"""The request and answer rows of speech recognition: a clip, and its transcript."""
+
+from typing import Annotated, Any
+
+from pydantic import PlainValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from maas_ray.bodies import decoded_base64
+from maas_ray.tasks.rows import AnswerRow, RequestRow
+
+
+def _audio(value: Any) -> bytes:
+    """A file, or base64 of one → the file's bytes."""
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise PydanticCustomError("audio", "Give base64 of an audio file")
+    try:
+        return decoded_base64(value)
+    except ValueError as error:
+        raise PydanticCustomError("audio", "Not base64 of an audio file: {why}", {"why": str(error)}) from error
+
+
+class SpeechRow(RequestRow):
+    """A clip of speech."""
+
+    audio: Annotated[
+        bytes,
+        PlainValidator(_audio),
+        WithJsonSchema({"type": "string", "contentEncoding": "base64", "minLength": 1}),
+    ]
+    """A WAV, FLAC, OGG or MP3 file in base64. Of any sample rate and number of channels; it is converted as the clips
+    of the training were."""
+    language: str | None = None
+    """The language that is spoken, such as `en`; refused where the model is known to be for another."""
+
+
+class SpeechAnswer(AnswerRow):
+    """What is said in the clip."""
+
+    text: str
+    """The transcript."""
+    language: str | None
+    """The language that the model was trained on, where that was told."""
+    duration: float
+    """Length of the clip, seconds."""
