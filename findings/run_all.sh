@@ -30,4 +30,4 @@ if ((${#changed[@]})); then
   echo "changed: ${changed[*]}"
   exit 1
 fi
-echo "${#names[@]} findings, all as described"
+echo "as described: ${names[*]}"

@@ -124,6 +124,12 @@ def test_a_link_to_a_file_that_does_not_exist_stops_the_build() -> None:
         generate.relinked("[a](../nowhere.py)", "docs/data.md", "data.md")
 
 
+def test_modules_that_pages_name_exist() -> None:
+    for page in [*(ROOT / "docs").rglob("*.md"), ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]:
+        for name in re.findall(r"`((?:\w+/)+\w+\.(?:py|yaml|json|sh))`", page.read_text(encoding="utf-8")):
+            assert (ROOT / name).exists() or (ROOT / "maas_ray" / name).exists(), f"{page.name}: {name}"
+
+
 # --- README and findings ---------------------------------------------------------------------------
 
 
