@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check docs down clean constraints
+.PHONY: help install quickstart test check docs mutants down clean constraints
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,11 @@ check: install ## Run the linter, the formatter's check and the type checker
 docs: install ## Build the documentation into build/site; a broken link is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "built: build/site/index.html"
+
+mutants: install ## Change the modules of [tool.mutmut] in a thousand ways and list the changes that no test notices
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt 'mutmut>=3.8,<4'
+	$(BIN)/mutmut run
+	$(BIN)/mutmut results
 
 down: install ## End the cluster that maas started
 	@$(BIN)/maas down
