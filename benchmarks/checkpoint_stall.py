@@ -1,4 +1,4 @@
-"""What a checkpoint costs the training: seconds it is blocked ÷ those of a synchronous DeepSpeed checkpoint.
+"""Cost of a checkpoint: seconds that training is blocked ÷ those of a synchronous DeepSpeed checkpoint.
 
 Ours copies the state to host memory (`checkpoint.take`) and writes it beside the training (`Snapshot.write`). The
 other is what one writes with plain Ray Train: DeepSpeed's `save_checkpoint` into a local directory, then an upload,

@@ -45,7 +45,7 @@ IDLE_S = 1.0
 
 
 class Plain:
-    """What one writes with plain Serve."""
+    """The equivalent in plain Serve."""
 
     def __init__(self, directory: str) -> None:
         self._phases = {"replica": time.time()}

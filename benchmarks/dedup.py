@@ -210,7 +210,7 @@ def of_datatrove(python: str, directory: Path, words: str, arguments) -> tuple[f
 
 
 def inside_datatrove(directory: Path, output: Path, words: str, bands: int, rows: int) -> None:
-    """What runs in datatrove's environment."""
+    """The part that runs in datatrove's environment."""
     import struct
     from importlib.metadata import version
 

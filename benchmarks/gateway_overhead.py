@@ -1,4 +1,4 @@
-"""What the gateway costs: requests/s and latency through it, beside plain Ray Serve, in one run.
+"""Cost of the gateway: requests/s and latency through it, beside plain Ray Serve, in one run.
 
     python benchmarks/gateway_overhead.py [--rounds 3] [--seconds 4]
 
@@ -89,7 +89,7 @@ class Direct(Trivial):
 
 
 class Ingress:
-    """What one writes with plain Serve: call by handle, answer."""
+    """The equivalent in plain Serve: call by handle, answer."""
 
     def __init__(self, handle) -> None:
         self._infer, self._generate = handle.infer, handle.options(method_name="generate", stream=True)
@@ -221,7 +221,7 @@ def compare(asked: dict[str, dict[str, str]], rounds: int, seconds: float) -> in
                 line = f"  {way:12} {rate:7.0f} requests/s   p50 {p50:6.2f} ms   p99 {p99:6.2f} ms"
                 for (mine, other), bar in BARS.items():
                     if way == mine and other in runs:
-                        # Of the ratios of each round, which share what else the machine did.
+                        # Ratios within a round, because both sides of it share the load of the machine.
                         ratios = [one.rate / base.rate for one, base in zip(found, runs[other], strict=True)]
                         line += f"   ÷ {other} {statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
                         kept &= statistics.median(ratios) >= bar

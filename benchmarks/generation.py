@@ -1,4 +1,4 @@
-"""What serving costs a text engine: tokens/s and time to first token through the gateway ÷ the engine called directly.
+"""Cost of serving a text engine: tokens/s and time to first token through the gateway ÷ the engine called directly.
 
     python benchmarks/generation.py [--rounds 3] [--tokens 64] [--requests 3] [--threads 1]
 

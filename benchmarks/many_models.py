@@ -1,4 +1,4 @@
-"""What many endpoints cost: latency and the gateway's memory with 200 declared and 20 asked, beside one endpoint.
+"""Cost of many endpoints: latency and the gateway's memory with 200 declared and 20 asked, beside one endpoint.
 
     python benchmarks/many_models.py [--declared 200] [--live 20] [--rounds 5] [--requests 300]
 
@@ -116,7 +116,7 @@ def show(table: Table, version: str) -> None:
 
 
 def gateway_version() -> str:
-    """What the gateway's replicas were started as; with another they would be replaced."""
+    """The code version of the gateway's replicas; a different one would replace them."""
     from maas_ray.serve.deployment.rollout import _code_version
 
     return _code_version()

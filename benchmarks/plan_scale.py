@@ -1,4 +1,4 @@
-"""What exactly-once costs at scale: the plan of 1,000 workers over 1,000,000 row groups, some 10⁹ rows an epoch.
+"""Cost of exactly-once at scale: the plan of 1,000 workers over 1,000,000 row groups, some 10⁹ rows an epoch.
 
 The claim: a position is one number, so to go on from any step costs a worker the same, and both the plan and
 what a checkpoint keeps of it are small. Beside it stands what comes to mind first: the order of all rows,
@@ -23,7 +23,7 @@ import numpy as np
 from maas_ray.training.checkpoint import Position
 from maas_ray.training.plan import Plan
 
-READ_ROWS = 2048  # what the feed asks for where a row has 2 KiB
+READ_ROWS = 2048  # as the feed requests if a row has 2 KiB
 ROWS_A_WORKER = 8  # in a step
 SAMPLE = 100
 

@@ -1,4 +1,4 @@
-"""What batch prediction costs beside the same model called in a plain loop, rows a second.
+"""Cost of batch prediction beside the same model called in a plain loop, rows per second.
 
 `maas predict` with one worker of one CPU reads a Parquet file of PNG images, answers its rows and writes Parquet. The
 loop reads the same file with PyArrow, decodes with the same task, calls the same network on batches of the same size

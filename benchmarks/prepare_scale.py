@@ -1,4 +1,4 @@
-"""What `maas prepare` takes of memory while its input grows 1, 4 and 16 times.
+"""Memory of `maas prepare` while its input grows 1, 4 and 16 times.
 
 Each size is prepared in a cluster of its own by a process of its own, since a process hardly gives memory back. Every
 0.2 s the proportional set size of the driver and of every process of the cluster is read (`/proc/PID/smaps_rollup`): a
@@ -63,7 +63,7 @@ def write_csv(directory: Path, size: int) -> None:
 
 
 def spec_of(kind: str, directory: Path) -> dict[str, object]:
-    """What is prepared."""
+    """The spec to prepare."""
     if kind == "csv":
         task: dict[str, object] = {"type": "tabular-regression", "target": "price", "exclude": ["id"]}
         return {"dataset": "bench", "task": task, "sources": [{"format": "csv", "path": str(directory)}]}

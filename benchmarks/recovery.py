@@ -1,4 +1,4 @@
-"""What a killed worker costs: seconds from SIGKILL to the first optimizer step after it, phase by phase.
+"""Cost of a killed worker: seconds from SIGKILL to the first optimizer step after it, phase by phase.
 
 `maas train` beside plain Ray Train with DeepSpeed: the same network, rows, DeepSpeed configuration, number of workers
 and interval of checkpoints; the plain loop keeps its rows in memory, saves with `save_checkpoint` and
@@ -79,7 +79,7 @@ def ours_in(directory: str) -> Callable[[dict], Any]:
 
 
 def plain_in(directory: str) -> Callable[[dict], None]:
-    """What one writes with Ray Train and DeepSpeed alone."""
+    """The equivalent with Ray Train and DeepSpeed alone."""
 
     def train_loop(config: dict) -> None:
         stamp = stamper(directory)
@@ -144,7 +144,7 @@ def plain_in(directory: str) -> Callable[[dict], None]:
 
 
 def stamps(directory: str) -> list[list[dict]]:
-    """What each rank has written."""
+    """The time stamps that each rank has written."""
     files = sorted(Path(directory).glob("rank-*.jsonl"))
     return [[json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")] for file in files]
 

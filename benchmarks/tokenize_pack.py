@@ -1,4 +1,4 @@
-"""What `maas prepare` makes of text a second, beside Hugging Face's tokenizers on the same text and cores.
+"""Text that `maas prepare` processes per second, beside Hugging Face's tokenizers on the same text and cores.
 
 The text is Python's standard library, as often as it takes to reach the size; the lines of each copy are prefixed
 otherwise, so that no document is a duplicate of another. `tokenise and pack` are prepare's steps from kept rows in the

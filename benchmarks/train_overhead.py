@@ -1,4 +1,4 @@
-"""What the platform costs in training: tokens/s of `maas train` ÷ tokens/s of a bare DeepSpeed loop.
+"""Cost of the platform in training: tokens/s of `maas train` ÷ tokens/s of a bare DeepSpeed loop.
 
 All sides train the same network on the same rows with the same DeepSpeed configuration, environment and number of
 workers. The bare loop holds all its rows in memory and does nothing but forward, backward and step. It runs twice:

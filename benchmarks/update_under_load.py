@@ -1,4 +1,4 @@
-"""What clients notice of an update: failed requests and the worst stall, beside plain Ray Serve, in one run.
+"""Effect of an update on clients: failed requests and the worst stall, beside plain Ray Serve, in one run.
 
     python benchmarks/update_under_load.py [--clients 4] [--settle 3]
 
@@ -103,7 +103,7 @@ class Maas:
 
 
 class Model:
-    """What one writes with plain Serve."""
+    """The equivalent in plain Serve."""
 
     def __init__(self, uri: str) -> None:
         from maas_ray.registry.bundle import open_bundle
@@ -162,7 +162,7 @@ class Plain:
 
 @dataclass
 class Seen:
-    """What the clients of one phase saw: when each good answer came, and how long each request took."""
+    """Observations of one phase's clients: the time of each good answer and the duration of each request."""
 
     answered: list[float] = field(default_factory=list)
     took: list[float] = field(default_factory=list)
@@ -195,7 +195,7 @@ def ask(url: str, seen: Seen) -> None:
 
 
 def under_load(url: str, update: Callable[[], None], clients: int, settle: float) -> tuple[Seen, float]:
-    """What clients see of an update, and how long it took."""
+    """The clients' observations during an update, and its duration."""
     seen, stop = Seen(), threading.Event()
 
     def client() -> None:
@@ -218,7 +218,7 @@ def under_load(url: str, update: Callable[[], None], clients: int, settle: float
 
 
 def from_zero(side: Maas | Plain, clients: int) -> Seen:
-    """What clients see that come when no replica is left."""
+    """The observations of clients that arrive when no replica is left."""
     deadline = time.monotonic() + 120
     name = side.application()
     while any(one["replicas"] for one in control.applications()[name]["deployments"].values()):

@@ -21,8 +21,6 @@ MESSAGES = {"Problem", "refuse"}
 """Functions beside exceptions whose string arguments are error messages."""
 
 PENDING = {
-    "benchmarks",
-    "benchmarks/README.md",
     "cli help",
     "docs/data.md",
     "docs/deepspeed.md",

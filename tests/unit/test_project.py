@@ -1,4 +1,4 @@
-"""What stands beside the package says the same as the package."""
+"""Files beside the package agree with the package."""
 
 import os
 import re
@@ -120,7 +120,7 @@ def test_no_pin_is_of_a_local_build() -> None:
 
 
 def test_every_third_party_import_is_declared() -> None:
-    """What the package imports stands in pyproject.toml, or comes with what stands there."""
+    """Every import of the package is declared in pyproject.toml, or comes with a declared package."""
     import ast
     from importlib.metadata import packages_distributions
 
