@@ -4,7 +4,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# Programs of the environment, such as ninja, are found without activating it.
+# Programs of the environment, such as ninja, work without activating it.
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
@@ -13,13 +13,13 @@ export PATH := $(abspath $(BIN)):$(PATH)
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(INSTALLED) ## Make the environment in .venv; done again only when its requirements change
+install: $(INSTALLED) ## Create .venv with pinned versions; repeated only when requirements change
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
 	  f"Python 3.11, 3.12 or 3.13 is needed; this is {v[0]}.{v[1]}. Name another: make PYTHON=python3.12")'
 	@command -v c++ >/dev/null || { echo "A C++ compiler is needed: DeepSpeed compiles a part of itself. Install g++."; exit 1; }
-	@echo "1/3 making an environment in $(VENV) with $$($(PYTHON) --version) ($(PYTHON))"
+	@echo "1/3 creating an environment in $(VENV) with $$($(PYTHON) --version) ($(PYTHON))"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@echo "2/3 installing about 150 packages, some 2 GB; two to five minutes"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,docs,client,compression]'
@@ -29,7 +29,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 	@echo "installed: $(BIN)/maas --help"
 
-quickstart: install ## From the standard library's sources to a served model, and an answer from it
+quickstart: install ## Prepare, train, evaluate and deploy a small model, and ask it
 	@$(BIN)/python jobs/quickstart.py
 
 test: install ## Run the tests
@@ -53,11 +53,11 @@ mutants: install ## Change the modules of [tool.mutmut] in a thousand ways and l
 down: install ## End the cluster that maas started
 	@$(BIN)/maas down
 
-clean: ## Remove the environment and what tools left behind
+clean: ## Remove the environment and all generated files
 	rm -rf $(VENV) build dist mutants *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-constraints: ## Write constraints.txt anew: the newest versions that pyproject.toml allows
+constraints: ## Update constraints.txt to the newest versions that pyproject.toml allows
 	@rm -rf build/constraints && mkdir -p build
 	@$(PYTHON) -m venv build/constraints
 	@echo "installing the newest versions into build/constraints"
