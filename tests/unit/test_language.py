@@ -23,10 +23,8 @@ MESSAGES = {"Problem", "refuse"}
 PENDING = {
     "cli help",
     "docs/data.md",
-    "docs/deepspeed.md",
     "docs/evaluation.md",
     "docs/own-model.md",
-    "docs/tables.md",
     "docs/tasks.md",
     "maas_ray",
     "maas_ray/batch",
