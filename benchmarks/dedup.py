@@ -167,7 +167,7 @@ def on_ray(directory: Path, spec, half: int) -> tuple[float, dict[int, int]]:
     from maas_ray import PrepareSpec
     from maas_ray.data.pipeline import build as stages
     from maas_ray.data.pipeline.blocks import quiet, tables
-    from maas_ray.data.prepare import list_sources
+    from maas_ray.data.plan import list_sources
 
     prepare = PrepareSpec.parse(
         {

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from maas_ray.batch.run import Predictions
     from maas_ray.batch.spec import PredictSpec
     from maas_ray.data.dataset import PreparedDataset
-    from maas_ray.data.prepare import PrepareSpec
+    from maas_ray.data.spec import PrepareSpec
     from maas_ray.evaluation.report import Report
     from maas_ray.evaluation.run import EvaluateSpec
     from maas_ray.registry.versions import ModelVersion, Registry
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from maas_ray.training.spec import TrainSpec
 
 _HOMES = {
-    "PrepareSpec": "maas_ray.data.prepare",
+    "PrepareSpec": "maas_ray.data.spec",
     "TrainSpec": "maas_ray.training.spec",
     "EvaluateSpec": "maas_ray.evaluation.run",
     "PredictSpec": "maas_ray.batch.spec",

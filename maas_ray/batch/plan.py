@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from maas_ray import storage
+from maas_ray.data.names import FILE_COLUMNS
 from maas_ray.data.reading import Inspected, Part, Raw, read
-from maas_ray.data.sources import FILE_COLUMNS, FORMATS, AnySource, InputFile, list_files
+from maas_ray.data.sources import FORMATS, AnySource, InputFile, list_files
 from maas_ray.errors import DataError
 from maas_ray.spec import digest_of
 from maas_ray.tasks.rows import REST, Row

@@ -142,15 +142,16 @@ def _inspected(spec: PredictSpec, source: AnySource, files: Sequence[Any], field
     """
     import ray
 
-    from maas_ray.data.pipeline import row_steps as fates
     from maas_ray.data.pipeline.blocks import run, tables
+    from maas_ray.data.pipeline.objects import packed, unpacked
+    from maas_ray.data.pipeline.read_rows import inspect_files
 
-    step = partial(fates.inspect_files, sources=(source,), columns=fields.columns)
+    step = partial(inspect_files, sources=(source,), columns=fields.columns)
     groups = [files[at : at + _INSPECTED_TOGETHER] for at in range(0, len(files), _INSPECTED_TOGETHER)]
     with progress("looking at the input", len(files)) as bar:
-        blocks = [ray.put(fates.packed((0, file, None) for file in group)) for group in groups]
+        blocks = [ray.put(packed((0, file, None) for file in group)) for group in groups]
         looked = run(blocks, step, lambda _, rows: bar.update(rows))
-        found = [file for table in tables(looked) for _, file in fates.unpacked(table)]
+        found = [file for table in tables(looked) for _, file in unpacked(table)]
     if problems := [file.problem for file in found if file.problem]:
         more = f"\n… and {len(problems) - 5:,} more." if len(problems) > 5 else ""
         raise DataError(f"{spec.where('input')}: " + "\n".join(problems[:5]) + more)
@@ -269,7 +270,7 @@ def _answered(work: _Work, left: Sequence[Piece]) -> Iterator[tuple[list[FileEnt
     import ray.data
     from ray.util.annotations import RayDeprecationWarning
 
-    from maas_ray.data.pipeline.row_steps import packed, unpacked
+    from maas_ray.data.pipeline.objects import packed, unpacked
 
     ray.data.DataContext.get_current().execution_options.preserve_order = False
     spec = work.spec
@@ -303,7 +304,7 @@ class Worker:
         self._names = writing.output_names(work.kept, self._model.task.answer.model_fields)
 
     def __call__(self, batch: "pa.Table") -> Iterator["pa.Table"]:
-        from maas_ray.data.pipeline.row_steps import packed, unpacked
+        from maas_ray.data.pipeline.objects import packed, unpacked
 
         for piece in unpacked(batch):
             yield packed([self._piece(piece)])

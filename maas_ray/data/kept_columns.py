@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from maas_ray.data.sources import KEEP_PREFIX
+from maas_ray.data.names import KEEP_PREFIX
 from maas_ray.tasks import Column, Row
 
 BYTES = 64

@@ -1,42 +1,52 @@
-"""From files to raw rows: what a file holds, and its rows one by one, broken ones with their error.
+"""From files to raw rows: the inspection of a file, and its rows one by one, with an error for each broken row.
 
-A file is looked at twice. `inspect` reads it once for its digest, the number of its rows and its columns,
-before any work starts; `read` gives its rows. Neither knows what a task makes of a row.
+A file is read twice. `inspect` reads it once for its digest, its number of rows and its columns, before any work
+starts; `read` gives its rows. Neither knows what a task does with a row.
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
 
-from maas_ray.data.dataset import SPLITS
+from maas_ray.data.names import SPLITS
 from maas_ray.data.sources import AnySource
 from maas_ray.data.sources.base import EXCERPT_BYTES, InputFile, Inspected, Part, Raw
 from maas_ray.data.sources.files import stamp
-from maas_ray.errors import DataError, MaasError
+from maas_ray.errors import DataError, MaasError, Problem
 
 
 def inspect(source: AnySource, file: InputFile, columns: tuple[str, ...], before: Inspected | None = None) -> Inspected:
-    """Read a file once, for what has to be known before any work starts; what was found `before` holds by its stamp."""
+    """Read a file once for everything that must be known before work starts.
+
+    Args:
+        source: the source of the file.
+        file: the file.
+        columns: the task's columns that are needed.
+        before: an earlier inspection. It is returned if the file's stamp is unchanged.
+    """
     try:
         found = Inspected(file, stamp=source.stamp(file))
         if before is not None and before.stamp == found.stamp:
             return before
         return source.inspect(found, source.mapping(columns))
     except (OSError, MaasError) as error:
-        return Inspected(file, problem=f"{file.uri} cannot be read: {str(error).removeprefix(file.uri).lstrip(': ')}")
+        text = f"{file.uri} cannot be read: {str(error).removeprefix(file.uri).lstrip(': ')}"
+        return Inspected(file, problem=Problem(text, getattr(error, "code", "storage_failed")))
 
 
 def read(part: Part, columns: tuple[str, ...]) -> Iterator[Raw]:
-    """The rows of a part, by the task's column names. What cannot be read comes as a row with an error.
+    """The rows of a part, by the task's column names. An unreadable row comes with an error instead of values.
 
     Raises:
-        DataError: the file is not the one that was inspected any more.
+        DataError: the file has changed since it was inspected.
     """
-    source, found = part.source, part.file
+    source, file = part.source, part.file
     split = None if source.split is None else SPLITS.index(source.split)
-    for raw in source.rows(found, part.groups, source.mapping(columns)):
+    for raw in source.rows(file, part.groups, source.mapping(columns)):
         yield raw if split is None else replace(raw, split=split)
-    if source.stamp(found.file) != found.stamp:
-        raise DataError(f"{found.file.uri} changed while it was read; nothing was committed. Run again.")
+    if source.stamp(file.file) != file.stamp:
+        raise DataError(
+            f"{file.file.uri} changed while it was read; nothing was committed. Run again.", code="input_changed"
+        )
 
 
 __all__ = ["EXCERPT_BYTES", "InputFile", "Inspected", "Part", "Raw", "inspect", "read", "stamp"]

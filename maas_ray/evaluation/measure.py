@@ -47,7 +47,7 @@ def measure(spec: "EvaluateSpec", bundle: Bundle, dataset: PreparedDataset, labe
     import ray
 
     from maas_ray.data.pipeline.blocks import quiet, run, tables
-    from maas_ray.data.pipeline.row_steps import packed, unpacked
+    from maas_ray.data.pipeline.objects import packed, unpacked
 
     groups = dataset.row_groups(spec.split)
     with progress(f"evaluating {label}, row groups", len(groups)) as shown, quiet(0):
@@ -103,7 +103,7 @@ class _Measurer:
         self.dataset, self.spec = dataset, spec
 
     def __call__(self, block: "pa.Table") -> Iterator["pa.Table"]:
-        from maas_ray.data.pipeline.row_steps import packed
+        from maas_ray.data.pipeline.objects import packed
 
         groups: list[RowGroup] = [pickle.loads(item) for item in block["item"].to_pylist()]  # noqa: S301  our own
         for group in groups:

@@ -9,17 +9,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from maas_ray import storage
-from maas_ray.data.dataset import (
-    KIND,
-    Counts,
-    DatasetMeta,
-    PreparedDataset,
-    Shard,
-    Split,
-    StoredColumn,
-    dataset_home,
-    from_numpy,
-)
+from maas_ray.data.dataset import KIND, PreparedDataset, dataset_home
+from maas_ray.data.manifest import Counts, DatasetMeta, Shard, Split, StoredColumn
+from maas_ray.data.shards import from_numpy
 from maas_ray.settings import Settings
 from maas_ray.tasks import Task
 from maas_ray.tasks.text.generation import TextGenerationSpec

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from maas_ray.data.sources import KEEP_PREFIX
+from maas_ray.data.names import KEEP_PREFIX
 from maas_ray.spec import Spec
 from maas_ray.tasks.rows import REST, Row
 

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from maas_ray.data.cleaning.base import CleaningStep, Notes, changed, named, names_in, value
-from maas_ray.data.sources import FILE_COLUMNS
+from maas_ray.data.names import FILE_COLUMNS
 from maas_ray.tasks.rows import REST, Row
 
 _CLASSES = ("label", "labels", "tags")

@@ -1,15 +1,15 @@
-"""What a user writes under `deduplicate:`. How it is done stands in `near`, `verdicts` and `fates`."""
+"""The fields under `deduplicate:`."""
 
 from maas_ray.data.dedup.minhash import NearDuplicates
 from maas_ray.spec import Spec
 
 
 class Deduplicate(Spec):
-    """Which rows are left out since they are like another."""
+    """Which rows are dropped because they duplicate another row."""
 
     exact: bool = True
-    """Whether of rows with the same content one is kept. False where equal rows are observations of their own."""
+    """Whether one of several rows with the same content is kept. False: all are kept, as separate observations."""
     normalise: bool = True
-    """Whether texts are the same that differ in case, white space or Unicode's forms alone."""
+    """Whether texts that differ only in case, white space or Unicode forms count as the same."""
     near: NearDuplicates | None = None
-    """How texts that are nearly the same are found. None: they are not looked for."""
+    """How near-duplicate texts are found. None: they are not searched for."""

@@ -1,7 +1,7 @@
-"""Ray Data as `prepare` uses it: a function of a block run over many blocks, quietly.
+"""Ray Data as `prepare` uses it: run a function of one block over many blocks, quietly.
 
-A block is an Arrow table in the cluster's object store, which spills to disk what does not fit. A function
-sees one whole block at a time and yields tables.
+A block is an Arrow table in the cluster's object store, which spills to disk when it is full. A function sees one whole
+block at a time and yields tables.
 """
 
 import gc
@@ -16,44 +16,46 @@ import ray.data
 from ray.data import DataContext
 from ray.experimental import get_object_locations
 
+from maas_ray.data.pipeline.objects import unpacked
 from maas_ray.errors import MaasError
+from maas_ray.terminal.lines import Progress, progress, say
 
 Blocks = list[Any]
 """References to Arrow tables in the object store, in order."""
 Step = Callable[[pa.Table], Any]
-"""A function of a block: gives a table, or yields several."""
+"""A function of one block that gives a table or yields several."""
 Watch = Callable[[int, int], None]
-"""Called with the blocks, and the rows in them, that are ready so far."""
+"""Called with the number of blocks that are ready, and of the rows in them."""
 
 BLOCK_BYTES = 32 << 20
-"""How large a block should be."""
+"""The size that a block should have."""
 SMALL_BYTES = 1 << 30
-"""Up to here, data is sorted in the workers that are there. Ray's default way scales further, but starts
-processes of its own, which takes longer than sorting so little."""
+"""Up to this size, data is sorted in the existing workers. Ray's default strategy scales further, but starts its own
+processes, which takes longer than the sort itself."""
 _AT_ONCE = 64
-"""Blocks that are worked on before they are let go of: the last of them wait for each other."""
+"""Blocks that are processed before their memory is released. The last of them wait for each other."""
 _WHOLE: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
 
 
 @contextmanager
 def quiet(size: int) -> Iterator[None]:
-    """Settings of Ray Data while the block runs.
+    """Settings of Ray Data within the context.
 
     Args:
-        size: of the whole input, bytes.
+        size: bytes of the whole input.
     """
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
-    # One block in, one block out: a range of keys must stay whole for `settle` and `write_shard`.
+    # One block in gives one block out, because `settle` and `write_shard` need a whole range of keys.
     context.target_max_block_size = None
-    # What one task of a sort takes in: a gigabyte by default, and as much again while it cuts it, in each worker.
+    # Input of one task of a sort. By default it is a gigabyte, and each worker needs twice that to cut it.
     context.shuffle_input_batch_bytes = 4 * BLOCK_BYTES
     context.raise_original_map_exception = True
     if size <= SMALL_BYTES:
         context.shuffle_strategy = "sort_shuffle_pull_based"
-    # The console only: Ray's own log file keeps everything.
+    # Only the console is silenced; Ray's own log file stays complete.
     handlers = logging.getLogger("ray.data").handlers
     consoles = [(handler, handler.level) for handler in handlers if isinstance(handler, logging.StreamHandler)]
     for handler, _ in consoles:
@@ -68,7 +70,7 @@ def quiet(size: int) -> Iterator[None]:
 
 @contextmanager
 def _as_raised() -> Iterator[None]:
-    """An error of this platform that was raised in a worker, as it was raised."""
+    """Raise an error of this platform from a worker as the error that it was."""
     try:
         yield
     except ray.exceptions.RayError as error:
@@ -83,9 +85,9 @@ def _as_raised() -> Iterator[None]:
 def run(
     blocks: Blocks, step: Step | type[Any], watch: Watch | None = None, *, limit: int | None = None, **options: Any
 ) -> Blocks:
-    """Run a step over blocks; its output stays in the cluster: one block for one, or cut at `limit` bytes.
+    """Run a step over blocks; the output stays in the cluster, as one block for each block, or cut at `limit` bytes.
 
-    `options` are those of Ray Data's `map_batches`: of a step that is a class, how many actors hold one of it.
+    `options` go to Ray Data's `map_batches`, such as the number of actors for a step that is a class.
     """
     if not blocks:
         return []
@@ -96,7 +98,7 @@ def run(
 
 
 def run_over(blocks: Blocks, step: Step | type[Any], watch: Watch | None = None) -> Blocks:
-    """Run a step over blocks, one for one, and let go of them on the way: the list is empty in the end."""
+    """Run a step over blocks, one for one, and release them on the way. The list is emptied."""
     done: Blocks = []
     rows = 0
     while blocks:
@@ -112,15 +114,15 @@ def run_over(blocks: Blocks, step: Step | type[Any], watch: Watch | None = None)
 
         done += run(some, step, counted)
         del some
-        gc.collect()  # an execution that is over refers to itself, and to what it read
+        gc.collect()  # a finished execution refers to itself and to its input
     return done
 
 
 def run_sorted(blocks: Blocks, key: str, boundaries: list[int], step: Step, watch: Watch | None = None) -> Blocks:
-    """Sort by a column into one block for each range between boundaries, then run a step over these.
+    """Sort by a column into one block for each range between boundaries, then run a step over these blocks.
 
-    The blocks are let go of when they are sorted, and the list is emptied: of the rows there are never more than two
-    whole copies, and the pieces of a sort.
+    The input blocks are released when they are sorted, and the list is emptied. So there are never more than two whole
+    copies of the rows, and the pieces of a sort.
     """
     if not blocks:
         return []
@@ -133,7 +135,7 @@ def run_sorted(blocks: Blocks, key: str, boundaries: list[int], step: Step, watc
 
 
 def _kept(dataset: ray.data.Dataset, watch: Watch | None) -> Blocks:
-    """Blocks that hold rows: an empty one may lack its columns, since no step was called for it."""
+    """Blocks that hold rows. Empty blocks are dropped: no step was called for them, so their columns may be missing."""
     blocks: Blocks = []
     rows = 0
     for bundle in dataset.iter_internal_ref_bundles():
@@ -145,17 +147,31 @@ def _kept(dataset: ray.data.Dataset, watch: Watch | None) -> Blocks:
 
 
 def total_bytes(blocks: Blocks) -> int:
-    """What blocks take in the object store, or on disk where they were spilled."""
+    """Size of blocks in the object store, or on disk if they were spilled."""
     return sum(int(found["object_size"]) for found in get_object_locations(blocks).values())
 
 
 def tables(blocks: Blocks) -> Iterator[pa.Table]:
-    """The blocks themselves, one at a time, in order."""
+    """The tables of blocks, one at a time, in order."""
     for block in blocks:
         yield ray.get(block)
 
 
 def records(blocks: Blocks) -> Iterator[dict[str, Any]]:
-    """The rows of small blocks, in order."""
+    """The rows of small blocks as dicts, in order."""
     for table in tables(blocks):
         yield from table.to_pylist()
+
+
+def objects(blocks: Blocks) -> Iterator[Any]:
+    """The Python objects in blocks of `packed`, in order."""
+    for table in tables(blocks):
+        yield from unpacked(table)
+
+
+@contextmanager
+def stage(label: str, total: float | None) -> Iterator[Progress]:
+    """Print the name of a stage, and its progress while it runs."""
+    say(f"  {label}")
+    with progress(f"  {label}", total) as bar:
+        yield bar

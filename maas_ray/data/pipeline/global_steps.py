@@ -1,133 +1,144 @@
-"""The steps of `fates` and `verdicts` that see all rows, on a cluster: duplicates, open splits, fitted cleaning.
+"""Steps that need all rows, on a cluster: duplicates, stratified splits, decontamination, and fitted cleaning.
 
-Only what a decision needs goes to the driver: two numbers for each row that is like another, a hash for each whose
-split is open, those of the words to evaluate with, and, one block at a time, the rows that steps are fitted on.
+The driver receives only what a decision needs: two numbers for each duplicate, a hash for each row whose split is open,
+hashes of the n-grams to evaluate with, and, one block at a time, the rows that steps are fitted on.
 """
 
 import math
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
 from maas_ray.data.cleaning import CleaningStep
-from maas_ray.data.dedup import verdicts
 from maas_ray.data.dedup.decontaminate import Decontaminate, NgramIndex
-from maas_ray.data.dedup.verdicts import Verdicts
-from maas_ray.data.pipeline import row_steps as fates
+from maas_ray.data.dedup.survivors import Decisions, duplicate_keys, linked, survivors_of
+from maas_ray.data.pipeline import row_steps
 from maas_ray.data.pipeline.blocks import Blocks, run, run_over, run_sorted, tables
-from maas_ray.data.pipeline.index import INDEX, Known, keys_of_known, splits_of
-from maas_ray.data.pipeline.rows import ROWS
+from maas_ray.data.pipeline.index import INDEX, RowIndex, keys_of_old_rows, splits_of
+from maas_ray.data.pipeline.objects import packed
+from maas_ray.data.pipeline.rows import CONTAMINATED, KEPT, ROWS
+from maas_ray.data.spec import PrepareSpec
+from maas_ray.data.splits.assignment import stratified
 from maas_ray.data.splits.hashing import SPLIT_BITS
-from maas_ray.data.splits.spec import stratified
 from maas_ray.errors import DataError
 from maas_ray.tasks import Row, TaskSpec
 
-if TYPE_CHECKING:
-    from maas_ray.data.prepare import PrepareSpec
-
 _RANGE_BYTES = 32 << 20
+_KEY_BYTES = 33
 
 
-def judge(spec: "PrepareSpec", raw: Blocks, rows: int, known: Known | None = None) -> Blocks:
-    """Rows with what only a look at all of them says: who is like whom, and splits that were open.
+def decide_duplicates_and_splits(spec: PrepareSpec, raw: Blocks, rows: int, old: RowIndex | None = None) -> Blocks:
+    """Rows with the decisions that need all of them: which duplicates survive, and splits that were open.
 
-    Rows that are `known` stay as they are: what is like one of them is left out, and an input that is among them falls
-    into its split. The list of blocks is emptied where others take their place.
+    Args:
+        spec: how duplicates are found and splits assigned.
+        raw: the rows. The list is emptied if other blocks replace them.
+        rows: their number.
+        old: the rows of the dataset that grows. They stay unchanged: a new row like one of them is dropped, and an
+            input that occurs among them falls into its split.
     """
-    found = Verdicts()
-    if spec.deduplicate.near is not None or spec.straddles or (spec.deduplicate.exact and known is not None):
-        found = _alike(spec, raw, rows, known)
+    decisions = Decisions()
+    if spec.deduplicate.near is not None or spec.may_straddle or (spec.deduplicate.exact and old is not None):
+        decisions = _survivors(spec, raw, rows, old)
     if spec.splits.stratify is not None:
-        inputs, splits = _strata(spec, raw, found, known)
-        found = found._replace(inputs=inputs, splits=splits)
-    if not len(found.rows) and not len(found.inputs):
+        inputs, splits = _stratified_splits(spec, raw, decisions, old)
+        decisions = decisions._replace(inputs=inputs, splits=splits)
+    if not len(decisions.rows) and not len(decisions.inputs):
         return raw
-    return run_over(raw, partial(_judged, verdicts=ray.put(found)))
+    return run_over(raw, partial(_apply, decisions=ray.put(decisions)))
 
 
-def _judged(block: pa.Table, verdicts: Any) -> pa.Table:
-    return fates.judged(block, ray.get(verdicts))
+def _apply(block: pa.Table, decisions: Any) -> pa.Table:
+    return row_steps.apply_decisions(block, ray.get(decisions))
 
 
-def _alike(spec: "PrepareSpec", raw: Blocks, rows: int, known: Known | None) -> Verdicts:
-    rows += known.rows if known is not None else 0
+def _survivors(spec: PrepareSpec, raw: Blocks, rows: int, old: RowIndex | None) -> Decisions:
+    rows += old.rows if old is not None else 0
     bands = spec.deduplicate.near.resolved_bands if spec.deduplicate.near is not None else 0
-    ranges = max(1, math.ceil(rows * (bands + 1) * 33 / _RANGE_BYTES))
+    ranges = max(1, math.ceil(rows * (bands + 1) * _KEY_BYTES / _RANGE_BYTES))
     boundaries = [(number << 64) // ranges - (1 << 63) for number in range(1, ranges)]
-    keys = run(raw, partial(verdicts.keys_of, given=spec.gives_splits))
-    if keys and known is not None:
-        keys += run(index_of(known), partial(keys_of_known, uri=known.uri))
-    return verdicts.verdicts_of(tables(run_sorted(keys, "key", boundaries, verdicts.linked)) if keys else [])
+    keys = run(raw, partial(duplicate_keys, given=spec.has_given_splits))
+    if keys and old is not None:
+        keys += run(index_files(old), partial(keys_of_old_rows, uri=old.uri))
+    return survivors_of(tables(run_sorted(keys, "key", boundaries, linked)) if keys else [])
 
 
-def index_of(known: Known) -> Blocks:
-    """The files of an index, a block each."""
-    return [ray.put(fates.packed([path])) for path in known.index]
+def index_files(index: RowIndex) -> Blocks:
+    """The files of an index, one in each block."""
+    return [ray.put(packed([path])) for path in index.files]
 
 
-def _strata(spec: "PrepareSpec", raw: Blocks, found: Verdicts, known: Known | None) -> tuple[np.ndarray, np.ndarray]:
+def _stratified_splits(
+    spec: PrepareSpec, raw: Blocks, decisions: Decisions, old: RowIndex | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs whose split was open, ascending, and the split of each; inputs of old rows keep theirs."""
     listed = list(tables(run(raw, _open)))
-    every = pa.concat_tables(listed) if listed else ROWS.empty_table()
-    every = every.filter(pa.array(~np.isin(every["row"].to_numpy(), found.rows)))
-    old = INDEX.empty_table().select(["inputs", "split"])
-    if known is not None and len(every):
-        wanted = ray.put(np.unique(every["inputs"].to_numpy()))
-        old = pa.concat_tables([old, *tables(run(index_of(known), partial(splits_of, uri=known.uri, wanted=wanted)))])
-        every = every.filter(pa.array(~np.isin(every["inputs"].to_numpy(), old["inputs"].to_numpy())))
-    strata = pa.compute.rank(every["stratum"], tiebreaker="dense").to_numpy()
-    inputs, splits = stratified(strata, every["inputs"].to_numpy(), spec.splits.shares)
-    inputs, first = np.unique(np.concatenate([old["inputs"].to_numpy(), inputs]), return_index=True)
-    return inputs, np.concatenate([old["split"].to_numpy(), splits])[first]
+    open_rows = pa.concat_tables(listed) if listed else ROWS.empty_table()
+    open_rows = open_rows.filter(pa.array(~np.isin(open_rows["row"].to_numpy(), decisions.rows)))
+    decided = INDEX.empty_table().select(["inputs", "split"])
+    if old is not None and len(open_rows):
+        wanted = ray.put(np.unique(open_rows["inputs"].to_numpy()))
+        step = partial(splits_of, uri=old.uri, wanted=wanted)
+        decided = pa.concat_tables([decided, *tables(run(index_files(old), step))])
+        again = np.isin(open_rows["inputs"].to_numpy(), decided["inputs"].to_numpy())
+        open_rows = open_rows.filter(pa.array(~again))
+    strata = pc.rank(open_rows["stratum"], tiebreaker="dense").to_numpy()
+    inputs, splits = stratified(strata, open_rows["inputs"].to_numpy(), spec.splits.shares)
+    inputs, first = np.unique(np.concatenate([decided["inputs"].to_numpy(), inputs]), return_index=True)
+    return inputs, np.concatenate([decided["split"].to_numpy(), splits])[first]
 
 
 def _open(block: pa.Table) -> pa.Table:
-    """Rows whose split is open."""
-    kept = pa.compute.and_(pa.compute.equal(block["fate"], fates.KEPT), pa.compute.is_valid(block["stratum"]))
-    return block.filter(kept).select(["row", "stratum", "inputs"])
+    """Kept rows whose split is open."""
+    chosen = pc.and_(pc.equal(block["fate"], KEPT), pc.is_valid(block["stratum"]))
+    return block.filter(chosen).select(["row", "stratum", "inputs"])
 
 
 def decontaminated(ordered: Blocks, task: TaskSpec, how: Decontaminate) -> Blocks:
-    """Rows in their splits, those to train on marked that share too much with one to evaluate with."""
+    """Rows in their splits; training rows that share too much text with a row to evaluate with are marked."""
     index = NgramIndex(
         hashes["hash"].to_numpy() for hashes in tables(run(ordered, partial(_hashes, task=task, how=how)))
     )
-    return run_over(ordered, partial(_marked, task=task, how=how, index=ray.put(index)))
+    return run_over(ordered, partial(_mark_contaminated, task=task, how=how, index=ray.put(index)))
 
 
 def _hashes(block: pa.Table, task: TaskSpec, how: Decontaminate) -> pa.Table:
-    found = fates.ngrams(block, task, how, training=False)
-    every = np.unique(np.concatenate([np.zeros(0, np.uint64), *(hashes for _, hashes in found)]))
+    ngrams = row_steps.ngrams(block, task, how, training=False)
+    every = np.unique(np.concatenate([np.zeros(0, np.uint64), *(hashes for _, hashes in ngrams)]))
     return pa.table({"hash": every})
 
 
-def _marked(block: pa.Table, task: TaskSpec, how: Decontaminate, index: Any) -> pa.Table:
-    known: NgramIndex = ray.get(index)
-    which, likes = block["fate"].to_pylist(), block["like"].to_pylist()
-    for place, hashes in fates.ngrams(block, task, how, training=True):
-        if how.contaminates(known.contains(hashes)):
-            which[place] = fates.CONTAMINATED
-    return fates.marked(block, which, likes)
+def _mark_contaminated(block: pa.Table, task: TaskSpec, how: Decontaminate, index: Any) -> pa.Table:
+    held_out: NgramIndex = ray.get(index)
+    outcomes, likes = block["fate"].to_pylist(), block["like"].to_pylist()
+    for row, hashes in row_steps.ngrams(block, task, how, training=True):
+        if how.contaminates(held_out.contains(hashes)):
+            outcomes[row] = CONTAMINATED
+    return row_steps.marked(block, outcomes, likes)
 
 
-def finish(steps: tuple[CleaningStep, ...], ordered: Blocks, task: TaskSpec) -> tuple[Blocks, tuple[CleaningStep, ...]]:
-    """Fit each step on the training rows as those before it left them, and run it; gives the fitted steps too.
+def fit_and_clean(
+    steps: tuple[CleaningStep, ...], ordered: Blocks, task: TaskSpec
+) -> tuple[Blocks, tuple[CleaningStep, ...]]:
+    """Fit each step on the training rows as the steps before it left them, and run it; gives the fitted steps too.
 
     Raises:
-        DataError: there is nothing to fit on.
+        DataError: there are no rows to fit on.
     """
     fitted: tuple[CleaningStep, ...] = ()
     waiting: list[CleaningStep] = []
     for step in steps:
         if step.fits and waiting:
-            ordered, waiting = run_over(ordered, partial(fates.cleaned, steps=tuple(waiting), task=task)), []
+            ordered, waiting = run_over(ordered, partial(row_steps.cleaned, steps=tuple(waiting), task=task)), []
         fitted = (*fitted, step.fit(_training(ordered)) if step.fits else step)
         waiting.append(fitted[-1])
     if waiting:
-        ordered = run_over(ordered, partial(fates.cleaned, steps=tuple(waiting), task=task))
+        ordered = run_over(ordered, partial(row_steps.cleaned, steps=tuple(waiting), task=task))
     return ordered, fitted
 
 
@@ -136,8 +147,8 @@ def _training(ordered: Blocks) -> Iterator[Row]:
     for table in tables(ordered):
         if len(table) and table["key"][0].as_py() >> SPLIT_BITS:
             break  # training rows come first
-        for row in fates.raw_rows(table):
+        for row in row_steps.raw_rows(table):
             count += 1
             yield row
     if not count:
-        raise DataError("no row is left to train on; cleaning has nothing to be fitted on.")
+        raise DataError("no row is left to train on; cleaning cannot be fitted.", code="nothing_to_train_on")

@@ -1,10 +1,10 @@
-"""How a dataset grows: what of the input is new, whether the rest still holds, and what the new dataset takes over.
+"""Growing a dataset: the new part of the input, whether the old part is unchanged, and the files to take over.
 
-    the dataset that the name means ─▶ is it of this spec? are its files as they were? ─▶ read the new files only
-                                                        └ no ─▶ prepare anew, and say why
+    current dataset of the name ─▶ same spec? old files unchanged? ─▶ read the new files only
+                                                └ no ─▶ prepare all files again, and say why
 
-Nothing of the parent moves: its rows keep their splits, their indices and their stored values, and what was fitted on
-them is used again. New rows come after them. Knows no Ray; `stages` does the work.
+Nothing of the parent moves: its rows keep their splits, their indices and their stored values, and fitted statistics
+are used again. New rows come after them. This module does not use Ray; `build` does the work.
 """
 
 import io
@@ -12,25 +12,25 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from maas_ray import storage
 from maas_ray.data.cleaning import CleaningStep, loaded
-from maas_ray.data.dataset import INDEX_DIRECTORY, INPUTS_DIRECTORY, SPLITS, TASK_DIRECTORY, PreparedDataset, Split
-from maas_ray.data.pipeline.index import Known
-from maas_ray.data.pipeline.row_steps import PART_BITS
+from maas_ray.data.dataset import INDEX_DIRECTORY, INPUTS_DIRECTORY, TASK_DIRECTORY, PreparedDataset
+from maas_ray.data.manifest import Split
+from maas_ray.data.names import FILE_COLUMNS, SPLITS
+from maas_ray.data.pipeline.index import RowIndex
+from maas_ray.data.pipeline.rows import PART_BITS
 from maas_ray.data.profile import PROFILE_FILE, Profile, from_json
 from maas_ray.data.reading import Inspected
-from maas_ray.data.sources import FILE_COLUMNS, TABLES, AnySource, InputFile
+from maas_ray.data.sources import TABLES, AnySource, InputFile
+from maas_ray.data.spec import PrepareSpec
 from maas_ray.errors import MaasError
 from maas_ray.spec import digest_of
 from maas_ray.storage import FileEntry
-
-if TYPE_CHECKING:
-    from maas_ray.data.prepare import PrepareSpec
 
 INPUTS = pa.schema(
     {
@@ -41,21 +41,21 @@ INPUTS = pa.schema(
         "stamp": pa.string(),
         "size": pa.int64(),
         "rows": pa.int64(),
-        "parts": pa.int64(),  # pieces that it was read in, numbered through all files in this order
+        "parts": pa.int64(),  # parts that it was read in, numbered through all files in this order
     }
 )
 _COPY_THREADS = 16
-_NAMED = 3
+_MAX_NAMED = 3
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What is other about the input than when a dataset was prepared.
+    """Changes of the input since a dataset was prepared.
 
     Args:
-        new: files that came to it, by source.
-        changed: files whose content is another.
-        gone: files that are not there any more.
+        new: files that were added, by source.
+        changed: files with other content.
+        gone: files that do not exist any more.
     """
 
     new: list[list[Inspected]]
@@ -64,7 +64,7 @@ class Difference:
 
     @property
     def reason(self) -> str:
-        """Why the dataset cannot grow to this input. Empty: it can."""
+        """The reason why the dataset cannot grow to this input. Empty: it can."""
         problems = [
             f"{_listed(names)} {what}" for names, what in ((self.changed, "changed"), (self.gone, "not there")) if names
         ]
@@ -72,7 +72,7 @@ class Difference:
 
 
 class Parent:
-    """A dataset that others may grow from."""
+    """A dataset that others can grow from."""
 
     def __init__(self, dataset: PreparedDataset) -> None:
         self.dataset = dataset
@@ -84,34 +84,34 @@ class Parent:
         return [entry.path for entry in self.files if entry.path.startswith(f"{directory}/")]
 
     @property
-    def known(self) -> Known:
-        """Its rows, as new ones are compared with them."""
+    def row_index(self) -> RowIndex:
+        """The index that new rows are deduplicated against."""
         meta = self.dataset.meta
         rows = sum(meta.counts.kept.values()) + meta.counts.near_duplicates
-        return Known(self.dataset.uri, tuple(self._under(INDEX_DIRECTORY)), rows, meta.parts << PART_BITS)
+        return RowIndex(self.dataset.uri, tuple(self._under(INDEX_DIRECTORY)), rows, meta.parts << PART_BITS)
 
     @property
     def stored(self) -> tuple[int, ...]:
-        """Rows of each split."""
+        """Number of rows in each split."""
         return tuple(self.dataset.meta.splits[split].rows for split in SPLITS)
 
     def task_files(self) -> dict[str, bytes]:
-        """The fitted task."""
+        """The files of the fitted task."""
         return {
             path.removeprefix(f"{TASK_DIRECTORY}/"): self.dataset.artifact.read(path)
             for path in self._under(TASK_DIRECTORY)
         }
 
     def profile(self) -> Profile:
-        """What its rows are like."""
+        """Statistics of its rows."""
         return from_json(self.dataset.artifact.read(PROFILE_FILE).decode())
 
-    def fitted(self) -> tuple[CleaningStep, ...]:
-        """The cleaning steps with the statistics that they were fitted with."""
+    def fitted_steps(self) -> tuple[CleaningStep, ...]:
+        """The cleaning steps with their fitted statistics."""
         return loaded(self.dataset.meta.cleaning)
 
-    def before(self, spec: "PrepareSpec") -> dict[tuple[int, str], Inspected]:
-        """What is known of files without a look, by source and path below it, as long as their stamps are the same."""
+    def before(self, spec: PrepareSpec) -> dict[tuple[int, str], Inspected]:
+        """Inspections that hold as long as a file's stamp is unchanged, by source and path below it."""
         names = ("source", "relative", "uri", "sha256", "stamp", "size", "rows")
         found = {}
         for number, relative, uri, sha256, stamp, size, rows in zip(
@@ -122,7 +122,7 @@ class Parent:
         return found
 
     def compare(self, inspected: list[list[Inspected]]) -> Difference:
-        """What is other about the input now."""
+        """The changes of the input."""
         names = zip(self.inputs["source"].to_pylist(), self.inputs["relative"].to_pylist(), strict=True)
         left = dict(zip(names, self.inputs["sha256"].to_pylist(), strict=True))
         new: list[list[Inspected]] = [[] for _ in inspected]
@@ -137,15 +137,18 @@ class Parent:
         return Difference(new, changed, [relative for _, relative in left])
 
     def paths_of(self, rows: Iterable[int]) -> list[str]:
-        """The files that rows of these numbers stood in."""
+        """The files that rows of these numbers were read from."""
         ends = pa.compute.cumulative_sum(self.inputs["parts"]).to_numpy()
         uris = self.inputs["uri"]
         return [uris[int(ends.searchsorted(row >> PART_BITS, side="right"))].as_py() for row in rows]
 
     def take_over(self, uri: str, attempt: str) -> tuple[list[FileEntry], dict[str, Split]]:
-        """Its files but for the task, the inputs and the profile, under an attempt's names, and its splits of these.
+        """Take over all files except the task, the inputs and the profile, under the names of an attempt.
 
-        A file is linked or copied where it lies, so that each dataset stays whole when the other is removed.
+        A file is linked, or copied within its storage, so that each dataset stays whole if the other is removed.
+
+        Returns:
+            The entries of the files, and the splits that they form.
         """
         names = {entry.path: entry.path for entry in self.files}
         for number, path in enumerate(names):
@@ -178,8 +181,10 @@ class Parent:
 
 
 def _stamps_tell(source: AnySource, columns: tuple[str, ...], uri: str) -> bool:
-    """Whether a file is as it was when its stamp is: not of one that is fetched by HTTP, for which there is none, nor
-    of a table that names files of images or audio, which may change by themselves.
+    """True if an unchanged stamp means an unchanged file.
+
+    It does not for files fetched by HTTP, which have no stamp, and for tables that name files of images or audio,
+    because these files may change by themselves.
     """
     if uri.partition("://")[0] in ("http", "https"):
         return False
@@ -187,13 +192,13 @@ def _stamps_tell(source: AnySource, columns: tuple[str, ...], uri: str) -> bool:
 
 
 def _listed(names: list[str]) -> str:
-    named = ", ".join(sorted(names)[:_NAMED])
-    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    named = ", ".join(sorted(names)[:_MAX_NAMED])
+    more = f" and {len(names) - _MAX_NAMED:,} more" if len(names) > _MAX_NAMED else ""
     return f"{named}{more} {'is' if len(names) == 1 else 'are'}"
 
 
 def inputs_of(numbered: list[list[Inspected]], parts: Counter[tuple[int, str]]) -> pa.Table:
-    """The record of input files, which were cut into so many parts each."""
+    """The record of the input files, with the number of parts that each was cut into."""
     records = [
         {
             "source": number,
@@ -211,8 +216,8 @@ def inputs_of(numbered: list[list[Inspected]], parts: Counter[tuple[int, str]]) 
     return pa.Table.from_pylist(records, INPUTS)
 
 
-def recipe_of(spec: "PrepareSpec", identity: dict[str, Any], pipeline: int) -> dict[str, Any]:
-    """All that decides what a dataset holds but its sources."""
+def recipe_of(spec: PrepareSpec, identity: dict[str, Any], pipeline: int) -> dict[str, Any]:
+    """Everything that decides the content of a dataset except its sources."""
     document = spec.document() | {"pipeline": pipeline, "task": identity}
     document["clean"] = [step.identity() for step in spec.clean]
     del document["dataset"], document["sources"]
@@ -221,8 +226,8 @@ def recipe_of(spec: "PrepareSpec", identity: dict[str, Any], pipeline: int) -> d
     return document
 
 
-def refusal(spec: "PrepareSpec", recipe: dict[str, Any], dataset: PreparedDataset) -> str:
-    """Why a dataset cannot grow by this spec, whatever its files are. Empty: it can."""
+def refusal(spec: PrepareSpec, recipe: dict[str, Any], dataset: PreparedDataset) -> str:
+    """The reason why a dataset cannot grow by this spec, whatever its files are. Empty: it can."""
     meta = dataset.meta
     if not meta.recipe:
         return "it was prepared by an earlier version of maas_ray"
@@ -237,17 +242,17 @@ def refusal(spec: "PrepareSpec", recipe: dict[str, Any], dataset: PreparedDatase
         return "its sources were described by another version of maas_ray"
     if before != [source.identity() for source in spec.sources][: len(before)]:
         return "the spec differs in `sources`"
-    if spec.decontaminate is not None:  # old rows would have to go for new ones
-        return "`decontaminate` has to compare the rows to train on with all rows to evaluate with"
+    if spec.decontaminate is not None:  # new rows could require old rows to be dropped
+        return "`decontaminate` has to compare all training rows with all rows to evaluate with"
     return ""
 
 
 def growth_fingerprint(recipe: dict[str, Any], sources: list[Any], parent: str) -> str:
-    """Sha256 of what decides what a dataset holds that grew.
+    """Sha256 of everything that decides the content of a grown dataset.
 
     Args:
         recipe: see `recipe_of`.
         sources: identities of the sources, with the digests of their new files.
-        parent: fingerprint of the dataset that it grew from.
+        parent: fingerprint of the dataset that it has grown from.
     """
     return digest_of({**recipe, "sources": sources, "parent": parent})

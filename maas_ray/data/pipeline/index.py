@@ -1,13 +1,13 @@
-"""The rows that a dataset holds, as rows that come later are compared with them.
+"""Index of a dataset's rows; new rows are deduplicated against it when the dataset grows.
 
-    ordered rows ──write_index──▶ index/part-….parquet ──keys_of_known──▶ keys, beside those of the new rows
-                                                       └─splits_of──────▶ splits of inputs that come again
+    ordered rows ──write_index──▶ index/part-….parquet ──keys_of_old_rows──▶ keys, beside those of the new rows
+                                                       └─splits_of─────────▶ splits of inputs that occur again
 
-A row is listed by its number, which stays its own as the dataset grows: parts of later files are numbered after those
-of the files before. One that was left out as nearly the same as another is listed by the bands of its signature under
-that other one's number: what is like it is like the row that was kept. About 30 bytes a row lie on disk, and with
-near-duplicates 8 more for each of its bands, which do not compress (100,000 rows in random order: 29.8 bytes, and 161.8
-with 16 bands).
+A row is listed by its number, which stays the same as the dataset grows, because parts of later files are numbered
+after those of earlier files. A near-duplicate that was dropped is listed with its bands under the number of its
+survivor, so that its own duplicates are duplicates of the survivor. The index takes about 30 bytes a row on disk, and 8
+more for each band if near-duplicates are searched for; bands do not compress (measured on 100,000 rows in random order:
+29.8 bytes, and 161.8 with 16 bands).
 """
 
 from collections.abc import Iterator
@@ -21,59 +21,60 @@ import pyarrow.parquet as pq
 
 from maas_ray import storage
 from maas_ray.data.dataset import INDEX_DIRECTORY
-from maas_ray.data.dedup.verdicts import KEYS
-from maas_ray.data.pipeline import row_steps as fates
+from maas_ray.data.dedup.survivors import KEYS
+from maas_ray.data.pipeline.objects import unpacked, write_entry
+from maas_ray.data.pipeline.rows import KEPT, NEAR_DUPLICATE, name_of
 from maas_ray.data.splits.hashing import SPLIT_BITS
 from maas_ray.errors import CorruptError
 
 INDEX = pa.schema(
     {
         "row": pa.int64(),
-        "key": pa.int64(),  # the first 128 bits of the digest by which rows are duplicates; null: of a near-duplicate
+        "key": pa.int64(),  # the first 128 bits of the digest by which rows are duplicates; null for a near-duplicate
         "more": pa.int64(),
         "inputs": pa.int64(),
         "split": pa.int8(),
         "position": pa.int64(),
         "bands": pa.binary(),
-        "liked": pa.bool_(),  # whether `removed/` names it already, since others are like it
+        "liked": pa.bool_(),  # whether `removed/` already names the row as a survivor
     }
 )
 OLD = 1 << 62
-"""Below all ranks of new rows lie those of old ones: their numbers less this."""
+"""Rank of an old row: its number minus this, which is below the ranks of all new rows. So an old row survives."""
 
 
 @dataclass(frozen=True)
-class Known:
-    """The rows of a dataset that grows.
+class RowIndex:
+    """The index of a dataset that grows.
 
     Args:
-        uri: of the dataset.
-        index: paths of its index.
-        rows: about how many there are.
-        first: number of the first row that comes to them.
+        uri: the dataset.
+        files: paths of the index's files.
+        rows: number of rows, approximately.
+        first_new: number of the first row that is added to them.
     """
 
     uri: str
-    index: tuple[str, ...]
+    files: tuple[str, ...]
     rows: int
-    first: int
+    first_new: int
 
 
-def lost(rows: pa.Table) -> pa.Table:
-    """Rows that others were left out for, and that were left out themselves after that."""
-    stands_for = pc.equal(rows["like"], rows["row"])
-    return rows.filter(pc.and_(stands_for, pc.not_equal(rows["fate"], fates.KEPT))).select(["row"])
+def dropped_survivors(rows: pa.Table) -> pa.Table:
+    """Rows that survived their duplicates, and were dropped by a later step themselves."""
+    survives = pc.equal(rows["like"], rows["row"])
+    return rows.filter(pc.and_(survives, pc.not_equal(rows["fate"], KEPT))).select(["row"])
 
 
-def write_index(rows: pa.Table, uri: str, attempt: str, lost: np.ndarray | None = None) -> pa.Table:
-    """Write what a block's kept rows are known by; gives the file's entry in the manifest.
+def write_index(rows: pa.Table, uri: str, attempt: str, dropped: np.ndarray | None = None) -> pa.Table:
+    """Write the index of a block's kept rows; gives the file's entry in the manifest.
 
-    What was nearly the same as a row that is `lost`, see there, is not listed: what is like it is like nothing here.
+    Near-duplicates of `dropped_survivors` are not listed: later rows like them are like no row of the dataset.
     """
-    kept = rows.filter(pc.equal(rows["fate"], fates.KEPT))
-    near = rows.filter(pc.equal(rows["fate"], fates.NEAR_DUPLICATE))
-    if lost is not None:
-        near = near.filter(pa.array(~np.isin(near["like"].to_numpy(), lost)))
+    kept = rows.filter(pc.equal(rows["fate"], KEPT))
+    near = rows.filter(pc.equal(rows["fate"], NEAR_DUPLICATE))
+    if dropped is not None:
+        near = near.filter(pa.array(~np.isin(near["like"].to_numpy(), dropped)))
     digests = np.frombuffer(b"".join(kept["digest"].to_pylist()), ">i8").reshape(-1, 4).astype(np.int64)
     columns = {
         "row": kept["row"],
@@ -88,25 +89,27 @@ def write_index(rows: pa.Table, uri: str, attempt: str, lost: np.ndarray | None 
     others: dict[str, Any] = {name: pa.nulls(len(near), INDEX.field(name).type) for name in INDEX.names}
     others |= {"row": near["like"], "bands": near["bands"], "liked": pa.array([True] * len(near), pa.bool_())}
     table = pa.concat_tables([pa.table(some, schema=INDEX) for some in (columns, others)])
-    return fates.written(table, f"{INDEX_DIRECTORY}/part-{attempt}-{fates.name_of(rows)}.parquet", uri)
+    return write_entry(table, f"{INDEX_DIRECTORY}/part-{attempt}-{name_of(rows)}.parquet", uri)
 
 
 def read_index(paths: pa.Table, uri: str) -> Iterator[pa.Table]:
     """The index in some of its files.
 
     Raises:
-        CorruptError: it is damaged.
+        CorruptError: a file is damaged.
     """
-    for path in fates.unpacked(paths):
+    for path in unpacked(paths):
         try:
             with storage.open_file(storage.join(uri, path)) as handle:
                 yield pq.read_table(handle, page_checksum_verification=True).cast(INDEX)
         except (OSError, pa.ArrowException) as error:
-            raise CorruptError(f"{uri}: {path} is damaged: {error}. Prepare the dataset anew, by --fresh.") from error
+            raise CorruptError(
+                f"{uri}: {path} is damaged: {error}. Prepare the dataset again with --fresh.", code="index_corrupt"
+            ) from error
 
 
-def keys_of_known(paths: pa.Table, uri: str) -> Iterator[pa.Table]:
-    """What old rows share with new ones that they are like, as `verdicts.keys_of` gives it for these."""
+def keys_of_old_rows(paths: pa.Table, uri: str) -> Iterator[pa.Table]:
+    """The keys that old rows share with their duplicates, in the form of `survivors.duplicate_keys`."""
     yield KEYS.empty_table()
     for index in read_index(paths, uri):
         rows = index["row"].to_numpy()
@@ -124,7 +127,7 @@ def keys_of_known(paths: pa.Table, uri: str) -> Iterator[pa.Table]:
 
 
 def splits_of(paths: pa.Table, uri: str, wanted: Any) -> Iterator[pa.Table]:
-    """Splits of inputs that stand among those that are `wanted`, a reference to ascending int64."""
+    """The splits of the inputs in `wanted`, a reference to ascending int64."""
     import ray
 
     yield INDEX.empty_table().select(["inputs", "split"])
@@ -133,8 +136,8 @@ def splits_of(paths: pa.Table, uri: str, wanted: Any) -> Iterator[pa.Table]:
         yield index.filter(pa.array(_among(index["inputs"].to_numpy(), ray.get(wanted))))
 
 
-def rows_of(paths: pa.Table, uri: str, wanted: Any) -> Iterator[pa.Table]:
-    """Those rows that are `wanted`, a reference to ascending numbers, and that `removed/` does not name yet."""
+def unnamed_rows(paths: pa.Table, uri: str, wanted: Any) -> Iterator[pa.Table]:
+    """The rows in `wanted`, a reference to ascending numbers, that `removed/` does not name yet."""
     import ray
 
     yield INDEX.empty_table().select(["row", "position"])
@@ -143,14 +146,14 @@ def rows_of(paths: pa.Table, uri: str, wanted: Any) -> Iterator[pa.Table]:
         yield index.filter(pa.array(_among(index["row"].to_numpy(), ray.get(wanted)))).select(["row", "position"])
 
 
-def likes_below(rows: pa.Table, first: int) -> pa.Table:
-    """Which rows with lower numbers than `first` some of a block were left out for."""
-    return rows.filter(pc.less(rows["like"], first)).select(["like"])
+def old_survivors(rows: pa.Table, first_new: int) -> pa.Table:
+    """Old rows that survive duplicates in a block: their numbers are below `first_new`."""
+    return rows.filter(pc.less(rows["like"], first_new)).select(["like"])
 
 
 def _among(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     if not len(wanted):
         return np.zeros(len(values), bool)
-    places = np.searchsorted(wanted, values).clip(max=len(wanted) - 1)
-    found: np.ndarray = wanted[places] == values
-    return found
+    indices = np.searchsorted(wanted, values).clip(max=len(wanted) - 1)
+    among: np.ndarray = wanted[indices] == values
+    return among

@@ -19,15 +19,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from maas_ray.data.dataset import SPLITS, Shard, from_numpy, write_table
 from maas_ray.data.kept_columns import KEPT, stored_columns
-from maas_ray.data.pipeline.row_steps import Kept, kept_rows, packed
+from maas_ray.data.manifest import Shard
+from maas_ray.data.names import SPLITS
+from maas_ray.data.pipeline.objects import packed
+from maas_ray.data.pipeline.row_steps import Kept, kept_rows
 from maas_ray.data.profile import Profile, from_json, merge, of_rows, to_json
+from maas_ray.data.shards import from_numpy, write_table
 from maas_ray.data.splits.hashing import shuffled
 from maas_ray.errors import DataError
 from maas_ray.tasks import Column, Row, Task, TaskSpec, load_task
 from maas_ray.tasks.rows import UnlearntError
 
+NO_ROWS = (0,) * len(SPLITS)
 _BATCH_ROWS, _BATCH_BYTES = 4096, 2 << 20
 _GROUP_BYTES, _SHARD_BYTES, _SMALL_GROUPS = 2 << 20, 64 << 20, 16
 
@@ -162,7 +166,7 @@ class Plan:
     offsets: dict[tuple[int, bytes], int]
     rows: tuple[int, ...]
     seeds: tuple[str, ...]
-    before: tuple[int, ...] = (0,) * len(SPLITS)
+    before: tuple[int, ...] = NO_ROWS
 
     def width(self, name: str) -> int:
         """Bytes of one element of a column."""
@@ -197,7 +201,7 @@ def plan_of(
     task: Task,
     seed: int,
     keep: tuple[str, ...] = (),
-    before: tuple[int, ...] = (0,) * len(SPLITS),
+    before: tuple[int, ...] = NO_ROWS,
 ) -> tuple[Plan, Sizes]:
     """Where everything goes, from the listing of all chunks; `before` are the rows that each split has already.
 

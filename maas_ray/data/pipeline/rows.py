@@ -1,8 +1,8 @@
-"""Rows on their way through the cluster: what decides about them in columns, and the raw row packed small.
+"""The schema of rows in the cluster: columns that decide what happens to a row, and the raw row packed small.
 
-What many rows of a block share stands there once: the names of their columns (`shape`), and the file they come from
-(`file`), as dictionaries of Arrow. A dictionary goes along with every piece that a sort cuts a block into, so it holds
-few entries; a row beyond them carries its own names, and its own path.
+Values that many rows of a block share are stored once, as Arrow dictionaries: the names of their columns (`shape`) and
+the file they were read from (`file`). A sort sends a copy of the dictionary along with every piece that it cuts a block
+into, so a dictionary holds few entries. A row beyond them carries its own names and its own path.
 """
 
 import json
@@ -14,32 +14,43 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from maas_ray.data.names import SPLITS
 from maas_ray.tasks import Row
 
+KEPT, EMPTY, QUARANTINED = "", "empty", "quarantined"
+DUPLICATE, NEAR_DUPLICATE, CONTAMINATED = "duplicate", "near-duplicate", "contaminated"
+SAMPLED_OUT = "weight"
+"""Outcomes of a row, its `fate`. Any other outcome is a cleaning step's reason, which begins with the step's name."""
+
+NO_SPLIT = len(SPLITS)
+"""The split number of rows without content: dropped before they were parsed, or unreadable."""
+PART_BITS = 32
+"""A row's number is its part's number above this many bits of its index in the part."""
+EXCERPT_BYTES = 200
 _SHARED = pa.dictionary(pa.int32(), pa.string())
-_MOST_SHARED = 16
-"""Entries of a block's dictionary. Those of other blocks come to them in a sort."""
+_MAX_SHARED = 16
+"""Entries of one block's dictionary. A sort merges the dictionaries of several blocks."""
 
 ROWS = pa.schema(
     {
-        "row": pa.int64(),  # its own number: of its part, and of its place there
-        "key": pa.int64(),  # split and content, see `order.sort_key`
-        "digest": pa.binary(32),  # of the content by which rows are duplicates
-        "exact": pa.int64(),  # of the content itself: says which of several duplicates is kept
-        "inputs": pa.int64(),  # of the content that is not the answer
+        "row": pa.int64(),  # number of the row: its part and its index there, see `PART_BITS`
+        "key": pa.int64(),  # split and content, see `hashing.sort_key`
+        "digest": pa.binary(32),  # content by which rows are exact duplicates
+        "exact": pa.int64(),  # hash of the content as written: decides which of several duplicates is kept
+        "inputs": pa.int64(),  # hash of the content without the answer
         "stratum": pa.string(),
         "bands": pa.binary(),  # keys that near-duplicates share, uint64 each
-        "file": _SHARED,  # what it was read from, see `paths_of`
-        "path": pa.string(),  # null: that of `file`
+        "file": _SHARED,  # file that the row was read from, see `paths_of`
+        "path": pa.string(),  # null: the same as `file`
         "position": pa.int64(),
         "rows": pa.int32(),
         "weight": pa.float64(),
-        "fate": pa.string(),
-        "like": pa.int64(),  # of a duplicate: the row that is kept; of that row: itself
+        "fate": pa.string(),  # outcome
+        "like": pa.int64(),  # for a duplicate, the row that is kept; for that row, itself
         "error": pa.string(),
-        "notes": pa.string(),  # JSON: what cleaning changed
-        "shape": _SHARED,  # the names of the raw row's columns, see `raw_of`
-        "payload": pa.large_binary(),  # the raw row as cleaned, pickled; an excerpt, where it is not kept
+        "notes": pa.string(),  # JSON: changes that cleaning made
+        "shape": _SHARED,  # names of the raw row's columns, see `raw_of`
+        "payload": pa.large_binary(),  # the cleaned raw row, pickled; an excerpt, if the row is not kept
     }
 )
 
@@ -49,15 +60,46 @@ def paths_of(rows: pa.Table) -> pa.ChunkedArray:
     return pc.coalesce(rows["path"], rows["file"].cast(pa.string()))
 
 
+def with_column(rows: pa.Table, name: str, values: Any) -> pa.Table:
+    """Rows with other values in one column of the schema."""
+    field = ROWS.field(name)
+    return rows.set_column(rows.schema.get_field_index(name), field, pa.array(values, field.type))
+
+
+def name_of(rows: pa.Table) -> str:
+    """The name of a block of ordered rows: split and content of its first row."""
+    return f"{rows['key'][0].as_py():016x}{rows['digest'][0].as_py().hex()[:16]}" if len(rows) else "none"
+
+
+def span_of(rows: pa.Table) -> str:
+    """The name of a block of ordered rows as a whole: its first row, its last row and their number."""
+    return f"{name_of(rows)}-{rows['digest'][-1].as_py().hex()[:16]}-{len(rows)}" if len(rows) else "none"
+
+
+def excerpt_of(row: Row) -> bytes:
+    """The beginning of a raw row, for a person."""
+    (alone,) = row.values() if len(row) == 1 else (None,)
+    if isinstance(alone, bytes):
+        return alone[:EXCERPT_BYTES]
+    text = alone if isinstance(alone, str) else repr(row)
+    return text[:EXCERPT_BYTES].encode(errors="backslashreplace")[:EXCERPT_BYTES]
+
+
+@lru_cache(1 << 10)
+def printable(text: str) -> str:
+    """The text with escapes for characters that UTF-8 cannot encode. A file name on Linux may contain such bytes."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 class Packer:
-    """Packs the rows of a block, and knows what they share."""
+    """Packs the rows of one block, and remembers the values that they share."""
 
     def __init__(self) -> None:
         self._shapes: dict[tuple[Any, ...], str | None] = {}
         self._files: set[str] = set()
 
     def row(self, row: Row) -> tuple[str | None, bytes]:
-        """A raw row as `raw_of` takes it: its shape, and its values pickled, or itself where its shape is its own."""
+        """The shape and the payload of a raw row, for `raw_of`. The shape is None if the payload contains the names."""
         names: list[Any] = []
         values: list[Any] = []
         for name, value in row.items():
@@ -68,27 +110,27 @@ class Packer:
                 names.append(name)
                 values.append(value)
         key = tuple(names)
-        if key not in self._shapes and len(self._shapes) < _MOST_SHARED:
+        if key not in self._shapes and len(self._shapes) < _MAX_SHARED:
             self._shapes[key] = _shape(key)
         shape = self._shapes.get(key)
         return (None, pickle.dumps(row)) if shape is None else (shape, pickle.dumps(tuple(values)))
 
     def path(self, file: str, path: str) -> tuple[str | None, str | None]:
-        """What a row has as its `file` and its `path`."""
-        if file == path and (file in self._files or len(self._files) < _MOST_SHARED):
+        """The `file` and the `path` of a row."""
+        if file == path and (file in self._files or len(self._files) < _MAX_SHARED):
             self._files.add(file)
             return file, None
         return None, path
 
 
 def _shape(names: tuple[Any, ...]) -> str | None:
-    """JSON of names; None: they are no texts, which JSON would make of them."""
+    """JSON of the names. None if a name is not a string, because JSON would turn it into one."""
     flat = [name for one in names for name in (one if isinstance(one, tuple) else (one,))]
     return json.dumps(names) if all(type(name) is str for name in flat) else None
 
 
 def raw_of(shape: str | None, payload: bytes, load: Callable[[bytes], Any] = pickle.loads) -> Row:
-    """The raw row that was packed; `load` unpickles."""
+    """The raw row that was packed; `load` unpickles the payload."""
     values = load(payload)
     if shape is None:
         row: Row = values
@@ -108,6 +150,6 @@ def raw_of(shape: str | None, payload: bytes, load: Callable[[bytes], Any] = pic
 
 @lru_cache(1 << 10)
 def _names(shape: str) -> tuple[list[Any], bool]:
-    """Names as `_shape` took them, and whether none of them is of columns within a column."""
+    """The names in a shape, and whether no column contains further columns."""
     names = json.loads(shape)
     return names, all(isinstance(name, str) for name in names)

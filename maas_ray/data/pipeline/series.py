@@ -1,9 +1,9 @@
-"""Series whose steps are a table's rows: joined, in order, and cut where splits end.
+"""Series whose steps are rows of a table: the rows are joined in order, and cut at the ends of splits.
 
-Of each series the last steps are for testing, those before them for validation, the rest for training: what is to be
-foretold lies behind what was learnt from. Where the source names its split, all steps fall there. No step is in two
-splits, so no window is either. A whole file is in the memory of one reader meanwhile, eight bytes for each value; a
-series lies in one file.
+The last steps of a series are for testing, the steps before them for validation, and the rest for training, so that a
+model is evaluated on steps after those it learnt from. If the source names its split, all steps fall into that split.
+No step is in two splits, and so no window is. A series lies in one file. One reader holds the whole file in memory,
+eight bytes for each value.
 """
 
 from array import array
@@ -14,24 +14,25 @@ from typing import Any
 import numpy as np
 
 from maas_ray.data.reading import Raw
+from maas_ray.errors import InvalidError
 from maas_ray.tasks.rows import Row, Steps
 from maas_ray.tasks.tables.cells import Cell, category, cell, number
 
-MOST_STEPS = 1 << 14
-"""About where a longer stretch is cut: windows are many times as large as what they are cut from."""
+MAX_STEPS = 1 << 14
+"""Approximate length at which a longer stretch is cut, because its windows are many times as large as itself."""
 
 
 def joined(rows: Iterator[Raw], steps: Steps, shares: tuple[float, ...]) -> Iterator[Raw]:
     """Stretches of series: `series`, its name; `start`, steps before it; `values` float64 [steps, columns].
 
-    A row that holds lists is a whole series, and comes as it is.
+    A row that holds lists is a whole series and is passed through.
 
     Args:
-        rows: of a whole file, all of which name the same split or none.
+        rows: the rows of a whole file; all name the same split, or none does.
         steps: how they are joined.
-        shares: of validation and test, where no split is named.
+        shares: shares of validation and test, if the source names no split.
     """
-    found: dict[str, _Series] = {}
+    by_name: dict[str, _Series] = {}
     path, given = "", None
     for raw in rows:
         path, given = raw.path, raw.split
@@ -40,10 +41,10 @@ def joined(rows: Iterator[Raw], steps: Steps, shares: tuple[float, ...]) -> Iter
             continue
         try:
             name = category(cell(raw.row[steps.series])) if steps.series else ""
-            found.setdefault(name, _Series(len(steps.values))).add(raw, steps)
+            by_name.setdefault(name, _Series(len(steps.values))).add(raw, steps)
         except ValueError as error:
             yield replace(raw, row=None, error=str(error))
-    for name, series in found.items():
+    for name, series in by_name.items():
         yield from series.stretches(path, name, shares if given is None else given, steps)
 
 
@@ -51,28 +52,32 @@ class _Series:
     def __init__(self, columns: int) -> None:
         self.columns = columns
         self.values, self.positions = array("d"), array("q")
-        # 1 for a row that is well, 0 for one that is in quarantine: a missing step stands in its place.
+        # 1 for a good row; 0 for a quarantined row, which becomes a missing step.
         self.counted = bytearray()
-        self.times: dict[Any, int] = {}  # when, to the step's place; numbers, or texts
+        self.times: dict[Any, int] = {}  # index of each step by its time, which is a number or a text
 
     def add(self, raw: Raw, steps: Steps) -> None:
         """Add a step.
 
         Raises:
-            ValueError: it is none, or holds a value that is no number.
+            InvalidError: its time cannot be used.
+            ValueError: a value is not a number.
         """
         row: Row = raw.row or {}
         if steps.time:
             when = _when(cell(row[steps.time]))
             if when is None:
-                raise ValueError(f"column {steps.time!r} does not say when this step was")
+                raise InvalidError("time_missing", f"column {steps.time!r} does not say when this step was")
             first = next(iter(self.times), when)
             if type(first) is not type(when):
-                raise ValueError(f"column {steps.time!r} holds {when!r}; this series began at {first!r}")
+                raise InvalidError(
+                    "mixed_times", f"column {steps.time!r} holds {when!r}; this series began at {first!r}"
+                )
             if when in self.times:
-                raise ValueError(
+                raise InvalidError(
+                    "duplicate_time",
                     f"column {steps.time!r} has {when!r} twice in one series; name the column that tells series "
-                    "apart in `series`"
+                    "apart in `series`",
                 )
             self.times[when] = len(self.positions)
         numbers, problem = [], ""
@@ -89,11 +94,11 @@ class _Series:
             raise ValueError(problem)
 
     def stretches(self, path: str, name: str, splits: tuple[float, ...] | int, steps: Steps) -> Iterator[Raw]:
-        """The series, cut where splits end. Of a split's stretches each has the windows that the others lack.
+        """The series, cut at the ends of splits. Each stretch of a split has windows that no other stretch has.
 
         Args:
-            path: of the file.
-            name: of the series.
+            path: the file.
+            name: the name of the series.
             splits: shares of validation and test; or the number of the split that all steps fall into.
             steps: how they are joined.
         """
@@ -110,7 +115,7 @@ class _Series:
             lengths = dict(enumerate((len(order) - sum(held_out), *held_out)))
         start = 0
         for split, length in lengths.items():
-            seen = start  # steps before it are in a stretch, and are counted there
+            seen = start  # earlier steps are counted in an earlier stretch
             for low, high in _cuts(start, start + length, steps.window, steps.stride):
                 row = {"series": name, "start": low, "values": values[low:high]}
                 if counted[low:high].any():
@@ -121,8 +126,8 @@ class _Series:
 
 
 def _cuts(start: int, end: int, window: int, stride: int) -> Iterator[tuple[int, int]]:
-    """Where stretches of a split begin and end: each window is in one, none in two, and so no step is left over."""
-    windows = max(MOST_STEPS - window, window) // stride + 1
+    """Beginnings and ends of the stretches of a split. Each window is in exactly one stretch, and no step is lost."""
+    windows = max(MAX_STEPS - window, window) // stride + 1
     step = windows * stride
     while end - (start + step) >= window:
         yield start, start + step + max(window - stride, 0)
@@ -132,7 +137,7 @@ def _cuts(start: int, end: int, window: int, stride: int) -> Iterator[tuple[int,
 
 
 def _when(time: Cell) -> float | str | None:
-    """A number, or a text, as which dates are ordered if they are written as ISO 8601 has it."""
+    """The time as a number or a text. Dates sort as texts if they are written in ISO 8601."""
     try:
         return None if time is None else number(time)
     except ValueError:

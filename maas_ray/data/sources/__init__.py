@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Union
 from pydantic import Field
 
 from maas_ray.data.sources.arrow import ArrowSource
-from maas_ray.data.sources.base import FILE_COLUMNS, KEEP_PREFIX, InputFile, Source
+from maas_ray.data.sources.base import InputFile, Source
 from maas_ray.data.sources.csv import CsvSource
 from maas_ray.data.sources.folders import AudioFolderSource, ImageFolderSource
 from maas_ray.data.sources.jsonl import JsonlSource
@@ -59,9 +59,7 @@ def list_files(source: AnySource) -> list[InputFile]:
 
 
 __all__ = [
-    "FILE_COLUMNS",
     "FORMATS",
-    "KEEP_PREFIX",
     "TABLES",
     "AnySource",
     "ArrowSource",

@@ -118,7 +118,7 @@ def _saved(directory: str, files: list[InputFile]) -> list[InputFile]:
 
 
 def _split(name: str) -> str:
-    from maas_ray.data.dataset import SPLITS
+    from maas_ray.data.names import SPLITS
 
     return f", split: {name}" if name in SPLITS else ""
 

@@ -7,13 +7,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from maas_ray.data.names import KEEP_PREFIX
 from maas_ray.spec import Spec
 from maas_ray.tasks.rows import Row
 
-KEEP_PREFIX = "keep/"
-"""Before the names of columns that are read to be kept as they are, whatever the task makes of them."""
-FILE_COLUMNS = ("image", "audio")
-"""Columns of tasks that hold files."""
 MOST_BYTES = 128 << 20
 """The largest row, line, document, image or clip that is read; a larger one is quarantined: it would be in the memory
 of several processes at once."""

@@ -10,9 +10,10 @@ from itertools import islice
 from typing import Any, Literal
 
 from maas_ray.bodies import decoded_base64
-from maas_ray.data.sources.base import EXCERPT_BYTES, FILE_COLUMNS, KEEP_PREFIX, Inspected, Raw, Source
+from maas_ray.data.names import FILE_COLUMNS, KEEP_PREFIX
+from maas_ray.data.sources.base import EXCERPT_BYTES, Inspected, Raw, Source
 from maas_ray.data.sources.files import content
-from maas_ray.errors import MaasError
+from maas_ray.errors import MaasError, Problem
 from maas_ray.tasks.rows import REST, Row
 
 _FETCHED_ROWS, _FETCH_THREADS = 256, 16
@@ -134,14 +135,16 @@ def typed(uri: str, position: int, values: Row, mapping: dict[str, str]) -> Raw:
 
 
 def missing(where: str, mapping: dict[str, str], names: Iterable[str]) -> str:
-    """What to say of columns that are not there. Empty: all are."""
-    there = list(names)
-    lacking = [f"{column!r} ({_named_by(name)})" for name, column in mapping.items() if column not in (REST, *there)]
-    return f"{where} has no column {', '.join(lacking)}; it has: {', '.join(there)}." if lacking else ""
+    """The problem of a table without some of the columns. Empty: it has all of them."""
+    existing = list(names)
+    lacking = [f"{column!r} ({_named_by(name)})" for name, column in mapping.items() if column not in (REST, *existing)]
+    if not lacking:
+        return ""
+    return Problem(f"{where} has no column {', '.join(lacking)}; it has: {', '.join(existing)}.", code="column_missing")
 
 
 def _named_by(name: str) -> str:
-    """What in a spec says where a column stands."""
+    """The field of a spec that names a column."""
     if name.startswith(KEEP_PREFIX):
         return "named by `keep`"
     return f"set `{name if name in ('text', 'image', 'label') else f'columns.{name}'}`"

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import IO, Any, ClassVar, Literal, NamedTuple
 
-from maas_ray.data.sources.base import EXCERPT_BYTES, FILE_COLUMNS, MOST_BYTES, Inspected, Raw
+from maas_ray.data.names import FILE_COLUMNS
+from maas_ray.data.sources.base import EXCERPT_BYTES, MOST_BYTES, Inspected, Raw
 from maas_ray.data.sources.compressed import Content, codec, opened, usual
 from maas_ray.data.sources.files import Files
 from maas_ray.data.sources.table import Table, chosen, missing

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maas_ray.data.dataset import SPLITS
+from maas_ray.data.names import SPLITS
 from maas_ray.data.profile import Names, Numbers
 from maas_ray.errors import StorageError
 from maas_ray.tasks.traits import Picture, Sound

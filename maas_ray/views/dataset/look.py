@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from maas_ray import storage
-from maas_ray.data.dataset import SPLITS, DatasetMeta, PreparedDataset
+from maas_ray.data.dataset import PreparedDataset
 from maas_ray.data.kept_columns import stored_columns, texts
+from maas_ray.data.manifest import DatasetMeta
+from maas_ray.data.names import SPLITS
 from maas_ray.data.profile import PROFILE_FILE, Names, Numbers, Profile, from_json
 from maas_ray.errors import DataError, UntrustedCodeError
 from maas_ray.views.dataset.left_out import LeftOut, left_out

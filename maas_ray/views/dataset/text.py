@@ -8,7 +8,8 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from maas_ray.data.dataset import SPLITS, open_dataset
+from maas_ray.data.dataset import open_dataset
+from maas_ray.data.names import SPLITS
 from maas_ray.data.profile import Names, Numbers, document_of
 from maas_ray.settings import Settings
 from maas_ray.tasks.traits import Curve, Picture, Sound

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from maas_ray import PrepareSpec
-from maas_ray.data.dataset import SPLITS, PreparedDataset
+from maas_ray.data.dataset import PreparedDataset
 from maas_ray.data.kept_columns import stored_columns, texts
+from maas_ray.data.names import SPLITS
 from maas_ray.data.prepare import prepare
 from maas_ray.errors import SpecError
 from maas_ray.settings import Settings

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from maas_ray import PrepareSpec, prepare
-from maas_ray.data.dataset import SPLITS, PreparedDataset, dataset_home, open_dataset
+from maas_ray.data.dataset import PreparedDataset, dataset_home, open_dataset
+from maas_ray.data.names import SPLITS
 from maas_ray.errors import DataError
 from maas_ray.settings import Settings
 from maas_ray.training.plan import Ledger, Plan
@@ -143,7 +144,7 @@ def test_text_grows_twice(place: Settings, tmp_path: Path, capsys: pytest.Captur
     with opened(source) as opens:
         second = prepare(spec, settings=place)
     assert set(opens) == {*(f"{number:03d}.txt" for number in range(60, 90)), "near.txt", "same.txt"}
-    assert f"32 new files, 0.0 MB, come to {first.fingerprint[:16]}" in capsys.readouterr().out
+    assert f"growing {first.fingerprint[:16]} by 32 new files, 0.0 MB" in capsys.readouterr().out
     assert_grown(first, second)
     grown = second.meta.grown
     assert grown is not None
@@ -204,11 +205,11 @@ def test_what_cannot_grow_is_prepared_anew(place: Settings, tmp_path: Path, caps
     (source / "b.csv").unlink()
     capsys.readouterr()
     anew = prepare(labels_spec(source), settings=place)
-    assert "prepared anew, since c.csv is changed and b.csv is not there" in capsys.readouterr().out
+    assert "preparing all files again, because c.csv is changed and b.csv is not there" in capsys.readouterr().out
     assert anew.meta.parent is None
     capsys.readouterr()
     prepare(labels_spec(source, seed=1), settings=place)
-    assert "prepared anew, since the spec differs in `seed`" in capsys.readouterr().out
+    assert "preparing all files again, because the spec differs in `seed`" in capsys.readouterr().out
 
 
 def test_strata_hold_for_new_rows_and_inputs_stay_in_their_split(place: Settings, tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from maas_ray import PrepareSpec, prepare, storage
-from maas_ray.data.dataset import SPLITS, PreparedDataset, dataset_home, open_dataset
-from maas_ray.data.prepare import _commit, list_sources
+from maas_ray.data.dataset import PreparedDataset, dataset_home, open_dataset
+from maas_ray.data.names import SPLITS
+from maas_ray.data.plan import Plan, list_sources
 from maas_ray.data.prepare import prepare as prepare_in
 from maas_ray.errors import CorruptError, DataError
 from maas_ray.settings import Settings
@@ -252,19 +253,19 @@ def test_a_split_that_came_out_empty_is_named(
 
 
 def test_of_two_attempts_at_once_one_counts(library: Path, place: Settings) -> None:
+    from maas_ray.data.commit import commit
     from maas_ray.data.pipeline import blocks
-    from maas_ray.data.pipeline import build as stages
+    from maas_ray.data.pipeline.build import build
+    from maas_ray.data.pipeline.input import inspect_input
 
     spec = text_spec(library)
     files = list_sources(spec)
     uri = str(Path(place.storage) / "both")
     with blocks.quiet(1):
-        inspected = stages.look(spec, files, None)
-        built = [stages.build(spec, inspected, uri, attempt, None) for attempt in ("first", "second")]
-    one, two = (
-        _commit(spec, some, uri, "f" * 64, attempt, {}, "")
-        for some, attempt in zip(built, ("first", "second"), strict=True)
-    )
+        inspected = inspect_input(spec, files, None)
+        built = [build(spec, inspected, uri, attempt, None) for attempt in ("first", "second")]
+    plan = Plan(uri, "f" * 64, "", {}, inspected)
+    one, two = (commit(spec, plan, some, attempt) for some, attempt in zip(built, ("first", "second"), strict=True))
     assert one.artifact == two.artifact
     two.artifact.verify()
     assert not [path for path in Path(uri).rglob("*") if "second" in path.name]

@@ -22,7 +22,8 @@ from s3fs import S3FileSystem
 
 from maas_ray import PrepareSpec, prepare
 from maas_ray.cluster import free_ports
-from maas_ray.data.dataset import SPLITS, PreparedDataset, open_dataset
+from maas_ray.data.dataset import PreparedDataset, open_dataset
+from maas_ray.data.names import SPLITS
 from maas_ray.data.reading import stamp
 from maas_ray.errors import DataError, MaasError
 from maas_ray.settings import Settings
@@ -137,7 +138,7 @@ def test_text_from_and_to_a_bucket_is_found_again_and_grows(
     # All others were asked for their ETags alone. What follows `?` asks for a list.
     read = {line[1] for line in re.finditer(r"GET (/lake/(?!storage/)[^? ]+) HTTP", "\n".join(asked))}
     assert read == {"/lake/lines/new.jsonl"}
-    assert f"1 new files, 0.0 MB, come to {first.fingerprint[:16]}" in capsys.readouterr().out
+    assert f"growing {first.fingerprint[:16]} by 1 new files, 0.0 MB" in capsys.readouterr().out
     assert second.meta.parent == first.fingerprint
     assert second.meta.grown is not None
     assert (second.meta.grown.read, second.meta.grown.duplicates) == (25, 5)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from maas_ray import DeploySpec, EvaluateSpec, PrepareSpec, TrainSpec, deploy, evaluate, prepare, train, undeploy
-from maas_ray.data.dataset import SPLITS, PreparedDataset
+from maas_ray.data.dataset import PreparedDataset
+from maas_ray.data.names import SPLITS
 from maas_ray.sample_data import SAMPLES
 from maas_ray.settings import Settings
 from tests.support import ROOT

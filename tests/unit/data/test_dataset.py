@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 
 from maas_ray import storage
-from maas_ray.data.dataset import dataset_home, from_numpy, open_dataset, to_numpy, write_table
+from maas_ray.data.dataset import dataset_home, open_dataset
+from maas_ray.data.shards import from_numpy, to_numpy, write_table
 from maas_ray.errors import CorruptError, DataError, NotFoundError
 from maas_ray.settings import Settings
 from maas_ray.tasks import Column

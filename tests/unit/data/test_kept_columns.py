@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from maas_ray.data.kept_columns import BYTES, columns_to_read, kept, stored_columns, texts
-from maas_ray.data.pipeline import packing
-from maas_ray.data.pipeline import row_steps as fates
+from maas_ray.data.pipeline import packing, row_steps
+from maas_ray.data.pipeline.objects import packed
+from maas_ray.data.pipeline.read_rows import Reading, read_rows
 from maas_ray.data.reading import Part, inspect
 from maas_ray.data.sources import JsonlSource, list_files
 from maas_ray.data.splits.spec import Splits
@@ -54,14 +55,12 @@ def test_a_table_that_takes_all_columns_still_learns_from_those_that_are_kept(tm
     source, spec = JsonlSource(path=str(path)), TabularRegressionSpec(target="price")
     keep = ("town", "price")
     (file,) = list_files(source)
-    parts = fates.packed([(0, Part(source, inspect(source, file, columns_to_read(spec.columns, keep))))])
+    parts = packed([(0, Part(source, inspect(source, file, columns_to_read(spec.columns, keep))))])
 
-    (table,) = [
-        table for table in fates.read_rows(parts, fates.Reading(spec, Splits(validation=0, test=0), keep)) if len(table)
-    ]
-    found = list(fates.kept_rows(fates.settle(table), spec, keep))
+    (table,) = [table for table in read_rows(parts, Reading(spec, Splits(validation=0, test=0), keep)) if len(table)]
+    found = list(row_steps.kept_rows(row_steps.settle(table), spec, keep))
     task = spec.fit([one.row for one in found])
-    (chunk,) = packing.encode(fates.settle(table), packing.saved(task), spec, keep)
+    (chunk,) = packing.encode(row_steps.settle(table), packing.saved(task), spec, keep)
 
     towns, prices = (
         texts(np.frombuffer(chunk[name][0].as_py(), np.uint8).reshape(-1, BYTES)) for name in stored_columns(keep)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from maas_ray.data.prepare import PrepareSpec
+from maas_ray.data.spec import PrepareSpec
 from maas_ray.errors import DataError, RequestError, SpecError, UntrustedCodeError
 from maas_ray.evaluation.tables import details
 from maas_ray.own import Tensor

@@ -1,8 +1,8 @@
-"""Where rows begin in CSV that is written as RFC 4180 has it: found by NumPy, a stretch of bytes at a time.
+"""Finds the rows of RFC 4180 CSV with NumPy, without parsing them, one stretch of bytes at a time.
 
-A line break outside quotes ends a row, and whether it stands outside is the parity of the quotes before it. That holds
-as long as each quote opens a value, closes one, or is one of two in a quoted value. Up to the first place where that,
-or anything else that a strict parser minds, is not so, this agrees with Python's `csv`; what lies behind is for others.
+A line break outside quotes ends a row, and it is outside if the number of quotes before it is even. That holds as long
+as each quote opens a value, closes one, or is doubled inside a quoted value. Up to the first byte that breaks this
+rule, or any other rule of a strict parser, the result agrees with Python's `csv`. Later bytes are left to `parse`.
 """
 
 from functools import lru_cache
@@ -12,19 +12,19 @@ import numpy as np
 
 _BREAK, _RETURN = 0x0A, 0x0D
 _NONE = np.empty(0, np.int64)
-_LONGEST_CHARACTER = 4  # bytes
+_MAX_CHARACTER = 4  # bytes of one character in UTF-8
 
 
 class Rows(NamedTuple):
     """The whole rows at the beginning of a stretch.
 
     Args:
-        starts: byte at which each row begins that is not blank, int64.
-        ends: byte after each of these, int64.
-        lines: lines before each, int64.
-        end: byte after the last row, blank ones among them.
-        line_count: lines up to there.
-        plain: whether what lies behind may be plain too: the stretch merely ends within a row.
+        starts: first byte of each row that is not blank, int64.
+        ends: byte after each of these rows, int64.
+        lines: lines before each of these rows, int64.
+        end: byte after the last row, blank rows included.
+        line_count: lines up to `end`.
+        plain: whether the bytes after `end` may be plain too: the stretch ends within a row.
     """
 
     starts: np.ndarray
@@ -37,7 +37,7 @@ class Rows(NamedTuple):
 
 @lru_cache
 def of_single_bytes(charset: str) -> bool:
-    """Whether a byte is a character whatever stands around it, and ASCII is ASCII: so a byte can be looked for."""
+    """Whether each byte is one character in any context, and ASCII is unchanged, so that bytes can be searched for."""
     try:
         if bytes(range(128)).decode(charset) != bytes(range(128)).decode("ascii"):
             return False
@@ -55,7 +55,7 @@ def _decoded(content: bytes, charset: str) -> str:
 
 
 def scannable(charset: str, delimiter: str, quote: str) -> bool:
-    """Whether `scan` can be used: all that it looks for are single bytes that nothing else has in it."""
+    """Whether `scan` can be used: everything it searches for is a single byte that is part of no other character."""
     signs = delimiter + quote
     return (
         (charset == "utf-8" or of_single_bytes(charset))
@@ -66,18 +66,18 @@ def scannable(charset: str, delimiter: str, quote: str) -> bool:
 
 
 def scan(content: bytes, charset: str, delimiter: str, quote: str) -> Rows:
-    """The rows at the beginning of some bytes, as far as they are plain. The first byte begins a row.
+    """The plain rows at the beginning of `content`, whose first byte begins a row.
 
     Args:
-        content: the bytes.
-        charset: as in a source; `scannable` with the others.
-        delimiter: between two values.
-        quote: around values. Empty: nothing is.
+        content: bytes of the file.
+        charset: encoding of the file; `scannable` with delimiter and quote.
+        delimiter: the character between two values.
+        quote: the character around values. Empty: no value is quoted.
     """
     if not content:
         return Rows(_NONE, _NONE, _NONE, 0, 0, plain=True)
     limit = _decodable(content, charset)
-    plain = limit > len(content) - _LONGEST_CHARACTER  # one that the stretch ends in is whole in the next
+    plain = limit > len(content) - _MAX_CHARACTER  # a character cut at the end is whole in the next stretch
     if not limit:
         return Rows(_NONE, _NONE, _NONE, 0, 0, plain)
     values = np.frombuffer(content, np.uint8, limit)
@@ -94,7 +94,7 @@ def scan(content: bytes, charset: str, delimiter: str, quote: str) -> Rows:
         followed = values[np.minimum(returns + 1, len(values) - 1)] == _BREAK
         if len(quotes):
             followed |= np.searchsorted(quotes, returns) % 2 == 1
-        # One at the very end may have its line break in the next stretch.
+        # The line break after a carriage return at the very end may be in the next stretch.
         stray = returns[~followed & (returns < len(values) - 1)]
         if len(stray) and stray[0] < limit:
             limit, plain = int(stray[0]), False
@@ -114,7 +114,7 @@ def scan(content: bytes, charset: str, delimiter: str, quote: str) -> Rows:
 
 
 def _decodable(content: bytes, charset: str) -> int:
-    """How many bytes from the first on are text."""
+    """Number of bytes at the beginning that can be decoded."""
     if content.isascii():
         return len(content)
     try:
@@ -125,7 +125,7 @@ def _decodable(content: bytes, charset: str) -> int:
 
 
 def _first_wrong(values: np.ndarray, quotes: np.ndarray, delimiter: int, quote: int) -> int:
-    """The first quote that neither opens nor closes a value nor is doubled; the length, where all do."""
+    """Index of the first quote that neither opens nor closes a value nor is doubled; the length, if there is none."""
     size = len(values)
     before, after = values[np.maximum(quotes - 1, 0)], values[np.minimum(quotes + 1, size - 1)]
     opening, closing = np.arange(len(quotes)) % 2 == 0, np.arange(len(quotes)) % 2 == 1
@@ -135,6 +135,6 @@ def _first_wrong(values: np.ndarray, quotes: np.ndarray, delimiter: int, quote: 
     second = values[np.minimum(quotes + 2, size - 1)]
     closes = (after == delimiter) | (after == _BREAK) | (after == quote)
     closes |= (after == _RETURN) & ((second == _BREAK) | (quotes + 2 >= size))
-    closes |= quotes + 1 >= size  # what follows stands in the next stretch
+    closes |= quotes + 1 >= size  # the next byte is in the next stretch
     wrong = np.flatnonzero((opening & ~opens) | (closing & ~closes))
     return int(quotes[wrong[0]]) if len(wrong) else size

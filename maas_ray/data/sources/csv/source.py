@@ -1,4 +1,4 @@
-"""CSV: what a file is written like, and its rows by column; `maas_ray.data.sources.csv.parse` parses."""
+"""`format: csv`: the fields of a CSV source, and its rows by column."""
 
 import codecs
 from collections.abc import Iterable, Iterator
@@ -12,30 +12,33 @@ from pydantic import Field, field_validator
 
 from maas_ray.data.sources.base import EXCERPT_BYTES, Inspected, Raw
 from maas_ray.data.sources.compressed import Content, codec, opened, usual
+from maas_ray.data.sources.csv import parse
+from maas_ray.data.sources.csv.dialect import Dialect
 from maas_ray.data.sources.files import Files
 from maas_ray.data.sources.table import Table, chosen, missing
+from maas_ray.errors import InvalidError
 
 _GROUP_BYTES = 4 << 20
 
 
 class CsvSource(Table, Files):
-    """`{format: csv, path: sales.csv, delimiter: ";"}`: text in columns, parsed as RFC 4180 has it.
+    """`{format: csv, path: sales.csv, delimiter: ";"}`: text in columns, parsed as RFC 4180 defines it.
 
-    Every value is a string or missing: what it means is the task's affair. Files may be compressed.
+    Every value is a string or missing; the task decides what the string means. Files may be compressed.
     """
 
     format: Literal["csv"] = "csv"
-    """Which format."""
+    """Name of the format."""
     delimiter: str | None = Field(None, min_length=1, max_length=1)
-    """What stands between two values. None: a tab in files named `.tsv` or `.tab`, else a comma."""
+    """Character between two values. None: a tab in files named `.tsv` or `.tab`, else a comma."""
     quote: str = Field('"', max_length=1)
-    """What stands around values with delimiters or line breaks in them, and is doubled there. Empty: nothing does."""
+    """Character around values that contain delimiters or line breaks; it is doubled inside them. Empty: no quotes."""
     charset: str = "utf-8"
-    """How text is encoded, by Python's names: `utf-8` (a byte order mark is left out), `latin-1`, `cp1252`, …"""
+    """Encoding of the text, by Python's names: `utf-8` (a byte order mark is removed), `latin-1`, `cp1252`, …"""
     names: tuple[str, ...] | None = Field(None, min_length=1)
-    """Names of the columns, where the first row is none of them. None: they stand in the first row."""
+    """Names of the columns, if the file has no header. None: the first row is the header."""
     missing: tuple[str, ...] = ("", "NA", "N/A", "NaN", "nan", "NULL", "null")
-    """What stands where a value is missing."""
+    """Texts that mean a missing value."""
     usual: ClassVar[tuple[str, ...]] = usual("*.csv", "*.tsv", "*.tab")
 
     @field_validator("charset")
@@ -46,28 +49,30 @@ class CsvSource(Table, Files):
             if "\n".encode(charset) == b"\n":
                 return name
         except LookupError:
-            raise ValueError(f"{charset!r} is no encoding that Python knows; most files are utf-8.") from None
-        raise ValueError(f"lines cannot be found in {charset}; convert the files to utf-8.")
+            raise InvalidError("unknown_encoding", f"unknown encoding {charset!r}; most files are utf-8.") from None
+        raise InvalidError(
+            "unsupported_encoding", f"lines of a file in {charset} cannot be found; convert the files to utf-8."
+        )
 
-    def delimiter_of(self, uri: str) -> str:
-        """What stands between the values of a file."""
+    def dialect(self, uri: str) -> Dialect:
+        """How one of its files is written."""
         tabs = any(suffix in (".tsv", ".tab") for suffix in PurePosixPath(uri.lower()).suffixes)
-        return self.delimiter or ("\t" if tabs else ",")
+        delimiter = self.delimiter or ("\t" if tabs else ",")
+        return Dialect(self.charset, delimiter, self.quote, self.names, self.missing)
 
     def look(self, found: Inspected, mapping: dict[str, str]) -> Inspected:
         """A file that can be read from the middle is cut; the digest of a compressed one is of its content."""
-        from maas_ray.data.sources.csv import parse as delimited
-
         uri, digest = found.file.uri, sha256()
+        dialect = self.dialect(uri)
         places: list[Any] = []
         groups: list[int] = []
         with opened(uri) as handle:
-            names, start = delimited.header(self, uri, handle)
+            names, start = parse.header(dialect, uri, handle)
             if names and (problem := missing(uri, mapping, names)):
                 return replace(found, problem=problem)
             handle.seek(0)
             digest.update(handle.read(start.byte))
-            for stretch in delimited.stretches(self, uri, handle, start, _GROUP_BYTES, digest):
+            for stretch in parse.stretches(dialect, handle, start, _GROUP_BYTES, digest):
                 places.append(stretch.start)
                 groups.append(stretch.rows)
             digest.update(handle.damage.encode())
@@ -76,33 +81,31 @@ class CsvSource(Table, Files):
         return found if codec(uri) else replace(found, groups=tuple(groups), places=tuple(places))
 
     def records(self, found: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
-        from maas_ray.data.sources.csv import parse as delimited
-
         uri, left = found.file.uri, found.rows
+        dialect = self.dialect(uri)
         with opened(uri) as handle:
-            names, start = delimited.header(self, uri, handle)
+            names, start = parse.header(dialect, uri, handle)
             if groups is not None and found.groups:
                 start = found.places[groups.start]
                 left = sum(found.groups[group] for group in groups)
             handle.seek(start.byte)
-            number = start.line
-            values_of = delimited.Values(names, self)
-            found_rows = delimited.records(self, uri, handle, start)
-            rows = _whole(found_rows, handle) if codec(uri) else islice(found_rows, left)
-            for record in rows:
-                number, excerpt = record.start.line + 1, delimited.excerpt(record, EXCERPT_BYTES)
+            line = start.line
+            values_of = parse.Values(names, dialect)
+            parsed = parse.records(dialect, handle, start)
+            for record in _whole(parsed, handle) if codec(uri) else islice(parsed, left):
+                line, excerpt = record.start.line + 1, parse.excerpt(record, EXCERPT_BYTES)
                 try:
                     values = values_of(record)
                 except ValueError as error:
-                    yield Raw(uri, number, error=str(error), excerpt=excerpt)
+                    yield Raw(uri, line, error=str(error), excerpt=excerpt)
                 else:
-                    yield Raw(uri, number, chosen(values, mapping), excerpt=excerpt)
+                    yield Raw(uri, line, chosen(values, mapping), excerpt=excerpt)
             if handle.damage:
-                yield Raw(uri, number, error=handle.damage)
+                yield Raw(uri, line, error=handle.damage)
 
 
 def _whole(records: Iterable[Any], content: Content) -> Iterator[Any]:
-    """Rows but for the last before damage, which may be the beginning of one."""
+    """All records, except the last one before damage: it may be only the beginning of a record."""
     held = None
     for record in records:
         if held is not None:

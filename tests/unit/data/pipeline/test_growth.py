@@ -14,14 +14,16 @@ import pytest
 import xxhash
 
 from maas_ray import storage
-from maas_ray.data.pipeline import row_steps as fates
-from maas_ray.data.pipeline import work
+from maas_ray.data.pipeline import resume_cache
 from maas_ray.data.pipeline.growth import Parent, growth_fingerprint, inputs_of, recipe_of, refusal
-from maas_ray.data.pipeline.index import OLD, keys_of_known, lost, write_index
-from maas_ray.data.pipeline.work import READ, Work, once
-from maas_ray.data.prepare import PIPELINE, PrepareSpec
+from maas_ray.data.pipeline.index import OLD, dropped_survivors, keys_of_old_rows, write_index
+from maas_ray.data.pipeline.objects import packed, unpacked
+from maas_ray.data.pipeline.resume_cache import READ, ResumeCache, cached
+from maas_ray.data.pipeline.rows import DUPLICATE, KEPT, NEAR_DUPLICATE, PART_BITS, ROWS
+from maas_ray.data.plan import PIPELINE
 from maas_ray.data.reading import Inspected
 from maas_ray.data.sources import InputFile
+from maas_ray.data.spec import PrepareSpec
 from maas_ray.data.splits.hashing import SPLIT_BITS
 from maas_ray.errors import CorruptError, NotFoundError
 from maas_ray.spec import digest_of
@@ -60,7 +62,7 @@ def test_many_files_that_changed_are_not_all_named() -> None:
 
 def test_rows_are_traced_to_the_file_they_stood_in() -> None:
     parent = parent_of([seen("a"), seen("none"), seen("b")], parts={(0, "a"): 2, (0, "b"): 1})
-    part = 1 << fates.PART_BITS
+    part = 1 << PART_BITS
     assert parent.paths_of([0, 5, part, 2 * part - 1, 2 * part, 2 * part + 7]) == ["/in/a"] * 4 + ["/in/b"] * 2
 
 
@@ -103,29 +105,29 @@ def test_what_a_grown_dataset_is_called_depends_on_all_it_came_from() -> None:
 
 def rows_of(count: int, bands: int = 0) -> pa.Table:
     draw = np.random.default_rng(0)
-    columns: dict[str, Any] = {name: pa.nulls(count, fates.ROWS.field(name).type) for name in fates.ROWS.names}
+    columns: dict[str, Any] = {name: pa.nulls(count, ROWS.field(name).type) for name in ROWS.names}
     columns |= {
-        "row": np.arange(count) + (3 << fates.PART_BITS),
+        "row": np.arange(count) + (3 << PART_BITS),
         "key": np.sort(draw.integers(0, 3, count) << SPLIT_BITS | draw.integers(0, 1 << SPLIT_BITS, count)),
         "digest": pa.array([draw.bytes(32) for _ in range(count)], pa.binary(32)),
         "inputs": draw.integers(0, 1 << 62, count),
         "position": np.arange(count),
         "bands": pa.array([draw.bytes(8 * bands) for _ in range(count)], pa.binary()),
-        "fate": pa.array([fates.KEPT] * count),
+        "fate": pa.array([KEPT] * count),
     }
-    return pa.table(columns, schema=fates.ROWS)
+    return pa.table(columns, schema=ROWS)
 
 
 def test_the_index_gives_back_the_keys_of_its_rows(tmp_path: Path) -> None:
     rows = rows_of(5, bands=2)
     # The last but one is nearly the same as the first; the last was left out.
-    fate = [fates.KEPT] * 3 + [fates.NEAR_DUPLICATE, fates.DUPLICATE]
+    fate = [KEPT] * 3 + [NEAR_DUPLICATE, DUPLICATE]
     first = rows["row"][0].as_py()
     rows = rows.set_column(rows.schema.get_field_index("fate"), "fate", pa.array(fate))
     like = pa.array([first, None, None, first, first], pa.int64())
     rows = rows.set_column(rows.schema.get_field_index("like"), "like", like)
-    (entry,) = fates.unpacked(write_index(rows, str(tmp_path), "attempt"))
-    keys = pa.concat_tables(keys_of_known(fates.packed([entry.path]), str(tmp_path)))
+    (entry,) = unpacked(write_index(rows, str(tmp_path), "attempt"))
+    keys = pa.concat_tables(keys_of_old_rows(packed([entry.path]), str(tmp_path)))
     exact = keys.filter(keys["exact"])
     digests = [np.frombuffer(digest, ">i8").tolist() for digest in rows["digest"].to_pylist()[:3]]
     assert list(zip(exact["key"].to_pylist(), exact["more"].to_pylist(), strict=True)) == [
@@ -147,33 +149,33 @@ def test_what_is_like_a_row_that_went_too_is_not_listed(tmp_path: Path) -> None:
     rows = rows_of(3, bands=2)
     # The last is nearly the same as the first, which a fitted step then left out.
     first, second, _ = rows["row"].to_pylist()
-    for name, values in (("fate", ["outliers: high", "", fates.NEAR_DUPLICATE]), ("like", [first, None, first])):
+    for name, values in (("fate", ["outliers: high", "", NEAR_DUPLICATE]), ("like", [first, None, first])):
         field = rows.schema.field(name)
         rows = rows.set_column(rows.schema.get_field_index(name), field, pa.array(values, field.type))
-    gone = lost(rows)["row"].to_numpy()
+    gone = dropped_survivors(rows)["row"].to_numpy()
     assert gone.tolist() == [first]
-    (entry,) = fates.unpacked(write_index(rows, str(tmp_path), "attempt", gone))
-    keys = pa.concat_tables(keys_of_known(fates.packed([entry.path]), str(tmp_path)))
+    (entry,) = unpacked(write_index(rows, str(tmp_path), "attempt", gone))
+    keys = pa.concat_tables(keys_of_old_rows(packed([entry.path]), str(tmp_path)))
     assert set(keys["row"].to_pylist()) == {second}
 
 
 def test_a_damaged_index_is_no_index(tmp_path: Path) -> None:
-    (entry,) = fates.unpacked(write_index(rows_of(100), str(tmp_path), "attempt"))
+    (entry,) = unpacked(write_index(rows_of(100), str(tmp_path), "attempt"))
     path = tmp_path / entry.path
     content = path.read_bytes()
     path.chmod(0o644)
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(CorruptError, match="--fresh"):
-        list(keys_of_known(fates.packed([entry.path]), str(tmp_path)))
+        list(keys_of_old_rows(packed([entry.path]), str(tmp_path)))
 
 
 def payloads(*values: Any) -> pa.Table:
-    packed = pa.array([*map(pickle.dumps, values)], pa.binary())
-    return pa.table({"fate": [fates.KEPT] * len(values), "shape": pa.nulls(len(values)), "payload": packed})
+    pickled = pa.array([*map(pickle.dumps, values)], pa.binary())
+    return pa.table({"fate": [KEPT] * len(values), "shape": pa.nulls(len(values)), "payload": pickled})
 
 
-def opened(home: Path, blocks: int = 4, *, chosen: bool = False, schema: str = "one") -> tuple[Work, int]:
-    return Work.open(str(home), blocks, chosen=chosen, schema=schema)
+def opened(home: Path, blocks: int = 4, *, chosen: bool = False, schema: str = "one") -> tuple[ResumeCache, int]:
+    return ResumeCache.open(str(home), blocks, chosen=chosen, schema=schema)
 
 
 def steps(home: Path, table: pa.Table) -> tuple[list[pa.Table], int]:
@@ -185,7 +187,7 @@ def steps(home: Path, table: pa.Table) -> tuple[list[pa.Table], int]:
         yield table.slice(0, 1)
         yield table.slice(1)
 
-    return list(once(table, step, lambda _: "block", READ, opened(home)[0])), len(ran)
+    return list(cached(table, step, lambda _: "block", READ, opened(home)[0])), len(ran)
 
 
 def test_a_step_runs_once(tmp_path: Path) -> None:
@@ -195,7 +197,7 @@ def test_a_step_runs_once(tmp_path: Path) -> None:
     assert (ran, ran_again) == (1, 0)
     assert first == again  # cut as they were
     assert opened(tmp_path)[0].count(READ) == 1
-    work.remove(str(tmp_path))
+    resume_cache.remove(str(tmp_path))
     assert steps(tmp_path, table)[1] == 1
 
 
@@ -229,13 +231,13 @@ def test_a_step_that_fails_or_is_left_early_keeps_nothing(tmp_path: Path) -> Non
         yield payloads(1)
         raise OSError("gone")
 
-    tables = once(payloads(1), failing, lambda _: "block", READ, opened(tmp_path)[0])
+    tables = cached(payloads(1), failing, lambda _: "block", READ, opened(tmp_path)[0])
     with pytest.raises(OSError, match="gone"):
         list(tables)
-    left = opened(tmp_path)[0].keep(READ, "block", iter([payloads(1), payloads(2)]))
+    left = opened(tmp_path)[0].store(READ, "block", iter([payloads(1), payloads(2)]))
     next(left)
     left.close()  # type: ignore[attr-defined]
-    assert opened(tmp_path)[0].found == {}
+    assert opened(tmp_path)[0].names == {}
 
 
 class Hostile:
@@ -258,7 +260,7 @@ def test_a_kept_file_runs_no_code(tmp_path: Path) -> None:
     content = sink.getvalue().to_pybytes()
     path.unlink()
     path.with_name(f"block-{xxhash.xxh3_128_hexdigest(content)}.arrow").write_bytes(content)
-    assert opened(tmp_path)[0].found
+    assert opened(tmp_path)[0].names
     assert steps(tmp_path, table)[1] == 1
     assert not trace.exists()
 
@@ -268,10 +270,10 @@ def test_the_cut_of_an_attempt_before_is_taken_unless_another_is_asked_for(tmp_p
     taken, blocks = opened(tmp_path, 9)
     assert (blocks, taken.count(READ)) == (4, 1)
     asked, blocks = opened(tmp_path, 9, chosen=True)
-    assert (blocks, asked.found) == (9, {})
+    assert (blocks, asked.names) == (9, {})
     # Rows of another form are of no use.
     other, blocks = opened(tmp_path, 9, schema="two")
-    assert (blocks, other.found) == (9, {})
+    assert (blocks, other.names) == (9, {})
 
 
 def test_a_copy_is_a_link_on_a_local_disk_and_another_file_elsewhere(tmp_path: Path) -> None:

@@ -11,12 +11,15 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from maas_ray.data.dataset import SPLITS, to_numpy
 from maas_ray.data.dedup.normalise import normalised
-from maas_ray.data.pipeline import packing
-from maas_ray.data.pipeline import row_steps as fates
+from maas_ray.data.names import SPLITS
+from maas_ray.data.pipeline import packing, row_steps
+from maas_ray.data.pipeline.objects import packed, unpacked
+from maas_ray.data.pipeline.read_rows import Reading, read_rows
+from maas_ray.data.pipeline.removed import write_quarantine
 from maas_ray.data.pipeline.rows import paths_of
 from maas_ray.data.reading import Part, inspect
+from maas_ray.data.shards import to_numpy
 from maas_ray.data.sources import AnySource, AudioFolderSource, ImageFolderSource, JsonlSource, TextSource, list_files
 from maas_ray.data.splits.spec import Splits
 from maas_ray.errors import DataError
@@ -55,8 +58,8 @@ def ranges(tables: list[pa.Table], key: str, boundaries: list[int]) -> list[pa.T
     return [table for table in found if len(table)]
 
 
-def reading_of(task_spec: AnyTaskSpec, shares: tuple[float, float] = (0.0, 0.0)) -> fates.Reading:
-    return fates.Reading(task_spec, Splits(validation=shares[0], test=shares[1]))
+def reading_of(task_spec: AnyTaskSpec, shares: tuple[float, float] = (0.0, 0.0)) -> Reading:
+    return Reading(task_spec, Splits(validation=shares[0], test=shares[1]))
 
 
 def run(
@@ -65,10 +68,10 @@ def run(
     rng = random.Random(cut)
     parts = [Part(source, inspect(source, file, task_spec.columns)) for file in list_files(source)]
     rng.shuffle(parts)
-    read = pa.concat_tables(fates.read_rows(fates.packed(enumerate(parts)), reading_of(task_spec, shares)))
-    boundaries = fates.key_ranges((1 - sum(shares), *shares, 0.0), cut)
-    ordered = [fates.settle(table) for table in ranges(blocks(read, rng, cut), "key", boundaries)]
-    rows = [row for table in ordered for row in fates.kept_rows(table, task_spec)]
+    read = pa.concat_tables(read_rows(packed(enumerate(parts)), reading_of(task_spec, shares)))
+    boundaries = row_steps.key_ranges((1 - sum(shares), *shares, 0.0), cut)
+    ordered = [row_steps.settle(table) for table in ranges(blocks(read, rng, cut), "key", boundaries)]
+    rows = [row for table in ordered for row in row_steps.kept_rows(table, task_spec)]
     task = task_spec.fit(kept.row for kept in rows if kept.split == 0)
     files = packing.saved(task)
     chunks = [chunk for table in ordered for chunk in packing.encode(table, files, task_spec)]
@@ -79,7 +82,7 @@ def run(
     starts = [plan.base(split) + shard.start for split, some in enumerate(shards) for shard in some]
     entries = {}
     for table in ranges(pieces, "place", [*starts[1:], sum(plan.rows)]):
-        for entry in fates.unpacked(packing.write_shard(table, plan, shards, str(uri))):
+        for entry in unpacked(packing.write_shard(table, plan, shards, str(uri))):
             entries[entry.path] = entry
     result = Result(task, sizes, plan, ordered)
     for split, some in zip(SPLITS, shards, strict=True):
@@ -178,9 +181,9 @@ def test_documents_longer_than_chunks_and_shards(tmp_path: Path, monkeypatch: py
 
 def test_every_row_has_a_fate(documents: Path, tmp_path: Path) -> None:
     result = run(TextSource(path=str(documents)), TEXT, tmp_path / "out", cut=4)
-    counts = {row["fate"]: 0 for table in result.ordered for row in fates.tally(table).to_pylist()}
+    counts = {row["fate"]: 0 for table in result.ordered for row in row_steps.tally(table).to_pylist()}
     for table in result.ordered:
-        for row in fates.tally(table).to_pylist():
+        for row in row_steps.tally(table).to_pylist():
             counts[row["fate"]] += row["rows"]
     assert set(counts) == {"", "empty", "duplicate", "quarantined"}
     assert sum(counts.values()) == 201
@@ -190,11 +193,7 @@ def test_every_row_has_a_fate(documents: Path, tmp_path: Path) -> None:
 
 def test_quarantine_keeps_where_and_why(documents: Path, tmp_path: Path) -> None:
     result = run(TextSource(path=str(documents)), TEXT, tmp_path / "out", cut=4)
-    files = [
-        entry
-        for table in result.ordered
-        for entry in fates.unpacked(fates.write_quarantine(table, str(tmp_path), "attempt"))
-    ]
+    files = [entry for table in result.ordered for entry in unpacked(write_quarantine(table, str(tmp_path), "attempt"))]
     (row,) = pa.parquet.read_table(tmp_path / files[0].path).to_pylist()
     assert row == {
         "path": str(documents / "latin.txt"),
@@ -212,7 +211,7 @@ def test_a_name_that_is_no_text_and_bytes_that_are_no_image(tmp_path: Path) -> N
     source = ImageFolderSource(path=f"file://{tmp_path}")
     spec = ImageClassificationSpec()
     parts = [Part(source, inspect(source, file, spec.columns)) for file in list_files(source)]
-    (table,) = fates.read_rows(fates.packed(enumerate(parts)), reading_of(spec))
+    (table,) = read_rows(packed(enumerate(parts)), reading_of(spec))
     assert sorted(paths_of(table).to_pylist()) == [f"{tmp_path}/a/b.png", f"{tmp_path}/a/caf\\udce9.png"]
     assert set(table["error"].to_pylist()) == {"not an image of any known format"}
 
@@ -222,8 +221,8 @@ def test_errors_that_differ_in_numbers_are_one_kind(tmp_path: Path) -> None:
         (tmp_path / f"{number}.txt").write_bytes(b"x" * number + b"\xff")
     source = TextSource(path=str(tmp_path))
     parts = [Part(source, inspect(source, file, TEXT.columns)) for file in list_files(source)]
-    (table,) = fates.read_rows(fates.packed(enumerate(parts)), reading_of(TEXT))
-    (row,) = fates.tally(table).to_pylist()
+    (table,) = read_rows(packed(enumerate(parts)), reading_of(TEXT))
+    (row,) = row_steps.tally(table).to_pylist()
     assert row["rows"] == 5
     assert row["kind"] == "not UTF-#: byte # at #"
 

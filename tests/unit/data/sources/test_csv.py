@@ -150,13 +150,13 @@ def test_what_is_scanned_is_what_a_careful_parser_finds(
 
     def found() -> tuple[list[Record], list[Stretch], str]:
         digest = hashlib.sha256()
-        stretches = list(delimited.stretches(source, "x.csv", io.BytesIO(content), Place(), size, digest))
-        return list(delimited.records(source, "x.csv", io.BytesIO(content))), stretches, digest.hexdigest()
+        stretches = list(delimited.stretches(source.dialect("x.csv"), io.BytesIO(content), Place(), size, digest))
+        return list(delimited.records(source.dialect("x.csv"), io.BytesIO(content))), stretches, digest.hexdigest()
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("STRETCH", stretch), ("PATIENCE", 2)):
-            patch.setattr(delimited, f"_MOST_{name}", value)
-            patch.setattr(delimited, f"_LEAST_{name}", min(value, 30) // 2)
+            patch.setattr(delimited, f"_MAX_{name}", value)
+            patch.setattr(delimited, f"_MIN_{name}", min(value, 30) // 2)
         patch.setattr(delimited, "_READ_BYTES", 5)
         scanned = found()
         patch.setattr(delimited, "scannable", lambda *_: False)
@@ -179,7 +179,7 @@ def test_plain_rows_are_found_without_parsing_any(monkeypatch: pytest.MonkeyPatc
     assert (len(rows.starts), rows.end, rows.line_count, rows.plain) == (18, len(content), 36, False)
     monkeypatch.setattr(delimited, "_parsed", refuse)
     source = CsvSource(path="x.csv", names=("a", "b"))
-    (found,) = delimited.stretches(source, "x.csv", io.BytesIO(content), Place(7, 1), 1 << 20, hashlib.sha256())
+    (found,) = delimited.stretches(source.dialect("x.csv"), io.BytesIO(content), Place(7, 1), 1 << 20, hashlib.sha256())
     assert found == Stretch(Place(7, 1), 18)
 
 
@@ -272,7 +272,7 @@ def test_a_table_of_files_gives_their_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("plain", [True, False])
 def test_a_line_without_end_is_never_in_memory(plain: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delimited, "_MOST_LINE", 1 << 20)
+    monkeypatch.setattr(delimited, "_MAX_LINE", 1 << 20)
     monkeypatch.setattr(delimited, "scannable", lambda *_: plain)
     path = tmp_path / "rows.csv"
     path.write_bytes(b"a,b\n1,2\n" + b"\0" * (40 << 20) + b'\n3,4\n5,"\n' + b"x" * (2 << 20) + b"\n7,8")

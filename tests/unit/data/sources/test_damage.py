@@ -15,8 +15,9 @@ import pytest
 import soundfile
 from PIL import Image
 
-from maas_ray.data.dataset import SPLITS
-from maas_ray.data.pipeline.row_steps import Reading, packed, read_rows
+from maas_ray.data.names import SPLITS
+from maas_ray.data.pipeline.objects import packed
+from maas_ray.data.pipeline.read_rows import Reading, read_rows
 from maas_ray.data.pipeline.rows import paths_of
 from maas_ray.data.reading import Part, Raw
 from maas_ray.data.sources import (

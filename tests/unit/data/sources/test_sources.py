@@ -4,8 +4,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from maas_ray.data.prepare import PrepareSpec, list_sources
+from maas_ray.data.plan import list_sources
 from maas_ray.data.sources import AnySource, ImageFolderSource, JsonlSource, TextSource, list_files
+from maas_ray.data.spec import PrepareSpec
 from maas_ray.errors import DataError, SpecError
 
 

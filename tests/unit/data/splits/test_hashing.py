@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maas_ray.data.splits.hashing import SPLIT_BITS, content_digest, shuffled, sort_key, split_number
+from maas_ray.data.splits.assignment import hashed_split
+from maas_ray.data.splits.hashing import SPLIT_BITS, content_digest, shuffled, sort_key
 
 
 def digest(value: object) -> bytes:
@@ -32,13 +33,13 @@ def test_digest_of_half_a_surrogate_pair_is_a_value_error() -> None:
 
 
 def test_splits_have_their_shares() -> None:
-    numbers = [split_number(digest(str(value)), (0.1, 0.2)) for value in range(20_000)]
+    numbers = [hashed_split(digest(str(value)), (0.1, 0.2)) for value in range(20_000)]
     shares = np.bincount(numbers, minlength=3) / len(numbers)
     assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.01)
 
 
 def test_a_split_of_no_share_gets_nothing() -> None:
-    assert {split_number(digest(str(value)), (0.0, 0.5)) for value in range(1000)} == {0, 2}
+    assert {hashed_split(digest(str(value)), (0.0, 0.5)) for value in range(1000)} == {0, 2}
 
 
 def test_sort_keys_order_by_split_then_content() -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maas_ray.data.pipeline import row_steps as fates
 from maas_ray.data.pipeline import series
+from maas_ray.data.pipeline.objects import packed
+from maas_ray.data.pipeline.read_rows import Reading, read_rows
 from maas_ray.data.pipeline.series import joined
 from maas_ray.data.reading import Part, Raw, inspect
 from maas_ray.data.sources import CsvSource, JsonlSource, list_files
@@ -108,7 +109,7 @@ def test_a_broken_step_is_told_and_a_missing_one_stands_in_its_place() -> None:
 
 
 def test_long_series_are_cut_and_no_step_is_in_two_splits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(series, "MOST_STEPS", 16)
+    monkeypatch.setattr(series, "MAX_STEPS", 16)
     found = stretches([{"y": place} for place in range(100)], spec_of())
     assert [(raw.split, raw.rows) for raw in found] == [(0, 16), *[(0, 11)] * 4, (0, 10), (1, 10), (2, 16), (2, 4)]
     values = [raw.row["values"][:, 0] for raw in found if raw.row]
@@ -121,7 +122,7 @@ def test_long_series_are_cut_and_no_step_is_in_two_splits(monkeypatch: pytest.Mo
 def test_where_a_series_is_cut_no_window_is_lost_or_there_twice(
     stride: int, context: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(series, "MOST_STEPS", 16)
+    monkeypatch.setattr(series, "MAX_STEPS", 16)
     spec = spec_of(context_length=context, stride=stride)
     task = fitted([range(context + 2)], context_length=context, stride=stride)
     for length in (context + 2, *range(60, 90), 200):
@@ -135,11 +136,11 @@ def test_where_a_series_is_cut_no_window_is_lost_or_there_twice(
 def test_the_tail_of_a_long_series_is_learnt_from(tmp_path: Path) -> None:
     """Ten steps more than a stretch is long are too few to be one."""
     path = tmp_path / "in.csv"
-    path.write_text("\n".join(["y", *map(str, range(series.MOST_STEPS + 10))]))
+    path.write_text("\n".join(["y", *map(str, range(series.MAX_STEPS + 10))]))
     spec = spec_of(context_length=20, horizon=5)
     result = run(CsvSource(path=str(path)), spec, tmp_path / "out", cut=1, shares=(0.0, 0.0))
-    assert result.sizes.rows["train"] == series.MOST_STEPS + 10
-    assert result.sizes.elements["train"] == series.MOST_STEPS + 10 - 24
+    assert result.sizes.rows["train"] == series.MAX_STEPS + 10
+    assert result.sizes.elements["train"] == series.MAX_STEPS + 10 - 24
     assert result.sizes.dropped == {}
 
 
@@ -196,9 +197,9 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     source = JsonlSource(path=str(path))
     (file,) = list_files(source)
     found = inspect(source, file, ("y",))
-    (table,) = fates.read_rows(
-        fates.packed([(0, Part(source, found))]),
-        fates.Reading(spec_of(), Splits(validation=SHARES[0], test=SHARES[1])),
+    (table,) = read_rows(
+        packed([(0, Part(source, found))]),
+        Reading(spec_of(), Splits(validation=SHARES[0], test=SHARES[1])),
     )
     counts = dict.fromkeys(("", "quarantined"), 0)
     for row in table.to_pylist():

@@ -1,0 +1,22 @@
+"""The way one CSV file is written. Everything that `parse` has to know of a source."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How one file is written.
+
+    Args:
+        charset: its encoding, by Python's name.
+        delimiter: the character between two values.
+        quote: the character around values that contain delimiters or line breaks. Empty: no value is quoted.
+        names: names of the columns. None: the first row is the header.
+        missing: texts that mean a missing value.
+    """
+
+    charset: str = "utf-8"
+    delimiter: str = ","
+    quote: str = '"'
+    names: tuple[str, ...] | None = None
+    missing: tuple[str, ...] = ()

@@ -1,0 +1,103 @@
+"""How rows are assigned to splits: by a hash of their content, of their group, or as a column names it.
+
+Only `stratify` must see all rows before it decides: it holds out the same share of each label. See `stratified`.
+"""
+
+from collections.abc import Iterable
+from hashlib import sha256
+
+import numpy as np
+
+from maas_ray.data.cleaning import value
+from maas_ray.data.names import SPLITS
+from maas_ray.data.splits.hashing import SPLIT_BITS
+from maas_ray.data.splits.spec import Splits
+from maas_ray.errors import InvalidError
+from maas_ray.tasks import Row
+
+NUMBERS = {name: number for number, name in enumerate(SPLITS)} | dict.fromkeys(("val", "valid", "dev"), 1)
+"""Split numbers by the names that a column may use, in any case."""
+
+
+def split_of(splits: Splits, row: Row, inputs: bytes) -> int:
+    """The number of a row's split. 0 if the split is still open, because `stratify` decides later.
+
+    Args:
+        splits: the user's choice.
+        row: the raw row.
+        inputs: digest of the row's content without the answer.
+
+    Raises:
+        InvalidError: the column of the split, or of the group, holds no usable value.
+    """
+    if splits.column is not None:
+        name = _text(value(row, splits.column))
+        if name.strip().lower() not in NUMBERS:
+            allowed = ", ".join(SPLITS)
+            raise InvalidError("unknown_split", f"{splits.column}: {name[:50]!r} is not a split; use one of {allowed}")
+        return NUMBERS[name.strip().lower()]
+    if splits.group is not None:
+        group = _text(value(row, splits.group))
+        if not group:
+            raise InvalidError("group_missing", f"{splits.group}: the value by which rows are grouped is missing")
+        return hashed_split(sha256(group.encode(errors="surrogatepass")).digest(), splits.shares)
+    return 0 if splits.stratify is not None else hashed_split(inputs, splits.shares)
+
+
+def stratum_of(splits: Splits, row: Row) -> str | None:
+    """The label whose share is held out. None: shares hold overall."""
+    return None if splits.stratify is None else _text(value(row, splits.stratify))
+
+
+def _text(content: object) -> str:
+    if isinstance(content, bytes):
+        return content.decode(errors="backslashreplace")
+    return "" if content is None else str(content)
+
+
+def hashed_split(digest: bytes, shares: Iterable[float]) -> int:
+    """The split that a digest falls into: 0 for training, else 1 + the index among `shares`."""
+    fraction = int.from_bytes(digest[:8], "big") / 2**64
+    for number, share in enumerate(shares, start=1):
+        if fraction < share:
+            return number
+        fraction -= share
+    return 0
+
+
+def stratified(strata: np.ndarray, inputs: np.ndarray, shares: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Assign inputs to splits so that the same share of each stratum is held out, rounded to the nearest input.
+
+    Among the distinct inputs of a stratum, those with the lowest hashes are for validation and the next for testing.
+    An input with several labels belongs to the stratum with the lowest number, so that it lies in one split.
+
+    Args:
+        strata: number of each row's label, int [n].
+        inputs: hash of each row's inputs, int64 [n].
+        shares: of validation and test.
+
+    Returns:
+        The distinct inputs, ascending, and the split number of each.
+    """
+    order = np.lexsort((strata, inputs))
+    inputs, strata = inputs[order], strata[order]
+    first = np.ones(len(inputs), bool)
+    first[1:] = inputs[1:] != inputs[:-1]
+    inputs, strata = inputs[first], strata[first]
+    splits = np.zeros(len(inputs), np.int8)
+    by_stratum = np.argsort(strata, kind="stable")  # within a stratum, ascending by hash
+    last = np.append(np.diff(strata[by_stratum]) != 0, [True] * (len(strata) > 0))
+    begin = 0
+    for end in (np.flatnonzero(last) + 1).tolist():
+        start = begin
+        for number, share in enumerate(shares, start=1):
+            count = round(share * (end - begin))
+            splits[by_stratum[start : start + count]] = number
+            start += count
+        begin = end
+    return inputs, splits
+
+
+def rekeyed(keys: np.ndarray, splits: np.ndarray) -> np.ndarray:
+    """Sort keys of the same content in other splits."""
+    return (keys & ((1 << SPLIT_BITS) - 1)) | (splits.astype(np.int64) << SPLIT_BITS)

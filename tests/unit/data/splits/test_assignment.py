@@ -1,0 +1,101 @@
+"""Rows are assigned to splits by content, by group, by label, or as a column names it."""
+
+import numpy as np
+import pytest
+
+from maas_ray.data.splits.assignment import hashed_split, rekeyed, split_of, stratified, stratum_of
+from maas_ray.data.splits.hashing import sort_key
+from maas_ray.data.splits.spec import Splits
+from maas_ray.errors import InvalidError, SpecError
+from tests.support.errors import raises
+
+DIGESTS = [bytes([number]) * 32 for number in range(0, 250, 10)]
+
+
+def test_the_hash_of_the_content_decides_by_default() -> None:
+    splits = Splits(validation=0.3, test=0.2)
+    assert [split_of(splits, {}, digest) for digest in DIGESTS] == [hashed_split(d, (0.3, 0.2)) for d in DIGESTS]
+
+
+def test_rows_of_a_group_fall_into_one_split() -> None:
+    splits = Splits(validation=0.3, test=0.2, group="site")
+    by_site = {site: {split_of(splits, {"keep/site": site}, digest) for digest in DIGESTS} for site in range(60)}
+    assert all(len(numbers) == 1 for numbers in by_site.values())
+    assert set.union(*by_site.values()) == {0, 1, 2}
+    assert split_of(splits, {"keep/site": "7"}, DIGESTS[0]) == split_of(splits, {"keep/site": 7}, DIGESTS[1])
+    with raises(InvalidError, "group_missing", "site"):
+        split_of(splits, {"keep/site": None}, DIGESTS[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [("train", 0), ("Validation", 1), (" dev ", 1), ("val", 1), ("TEST", 2), (b"test", 2)]
+)
+def test_a_column_names_the_split(name: object, number: int) -> None:
+    assert split_of(Splits(column="fold"), {"keep/fold": name}, DIGESTS[0]) == number
+
+
+def test_an_unknown_split_in_a_column_is_an_error() -> None:
+    with raises(InvalidError, "unknown_split", "fold", "'holdout'", "train, validation, test"):
+        split_of(Splits(column="fold"), {"keep/fold": "holdout"}, DIGESTS[0])
+
+
+def test_group_stratify_and_column_exclude_each_other() -> None:
+    with raises(SpecError, "exclusive_fields", "group and column"):
+        Splits.parse({"group": "a", "column": "b"})
+
+
+def test_splits_must_leave_rows_to_train_on() -> None:
+    with raises(SpecError, "nothing_to_train_on", 0.6, 0.4):
+        Splits.parse({"validation": 0.6, "test": 0.4})
+
+
+def test_the_stratum_is_the_label_and_leaves_the_split_open() -> None:
+    splits = Splits(stratify="label")
+    assert (stratum_of(splits, {"keep/label": 3}), split_of(splits, {"keep/label": 3}, DIGESTS[0])) == ("3", 0)
+    assert stratum_of(Splits(), {}) is None
+
+
+def test_stratify_holds_out_the_same_share_of_each_label() -> None:
+    rng = np.random.default_rng(0)
+    strata = np.array([1] * 1000 + [2] * 20)
+    inputs = rng.integers(-(2**63), 2**63 - 1, len(strata))
+    distinct, splits = stratified(strata, inputs, (0.1, 0.2))
+    of = dict(zip(distinct.tolist(), splits.tolist(), strict=True))
+    for label, count in ((1, 1000), (2, 20)):
+        counts = np.bincount([of[hashed] for hashed in inputs[strata == label].tolist()], minlength=3)
+        assert counts.tolist() == [count * 7 // 10, count // 10, count // 5]
+    # The order of the rows does not matter.
+    order = rng.permutation(len(strata))
+    again = stratified(strata[order], inputs[order], (0.1, 0.2))
+    assert np.array_equal(again[0], distinct)
+    assert np.array_equal(again[1], splits)
+
+
+def test_stratify_rounds_a_share_to_the_nearest_input() -> None:
+    """A tenth of 17 inputs is 1.7, so 2 are held out; a tenth of 13 is 1.3, so 1 is."""
+    strata = np.array([1] * 17 + [2] * 13)
+    _, splits = stratified(strata, np.arange(30), (0.1, 0.1))
+    for label, held_out in ((1, 2), (2, 1)):
+        assert np.bincount(splits[strata == label], minlength=3).tolist()[1:] == [held_out, held_out]
+
+
+def test_stratify_holds_out_the_inputs_with_the_lowest_hashes() -> None:
+    inputs, splits = stratified(np.zeros(10, int), np.arange(10)[::-1].copy(), (0.2, 0.3))
+    assert inputs.tolist() == list(range(10))
+    assert splits.tolist() == [1, 1, 2, 2, 2, 0, 0, 0, 0, 0]
+
+
+def test_an_input_with_several_labels_counts_for_the_lowest_label() -> None:
+    """Inputs 0 to 9 have the labels 2 and 1, and inputs 10 to 19 only 2: half of each ten is held out."""
+    strata = np.array([2, 1] * 10 + [2] * 10)
+    inputs = np.concatenate([np.repeat(np.arange(10), 2), np.arange(10, 20)])
+    distinct, splits = stratified(strata, inputs, (0.5, 0.0))
+    assert distinct.tolist() == list(range(20))
+    assert np.flatnonzero(splits).tolist() == [0, 1, 2, 3, 4, 10, 11, 12, 13, 14]
+
+
+def test_a_key_keeps_its_content_in_another_split() -> None:
+    keys = np.array([sort_key(0, digest) for digest in DIGESTS])
+    for split in (1, 2):
+        expected = [sort_key(split, digest) for digest in DIGESTS]
+        assert rekeyed(keys, np.full(len(keys), split, np.int8)).tolist() == expected
