@@ -165,8 +165,9 @@ def in_processes(directory: Path, spec, half: int) -> tuple[float, dict[int, int
 def on_ray(directory: Path, spec, half: int) -> tuple[float, dict[int, int]]:
     """The steps of `prepare` that decide about documents."""
     from maas_ray import PrepareSpec
-    from maas_ray.data.pipeline import build as stages
+    from maas_ray.data.pipeline import build
     from maas_ray.data.pipeline.blocks import quiet, tables
+    from maas_ray.data.pipeline.input import inspect_input, parts_of
     from maas_ray.data.plan import list_sources
 
     prepare = PrepareSpec.parse(
@@ -181,9 +182,10 @@ def on_ray(directory: Path, spec, half: int) -> tuple[float, dict[int, int]]:
     began = time.perf_counter()
     files = list_sources(prepare)
     size = sum(file.size for some in files for file in some)
-    with quiet(size):
-        inspected = stages.look(prepare, files, None)
-        blocks = stages._read(prepare, inspected, sum(file.rows for some in inspected for file in some), None)
+    with quiet(size), tempfile.TemporaryDirectory() as home:
+        inspected = inspect_input(prepare, files, None)
+        cache, groups = build._cut(parts_of(prepare, inspected), inspected, home, None, None)
+        blocks = build._read(prepare, groups, sum(file.rows for some in inspected for file in some), cache, None)
         seconds = time.perf_counter() - began
         found, places = {}, {}
         for table in tables(blocks):

@@ -59,23 +59,23 @@ def write_text(directory: Path, size: int) -> int:
 @contextmanager
 def timed_stages() -> Iterator[dict[str, float]]:
     """Seconds of each stage that prepare tells of, by its label."""
-    from maas_ray.data.pipeline import build as stages
+    from maas_ray.data.pipeline import build, input
 
     seconds: dict[str, float] = {}
-    told = stages.stage
+    stage = build.stage
 
     @contextmanager
     def timed(label: str, *arguments: object) -> Iterator[object]:
         started = time.perf_counter()
-        with told(label, *arguments) as bar:
+        with stage(label, *arguments) as bar:
             yield bar
         seconds[label] = seconds.get(label, 0.0) + time.perf_counter() - started
 
-    stages.stage = timed
+    build.stage = input.stage = timed
     try:
         yield seconds
     finally:
-        stages.stage = told
+        build.stage = input.stage = stage
 
 
 def ours(directory: Path, home: Path) -> tuple[dict[str, float], float, object]:
