@@ -393,10 +393,10 @@ def test_what_is_no_version_is_not_deployed(run: Run, reference: str) -> None:
 @pytest.mark.parametrize(
     ("verb", "text", "status", "says"),
     [
-        ("train", "model: m\nnetwork: {type: cnn}\ndataset: d\n", 1, ", line 3: dataset: there is no dataset 'd'; "),
+        ("train", "model: m\nnetwork: {type: cnn}\ndataset: d\n", 1, ", line 3: dataset: dataset 'd' not found; "),
         ("evaluate", "version: lm@best\n", 1, ", line 1: version: lm has no alias 'best'; it has: champion.\n"),
         ("evaluate", "version: lm@\n", 2, ": 1 problem\n  line 1: version: 'lm@': write `name@alias` or `name/number`"),
-        ("evaluate", "version: lm/1\ndataset: d\n", 1, ", line 2: dataset: there is no dataset 'd'; there are: none."),
+        ("evaluate", "version: lm/1\ndataset: d\n", 1, ", line 2: dataset: dataset 'd' not found; datasets: none."),
         ("deploy", "version: lm/7\n", 1, ", line 1: version: lm has no version 7; it has: 2, 1.\n"),
     ],
 )

@@ -14,6 +14,7 @@ from maas_ray.errors import CorruptError, DataError, NotFoundError
 from maas_ray.settings import Settings
 from maas_ray.tasks import Column
 from tests.support.datasets import digits_dataset, text_dataset
+from tests.support.errors import raises
 
 COLUMNS = {"pixels": Column("uint8", (3, 2, 2)), "ids": Column("uint16", (5,)), "label": Column("int64")}
 
@@ -90,9 +91,9 @@ def test_a_flipped_bit_is_seen_when_it_is_read(settings: Settings) -> None:
 
 def test_names_that_mean_nothing(settings: Settings) -> None:
     dataset = text_dataset(settings, "text")
-    with pytest.raises(NotFoundError, match=r"there is no dataset 'other'; there are: text\. Make one with `maas prep"):
+    with raises(NotFoundError, "dataset_not_found", "'other'", "text", "maas prepare"):
         open_dataset(settings, "other")
-    with pytest.raises(DataError, match=r"no rows in split 'extra'; it has \['train', 'validation', 'test'\]"):
+    with raises(DataError, "split_empty", "'extra'", "train, validation, test"):
         dataset.split("extra")
     assert open_dataset(settings, dataset.uri).fingerprint == dataset.fingerprint
     assert dataset.uri.startswith(dataset_home(settings, "text"))

@@ -21,6 +21,7 @@ from maas_ray.data.sources.csv.parse import Place, Record, Stretch
 from maas_ray.data.sources.csv.scan import scan
 from maas_ray.errors import SpecError
 from maas_ray.tasks.rows import REST
+from tests.support.errors import raises
 
 
 def look(source: Any, columns: tuple[str, ...] = ("a", "b")) -> Inspected:
@@ -50,7 +51,7 @@ def test_rows_come_with_the_line_they_begin_at_or_with_their_error(tmp_path: Pat
     rows = everything(CsvSource(path=str(path)))
     assert told(rows) == [
         (2, {"a": "1", "b": "two\nlines"}),
-        (5, "1 fields, where there are 2 columns"),
+        (5, "1 fields, but 2 columns"),
         (6, {"a": "4", "b": 'say "no"'}),
         (7, "not utf-8: byte 0xff at 2"),  # the quote that line 7 opens runs into line 9, which is none
         (8, {"a": "6", "b": "six"}),
@@ -207,8 +208,8 @@ def test_other_ways_to_write_one(tmp_path: Path) -> None:
     ("content", "problem"),
     [
         (b"a,c\n1,2\n", "has no column 'b' (set `columns.b`); it has: a, c."),
-        (b"a,b,b\n1,2,3\n", "its header has 'b' more than once; give `names`."),
-        (b'a,"b\n', "its first row is no header: not CSV: unexpected end of data."),
+        (b"a,b,b\n1,2,3\n", "the header names 'b' more than once; set `names`."),
+        (b'a,"b\n', "the first row is not a header: not CSV: unexpected end of data."),
     ],
 )
 def test_a_wrong_header_is_seen_at_once(tmp_path: Path, content: bytes, problem: str) -> None:
@@ -217,15 +218,17 @@ def test_a_wrong_header_is_seen_at_once(tmp_path: Path, content: bytes, problem:
 
 
 @pytest.mark.parametrize(
-    ("changes", "problem"),
+    ("changes", "code", "value"),
     [
-        ({"charset": "utf-16"}, "lines cannot be found in utf-16; convert the files to utf-8"),
-        ({"charset": "klingon"}, "'klingon' is no encoding that Python knows"),
-        ({"delimiter": "||"}, "delimiter"),
+        ({"charset": "utf-16"}, "unsupported_encoding", "utf-16"),
+        ({"charset": "klingon"}, "unknown_encoding", "'klingon'"),
+        ({"delimiter": "||"}, "string_too_long", "delimiter"),
     ],
 )
-def test_what_cannot_be_read_is_refused(changes: dict[str, str], problem: str) -> None:
-    with pytest.raises(SpecError, match=problem):
+def test_an_encoding_or_delimiter_that_cannot_be_read_is_refused(
+    changes: dict[str, str], code: str, value: str
+) -> None:
+    with raises(SpecError, code, value):
         CsvSource.parse({"format": "csv", "path": "x.csv"} | changes)
 
 
@@ -281,7 +284,7 @@ def test_a_line_without_end_is_never_in_memory(plain: bool, tmp_path: Path, monk
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 16 << 20
-    too_long = "a line of 1,048,576 bytes or more; is it CSV?"
+    too_long = "a line of 1,048,576 bytes or more; is the file CSV?"
     assert told(rows) == [
         (2, {"a": "1", "b": "2"}),
         (3, too_long),
