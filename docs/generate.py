@@ -11,7 +11,7 @@ import posixpath
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -35,6 +35,7 @@ _LINK = re.compile(r"(?<=\]\()(?!https?://|mailto:|#)([^)\s#]+)(#[^)\s]*)?(?=\))
 
 _FIELDS = ("field", "type", "default", "limits", "meaning")
 _FIRST_ERROR = 400
+_MAX_LINKS = 4
 _NOWHERE = "not-a-page"
 _SIMPLE = {str: "text", int: "integer", float: "number", bool: "`true` or `false`", Any: "anything", type(None): "null"}
 
@@ -99,11 +100,11 @@ def spec_pages() -> dict[str, str]:
 
     networks = dict.fromkeys(network for task in TASKS for network in task.networks)
     families: dict[str, tuple[str, Iterable[type[BaseModel]]]] = {
-        "prepare": ("`maas prepare`: the spec of a dataset", [PrepareSpec]),
         "sources": ("Sources: entries of `sources:`", FORMATS),
         "cleaning": ("Cleaning steps: entries of `clean:`", STEPS),
         "tasks": ("Tasks: `task:`", [task.spec_type for task in TASKS]),
         "networks": ("Networks: `network:`", networks),
+        "prepare": ("`maas prepare`: the spec of a dataset", [PrepareSpec]),
         "train": ("`maas train`: the spec of a training run", [TrainSpec]),
         "evaluate": ("`maas evaluate`: the spec of an evaluation", [EvaluateSpec]),
         "predict": ("`maas predict`: the spec of a batch prediction", [PredictSpec]),
@@ -160,9 +161,12 @@ def _field_row(
 ) -> tuple[str, str, str, str, str]:
     info = fields(model)[name]
 
-    def linked(used: type[BaseModel]) -> str:
-        page = "" if home[used] == family else f"{home[used]}.md"
-        return f"[{_name(used)}]({page}#{_anchor(used)})"
+    def linked(used: Sequence[type[BaseModel]]) -> str:
+        pages = {home[model] for model in used} - {family}
+        if len(used) > _MAX_LINKS and len(pages) == 1:
+            return f"any of [{(page := pages.pop())}]({page}.md)"
+        named = ((f"{home[model]}.md" if home[model] != family else "", model) for model in used)
+        return " or ".join(f"[{_name(model)}]({page}#{_anchor(model)})" for page, model in named)
 
     return (
         f"`{_written(model, name)}`",
@@ -193,17 +197,19 @@ def _anchor(model: type[BaseModel]) -> str:
     return model.__name__.lower()
 
 
-def type_of(annotation: Any, linked: Callable[[type[BaseModel]], str]) -> str:
+def type_of(annotation: Any, linked: Callable[[Sequence[type[BaseModel]]], str]) -> str:
     """A type in words; models are linked."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return linked(annotation)
+        return linked([annotation])
     if origin is typing.Annotated:
         return type_of(arguments[0], linked)
     if origin is Literal:
         return " or ".join(f"`{_yaml(value)}`" for value in arguments)
     if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(type_of(argument, linked) for argument in arguments))
+        models = [argument for argument in arguments if isinstance(argument, type) and issubclass(argument, BaseModel)]
+        others = (type_of(argument, linked) for argument in arguments if argument not in models)
+        return " or ".join(dict.fromkeys([*([linked(models)] if models else []), *others]))
     if origin in (tuple, list, set, frozenset):
         if origin is tuple and Ellipsis not in arguments:
             return "[" + ", ".join(type_of(argument, linked) for argument in arguments) + "]"
