@@ -33,12 +33,14 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from maas_ray import cluster
+from maas_ray.serve.api.model_calls import Answer, Usage
 from maas_ray.serve.api.open_inference.tensors import InferBody
+from maas_ray.serve.caller import ANONYMOUS, Caller
 from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.replicas.direct import SingleModel, create_single_app
 from maas_ray.serve.routes import Route, Target, direct_path
 from maas_ray.serve.spec import GATEWAY_APP, GatewayArgs
-from maas_ray.serve.text.codec import Delta, TextRequest
+from maas_ray.serve.text.types import Delta, TextRequest
 from maas_ray.settings import Settings
 
 PIECES = 50
@@ -60,14 +62,14 @@ class Measured:
 class Trivial:
     """The model: answers at once."""
 
-    async def infer(self, body: InferBody) -> InferBody:
-        return body
+    async def infer(self, body: InferBody, caller: Caller) -> Answer[InferBody]:
+        return Answer(body, Usage(rows=1))
 
-    async def generate(self, request: TextRequest):
+    async def generate(self, request: TextRequest, caller: Caller):
         for number in range(PIECES):
             yield Delta(" word", "length" if number == PIECES - 1 else None, 4, number + 1)
 
-    async def complete(self, request: TextRequest) -> list[Delta]:
+    async def complete(self, request: TextRequest, caller: Caller) -> list[Delta]:
         return [Delta(" word", "length", 4, 1)]
 
 
@@ -97,9 +99,10 @@ class Ingress:
     async def __call__(self, request: Request) -> Response:
         body = await request.body()
         if request.url.path.endswith("/echo"):
-            return Response((await self._infer.remote(InferBody(body))).data, media_type="application/json")
+            answer = await self._infer.remote(InferBody(body), ANONYMOUS)
+            return Response(answer.body.data, media_type="application/json")
         asked = json.loads(body)
-        deltas = self._generate.remote(TextRequest(asked["prompt"], asked["max_tokens"], 1, 1, (), None))
+        deltas = self._generate.remote(TextRequest(asked["prompt"], asked["max_tokens"]), ANONYMOUS)
         return StreamingResponse(self._events(deltas), media_type="text/event-stream")
 
     async def _events(self, deltas):

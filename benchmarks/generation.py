@@ -30,7 +30,8 @@ from pathlib import Path
 from maas_ray import DeploySpec, cluster, deploy
 from maas_ray.registry.bundle import BundleMeta, Lineage, publish_bundle
 from maas_ray.registry.versions import ModelVersion, Registry
-from maas_ray.serve.engines import Engine, GenerateRequest
+from maas_ray.serve.engines import Engine
+from maas_ray.serve.text.types import GenerateRequest, SamplingParams
 from maas_ray.settings import Settings
 from maas_ray.tasks.text.generation import TextGenerationSpec
 from maas_ray.tasks.text.networks import Llama
@@ -116,7 +117,7 @@ def through_gateway(url: str, tokens: int) -> Ask:
 def directly(engine: Engine, tokens: int) -> Ask:
     async def ask(prompt: list[int]) -> tuple[int, float]:
         began, first, count = time.perf_counter(), 0.0, 0
-        request = GenerateRequest(prompt, tokens, temperature=0, top_p=1, seed=0, end_ids=(0,))
+        request = GenerateRequest(prompt, tokens, seed=0, end_ids=(0,), sampling=SamplingParams(temperature=0))
         async with aclosing(engine.generate(request)) as stream:
             async for new in stream:
                 first = first or time.perf_counter() - began

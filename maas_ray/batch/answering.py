@@ -17,7 +17,8 @@ from maas_ray.batch.spec import PredictSpec
 from maas_ray.data.reading import Raw
 from maas_ray.errors import RequestError
 from maas_ray.registry.bundle import Bundle
-from maas_ray.serve.api.openai.requests import refusal
+from maas_ray.serve.api.validation import request_error
+from maas_ray.serve.caller import ANONYMOUS
 from maas_ray.serve.spec import Resources, ServingOptions
 from maas_ray.tasks import AnswerRow, RequestRow, Task
 
@@ -129,7 +130,7 @@ class Generating:
     async def _one(self, row: Any) -> Answered:
         from maas_ray.serve.replicas.text_rows import text_request
 
-        deltas = await self._generator.complete(text_request(row))
+        deltas = await self._generator.complete(text_request(row), ANONYMOUS)
         return deltas if isinstance(deltas, RequestError) else self.task.to_answer({"text": deltas[0].text})
 
 
@@ -145,7 +146,7 @@ def request_of(task: Task, fields: Fields, parameters: dict[str, Any], raw: Raw)
             values["seed"] = int.from_bytes(place[:4])
         return task.request.model_validate(values, strict=None if fields.strict else False)
     except ValidationError as error:
-        return refusal(error)
+        return request_error(error)
     except UnicodeDecodeError as error:
         return ValueError(f"not UTF-8: byte {error.object[error.start]:#04x} at {error.start}")
     except ValueError as error:

@@ -11,9 +11,10 @@ from ray import serve
 from ray.serve import Application
 
 from maas_ray.serve.api.app import create_app
-from maas_ray.serve.api.middleware import BACKPRESSURE, App
+from maas_ray.serve.api.middleware import App
 from maas_ray.serve.api.open_inference.grpc_server import GrpcServer
 from maas_ray.serve.api.open_inference.shared_port import Address
+from maas_ray.serve.api.refusals import BACKPRESSURE
 from maas_ray.serve.calls import Models
 from maas_ray.serve.resolve import resolve_route
 from maas_ray.serve.routes import Table, from_config, to_config

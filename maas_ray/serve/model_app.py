@@ -1,8 +1,8 @@
-"""A loaded version, which answers through its task; and the Serve application of replicas that hold one each.
+"""A loaded version, which answers through its task; and the Serve application of replicas that hold one version each.
 
-`Generator` and `Predictor` are what Serve makes a replica of, and what a shared replica (`shared`) holds several of.
-Gateways call them by handle, and clients may on their own path (see `single`). Their methods return a client's error
-instead of raising it: for Serve whatever is raised is a failure of the replica, and it logs a traceback. Serve takes
+A replica is a `Generator` or a `Predictor`; a shared replica (`shared`) holds several of them. Gateways call them over
+handles, and clients may call them on their direct path (`replicas.direct`). Their methods return a client's error
+instead of raising it: Serve takes every exception for a failure of the replica, and logs a traceback. Serve reads
 the type of `build`'s argument from its annotation, so this module must not turn annotations into strings.
 """
 
@@ -23,19 +23,23 @@ from ray.serve import Application
 from maas_ray.errors import RequestError
 from maas_ray.registry.bundle import open_bundle
 from maas_ray.registry.versions import Registry
-from maas_ray.serve.api.middleware import BACKPRESSURE, App
+from maas_ray.serve.api.middleware import App
+from maas_ray.serve.api.model_calls import Answer, Usage
 from maas_ray.serve.api.open_inference.tensors import InferBody, numpy_dtype, parse_infer, render_infer
 from maas_ray.serve.api.predict import Head, PredictBody, parse_rows
+from maas_ray.serve.api.refusals import BACKPRESSURE
+from maas_ray.serve.caller import Caller
 from maas_ray.serve.engines import network
 from maas_ray.serve.engines.vllm import chosen, placement
 from maas_ray.serve.replicas.batching import Batches
 from maas_ray.serve.replicas.direct import SingleModel, create_single_app
-from maas_ray.serve.replicas.text_rows import Generating
+from maas_ray.serve.replicas.text_rows import TextRows
 from maas_ray.serve.resolve import make_route
 from maas_ray.serve.routes import Route
 from maas_ray.serve.spec import ModelArgs, Scaling, ServingOptions
-from maas_ray.serve.text.codec import Delta, TextCodec, TextRequest
+from maas_ray.serve.text.codec import TextCodec
 from maas_ray.serve.text.streaming import Growing, grow, together
+from maas_ray.serve.text.types import Delta, TextRequest
 from maas_ray.settings import Settings
 from maas_ray.tasks import Task
 from maas_ray.tasks.text.generation import TextGeneration
@@ -85,9 +89,9 @@ class Generator:
         started = await asyncio.to_thread(start, task, directory, digest, options, cache=cache, loop=loop)
         self._engine, self._name = started.engine, started.name
         self._phases["engine"] = time.time()
-        self._codec = TextCodec(cast(TextGeneration, task), started.context, started.end_ids, self._engine.abilities)
+        self._codec = TextCodec(cast(TextGeneration, task), started.context, started.end_ids, self._engine.supports)
         head = Head(model=name, version=number)
-        self._rows = Generating(self._codec.task, self.generate, head, options.max_ongoing_requests)
+        self._rows = TextRows(self._codec.task, self.generate, head, options.max_ongoing_requests)
         await warm_up(self._engine, self._codec.task.end_of_text_id)
         self._phases["warm"] = time.time()
         began, bundle, loaded, warm = self._phases.values()
@@ -104,8 +108,8 @@ class Generator:
         """When each phase of the start was over, Unix seconds: `replica` (this began), `bundle`, `engine`, `warm`."""
         return self._phases
 
-    async def generate(self, request: TextRequest) -> AsyncGenerator[Delta | RequestError, None]:
-        """The answers as they grow; a `RequestError` is the first and only item."""
+    async def generate(self, request: TextRequest, caller: Caller) -> AsyncGenerator[Delta | RequestError, None]:
+        """The answers, piece by piece; a `RequestError` is the first and only item."""
         try:
             long = request.is_chat or request.more_prompts or len(request.prompt) > _LONG_PROMPT
             prepare = partial(self._codec.prepare, request)
@@ -115,41 +119,41 @@ class Generator:
             return
         tokenizer = self._codec.task.tokenizer
         answers = [
-            grow(self._engine, asked, Growing(tokenizer, asked, request.stop, index))
+            grow(self._engine.generate(asked), Growing(tokenizer, asked, request.stop, index))
             for index, asked in enumerate(prepared)
         ]
         async with aclosing(answers[0] if len(answers) == 1 else together(answers)) as deltas:
             async for delta in deltas:
                 yield delta
 
-    async def complete(self, request: TextRequest) -> list[Delta] | RequestError:
-        """The whole answers."""
-        pieces: dict[int, list[Delta]] = {}
-        async with aclosing(self.generate(request)) as deltas:
+    async def complete(self, request: TextRequest, caller: Caller) -> list[Delta] | RequestError:
+        """The complete answers."""
+        answers: dict[int, list[Delta]] = {}
+        async with aclosing(self.generate(request, caller)) as deltas:
             async for delta in deltas:
                 if isinstance(delta, RequestError):
                     return delta
-                pieces.setdefault(delta.index, []).append(delta)
+                answers.setdefault(delta.index, []).append(delta)
         return [
             replace(
-                found[-1],
-                text="".join(piece.text for piece in found),
-                logprobs=tuple(one for piece in found for one in piece.logprobs),
+                pieces[-1],
+                text="".join(piece.text for piece in pieces),
+                logprobs=tuple(logprob for piece in pieces for logprob in piece.logprobs),
             )
-            for _, found in sorted(pieces.items())
+            for _, pieces in sorted(answers.items())
         ]
 
-    async def infer(self, body: InferBody) -> InferBody | RequestError:
-        """An Open Inference request to its answer."""
+    async def infer(self, body: InferBody, caller: Caller) -> Answer[InferBody] | RequestError:
+        """The answer to an Open Inference request."""
         try:
-            return await self._rows.infer(body)
+            return await self._rows.infer(body, caller)
         except RequestError as error:
             return error
 
-    async def predict(self, body: PredictBody) -> bytes | RequestError:
-        """Rows in the task's words to their answers."""
+    async def predict(self, body: PredictBody, caller: Caller) -> Answer[bytes] | RequestError:
+        """The answer to rows in the task's own terms."""
         try:
-            return await self._rows.predict(body)
+            return await self._rows.predict(body, caller)
         except RequestError as error:
             return error
 
@@ -180,8 +184,8 @@ class Predictor:
         """What computes, for a person."""
         return self._model.engine
 
-    async def infer(self, body: InferBody) -> InferBody | RequestError:
-        """An Open Inference request to its answer."""
+    async def infer(self, body: InferBody, caller: Caller) -> Answer[InferBody] | RequestError:
+        """The answer to an Open Inference request."""
         task, head = self._model.task, self._model.head
         try:
             request = parse_infer(body, task.inputs, task.outputs)
@@ -192,17 +196,19 @@ class Predictor:
             )
             answers = await self._answers(rows)
             outputs = {name: np.stack([answer[name] for answer in answers]) for name in request.outputs}
-            return render_infer(request, outputs, task.outputs, head.model, head.version)
+            rendered = render_infer(request, outputs, task.outputs, head.model, head.version)
+            return Answer(rendered, Usage(rows=request.rows))
         except RequestError as error:
             return error
 
-    async def predict(self, body: PredictBody) -> bytes | RequestError:
-        """Rows in the task's words to their answers."""
+    async def predict(self, body: PredictBody, caller: Caller) -> Answer[bytes] | RequestError:
+        """The answer to rows in the task's own terms."""
         model = self._model
         try:
-            asked = parse_rows(body, model.task)
-            answers = await self._answers(await asked.inputs(model.task))
-            return asked.render([model.task.to_answer(answer) for answer in answers], model.head)
+            request = parse_rows(body, model.task)
+            answers = await self._answers(await request.inputs(model.task))
+            rendered = request.render([model.task.to_answer(answer) for answer in answers], model.head)
+            return Answer(rendered, Usage(rows=len(request.rows)))
         except RequestError as error:
             return error
 
@@ -276,7 +282,7 @@ class _Own:
 
     def reconfigure(self, config: dict[str, Any]) -> None:
         """Take over options of the route that need no new replica."""
-        self._single.take(Route.model_validate(config["route"]))
+        self._single.update(Route.model_validate(config["route"]))
 
 
 @serve.ingress()

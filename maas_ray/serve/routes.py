@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
+from maas_ray.serve.caller import Caller
 from maas_ray.spec import Spec, digest_of
 
 
@@ -165,7 +166,7 @@ def from_config(config: dict[str, Any]) -> Table:
     return _TABLE.validate_python(config["routes"])
 
 
-def pick(route: Route, caller: object = None) -> Target:
+def pick(route: Route, caller: Caller) -> Target:
     """Choose the target that answers one request, by weight among those that serve.
 
     Args:

@@ -20,13 +20,15 @@ from ray import serve
 from ray.serve import Application
 
 from maas_ray.errors import DeploymentError, OverloadedError, RequestError
+from maas_ray.serve.api import refusals
 from maas_ray.serve.api.open_inference.tensors import InferBody
 from maas_ray.serve.api.predict import PredictBody
+from maas_ray.serve.caller import Caller
 from maas_ray.serve.engines import openvino
 from maas_ray.serve.model_app import Generator, Predictor, autoscaling
 from maas_ray.serve.replicas.cache import Lru
 from maas_ray.serve.spec import SHARED_DEPLOYMENT, ServingOptions, SharedArgs, SharedModel
-from maas_ray.serve.text.codec import Delta, TextRequest
+from maas_ray.serve.text.types import Delta, TextRequest
 
 _log = logging.getLogger("ray.serve")
 _WARM = ("torch", "tokenizers")
@@ -63,32 +65,32 @@ class Shared:
         async with self._use() as model:
             return model.phases() if isinstance(model, Generator) else {}
 
-    async def generate(self, request: TextRequest) -> AsyncGenerator[Delta | RequestError, None]:
+    async def generate(self, request: TextRequest, caller: Caller) -> AsyncGenerator[Delta | RequestError, None]:
         """See `Generator.generate`."""
         async with AsyncExitStack() as stack:
             model = await self._model(stack)
             if isinstance(model, RequestError):
                 yield model
                 return
-            async for delta in await stack.enter_async_context(aclosing(model.generate(request))):
+            async for delta in await stack.enter_async_context(aclosing(model.generate(request, caller))):
                 yield delta
 
-    async def complete(self, request: TextRequest) -> Any:
+    async def complete(self, request: TextRequest, caller: Caller) -> Any:
         """See `Generator.complete`."""
-        return await self._ask("complete", request)
+        return await self._call("complete", request, caller)
 
-    async def infer(self, body: InferBody) -> Any:
+    async def infer(self, body: InferBody, caller: Caller) -> Any:
         """See `Predictor.infer`."""
-        return await self._ask("infer", body)
+        return await self._call("infer", body, caller)
 
-    async def predict(self, body: PredictBody) -> Any:
+    async def predict(self, body: PredictBody, caller: Caller) -> Any:
         """See `Predictor.predict`."""
-        return await self._ask("predict", body)
+        return await self._call("predict", body, caller)
 
-    async def _ask(self, method: str, *arguments: Any) -> Any:
+    async def _call(self, method: str, argument: Any, caller: Caller) -> Any:
         async with AsyncExitStack() as stack:
             model = await self._model(stack)
-            return model if isinstance(model, RequestError) else await getattr(model, method)(*arguments)
+            return model if isinstance(model, RequestError) else await getattr(model, method)(argument, caller)
 
     async def _model(self, stack: AsyncExitStack) -> Any:
         """The model that this request is for, until the stack ends; or why not, as its answer."""
@@ -98,12 +100,7 @@ class Shared:
             return error
         except DeploymentError:
             name = _parse(serve.get_multiplexed_model_id()).name
-            return RequestError(
-                f"The model {name!r} is unavailable: it could not be loaded, and the server's log tells why. Try again "
-                "later.",
-                code="model_unavailable",
-                status=503,
-            )
+            return refusals.unavailable(name, "it could not be loaded; the cause is in the server's log")
 
     def _use(self, *, again: bool = False) -> AbstractAsyncContextManager[Generator | Predictor]:
         key = serve.get_multiplexed_model_id()

@@ -1,6 +1,6 @@
-"""The HTTP application: paths to models. See `gateway` and `single` for Serve's part.
+"""The HTTP application: from paths to calls of models. A gateway serves it for all models, a replica for its own.
 
-A request goes from the `Guard` to one of the APIs, and from there through `Models` to a model application.
+A request passes the `EdgeMiddleware`, then one of the endpoints below, which calls the model through `ModelCalls`.
 """
 
 from starlette.applications import Starlette
@@ -10,19 +10,20 @@ from starlette.routing import Route as HttpRoute
 
 from maas_ray.errors import RequestError
 from maas_ray.serve.api import openapi
-from maas_ray.serve.api.middleware import App, Guard, parse_json
+from maas_ray.serve.api.middleware import App, EdgeMiddleware
+from maas_ray.serve.api.model_calls import ModelCalls
 from maas_ray.serve.api.open_inference import tensors as open_inference
 from maas_ray.serve.api.open_inference.tensors import LENGTH_HEADER, InferBody
-from maas_ray.serve.api.openai import embeddings, transcriptions
+from maas_ray.serve.api.openai import embeddings, responses, transcriptions
 from maas_ray.serve.api.openai import requests as openai
-from maas_ray.serve.api.openai import responses as openai_answers
 from maas_ray.serve.api.predict import PredictBody
-from maas_ray.serve.calls import ModelCalls
+from maas_ray.serve.api.validation import parse_body, parse_json
+from maas_ray.serve.caller import Caller
 from maas_ray.serve.routes import Route
 
 
 class _Api(Starlette):
-    """Starlette's router alone: the guard around it is the one layer that makes errors into answers."""
+    """Starlette's router alone: the `EdgeMiddleware` around it is the only layer that turns errors into answers."""
 
     def build_middleware_stack(self) -> App:
         return self.router
@@ -59,12 +60,12 @@ def create_app(models: ModelCalls, *, body_limit: int) -> App:
     ]
     api = _Api(routes=routes)
     api.router.redirect_slashes = False
-    shapes = {"/v2": open_inference.error_shape, "": openai_answers.error_shape}
-    return Guard(api, body_limit=body_limit, shapes=shapes)
+    shapes = {"/v2": open_inference.error_shape, "": responses.error_shape}
+    return EdgeMiddleware(api, body_limit=body_limit, shapes=shapes)
 
 
 class _Endpoints:
-    """What each path does."""
+    """The endpoints."""
 
     def __init__(self, models: ModelCalls) -> None:
         self._models = models
@@ -72,72 +73,70 @@ class _Endpoints:
     # --- OpenAI
 
     async def list_models(self, request: Request) -> Response:
-        """The models that this API can be asked."""
-        served = [route for route in self._models.routes() if openai_path(route)]
-        cards = [openai_answers.model_card(route.name, route.created, route.parent) for route in served]
+        """The models that this API can call."""
+        served = [route for route in self._models.routes(caller=_caller(request)) if openai_path(route)]
+        cards = [responses.model_card(route.name, route.created, route.parent) for route in served]
         return JSONResponse({"object": "list", "data": cards})
 
     async def model(self, request: Request) -> Response:
-        route = self._models.route(request.path_params["name"])
+        route = self._models.route(request.path_params["name"], caller=_caller(request))
         if not openai_path(route):
-            raise _elsewhere(route)
-        return JSONResponse(openai_answers.model_card(route.name, route.created, route.parent))
+            raise _wrong_path(route)
+        return JSONResponse(responses.model_card(route.name, route.created, route.parent))
 
     async def embeddings(self, request: Request) -> Response:
-        asked = openai.parse_body(embeddings.EmbeddingBody, parse_json(await request.body()))
-        route = self._models.route(asked.model)
+        body = parse_body(embeddings.EmbeddingBody, parse_json(await request.body()))
+        route = self._models.route(body.model, caller=_caller(request))
         if route.task != embeddings.TASK:
-            raise _elsewhere(route)
-        return JSONResponse(await embeddings.answer(self._models, route, asked))
+            raise _wrong_path(route)
+        return JSONResponse(await embeddings.answer(self._models, route, body, caller=_caller(request)))
 
     async def completions(self, request: Request) -> Response:
-        return await self._generate(openai.CompletionBody, await request.body(), chat=False)
+        return await self._generate(openai.CompletionBody, request, chat=False)
 
     async def chat(self, request: Request) -> Response:
-        return await self._generate(openai.ChatBody, await request.body(), chat=True)
+        return await self._generate(openai.ChatBody, request, chat=True)
 
     async def _generate(
-        self, kind: type[openai.CompletionBody] | type[openai.ChatBody], body: bytes, *, chat: bool
+        self, kind: type[openai.CompletionBody] | type[openai.ChatBody], request: Request, *, chat: bool
     ) -> Response:
-        asked = openai.parse_body(kind, parse_json(body))
-        route = self._generating(asked.model)
-        request = asked.request()
-        answer = openai_answers.Answer(route.name, route.digest, chat=chat, n=request.n, logprobs=request.logprobs)
-        if not asked.stream:
-            return JSONResponse(answer.whole(await self._models.complete(route, request)))
-        deltas = self._models.stream(route, request)
-        first = await anext(deltas)  # an error before it still has a status of its own
-        events = answer.stream(first, deltas, include_usage=asked.include_usage)
+        caller = _caller(request)
+        body = parse_body(kind, parse_json(await request.body()))
+        route = self._models.route(body.model, caller=caller)
+        if route.kind != "generate":
+            raise _wrong_path(route)
+        text = body.request()
+        renderer = responses.Renderer(route.name, route.digest, chat=chat, n=text.n, logprobs=text.sampling.logprobs)
+        if not body.stream:
+            return JSONResponse(renderer.complete(await self._models.complete(route, text, caller=caller)))
+        deltas = self._models.stream(route, text, caller=caller)
+        first = await anext(deltas)  # until then, an error can still have a status of its own
+        events = renderer.stream(first, deltas, include_usage=body.include_usage)
         return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-cache"})
 
-    def _generating(self, name: str) -> Route:
-        route = self._models.route(name)
-        if route.kind != "generate":
-            raise _elsewhere(route)
-        return route
-
     async def transcriptions(self, request: Request) -> Response:
-        asked = transcriptions.parse_transcription(await request.body(), request.headers.get("content-type", ""))
-        route = self._models.route(asked.model)
+        form = transcriptions.parse_transcription(await request.body(), request.headers.get("content-type", ""))
+        route = self._models.route(form.model, caller=_caller(request))
         if route.task != transcriptions.TASK:
-            raise _elsewhere(route)
+            raise _wrong_path(route)
         try:
-            answer = await self._models.predict(route, asked.to_rows())
+            answer = await self._models.predict(route, form.to_rows(), caller=_caller(request))
         except RequestError as error:
-            raise transcriptions.of_the_file(error) from error
-        body, media_type = transcriptions.Transcript.of_row(answer).render(asked.response_format)
+            raise transcriptions.file_error(error) from error
+        body, media_type = transcriptions.Transcript.of_row(answer.body).render(form.response_format)
         return Response(body, media_type=media_type)
 
-    # --- the plain way
+    # --- predict
 
     async def predict(self, request: Request) -> Response:
         route = self._version(request)
         body = PredictBody(await request.body(), request.headers.get("content-type", ""))
-        return Response(await self._models.predict(route, body), media_type="application/json")
+        answer = await self._models.predict(route, body, caller=_caller(request))
+        return Response(answer.body, media_type="application/json")
 
     async def openapi(self, request: Request) -> Response:
-        """What this module serves, as a document."""
-        return JSONResponse(openapi.document(self._models.routes()))
+        """The OpenAPI document of everything that is served here."""
+        return JSONResponse(openapi.document(self._models.routes(caller=_caller(request))))
 
     # --- Open Inference Protocol
 
@@ -148,8 +147,9 @@ class _Endpoints:
         return JSONResponse({"live": True})
 
     async def ready(self, request: Request) -> Response:
-        """Every model can be asked."""
-        ready = all([await self._models.ready(route) for route in self._models.routes()])
+        """Whether every model can answer."""
+        caller = _caller(request)
+        ready = all([await self._models.ready(route, caller=caller) for route in self._models.routes(caller=caller)])
         return JSONResponse({"ready": ready}, 200 if ready else 503)
 
     async def metadata(self, request: Request) -> Response:
@@ -157,32 +157,38 @@ class _Endpoints:
 
     async def model_ready(self, request: Request) -> Response:
         route = self._version(request)
-        ready = await self._models.ready(route)
+        ready = await self._models.ready(route, caller=_caller(request))
         return JSONResponse({"name": route.name, "ready": ready}, 200 if ready else 503)
 
     async def infer(self, request: Request) -> Response:
         route = self._version(request)
         body = InferBody.of_http(await request.body(), request.headers.get(LENGTH_HEADER))
-        answer = await self._models.infer(route, body)
+        answer = (await self._models.infer(route, body, caller=_caller(request))).body
         if answer.json_length is None:
             return Response(answer.data, media_type="application/json")
         headers = {LENGTH_HEADER: str(answer.json_length)}
         return Response(answer.data, headers=headers, media_type="application/octet-stream")
 
     def _version(self, request: Request) -> Route:
-        return self._models.route(request.path_params["name"], request.path_params.get("version", ""))
+        name, version = request.path_params["name"], request.path_params.get("version", "")
+        return self._models.route(name, version, caller=_caller(request))
+
+
+def _caller(request: Request) -> Caller:
+    caller: Caller = request.scope["caller"]
+    return caller
 
 
 def openai_path(route: Route) -> str:
-    """Where OpenAI's API asks for what a model does. Empty: nowhere."""
+    """The paths of OpenAI's API for a model. Empty: the API has none for its task."""
     if route.kind == "generate":
         return "/v1/completions or /v1/chat/completions"
     paths = {embeddings.TASK: "/v1/embeddings", transcriptions.TASK: "/v1/audio/transcriptions"}
     return paths.get(route.task, "")
 
 
-def _elsewhere(route: Route) -> RequestError:
-    """Why a model is not asked at this path."""
+def _wrong_path(route: Route) -> RequestError:
+    """The model does not answer at this path; names the path at which it does."""
     path = openai_path(route) or f"/v1/models/{route.name}/predict"
     return RequestError(
         f"The model {route.name!r} does {route.task}; ask it at {path}.", param="model", code="model_not_supported"

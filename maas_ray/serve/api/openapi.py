@@ -185,7 +185,7 @@ def _event(chunk: type[BaseModel]) -> _Document:
 def _plain(routes: Sequence[Route]) -> _Document:
     row = {"anyOf": [_ref(request) for request in dict.fromkeys(task.request for task in TASKS)]}
     answer = {"anyOf": [_ref(task.answer) for task in TASKS]}
-    several = {"type": "array", "items": row, "minItems": 1, "maxItems": rows.MOST_ROWS}
+    several = {"type": "array", "items": row, "minItems": 1, "maxItems": rows.MAX_ROWS}
     file = _object(**{rows.FILE: {"type": "string", "contentMediaType": _BYTES}})
     body = {
         _JSON: {"anyOf": [*row["anyOf"], _object(instances=several)]},

@@ -19,13 +19,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from maas_ray.errors import RequestError
-from maas_ray.serve.api.middleware import parse_json
 from maas_ray.serve.api.multipart import is_form, parse_form
-from maas_ray.serve.api.openai.requests import refusal
+from maas_ray.serve.api.validation import parse_json, request_error
 from maas_ray.tasks import AnswerRow, RequestRow, Task
 
 FILE = "file"  # the form's field, as in `curl -F file=@digit.png`
-MOST_ROWS = 256  # a row may become much larger than what is sent of it: an image of one pixel is made as large as any
+MAX_ROWS = 256  # a row may become much larger than what is sent of it: an image of one pixel is made as large as any
 _unfolding = ThreadPoolExecutor(1)  # one image at a time in a process: some become hundreds of megabytes
 
 
@@ -105,7 +104,7 @@ class Rows:
             ) from error
 
 
-def parse_rows(body: PredictBody, task: Task, most: int = MOST_ROWS) -> Rows:
+def parse_rows(body: PredictBody, task: Task, most: int = MAX_ROWS) -> Rows:
     """The rows in a body.
 
     Args:
@@ -143,7 +142,7 @@ def _row(task: Task, row: Any, number: int | None, *, strict: bool | None = None
     try:
         return task.request.model_validate(row, strict=strict)
     except ValidationError as error:
-        raise refusal(error, within=_place(number) or "") from error
+        raise request_error(error, within=_place(number) or "") from error
 
 
 def _place(number: int | None, field: str | None = None) -> str | None:

@@ -11,7 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from maas_ray.serve.engines import Adapter, Engine, GenerateRequest, Tokens
+from maas_ray.serve.engines import Engine
+from maas_ray.serve.text.types import Adapter, GenerateRequest, Tokens
 
 
 @dataclass
@@ -33,7 +34,7 @@ class AdapterEngine:
 
     def __init__(self, base: Engine, load: Callable[[Adapter], Engine], keep: int) -> None:
         self._base, self._load, self._keep = base, load, keep
-        self.abilities = base.abilities
+        self.supports = base.supports
         self._loaded: dict[str, _Loaded] = {}  # by digest; asked longest ago first
         self._turn = asyncio.Lock()
         self._left = asyncio.Event()

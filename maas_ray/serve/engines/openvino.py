@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from maas_ray.errors import DeploymentError
-from maas_ray.serve.engines import Ability, GenerateRequest, Tokens
+from maas_ray.serve.engines import parameters
 from maas_ray.serve.engines.kv_cache import pages
 from maas_ray.serve.engines.openvino_convert import Converted
 from maas_ray.serve.engines.openvino_process import Load
 from maas_ray.serve.engines.processes import module_command, module_environment
+from maas_ray.serve.text.types import GenerateRequest, Tokens
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,7 @@ class OpenVinoEngine:
             adapter=adapter,
         )
         # Without the tokenizer OpenVINO does not know what its tokens spell.
-        without: frozenset[Ability] = frozenset({"penalties", "logprobs"})
-        self.abilities: frozenset[Ability] = without | {"json_schema"} if model.spells_tokens else without
+        self.supports = parameters.OPENVINO | ({"json_schema"} if model.spells_tokens else set())
         self._died = ""
         self._numbers = itertools.count()
         self._waiting: dict[int, _Waiting] = {}

@@ -10,7 +10,6 @@ so that beside it nothing else would run; and reading a result that is not there
 When the other end closes, this process ends.
 """
 
-import hashlib
 import sys
 import time
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from maas_ray.serve.engines import GenerateRequest, Tokens
+from maas_ray.serve.engines.parameters import for_openvino
+from maas_ray.serve.text.types import GenerateRequest, Tokens
 
 _DELIVERY_S, _LONGEST_S = 0.01, 0.2
 """Pause between deliveries for each request in flight, 100 a second for all, and the longest. One takes about a
@@ -80,7 +80,7 @@ def serve(connection: Connection) -> None:
         while connection.poll(0 if pipeline.has_non_finished_requests() else None):
             number, request = connection.recv()
             if request is not None:
-                running[number] = _Running(_begin(pipeline, number, request), request.logprobs)
+                running[number] = _Running(_begin(pipeline, number, request), request.sampling.logprobs)
             elif number in running:
                 running.pop(number).handle.cancel()
         pipeline.step()
@@ -130,22 +130,11 @@ def _begin(pipeline: Any, number: int, request: GenerateRequest) -> Any:
     config.max_new_tokens = request.max_tokens
     config.ignore_eos = not request.end_ids
     config.stop_token_ids = set(request.end_ids)
-    if request.temperature > 0:
-        config.do_sample = True
-        config.temperature = request.temperature
-        config.top_p = request.top_p
-        config.rng_seed = _seed(request.seed)
-    config.frequency_penalty = request.frequency_penalty
-    config.presence_penalty = request.presence_penalty
-    config.logprobs = int(request.logprobs)
+    for name, value in for_openvino(request).items():
+        setattr(config, name, value)
     if request.json_schema is not None:
         config.structured_output_config = StructuredOutputConfig(json_schema=request.json_schema)
     return pipeline.add_request(number, Tensor(np.array([request.prompt_ids], dtype=np.int64)), config)
-
-
-def _seed(seed: int) -> int:
-    """32 bits that depend on all bits of a seed: the generator uses no more."""
-    return int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4])
 
 
 def main() -> None:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from maas_ray.errors import DeploymentError
 from maas_ray.registry.bundle import open_bundle
-from maas_ray.serve.engines import Adapter, Engine, GenerateRequest
+from maas_ray.serve.engines import Engine
 from maas_ray.serve.engines.adapters import AdapterEngine
 from maas_ray.serve.spec import ServingOptions
+from maas_ray.serve.text.types import Adapter, GenerateRequest, SamplingParams
 
 if TYPE_CHECKING:
     from maas_ray.tasks import Task
@@ -155,7 +156,7 @@ def _limits(options: ServingOptions) -> dict[str, int]:
 
 async def warm_up(engine: Engine, token: int) -> None:
     """Run one short request, so that the first real one finds everything loaded."""
-    request = GenerateRequest([token] * 2, max_tokens=2, temperature=1.0, top_p=0.9, seed=0, end_ids=())
+    request = GenerateRequest([token] * 2, max_tokens=2, seed=0, end_ids=(), sampling=SamplingParams(top_p=0.9))
     async with aclosing(engine.generate(request)) as tokens:
         async for _ in tokens:
             pass

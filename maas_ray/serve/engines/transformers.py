@@ -11,8 +11,9 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from maas_ray.errors import DeploymentError
-from maas_ray.serve.engines import Ability, GenerateRequest, Tokens
+from maas_ray.serve.engines import parameters
 from maas_ray.serve.engines.kv_cache import PAGE, pages
+from maas_ray.serve.text.types import GenerateRequest, Tokens
 
 _WATCH_S = 1.0
 
@@ -31,8 +32,7 @@ class TransformersEngine:
         DeploymentError: the key-value cache is too small for one sequence.
     """
 
-    # Its log probabilities are of what the processors made of the scores, noise and all: none to give out.
-    abilities: frozenset[Ability] = frozenset({"penalties", "logit_bias"})
+    supports = parameters.TRANSFORMERS
 
     def __init__(
         self, model: Any, *, context: int, max_requests: int, kv_cache_bytes: int, prefill_tokens: int
@@ -63,17 +63,9 @@ class TransformersEngine:
         self._manager.start()
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Tokens, None]:
-        from maas_ray.serve.engines.sampling import Adjustment
-
         self.check()
         name = f"request-{next(self._ids)}"
         arrived: asyncio.Queue[Any] = asyncio.Queue()
-        sampling: dict[str, Any] = {}
-        if request.temperature > 0:
-            sampling = {"temperature": float(request.temperature), "top_p": float(request.top_p), "seed": request.seed}
-        adjustment = Adjustment(request.frequency_penalty, request.presence_penalty, request.logit_bias)
-        if adjustment != Adjustment():
-            sampling["adjustment"] = adjustment
         self._manager.register_result_handler(name, arrived.put_nowait)
         finished = False
         try:
@@ -83,7 +75,7 @@ class TransformersEngine:
                 max_new_tokens=request.max_tokens,
                 eos_token_id=list(request.end_ids),
                 streaming=True,
-                **sampling,
+                **parameters.for_transformers(request),
             )
             seen = 0
             while not finished:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from maas_ray.errors import DeploymentError
-from maas_ray.serve.engines import Ability, Adapter, GenerateRequest, Tokens
+from maas_ray.serve.engines import parameters
 from maas_ray.serve.spec import ServingOptions
+from maas_ray.serve.text.types import Adapter, GenerateRequest, Tokens
 
 if TYPE_CHECKING:
     from ray.serve.llm import LLMConfig
@@ -113,7 +114,7 @@ class VllmEngine:
         fetch: an adapter's files on this node.
     """
 
-    abilities: frozenset[Ability] = frozenset({"penalties", "logit_bias"})
+    supports = parameters.VLLM
 
     def __init__(self, config: "LLMConfig", fetch: Callable[[Adapter], Path]) -> None:
         from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
@@ -157,12 +158,7 @@ class VllmEngine:
         self.check()
         sampling = SamplingParams(
             max_tokens=request.max_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p if request.temperature > 0 else 1.0,
-            seed=request.seed if request.temperature > 0 else None,
-            frequency_penalty=request.frequency_penalty,
-            presence_penalty=request.presence_penalty,
-            logit_bias=dict(request.logit_bias) or None,
+            **parameters.for_vllm(request),
             stop_token_ids=list(request.end_ids),
             ignore_eos=True,  # `end_ids` has all that end an answer
             detokenize=False,

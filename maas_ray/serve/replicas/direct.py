@@ -1,6 +1,6 @@
-"""A model's own path: its replicas answer `/v2/models/NAME` themselves, without a hop over the gateway.
+"""The direct path of a model: its replicas answer `/v2/models/NAME` themselves, without a hop over the gateway.
 
-A replica gets the gateway's own HTTP application, guard included, over a `Models` that has one model: itself.
+A replica serves the gateway's own HTTP application, middleware included, over `ModelCalls` to a single model: itself.
 """
 
 import asyncio
@@ -11,51 +11,52 @@ from typing import Any, TypeVar
 from maas_ray.errors import RequestError
 from maas_ray.serve.api.app import create_app
 from maas_ray.serve.api.middleware import App, Receive, Scope, Send
+from maas_ray.serve.api.model_calls import Answer, checked, find_route, translated_failures
 from maas_ray.serve.api.open_inference.tensors import InferBody
 from maas_ray.serve.api.predict import PredictBody
-from maas_ray.serve.calls import checked, find, translated
+from maas_ray.serve.caller import Caller
 from maas_ray.serve.routes import Route
 from maas_ray.serve.spec import GatewayArgs
-from maas_ray.serve.text.codec import Delta, TextRequest
+from maas_ray.serve.text.types import Delta, TextRequest
 
-_Answer = TypeVar("_Answer")
+_Result = TypeVar("_Result")
 
 
 class SingleModel:
-    """The model of this replica, asked as `maas_ray.serve.calls.Models` asks all.
+    """`ModelCalls` to the model of this replica.
 
     Args:
-        replica: what answers.
-        route: to it.
+        replica: answers; called in this process.
+        route: the route to it.
     """
 
     def __init__(self, replica: Any, route: Route) -> None:
         self._replica, self._route = replica, route
 
-    def take(self, route: Route) -> None:
-        """Take over what changes while replicas stay, such as the timeout."""
+    def update(self, route: Route) -> None:
+        """Replace the route, when options change for which replicas stay, such as the timeout."""
         self._route = route
 
-    def routes(self) -> list[Route]:
+    def routes(self, *, caller: Caller) -> list[Route]:
         return [self._route]
 
-    def route(self, name: str, version: str = "") -> Route:
-        return find({self._route.name: self._route}, name, version)
+    def route(self, name: str, version: str = "", *, caller: Caller) -> Route:
+        return find_route({self._route.name: self._route}, name, version)
 
-    async def complete(self, route: Route, request: TextRequest) -> list[Delta]:
-        return await _in_time(route, self._replica.complete(request))
+    async def complete(self, route: Route, request: TextRequest, *, caller: Caller) -> list[Delta]:
+        return await _in_time(route, self._replica.complete(request, caller))
 
-    async def infer(self, route: Route, body: InferBody) -> InferBody:
-        return await _in_time(route, self._replica.infer(body))
+    async def infer(self, route: Route, body: InferBody, *, caller: Caller) -> Answer[InferBody]:
+        return await _in_time(route, self._replica.infer(body, caller))
 
-    async def predict(self, route: Route, body: PredictBody) -> bytes:
-        return await _in_time(route, self._replica.predict(body))
+    async def predict(self, route: Route, body: PredictBody, *, caller: Caller) -> Answer[bytes]:
+        return await _in_time(route, self._replica.predict(body, caller))
 
-    async def stream(self, route: Route, request: TextRequest) -> AsyncGenerator[Delta, None]:
+    async def stream(self, route: Route, request: TextRequest, *, caller: Caller) -> AsyncGenerator[Delta, None]:
         deadline = asyncio.get_running_loop().time() + route.timeout_s
-        async with aclosing(self._replica.generate(request)) as deltas:
+        async with aclosing(self._replica.generate(request, caller)) as deltas:
             while True:
-                with translated(route):
+                with translated_failures(route):
                     try:
                         async with asyncio.timeout_at(deadline):
                             delta = await anext(deltas)
@@ -63,22 +64,22 @@ class SingleModel:
                         return
                 yield checked(delta)
 
-    async def ready(self, route: Route) -> bool:
+    async def ready(self, route: Route, *, caller: Caller) -> bool:
         return True
 
 
-async def _in_time(route: Route, answer: Awaitable[_Answer | RequestError]) -> _Answer:
-    with translated(route):
+async def _in_time(route: Route, result: Awaitable[_Result | RequestError]) -> _Result:
+    with translated_failures(route):
         async with asyncio.timeout(route.timeout_s):
-            return checked(await answer)
+            return checked(await result)
 
 
-def create_single_app(model: Any) -> App:
-    """The HTTP application of a replica, for `SingleModel`."""
+def create_single_app(model: SingleModel) -> App:
+    """The HTTP application of a replica."""
     api = create_app(model, body_limit=int(GatewayArgs().body_limit_mb * 1e6))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        # Serve sets the application's prefix as `root_path`, which routers take off; the paths here are whole ones.
+        # Serve passes the application's prefix as `root_path`, which routers remove; here paths are complete.
         await api({**scope, "root_path": ""}, receive, send)
 
     return app

@@ -6,12 +6,12 @@ HTTP, engines or Serve; `tokenizers` is all it needs (and Jinja, for chats).
 
 import hashlib
 import random
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from maas_ray.errors import PromptTooLongError, RequestError
-from maas_ray.serve.engines import Ability, Adapter, GenerateRequest
 from maas_ray.serve.text import json_schema
+from maas_ray.serve.text.types import GenerateRequest, TextRequest
 
 if TYPE_CHECKING:
     import tokenizers
@@ -19,83 +19,7 @@ if TYPE_CHECKING:
     from maas_ray.tasks.text.generation import TextGeneration
 
 _UNFINISHED = "\ufffd"
-
-
-@dataclass(frozen=True)
-class TextRequest:
-    """What a client asks of a generating model, in the words of any API.
-
-    Args:
-        prompt: text, or token ids, or the messages of a chat (`role`, `content`, and of tools' `tool_calls` and
-            `tool_call_id`).
-        max_tokens: most new tokens. None: as many as fit the context.
-        temperature: 0 takes the likeliest token each time.
-        top_p: sample among the likeliest tokens whose probabilities sum to this.
-        stop: strings that end the answer and are not part of it.
-        seed: the same request with the same seed gives the same answer. None: a new one each time.
-        adapter: asked in place of the model itself. The route says it, not the client.
-        n: answers to each prompt.
-        more_prompts: further prompts, each answered as if it were asked alone.
-        frequency_penalty, presence_penalty, logprobs: as in `GenerateRequest`.
-        logit_bias: added to tokens' scores, by token id.
-        json_schema: the answer is a JSON document of this schema.
-        tools: functions that the model may want called, as the chat's template is to show them to it.
-    """
-
-    prompt: str | list[int] | list[dict[str, Any]]
-    max_tokens: int | None
-    temperature: float
-    top_p: float
-    stop: tuple[str, ...]
-    seed: int | None
-    adapter: Adapter | None = None
-    n: int = 1
-    more_prompts: tuple[str | list[int], ...] = ()
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    logprobs: bool = False
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    json_schema: dict[str, Any] | None = None
-    tools: tuple[dict[str, Any], ...] = ()
-
-    @property
-    def is_chat(self) -> bool:
-        return isinstance(self.prompt, list) and bool(self.prompt) and isinstance(self.prompt[0], dict)
-
-    @property
-    def param(self) -> str:
-        """The field that the prompt came in, for error messages."""
-        return "messages" if self.is_chat else "prompt"
-
-
-class TokenLogprob(NamedTuple):
-    """A token of an answer: its text, its bytes, its log probability, and where in the answer its text begins."""
-
-    token: str
-    spelled: bytes
-    logprob: float
-    offset: int
-
-
-@dataclass(frozen=True)
-class Delta:
-    """A further piece of an answer.
-
-    Args:
-        text: the piece.
-        finish_reason: `stop` or `length` on the last.
-        prompt_tokens: tokens of the prompt.
-        completion_tokens: tokens of the answer so far.
-        index: which of the request's answers; those to the first prompt come first.
-        logprobs: of the tokens that begin in the piece, where asked.
-    """
-
-    text: str
-    finish_reason: str | None
-    prompt_tokens: int
-    completion_tokens: int
-    index: int = 0
-    logprobs: tuple[TokenLogprob, ...] = ()
+_ALWAYS_SUPPORTED = {"temperature", "top_p"}
 
 
 class TextCodec:
@@ -105,7 +29,7 @@ class TextCodec:
         task: the bundle's task.
         context: longest sequence of the model, tokens.
         end_ids: tokens that end an answer.
-        abilities: what the engine can do; what else is asked of it is refused.
+        supports: parameters that the engine honours, see `Engine`; requests that need others are refused.
     """
 
     def __init__(
@@ -113,9 +37,9 @@ class TextCodec:
         task: "TextGeneration",
         context: int,
         end_ids: tuple[int, ...],
-        abilities: frozenset[Ability] = frozenset(),
+        supports: frozenset[str] = frozenset(),
     ) -> None:
-        self.task, self.context, self.abilities = task, context, abilities
+        self.task, self.context, self.supports = task, context, supports
         self.end_ids = tuple(sorted({*end_ids, task.end_of_text_id}))
 
     def prepare(self, request: TextRequest) -> list[GenerateRequest]:
@@ -124,8 +48,8 @@ class TextCodec:
         Raises:
             RequestError: a prompt is not one that this model can take, or the engine cannot do what is asked.
         """
-        self._refuse_what_the_engine_cannot(request)
-        highest = max((token for token, _ in request.logit_bias), default=0)
+        self._check_supported(request)
+        highest = max((token for token, _ in request.sampling.logit_bias), default=0)
         if highest >= self.task.vocab_size:
             raise self._outside("logit_bias", highest)
         schema = None if request.json_schema is None else json_schema.check(request.json_schema)
@@ -141,14 +65,9 @@ class TextCodec:
                 GenerateRequest(
                     prompt_ids=ids,
                     max_tokens=wanted,
-                    temperature=request.temperature,
-                    top_p=request.top_p,
+                    sampling=request.sampling,
                     seed=_seed(seed, number),
                     end_ids=self.end_ids,
-                    frequency_penalty=request.frequency_penalty,
-                    presence_penalty=request.presence_penalty,
-                    logprobs=request.logprobs,
-                    logit_bias=request.logit_bias,
                     json_schema=schema,
                     adapter=request.adapter,
                 )
@@ -156,18 +75,14 @@ class TextCodec:
             ]
         return prepared
 
-    def _refuse_what_the_engine_cannot(self, request: TextRequest) -> None:
-        asked: list[tuple[Ability, str, Any]] = [
-            ("penalties", "frequency_penalty", request.frequency_penalty),
-            ("penalties", "presence_penalty", request.presence_penalty),
-            ("logprobs", "logprobs", request.logprobs),
-            ("logit_bias", "logit_bias", request.logit_bias),
-            ("json_schema", "response_format", request.json_schema is not None),
-        ]
-        for ability, param, wanted in asked:
-            if wanted and ability not in self.abilities:
+    def _check_supported(self, request: TextRequest) -> None:
+        needed = {name: name for name in request.sampling.changed()}
+        if request.json_schema is not None:
+            needed["json_schema"] = "response_format"
+        for name, param in needed.items():
+            if name not in _ALWAYS_SUPPORTED | self.supports:
                 raise RequestError(
-                    f"'{param}' is not supported by the engine that serves this model; leave it out.",
+                    f"'{param}' is not supported by the engine that serves this model. Leave it out.",
                     param=param,
                     code="unsupported_parameter",
                 )

@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from maas_ray.serve.engines import Engine, GenerateRequest, Tokens
-from maas_ray.serve.text.codec import Delta, Detokenizer, StopStrings, TokenLogprob
+from maas_ray.serve.text.codec import Detokenizer, StopStrings
+from maas_ray.serve.text.types import Delta, GenerateRequest, TokenLogprob, Tokens
 
 if TYPE_CHECKING:
     import tokenizers
@@ -32,7 +32,7 @@ class Growing:
     ) -> None:
         self._text, self._stops = Detokenizer(tokenizer), StopStrings(stop)
         self._asked, self._index, self._count = asked, index, 0
-        self._spelling = Spelling(tokenizer) if asked.logprobs else None
+        self._spelling = Spelling(tokenizer) if asked.sampling.logprobs else None
         self._certain = self._given = 0  # characters decoded, and given out
         self._held: list[TokenLogprob] = []
 
@@ -102,9 +102,9 @@ def _byte_characters() -> dict[str, int]:
 _BYTES = _byte_characters()
 
 
-async def grow(engine: Engine, asked: GenerateRequest, growing: Growing) -> AsyncGenerator[Delta, None]:
-    """One answer, from its engine. Closing it stops the engine's work on it."""
-    async with aclosing(engine.generate(asked)) as stream:
+async def grow(stream: AsyncGenerator[Tokens, None], growing: Growing) -> AsyncGenerator[Delta, None]:
+    """One answer, from its engine's tokens. Closing it stops the engine's work on it."""
+    async with aclosing(stream):
         async for tokens in stream:
             delta = growing.push(tokens)
             if delta is not None:

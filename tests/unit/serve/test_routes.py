@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 
 from maas_ray.errors import SpecError
+from maas_ray.serve.caller import ANONYMOUS
 from maas_ray.serve.routes import Route, Target, from_config, pick, to_config
 from tests.support.errors import raises
 
@@ -41,15 +42,15 @@ def test_adapters_have_the_targets_of_their_model() -> None:
 
 def test_the_only_target_is_picked() -> None:
     only = route(target("model-lm"))
-    assert pick(only) == only.target
-    assert pick(route(target("model-lm"), target("model-new", weight=0))).application == "model-lm"
+    assert pick(only, ANONYMOUS) == only.target
+    assert pick(route(target("model-lm"), target("model-new", weight=0)), ANONYMOUS).application == "model-lm"
 
 
 def test_targets_are_picked_by_weight_and_shadows_never() -> None:
     canary = route(
         target("model-lm", weight=3), target("model-new", weight=1), target("model-next", weight=9, mode="shadow")
     )
-    picked = Counter(pick(canary).application for _ in range(4000))
+    picked = Counter(pick(canary, ANONYMOUS).application for _ in range(4000))
     assert set(picked) == {"model-lm", "model-new"}
     assert picked["model-new"] / 4000 == pytest.approx(0.25, abs=0.05)
     assert canary.applications == {"model-lm", "model-new", "model-next"}

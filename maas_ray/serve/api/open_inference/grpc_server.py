@@ -21,11 +21,12 @@ from typing import Any
 import grpc
 
 from maas_ray.errors import RequestError
-from maas_ray.serve.api.middleware import BODY_SECONDS, RETRY_AFTER_S, too_slow
+from maas_ray.serve.api import refusals
+from maas_ray.serve.api.model_calls import ModelCalls
 from maas_ray.serve.api.open_inference import tensors as open_inference
 from maas_ray.serve.api.open_inference.grpc_messages import MESSAGES, PACKAGE, parse, to_body, to_response
 from maas_ray.serve.api.open_inference.shared_port import Address, claim, has_connections, leave, listening
-from maas_ray.serve.calls import Models
+from maas_ray.serve.caller import Caller, authenticate
 from maas_ray.serve.spec import MAX_TIMEOUT_S
 
 _log = logging.getLogger("ray.serve")
@@ -57,7 +58,7 @@ class GrpcServer:
         most_calls: calls at once; more are refused.
     """
 
-    def __init__(self, models: Models, *, owner: str, message_limit: int, most_calls: int) -> None:
+    def __init__(self, models: ModelCalls, *, owner: str, message_limit: int, most_calls: int) -> None:
         self._service = _Service(models)
         self._owner, self._message_limit, self._most_calls = owner, message_limit, most_calls
         self._address: Address | None = None
@@ -162,7 +163,7 @@ class _Listener:
 class _Service:
     """What each call does."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: ModelCalls) -> None:
         self._models = models
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -174,78 +175,80 @@ class _Service:
             "ModelMetadata": self.metadata,
             "ModelInfer": self.infer,
         }
-        # On the wire one message is a stream of one. As a stream it is read inside, where there is a limit to how long
-        # that may take, and parsed there, where what is wrong with it becomes the client's error.
-        handlers = {name: grpc.stream_unary_rpc_method_handler(_guarded(name, call)) for name, call in calls.items()}
+        # On the wire one message is a stream of one. Taken as a stream, it is read and parsed inside the handler: there
+        # the time to read it is limited, and an error in it becomes the client's error.
+        handlers = {name: grpc.stream_unary_rpc_method_handler(_handler(name, call)) for name, call in calls.items()}
         return grpc.method_handlers_generic_handler(f"{PACKAGE}.GRPCInferenceService", handlers)
 
-    async def live(self, _: Any) -> Any:
+    async def live(self, _: Any, caller: Caller) -> Any:
         return MESSAGES["ServerLiveResponse"](live=True)
 
-    async def ready(self, _: Any) -> Any:
-        """Every model can be asked."""
-        ready = all([await self._models.ready(route) for route in self._models.routes()])
+    async def ready(self, _: Any, caller: Caller) -> Any:
+        """Whether every model can answer."""
+        ready = all([await self._models.ready(route, caller=caller) for route in self._models.routes(caller=caller)])
         return MESSAGES["ServerReadyResponse"](ready=ready)
 
-    async def server(self, _: Any) -> Any:
+    async def server(self, _: Any, caller: Caller) -> Any:
         # Its extensions are those of HTTP.
         return MESSAGES["ServerMetadataResponse"](**{**open_inference.SERVER, "extensions": []})
 
-    async def model_ready(self, asked: Any) -> Any:
-        ready = await self._models.ready(self._models.route(asked.name, asked.version))
+    async def model_ready(self, request: Any, caller: Caller) -> Any:
+        route = self._models.route(request.name, request.version, caller=caller)
+        ready = await self._models.ready(route, caller=caller)
         return MESSAGES["ModelReadyResponse"](ready=ready)
 
-    async def metadata(self, asked: Any) -> Any:
-        return MESSAGES["ModelMetadataResponse"](**self._models.route(asked.name, asked.version).metadata())
+    async def metadata(self, request: Any, caller: Caller) -> Any:
+        route = self._models.route(request.name, request.version, caller=caller)
+        return MESSAGES["ModelMetadataResponse"](**route.metadata())
 
-    async def infer(self, asked: Any) -> Any:
-        route = self._models.route(asked.model_name, asked.model_version)
-        answer = await self._models.infer(route, to_body(asked))
-        return to_response(answer, typed=not asked.raw_input_contents)
+    async def infer(self, request: Any, caller: Caller) -> Any:
+        route = self._models.route(request.model_name, request.model_version, caller=caller)
+        answer = await self._models.infer(route, to_body(request), caller=caller)
+        return to_response(answer.body, typed=not request.raw_input_contents)
 
 
-def _guarded(
-    name: str, call: Callable[[Any], Awaitable[Any]]
+def _handler(
+    name: str, call: Callable[[Any, Caller], Awaitable[Any]]
 ) -> Callable[[AsyncIterator[bytes], grpc.aio.ServicerContext], Awaitable[bytes]]:
-    """A call from bytes to bytes. What it raises becomes a status.
+    """The counterpart of HTTP's `EdgeMiddleware`: a handler from bytes to bytes, whose errors become statuses.
 
-    When the client leaves, or its deadline passes, gRPC cancels it, and with it what it waits for.
+    When the client leaves, or its deadline passes, gRPC cancels the handler, and with it everything that it awaits.
     """
 
-    async def guarded(_: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
-        given = dict(context.invocation_metadata() or ()).get("x-request-id")
-        request_id = given if isinstance(given, str) else uuid.uuid4().hex
+    async def handler(_: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
+        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        request_id = metadata.get("x-request-id") or uuid.uuid4().hex
         trailers = [("x-request-id", request_id)]
         try:
-            answer: bytes = (await call(parse(f"{name}Request", await _read(context)))).SerializeToString()
+            caller = authenticate(metadata)
+            request = parse(f"{name}Request", await _read(context))
+            answer: bytes = (await call(request, caller)).SerializeToString()
         except RequestError as error:
-            refusal = copy(error)  # as in `Guard`
+            refusal = copy(error)  # as in `EdgeMiddleware`
         except Exception:
             _log.exception("%s failed, request %s", name, request_id)
-            refusal = RequestError(
-                f"The server failed to answer; its log tells why. Request id: {request_id}.", status=500
-            )
+            refusal = refusals.internal_error(request_id)
         else:
             context.set_trailing_metadata(tuple(trailers))
             return answer
         if refusal.status in (429, 503):
-            trailers.append(("grpc-retry-pushback-ms", str(RETRY_AFTER_S * 1000)))
+            trailers.append(("grpc-retry-pushback-ms", str(refusals.RETRY_AFTER_S * 1000)))
         context.set_trailing_metadata(tuple(trailers))
         # Not `abort`, which makes such a cycle too.
         context.set_code(_CODES.get(refusal.status, grpc.StatusCode.UNKNOWN))
         context.set_details(refusal.message.encode()[:_LONGEST_MESSAGE].decode(errors="ignore"))
         return b""
 
-    return guarded
+    return handler
 
 
 async def _read(context: grpc.aio.ServicerContext) -> bytes:
     try:
-        async with asyncio.timeout(BODY_SECONDS):
+        async with asyncio.timeout(refusals.BODY_SECONDS):
             message = await context.read()
     except TimeoutError as error:
-        raise too_slow() from error
+        raise refusals.body_too_slow() from error
     if message is grpc.aio.EOF:
         raise RequestError("The call carries no message.")
-    found: bytes = message
-    return found
+    data: bytes = message
+    return data

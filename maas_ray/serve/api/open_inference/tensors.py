@@ -16,8 +16,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from maas_ray.bodies import Body
 from maas_ray.errors import RequestError
-from maas_ray.serve.api.middleware import parse_json
-from maas_ray.serve.api.validation import wording
+from maas_ray.serve.api.validation import message_of, parse_json
 from maas_ray.tasks import TensorSpec
 from maas_ray.version import __version__
 
@@ -372,7 +371,7 @@ def _refusal(error: ValidationError) -> RequestError:
     problems = []
     for detail in error.errors(include_url=False)[:_MOST_PROBLEMS]:
         place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"]).lstrip(".")
-        problems.append(wording(detail, place))
+        problems.append(message_of(detail, place))
     return RequestError(" ".join(problems), code="invalid_value")
 
 

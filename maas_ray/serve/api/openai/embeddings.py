@@ -17,8 +17,9 @@ from pydantic_core import PydanticCustomError
 
 from maas_ray.bodies import Body
 from maas_ray.errors import RequestError
-from maas_ray.serve.api.predict import MOST_ROWS, PredictBody
-from maas_ray.serve.calls import ModelCalls
+from maas_ray.serve.api.model_calls import ModelCalls
+from maas_ray.serve.api.predict import MAX_ROWS, PredictBody
+from maas_ray.serve.caller import Caller
 from maas_ray.serve.routes import Route
 
 TASK = "feature-extraction"
@@ -64,20 +65,20 @@ class EmbeddingBody(Body):
         return [{"text": one, "truncate": False} if isinstance(one, str) else {"tokens": one} for one in inputs]
 
 
-async def answer(models: ModelCalls, route: Route, body: EmbeddingBody) -> dict[str, Any]:
-    """The whole answer; many inputs are asked in parts, one after the other.
+async def answer(models: ModelCalls, route: Route, body: EmbeddingBody, *, caller: Caller) -> dict[str, Any]:
+    """The complete answer; many inputs are sent in parts, one after the other.
 
     Raises:
         RequestError: an input is not one that the model can take; names it.
     """
     rows, data, tokens = body.rows(), list[dict[str, Any]](), 0
-    for start in range(0, len(rows), MOST_ROWS):
-        part = json.dumps({"instances": rows[start : start + MOST_ROWS]}).encode()
+    for start in range(0, len(rows), MAX_ROWS):
+        part = json.dumps({"instances": rows[start : start + MAX_ROWS]}).encode()
         with _named(start, body.several):
-            found = json.loads(await models.predict(route, PredictBody(part, "application/json")))["predictions"]
-        for one in found:
-            data.append({"object": "embedding", "index": len(data), "embedding": _rendered(one["embedding"], body)})
-            tokens += one["tokens"]
+            answered = await models.predict(route, PredictBody(part, "application/json"), caller=caller)
+        for row in json.loads(answered.body)["predictions"]:
+            data.append({"object": "embedding", "index": len(data), "embedding": _rendered(row["embedding"], body)})
+            tokens += row["tokens"]
     return {
         "object": "list",
         "data": data,

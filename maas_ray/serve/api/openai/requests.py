@@ -6,16 +6,14 @@ refused by the model's replica, which knows its engine. Knows nothing of Serve.
 """
 
 import json
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from maas_ray.bodies import Body
-from maas_ray.errors import RequestError
-from maas_ray.serve.api.validation import wording
-from maas_ray.serve.text.codec import TextRequest
 from maas_ray.serve.text.json_schema import ANY_OBJECT
+from maas_ray.serve.text.types import SamplingParams, TextRequest
 
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_N = 16
@@ -39,7 +37,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
     "moderation": (),
 }
-_MOST_NAME = 200  # characters of a field's name that are told
 # What no answer depends on.
 _HARMLESS = {
     "user",
@@ -245,19 +242,16 @@ class _TextBody(Body):
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def _request(self, prompt: Any, max_tokens: int | None, **more: Any) -> TextRequest:
+    def _request(self, prompt: Any, max_tokens: int | None, *, logprobs: bool, **more: Any) -> TextRequest:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        logit_bias = tuple((int(token), bias) for token, bias in (self.logit_bias or {}).items())
         return TextRequest(
             prompt=prompt,
             max_tokens=max_tokens,
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
+            sampling=SamplingParams.of(self, logit_bias=logit_bias, logprobs=logprobs),
             stop=stop,
             seed=self.seed,
             n=self.n or 1,
-            frequency_penalty=self.frequency_penalty or 0.0,
-            presence_penalty=self.presence_penalty or 0.0,
-            logit_bias=tuple((int(token), bias) for token, bias in (self.logit_bias or {}).items()),
             **more,
         )
 
@@ -342,53 +336,6 @@ class ChatBody(_TextBody):
         )
 
 
-_Body = TypeVar("_Body", bound=Body)
-
-
 def _neutral(name: str) -> tuple[Any, ...]:
     """Neutral values, numbers of either type."""
     return tuple(v for n in _NEUTRAL[name] for v in ((n, float(n)) if type(n) is int else (n,)))
-
-
-def parse_body(kind: type[_Body], document: Any) -> _Body:
-    """A request's body.
-
-    Raises:
-        RequestError: names the first parameter that is wrong, as OpenAI's own API does.
-    """
-    try:
-        return kind.model_validate(document)
-    except ValidationError as error:
-        raise refusal(error) from error
-
-
-def refusal(error: ValidationError, within: str = "") -> RequestError:
-    """What is told of an error in a body, or in the part of one that stands at `within`."""
-    details = error.errors(include_url=False, include_input=True)
-    # Of a union, the branch that got furthest is the one that was meant.
-    detail = max(
-        details,
-        key=lambda detail: (sum(isinstance(part, int) for part in detail["loc"]), not detail["type"].endswith("_type")),
-    )
-    kind, context = detail["type"], detail.get("ctx", {})
-    param = ".".join(part for part in (within, _param(detail["loc"])) if part)
-    codes = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
-    if "name" in context:
-        name = f"{param}.{context['name']}" if param else context["name"]
-        return RequestError(detail["msg"].replace(context["name"], name, 1), param=name, code=codes.get(kind, kind))
-    alternatives = [other["type"] for other in details if _param(other["loc"]) == _param(detail["loc"])]
-    code = codes.get(kind, "invalid_type" if kind.endswith("_type") else "invalid_value")
-    return RequestError(wording(detail, param, alternatives), param=param or None, code=code)
-
-
-def _param(location: tuple[int | str, ...]) -> str:
-    """`messages[0].content`; pydantic puts the names of union branches between. A table's columns have any names."""
-    text = ""
-    for part in location:
-        if isinstance(part, int):
-            text += f"[{part}]"
-        elif not text:
-            text = part if len(part) <= _MOST_NAME else part[:_MOST_NAME] + "…"
-        elif part.isidentifier() and part not in ("str", "int", "float"):
-            text += f".{part}" if text else part
-    return text

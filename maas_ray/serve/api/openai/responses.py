@@ -8,10 +8,10 @@ from contextlib import aclosing
 from typing import Any
 
 from maas_ray.errors import RequestError
-from maas_ray.serve.text.codec import Delta, TokenLogprob
+from maas_ray.serve.text.types import Delta, TokenLogprob
 
 
-class Answer:
+class Renderer:
     """Renders the answer to a request, whole or as a stream; it may hold several choices.
 
     Args:
@@ -33,7 +33,7 @@ class Answer:
             "system_fingerprint": f"fp_{fingerprint[:12]}",
         }
 
-    def whole(self, answers: Sequence[Delta]) -> dict[str, Any]:
+    def complete(self, answers: Sequence[Delta]) -> dict[str, Any]:
         """The body of an answer that is not streamed."""
         choices = []
         for answer in answers:

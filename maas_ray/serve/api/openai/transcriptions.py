@@ -16,8 +16,8 @@ from pydantic_core import PydanticCustomError
 from maas_ray.bodies import Body
 from maas_ray.errors import RequestError
 from maas_ray.serve.api.multipart import FORM_TYPE, is_form, parse_form
-from maas_ray.serve.api.openai.requests import refusal
 from maas_ray.serve.api.predict import FILE, PredictBody
+from maas_ray.serve.api.validation import request_error
 
 TASK = "automatic-speech-recognition"
 _SEVERAL = "[]"  # ends the name of a form's field that may stand several times
@@ -89,10 +89,10 @@ def parse_transcription(data: bytes, content_type: str) -> TranscriptionBody:
     try:
         return TranscriptionBody.model_validate(fields, strict=False)
     except ValidationError as error:
-        raise refusal(error) from error
+        raise request_error(error) from error
 
 
-def of_the_file(error: RequestError) -> RequestError:
+def file_error(error: RequestError) -> RequestError:
     """What a model says of its row's audio, said of the form's file."""
     if error.param != "audio":
         return error

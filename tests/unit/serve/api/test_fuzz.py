@@ -1,6 +1,6 @@
 """Whatever is asked, the gateway answers as its OpenAPI document says, and never with a fault of its own."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,15 +13,17 @@ from schemathesis.specs.openapi import checks as openapi_checks
 
 from maas_ray.serve.api import openapi
 from maas_ray.serve.api.app import create_app
+from maas_ray.serve.api.model_calls import Answer, Usage
 from maas_ray.serve.api.open_inference.tensors import InferBody, parse_infer, render_infer
-from maas_ray.serve.api.predict import Head, PredictBody, parse_rows
-from maas_ray.serve.calls import Models
-from maas_ray.serve.replicas.text_rows import Generating
+from maas_ray.serve.api.predict import Head, PredictBody
+from maas_ray.serve.caller import Caller
+from maas_ray.serve.replicas.text_rows import TextRows
 from maas_ray.serve.routes import Route
-from maas_ray.serve.text.codec import Delta, TextRequest, TokenLogprob
+from maas_ray.serve.text.types import Delta, TextRequest, TokenLogprob
 from maas_ray.tasks.text.embeddings import FeatureExtractionSpec
 from maas_ray.tasks.text.tokenization import FittedTokenizer
 from tests.support.bundles import image_task, series_task, table_task, text_task
+from tests.support.models import InProcess
 from tests.support.speech import file_of, speech_task, spoken
 
 TEXT, IMAGES, TABLE, SERIES, SPEECH = text_task(), image_task(), table_task(), series_task(), speech_task()
@@ -50,67 +52,47 @@ CHECKS = [
 ]
 
 
-class InProcess(Models):
-    """Models that answer here: real tasks, an engine that echoes, a network that knows one answer."""
+class TaskModels(InProcess):
+    """Real tasks, an engine that echoes, and a network that knows one answer."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._routes = {
-            name: Route.parse(
-                {
-                    "name": name,
-                    "application": f"model-{name}",
-                    "kind": task.kind,
-                    "task": task.spec.type,
-                    "version": f"{name}/3",
-                    "digest": "ab" * 32,
-                    "created": 1_700_000_000,
-                    "timeout_s": 30,
-                    **task.signature(),
-                }
-            )
-            for name, task in (("lm", TEXT), *PREDICTING.items())
-        }
-        self._generating = Generating(TEXT, self._echoed, Head(model="lm", version="3"))
-
-    async def ready(self, route: Route) -> bool:
-        return True
+        super().__init__(tasks={"lm": TEXT, **PREDICTING})
+        self._rows = TextRows(TEXT, self._echo, Head(model="lm", version="3"))
 
     def _answers(self, request: TextRequest) -> list[Delta]:
-        logprobs = (TokenLogprob("a", b"a", -0.5, 0),) if request.logprobs else ()
+        logprobs = (TokenLogprob("a", b"a", -0.5, 0),) if request.sampling.logprobs else ()
         prompts = [prompt for prompt in (request.prompt, *request.more_prompts) for _ in range(request.n)]
         return [Delta(str(prompt), "stop", 1, 1, index, logprobs) for index, prompt in enumerate(prompts)]
 
-    async def _echoed(self, request: TextRequest) -> AsyncGenerator[Delta, None]:
+    async def _echo(self, request: TextRequest, caller: Caller) -> AsyncGenerator[Delta, None]:
         yield self._answers(request)[0]
 
-    async def complete(self, route: Route, request: TextRequest) -> list[Delta]:
+    async def complete(self, route: Route, request: TextRequest, *, caller: Caller) -> list[Delta]:
         return self._answers(request)
 
-    async def stream(self, route: Route, request: TextRequest) -> AsyncGenerator[Delta, None]:
+    async def stream(self, route: Route, request: TextRequest, *, caller: Caller) -> AsyncGenerator[Delta, None]:
         for answer in self._answers(request):
             yield replace(answer, text="a", finish_reason=None)
             yield replace(answer, completion_tokens=2)
 
-    async def infer(self, route: Route, body: InferBody) -> InferBody:
+    async def infer(self, route: Route, body: InferBody, *, caller: Caller) -> Answer[InferBody]:
         if route.name == "lm":
-            return await self._generating.infer(body)
+            return await self._rows.infer(body, caller)
         task = PREDICTING[route.name]
         request = parse_infer(body, task.inputs, task.outputs)
         answer = {name: np.stack([ONE_ROW[name]] * request.rows) for name in request.outputs}
-        return render_infer(request, answer, task.outputs, route.name, "3")
+        return Answer(render_infer(request, answer, task.outputs, route.name, "3"), Usage(rows=request.rows))
 
-    async def predict(self, route: Route, body: PredictBody) -> bytes:
+    async def predict(self, route: Route, body: PredictBody, *, caller: Caller) -> Answer[bytes]:
         if route.name == "lm":
-            return await self._generating.predict(body)
-        task = PREDICTING[route.name]
-        asked = parse_rows(body, task)
-        inputs = await asked.inputs(task)
-        answer = task.to_answer({name: value[()] for name, value in ONE_ROW.items()})
-        return asked.render([answer] * len(inputs), Head(model=route.name, version="3"))
+            return await self._rows.predict(body, caller)
+        return await super().predict(route, body, caller=caller)
+
+    def outputs(self, route: Route, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{name: value[()] for name, value in ONE_ROW.items()}] * len(rows)
 
 
-APP = create_app(InProcess(), body_limit=100_000)
+APP = create_app(TaskModels(), body_limit=100_000)
 DOCUMENT = schemathesis.openapi.from_asgi("/openapi.json", APP)
 
 

@@ -19,10 +19,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from maas_ray.errors import PromptTooLongError, RequestError
+from maas_ray.serve.api.model_calls import Usage
 from maas_ray.serve.api.open_inference.tensors import InferBody
 from maas_ray.serve.api.predict import Head, PredictBody, Rows, parse_rows
-from maas_ray.serve.replicas.text_rows import Generating
-from maas_ray.serve.text.codec import Delta, TextRequest
+from maas_ray.serve.caller import ANONYMOUS, Caller
+from maas_ray.serve.replicas.text_rows import TextRows
+from maas_ray.serve.text.types import Delta, SamplingParams, TextRequest
 from maas_ray.tasks.vision.classification import ImageClassificationSpec
 from tests.support.bundles import image_task, text_task
 
@@ -309,7 +311,7 @@ class Engine:
         self.asked: list[TextRequest] = []
         self.cancelled = 0
 
-    async def generate(self, request: TextRequest) -> AsyncGenerator[Delta | RequestError, None]:
+    async def generate(self, request: TextRequest, caller: Caller) -> AsyncGenerator[Delta | RequestError, None]:
         self.asked.append(request)
         if request.prompt == "long":
             yield PromptTooLongError(9, 9, 10, "prompt")
@@ -325,15 +327,22 @@ class Engine:
         yield Delta(f"{request.prompt}>", "stop", 1, 2)
 
 
+def text_rows(engine: Engine, most: int = 8) -> TextRows:
+    return TextRows(TEXT, engine.generate, HEAD, most)  # type: ignore[arg-type]
+
+
 def generate(body: Any, engine: Engine, content_type: str = "application/json", most: int = 8) -> Any:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    generating = Generating(TEXT, engine.generate, HEAD, most)  # type: ignore[arg-type]
-    return json.loads(asyncio.run(generating.predict(PredictBody(data, content_type))))
+    answer = asyncio.run(text_rows(engine, most).predict(PredictBody(data, content_type), ANONYMOUS))
+    document = json.loads(answer.body)
+    rows = len(document.get("predictions", [document]))
+    assert answer.usage == Usage(rows=rows, prompt_tokens=rows, completion_tokens=2 * rows)
+    return document
 
 
 def infer(body: dict, engine: Engine, most: int = 8) -> Any:
-    generating = Generating(TEXT, engine.generate, HEAD, most)  # type: ignore[arg-type]
-    return json.loads(asyncio.run(generating.infer(InferBody(json.dumps(body).encode()))).data)
+    answer = asyncio.run(text_rows(engine, most).infer(InferBody(json.dumps(body).encode()), ANONYMOUS))
+    return json.loads(answer.body.data)
 
 
 def prompts(*texts: str, **changes: Any) -> dict:
@@ -348,9 +357,9 @@ def test_text_the_plain_way() -> None:
     answer = generate({"instances": [asked, {"prompt": "a", "stop": "y"}]}, engine)
     assert answer["predictions"] == [{"text": "<b>"}, {"text": "<a>"}]
     assert engine.asked == [
-        TextRequest("a", 16, 1.0, 1.0, (), None),
-        TextRequest("b", 5, 0.0, 0.5, ("x",), 7),
-        TextRequest("a", 16, 1.0, 1.0, ("y",), None),
+        TextRequest("a", 16),
+        TextRequest("b", 5, SamplingParams(temperature=0.0, top_p=0.5), ("x",), 7),
+        TextRequest("a", 16, stop=("y",)),
     ]
 
 
@@ -360,7 +369,7 @@ def test_text_as_tensors() -> None:
     answer = infer(prompts("a", "é", parameters=parameters, id="7"), engine)
     output = {"name": "text", "datatype": "BYTES", "shape": [2], "data": ["<a>", "<é>"]}
     assert answer == {"model_name": "m", "model_version": "3", "id": "7", "outputs": [output]}
-    assert engine.asked == [TextRequest(text, 5, 0.0, 1.0, ("x",), -1) for text in ("a", "é")]
+    assert engine.asked == [TextRequest(text, 5, SamplingParams(temperature=0.0), ("x",), -1) for text in ("a", "é")]
 
 
 @pytest.mark.parametrize(
@@ -392,7 +401,7 @@ def test_a_wrong_prompt_is_named(body: dict, param: str, says: str) -> None:
         (prompts("a", parameters={"n": 2}), "Unknown parameter: 'parameters.n'"),
         (prompts("a", parameters={"prompt": "b"}), "Unknown parameter: 'parameters.prompt'"),
         (prompts("a", "long"), "maximum context length is 10"),
-        (prompts(*"abcdefghi"), "at most 8 rows in a request; found 9"),
+        (prompts(*"abcdefghi"), "inputs: 9 rows, .* at most 8"),
         (prompts(), "one row or more"),
         (prompts("a", outputs=[{"name": "label"}]), "there is no 'label'; this model gives text"),
     ],
@@ -414,12 +423,11 @@ def test_the_first_mistake_ends_the_other_rows() -> None:
 
 def test_who_leaves_ends_every_row() -> None:
     engine = Engine()
-    generating = Generating(TEXT, engine.generate, HEAD)  # type: ignore[arg-type]
     body = json.dumps({"instances": [{"prompt": "wait"}] * 3}).encode()
 
     async def leave() -> None:
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(generating.predict(PredictBody(body, "")), 0.1)
+            await asyncio.wait_for(text_rows(engine).predict(PredictBody(body, ""), ANONYMOUS), 0.1)
 
     asyncio.run(leave())
     assert engine.cancelled == 3

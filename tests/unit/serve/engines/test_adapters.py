@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from maas_ray.errors import DeploymentError, SpecError
-from maas_ray.serve.engines import Ability, Adapter, GenerateRequest, Tokens
 from maas_ray.serve.engines.adapters import AdapterEngine
 from maas_ray.serve.engines.lora import Lora, check
 from maas_ray.serve.engines.openvino import OpenVinoEngine
@@ -20,6 +19,7 @@ from maas_ray.serve.engines.openvino_convert import Converted, _convert
 from maas_ray.serve.engines.start import Started, start
 from maas_ray.serve.resolve import make_route, resolve_route
 from maas_ray.serve.spec import DeploySpec, ServedModel, ServingOptions
+from maas_ray.serve.text.types import Adapter, GenerateRequest, Tokens
 from maas_ray.settings import Settings
 from tests.support.adapters import publish_adapter, register_adapter, save_adapter
 from tests.support.bundles import register, save_bundle, text_task
@@ -146,7 +146,7 @@ def test_every_architecture_takes_them(architecture: str, stored: str, tmp_path:
 class Counting:
     """An engine that says its own number so often, and knows whether it was closed."""
 
-    abilities: frozenset[Ability] = frozenset()
+    supports: frozenset[str] = frozenset()
 
     def __init__(self, number: int) -> None:
         self.number, self.closed, self.dead = number, False, False
@@ -365,12 +365,13 @@ def start_plain(base: Path, places: Settings, adapter: Adapter) -> None:
 @pytest.mark.parametrize("method", ["infer", "predict"])
 def test_what_cannot_say_which_adapter_is_refused_and_not_answered_by_the_base(method: str) -> None:
     from maas_ray.errors import RequestError
+    from maas_ray.serve.caller import ANONYMOUS
     from maas_ray.serve.calls import Models
     from maas_ray.serve.routes import AdapterRoute
-    from tests.unit.serve.api.test_app import route
+    from tests.support.models import route
 
     french = AdapterRoute(name="french", version="fr/1", uri="somewhere", digest="ab", created=0)
     models = Models()
     models._routes = {one.name: one for one in route("lm", "generate", adapters=[french.model_dump()]).expanded()}
     with pytest.raises(RequestError, match="'lm:french' is an adapter"):
-        asyncio.run(getattr(models, method)(models.route("lm:french"), b""))
+        asyncio.run(getattr(models, method)(models.route("lm:french", caller=ANONYMOUS), b"", caller=ANONYMOUS))

@@ -1,6 +1,7 @@
 """What every engine promises: what a request gets depends on that request alone."""
 
 import asyncio
+import dataclasses
 import json
 import re
 import subprocess
@@ -15,12 +16,13 @@ from typing import Any
 import pytest
 
 from maas_ray.errors import DeploymentError, SpecError
-from maas_ray.serve.engines import Engine, GenerateRequest, openvino
+from maas_ray.serve.engines import Engine, openvino
 from maas_ray.serve.engines.openvino import OpenVinoEngine
 from maas_ray.serve.engines.openvino_convert import ARCHITECTURES, Converted, _convert, converted
 from maas_ray.serve.engines.start import Started, start
 from maas_ray.serve.spec import ServingOptions
 from maas_ray.serve.text.json_schema import check
+from maas_ray.serve.text.types import GenerateRequest, SamplingParams
 from tests.support.bundles import TEXT, save_bundle, text_task
 
 TASK = text_task()
@@ -75,8 +77,10 @@ def engine(make: Make) -> Engine:
 
 
 def request(prompt: list[int], **changes) -> GenerateRequest:
-    fields = {"max_tokens": 24, "temperature": 0.0, "top_p": 1.0, "seed": 0, "end_ids": ()}
-    return GenerateRequest(prompt_ids=prompt, **(fields | changes))
+    """Greedy unless told otherwise; `changes` are fields of a `GenerateRequest` or of its `SamplingParams`."""
+    sampling = {one.name: changes.pop(one.name) for one in dataclasses.fields(SamplingParams) if one.name in changes}
+    chosen = SamplingParams(**({"temperature": 0.0} | sampling))
+    return GenerateRequest(prompt, sampling=chosen, **({"max_tokens": 24, "seed": 0, "end_ids": ()} | changes))
 
 
 async def run(engine: Engine, asked: GenerateRequest) -> list[int]:
@@ -153,7 +157,7 @@ def test_the_longest_sequence_fits_where_memory_is_scarce(make: Make) -> None:
     engine = make(kv_cache_bytes=5 * PAGE_BYTES)
     longest = request(PROMPTS[0], max_tokens=128 - len(PROMPTS[0]))
     # Three of them do not fit together: they are evicted and resumed, and lose nothing by it.
-    drawn = replace(longest, temperature=1.0, seed=5)
+    drawn = replace(longest, sampling=SamplingParams(), seed=5)
     alone = run_all(engine, [longest])[0], run_all(engine, [drawn])[0]
     assert len(alone[0]) == 128 - len(PROMPTS[0])
     assert run_all(engine, [longest, drawn, drawn]) == [alone[0], alone[1], alone[1]]
@@ -182,8 +186,8 @@ def penalised(network: Any, asked: GenerateRequest) -> list[int]:
         with torch.no_grad():
             scores = network(torch.tensor([asked.prompt_ids + ids])).logits[0, -1].double()
         counts = torch.tensor(ids, dtype=torch.long).bincount(minlength=len(scores))
-        scores -= asked.frequency_penalty * counts + asked.presence_penalty * (counts > 0)
-        for token, bias in asked.logit_bias:
+        scores -= asked.sampling.frequency_penalty * counts + asked.sampling.presence_penalty * (counts > 0)
+        for token, bias in asked.sampling.logit_bias:
             scores[token] += bias
         ids.append(int(scores.argmax()))
     return ids
@@ -204,14 +208,15 @@ def test_penalties_are_those_of_openai(make: Make, directory: Path) -> None:
 
 
 def test_what_it_cannot_do_it_does_not_claim(make: Make, directory: Path) -> None:
-    """Of each ability a request that would show; where it is not claimed there is nothing to try."""
+    """A parameter that an engine claims to support has the right effect."""
     engine, reference = make(), TASK.load_model(directory)
-    assert engine.abilities <= {"penalties", "logprobs", "logit_bias", "json_schema"}
-    if "logit_bias" in engine.abilities:
+    assert engine.supports >= {"frequency_penalty", "presence_penalty"}
+    assert engine.supports <= {one.name for one in dataclasses.fields(SamplingParams)} | {"json_schema"}
+    if "logit_bias" in engine.supports:
         asked = request(PROMPTS[0], logit_bias=((5, 100.0), (7, 99.99)), frequency_penalty=0.5)
         assert run_all(engine, [asked])[0] == penalised(reference, asked)
         assert set(run_all(engine, [asked])[0]) >= {5, 7}
-    if "logprobs" in engine.abilities:
+    if "logprobs" in engine.supports:
         for changes in ({}, {"temperature": 0.3, "top_p": 0.5, "seed": 3, "presence_penalty": 1.0}):
             ids, logprobs = asyncio.run(run_with_logprobs(engine, request(PROMPTS[0], logprobs=True, **changes)))
             assert logprobs == pytest.approx(own_logprobs(reference, PROMPTS[0], ids), abs=1e-4)
@@ -405,7 +410,7 @@ SPACE = {"temperature": 1.0, "top_p": 0.9, "max_tokens": 100}
 @pytest.mark.parametrize("make", ["openvino"], indirect=True)
 def test_answers_are_held_to_a_schema(make: Make) -> None:
     engine = make()
-    assert "json_schema" in engine.abilities
+    assert "json_schema" in engine.supports
     end = TASK.end_of_text_id
     # A model of random weights likes white space between a document's parts, and not to end: some draws are cut off.
     whole: dict[str, list[Any]] = {name: [] for name in KEPT_SCHEMAS}

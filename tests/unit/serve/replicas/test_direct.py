@@ -7,11 +7,13 @@ import httpx
 import pytest
 
 from maas_ray.errors import RequestError
+from maas_ray.serve.api.model_calls import Answer, Usage
 from maas_ray.serve.api.open_inference.tensors import InferBody
 from maas_ray.serve.api.predict import PredictBody
+from maas_ray.serve.caller import ANONYMOUS, Caller
 from maas_ray.serve.replicas.direct import SingleModel, create_single_app
-from maas_ray.serve.text.codec import Delta, TextRequest
-from tests.unit.serve.api.test_app import route
+from maas_ray.serve.text.types import Delta, TextRequest
+from tests.support.models import route, send
 
 
 class Replica:
@@ -20,14 +22,17 @@ class Replica:
     def __init__(self) -> None:
         self.closed = 0
 
-    async def infer(self, body: InferBody) -> InferBody | RequestError:
+    async def infer(self, body: InferBody, caller: Caller) -> Answer[InferBody] | RequestError:
+        assert caller == ANONYMOUS
         await asyncio.sleep(5 if body.data == b"slow" else 0)
-        return RequestError("no such thing", param="x") if body.data == b"no" else body
+        return RequestError("no such thing", param="x") if body.data == b"no" else Answer(body, Usage(rows=1))
 
-    async def predict(self, body: PredictBody) -> bytes:
-        return b'{"label":"7"}'
+    async def predict(self, body: PredictBody, caller: Caller) -> Answer[bytes]:
+        assert caller == ANONYMOUS
+        return Answer(b'{"label":"7"}', Usage(rows=1))
 
-    async def generate(self, request: TextRequest) -> AsyncGenerator[Delta, None]:
+    async def generate(self, request: TextRequest, caller: Caller) -> AsyncGenerator[Delta, None]:
+        assert caller == ANONYMOUS
         try:
             yield Delta("one", None, 1, 1)
             await asyncio.sleep(5 if request.prompt == "slow" else 0)
@@ -39,13 +44,7 @@ class Replica:
 def ask(replica: Replica, kind: str, path: str, **request) -> httpx.Response:
     app = create_single_app(SingleModel(replica, route("m", kind, timeout_s=0.3)))
 
-    async def ask() -> httpx.Response:
-        # As Serve mounts it.
-        transport = httpx.ASGITransport(app=app, root_path="/v2/models/m")
-        async with httpx.AsyncClient(transport=transport, base_url="http://replica") as client:
-            return await client.post(path, **request)
-
-    return asyncio.run(ask())
+    return send(app, "POST", path, root_path="/v2/models/m", **request)  # the root path that Serve passes
 
 
 @pytest.mark.parametrize(

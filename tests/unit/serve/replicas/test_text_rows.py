@@ -9,8 +9,10 @@ import pytest
 
 from maas_ray.errors import RequestError
 from maas_ray.registry.bundle import BundleMeta, Lineage, publish_bundle
+from maas_ray.serve.api.model_calls import Answer
 from maas_ray.serve.api.open_inference.tensors import InferBody
 from maas_ray.serve.api.predict import PredictBody
+from maas_ray.serve.caller import ANONYMOUS
 from maas_ray.serve.model_app import Predictor
 from maas_ray.serve.spec import ServingOptions
 from maas_ray.settings import Settings
@@ -55,20 +57,23 @@ def test_tensors_and_rows_say_the_same(case: str, settings: Settings, tmp_path: 
     async def asked() -> tuple[Any, Any, Any]:
         replica = Predictor.__new__(Predictor)
         await replica.__init__(bundle.uri, bundle.digest, "m", "1", ServingOptions())
-        infer = await replica.infer(InferBody(json.dumps({"inputs": [tensor | {"datatype": "BYTES"}]}).encode()))
+        infer = await replica.infer(
+            InferBody(json.dumps({"inputs": [tensor | {"datatype": "BYTES"}]}).encode()), ANONYMOUS
+        )
         instances = json.dumps({"instances": rows}).encode()
-        predict = await replica.predict(PredictBody(instances, "application/json"))
+        predict = await replica.predict(PredictBody(instances, "application/json"), ANONYMOUS)
         wrong = json.dumps({"instances": [*rows, {"text": "a", "tokens": [1]}]}).encode()
-        refused = await replica.predict(PredictBody(wrong, "application/json"))
+        refused = await replica.predict(PredictBody(wrong, "application/json"), ANONYMOUS)
         replica.close()
         return infer, predict, refused
 
     infer, predict, refused = asyncio.run(asked())
-    assert isinstance(infer, InferBody), infer
-    outputs = {one["name"]: one for one in json.loads(infer.data)["outputs"]}
+    assert isinstance(infer, Answer), infer
+    outputs = {one["name"]: one for one in json.loads(infer.body.data)["outputs"]}
     assert outputs.keys() == {spec.name for spec in task.outputs}
-    predictions = json.loads(predict)["predictions"]
-    assert len(predictions) == len(rows)
+    predictions = json.loads(predict.body)["predictions"]
+    assert len(predictions) == predict.usage.rows == len(rows)
+    assert infer.usage.rows == tensor["shape"][0]
     told = {
         "labels": lambda: [outputs["label"]["data"][0], outputs["label"]["data"][2]],
         "tags": lambda: [outputs["tags"]["data"][:2], outputs["tags"]["data"][2:]],

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maas_ray.errors import PromptTooLongError, RequestError
-from maas_ray.serve.engines import GenerateRequest, Tokens
-from maas_ray.serve.text.codec import Delta, Detokenizer, StopStrings, TextCodec, TextRequest
+from maas_ray.serve.text.codec import Detokenizer, StopStrings, TextCodec
 from maas_ray.serve.text.streaming import Growing, Spelling, together
+from maas_ray.serve.text.types import Delta, GenerateRequest, SamplingParams, TextRequest, Tokens
 from maas_ray.tasks import load_task
 from maas_ray.tasks.text.chat import ChatTemplate
 from maas_ray.tasks.text.generation import TextGenerationSpec
@@ -28,8 +28,7 @@ CHAT_ML = (
 
 
 def ask(prompt, **changes) -> TextRequest:
-    fields = {"max_tokens": 4, "temperature": 1.0, "top_p": 1.0, "stop": (), "seed": 1}
-    return TextRequest(prompt=prompt, **(fields | changes))
+    return TextRequest(prompt=prompt, **({"max_tokens": 4, "seed": 1} | changes))
 
 
 @pytest.fixture
@@ -189,13 +188,14 @@ ASKED = {
 
 @pytest.mark.parametrize("name", ASKED)
 def test_what_the_engine_cannot_do_is_refused_by_name(name: str) -> None:
-    asked = ask("a", **{name: ASKED[name]})
-    able = frozenset({"penalties", "logprobs", "logit_bias", "json_schema"})
-    [prepared] = TextCodec(TASK, 64, (), able).prepare(asked)
-    assert getattr(prepared, name) == (json.dumps(ASKED[name]) if name == "json_schema" else ASKED[name])
-    ability = "penalties" if name.endswith("penalty") else name
+    is_schema = name == "json_schema"
+    asked = ask("a", **({name: ASKED[name]} if is_schema else {"sampling": SamplingParams(**{name: ASKED[name]})}))
+    supported = frozenset(ASKED)
+    [prepared] = TextCodec(TASK, 64, (), supported).prepare(asked)
+    assert prepared.json_schema == (json.dumps(ASKED[name]) if is_schema else None)
+    assert prepared.sampling == asked.sampling
     with pytest.raises(RequestError) as caught:
-        TextCodec(TASK, 64, (), able - {ability}).prepare(asked)
+        TextCodec(TASK, 64, (), supported - {name}).prepare(asked)
     assert (caught.value.status, caught.value.code) == (400, "unsupported_parameter")
     assert caught.value.param == ("response_format" if name == "json_schema" else name)
 
@@ -203,7 +203,7 @@ def test_what_the_engine_cannot_do_is_refused_by_name(name: str) -> None:
 def test_biased_tokens_are_the_model_s() -> None:
     codec = TextCodec(TASK, 64, (), frozenset({"logit_bias"}))
     with pytest.raises(RequestError, match="0 to 319; 'logit_bias' holds 320"):
-        codec.prepare(ask("a", logit_bias=((320, 1.0),)))
+        codec.prepare(ask("a", sampling=SamplingParams(logit_bias=((320, 1.0),))))
 
 
 def test_a_chat_is_asked_as_it_was_learnt() -> None:
@@ -271,9 +271,8 @@ def test_a_template_that_leaves_tools_out_refuses_them(template: str, messages: 
 # --- growing answers
 
 
-def asked_of_engine(**changes) -> GenerateRequest:
-    fields = {"max_tokens": 1000, "temperature": 0.0, "top_p": 1.0, "seed": 0, "end_ids": (0,), "logprobs": True}
-    return GenerateRequest([1, 2], **(fields | changes))
+def asked_of_engine() -> GenerateRequest:
+    return GenerateRequest([1, 2], max_tokens=1000, seed=0, end_ids=(0,), sampling=SamplingParams(logprobs=True))
 
 
 @given(st.text("ab é🚀", max_size=20), st.lists(st.integers(1, 5), min_size=1), st.sampled_from([(), ("b ",), ("é",)]))

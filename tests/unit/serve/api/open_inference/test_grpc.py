@@ -20,18 +20,19 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from maas_ray.cluster import free_ports
 from maas_ray.errors import ModelNotFoundError, OverloadedError, RequestError
+from maas_ray.serve.api import refusals
+from maas_ray.serve.api.model_calls import Answer
 from maas_ray.serve.api.open_inference import grpc_server, shared_port
 from maas_ray.serve.api.open_inference.grpc_messages import MESSAGES, to_body, to_response
 from maas_ray.serve.api.open_inference.grpc_server import GrpcServer
 from maas_ray.serve.api.open_inference.shared_port import Address
 from maas_ray.serve.api.open_inference.tensors import InferBody, parse_infer, render_infer
-from maas_ray.serve.calls import Models
+from maas_ray.serve.caller import Caller
 from maas_ray.serve.routes import Route
 from maas_ray.tasks import TensorSpec
+from tests.support.models import INPUTS, OUTPUTS, InProcess, route
 
 LIMIT = 100_000
-INPUTS = (TensorSpec("x", "FP32", (-1, 2)), TensorSpec("word", "BYTES", (-1,)))
-OUTPUTS = (TensorSpec("sum", "FP32", (-1,)), TensorSpec("word", "BYTES", (-1,)))
 FAILURES = {
     "bad": RequestError("bad row", status=400),
     "gone": ModelNotFoundError("m", ["n"] * 5000),
@@ -44,25 +45,18 @@ FAILURES = {
 }
 
 
-class InProcess(Models):
-    """A model that sums here; its first word says what shall go wrong."""
+class FailingSums(InProcess):
+    """A model that sums; its first word can name a failure or a delay."""
 
     def __init__(self) -> None:
-        super().__init__()
-        fields = {"task": "sums", "digest": "ab" * 32, "created": 1, "timeout_s": 30, "application": "none"}
-        tensors = {"inputs": [vars(one) for one in INPUTS], "outputs": [vars(one) for one in OUTPUTS]}
-        self._routes = {
-            name: Route.parse({"name": name, "kind": kind, "version": f"{name}/3", **fields, **tensors})
-            for name, kind in (("sums", "predict"), ("lm", "generate"))
-        }
+        super().__init__(route("sums", "predict"), route("lm", "generate"))
         self.ended: list[str] = []
 
-    async def ready(self, route: Route) -> bool:
+    async def ready(self, route: Route, *, caller: Caller) -> bool:
         return route.name == "sums"
 
-    async def infer(self, route: Route, body: InferBody) -> InferBody:
-        request = parse_infer(body, INPUTS, OUTPUTS)
-        word = str(request.inputs["word"][0])
+    async def infer(self, route: Route, body: InferBody, *, caller: Caller) -> Answer[InferBody]:
+        word = str(parse_infer(body, INPUTS, OUTPUTS).inputs["word"][0])
         if word in FAILURES:
             raise FAILURES[word]
         if word.startswith("wait"):
@@ -72,15 +66,14 @@ class InProcess(Models):
                 self.ended.append("cancelled")
                 raise
             self.ended.append("answered")
-        answer = {"sum": request.inputs["x"].sum(1), "word": request.inputs["word"]}
-        return render_infer(request, answer, OUTPUTS, route.name, route.number)
+        return await super().infer(route, body, caller=caller)
 
 
 class Here:
     """An event loop in a thread, as a replica has one for its own code, and servers on it."""
 
     def __init__(self) -> None:
-        self.models = InProcess()
+        self.models = FailingSums()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._servers: list[GrpcServer] = []
@@ -351,7 +344,7 @@ def test_requests_are_told_apart(port: int, client: triton.InferenceServerClient
         ("down", "UNAVAILABLE", "down: 東京"),
         ("slow", "DEADLINE_EXCEEDED", "slow"),
         ("odd", "UNKNOWN", "odd"),
-        ("bug", "INTERNAL", "its log tells why"),
+        ("bug", "INTERNAL", "request id"),
     ],
 )
 def test_each_failure_has_its_own_status(
@@ -374,7 +367,7 @@ def test_what_a_refused_call_held_is_let_go_of_at_once(
     class Held:
         pass
 
-    async def refuse(route: Route, body: InferBody) -> InferBody:
+    async def refuse(route: Route, body: InferBody, *, caller: Caller) -> Answer[InferBody]:
         held = Held()
         kept.append(weakref.ref(held))
         try:
@@ -466,7 +459,7 @@ def test_a_client_that_leaves_ends_the_work(here: Here, client: triton.Inference
 def test_a_message_that_does_not_come_is_given_up(
     port: int, client: triton.InferenceServerClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grpc_server, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(refusals, "BODY_SECONDS", 0.3)
     never = threading.Event()
 
     def nothing() -> Iterator[bytes]:
@@ -476,7 +469,7 @@ def test_a_message_that_does_not_come_is_given_up(
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         ask = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
         code, details = status_of(lambda: ask(nothing()))
-        assert (code, "had not come" in details) == (grpc.StatusCode.DEADLINE_EXCEEDED, True)
+        assert (code, "0.3 s" in details) == (grpc.StatusCode.DEADLINE_EXCEEDED, True)
         never.set()
         code, details = status_of(lambda: ask(iter([])))
         assert (code, "no message" in details) == (grpc.StatusCode.INVALID_ARGUMENT, True)

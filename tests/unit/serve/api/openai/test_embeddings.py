@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -10,53 +11,41 @@ import pytest
 
 from maas_ray.errors import RequestError
 from maas_ray.serve.api.app import create_app
-from maas_ray.serve.api.predict import Head, PredictBody, parse_rows
-from maas_ray.serve.calls import Models
 from maas_ray.serve.routes import Route
 from maas_ray.tasks.text.embeddings import FeatureExtractionSpec
 from maas_ray.tasks.text.tokenization import FittedTokenizer
+from tests.support.models import InProcess, route, send
 
 TASK = FeatureExtractionSpec(tokenizer=FittedTokenizer(vocab_size=300), max_length=8).fit(
     [{"anchor": "a", "positive": "b"}]
 )
 
 
-class InProcess(Models):
-    """A real task with a network that knows how long a text is; and a model that does something else."""
+class Embeddings(InProcess):
+    """A real task with a network that knows the length of a text; and a model of another task."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(route("img", "predict", task="image-classification"), tasks={"emb": TASK})
         self.parts: list[int] = []
-        fields = {"application": "a", "kind": "predict", "version": "emb/3", "digest": "ab" * 32, "created": 1}
-        fields |= {"timeout_s": 30, **TASK.signature()}
-        tasks = {"emb": "feature-extraction", "img": "image-classification"}
-        self._routes = {name: Route.parse({"name": name, "task": task, **fields}) for name, task in tasks.items()}
 
-    async def predict(self, route: Route, body: PredictBody) -> bytes:
-        asked = parse_rows(body, TASK)
-        rows = await asked.inputs(TASK)
+    def outputs(self, route: Route, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         self.parts.append(len(rows))
         if any(row.get("text") == "busy" for row in rows):
             raise RequestError("full", status=429, code="overloaded")
-        answers = [
-            TASK.to_answer({"embedding": np.float32([0.1, len(str(row["text"]))]), "tokens": 2})
+        return [
+            {"embedding": np.float32([0.1, len(str(row["text"]))]), "tokens": 2}
             if "text" in row
-            else TASK.to_answer({"embedding": np.float32([0.2, row["tokens"].sum()]), "tokens": len(row["tokens"])})
+            else {"embedding": np.float32([0.2, row["tokens"].sum()]), "tokens": len(row["tokens"])}
             for row in rows
         ]
-        return asked.render(answers, Head(model="emb", version="3"))
 
 
-MODELS = InProcess()
+MODELS = Embeddings()
 APP = create_app(MODELS, body_limit=1_000_000)
 
 
 def ask(method: str = "POST", path: str = "/v1/embeddings", **body: Any) -> httpx.Response:
-    async def once() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(APP), base_url="http://test") as client:
-            return await client.request(method, path, json={"model": "emb", **body} if method == "POST" else None)
-
-    return asyncio.run(once())
+    return send(APP, method, path, json={"model": "emb", **body} if method == "POST" else None)
 
 
 @pytest.mark.parametrize(

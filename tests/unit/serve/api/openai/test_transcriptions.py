@@ -1,6 +1,6 @@
 """`/v1/audio/transcriptions`, answered within one process."""
 
-import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -10,59 +10,35 @@ import pytest
 from maas_ray.errors import RequestError
 from maas_ray.serve.api.app import create_app
 from maas_ray.serve.api.openai.transcriptions import Transcript, TranscriptionBody
-from maas_ray.serve.api.predict import Head, PredictBody, parse_rows
-from maas_ray.serve.calls import Models
+from maas_ray.serve.api.predict import parse_rows
 from maas_ray.serve.routes import Route
 from tests.support import speech
 from tests.support.bundles import image_task
+from tests.support.models import InProcess, send
 
 LIMIT = 200_000
 TASKS = {"asr": speech.speech_task(), "any": speech.speech_task(language=None), "img": image_task()}
 CLIP = speech.file_of(speech.spoken("one two"))
 
 
-class InProcess(Models):
-    """Speech models that hear the same in all that they can decode."""
+class SpeechModels(InProcess):
+    """Speech models that hear the same in every file that they can decode."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(tasks=TASKS)
         self.seconds = 0.0
-        self._routes = {
-            name: Route.parse(
-                {
-                    "name": name,
-                    "application": f"model-{name}",
-                    "kind": task.kind,
-                    "task": task.spec.type,
-                    "version": f"{name}/3",
-                    "digest": "ab" * 32,
-                    "created": 1_700_000_000,
-                    "timeout_s": 30,
-                    **task.signature(),
-                }
-            )
-            for name, task in TASKS.items()
-        }
 
-    async def predict(self, route: Route, body: PredictBody) -> bytes:
-        task = TASKS[route.name]
-        asked = parse_rows(body, task)
-        (row,) = await asked.inputs(task)
+    def outputs(self, route: Route, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        (row,) = rows
         self.seconds = len(row["audio"]) / speech.RATE
-        answer = task.to_answer({"text": "one zwölf", "duration": np.float32(self.seconds)})
-        return asked.render([answer], Head(model=route.name, version="3"))
+        return [{"text": "one zwölf", "duration": np.float32(self.seconds)}]
 
 
-MODELS = InProcess()
+MODELS = SpeechModels()
 
 
-def request(method: str, path: str, **sent: Any) -> httpx.Response:
-    async def asked() -> httpx.Response:
-        transport = httpx.ASGITransport(create_app(MODELS, body_limit=LIMIT))
-        async with httpx.AsyncClient(transport=transport, base_url="http://maas") as client:
-            return await client.request(method, path, **sent)
-
-    return asyncio.run(asked())
+def request(method: str, path: str, **content: Any) -> httpx.Response:
+    return send(create_app(MODELS, body_limit=LIMIT), method, path, **content)
 
 
 def ask(files: Any = None, **fields: Any) -> httpx.Response:
