@@ -7,7 +7,7 @@ from maas_ray.views.evaluations import show_report
 
 
 def show(report: Report) -> None:
-    """All of it, as `maas evaluate` shows it."""
+    """Print the whole report, as `maas evaluate` does."""
     show_report(*find(report.uri))
 
 

@@ -1,4 +1,4 @@
-"""Have a version answer the rows of files: `python jobs/predict.py SPEC.yaml [--set a.b=c]...`"""
+"""Predict every row of files with a version: `python jobs/predict.py SPEC.yaml [--set a.b=c]...`"""
 
 from maas_ray import PredictSpec, predict
 from maas_ray.cli import run_job

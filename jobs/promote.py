@@ -1,4 +1,4 @@
-"""Bring endpoints, and the alias they were deployed from, to a version: `python jobs/promote.py NAME/VERSION ALIAS`"""
+"""Point an alias at a version and update its endpoints: `python jobs/promote.py NAME/VERSION ALIAS`"""
 
 from maas_ray.cli import main
 

@@ -1,6 +1,6 @@
 """The main job, from the standard library's sources to an answer: `make quickstart`.
 
-Prepares, trains, evaluates, deploys and asks. Run again, it reuses what is done already.
+It prepares, trains, evaluates, deploys and sends a request. A second run reuses the results of the first.
 """
 
 import json
@@ -22,7 +22,7 @@ PROMPT = "import os\nimport sys\n\ndef main("
 
 
 def unigram_loss(dataset: PreparedDataset) -> float:
-    """Loss on the test split, nats a token, of a model that knows only how often each token occurs."""
+    """Loss on the test split, in nats per token, of a model that only knows how often each token occurs."""
     counts = np.ones(np.iinfo(np.uint16).max + 1)  # add-one smoothing
     for rows in dataset.read(dataset.row_groups("train")):
         counts += np.bincount(rows["input_ids"].reshape(-1), minlength=len(counts))
@@ -49,26 +49,26 @@ def main() -> None:
     dataset = prepare(PrepareSpec.from_yaml(SPECS / "stdlib-prepare.yaml"), settings=settings)
     say("\n2. train: a small code model, with DeepSpeed on two workers")
     version = train(TrainSpec.from_yaml(SPECS / "stdlib-train.yaml"), settings=settings)
-    say("\n3. evaluate: on files it has never seen")
+    say("\n3. evaluate: on files that were held out")
     report = evaluate(EvaluateSpec.from_yaml(SPECS / "stdlib-evaluate.yaml"), settings=settings)
     baseline = unigram_loss(dataset)
     say(
-        f"loss {report.metrics['loss']:.2f} nats a token; a model that only counts tokens has {baseline:.2f} "
+        f"loss {report.metrics['loss']:.2f} nats per token; a model that only counts tokens has {baseline:.2f} "
         f"(perplexity {report.metrics['perplexity']:.0f} against {math.exp(baseline):.0f})"
     )
     say("\n4. deploy: the gateway, and the version behind it")
     endpoint = deploy(DeploySpec.from_yaml(SPECS / "quickstart-deploy.yaml"), settings=settings)
     url = f"http://{settings.http_host}:{settings.http_port}/v1"
-    say("\n5. ask it, through the OpenAI client, to go on from")
+    say("\n5. complete a prompt, through the OpenAI client:")
     say(indented(PROMPT) + "▌")
-    say("it answers")
+    say("the answer:")
     say(indented(PROMPT + ask(url, endpoint.name)))
     body = json.dumps({"model": endpoint.name, "prompt": "def ", "max_tokens": 32})
     say(
         f"\n{version.reference} is live, after {time.monotonic() - started:.0f} s. Try it yourself:\n"
         f"  curl {url}/completions -H 'Content-Type: application/json' -d '{body}'\n"
         f"  dashboard  {cluster.dashboard}  (token: `ray get-auth-token`)\n"
-        "  look       .venv/bin/maas status\n"
+        "  status     .venv/bin/maas status\n"
         "  stop       make down"
     )
 

@@ -1,4 +1,4 @@
-"""Serve again what an endpoint served before: `python jobs/rollback.py ENDPOINT [--to NUMBER]`"""
+"""Serve an earlier version of an endpoint again: `python jobs/rollback.py ENDPOINT [--to NUMBER]`"""
 
 from maas_ray.cli import main
 

@@ -1,11 +1,11 @@
-"""maas_ray: Model-as-a-Service on Ray. From data to a versioned, autoscaling API, on one cluster.
+"""maas_ray: train, version and serve models on one Ray cluster.
 
     from maas_ray import TrainSpec, train
 
     version = train(TrainSpec.from_yaml("train.yaml"))
 
-Each verb is one function of one spec, one `maas` command and one script in `jobs/`. Importing this package
-imports nothing heavy.
+Each verb is a function of a spec, a `maas` command and a script in `jobs/`. Importing this package imports nothing
+heavy, and nothing inside the package imports from here.
 """
 
 from importlib import import_module
@@ -52,14 +52,14 @@ def __getattr__(name: str) -> Any:
 
 
 def prepare(spec: "PrepareSpec", *, fresh: bool = False, settings: "Settings | None" = None) -> "PreparedDataset":
-    """Turn raw data into a prepared dataset, or find the one that this spec and input gave before."""
+    """Turn raw data into a prepared dataset, or reuse the dataset of the same spec and input."""
     from maas_ray.data.prepare import prepare
 
     return prepare(spec, fresh=fresh, settings=settings)
 
 
 def train(spec: "TrainSpec", *, settings: "Settings | None" = None) -> "ModelVersion":
-    """Train a network on a prepared dataset and register the result as one version."""
+    """Train a network on a prepared dataset and register the result as a version."""
     from maas_ray.training.run import train
 
     return train(spec, settings=settings)
@@ -73,14 +73,14 @@ def evaluate(spec: "EvaluateSpec", *, settings: "Settings | None" = None) -> "Re
 
 
 def predict(spec: "PredictSpec", *, settings: "Settings | None" = None) -> "Predictions":
-    """Have a version answer every row of files; goes on where an earlier run into the same output stopped."""
+    """Predict every row of files with a version. Resumes an interrupted run into the same output."""
     from maas_ray.batch.run import predict
 
     return predict(spec, settings=settings)
 
 
 def deploy(spec: "DeploySpec", *, settings: "Settings | None" = None) -> "Endpoint":
-    """Bring a version up behind a public name, autoscaling."""
+    """Serve a version at an endpoint that scales with its load."""
     from maas_ray.serve.deployment.verbs import deploy
 
     return deploy(spec, settings=settings)
@@ -89,49 +89,49 @@ def deploy(spec: "DeploySpec", *, settings: "Settings | None" = None) -> "Endpoi
 def promote(
     version: str, alias: str, *, gates: "Sequence[str]" = (), settings: "Settings | None" = None
 ) -> "list[Endpoint]":
-    """Bring every endpoint that was deployed from an alias to a version, and the alias with them, if gates let it."""
+    """Point an alias at a version and update every endpoint that was deployed from it, if all gates pass."""
     from maas_ray.serve.deployment.verbs import promote
 
     return promote(version, alias, gates=gates, settings=settings)
 
 
 def rollback(name: str, *, to: int | None = None, settings: "Settings | None" = None) -> "Endpoint":
-    """Serve again what an endpoint served before."""
+    """Serve an earlier version of an endpoint again."""
     from maas_ray.serve.deployment.verbs import rollback
 
     return rollback(name, to=to, settings=settings)
 
 
 def undeploy(name: str, *, settings: "Settings | None" = None) -> None:
-    """Take an endpoint down; its version stays registered."""
+    """Remove an endpoint. Its version stays registered."""
     from maas_ray.serve.deployment.verbs import undeploy
 
     undeploy(name, settings=settings)
 
 
 def endpoints(*, settings: "Settings | None" = None) -> "list[Endpoint]":
-    """What is served: public names, versions, states, replicas."""
+    """All endpoints with version, state and replicas."""
     from maas_ray.serve.deployment.verbs import endpoints
 
     return endpoints(settings=settings)
 
 
 def history(name: str, *, settings: "Settings | None" = None) -> "list[Served]":
-    """What an endpoint serves and served before, newest first."""
+    """The versions that an endpoint has served, newest first."""
     from maas_ray.serve.deployment.verbs import history
 
     return history(name, settings=settings)
 
 
 def diff(spec: "DeploySpec | None" = None, *, settings: "Settings | None" = None) -> "list[Difference]":
-    """Where what runs is not what should; or, with a spec, where what should is not what it asks for."""
+    """Differences between the desired state and the cluster or, with a spec, between the spec and the desired state."""
     from maas_ray.serve.deployment.verbs import diff
 
     return diff(spec, settings=settings)
 
 
 def reconcile(*, settings: "Settings | None" = None) -> "list[Outcome]":
-    """Make what runs what should, once: after a cluster's restart, or after a deployer that died."""
+    """Bring the cluster to the desired state, once, as after a restart of the cluster or a deployer that died."""
     from maas_ray.serve.deployment.reconcile import reconcile
 
     return reconcile(settings=settings)

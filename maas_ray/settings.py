@@ -1,17 +1,17 @@
-"""Where the platform keeps its things: read from `MAAS_*` variables, with defaults that work.
+"""Settings: the `MAAS_*` environment variables, with defaults that work on one machine.
 
-    MAAS_HOME           ~/.maas                       state of this machine: what `maas` started
-    MAAS_STORAGE        $MAAS_HOME/storage            any fsspec URI: datasets, checkpoints, bundles
+    MAAS_HOME           ~/.maas                       state of this machine, such as the cluster that `maas up` started
+    MAAS_STORAGE        $MAAS_HOME/storage            fsspec URI of datasets, checkpoints and bundles
     MAAS_MLFLOW         sqlite:///$MAAS_HOME/mlflow.db  MLflow tracking and registry URI
-    MAAS_DATABASE       sqlite:///$MAAS_HOME/maas.db  SQLAlchemy URL: endpoints
+    MAAS_DATABASE       sqlite:///$MAAS_HOME/maas.db  SQLAlchemy URL of the endpoints
     MAAS_HTTP_HOST      127.0.0.1                     address the gateway listens on
     MAAS_HTTP_PORT      8000                          port the gateway listens on
-    MAAS_SHARED                                       YAML file: how shared replicas work, see `SharedArgs`
-    MAAS_GRPC_PORT      8001                          port of its gRPC; 0: none
-    MAAS_TRUST_REMOTE_CODE  0                         1: run the code that datasets and bundles bring
-    MAAS_VERBOSE        0                             1: show Ray's own log lines, and tracebacks of errors
+    MAAS_SHARED                                       YAML file with the options of shared replicas, see `SharedArgs`
+    MAAS_GRPC_PORT      8001                          port of the gateway's gRPC; 0 turns gRPC off
+    MAAS_TRUST_REMOTE_CODE  0                         1 runs the code that datasets and bundles contain
+    MAAS_VERBOSE        0                             1 shows Ray's own log lines and tracebacks of errors
 
-Which Ray cluster is used is Ray's own affair: `RAY_ADDRESS`, `RAY_AUTH_MODE`.
+The Ray cluster is chosen by Ray's own variables: `RAY_ADDRESS`, `RAY_AUTH_MODE`.
 """
 
 import difflib
@@ -21,35 +21,35 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from maas_ray.errors import SpecError
+from maas_ray.errors import Problem, SpecError
 from maas_ray.spec import Spec
 
 PREFIX = "MAAS_"
 
 
 class Settings(Spec):
-    """Resolved settings; see the module's docstring for the variables."""
+    """Resolved settings."""
 
     home: str = "~/.maas"
-    """Directory for this machine's state."""
+    """Directory of this machine's state."""
     storage: str = ""
-    """Fsspec URI or path under which datasets, checkpoints and bundles live."""
+    """Fsspec URI or path of datasets, checkpoints and bundles."""
     mlflow: str = ""
     """MLflow tracking and registry URI."""
     database: str = ""
     """SQLAlchemy URL of the platform's database."""
     http_host: str = "127.0.0.1"
-    """Address the gateway listens on; 0.0.0.0 opens it to the network."""
+    """Address that the gateway listens on. 0.0.0.0 opens it to the network."""
     http_port: int = Field(8000, ge=1, le=65535)
-    """Port the gateway listens on."""
+    """Port that the gateway listens on."""
     shared: str = ""
-    """YAML file with the options of the platform's shared replicas, one for all who deploy. Empty: the defaults."""
+    """YAML file with the options of the platform's shared replicas. Empty: the defaults."""
     grpc_port: int = Field(8001, ge=0, le=65535)
-    """Port of the gateway's gRPC, at the same address; 0: none."""
+    """Port of the gateway's gRPC, at the same address. 0: gRPC is off."""
     trust_remote_code: bool = False
-    """Whether code that datasets and bundles bring may run."""
+    """True lets the code that datasets and bundles contain run."""
     verbose: bool = False
-    """Whether to show Ray's own log lines, and tracebacks of errors."""
+    """True shows Ray's own log lines and tracebacks of errors."""
 
     @model_validator(mode="before")
     @classmethod
@@ -64,31 +64,35 @@ class Settings(Spec):
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
-        """Read `MAAS_*` variables; an unknown one is an error, since it is a misspelt one."""
+        """Read the `MAAS_*` variables.
+
+        Raises:
+            SpecError: a value is wrong, or a variable is unknown, which is most likely a misspelling.
+        """
         environment = os.environ if environment is None else environment
         variables = {PREFIX + name.upper(): name for name in cls.model_fields}
-        found = {name: value for name, value in environment.items() if name.startswith(PREFIX)}
-        problems = []
-        for unknown in sorted(found.keys() - variables.keys()):
+        given = {name: value for name, value in environment.items() if name.startswith(PREFIX)}
+        problems: list[Problem] = []
+        for unknown in sorted(given.keys() - variables.keys()):
             near = difflib.get_close_matches(unknown, variables, n=1)
-            fix = f"did you mean {near[0]}?" if near else f"there are: {', '.join(variables)}."
-            problems.append(f"{unknown}: there is no such setting; {fix}")
+            fix = f"did you mean {near[0]}?" if near else f"settings: {', '.join(variables)}."
+            problems.append(Problem(f"{unknown}: there is no such setting; {fix}", "unknown_setting"))
         try:
-            settings = cls.parse({variables[name]: value for name, value in found.items() if name in variables})
+            settings = cls.parse({variables[name]: value for name, value in given.items() if name in variables})
         except SpecError as error:
-            # Each problem starts with the field's name; a person set a variable.
-            parts = [problem.partition(":") for problem in error.problems]
-            problems += [f"{PREFIX}{field.upper()}:{rest}" for field, _, rest in parts]
+            for problem in error.problems:  # begins with the field's name, but the user set a variable
+                field, _, rest = problem.partition(":")
+                problems.append(Problem(f"{PREFIX}{field.upper()}:{rest}", problem.code))
         if problems:
             raise SpecError("environment", problems)
         return settings
 
     def environment(self) -> dict[str, str]:
-        """The variables that give another process the same settings."""
+        """The environment variables that give another process the same settings."""
         return {PREFIX + name.upper(): str(value) for name, value in self.document().items()}
 
 
 def exists(database: str) -> bool:
-    """Whether there is a database to look at: looking must not make one. Another than SQLite's is taken to be there."""
+    """False for an SQLite URL whose file does not exist, because reading must not create it. True for other URLs."""
     path = database.removeprefix("sqlite:///")
     return path == database or Path(path).exists()

@@ -1,6 +1,6 @@
 """Curves over steps, in a terminal (braille, eight dots a character) and as a PNG.
 
-Knows nothing of runs: a chart is a title and series of (step, value).
+A chart is a title and series of (step, value).
 """
 
 import math
@@ -22,7 +22,7 @@ _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 
 @dataclass(frozen=True)
 class Series:
-    """One curve; `marked`: a mark for each point and no line, which tells it apart without colours."""
+    """One curve. If `marked`, it has marks in place of a line, so that curves differ without colours."""
 
     label: str
     points: Points
@@ -31,7 +31,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves that share an axis; `from_zero`: where only the distance from nought makes a change look its size."""
+    """Curves that share an axis. With `from_zero`, the axis starts at 0, so that changes appear in proportion."""
 
     title: str
     series: tuple[Series, ...]
@@ -40,7 +40,7 @@ class Chart:
 
 
 def finite(points: Points) -> list[tuple[int, float]]:
-    """The points that can be drawn; MLflow keeps an infinity as the largest float."""
+    """The points that can be drawn. MLflow stores infinity as the largest float."""
     return [(step, value) for step, value in points if math.isfinite(value) and abs(value) < 1e300]
 
 
@@ -62,7 +62,7 @@ def draw(chart: Chart, width: int) -> Text:
         if one.marked:
             cells |= {(int(y) // 4, int(x) // 2): ("●", colour) for x, y in placed}
         else:
-            cells |= {place: (chr(0x2800 + bits), colour) for place, bits in _line(placed).items()}
+            cells |= {cell: (chr(0x2800 + bits), colour) for cell, bits in _line(placed).items()}
 
     text = Text()
     text.append(f"{chart.title:<{margin}}  ", style="bold")
@@ -86,7 +86,7 @@ def write_png(charts: Sequence[Chart], path: Path, title: str) -> None:
     Raises:
         StorageError: the file cannot be written.
     """
-    from matplotlib.figure import Figure  # not pyplot: it would look for a screen
+    from matplotlib.figure import Figure  # pyplot would look for a screen
 
     figure = Figure(figsize=(9, 2.2 * len(charts) + 1.2), layout="constrained")
     figure.suptitle(title)
@@ -106,11 +106,11 @@ def write_png(charts: Sequence[Chart], path: Path, title: str) -> None:
     try:
         figure.savefig(path, format="png", dpi=120)
     except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror}.") from error
+        raise StorageError(f"{path} cannot be written: {error.strerror}.", code="not_writable") from error
 
 
 def short(value: float) -> str:
-    """A number in few characters: 12,345 or 0.0021 or 2.04."""
+    """A number in a few characters: 12,345 or 0.0021 or 2.04."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
@@ -122,12 +122,12 @@ def _range(values: list[float], from_zero: bool) -> tuple[float, float]:
 
 
 def _line(points: list[tuple[float, float]]) -> dict[tuple[int, int], int]:
-    """The braille bits of each character that straight lines between points, in dots, run through."""
+    """The braille bits of each character that the lines between points, in dots, run through."""
     bits: dict[tuple[int, int], int] = {}
-    for (x0, y0), (x1, y1) in zip(points[:1] + points[:-1], points, strict=True):  # the first from itself
+    for (x0, y0), (x1, y1) in zip(points[:1] + points[:-1], points, strict=True):  # the first line has length 0
         dots = max(1, math.ceil(max(abs(x1 - x0), abs(y1 - y0))))
         for dot in range(dots + 1):
             x, y = round(x0 + (x1 - x0) * dot / dots), round(y0 + (y1 - y0) * dot / dots)
-            place = y // 4, x // 2
-            bits[place] = bits.get(place, 0) | _DOTS[x % 2][y % 4]
+            cell = y // 4, x // 2
+            bits[cell] = bits.get(cell, 0) | _DOTS[x % 2][y % 4]
     return bits

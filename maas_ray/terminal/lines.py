@@ -1,4 +1,4 @@
-"""What a person sees: lines of text, tables, and progress that suits a terminal or a log file."""
+"""Terminal output: lines, tables, and progress that fits a terminal or a log file."""
 
 import sys
 import time
@@ -11,30 +11,30 @@ from rich.progress import Progress as _Bar
 from rich.table import Table
 
 _LINE_SECONDS = 5.0
-_PIPE_WIDTH = 200  # a pipe has none; lines must not break where a terminal's would
+_PIPE_WIDTH = 200  # a pipe has no width, and its lines should not wrap
 
 
 def console() -> Console:
-    """The console on standard output. Made afresh, so that whoever replaces `sys.stdout` is heard."""
+    """A console on the current `sys.stdout`, which tests and callers replace."""
     return Console(highlight=False, soft_wrap=True, file=sys.stdout)
 
 
 def say(message: str) -> None:
-    """One line, at once, also through a pipe."""
+    """Print one line without buffering, also through a pipe."""
     console().print(message, markup=False)
     sys.stdout.flush()
 
 
 def new_table(*columns: str) -> Table:
-    """A plain table with these headings; a cell that is too wide is folded."""
-    made = Table(box=None, pad_edge=False, header_style="bold")
+    """A plain table with these headings. A cell that is too wide is folded."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        made.add_column(column, overflow="fold")
-    return made
+        table.add_column(column, overflow="fold")
+    return table
 
 
 def show_table(table: Table) -> None:
-    """Print a table as wide as the terminal; through a pipe, wide enough for any."""
+    """Print a table as wide as the terminal, or with a fixed width through a pipe."""
     out = console()
     if not out.is_terminal:
         out.width = _PIPE_WIDTH
@@ -42,32 +42,32 @@ def show_table(table: Table) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Such as `1 h 12 min`, `3 min 20 s` or `4 s`."""
+    """A duration, as in `1 h 12 min`, `3 min 20 s` or `4 s`."""
     minutes, seconds = divmod(int(max(seconds, 0)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 class Progress:
-    """Progress of one piece of work: a bar in a terminal, otherwise a line every few seconds."""
+    """Progress of one operation: a bar in a terminal, otherwise a line every few seconds."""
 
     def __init__(self, label: str, bar: _Bar | None, total: float | None) -> None:
         self._label, self._bar, self._total = label, bar, total
         self._task: TaskID | None = bar.add_task(label, total=total, note="") if bar else None
-        self._said = time.monotonic()
+        self._printed = time.monotonic()
 
     def update(self, done: float, note: str = "", *, total: float | None = None) -> None:
-        """Set how much is done; `note` says what is worth knowing, such as the loss."""
+        """Set the progress. `note` adds a value, such as the loss."""
         self._total = total if total is not None else self._total
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, total=self._total, note=note)
-        elif time.monotonic() - self._said >= _LINE_SECONDS:
-            self._said = time.monotonic()
+        elif time.monotonic() - self._printed >= _LINE_SECONDS:
+            self._printed = time.monotonic()
             count = f"{done:,.0f}" + (f"/{self._total:,.0f}" if self._total else "")
             say(f"{self._label} {count}{'  ' + note if note else ''}")
 
     def line(self, message: str) -> None:
-        """Say something that stays, above the bar."""
+        """Print a line above the bar."""
         if self._bar is not None:
             self._bar.console.print(message, markup=False)
         else:
@@ -76,7 +76,7 @@ class Progress:
 
 @contextmanager
 def progress(label: str, total: float | None = None) -> Iterator[Progress]:
-    """Show the progress of one piece of work while the block runs."""
+    """Show the progress of one operation while the block runs."""
     out = console()
     if not out.is_terminal:
         yield Progress(label, None, total)

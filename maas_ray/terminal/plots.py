@@ -1,6 +1,6 @@
-"""Pictures by Matplotlib, without a screen: PNG files, and SVG that stands in a page, light or dark.
+"""Matplotlib without a screen: PNG files, and SVG for pages with a light or a dark theme.
 
-Knows nothing of what is drawn. Matplotlib is imported when something is.
+Matplotlib is imported when something is drawn.
 """
 
 import io
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 Draw = Callable[["Axes"], None]
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
-"""Told apart by who sees no red or green (Okabe and Ito, Color Universal Design, 2008), on light and on dark."""
+"""Colours that colour-blind people can tell apart (Okabe and Ito 2008), on light and on dark backgrounds."""
 
-_LONGEST_NAME = 24
-_AXES = "#808080"  # lines that are seen on light and on dark
+_MAX_NAME = 24
+_AXES = "#808080"  # visible on light and on dark backgrounds
 _THEME = "<style>text{fill:#1f2328!important}@media(prefers-color-scheme:dark){text{fill:#d1d7e0!important}}</style>"
 
 
 def png(draw: Draw, title: str, below: str) -> bytes:
-    """What `draw` puts on axes, with two lines above, as a PNG file."""
+    """A PNG file of the axes that `draw` fills, with a title of two lines."""
 
     def titled(axes: "Axes") -> None:
         draw(axes)
@@ -32,9 +32,9 @@ def png(draw: Draw, title: str, below: str) -> bytes:
 
 
 def svg(draw: Draw, size: tuple[float, float]) -> bytes:
-    """What `draw` puts on axes as an SVG file, which has no background and is the same each time.
+    """An SVG file of the axes that `draw` fills, without background and reproducible.
 
-    Text stays text, in the reader's own fonts, and goes with the theme that the reader prefers.
+    Text stays text, in the reader's fonts, and follows the reader's theme.
     """
     import matplotlib as mpl
 
@@ -47,22 +47,22 @@ def svg(draw: Draw, size: tuple[float, float]) -> bytes:
 
 
 def _saved(draw: Draw, size: tuple[float, float], **options: Any) -> bytes:
-    from matplotlib.figure import Figure  # not pyplot: it would look for a screen
+    from matplotlib.figure import Figure  # pyplot would look for a screen
 
     figure = Figure(figsize=size, layout="constrained")
     draw(figure.subplots())
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # what the font lacks is drawn as boxes; in SVG by the reader's font
+        warnings.filterwarnings("ignore", "Glyph")  # glyphs missing in the font are drawn as boxes
         figure.savefig(buffer, **options)
     return buffer.getvalue()
 
 
 def name(label: str) -> str:
-    """Short enough for an axis."""
-    return plain(label if len(label) <= _LONGEST_NAME else label[: _LONGEST_NAME - 1] + "…")
+    """A label short enough for an axis."""
+    return plain(label if len(label) <= _MAX_NAME else label[: _MAX_NAME - 1] + "…")
 
 
 def plain(text: str) -> str:
-    """With nothing that Matplotlib would read as a formula."""
+    """A text that Matplotlib does not read as a formula."""
     return text.replace("$", r"\$")

@@ -1,1 +1,1 @@
-"""What exists, shown as tables, JSON or HTML."""
+"""Views of datasets, models, runs, evaluations, endpoints, logs and the cluster, for a terminal or as JSON."""

@@ -1,4 +1,4 @@
-"""A report, as tables in a terminal."""
+"""An evaluation's report as tables in a terminal."""
 
 from rich.markup import escape
 from rich.table import Table
@@ -11,7 +11,7 @@ _ROWS = 20
 
 
 def show_report(report: Report, plots: list[str]) -> None:
-    """All that a report holds but the confusion matrix, which is a plot."""
+    """Print a report without its confusion matrix, which is a plot."""
     say("")
     say(f"{report.version} on {report.dataset}/{report.split}, {report.rows:,} rows, {report.created:%Y-%m-%d %H:%M}")
     share = f"{100 * report.level:g} %"
@@ -28,7 +28,7 @@ def show_report(report: Report, plots: list[str]) -> None:
         say("")
         say(f"report  {storage.join(report.uri, 'report.json')}")
         if plots:
-            say(f"plots   {', '.join(plots)}, beside it")
+            say(f"plots   {', '.join(plots)}, in the same directory")
 
 
 def _bounds(interval: Interval | None) -> str:
@@ -44,7 +44,7 @@ def _show_details(details: Details) -> None:
             table.add_row(escape(row.label), *numbers, f"{row.support:,}")
         _show(table)
         if rows:
-            say(f"the {_ROWS} with the lowest F1, of {len(rows):,}; all are in the report")
+            say(f"the {_ROWS} classes with the lowest F1 of {len(rows):,}; the report has all")
     if details.calibration:
         say("")
         say(f"calibration: expected error {details.calibration.ece:.4f}")
@@ -74,13 +74,13 @@ def _show_details(details: Details) -> None:
 def _show_slices(report: Report, column: str) -> None:
     names = list(report.metrics)
     table = new_table(escape(column), "ROWS", *names)
-    for one in report.slices[column]:
+    for part in report.slices[column]:
         cells = []
         for name in names:
-            value = f"{one.metrics[name]:.4g}" if name in one.metrics else ""
-            bounds = _bounds(one.intervals.get(name))
+            value = f"{part.metrics[name]:.4g}" if name in part.metrics else ""
+            bounds = _bounds(part.intervals.get(name))
             cells.append(f"{value} ({bounds})" if bounds else value)
-        table.add_row(escape(one.value) or "(empty)", f"{one.rows:,}", *cells)
+        table.add_row(escape(part.value) or "(empty)", f"{part.rows:,}", *cells)
     _show(table)
 
 

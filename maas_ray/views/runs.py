@@ -1,7 +1,7 @@
-"""Training runs, for a person or as JSON: all of them in a list, or one with its curves.
+"""Training runs, for a person or as JSON: a list of all, or one run with its curves.
 
-Everything is read from MLflow, which knows no more than the driver told it: a run whose driver was killed
-outright stays `running` there until it is started again, so a running one says when it was last heard.
+Everything is read from MLflow, which knows only what the driver reported. A run whose driver was killed stays `running`
+there until it is started again, so a running one shows the time of its last report.
 """
 
 import json
@@ -29,9 +29,9 @@ _NEWEST = ["attributes.start_time DESC"]
 _TAG_DATASET = "maas.dataset"
 _SHOWN_ELSEWHERE = {TAG_RUN, TAG_IDENTITY, TAG_PACKAGES, TAG_TOTAL_STEPS, _TAG_DATASET}
 _NAMED_IN_ERRORS = 5
-_WIDEST = 120  # curves gain nothing beyond
+_MAX_WIDTH = 120  # wider curves show nothing more
 
-# Of a spec, besides the network and DeepSpeed's document: what decides how a run goes.
+# Fields of a spec that affect the result, besides the network and DeepSpeed's configuration.
 _TRAINING = (
     *("workers", "device", "precision", "epochs", "max_steps", "batch_size", "micro_batch_size"),
     *("learning_rate", "warmup_steps", "weight_decay", "gradient_clipping", "seed"),
@@ -40,7 +40,7 @@ _TRAINING = (
 
 @dataclass(frozen=True)
 class Run:
-    """A training run as MLflow knows it."""
+    """A training run as MLflow records it."""
 
     name: str
     run_id: str
@@ -49,14 +49,14 @@ class Run:
     """running, finished, failed or killed."""
     step: int
     total_steps: int | None
-    """None: made before this was recorded."""
+    """None: the run is older than this field."""
     started: datetime
     heard: datetime | None
-    """When it last reported a loss. None: never, or it is over and nobody need ask."""
+    """The time of the last reported loss. None: none was reported, or the run is over."""
     seconds: float
-    """From its first start to its end or to now, with the pauses between attempts."""
+    """Time from the first start to the end or to now, including pauses between attempts."""
     version: str
-    """The version that it ended in, as `name/number`; empty: none."""
+    """The registered version, as `name/number`. Empty: none."""
     metrics: dict[str, float]
     """Last values."""
     parameters: dict[str, str]
@@ -64,7 +64,7 @@ class Run:
 
     @property
     def task(self) -> type[Task] | None:
-        """What the model is for. None: another version of the platform knew it."""
+        """The task of the model. None: this version of maas_ray does not know it."""
         return find_task(self.tags.get(TAG_TASK, ""))
 
     @property
@@ -73,14 +73,14 @@ class Run:
 
     @property
     def headline(self) -> tuple[str, float] | None:
-        """The validation metric that a person looks at first."""
+        """The task's main validation metric."""
         for name in self.task.headline if self.task else ("loss",):
             if (value := self.metrics.get(f"validation/{name}")) is not None:
                 return name, value
         return None
 
     def document(self) -> dict[str, Any]:
-        """The line of a list as plain JSON values."""
+        """The entry of a list as plain JSON values."""
         return {
             **{name: getattr(self, name) for name in ("name", "run_id", "model", "state", "step", "total_steps")},
             "loss": self.metrics.get(events.LOSS),
@@ -94,7 +94,7 @@ class Run:
 
 
 def show_runs(settings: Settings, limit: int, *, as_json: bool = False) -> None:
-    """The newest runs, newest first."""
+    """Print the newest runs, newest first."""
     runs = _newest(Registry(settings), limit) if exists(settings.mlflow) else []
     if as_json:
         _print_json([run.document() for run in runs])
@@ -103,25 +103,25 @@ def show_runs(settings: Settings, limit: int, *, as_json: bool = False) -> None:
         needed = Measurement.get(out, out.options.update(max_width=1000), wide).maximum
         show_table(_narrow_table(runs) if out.is_terminal and needed > out.width else wide)
     else:
-        say("runs       none; `maas train SPEC.yaml` starts one")
+        say("runs       none; `maas train SPEC` starts one")
 
 
 def show_run(settings: Settings, reference: str, *, as_json: bool = False, png: Path | None = None) -> None:
-    """One run: what it was given, how it went, its curves.
+    """Print one run: its parameters, results and curves.
 
     Args:
-        settings: where MLflow is.
-        reference: the run's name, its MLflow run id, or the beginning of that.
-        as_json: print it as JSON, every value of every metric with it.
-        png: also write the curves there.
+        settings: the settings with MLflow's URI.
+        reference: the run's name, its MLflow run id, or the start of the id.
+        as_json: print JSON, with every value of every metric.
+        png: also write the curves to this file.
 
     Raises:
-        NotFoundError: there is no such run; names the newest.
-        SpecError: several runs are meant.
+        NotFoundError: the run does not exist; names the newest runs.
+        SpecError: the reference matches several runs.
         StorageError: the PNG cannot be written.
     """
     if not exists(settings.mlflow):
-        raise NotFoundError(f"there is no run {reference!r}; there are: none.")
+        raise NotFoundError(f"unknown run {reference!r}; no run was recorded yet.", code="unknown_run")
     registry = Registry(settings)
     run = _find(registry, reference)
     history = {key: registry.client.get_metric_history(run.run_id, key) for key in sorted(run.metrics)}
@@ -141,9 +141,9 @@ def show_run(settings: Settings, reference: str, *, as_json: bool = False, png: 
     out = console()
     for chart in charts:
         say("")
-        out.print(draw(chart, min(out.width, _WIDEST)), soft_wrap=True)
+        out.print(draw(chart, min(out.width, _MAX_WIDTH)), soft_wrap=True)
     if png is not None:
-        say(f"\n{png} written" if charts else f"\n{png} not written: the run has reported nothing yet")
+        say(f"\n{png} written" if charts else f"\n{png} not written: the run has not reported yet")
 
 
 # --- reading ---------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ def _newest(registry: Registry, limit: int, query: str = _OURS) -> list[Run]:
 
 
 def _find(registry: Registry, reference: str) -> Run:
-    """The run of this name; else the one whose id begins so."""
+    """The run with this name, or else with an id that starts like this."""
     queries = [f"tags.`{TAG_RUN}` = '{reference}'"] if re.fullmatch(r"[\w.-]+", reference) else []
     if re.fullmatch(r"[0-9a-f]{1,32}", reference):
         queries.append(f"{_OURS} AND attributes.run_id LIKE '{reference}%'")
@@ -176,9 +176,11 @@ def _find(registry: Registry, reference: str) -> Run:
             return runs[0]
         if runs:
             meant = ", ".join(f"{run.name} of {run.model} ({run.run_id[:12]})" for run in runs)
-            raise SpecError(f"run {reference!r}", [f"means several runs: {meant}. Give more of the id."])
+            raise SpecError(
+                f"run {reference!r}", [f"matches several runs: {meant}. Give more of the id."], code="ambiguous_run"
+            )
     known = ", ".join(run.name for run in _newest(registry, _NAMED_IN_ERRORS)) or "none"
-    raise NotFoundError(f"there is no run {reference!r}; the newest are: {known}.")
+    raise NotFoundError(f"unknown run {reference!r}; the newest are: {known}.", code="unknown_run")
 
 
 def _run(registry: Registry, found: Any, model: str, version: str) -> Run:
@@ -186,7 +188,7 @@ def _run(registry: Registry, found: Any, model: str, version: str) -> Run:
     total = int(data.tags[TAG_TOTAL_STEPS]) if TAG_TOTAL_STEPS in data.tags else None
     running = info.status == "RUNNING"
     step, heard = total or 0, None
-    if not (info.status == "FINISHED" and info.end_time and total):  # else all is known without its history
+    if not (info.status == "FINISHED" and info.end_time and total):  # otherwise the history is not needed
         losses = registry.client.get_metric_history(info.run_id, events.LOSS)
         last = max(losses, key=lambda metric: (metric.timestamp, metric.step), default=None)
         step, heard = (last.step, _time(last.timestamp)) if last else (0, None)
@@ -214,7 +216,7 @@ def _time(milliseconds: int) -> datetime:
 
 
 def _by_step(metrics: list[Any]) -> list[tuple[int, float]]:
-    """One value a step: a run that went on from a checkpoint has reported some steps twice, the later holds."""
+    """One value for each step. A resumed run has reported some steps twice; the later value counts."""
     return sorted({metric.step: metric.value for metric in sorted(metrics, key=lambda m: m.timestamp)}.items())
 
 
@@ -246,7 +248,7 @@ def _wide_table(runs: list[Run]) -> Table:
 
 
 def _narrow_table(runs: list[Run]) -> Table:
-    """Two lines a run, for a terminal that the wide one does not fit."""
+    """Two lines for each run, for a terminal that is too narrow for the wide table."""
     table = new_table("RUN\n  MODEL/VERSION", "STATE\nTOOK", "STEP\nSPEED", "LOSS\nVALIDATION", "STARTED")
     for run in runs:
         cells = _cells(run)
@@ -267,7 +269,7 @@ def _facts_table(run: Run, history: dict[str, list[Any]]) -> Table:
     cells = _cells(run)
     silent = (datetime.now(UTC) - run.heard).total_seconds() if run.state == "running" and run.heard else None
     facts = {
-        "state": f"{run.state}, step {cells['step']}" + (f", last heard {duration(silent)} ago" if silent else ""),
+        "state": f"{run.state}, step {cells['step']}" + (f", last report {duration(silent)} ago" if silent else ""),
         "model": run.version or f"{run.model}, no version",
         "dataset": run.tags.get(_TAG_DATASET, ""),
         "mlflow": run.run_id,
@@ -296,12 +298,12 @@ def _below(values: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _pairs(values: dict[str, str]) -> str:
-    # "auto" is filled from the values beside it; None is what the field's default makes of it.
+    # DeepSpeed fills "auto" from the other values, and None means the field's default.
     return ", ".join(f"{key} {value}" for key, value in values.items() if value not in ("None", "auto"))
 
 
 def _events(metrics: list[Any]) -> str:
-    """What a number was, and at which step it became another."""
+    """The values of a number, each with the step from which it holds."""
     changes: list[str] = []
     before: float | None = None
     for metric in sorted(metrics, key=lambda m: m.timestamp):
@@ -312,13 +314,13 @@ def _events(metrics: list[Any]) -> str:
 
 
 def _where_time_went(run: Run, history: dict[str, list[Any]]) -> str:
-    """Training steps (and what of them was waiting for data), checkpoints, validation, all else."""
+    """Time in training steps, in waiting for data during them, in checkpoints, in validation, and the rest."""
     saves = history.get(events.CHECKPOINT_SECONDS, [])
     shares = {(m.timestamp, m.step): m.value for m in history.get(events.DATA_WAIT_SHARE, [])}
     stepping = waiting = 0.0
     before = 0
     for metric in sorted(history.get(events.STEP_SECONDS, []), key=lambda m: m.timestamp):
-        if metric.step <= before:  # it went on from a checkpoint
+        if metric.step <= before:  # the run resumed from a checkpoint
             before = max((save.step for save in saves if save.step < metric.step), default=0)
         seconds = metric.value * (metric.step - before)
         stepping += seconds
@@ -333,7 +335,7 @@ def _where_time_went(run: Run, history: dict[str, list[Any]]) -> str:
         "of these waiting for data": waiting,
         f"{len(saves)} checkpoint{'s' if len(saves) != 1 else ''}": saving,
         "validation": validating,
-        "all else (start, export, pauses)": max(run.seconds - stepping - saving - validating, 0.0),
+        "the rest (start, export, pauses)": max(run.seconds - stepping - saving - validating, 0.0),
     }
     return "\n".join(
         f"{duration(seconds):>12} {seconds / run.seconds if run.seconds else 0:>5.1%}  {part}"
@@ -342,7 +344,7 @@ def _where_time_went(run: Run, history: dict[str, list[Any]]) -> str:
 
 
 def _charts(run: Run, points: dict[str, Points]) -> list[Chart]:
-    """Loss, learning rate and throughput, as far as there are any."""
+    """Charts of loss, learning rate and throughput, as far as they have values."""
 
     def series(key: str, label: str, *, marked: bool = False) -> tuple[Series, ...]:
         return (Series(label, points[key], marked),) if finite(points.get(key, ())) else ()
@@ -360,7 +362,7 @@ def _print_json(document: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
+    """A value with null in place of NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list):

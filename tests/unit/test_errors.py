@@ -1,6 +1,7 @@
 """Errors cross processes whole, and say what a person needs."""
 
 import pickle
+import re
 from typing import Any
 
 import cloudpickle
@@ -10,6 +11,7 @@ from maas_ray import errors
 from maas_ray.errors import MaasError
 
 ARGUMENTS: dict[type[MaasError], dict[str, Any]] = {
+    errors.InvalidError: {"code": "unknown_encoding", "message": "unknown encoding 'utf-9'"},
     errors.SpecError: {"source": "train.yaml", "problems": ["line 2: epochs: is missing; add it.", "b"]},
     errors.NonFiniteLossError: {"step": 7, "loss": float("inf"), "advice": "Lower the learning rate."},
     errors.RequestError: {"message": "wrong", "param": "top_p", "code": "invalid_value", "status": 422},
@@ -38,6 +40,21 @@ def test_every_error_survives_a_process_boundary(cls: type[MaasError], pickler: 
     assert str(copy) == str(error)
     assert copy.args == error.args
     assert vars(copy) == vars(error)
+    assert copy.code == error.code
+
+
+def test_the_codes_of_problems_survive_a_process_boundary() -> None:
+    error = errors.SpecError("f.yaml", [errors.Problem("a: b", "unknown_encoding"), "c: d"], code="other")
+
+    copy = pickle.loads(pickle.dumps(error))
+
+    assert error.codes == copy.codes == ["unknown_encoding", "other"]
+    assert [problem.code for problem in copy.problems] == ["unknown_encoding", "other"]
+
+
+@pytest.mark.parametrize("cls", tree(), ids=lambda cls: cls.__name__)
+def test_every_error_has_a_code_that_a_program_can_compare(cls: type[MaasError]) -> None:
+    assert re.fullmatch("[a-z][a-z0-9]*(_[a-z0-9]+)*", str(make(cls).code))
 
 
 def test_every_error_is_drawn_in_the_tree() -> None:

@@ -30,8 +30,8 @@ FLOORS = [
     {"serve"},
     {"batch"},
     {"views"},
-    {"__init__"},  # the verbs, which import what they call when they are called
     {"cli"},
+    {"__init__"},  # the verbs, which import their rooms when they are called; no room imports this one
     {"jobs"},
 ]
 # The same inside the large rooms: folders and modules of one room.
@@ -70,7 +70,7 @@ INNER_FLOORS = {
     ],
 }
 # Rooms whose circles, inner floors or sizes are not in order yet.
-PENDING = {"training", "evaluation", "cluster", "cli", "spec"}
+PENDING = {"training", "evaluation", "cluster"}
 # room: packages that it must never import
 NEVER = {
     "serve": {"maas_ray.training", "maas_ray.data", "maas_ray.evaluation", "deepspeed"},

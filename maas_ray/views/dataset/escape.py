@@ -1,7 +1,7 @@
-"""Text of anybody's data, as it may stand in a terminal or a page: nothing in it acts, all of it is seen.
+"""Untrusted text made safe for a terminal or a page: no character is invisible or has an effect.
 
-A row of data may hold sequences that move a terminal's cursor or that turn the direction of writing around; such
-characters are written as their escapes. What HTML would read as markup is the page's own business.
+A row of data can hold sequences that move a terminal's cursor or reverse the direction of writing. Such characters are
+replaced by their escape sequences. Escaping HTML is up to the page.
 """
 
 import codecs
@@ -10,35 +10,35 @@ import math
 _ENDS_OF_LINES = {"\n": "↵", "\t": " ", "\r": ""}
 
 
-def legible(text: str, limit: int, *, lines: bool = False) -> str:
-    """At most so many characters of a text, none of which is invisible or has an effect.
+def escaped(text: str, limit: int, *, lines: bool = False) -> str:
+    """A text, cut to a number of characters, with control characters escaped.
 
     Args:
-        text: anything.
-        limit: of characters, before they are escaped.
-        lines: whether ends of lines and tabs stay.
+        text: any text.
+        limit: the number of characters, before escaping.
+        lines: keep ends of lines and tabs.
     """
     shown = text if len(text) <= limit else text[: limit - 1] + "…"
-    return "".join(map(_with_lines if lines else _seen, shown))
+    return "".join(map(_with_lines if lines else _visible, shown))
 
 
-def _seen(character: str) -> str:
+def _visible(character: str) -> str:
     if character.isprintable():
         return character
-    return _ENDS_OF_LINES.get(character, _escaped(character))
+    return _ENDS_OF_LINES.get(character, _escape_sequence(character))
 
 
 def _with_lines(character: str) -> str:
-    return character if character.isprintable() or character in "\n\t" else _seen(character)
+    return character if character.isprintable() or character in "\n\t" else _visible(character)
 
 
-def _escaped(character: str) -> str:
+def _escape_sequence(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
-def legible_bytes(excerpt: bytes) -> str:
-    """The beginning of a row as text; of what is no text, what it is and its first bytes."""
-    text = codecs.getincrementaldecoder("utf-8")("replace").decode(excerpt)  # which may end within a character
+def escaped_bytes(excerpt: bytes) -> str:
+    """The beginning of a row as text. For other content, its kind and its first bytes."""
+    text = codecs.getincrementaldecoder("utf-8")("replace").decode(excerpt)  # an excerpt can end within a character
     if b"\0" in excerpt or text.count("�") > len(excerpt) // 8:
         return f"{_kind_of(excerpt)}, begins {excerpt[:16].hex(' ')}"
     return text
@@ -59,11 +59,11 @@ _MAGIC = {
 def _kind_of(excerpt: bytes) -> str:
     if excerpt[:4] == b"RIFF":
         return {b"WAVE": "a WAV file", b"WEBP": "a WebP image"}.get(excerpt[8:12], "a RIFF file")
-    return next((kind for magic, kind in _MAGIC.items() if excerpt.startswith(magic)), "no text")
+    return next((kind for magic, kind in _MAGIC.items() if excerpt.startswith(magic)), "binary data")
 
 
 def number(value: float) -> str:
-    """A number in few characters."""
+    """A number in a few characters."""
     if not math.isfinite(value):
         return str(value)
     if value == int(value) and abs(value) < 1e15:
@@ -72,7 +72,7 @@ def number(value: float) -> str:
 
 
 def share(part: float, whole: float) -> str:
-    """Such as `12.3 %`; what is not nought is never shown as nought, nor what is not all as all."""
+    """A percentage, as in `12.3 %`. Only 0 is shown as 0 %, and only everything as 100 %."""
     if not whole:
         return ""
     percent = 100 * part / whole
@@ -84,7 +84,7 @@ def share(part: float, whole: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes, such as `12.3 MB`."""
+    """A number of bytes, as in `12.3 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""What datasets there are."""
+"""The list of all datasets."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -7,43 +7,43 @@ from maas_ray import storage
 from maas_ray.data.dataset import KIND, POINTER, PreparedDataset
 from maas_ray.errors import MaasError, NotFoundError, StorageError
 from maas_ray.settings import Settings
-from maas_ray.views.dataset.look import parent_of
+from maas_ray.views.dataset.summary import parent_of
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A dataset in the list of all."""
+    """A dataset in the list."""
 
     name: str
     fingerprint: str
-    """The 16 digits that it is named by."""
+    """The 16 digits that name it."""
     current: bool
-    """Whether the name alone means it."""
+    """True if the name without a fingerprint means this dataset."""
     rows: dict[str, int]
-    """Rows kept, by split."""
+    """The number of rows by split."""
     size: int
-    """Bytes of all its files."""
+    """Bytes of all files."""
     prepared: datetime | None
     parent: str
-    """The one that it has grown from. Empty: none."""
+    """The dataset that it has grown from. Empty: none."""
     uri: str
     problem: str = ""
-    """Why it cannot be read. Empty: it can."""
+    """The error when it was read. Empty: none."""
 
 
 def datasets(settings: Settings) -> list[Listed]:
-    """All committed datasets, by name, the newest of a name first; a damaged one says so."""
+    """All committed datasets by name, newest first. A damaged one is listed with its problem."""
     home = storage.join(settings.storage, "datasets")
-    found = []
+    listed = []
     for name in storage.list_directory(home):
         here = storage.join(home, name)
         current = _current(here)
         for fingerprint in storage.list_directory(here):
             uri = storage.join(here, fingerprint)
             if fingerprint == POINTER or not storage.exists(storage.join(uri, storage.MANIFEST)):
-                continue  # what is no dataset yet: an attempt is under way, or was killed
-            found.append(_listed(name, fingerprint, uri, current=fingerprint == current))
-    return sorted(found, key=lambda one: (one.name, -(one.prepared.timestamp() if one.prepared else 0.0)))
+                continue  # not committed: in progress, or interrupted
+            listed.append(_listed(name, fingerprint, uri, current=fingerprint == current))
+    return sorted(listed, key=lambda item: (item.name, -(item.prepared.timestamp() if item.prepared else 0.0)))
 
 
 def _current(home: str) -> str:

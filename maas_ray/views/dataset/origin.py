@@ -1,7 +1,6 @@
-"""What a dataset was prepared from, as it may be shown: what the spec says of a source beyond its defaults, no secret.
+"""The origin of a dataset as it can be shown: the fields of a source that differ from their defaults, without secrets.
 
-A spec's own checks refuse a password that is written out; but a URL may carry one for a while, as a presigned one does,
-and a spec may be from elsewhere.
+Specs reject passwords in plain text. But a presigned URL carries one for a while, and a spec can come from elsewhere.
 """
 
 import re
@@ -19,16 +18,16 @@ HIDDEN = "***"
 
 
 def without_secrets(text: str) -> str:
-    """A text in whose URLs passwords, signatures and the like are hidden; names of variables stay."""
+    """A text with passwords, signatures and similar secrets in its URLs replaced. Names of variables stay."""
     if "://" not in text:
         return text
     return _PARAMETER.sub(rf"\1{HIDDEN}", _USERINFO.sub(rf"\1{HIDDEN}@", text))
 
 
 def shown(source: dict[str, Any]) -> dict[str, Any]:
-    """A source of a spec: its format, and those of its fields that are not as they are by default."""
+    """A source of a spec: its format and the fields that differ from their defaults."""
     kind = _KINDS.get(str(source.get("format", "")))
-    if kind is None:  # of another version, or made by somebody else
+    if kind is None:  # a format of another version of maas_ray
         return {name: _public(name, value) for name, value in source.items()}
     usual = {
         name: to_jsonable_python(field.get_default(call_default_factory=True))
@@ -44,7 +43,7 @@ def _public(name: str, value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_public(name, some) for some in value]
     if isinstance(value, str):
-        # `partition_column: key` names a column: only what is called a secret on the whole is one.
+        # Only a full match is a secret: `partition_column: key` names a column.
         return HIDDEN if value and _is_secret(name) else without_secrets(value)
     return value
 

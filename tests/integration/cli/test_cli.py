@@ -97,8 +97,8 @@ def test_up_is_found_and_shown_and_down_ends_all_of_it(own: dict[str, str]) -> N
     down = run("down", own=own)
     assert down.stdout.startswith(f"ended the Ray cluster at {address} (process {processes[0].pid}, ")
     assert not [process for process in processes if process.is_running()]
-    assert run("down", own=own).stdout == "nothing to end: maas started no cluster here.\n"
-    assert "none is running" in run("status", own=own).stdout
+    assert run("down", own=own).stdout == "nothing to stop: maas started no cluster here.\n"
+    assert "not running" in run("status", own=own).stdout
 
 
 def test_a_killed_parent_leaves_nothing_behind(own: dict[str, str]) -> None:
@@ -107,7 +107,7 @@ def test_a_killed_parent_leaves_nothing_behind(own: dict[str, str]) -> None:
     processes[0].send_signal(signal.SIGKILL)
     processes[0].wait(10)
 
-    assert "none is running" in run("status", own=own).stdout
+    assert "not running" in run("status", own=own).stdout
     run("down", own=own)
 
     assert not [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
@@ -135,7 +135,7 @@ def test_down_spares_a_process_that_merely_has_the_number(own: dict[str, str]) -
         recorded = {"address": "127.0.0.1:1", "dashboard": "", "auth": "token", "temp_dir": "", "log": ""}
         (home / "cluster.json").write_text(json.dumps({**recorded, "parent": process, "children": [process]}))
 
-        assert "none is running" in run("status", own=own).stdout
+        assert "not running" in run("status", own=own).stdout
         assert run("down", own=own).stdout == "the cluster at 127.0.0.1:1 was gone already\n"
         assert bystander.poll() is None
         assert not (home / "cluster.json").exists()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from maas_ray.settings import Settings
 from tests.support import ROOT
 
 RAY = str(Path(sys.executable).parent / "ray")
+MAAS = [sys.executable, "-c", "from maas_ray.cli import main; main()"]
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,56 @@ def test_each_verb_is_a_job(head: Head, specs: Path, tmp_path: Path) -> None:
     assert deployed.returncode == 0, deployed.stdout + deployed.stderr
     assert "words-lm serves words-lm/1 at http://127.0.0.1:" in deployed.stdout
     assert _complete(settings.http_port)["model"] == "words-lm"
+    _check_logs(head, storage, version.lineage.run, settings.http_port)
+
+
+def _check_logs(head: Head, storage: dict[str, str], run: str, port: int) -> None:
+    """`maas logs` shows each source of the cluster, by Ray's state API with its token."""
+    environment = head.environment | storage | {"RAY_ADDRESS": head.address}
+
+    def maas(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run([*MAAS, *arguments], env=environment, capture_output=True, text=True, check=False)
+
+    listed = maas("logs")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    sources = {line.split()[0]: line for line in listed.stdout.splitlines()[1:]}
+    assert {"cluster", "gateway", "words-lm", run} <= set(sources)
+    assert "controller, worker 0" in sources[run]
+    (job, *_) = [source for source in sources if source.startswith("raysubmit_")]
+
+    for source, label in (("words-lm", "replica"), ("gateway", "proxy"), (run, "controller"), ("cluster", "raylet")):
+        shown = maas("logs", source)
+        assert (shown.returncode, shown.stderr) == (0, ""), source
+        assert f"--- {label}" in shown.stdout, source
+    shown = maas("logs", job, "--tail", "1").stdout.splitlines()
+    assert shown[0].startswith("--- job: job-driver-")
+    assert len(shown) == 2
+    unknown = maas("logs", "no-such")
+    assert unknown.returncode == 1
+    assert "words-lm" in unknown.stderr
+
+    following = subprocess.Popen(
+        [*MAAS, "logs", "gateway", "--follow", "--tail", "0"], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert following.stdout is not None
+        watchdog = threading.Timer(60, following.kill)
+        watchdog.start()
+        asking = threading.Event()
+
+        def ask() -> None:
+            while not asking.wait(1):
+                _complete(port)
+
+        threading.Thread(target=ask, daemon=True).start()
+        assert any("-- POST " in line for line in following.stdout)
+        asking.set()
+        following.send_signal(signal.SIGINT)
+        assert following.wait(30) == 130
+        watchdog.cancel()
+    finally:
+        following.kill()
+        following.wait()
 
 
 def _complete(port: int) -> dict[str, object]:
@@ -170,8 +222,7 @@ def test_status_shows_running_jobs_and_who_may_not_see_them(head: Head) -> None:
     environment = head.environment | {"RAY_ADDRESS": head.address}
     deadline = time.monotonic() + 60
     while True:
-        command = [sys.executable, "-c", "from maas_ray.cli import main; main()", "status"]
-        shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        shown = subprocess.run([*MAAS, "status"], env=environment, capture_output=True, text=True, check=False)
         assert shown.returncode == 0, shown.stderr
         if "a-sleeper  sleep 60" in shown.stdout or time.monotonic() > deadline:
             break
@@ -180,6 +231,11 @@ def test_status_shows_running_jobs_and_who_may_not_see_them(head: Head) -> None:
     assert "a-sleeper  sleep 60  for " in shown.stdout
     assert f"cluster    {head.address}, from RAY_ADDRESS" in shown.stdout
     assert shown.stderr == ""
+    shown = subprocess.run([*MAAS, "status", "--json"], env=environment, capture_output=True, text=True, check=True)
+    document = json.loads(shown.stdout)
+    assert (document["cluster"]["address"], document["cluster"]["dashboard"]) == (head.address, head.dashboard)
+    assert document["cluster"]["resources"]["CPU"]["total"] == 4
+    assert ("a-sleeper", "sleep 60") in [(job["id"], job["command"]) for job in document["cluster"]["jobs"]]
 
     subprocess.run([RAY, "job", "stop", "--address", head.dashboard, "a-sleeper"], env=head.environment, check=True)
     stranger = head.environment | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}

@@ -10,7 +10,7 @@ from maas_ray import DeploySpec, Registry, deploy, reconcile, rollback
 from maas_ray.errors import DeploymentError
 from maas_ray.serve.deployment.serve_control import applications
 from maas_ray.settings import Settings
-from maas_ray.views.status import show_endpoints
+from maas_ray.views.endpoints import show_endpoints
 from tests.support.adapters import register_adapter, save_adapter
 from tests.support.bundles import register, text_task
 from tests.support.deployments import undeploy_all

@@ -237,7 +237,7 @@ def test_mistakes_reach_the_client_as_its_own_errors(served: Served, openai_clie
 def test_a_model_that_openvino_does_not_know_is_served_by_transformers_which_is_said(
     served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from maas_ray.views.status import show_endpoints
+    from maas_ray.views.endpoints import show_endpoints
 
     version = register(served.settings, "odd", TEXT, tmp_path, alias=None, config={"model_type": "ministral"})
     with pytest.raises(DeploymentError, match=r"engine: openvino cannot be had.*ministral"):

@@ -15,7 +15,7 @@ from maas_ray.data.dataset import KIND, POINTER, PreparedDataset, dataset_home
 from maas_ray.data.prepare import prepare
 from maas_ray.data.profile import PROFILE_FILE
 from maas_ray.settings import Settings
-from maas_ray.views.dataset.look import NO_PROFILE
+from maas_ray.views.dataset.summary import NO_PROFILE
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -54,7 +54,7 @@ def maas_data(capsys: pytest.CaptureFixture[str], place: Settings) -> Asked:
 
 
 class Page(HTMLParser):
-    """What a page refers to."""
+    """Tags and links of a page."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ def test_texts_and_what_was_left_out_of_them(tmp_path: Path, place: Settings, ma
     assert sum(broken["rows"] for broken in found["quarantined"]) == 2
     shown = maas_data("notes")
     assert f"jsonl {source}\n" in shown
-    for heading in ("WHAT BECAME OF ROWS", "NEAR-DUPLICATES, LEFT OUT", "IN QUARANTINE, ROWS", "train, 3 of"):
+    for heading in ("OUTCOME", "DROPPED NEAR-DUPLICATES", "QUARANTINED ROWS", "train, 3 of"):
         assert heading in shown
     page = Page(write_page(maas_data, "notes", tmp_path))
     assert page.needs_nothing()
@@ -242,7 +242,7 @@ def test_a_table_by_column_and_one_from_before_profiles(tmp_path: Path, place: S
     assert (found["profile"], found["notes"]) == (None, [NO_PROFILE])
     assert found["counts"] == older.meta.counts.document()
     assert len(found["examples"]["train"]) == 3
-    assert "were not counted when this dataset was prepared" in " ".join(maas_data("older").split())
+    assert "has no profile of lengths, labels and columns" in " ".join(maas_data("older").split())
     assert Page(write_page(maas_data, "older", tmp_path)).needs_nothing()
 
 

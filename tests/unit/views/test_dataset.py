@@ -22,12 +22,12 @@ from maas_ray.data.profile import Names, Numbers, Profile
 from maas_ray.settings import Settings
 from maas_ray.tasks.traits import Trait
 from maas_ray.views.dataset import html as page
-from maas_ray.views.dataset import text as showing
-from maas_ray.views.dataset.escape import legible, legible_bytes
+from maas_ray.views.dataset import text as report
+from maas_ray.views.dataset.dropped import _rows
+from maas_ray.views.dataset.escape import escaped, escaped_bytes
 from maas_ray.views.dataset.histograms import bars, edges
-from maas_ray.views.dataset.left_out import _rows
-from maas_ray.views.dataset.look import NO_PROFILE, look
 from maas_ray.views.dataset.origin import shown, without_secrets
+from maas_ray.views.dataset.summary import NO_PROFILE, summarise
 from tests.support.datasets import digits_dataset, text_dataset
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -68,12 +68,12 @@ def test_a_number_is_in_its_bin_and_sums_are_exact(values: list[float]) -> None:
     assert sum(bar.count for bar in bars(found, edges([found]))) == len(values)
 
 
-def test_nothing_of_a_text_acts_and_all_of_it_is_seen() -> None:
-    assert legible("a\x1b[2J\u202eb\n", 99) == "a\\x1b[2J\\u202eb↵"
-    assert legible("\ud800", 9) == "\\ud800"
-    assert legible("abcdef", 4) == "abc…"
-    assert legible_bytes(b"\x89PNG\r\n\x1a\n\0\0") == "a PNG image, begins 89 50 4e 47 0d 0a 1a 0a 00 00"
-    assert legible_bytes("é".encode()[:1]) == ""
+def test_control_characters_of_a_text_are_escaped() -> None:
+    assert escaped("a\x1b[2J\u202eb\n", 99) == "a\\x1b[2J\\u202eb↵"
+    assert escaped("\ud800", 9) == "\\ud800"
+    assert escaped("abcdef", 4) == "abc…"
+    assert escaped_bytes(b"\x89PNG\r\n\x1a\n\0\0") == "a PNG image, begins 89 50 4e 47 0d 0a 1a 0a 00 00"
+    assert escaped_bytes("é".encode()[:1]) == ""
 
 
 class Links(HTMLParser):
@@ -91,17 +91,17 @@ class Links(HTMLParser):
 
 
 @pytest.mark.parametrize("make", [digits_dataset, text_dataset])
-def test_a_page_needs_nothing_from_elsewhere_and_runs_nothing(
+def test_a_page_has_no_scripts_and_no_external_links(
     make: Callable[..., object], settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataset = make(settings, "some")
-    seen = look(dataset, 3)  # type: ignore[arg-type]
-    assert seen.notes == [NO_PROFILE]
+    summary = summarise(dataset, 3)  # type: ignore[arg-type]
+    assert summary.notes == [NO_PROFILE]
     counted = {("train", "label", HOSTILE): Names(profile.Counter({HOSTILE: 2, "$x$": 1}))}
-    object.__setattr__(seen, "profile", counted | of([1, 2, 3000], []))
-    object.__setattr__(seen, "examples", {**seen.examples, "test": [{HOSTILE: HOSTILE}]})
+    object.__setattr__(summary, "profile", counted | of([1, 2, 3000], []))
+    object.__setattr__(summary, "examples", {**summary.examples, "test": [{HOSTILE: HOSTILE}]})
 
-    page.write(seen, tmp_path / "report.html")
+    page.write(summary, tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     found = Links()
     found.feed(text)
@@ -111,19 +111,19 @@ def test_a_page_needs_nothing_from_elsewhere_and_runs_nothing(
     assert all(link.startswith("data:") for link in found.links)
     assert "\x1b" not in text
     assert len(text) < 3_000_000
-    json.dumps(showing.document(seen))
-    showing.show(seen)
+    json.dumps(report.document(summary))
+    report.show(summary)
     out = capsys.readouterr().out
     assert "\x1b[2J" not in out
-    assert "WHAT BECAME OF ROWS" in out
+    assert "OUTCOME" in out
 
 
 def test_datasets_are_listed(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
-    showing.show_datasets(settings)
-    assert "none; `maas prepare SPEC.yaml` makes one" in capsys.readouterr().out
+    report.show_datasets(settings)
+    assert "none; `maas prepare SPEC` creates one" in capsys.readouterr().out
     digits_dataset(settings, "digits")
 
-    showing.show_datasets(settings, as_json=True)
+    report.show_datasets(settings, as_json=True)
 
     [only] = json.loads(capsys.readouterr().out)
     assert (only["name"], only["rows"]["train"], only["problem"]) == ("digits", 1437, "")
@@ -144,23 +144,23 @@ def test_a_quantile_of_whole_numbers_is_a_whole_one_in_its_bin(values: list[int]
 
 
 @pytest.mark.parametrize(("values", "whole"), [([1, 2, 300], True), ([1, 1.5, 1.5, 2], False), ([12.5, 13], False)])
-def test_fractions_keep_theirs(values: list[float], whole: bool) -> None:
+def test_quantiles_of_fractions_need_not_be_whole(values: list[float], whole: bool) -> None:
     found = of(values, [])["train", "length", "tokens"]
     assert isinstance(found, Numbers)
     assert found.whole is whole
 
 
-def test_small_row_groups_give_as_many_examples_as_are_asked_for(settings: Settings) -> None:
+def test_small_row_groups_give_as_many_examples_as_requested(settings: Settings) -> None:
     dataset = text_dataset(settings, "some")
     most = max(dataset.group_sizes("test"))
     rows = dataset.meta.splits["test"].rows
     assert most < rows - 1
 
-    few, more, every = (look(dataset, count).examples["test"] for count in (1, rows - 1, rows + 50))
+    few, more, every = (summarise(dataset, count).examples["test"] for count in (1, rows - 1, rows + 50))
 
     assert (len(few), len(more), len(every)) == (1, rows - 1, rows)
     assert len({row["text"] for row in every}) == rows
-    assert look(dataset, rows - 1).examples["test"] == more
+    assert summarise(dataset, rows - 1).examples["test"] == more
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,9 @@ def test_small_row_groups_give_as_many_examples_as_are_asked_for(settings: Setti
         ),
     ],
 )
-def test_of_a_source_what_is_not_usual_is_shown(source: dict[str, object], expected: dict[str, object]) -> None:
+def test_only_fields_of_a_source_that_differ_from_defaults_are_shown(
+    source: dict[str, object], expected: dict[str, object]
+) -> None:
     assert shown(source) == expected
 
 
@@ -199,7 +201,7 @@ def test_urls_are_shown_without_their_secrets(text: str, expected: str) -> None:
     assert without_secrets(text) == expected
 
 
-def test_of_a_row_that_is_named_twice_its_beginning_is_shown(tmp_path: Path) -> None:
+def test_a_row_that_is_recorded_twice_is_shown_with_its_excerpt(tmp_path: Path) -> None:
     columns = {"row": [7, 9], "path": ["a", "b"], "position": [1, 2]}
     names = []
     (tmp_path / "removed").mkdir()

@@ -22,6 +22,7 @@ from maas_ray.settings import Settings
 from maas_ray.terminal.curves import Chart, Series, draw
 from maas_ray.training import events
 from maas_ray.views import runs
+from tests.support.errors import raises
 
 LANGUAGE = {"network.type": "llama", "network.layers": "4", "network.kv_heads": "None", "batch_size": "16", "seed": "0"}
 START = int(time.time() * 1000) - 3_600_000
@@ -199,25 +200,23 @@ def test_a_run_is_found_by_the_beginning_of_its_id(store: Store, maas: Maas) -> 
         assert json.loads(maas("runs", reference, "--json")[1])["name"] == "lm-a"
 
 
-def test_what_means_several_runs_is_refused(store: Store, settings: Settings) -> None:
+def test_a_name_that_matches_several_runs_is_refused(store: Store, settings: Settings) -> None:
     ids = [store.run(model, "same") for model in ("lm", "other")]
 
-    with pytest.raises(SpecError, match="means several runs: same of") as refused:
+    with raises(SpecError, "ambiguous_run", "same of lm", "same of other", *(run_id[:12] for run_id in ids)):
         runs.show_run(settings, "same")
-    assert all(run_id[:12] in str(refused.value) for run_id in ids)
 
 
 @pytest.mark.parametrize("reference", ["nope", "x' OR 1=1 --", "", "%", "ffffffffffffffffffffffffffffffff"])
-def test_an_unknown_run_is_told_with_the_newest(reference: str, store: Store, settings: Settings) -> None:
+def test_an_unknown_run_is_reported_with_the_newest(reference: str, store: Store, settings: Settings) -> None:
     for number in range(7):
         store.run("lm", f"lm-{number}", minute=number)
 
-    with pytest.raises(NotFoundError) as missing:
+    with raises(NotFoundError, "unknown_run", repr(reference), "lm-6, lm-5, lm-4, lm-3, lm-2."):
         runs.show_run(settings, reference)
-    assert str(missing.value) == f"there is no run {reference!r}; the newest are: lm-6, lm-5, lm-4, lm-3, lm-2."
 
 
-def test_the_history_as_json_with_nothing_that_json_lacks(store: Store, maas: Maas) -> None:
+def test_the_history_as_json_has_null_for_nan_and_infinity(store: Store, maas: Maas) -> None:
     run_id = store.run("lm", "lm-a", "FAILED", steps=20)
     for step, value in ((30, math.nan), (40, math.inf)):
         store.client.log_metric(run_id, "validation/loss", value, step=step)
@@ -232,14 +231,14 @@ def test_the_history_as_json_with_nothing_that_json_lacks(store: Store, maas: Ma
     assert "● validation 8" in maas("runs", "lm-a")[1]  # drawn without them
 
 
-def test_a_run_that_went_on_from_a_checkpoint_counts_no_step_twice(store: Store, maas: Maas) -> None:
+def test_a_resumed_run_counts_no_step_twice(store: Store, maas: Maas) -> None:
     run_id = store.run("lm", "lm-a", "RUNNING", steps=30, total_steps="50")
-    for step in (30, 40):  # died after step 30, went on from the checkpoint of step 20
+    for step in (30, 40):  # died after step 30, resumed from the checkpoint of step 20
         store.log(run_id, step, START + 60_000 + step * 100, loss=1.0)
 
     out = maas("runs", "lm-a")[1]
 
-    assert "running, step 40/50, last heard " in out
+    assert "running, step 40/50, last report " in out
     assert re.search(r"(?m)^  time +5 s +[\d.]+%  steps", out)
 
 
@@ -261,13 +260,13 @@ def test_the_curves_are_written_as_a_png(store: Store, maas: Maas, tmp_path: Pat
         assert min(image.size) > 500
         assert len(image.convert("RGB").getcolors(1 << 24)) > 50
     assert path.stat().st_size > 10_000
-    assert maas("runs", "lm-empty", "--png", str(path))[1].endswith("not written: the run has reported nothing yet\n")
+    assert maas("runs", "lm-empty", "--png", str(path))[1].endswith("not written: the run has not reported yet\n")
 
 
-def test_a_png_that_cannot_be_written_is_told(store: Store, settings: Settings, tmp_path: Path, maas: Maas) -> None:
+def test_a_png_that_cannot_be_written_is_an_error(store: Store, settings: Settings, tmp_path: Path, maas: Maas) -> None:
     store.run("lm", "lm-a", steps=20)
 
-    with pytest.raises(StorageError, match="cannot be written: No such file or directory"):
+    with raises(StorageError, "not_writable", tmp_path / "none" / "curves.png", "No such file or directory"):
         runs.show_run(settings, "lm-a", png=tmp_path / "none" / "curves.png")
     assert maas("runs", "--png", "x.png")[0] == 2
 
