@@ -1,27 +1,13 @@
 """The site shows all that there is: every field of every spec, every command, every path of the HTTP API."""
 
-import importlib.util
 import re
-import sys
-from types import ModuleType
 from typing import Any
 
+import draw_path
+import generate
 import pytest
 
 from tests.support import ROOT
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / f"docs/{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-generate = load("generate")
 
 
 @pytest.fixture(scope="module")
@@ -138,9 +124,7 @@ def test_the_readme_is_read_in_two_minutes() -> None:
 
 
 def test_the_picture_is_what_the_script_draws() -> None:
-    picture = load("draw_path")
-
-    assert picture.FILE.read_text(encoding="utf-8") == picture.draw()
+    assert draw_path.FILE.read_text(encoding="utf-8") == draw_path.draw()
 
 
 def test_every_finding_is_listed_and_pins_its_packages() -> None:
