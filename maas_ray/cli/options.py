@@ -40,7 +40,7 @@ Overrides = Annotated[
     typer.Option("--set", metavar="A.B=C", help="Override a field of the spec. Can be repeated.", show_default=False),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Check everything and print what would be done, but do not do it.")
+    bool, typer.Option("--dry-run", help="Check everything and print what the command would do, without a cluster.")
 ]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show Ray's own log and tracebacks.", callback=_set_verbose)
@@ -99,6 +99,14 @@ def spec_of(spec_type: Any, target: str, verb: str, overrides: list[str]) -> Any
         return spec_type.from_yaml(target, overrides)
     version = f"version={json.dumps(target)}"  # an override, because it has no line in a file
     return spec_type.from_text("", source=f"maas {verb} {target}", overrides=[version, *overrides])
+
+
+def print_lines(lines: list[str]) -> None:
+    """Print the lines of a dry run."""
+    from maas_ray.terminal.lines import say
+
+    for line in lines:
+        say(line)
 
 
 def settings() -> "Settings":

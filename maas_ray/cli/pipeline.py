@@ -10,11 +10,13 @@ import typer
 from maas_ray.cli import completion
 from maas_ray.cli.options import (
     PIPELINE,
+    DryRun,
     Json,
     Overrides,
     SpecFile,
     Verbose,
     app,
+    print_lines,
     spec_of,
 )
 
@@ -26,6 +28,7 @@ def prepare(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Prepare all files again, even if an existing dataset could grow.")
     ] = False,
+    dry_run: DryRun = False,
     verbose: Verbose = False,
 ) -> None:
     """Turn raw data into a prepared dataset.
@@ -41,13 +44,19 @@ def prepare(
 
     Examples:
       maas prepare jobs/specs/stdlib-prepare.yaml
+      maas prepare prepare.yaml --dry-run
       maas prepare prepare.yaml --set splits.test=0.1 --set task.tokenizer.vocab_size=4096
     """
     from maas_ray.data.prepare import prepare as verb
     from maas_ray.data.spec import PrepareSpec
 
     parsed = PrepareSpec.from_yaml(spec, overrides or ())
-    verb(parsed, fresh=fresh)
+    if dry_run:
+        from maas_ray.data.dry_run import dry_run as rehearse
+
+        print_lines(rehearse(parsed, fresh=fresh))
+    else:
+        verb(parsed, fresh=fresh)
 
 
 @app.command(rich_help_panel=PIPELINE)

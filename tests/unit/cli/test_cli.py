@@ -134,7 +134,8 @@ def test_a_misspelled_setting_is_an_error(settings: Settings) -> None:
     done = maas("models", MAAS_STORGE="x")
 
     assert done.returncode == 2
-    assert says(done.stderr, "MAAS_STORGE", "MAAS_STORAGE?")
+    [problem] = done.stderr.splitlines()[1:]
+    assert says(problem + "\n", "MAAS_STORGE", "MAAS_STORAGE?")
 
 
 def test_verbose_shows_the_traceback(settings: Settings) -> None:
@@ -460,3 +461,19 @@ def test_spec_prints_a_template_or_a_schema(run: Run) -> None:
     assert schema["properties"]["batch_size"]["description"]
     assert run("spec", "train", "--with", "network=none")[0] == 2
     assert run("spec", "tarin")[0] == 2
+
+
+def test_a_dry_run_of_prepare_checks_the_input_and_writes_nothing(run: Run, settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some text\n")
+    spec = tmp_path / "prepare.yaml"
+    spec.write_text(
+        f"dataset: d\ntask: {{type: text-generation}}\nsources: [{{format: text, path: {tmp_path}/a.txt}}]\n"
+    )
+
+    status, out, err = run("prepare", str(spec), "--dry-run")
+
+    assert (status, err) == (0, "")
+    assert "dataset d: " in out
+    assert "1 file" in out
+    assert not (Path(settings.home) / "storage").exists()
+    assert run("prepare", str(spec), "--dry-run", "--set", f"sources.0.path={tmp_path}/none")[0] == 1
