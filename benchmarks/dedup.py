@@ -137,7 +137,7 @@ def linked(columns):
     """Edges of one range of keys."""
     import numpy as np
 
-    from maas_ray.data.dedup.minhash import edges
+    from maas_ray.data.dedup.components import edges
 
     ids, keys = columns
     return np.column_stack(edges(keys, ids, ids))
@@ -147,7 +147,7 @@ def in_processes(directory: Path, spec, half: int) -> tuple[float, dict[int, int
     """The pure functions in two processes."""
     import numpy as np
 
-    from maas_ray.data.dedup.minhash import components, representatives
+    from maas_ray.data.dedup.components import components, representatives
 
     with get_context("spawn").Pool(2) as pool:
         pool.map(linked, [(np.arange(2), np.zeros(2, np.uint64))] * 4)  # imports

@@ -1,4 +1,4 @@
-"""Source columns that a dataset keeps beside what its task stores, so that results can be told apart by them.
+"""Source columns that a dataset keeps beside the task's own, so that results can be grouped by them.
 
 A value is stored as UTF-8 in a fixed number of bytes: it is a name to group by, not data to learn from.
 """
@@ -9,25 +9,26 @@ from typing import Any
 import numpy as np
 
 from maas_ray.data.names import KEEP_PREFIX
+from maas_ray.errors import InvalidError
 from maas_ray.tasks import Column, Row
 
 BYTES = 64
-"""Room for a value; a longer one is cut."""
+"""Bytes of a stored value; a longer value is cut."""
 KEPT = "keep"
-"""Where a parsed row has the values it keeps: a mapping that tasks do not look at."""
+"""Key under which a parsed row holds its kept values: a mapping that tasks do not read."""
 _COLUMN = Column("uint8", (BYTES,))
 
 
 def stored_columns(keep: Iterable[str]) -> dict[str, Column]:
-    """The stored column of each column that is kept; no task's column is called so."""
+    """The stored column of each kept column. No task has columns of these names."""
     return {f"{KEPT}/{name}": _COLUMN for name in keep}
 
 
 def kept(row: Row, keep: Iterable[str]) -> dict[str, bytes]:
-    """What a raw row keeps, by stored column.
+    """The kept values of a raw row, by stored column.
 
     Raises:
-        ValueError: a value is nothing to group by.
+        InvalidError: a value is neither a name nor a number.
     """
     return {f"{KEPT}/{name}": _bytes(name, row[KEEP_PREFIX + name]) for name in keep}
 
@@ -36,19 +37,20 @@ def _bytes(name: str, value: Any) -> bytes:
     if isinstance(value, bool):
         value = str(value).lower()
     if isinstance(value, (bytes, list, dict, tuple, np.ndarray)):
-        raise ValueError(f"{name}, a column to keep, holds a {type(value).__name__}, not a name or a number")
+        kind = type(value).__name__
+        raise InvalidError("keep_unsupported", f"{name}, a column to keep, holds a {kind}, not a name or a number")
     text = "" if value is None else str(value).replace("\0", "")
-    cut = text.encode(errors="replace")[:BYTES].decode(errors="ignore")  # never within a character
+    cut = text.encode(errors="replace")[:BYTES].decode(errors="ignore")  # not within a character
     return cut.encode().ljust(BYTES, b"\0")
 
 
 def texts(values: np.ndarray) -> np.ndarray:
     """Values of a stored column, uint8 [n, BYTES], as an array of strings."""
-    found = np.empty(len(values), object)
-    found[:] = [value.tobytes().rstrip(b"\0").decode() for value in values]
-    return found
+    result = np.empty(len(values), object)
+    result[:] = [value.tobytes().rstrip(b"\0").decode() for value in values]
+    return result
 
 
 def columns_to_read(columns: tuple[str, ...], keep: Iterable[str]) -> tuple[str, ...]:
-    """A task's columns and those to keep."""
+    """A task's columns and the columns to keep."""
     return (*columns, *(KEEP_PREFIX + name for name in keep))

@@ -65,7 +65,7 @@ class Counts(Spec):
     """For packed tasks: elements of each split's last, partial sequence, which are dropped."""
 
     def adds_up(self) -> bool:
-        """Whether every row that was read is accounted for."""
+        """True if every row that was read is accounted for."""
         out = sum(self.dropped.values()) + self.duplicates + self.near_duplicates + self.quarantined
         return self.read == out + sum(self.kept.values())
 

@@ -30,7 +30,7 @@ Inspect = Callable[[list[list[InputFile]], Mapping[tuple[int, str], Inspected] |
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do for a spec.
+    """The decision for a spec and its input.
 
     Args:
         uri: the dataset.

@@ -1,10 +1,10 @@
-"""What the rows of a dataset are like, counted while they are encoded: lengths, labels, targets, columns.
+"""Statistics of a dataset's rows, counted while they are encoded: lengths, labels, targets, columns.
 
     of_rows(split, traits) ──▶ Profile ──merge──▶ … ──▶ profile.json
 
-Profiles of parts add up to the profile of the whole, exactly, in any order and however the rows were cut: bins are the
-same for all data, counts are integers, sums are fractions. So the file is the same for the same rows on any number of
-workers, and a dataset that has grown has the sum of its parts. Knows no files, no cluster and no task.
+Profiles of parts add up to the profile of the whole, exactly, in any order and for any cut of the rows: bins are the
+same for all data, counts are integers, sums are fractions. So the same rows give the same file on any number of
+workers, and a dataset that has grown has the sum of its parts. This module knows no files, no cluster and no task.
 """
 
 import json
@@ -22,27 +22,28 @@ from maas_ray.errors import CorruptError
 from maas_ray.tasks.traits import Trait
 
 PROFILE_FILE = "profile.json"
-"""Where it lies in a dataset."""
+"""Path of the profile in a dataset."""
 FORMAT = 1
 
-# The largest power of ten is so that the end of the last bin is a float.
+# The end of the last bin must be a float, which limits the largest power of ten.
 _EXPONENTS = range(-300, 307)
 _MANTISSA_BITS, _HALF_BITS = 53, 26
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """Numbers in bins. A bin holds what begins with the same two decimal digits, as in HdrHistogram (Tene), so a
-    number is known to a tenth or better, and whole numbers below 100 have a bin each. `12e1` is the bin of [120, 130),
-    `-12e1` that of (-130, -120], `0e0` that of nought and of what is nearer to it than 1e-299; the
-    last one, `99e306`, also holds what is beyond it.
+    """Numbers in bins. A bin holds numbers with the same first two decimal digits, as in HdrHistogram (Tene).
+
+    So a number is known to a tenth or better, and whole numbers below 100 have a bin each. `12e1` is the bin of
+    [120, 130), `-12e1` that of (-130, -120], and `0e0` that of zero and of numbers closer to it than 1e-299. The last
+    bin, `99e306`, also holds all numbers beyond it.
 
     Args:
-        count: how many, missing ones left out.
-        missing: how many are missing.
-        total: their sum, exactly.
-        least, most: the lowest and the highest; 0 where there are none.
-        bins: how many are in each bin.
+        count: number of values that are not missing.
+        missing: number of missing values.
+        total: their exact sum.
+        least, most: the lowest and the highest value; 0 if there are none.
+        bins: number of values in each bin.
     """
 
     count: int = 0
@@ -54,23 +55,23 @@ class Numbers:
 
     @property
     def mean(self) -> float:
-        """Of those that are not missing; 0 where there are none."""
+        """Mean of the values that are not missing; 0 if there are none."""
         return float(self.total / self.count) if self.count else 0.0
 
     def ordered(self) -> list[tuple[float, float, int]]:
-        """(from, to, how many) of each bin that holds any, the lowest numbers first."""
+        """(from, to, count) of each bin that is not empty, the lowest numbers first."""
         return sorted((*edges_of(name), count) for name, count in self.bins.items())
 
     @property
     def whole(self) -> bool:
-        """Whether all are whole numbers, as far as can be told: below 10 by their bins, beyond by their sum."""
+        """True if all values seem to be whole numbers: by their bins below 10, by their sum beyond."""
         if self.total.denominator != 1 or not (self.least.is_integer() and self.most.is_integer()):
             return False
         return all(min(low, high, key=abs).is_integer() for low, high, _ in self.ordered())
 
     def quantile(self, share: float) -> float:
-        """About the number that a share of all lies below: exact to a bin, within which all are taken to lie evenly.
-        Of whole numbers a whole one.
+        """A number below which a share of all values lies, exact to a bin. Values in a bin are assumed to be evenly
+        spread. The quantile of whole numbers is a whole number.
         """
         left = share * self.count
         for low, high, count in self.ordered():
@@ -84,7 +85,7 @@ class Numbers:
 
 
 def _whole(value: float, low: float, high: float) -> float:
-    """The whole number of a bin that a place in it belongs to; bins begin at the end that is nearer to nought."""
+    """The whole number for a position in a bin. Bins begin at the end that is closer to zero."""
     if low < 0:
         return float(max(math.ceil(value), math.floor(low) + 1))
     return float(min(math.floor(value), math.ceil(high) - 1)) if high > 0 else value
@@ -92,7 +93,7 @@ def _whole(value: float, low: float, high: float) -> float:
 
 @dataclass(frozen=True)
 class Names:
-    """How often each name is there, and how often none is."""
+    """The count of each name, and of missing ones."""
 
     counts: Counter[str] = field(default_factory=Counter)
     missing: int = 0
@@ -124,7 +125,7 @@ def _counted(trait: Trait) -> Numbers | Names:
         count=len(values),
         missing=len(trait.values) - len(values),
         total=exact_sum(values),
-        least=float(values.min()) + 0.0,  # -0.0 and 0.0 are one number, but not one text
+        least=float(values.min()) + 0.0,  # -0.0 and 0.0 are the same number, but different texts
         most=float(values.max()) + 0.0,
         bins=Counter(dict(zip(map(_name_of, places.tolist()), counts_of.tolist(), strict=True))),
     )
@@ -151,12 +152,12 @@ def exact_sum(values: np.ndarray) -> Fraction:
 
 @cache
 def _edges() -> np.ndarray:
-    """Where bins of positive numbers begin, ascending; a number is in the last one that does not begin above it."""
+    """The beginnings of bins of positive numbers, ascending. A number is in the last bin that begins at or below it."""
     return np.array([float(f"{digits}e{exponent}") for exponent in _EXPONENTS for digits in range(10, 100)])
 
 
 def _places(values: np.ndarray) -> np.ndarray:
-    """The number of each value's bin: 0 for nought, negative for negative numbers."""
+    """The number of each value's bin: 0 for zero, negative for negative values."""
     found = np.searchsorted(_edges(), np.abs(values), side="right")
     places: np.ndarray = np.where(values < 0, -found, found)
     return places
@@ -172,7 +173,7 @@ def _name_of(place: int) -> str:
 
 @lru_cache(1 << 12)
 def edges_of(name: str) -> tuple[float, float]:
-    """Where a bin begins and ends, the lower number first."""
+    """Beginning and end of a bin, the lower number first."""
     digits, _, exponent = name.partition("e")
     near = int(digits)
     far = near + (1 if near > 0 else -1 if near < 0 else 0)
@@ -184,12 +185,12 @@ def edges_of(name: str) -> tuple[float, float]:
 
 
 def merge(profiles: Iterable[Profile]) -> Profile:
-    """The profile of all rows of several profiles; in whatever order, it is the same."""
-    found: Profile = {}
+    """The profile of the rows of several profiles together. Their order does not matter."""
+    merged: Profile = {}
     for profile in profiles:
-        for key, some in profile.items():
-            found[key] = _added(found[key], some) if key in found else some
-    return found
+        for key, trait in profile.items():
+            merged[key] = _added(merged[key], trait) if key in merged else trait
+    return merged
 
 
 def _added(one: Numbers | Names, other: Numbers | Names) -> Numbers | Names:
@@ -205,14 +206,14 @@ def _added(one: Numbers | Names, other: Numbers | Names) -> Numbers | Names:
             most=max((side.most for side in filled), default=0.0),
             bins=one.bins + other.bins,
         )
-    raise TypeError("a task calls one trait by numbers and by names")
+    raise TypeError("a task has numbers and names for the same trait")
 
 
 # --- as text ---------------------------------------------------------------------------------------
 
 
 def to_json(profile: Profile) -> str:
-    """As JSON, the same for equal profiles: `{"splits": {split: {role: {name: …}}}}`."""
+    """JSON of a profile, the same for equal profiles: `{"splits": {split: {role: {name: …}}}}`."""
     splits: dict[str, dict[str, dict[str, Any]]] = {}
     for (split, role, name), some in sorted(profile.items(), key=lambda item: item[0]):
         splits.setdefault(split, {}).setdefault(role, {})[name] = document_of(some)
@@ -220,7 +221,7 @@ def to_json(profile: Profile) -> str:
 
 
 def document_of(some: Numbers | Names) -> dict[str, Any]:
-    """One trait as plain JSON values; `total` is a fraction in words, since no float holds it."""
+    """One trait as plain JSON values. `total` is a fraction as text, because a float would round it."""
     if isinstance(some, Names):
         return {"missing": some.missing, "counts": dict(sorted(some.counts.items()))}
     found: dict[str, Any] = {"count": some.count, "missing": some.missing, "total": str(some.total)}
@@ -229,10 +230,10 @@ def document_of(some: Numbers | Names) -> dict[str, Any]:
 
 
 def from_json(text: str | bytes, source: str = PROFILE_FILE) -> Profile:
-    """The opposite of `to_json`.
+    """The inverse of `to_json`.
 
     Raises:
-        CorruptError: it is no profile.
+        CorruptError: the text is not a profile.
     """
     try:
         document = json.loads(text)
@@ -245,7 +246,7 @@ def from_json(text: str | bytes, source: str = PROFILE_FILE) -> Profile:
             for name, some in names.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptError(f"{source} is no profile of a dataset: {error}.") from error
+        raise CorruptError(f"{source} is not a profile of a dataset: {error}.", code="profile_corrupt") from error
 
 
 def _parsed(some: dict[str, Any]) -> Numbers | Names:

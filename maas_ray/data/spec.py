@@ -100,12 +100,12 @@ class PrepareSpec(Spec):
 
     @property
     def has_given_splits(self) -> bool:
-        """Whether a column or a source names the split of rows."""
+        """True if a column or a source names the split of rows."""
         return self.splits.column is not None or any(source.split is not None for source in self.sources)
 
     @property
     def may_straddle(self) -> bool:
-        """Whether rows of the same content may be assigned to different splits."""
+        """True if rows of the same content may be assigned to different splits."""
         return self.deduplicate.exact and (self.has_given_splits or self.splits.group is not None)
 
     @property

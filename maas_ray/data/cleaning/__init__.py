@@ -1,6 +1,6 @@
-"""The cleaning steps, by name. A new one is a module here, or a class in one: it is found by itself.
+"""The cleaning steps: a module for each, found by itself. `base` has the parts that a new step is made of.
 
-One of the user's own is named by its import path, `package.module:Name`; see `own`.
+A step of the user's own is named by its import path, `package.module:Name`; see `base.custom`.
 """
 
 import importlib
@@ -12,20 +12,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 from pydantic import Field, SerializeAsAny, WrapValidator
 
 from maas_ray.data.cleaning.base import CleaningStep, Dropped, Notes, changed, value
-from maas_ray.data.cleaning.own import load_step, parse_step
+from maas_ray.data.cleaning.base.custom import load_step, parse_step
+from maas_ray.errors import InvalidError
 from maas_ray.spec import Spec
 from maas_ray.tasks.rows import Row
 from maas_ray.user_code.source import is_import_path
 
 
-def _found() -> Iterator[type[CleaningStep]]:
+def _steps() -> Iterator[type[CleaningStep]]:
     for module in pkgutil.iter_modules(__path__):
-        for made in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
-            if isinstance(made, type) and issubclass(made, CleaningStep) and not isabstract(made):
-                yield made
+        for attribute in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
+            if isinstance(attribute, type) and issubclass(attribute, CleaningStep) and not isabstract(attribute):
+                yield attribute
 
 
-STEPS: tuple[type[CleaningStep], ...] = tuple(dict.fromkeys(_found()))
+STEPS: tuple[type[CleaningStep], ...] = tuple(dict.fromkeys(_steps()))
+"""All steps of the platform."""
 
 
 def _step(given: Any, known: Any) -> Any:
@@ -45,16 +47,16 @@ class _Document(Spec):
 
 
 def clean_row(steps: Iterable[CleaningStep], row: Row, notes: Notes) -> Row:
-    """A row as it comes out of steps, one after the other.
+    """A row after steps, one after the other.
 
     Args:
-        steps: those that are fitted have been.
-        row: as the source gave it.
-        notes: what the steps changed is counted here, by step, where the row comes through all of them.
+        steps: the steps, fitted if they need it.
+        row: the row as the source gave it.
+        notes: counts the changes by step, if the row passes all steps.
 
     Raises:
-        Dropped: a step leaves it out: `length: too few words`.
-        ValueError: it is broken, or a step is; names the step.
+        Dropped: a step dropped the row, such as `length: too few words`.
+        InvalidError: the row, or a step, is broken; names the step.
     """
     gathered = Notes()
     for step in steps:
@@ -62,15 +64,15 @@ def clean_row(steps: Iterable[CleaningStep], row: Row, notes: Notes) -> Row:
         try:
             row = step.clean(row, own)
             if not isinstance(row, dict):
-                raise TypeError(f"clean() gave a {type(row).__name__}, not a row")
+                raise TypeError(f"clean() returned a {type(row).__name__}, not a row")
         except Dropped as reason:
             raise Dropped(f"{step.step}: {reason}") from None
         except MemoryError:
             raise
         except ValueError as error:
-            raise ValueError(f"step {step.step}: {error}") from error
-        except Exception as error:  # whatever a user's own code meets: that row is quarantined
-            raise ValueError(f"step {step.step}: {type(error).__name__}: {error}") from error
+            raise InvalidError(getattr(error, "code", "step_failed"), f"step {step.step}: {error}") from error
+        except Exception as error:  # an error in a user's own code costs its row only
+            raise InvalidError("step_failed", f"step {step.step}: {type(error).__name__}: {error}") from error
         for words, count in own.items():
             gathered[f"{step.step}: {words}"] += count
     notes.update(gathered)
@@ -78,7 +80,7 @@ def clean_row(steps: Iterable[CleaningStep], row: Row, notes: Notes) -> Row:
 
 
 def saved(steps: Iterable[CleaningStep]) -> list[dict[str, Any]]:
-    """Steps as JSON for a manifest: their documents, which hold what they were fitted with, and the digests of code."""
+    """Steps as JSON for a manifest: their documents, which contain fitted statistics, and the digests of own code."""
     return [
         {"step": step.document()} | ({"source": step.own_source.digest} if step.own_source is not None else {})
         for step in steps
@@ -86,17 +88,17 @@ def saved(steps: Iterable[CleaningStep]) -> list[dict[str, Any]]:
 
 
 def loaded(documents: Iterable[Mapping[str, Any]]) -> tuple[CleaningStep, ...]:
-    """The opposite of `saved`. The user's own code is taken from the import path, and must be the same.
+    """The inverse of `saved`. The user's own code is taken from the import path, and must be unchanged.
 
     Raises:
-        DataError: it is not.
-        SpecError: it is nothing that `saved` gave.
+        DataError: the code was changed.
+        SpecError: a document is not of `saved`.
     """
     return tuple(
-        load_step(one["step"], one["source"])
-        if "source" in one
-        else _Document.parse({"step": one["step"]}, source="saved cleaning steps").step
-        for one in documents
+        load_step(document["step"], document["source"])
+        if "source" in document
+        else _Document.parse({"step": document["step"]}, source="saved cleaning steps").step
+        for document in documents
     )
 
 

@@ -1,6 +1,6 @@
-"""`fix_text`: text as it was meant, by ftfy (Speer 2019, https://ftfy.readthedocs.io).
+"""`fix_text`: repairs text with ftfy (Speer 2019, https://ftfy.readthedocs.io).
 
-Bytes in other encodings are decoded, mojibake is undone, and what nobody sees is made uniform: Unicode's normal form,
+It decodes bytes in other encodings, undoes mojibake, and makes invisible differences uniform: Unicode's normal form,
 line ends, control characters.
 """
 
@@ -12,10 +12,11 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from maas_ray.data.cleaning.base import Notes
-from maas_ray.data.cleaning.texts import TextMapper
+from maas_ray.data.cleaning.base.text import TextMapper
+from maas_ray.errors import InvalidError
 from maas_ray.tasks.rows import Row
 
-# The longer ones first: UTF-32's in little-endian order begins with UTF-16's.
+# Longer marks come first: the mark of little-endian UTF-32 begins with that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -25,26 +26,25 @@ _MARKS = (
 )
 _NAMES = {"sloppy-windows-1252": "windows-1252", "utf-8-variants": "CESU-8"}
 _PLAIN = re.compile(r"[\t\n\x20-\x7e]*")
-"""What no fix would change."""
-_MOST_PASSES = 10
+"""Text that no fix changes."""
+_MAX_PASSES = 10
 
 
 class FixText(TextMapper):
     """`{step: fix_text}`"""
 
     step: Literal["fix_text"] = "fix_text"
-    """Which step."""
+    """Name of the step."""
     encodings: tuple[str, ...] = Field(("utf-8",), min_length=1)
-    """Encodings of whole files by Python's names, tried in this order where no byte order mark tells."""
+    """Encodings of whole files by Python's names, tried in this order if there is no byte order mark."""
     guess: bool = True
-    """Whether bytes that are in none of `encodings` are read as ftfy guesses: Windows-1252, or Mac Roman. false: such a
-    row is quarantined."""
+    """Decode bytes in none of `encodings` as ftfy guesses: Windows-1252, or Mac Roman. false: quarantine the row."""
     mojibake: bool = True
-    """Whether text that was decoded by the wrong encoding (`sÃ¼ÃŸ`) is mended."""
+    """Repair text that was decoded with the wrong encoding (`sÃ¼ÃŸ`)."""
     unescape_html: bool = False
-    """Whether `&amp;` and its like become characters."""
+    """Replace HTML entities such as `&amp;` with characters."""
     normalization: Literal["NFC", "NFD", "NFKC", "NFKD"] | None = "NFC"
-    """Unicode's normal form (Unicode Standard Annex 15). null: as it stands."""
+    """Unicode's normal form (Unicode Standard Annex 15). null: unchanged."""
 
     @field_validator("encodings")
     @classmethod
@@ -53,7 +53,9 @@ class FixText(TextMapper):
             try:
                 "a".encode(name)
             except LookupError:
-                raise ValueError(f"{name!r} is no encoding of text that Python knows.") from None
+                raise InvalidError(
+                    "unknown_encoding", f"unknown encoding {name!r}; use a Python codec such as 'latin-1'."
+                ) from None
         return encodings
 
     def clean(self, row: Row, notes: Notes) -> Row:
@@ -69,15 +71,15 @@ class FixText(TextMapper):
         return fixed
 
     def _fixed(self, text: str) -> str:
-        """By ftfy, until nothing changes any more: what one pass uncovers, the next one mends."""
+        """The text after passes of ftfy until nothing changes, because one pass may uncover work for the next."""
         if _PLAIN.fullmatch(text) and not (self.unescape_html and "&" in text):
             return text
         import ftfy
 
         config = _config(self.mojibake, self.unescape_html, self.normalization)
-        for _ in range(_MOST_PASSES):
+        for _ in range(_MAX_PASSES):
             fixed = ftfy.fix_text(text, config)
-            if self.normalization is not None:  # across the lines and segments that ftfy takes one by one
+            if self.normalization is not None:  # also across the lines and segments that ftfy processes one by one
                 import unicodedata
 
                 fixed = unicodedata.normalize(self.normalization, fixed)
@@ -87,18 +89,19 @@ class FixText(TextMapper):
         return text
 
     def _decoded(self, content: bytes) -> tuple[str, str]:
-        """A file's text, and the encoding that it is in."""
+        """The text of a file, and its encoding."""
         for mark, encoding in _MARKS:
             if content.startswith(mark):
                 try:
                     return content.decode(encoding), encoding
                 except UnicodeDecodeError as error:
-                    raise ValueError(f"begins with the mark of {encoding}, but is not: byte {error.start}") from error
+                    text = f"begins with the mark of {encoding}, but cannot be decoded: byte {error.start}"
+                    raise InvalidError("not_text", text) from error
         if wide := _wide(content):
             return content.decode(wide), wide
         if b"\0" in content:
-            raise ValueError(
-                f"holds NUL bytes (the first at {content.index(0)}): it is no text, or is cut in the middle"
+            raise InvalidError(
+                "not_text", f"holds NUL bytes (the first at {content.index(0)}): it is not text, or is cut off"
             )
         for encoding in self.encodings:
             try:
@@ -106,7 +109,10 @@ class FixText(TextMapper):
             except UnicodeDecodeError:
                 continue
         if not self.guess:
-            raise ValueError(f"is in none of {', '.join(self.encodings)}; name its encoding, or set `guess: true`")
+            raise InvalidError(
+                "unknown_encoding",
+                f"is in none of {', '.join(self.encodings)}; name its encoding, or set `guess: true`",
+            )
         import ftfy
 
         text, encoding = ftfy.guess_bytes(content)
@@ -114,7 +120,7 @@ class FixText(TextMapper):
 
 
 def _wide(content: bytes) -> str | None:
-    """UTF-16 without a mark: every other byte is NUL in what is mostly Latin script (as in RFC 4627, section 3)."""
+    """The encoding of UTF-16 without a mark: every other byte is NUL in Latin script (as in RFC 4627, section 3)."""
     if len(content) % 2 or b"\0" not in content:
         return None
     half = len(content) // 2
@@ -128,7 +134,7 @@ def _wide(content: bytes) -> str | None:
 
 @cache
 def _config(mojibake: bool, unescape_html: bool, normalization: Any) -> Any:
-    """What ftfy is to do. How text looks to a reader (quotes, ligatures, wide letters) is left alone."""
+    """The configuration of ftfy. Quotes, ligatures and wide letters, which a reader sees, are not changed."""
     import ftfy
 
     return ftfy.TextFixerConfig(

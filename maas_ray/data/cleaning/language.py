@@ -1,7 +1,7 @@
-"""`language`: texts in other languages than those wanted, told by py3langid, whose model lies in its wheel.
+"""`language`: drops texts in other languages, recognised by py3langid, whose wheel contains the model.
 
-A naive Bayes classifier over byte n-grams (Lui and Baldwin 2012, "langid.py: An off-the-shelf language identification
-tool").
+The model is a naive Bayes classifier over byte n-grams (Lui and Baldwin 2012, "langid.py: An off-the-shelf language
+identification tool").
 """
 
 from functools import cache
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, field_validator
 
 from maas_ray.data.cleaning.base import Dropped
-from maas_ray.data.cleaning.texts import TextFilter
+from maas_ray.data.cleaning.base.text import TextFilter
+from maas_ray.errors import InvalidError
 
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier
@@ -20,31 +21,31 @@ class Language(TextFilter):
     """`{step: language, languages: [en, de]}`"""
 
     step: Literal["language"] = "language"
-    """Which step."""
+    """Name of the step."""
     languages: tuple[str, ...] = Field(min_length=1)
-    """Languages that texts may be in, ISO 639: `en`, `zh`."""
+    """Languages to keep, by ISO 639: `en`, `zh`."""
     min_probability: float = Field(0.5, ge=0, le=1)
-    """Least probability of the likeliest language, among all that the model knows."""
+    """Minimum probability of the most likely language, among all languages of the model."""
     sample_characters: int = Field(4000, ge=20)
-    """Characters of a text that are looked at, those in its middle: its ends are often in another language."""
+    """Number of characters to check, from the middle of a text, because its ends are often in another language."""
 
     @field_validator("languages")
     @classmethod
     def _known(cls, languages: tuple[str, ...]) -> tuple[str, ...]:
         labels = _identifier().labels
         if unknown := [name for name in languages if name not in labels]:
-            raise ValueError(
-                f"{unknown[0]!r} is no language that the model knows; it knows {', '.join(sorted(labels))}."
+            raise InvalidError(
+                "unknown_language", f"unknown language {unknown[0]!r}; available: {', '.join(sorted(labels))}."
             )
         return languages
 
     def check(self, text: str) -> None:
         start = max(0, (len(text) - self.sample_characters) // 2)
-        found, probability = _identifier().classify(text[start : start + self.sample_characters])
+        language, probability = _identifier().classify(text[start : start + self.sample_characters])
         if probability < self.min_probability:
             raise Dropped("language is uncertain")
-        if found not in self.languages:
-            raise Dropped(f"language is {found}")
+        if language not in self.languages:
+            raise Dropped(f"language is {language}")
 
 
 @cache

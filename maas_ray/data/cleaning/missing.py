@@ -1,6 +1,7 @@
-"""`missing`: rows without a value, or what stands in its place.
+"""`missing`: drops rows without a value, or fills the value in.
 
-Missing is what the tasks on tables take for it: null, NaN, blank text, and in CSV what the source calls `missing`.
+A value is missing if the tasks on tables take it for missing: null, NaN, blank text, and in CSV the texts that the
+source lists under `missing`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -9,7 +10,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from maas_ray.data.cleaning.base import CleaningStep, Dropped, Notes, changed, named, names_in, value
-from maas_ray.data.cleaning.statistics import Mean, Mode, Numbers, Statistic, gathered, is_missing
+from maas_ray.data.cleaning.base.statistics import Mean, Mode, Numbers, Statistic, gathered, is_missing
+from maas_ray.errors import InvalidError
 from maas_ray.tasks.rows import Row
 
 FillValue = str | int | float
@@ -20,24 +22,27 @@ class Missing(CleaningStep):
     """`{step: missing, columns: [age], strategy: median}`"""
 
     step: Literal["missing"] = "missing"
-    """Which step."""
+    """Name of the step."""
     columns: tuple[str, ...] | None = Field(None, min_length=1)
-    """Columns that are looked at. None, with `drop` only: all that the row has."""
+    """Columns to check. None: all columns of the row; only with `strategy: drop`."""
     strategy: Literal["drop", "constant", "mean", "median", "mode"] = "drop"
-    """What becomes of a row without a value: it is dropped, or gets `fill_value`, or a statistic of the column in
-    training. `mode` is the commonest value, the least of several; the other two are of numbers."""
+    """Outcome of a row without a value: it is dropped, or gets `fill_value` or a statistic of the training split.
+    `mode` is the most common value, the lowest one of several; `mean` and `median` need numbers."""
     fill_value: FillValue | None = None
-    """With `constant`: what stands in its place."""
+    """The value to fill in, with `strategy: constant`."""
     fitted: dict[str, FillValue] | None = None
-    """By column, what stands in its place. Written by fitting; None: it has not been fitted."""
+    """The value to fill in, by column. Written by fitting. None: not fitted yet."""
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if (self.strategy == "constant") != (self.fill_value is not None):
-            raise ValueError("fill_value: belongs to `strategy: constant`; give both or neither.")
+            raise InvalidError(
+                "fill_value_mismatch", "fill_value: belongs to `strategy: constant`; give both or neither."
+            )
         if self.strategy != "drop" and self.columns is None:
-            raise ValueError(
-                "columns: name those to fill; among all of them is what the task learns, which nobody should invent."
+            raise InvalidError(
+                "columns_missing",
+                "columns: list the columns to fill. (Filling all of them would also fill the target.)",
             )
         return self
 
@@ -50,13 +55,13 @@ class Missing(CleaningStep):
         return self.strategy in _FITTED
 
     def fit(self, rows: Iterable[Row]) -> Self:
-        """Fill the statistics in. The median takes 8 bytes a row and column, the mode those of its different values."""
+        """Fill in the statistics. A median takes 8 bytes a row and column, a mode those of its distinct values."""
         if not self.fits:
             return self
-        found = gathered(self.step, rows, {name: _FITTED[self.strategy]() for name in self.columns or ()})
+        statistics = gathered(self.step, rows, {name: _FITTED[self.strategy]() for name in self.columns or ()})
         fitted = {
             name: statistic.quantiles([0.5])[0] if isinstance(statistic, Numbers) else statistic.value
-            for name, statistic in found.items()
+            for name, statistic in statistics.items()
         }
         return self.model_copy(update={"fitted": fitted})
 
@@ -78,5 +83,5 @@ class Missing(CleaningStep):
         if self.fill_value is not None:
             return self.fill_value
         if self.fitted is None:
-            raise RuntimeError("it has not been fitted")
+            raise RuntimeError("the step `missing` has not been fitted")
         return self.fitted[name]

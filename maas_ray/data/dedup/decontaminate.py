@@ -1,8 +1,8 @@
-"""Decontamination: training rows that hold what held-out rows hold, found by runs of words that both have.
+"""Decontamination: drop training rows that share text with held-out rows, found by n-grams of words.
 
-As for GPT-3 (Brown et al. 2020, appendix C): runs of 13 words, in lower case and without punctuation. Evaluating on
-what was learned by heart says nothing of what was understood; near-duplicates of whole rows are `near`'s, this is for
-a test row quoted inside a longer training row.
+The method is GPT-3's (Brown et al. 2020, appendix C): runs of 13 words, in lower case and without punctuation. A score
+on text that a model has memorised says nothing. `minhash` finds near-duplicates of whole rows; this module finds a test
+row that is quoted in a longer training row.
 """
 
 from collections.abc import Iterable
@@ -15,36 +15,36 @@ from maas_ray.spec import Spec
 
 
 class Decontaminate(Spec):
-    """When a training row is left out for what it shares with held-out rows."""
+    """Which training rows are dropped because they share text with held-out rows."""
 
     ngram: int = Field(13, ge=1, le=1000)
-    """Words in a run. Fewer finds more, and more that is mere phrase; GPT-3 had 13."""
+    """Number of words in an n-gram. A lower number finds more, also common phrases; GPT-3 used 13."""
     min_overlap: float = Field(0.0, ge=0, le=1)
-    """Least share of a training row's runs that held-out rows have, for it to be left out. 0: any one run is enough."""
+    """Minimum share of a training row's n-grams in held-out rows, in [0, 1]. 0: one shared n-gram is enough."""
 
     def contaminates(self, share: float) -> bool:
-        """Whether a row is left out, of whose runs this share is among those of held-out rows."""
+        """True if a row is dropped when this share of its n-grams is in held-out rows."""
         return share > 0 and share >= self.min_overlap
 
 
 def ngram_hashes(text: str, n: int) -> np.ndarray:
-    """The distinct runs of `n` words of a text, uint64, sorted; a text of fewer words is one run."""
+    """The distinct n-grams of a text as hashes, uint64, sorted. A text of fewer than `n` words is one n-gram."""
     return np.unique(gram_hashes([text], n)[0])
 
 
 class NgramIndex:
-    """The runs of words of all held-out rows: 8 bytes for each distinct one, in every process that looks things up."""
+    """The n-grams of all held-out rows, at 8 bytes for each distinct one in every process that uses the index."""
 
     def __init__(self, hashes: Iterable[np.ndarray]) -> None:
-        """From arrays of hashes, in any order and with repetitions."""
+        """Create the index from arrays of hashes, in any order and with repetitions."""
         self.hashes = np.unique(np.concatenate([np.empty(0, np.uint64), *hashes]))
 
     def __len__(self) -> int:
         return len(self.hashes)
 
     def contains(self, hashes: np.ndarray) -> float:
-        """The share of these runs that the index has; 0 for none."""
+        """The share of these n-grams that is in the index; 0 for no n-grams."""
         if not len(hashes) or not len(self.hashes):
             return 0.0
-        places = np.searchsorted(self.hashes, hashes).clip(max=len(self.hashes) - 1)
-        return float(np.count_nonzero(self.hashes[places] == hashes) / len(hashes))
+        indices = np.searchsorted(self.hashes, hashes).clip(max=len(self.hashes) - 1)
+        return float(np.count_nonzero(self.hashes[indices] == hashes) / len(hashes))

@@ -1,11 +1,11 @@
-"""The text of a row, and the forms it is compared in: by what it says, not by how it is written down.
+"""The text of a row, and the forms in which texts are compared.
 
-    normalised    one form of the same characters: Unicode NFKC, case folded, white space collapsed
-    words         letters, marks and digits of that form; what stands between them is no part of any word
-    gram_hashes   runs of n words, each as a number
+    normalised    Unicode NFKC, case folded, white space collapsed
+    words         letters, marks and digits of that form; everything between them separates words
+    gram_hashes   n-grams of words, each as a number
 
-Scripts that are written without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) have a word a character, as
-BERT's tokenizer has for Chinese (Devlin et al. 2019). Knows nothing of what is done with likeness.
+In scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each character is a word, as in BERT's
+tokenizer for Chinese (Devlin et al. 2019).
 """
 
 import json
@@ -20,7 +20,7 @@ import xxhash
 from maas_ray.data.splits.hashing import mixed
 from maas_ray.tasks import Row
 
-# Han with its extensions and compatibility forms, kana, Thai and Lao, Burmese, Khmer. Hangul is written with spaces.
+# Han with its extensions and compatibility forms, kana, Thai and Lao, Burmese, Khmer. Hangul has spaces.
 _UNSPACED = (
     (0x0E00, 0x0EFF),
     (0x1000, 0x109F),
@@ -34,19 +34,19 @@ _UNSPACED = (
     (0x20000, 0x3FFFF),
 )
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-"""Odd, so that multiplying loses nothing: 2**64 over the golden ratio (Knuth, TAOCP 3, 6.4)."""
+"""2**64 over the golden ratio (Knuth, TAOCP 3, 6.4). It is odd, so that multiplication is reversible."""
 _CACHED_WORDS = 1 << 16
 
 
 def text_of(row: Row, names: Iterable[str]) -> str:
-    """The text in these columns of a parsed row, a line a value: of a chat its contents, of numbers and files none."""
+    """The text in these columns of a parsed row, a line for each value. Numbers and files have no text."""
     return "\n".join(
         chain.from_iterable(_strings(_chat(row.get(name)) if name == "messages" else row.get(name)) for name in names)
     )
 
 
 def _chat(value: Any) -> Any:
-    """A chat as the task of text generation has it: as JSON."""
+    """The messages of a chat, which the task of text generation stores as JSON."""
     return json.loads(value) if isinstance(value, str) else value
 
 
@@ -58,36 +58,38 @@ def _strings(value: Any) -> Iterator[str]:
         yield ("\n" if any(isinstance(part, dict) for part in value) else " ").join(words)
     elif isinstance(value, dict):
         for name, part in value.items():
-            # Of a message, or of one part of it: who speaks and what kind it is are not text.
+            # The role of a message and the type of a part are not text.
             if name not in ("role", "type"):
                 yield from _strings(part)
 
 
 def normalised(text: str) -> str:
-    """NFKC, case folded, white space collapsed: rows that agree in it are exact duplicates."""
+    """NFKC, case folded, white space collapsed. Rows with the same normalised text are exact duplicates."""
     return " ".join(_folded(text).split())
 
 
 def _folded(text: str) -> str:
     if text.isascii():
         return text.lower()
-    # Folding may leave what NFKC would write otherwise (Unicode 3.13, toNFKC_Casefold).
+    # Case folding may undo NFKC, so it is applied again (Unicode 3.13, toNFKC_Casefold).
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
 
 
 class _Separated(dict[int, str | int]):
-    """For `str.translate`: what is no letter, mark or digit becomes a space, an unspaced script's character a word."""
+    """A table for `str.translate`: a character that is not a letter, mark or digit becomes a space, and a character of
+    a script without spaces becomes a word.
+    """
 
     def __missing__(self, point: int) -> str | int:
         character = chr(point)
         if unicodedata.category(character)[0] not in "LMN":
-            found: str | int = " "
+            replacement: str | int = " "
         elif any(low <= point <= high for low, high in _UNSPACED):
-            found = f" {character} "
+            replacement = f" {character} "
         else:
-            found = point
-        self[point] = found
-        return found
+            replacement = point
+        self[point] = replacement
+        return replacement
 
 
 _SEPARATED = _Separated()
@@ -99,31 +101,31 @@ def words(text: str) -> list[str]:
 
 
 class _Hashes(dict[str, int]):
-    """XXH3 of each word, remembered for the most part: a few words are most of every text (Zipf)."""
+    """XXH3 of each word, cached, because a few words are most of every text (Zipf)."""
 
     def __missing__(self, word: str) -> int:
         if len(self) >= _CACHED_WORDS:
             self.clear()
-        found = self[word] = xxhash.xxh3_64_intdigest(word.encode())
-        return found
+        hashed = self[word] = xxhash.xxh3_64_intdigest(word.encode())
+        return hashed
 
 
 _HASHES = _Hashes()
 
 
 def gram_hashes(texts: Iterable[str], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every run of `size` words of each text as a number; a text of fewer words is one run, one of none has none.
+    """Every n-gram of `size` words of each text as a number. A text of fewer words is one n-gram, an empty text none.
 
-    Hashes of single words are computed once each and combined as the digits of a number are (Karp and Rabin 1987),
+    The hash of each word is computed once, and hashes are combined like the digits of a number (Karp and Rabin 1987),
     for all texts together.
 
     Returns:
-        the runs of all texts, uint64, text by text in order; and how many each text has, int64 [texts].
+        The n-grams of all texts, uint64, text by text in order; and the number of n-grams of each text, int64 [texts].
     """
     split = [words(text) for text in texts]
     short = ("",) * (size - 1)
-    # A short text is filled up with empty words, which no text holds.
-    filled = [found if len(found) >= size or not found else [*found, *short[len(found) - 1 :]] for found in split]
+    # A short text is filled up with empty words, which no text contains.
+    filled = [some if len(some) >= size or not some else [*some, *short[len(some) - 1 :]] for some in split]
     lengths = np.fromiter(map(len, filled), np.int64, len(filled))
     total = int(lengths.sum())
     hashes = np.fromiter(map(_HASHES.__getitem__, chain.from_iterable(filled)), np.uint64, total)
@@ -131,11 +133,11 @@ def gram_hashes(texts: Iterable[str], size: int) -> tuple[np.ndarray, np.ndarray
     if not total:
         return hashes, counts
     runs = hashes[: total - size + 1].copy()
-    for place in range(1, size):
+    for word in range(1, size):
         runs *= _MULTIPLIER
-        runs += hashes[place : total - size + 1 + place]
+        runs += hashes[word : total - size + 1 + word]
     starts = np.cumsum(lengths) - lengths
-    within = np.ones(total, bool)  # whether a run that starts here ends in the same text
+    within = np.ones(total, bool)  # true if the n-gram that starts here ends in the same text
     for back in range(1, size):
         ends = (starts + lengths - back)[lengths > 0]
         within[ends] = False

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from maas_ray.data.dedup.minhash import components, edges, representatives
+from maas_ray.data.dedup.components import components, edges, representatives
 from maas_ray.data.splits.hashing import SPLIT_BITS
 
 KEYS = pa.schema(

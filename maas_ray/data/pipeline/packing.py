@@ -1,11 +1,11 @@
-"""From kept rows to shards: encoded, laid end to end, cut, globally shuffled, written.
+"""From kept rows to shards: rows are encoded, laid end to end, cut, globally shuffled and written.
 
     encode ─▶ chunks ─▶ plan ─▶ pack ─▶ pieces, sorted by place ─▶ write_shard
 
-A chunk is encoded rows laid end to end; it knows how much it holds. Prefix sums over all chunks give each
-its place in its split, so each can be cut where stored rows end without a look at the others. The rest of a
-row that is cut by a chunk's end joins it in the sort, because both pieces carry the row's final place. No
-function here depends on how rows are cut into blocks or chunks. A row that is not packed is one element.
+A chunk is a number of encoded rows, laid end to end, with their count. Prefix sums over all chunks give the position of
+each chunk in its split, so each can be cut at the ends of stored rows without the others. If the end of a chunk cuts a
+stored row, the sort joins both pieces, because both carry the row's final place. No result depends on how rows are cut
+into blocks or chunks. A row that is not packed is one element.
 """
 
 import json
@@ -37,17 +37,17 @@ _GROUP_BYTES, _SHARD_BYTES, _SMALL_GROUPS = 2 << 20, 64 << 20, 16
 
 
 def chunk_schema(task: Task, keep: tuple[str, ...] = ()) -> pa.Schema:
-    """A chunk is one row: encoded rows laid end to end, as bytes, by column."""
+    """The schema of chunks. A chunk is one row that holds the bytes of encoded rows by column, laid end to end."""
     return pa.schema(
         {
             "split": pa.int64(),
-            "first": pa.binary(32),  # digest of its first row: orders the chunks of a split
+            "first": pa.binary(32),  # digest of the first row, which orders the chunks of a split
             "rows": pa.int64(),
-            "elements": pa.int64(),  # tokens of a packed task, else stored rows
-            "copies": pa.int64(),  # how often rows stand in it again, by their weight
-            "dropped": pa.string(),  # JSON: rows left out, by reason
-            "unlearnt": pa.string(),  # JSON: those of the reasons that the fitting would have prevented
-            "profile": pa.string(),  # JSON: what its rows are like, see `maas_ray.data.profile`
+            "elements": pa.int64(),  # tokens for a packed task, else stored rows
+            "copies": pa.int64(),  # further copies of rows, by their weight
+            "dropped": pa.string(),  # JSON: dropped rows, by reason
+            "unlearnt": pa.string(),  # JSON: the reasons that fitting on these rows would have prevented
+            "profile": pa.string(),  # JSON: statistics of the rows, see `maas_ray.data.profile`
             **dict.fromkeys([*task.stored, *stored_columns(keep)], pa.large_binary()),
         }
     )
@@ -56,13 +56,13 @@ def chunk_schema(task: Task, keep: tuple[str, ...] = ()) -> pa.Schema:
 def encode(
     rows: pa.Table, files: dict[str, bytes], task_spec: TaskSpec, keep: tuple[str, ...] = ()
 ) -> Iterator[pa.Table]:
-    """Encode kept rows with the task as it was saved, so that nothing but the saved task ever encodes."""
+    """Encode kept rows with the saved task, so that no other task ever encodes."""
     task = loaded(files)
     schema = chunk_schema(task, keep)
     batch: list[Kept] = []
     size = 0.0
     for kept in kept_rows(rows, task_spec, keep):
-        # Rows of one digest stay in one chunk: its first digest is a chunk's name.
+        # Rows of one digest stay in one chunk, because the first digest identifies the chunk.
         full = len(batch) >= _BATCH_ROWS or size >= _BATCH_BYTES
         if batch and (kept.split != batch[0].split or (full and kept.digest != batch[-1].digest)):
             yield pa.Table.from_pylist([_chunk(batch, task, keep)], schema)
@@ -73,12 +73,12 @@ def encode(
 
 
 def _size(value: Any) -> int:
-    """About how many bytes a value takes."""
+    """Approximate size of a value in bytes."""
     return value.nbytes if isinstance(value, np.ndarray) else len(value) if isinstance(value, (str, bytes)) else 8
 
 
 def saved(task: Task) -> dict[str, bytes]:
-    """The files that a task saves itself into."""
+    """The files of a saved task."""
     with tempfile.TemporaryDirectory() as directory:
         task.save(Path(directory))
         paths = sorted(path for path in Path(directory).rglob("*") if path.is_file())
@@ -86,7 +86,7 @@ def saved(task: Task) -> dict[str, bytes]:
 
 
 def loaded(files: dict[str, bytes]) -> Task:
-    """The opposite of `saved`."""
+    """The inverse of `saved`."""
     with tempfile.TemporaryDirectory() as directory:
         for name, content in files.items():
             (Path(directory) / name).parent.mkdir(parents=True, exist_ok=True)
@@ -113,19 +113,21 @@ def _chunk(batch: list[Kept], task: Task, keep: tuple[str, ...]) -> dict[str, An
         else:
             columns[name] = np.ascontiguousarray(values, column.dtype).tobytes()
     if keep and elements != len(good):
-        raise DataError(f"keep: {task.spec.type} does not store a row for each row; leave `keep` out.")
+        raise DataError(
+            f"keep: {task.spec.type} does not store a row for each row; remove `keep`.", code="keep_unsupported"
+        )
     for name in stored_columns(keep):
         columns[name] = b"".join(kept.row[KEPT][name] for kept in good)
     rows = sum(kept.rows for kept in good)
-    place = {"split": batch[0].split, "first": batch[0].digest, "rows": rows, "elements": elements}
-    place["copies"] = sum(not kept.times for kept in good)
+    chunk = {"split": batch[0].split, "first": batch[0].digest, "rows": rows, "elements": elements}
+    chunk["copies"] = sum(not kept.times for kept in good)
     traits = task.traits([kept.row for kept in good], encoded) if good else ()
-    place["profile"] = to_json(of_rows(SPLITS[batch[0].split], traits))
-    return place | {"dropped": json.dumps(dropped), "unlearnt": json.dumps(sorted(unlearnt))} | columns
+    chunk["profile"] = to_json(of_rows(SPLITS[batch[0].split], traits))
+    return chunk | {"dropped": json.dumps(dropped), "unlearnt": json.dumps(sorted(unlearnt))} | columns
 
 
 def _encodable(batch: list[Kept], task: Task) -> tuple[list[Kept], Counter[str], set[str]]:
-    """Rows that can be encoded; why the others cannot: a label that training has not, say; and what was not learnt."""
+    """The rows that can be encoded, the reasons why others cannot, and those that fitting would have prevented."""
     good, dropped, unlearnt = [], Counter[str](), set()
     for kept in batch:
         try:
@@ -139,7 +141,7 @@ def _encodable(batch: list[Kept], task: Task) -> tuple[list[Kept], Counter[str],
 
 
 def listing(chunks: pa.Table) -> pa.Table:
-    """What chunks hold, without the values; the profile of all of a block stands in its first row."""
+    """The chunks without their values. The profile of the whole block is in the first row."""
     whole = to_json(merge(map(from_json, chunks["profile"].to_pylist())))
     profiles = pa.array([whole, *[""] * (len(chunks) - 1)][: len(chunks)], pa.string())
     listed = chunks.select(["split", "first", "rows", "elements", "copies", "dropped", "unlearnt"])
@@ -148,7 +150,7 @@ def listing(chunks: pa.Table) -> pa.Table:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where everything goes, by split number.
+    """The place of every stored row, by split number.
 
     Args:
         columns: the stored columns.
@@ -156,8 +158,8 @@ class Plan:
         packed: whether stored rows are cut from rows laid end to end.
         offsets: elements of the split before each chunk, by (split, first digest).
         rows: stored rows of each split.
-        seeds: what each split is shuffled with.
-        before: rows that each split has already, which stay where they are.
+        seeds: the seed of each split's shuffle.
+        before: rows that each split has already, which are not moved.
     """
 
     columns: dict[str, Column]
@@ -179,20 +181,20 @@ class Plan:
         return sum(self.width(name) for name in self.columns) * self.length
 
     def base(self, split: int) -> int:
-        """Place of the split's first row: all splits lie one after the other."""
+        """Place of the split's first row; the splits follow each other."""
         return sum(self.rows[:split])
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What all chunks hold together, by split; the rows that could not be encoded, by reason; what rows are like."""
+    """Totals of all chunks by split, rows that could not be encoded by reason, and statistics of the rows."""
 
     rows: dict[str, int]
     elements: dict[str, int]
     dropped: Counter[str]
     copies: int
     unlearnt: Counter[str]
-    """Those of the rows that could not be encoded since the fitting did not see their like."""
+    """Rows that could not be encoded because the task was not fitted on such values."""
     profile: Profile
 
 
@@ -203,10 +205,17 @@ def plan_of(
     keep: tuple[str, ...] = (),
     before: tuple[int, ...] = NO_ROWS,
 ) -> tuple[Plan, Sizes]:
-    """Where everything goes, from the listing of all chunks; `before` are the rows that each split has already.
+    """The place of every stored row, from the listing of all chunks.
+
+    Args:
+        listed: see `listing`.
+        task: the fitted task.
+        seed: of the global shuffle.
+        keep: columns to keep.
+        before: rows that each split has already.
 
     Raises:
-        DataError: there is too little to train on.
+        DataError: there are too few rows to train on.
     """
     rows, elements = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
     dropped, unlearnt = Counter[str](), set[str]()
@@ -225,11 +234,12 @@ def plan_of(
     length = task.packing.length if task.packing else 1
     if not elements["train"] and dropped and not before[0]:
         reasons = "".join(f"\n  {count:,} × {reason}" for reason, count in dropped.most_common(3))
-        raise DataError(f"no row is left to train on; rows were dropped since:{reasons}")
+        raise DataError(f"no row is left to train on; rows were dropped because:{reasons}", code="nothing_to_train_on")
     if elements["train"] < length and not before[0]:
         raise DataError(
             f"the training split holds {elements['train']:,} {task.unit}, less than one sequence of {length:,}. "
-            "Give more data, or choose a shorter sequence_length."
+            "Give more data, or choose a shorter sequence_length.",
+            code="nothing_to_train_on",
         )
     plan = Plan(
         columns={**task.stored, **stored_columns(keep)},
@@ -240,12 +250,12 @@ def plan_of(
         seeds=tuple(f"{seed}/{split}" for split in SPLITS),
         before=before,
     )
-    never = Counter({why: dropped[why] for why in sorted(unlearnt)})
-    return plan, Sizes(rows, elements, dropped, copies, never, profile)
+    not_learnt = Counter({reason: dropped[reason] for reason in sorted(unlearnt)})
+    return plan, Sizes(rows, elements, dropped, copies, not_learnt, profile)
 
 
 def pack(chunks: pa.Table, plan: Plan) -> Iterator[pa.Table]:
-    """Cut chunks where stored rows end; every piece knows the row it belongs to, and that row's final place."""
+    """Cut chunks at the ends of stored rows. Each piece carries its elements' position, and the row's final place."""
     widths = {name: plan.width(name) for name in plan.columns}
     fields = {"place": pa.int64(), "element": pa.int64(), **dict.fromkeys(widths, pa.large_binary())}
     yield pa.schema(fields).empty_table()
@@ -256,7 +266,7 @@ def pack(chunks: pa.Table, plan: Plan) -> Iterator[pa.Table]:
         cuts = np.unique(np.concatenate([[0], cuts, [elements]]).astype(np.int64))
         starts = offset + cuts[:-1]
         sequences = starts // plan.length
-        whole = int(np.searchsorted(sequences, plan.rows[split]))  # the split's last, partial row is left out
+        whole = int(np.searchsorted(sequences, plan.rows[split]))  # the last, partial row of the split is dropped
         places = plan.base(split) + shuffled(sequences[:whole], plan.rows[split], plan.seeds[split])
         arrays = [pa.array(places), pa.array(starts[:whole])]
         for name, width in widths.items():
@@ -271,9 +281,9 @@ def layout(split: int, plan: Plan, attempt: str, first: int = 0) -> list[Shard]:
 
     Args:
         split: its number.
-        plan: where everything goes.
-        attempt: whose files they are.
-        first: number of the first shard, where the split has some already.
+        plan: the places of rows.
+        attempt: part of the files' names.
+        first: number of the first shard, after the shards that the split has already.
     """
     rows, row_bytes, before = plan.rows[split], plan.row_bytes, plan.before[split]
     group = max(1, min(_GROUP_BYTES // row_bytes, -(-(before + rows) // _SMALL_GROUPS)))
@@ -288,7 +298,7 @@ def layout(split: int, plan: Plan, attempt: str, first: int = 0) -> list[Shard]:
 
 
 def write_shard(pieces: pa.Table, plan: Plan, shards: list[list[Shard]], uri: str) -> pa.Table:
-    """Join the pieces of one shard's rows and write it; gives its entry in the manifest."""
+    """Join the pieces of one shard's rows and write the shard; gives its entry in the manifest."""
     pieces = pieces.sort_by([("place", "ascending"), ("element", "ascending")]).combine_chunks()
     places, elements = pieces["place"].to_numpy(), pieces["element"].to_numpy()
     split = max(number for number in range(len(plan.rows)) if plan.rows[number] and plan.base(number) <= places[0])

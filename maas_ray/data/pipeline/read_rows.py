@@ -67,7 +67,7 @@ class Reading:
 
     @property
     def redacts(self) -> bool:
-        """Whether a step removes personal data. Then no excerpt is shown of rows that are dropped before that step."""
+        """True if a step removes personal data. Then rows that are dropped before that step get no excerpt."""
         return any(isinstance(step, Pii) for step in self.steps)
 
     @property

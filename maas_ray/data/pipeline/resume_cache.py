@@ -175,7 +175,7 @@ class _Plain(pickle.Unpickler):
 
 
 def _plain(rows: pa.Table) -> bool:
-    """Whether unpickling the kept rows gives plain values only. The payload of any other row is an excerpt."""
+    """True if unpickling the kept rows gives plain values only. The payload of any other row is an excerpt."""
     try:
         pickled = rows.filter(pc.equal(rows["fate"], KEPT))
         for shape, payload in zip(pickled["shape"].to_pylist(), pickled["payload"].to_pylist(), strict=True):

@@ -1,7 +1,6 @@
-"""The formats that sources come in. A new one is a module here, with a class in it: it is found by itself.
+"""The formats of sources: a module for each, found by itself. `base` has the class that a new format derives from.
 
-A format's class is what a user writes under `sources:`; it lists what a source means, looks at a piece of it once, and
-gives its rows.
+A format's class is one entry under `sources:`. It lists the files of a source, inspects each once, and gives its rows.
 """
 
 import importlib
@@ -24,14 +23,15 @@ from maas_ray.data.sources.text import TextSource
 from maas_ray.data.sources.webdataset import WebDatasetSource
 
 
-def _found() -> Iterator[type[Source]]:
+def _formats() -> Iterator[type[Source]]:
     for module in pkgutil.iter_modules(__path__):
-        for made in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
-            if isinstance(made, type) and issubclass(made, Source) and not isabstract(made):
-                yield made
+        for attribute in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
+            if isinstance(attribute, type) and issubclass(attribute, Source) and not isabstract(attribute):
+                yield attribute
 
 
-FORMATS: tuple[type[Source], ...] = tuple(dict.fromkeys(_found()))
+FORMATS: tuple[type[Source], ...] = tuple(dict.fromkeys(_formats()))
+"""All formats."""
 
 if TYPE_CHECKING:
     AnySource = Source
@@ -40,7 +40,7 @@ else:
 
 
 def formats_for(columns: tuple[str, ...]) -> list[str]:
-    """The formats that can give these columns of a task."""
+    """The formats that can have these columns of a task."""
     return [kind.name_of() for kind in FORMATS if kind.gives is None or set(columns) <= set(kind.gives)]
 
 
@@ -49,11 +49,11 @@ TABLES = tuple(kind for kind in FORMATS if issubclass(kind, Table))
 
 
 def list_files(source: AnySource) -> list[InputFile]:
-    """Every file that a source means, by relative path.
+    """Every file of a source, by relative path.
 
     Raises:
-        DataError: there is no such path, or no file matches.
-        StorageError: it cannot be read.
+        DataError: the path does not exist, or no file matches.
+        StorageError: the storage cannot be read.
     """
     return source.files()
 

@@ -1,8 +1,8 @@
-"""Arrow IPC: streams, files, and the directories that Hugging Face's `Dataset.save_to_disk` writes.
+"""`format: arrow`: IPC streams and files, and the directories that Hugging Face's `Dataset.save_to_disk` writes.
 
-An IPC file is a stream between a magic number and a footer, so both are read as a stream: message by message, which
-tells where each record batch begins, and gives all batches before the place where a file was cut off. (Arrow Columnar
-Format, "Serialization and Interprocess Communication".)
+An IPC file is a stream between a magic number and a footer. Both are read as a stream, message by message: that gives
+the start of each record batch, and all batches before the end of a file that is cut off. (Arrow Columnar Format,
+"Serialization and Interprocess Communication".)
 """
 
 from collections.abc import Iterator
@@ -29,18 +29,21 @@ _STATE, _DICT = "state.json", "dataset_dict.json"
 class ArrowSource(Table, Files):
     """`{format: arrow, path: rows.arrow, text: body}`: Arrow IPC files and streams, Feather among them.
 
-    A directory that Hugging Face's `Dataset.save_to_disk` wrote is the files that its `state.json` names. Of a
-    `DatasetDict`, each split is a source: `{format: arrow, path: saved/test, split: test}`.
+    For a directory that Hugging Face's `Dataset.save_to_disk` wrote, the files that its `state.json` names are read.
+    Each split of a `DatasetDict` is a source: `{format: arrow, path: saved/test, split: test}`.
     """
 
     format: Literal["arrow"] = "arrow"
-    """Which format."""
+    """Name of the format."""
     usual: ClassVar[tuple[str, ...]] = ("*.arrow", "*.arrows", "*.feather")
 
     def files(self) -> list[InputFile]:
         if (saved := _document(f"{expanded(self.path).rstrip('/')}/{_DICT}")) is not None:
             lines = [f"{{format: arrow, path: {self.path}/{name}{_split(name)}}}" for name in saved.get("splits") or ()]
-            raise DataError(f"{self.path} is a DatasetDict; name its splits, each as a source: {', '.join(lines)}")
+            raise DataError(
+                f"{self.path} is a DatasetDict; give each of its splits as a source: {', '.join(lines)}",
+                code="dataset_dict",
+            )
         by_directory: dict[str, list[InputFile]] = {}
         for file in super().files():
             by_directory.setdefault(file.uri.rpartition("/")[0], []).append(file)
@@ -54,7 +57,7 @@ class ArrowSource(Table, Files):
         with storage.open_file(uri) as handle:
             schema = _schema(handle)
             if isinstance(schema, str):
-                return found  # no Arrow at all: one row that is found broken
+                return found  # not Arrow: one row, which reading reports as broken
             if problem := missing(uri, mapping, schema.names):
                 return replace(found, problem=problem)
             for batch in _batches(handle, schema):
@@ -84,10 +87,11 @@ class ArrowSource(Table, Files):
                 if content is not None:
                     try:
                         chosen = content.select(columns)
-                        chosen.validate(full=True)  # of damaged offsets, Arrow would read what lies anywhere
-                        for at in range(0, batch.rows, _BATCH_ROWS):
-                            for place, values in enumerate(chosen.slice(at, _BATCH_ROWS).to_pylist(), position + at):
-                                yield typed(uri, place, values, mapping)
+                        chosen.validate(full=True)  # damaged offsets would make Arrow read arbitrary memory
+                        for start_row in range(0, batch.rows, _BATCH_ROWS):
+                            some = chosen.slice(start_row, _BATCH_ROWS).to_pylist()
+                            for number, values in enumerate(some, position + start_row):
+                                yield typed(uri, number, values, mapping)
                     except (ValueError, pa.ArrowException) as caught:
                         error = f"a record batch is not readable: {first_line(caught)}"
                 if error:
@@ -96,7 +100,7 @@ class ArrowSource(Table, Files):
 
 
 class _Batch(NamedTuple):
-    """A record batch, the byte it begins at, its rows; or what is wrong from there on, as one row."""
+    """A record batch, the byte at which it begins, and its rows; or the error from there on, as one row."""
 
     byte: int
     rows: int
@@ -105,15 +109,17 @@ class _Batch(NamedTuple):
 
 
 def _saved(directory: str, files: list[InputFile]) -> list[InputFile]:
-    """Of a directory of Hugging Face's, the files that hold its rows: others are caches of theirs."""
+    """The files with the rows of a directory that Hugging Face wrote; its other files are caches."""
     if (document := _document(f"{directory}/{_STATE}")) is None:
         return files
     if document.get("_indices_files") or document.get("_indices_data_files"):
-        raise DataError(f"{directory}: its rows are a selection; save it after `flatten_indices()`.")
+        raise DataError(
+            f"{directory}: its rows are a selection; save it after `flatten_indices()`.", code="dataset_selection"
+        )
     named = {str(entry["filename"]) for entry in document.get("_data_files") or ()}
     for name in sorted(named - {PurePosixPath(file.uri).name for file in files}):
         if not storage.exists(f"{directory}/{name}"):
-            raise DataError(f"{directory}: {_STATE} names {name}, which is not there.")
+            raise DataError(f"{directory}: {_STATE} names {name}, which does not exist.", code="file_missing")
     return [file for file in files if PurePosixPath(file.uri).name in named] or files
 
 
@@ -125,14 +131,14 @@ def _split(name: str) -> str:
 
 def _document(uri: str) -> dict[str, Any] | None:
     try:
-        found: dict[str, Any] = storage.read_json(uri)
+        document: dict[str, Any] = storage.read_json(uri)
     except NotFoundError:
         return None
-    return found
+    return document
 
 
 def _schema(handle: IO[bytes]) -> "pa.Schema | str":
-    """The schema at the beginning of a file, after which the handle stands; or why there is none."""
+    """The schema at the beginning of a file, and the handle after it; or the reason why there is none."""
     import pyarrow as pa
 
     handle.seek(0)
@@ -144,7 +150,7 @@ def _schema(handle: IO[bytes]) -> "pa.Schema | str":
 
 
 def _has_dictionaries(schema: "pa.Schema") -> bool:
-    """Whether a batch cannot be read without those before it."""
+    """True if a batch cannot be read without the batches before it."""
     import pyarrow as pa
 
     def inside(kind: Any) -> bool:
@@ -154,7 +160,7 @@ def _has_dictionaries(schema: "pa.Schema") -> bool:
 
 
 def _batches(handle: IO[bytes], schema: "pa.Schema", start: int | None = None) -> Iterator[_Batch]:
-    """The record batches from a byte on, or from the first."""
+    """The record batches from a byte on, or from the first one."""
     import pyarrow as pa
 
     file = pa.PythonFile(handle, mode="r")
@@ -168,7 +174,7 @@ def _batches(handle: IO[bytes], schema: "pa.Schema", start: int | None = None) -
         try:
             message = pa.ipc.read_message(file)
         except EOFError:
-            if handle.tell() == byte:  # without its end mark
+            if handle.tell() == byte:  # the end mark is missing
                 yield _Batch(byte, 1, error="the file ends without its end mark; it may have been cut off")
             return
         except StorageError:

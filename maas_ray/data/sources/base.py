@@ -1,4 +1,4 @@
-"""What every format has in common: the fields of a source, a piece of one, what a look at it found, and its rows."""
+"""The base of all formats: the fields of a source, its files, the inspection of a file, and raw rows."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -11,15 +11,15 @@ from maas_ray.data.names import KEEP_PREFIX
 from maas_ray.spec import Spec
 from maas_ray.tasks.rows import Row
 
-MOST_BYTES = 128 << 20
-"""The largest row, line, document, image or clip that is read; a larger one is quarantined: it would be in the memory
-of several processes at once."""
+MAX_BYTES = 128 << 20
+"""Maximum size of a row, line, document, image or clip. A larger one is quarantined, because several processes would
+hold it in memory at once."""
 EXCERPT_BYTES = 1000
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file, or what a look is taken at by itself: its URI, its path below the source (POSIX), its size in bytes."""
+    """A unit of input: its URI, its path below the source (POSIX), and its size in bytes. Mostly a file."""
 
     uri: str
     relative: str
@@ -28,28 +28,28 @@ class InputFile:
 
 @dataclass(frozen=True)
 class Inspected:
-    """What one look at a file found."""
+    """The result of inspecting a file."""
 
     file: InputFile
     sha256: str = ""
-    """Of its content; of the images it refers to as well, where it is a table of paths."""
+    """Sha256 of the content; for a table of paths, of the files that it names as well."""
     stamp: str = ""
-    """Changes when the file does: size, times, or what the storage has for it."""
+    """Changes when the file changes: size, times, or the version in the storage."""
     rows: int = 1
     groups: tuple[int, ...] = ()
-    """Rows in each group that can be read by itself, such as a row group of Parquet; empty: it is not cut."""
+    """Rows in each group that can be read by itself, such as a row group of Parquet. Empty: the file is not cut."""
     places: tuple[Any, ...] = ()
-    """Where each group begins, in the format's own terms."""
+    """The start of each group, in the format's own terms."""
     problem: str = ""
-    """Why this file cannot be used at all. Empty: it can."""
+    """The reason why the file cannot be used, an `errors.Problem`. Empty: it can."""
 
 
 @dataclass(frozen=True)
 class Raw:
-    """A row as it stands in a file, or what stands there instead.
+    """A row as it is in a file, or the error in its place.
 
-    `rows` is how many rows it stands for: more than one where a whole stretch of a file cannot be read, or where they
-    are joined. `split` is the number of the one it must fall into. None: its content decides.
+    `rows` is the number of rows that it stands for: more than one if a whole stretch of a file cannot be read, or if
+    rows are joined. `split` is the number of the split that it must fall into. None: its content decides.
     """
 
     path: str
@@ -62,66 +62,66 @@ class Raw:
 
 
 class Source(Spec, ABC):
-    """Where rows come from."""
+    """One entry under `sources:`, selected by `format`."""
 
     format: str
-    """Which format."""
+    """Name of the format."""
     weight: float = Field(1.0, gt=0, le=1000)
-    """How often an epoch sees each of its training rows: 2 is twice, 0.5 is a half of them, chosen by their content."""
+    """How often an epoch sees each training row: 2 is twice, and 0.5 is half of the rows, chosen by their content."""
     split: Literal["train", "validation", "test"] | None = None
-    """The split that all its rows fall into. None: the content of each decides."""
+    """The split of all its rows. None: the content of each row decides."""
 
     gives: ClassVar[tuple[str, ...] | None] = None
-    """Columns of tasks that this format can give. None: any."""
+    """Columns of tasks that this format can have. None: any."""
     usual: ClassVar[tuple[str, ...]] = ()
     """Names that files of this format usually have."""
 
     @classmethod
     def name_of(cls) -> str:
-        """What `format` says."""
+        """The value of `format`."""
         return str(cls.model_fields["format"].default)
 
     @property
     @abstractmethod
     def location(self) -> str:
-        """What a person calls it; holds no secret."""
+        """A name for a person. It must not contain secrets."""
 
     @abstractmethod
     def files(self) -> list[InputFile]:
-        """All that it means, in an order of its own.
+        """All files, in an order of its own.
 
         Raises:
-            DataError: there is nothing, or it cannot be listed.
+            DataError: there are no files, or they cannot be listed.
         """
 
     @abstractmethod
     def stamp(self, file: InputFile) -> str:
-        """What changes when a file, or what belongs to it, does."""
+        """A text that changes when a file, or another file that belongs to it, changes."""
 
     @abstractmethod
     def inspect(self, found: Inspected, mapping: dict[str, str]) -> Inspected:
-        """Read a file once, for its digest, the number of its rows and its columns.
+        """Read a file once for its digest, its number of rows and its columns.
 
         Raises:
-            MaasError: it cannot be read at all.
+            MaasError: the file cannot be read.
             OSError: the same.
         """
 
     @abstractmethod
     def rows(self, found: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
-        """The rows of a file, or of some of its groups; those that cannot be read with their error.
+        """The rows of a file, or of some of its groups; an unreadable row comes with its error.
 
-        There are as many as the look found, and what is broken is so each time.
+        There are as many rows as the inspection counted, and the same rows are broken every time.
         """
 
     def mapping(self, columns: tuple[str, ...]) -> dict[str, str]:
-        """Where a task's columns stand in the files, and those to keep, which have their names there."""
+        """The names in the files of a task's columns. Columns to keep have their own names."""
         return {name: name.removeprefix(KEEP_PREFIX) for name in columns}
 
     def identity(self) -> dict[str, Any]:
-        """What decides what is read from a file, wherever it lies."""
+        """Everything that decides which rows are read from a file, except its path."""
         document = self.model_dump(mode="json")
-        for name in ("weight", "split"):  # a source without them is what it was before there were any
+        for name in ("weight", "split"):  # defaults are removed, so that fingerprints of older versions still hold
             if document[name] == type(self).model_fields[name].default:
                 del document[name]
         return document
@@ -129,7 +129,7 @@ class Source(Spec, ABC):
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of work for one reader: a file, or some of its groups."""
+    """A unit of work for one reader: a file, or some of its groups."""
 
     source: Source
     file: Inspected

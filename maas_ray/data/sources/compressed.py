@@ -1,7 +1,7 @@
-"""Files to read from, decompressed where their names say so, one way for every format.
+"""Reading of files for every format, with decompression by the suffix of their names.
 
-A compressed file that is cut off or damaged ends where the damage begins, and says so: what stands before it can be
-read. Storage that fails raises, since what it holds is not known.
+A compressed file that is cut off or damaged ends at the damage and reports it, so that everything before the damage can
+be read. Failing storage raises an error, because the content of the file is not known.
 """
 
 import bz2
@@ -19,7 +19,7 @@ from maas_ray.errors import StorageError
 _SUFFIXES = {".gz": "gzip", ".tgz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
 _ARCHIVES = (".zip", ".7z", ".rar")
 _BUFFER = 1 << 18
-_AT_ONCE = 1 << 16  # bytes of a compressed file; Arrow gives none of those that it had when it met the damage
+_AT_ONCE = 1 << 16  # bytes of one read; Arrow loses the bytes of the read in which it meets damage
 
 
 def usual(*names: str) -> tuple[str, ...]:
@@ -28,7 +28,7 @@ def usual(*names: str) -> tuple[str, ...]:
 
 
 def codec(uri: str) -> str | None:
-    """What a file's name says that it is compressed with; such a file is not read from the middle."""
+    """The compression of a file by its name, or None. A compressed file is not read from the middle."""
     return _SUFFIXES.get(PurePosixPath(uri).suffix.lower())
 
 
@@ -39,26 +39,29 @@ class Content(io.BufferedReader):
 
     @property
     def damage(self) -> str:
-        """Why it ended before its end. Empty: it did not, or not yet."""
+        """The reason why it ended early. Empty: it did not, or not yet."""
         return self.raw.damage
 
 
 def opened(uri: str) -> Content:
-    """A file's content to read from; the caller closes it.
+    """The content of a file, decompressed; the caller closes it.
 
     Raises:
-        NotFoundError: there is no such file.
-        StorageError: it cannot be read, then or later.
+        NotFoundError: the file does not exist.
+        StorageError: it cannot be read, now or later.
     """
     if PurePosixPath(uri).suffix.lower() in _ARCHIVES:
-        raise StorageError(f"{uri} is an archive of files; unpack it, or make it a tar for `format: webdataset`.")
+        raise StorageError(
+            f"{uri} is an archive of files; unpack it, or convert it to tar for `format: webdataset`.",
+            code="unsupported_archive",
+        )
     kind = codec(uri)
     handle = storage.open_file(uri)
     return Content(_Plain(uri, handle) if kind is None else _Unpacked(uri, handle, kind), _BUFFER)
 
 
 class _Plain(io.RawIOBase):
-    """A file of any storage, whose errors are this platform's."""
+    """A file of any storage, with the errors of this platform."""
 
     def __init__(self, uri: str, handle: Any, *, owned: bool = True) -> None:
         self.damage = ""
@@ -92,41 +95,42 @@ class _Plain(io.RawIOBase):
 class _Unpacked(_Plain):
     def __init__(self, uri: str, handle: Any, kind: str) -> None:
         super().__init__(uri, handle)
-        self._kind, self._place, self._left = kind, 0, b""
+        self._kind, self._position, self._left = kind, 0, b""
         self._unpack = _unpacking(uri, handle, kind)
 
     def readinto(self, buffer: Any) -> int:
         if self.damage:
             return 0
         try:
-            # Always as much, however much is wanted: so what is lost before damage is the same each time.
+            # A fixed number of bytes for every request, so that the same bytes are lost before damage each time.
             content = self._left or self._unpack(_AT_ONCE)
         except StorageError:
             raise
         except (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
-            told = (str(error).splitlines() or [type(error).__name__])[0]
-            self.damage = f"no whole {self._kind} file: {told.rstrip('.')}"
+            text = (str(error).splitlines() or [type(error).__name__])[0]
+            # This text is part of the file's digest, and so of fingerprints: it must not be reworded.
+            self.damage = f"no whole {self._kind} file: {text.rstrip('.')}"
             return 0
         content, self._left = content[: len(buffer)], content[len(buffer) :]
         buffer[: len(content)] = content
-        self._place += len(content)
+        self._position += len(content)
         return len(content)
 
     def tell(self) -> int:
-        return self._place
+        return self._position
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Forward by reading; backward by reading from the beginning."""
+        """Seek forward by reading on, and backward by reading from the beginning."""
         if whence:
             raise io.UnsupportedOperation("a compressed file has no known end")
-        if offset < self._place:
+        if offset < self._position:
             self._handle.seek(0)
             self._unpack = _unpacking(self._uri, self._handle, self._kind)
-            self._place, self._left, self.damage = 0, b"", ""
+            self._position, self._left, self.damage = 0, b"", ""
         skipped = bytearray(_AT_ONCE)
-        while self._place < offset and self.readinto(memoryview(skipped)[: offset - self._place]):
+        while self._position < offset and self.readinto(memoryview(skipped)[: offset - self._position]):
             pass
-        return self._place
+        return self._position
 
 
 _FILES: dict[str, Callable[[Any], Any]] = {
@@ -137,10 +141,10 @@ _FILES: dict[str, Callable[[Any], Any]] = {
 
 
 def _unpacking(uri: str, handle: Any, kind: str) -> Callable[[int], bytes]:
-    """What gives the next bytes of a compressed file, at most so many, at least one before its end."""
+    """A function that gives at most the given number of next bytes, and at least one before the end."""
     packed = _Plain(uri, handle, owned=False)
     if kind in _FILES:
-        # Of what stands before the damage, `read` would give nothing.
+        # Unlike `read1`, `read` would lose the bytes before the damage.
         return _FILES[kind](io.BufferedReader(packed, _BUFFER)).read1  # type: ignore[no-any-return]
     import pyarrow as pa
 

@@ -1,4 +1,4 @@
-"""Sources that are files: a file, a directory (taken whole) or a glob, at any fsspec URI."""
+"""The base of formats of files: a file, a whole directory or a glob, at any fsspec URI."""
 
 import os
 import re
@@ -13,8 +13,8 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
 from maas_ray import storage
-from maas_ray.data.sources.base import MOST_BYTES, InputFile, Source
-from maas_ray.errors import DataError
+from maas_ray.data.sources.base import MAX_BYTES, InputFile, Source
+from maas_ray.errors import DataError, InvalidError
 
 PYTHON_STDLIB = "PYTHON_STDLIB"
 _CHUNK = 1 << 20
@@ -23,17 +23,17 @@ _CHUNK = 1 << 20
 class Files(Source):
     """Files by path and patterns.
 
-    A pattern without a slash is matched with every part of a file's path below the source (`*.py`, `tests`);
-    one with a slash with the whole of it (`docs/**/*.md`).
+    A pattern without a slash is matched with every part of a file's path below the source (`*.py`, `tests`).
+    A pattern with a slash is matched with the whole path (`docs/**/*.md`).
     """
 
     path: str
-    """File, directory or glob; any fsspec URI. `~` and `$VAR` are expanded; `${PYTHON_STDLIB}` is the
+    """File, directory or glob, as a path or any fsspec URI. `~` and `$VAR` are expanded. `${PYTHON_STDLIB}` is the
     directory of the running interpreter's standard library."""
     include: tuple[str, ...] | None = None
-    """Patterns, one of which a file must match. None: in a directory, the format's usual names."""
+    """Patterns. A file must match one of them. None: in a directory, the format's usual names."""
     exclude: tuple[str, ...] = ()
-    """Patterns, none of which a file may match. Hidden files and directories are always left out."""
+    """Patterns. A file must match none of them. Hidden files and directories are always skipped."""
 
     @property
     def location(self) -> str:
@@ -50,15 +50,15 @@ class Files(Source):
 
 
 def stamp(uri: str) -> str:
-    """What changes when a file changes."""
+    """A text that changes when a file changes."""
     fs, path = storage.filesystem(uri)
     with storage.translated(uri):
-        fs.invalidate_cache(path)  # what an object store said before
+        fs.invalidate_cache(path)  # an object store's earlier answer
         return str(fs.ukey(path))
 
 
 def digest_of(uri: str, *more: bytes) -> str:
-    """Sha256 of a file's bytes, and of what follows them."""
+    """Sha256 of a file's bytes, and of more bytes after them."""
     digest = sha256()
     with storage.open_file(uri) as handle, storage.translated(uri):
         while chunk := handle.read(_CHUNK):
@@ -72,24 +72,25 @@ def content(uri: str) -> bytes:
     """All bytes of a file.
 
     Raises:
-        ValueError: it is too large, or no file but a device, a pipe or a directory, which might never end.
+        InvalidError: it is too large, or is a device, a pipe or a directory, which might never end.
         MaasError: it cannot be read.
     """
     fs, path = storage.filesystem(uri)
     with storage.translated(uri):
         info = fs.info(path)
     if info["type"] != "file":
-        raise ValueError(f"{uri} is no regular file")
-    if (info["size"] or 0) > MOST_BYTES:
-        raise ValueError(f"{uri} has {info['size'] / 1e6:,.0f} MB, more than the {MOST_BYTES / 1e6:.0f} MB of a row")
+        raise InvalidError("not_a_file", f"{uri} is not a regular file")
+    if (info["size"] or 0) > MAX_BYTES:
+        size = f"{info['size'] / 1e6:,.0f} MB, more than the {MAX_BYTES / 1e6:.0f} MB of a row"
+        raise InvalidError("row_too_large", f"{uri} has {size}")
     return storage.read_bytes(uri)
 
 
 def _listed(source: Files) -> list[InputFile]:
-    """Every file that a source means, by relative path.
+    """Every file of a source, by relative path.
 
     Raises:
-        DataError: there is no such path, it cannot be read, or no file matches.
+        DataError: the path does not exist, it cannot be read, or no file matches.
     """
     path = expanded(source.path)
     fs, inner = storage.filesystem(path)
@@ -106,31 +107,36 @@ def _listed(source: Files) -> list[InputFile]:
         elif any(sign in inner for sign in "*?["):
             entries, root = fs.glob(inner, detail=True), _root(inner)
         else:
-            raise DataError(f"{source.path} does not exist" + (f" ({inner})." if inner != source.path else "."))
+            expansion = f" ({inner})" if inner != source.path else ""
+            raise DataError(f"{source.path} does not exist{expansion}.", code="path_missing")
     chosen = _chooser(source, usual, whole=len(entries) == 1 and inner in entries)
     files: list[InputFile] = []
     others: list[InputFile] = []
     for name, info in sorted(entries.items()):
-        # A link to a file is that file; a link to a directory is not followed, since it may lead in circles.
+        # A link to a file counts as that file. A link to a directory is not followed, because it may be circular.
         if info["type"] == "file" or (info.get("islink") and fs.isfile(name)):
             relative = name.removeprefix(root.rstrip("/")).lstrip("/").encode(errors="backslashreplace").decode()
             uri = name if local else fs.unstrip_protocol(name)
             file = InputFile(uri, relative, int(info["size"] or 0))
             (files if chosen(relative) else others).append(file)
     if not files and inner in entries:
-        raise DataError(f"{source.path} is no regular file.")  # a device or a pipe might never end
+        # A device or a pipe might never end.
+        raise DataError(f"{source.path} is not a regular file.", code="not_a_file")
     if not files:
         suffixes = Counter(PurePosixPath(file.relative).suffix or "no suffix" for file in others)
-        seen = ", ".join(f"{suffix} ({count:,})" for suffix, count in suffixes.most_common(5)) or "no file at all"
+        existing = ", ".join(f"{suffix} ({count:,})" for suffix, count in suffixes.most_common(5)) or "none"
         wanted = f"include {list(source.include or usual)}" if source.include or usual else "the path"
-        raise DataError(f"{source.path}: no file matches {wanted}, exclude {list(source.exclude)}; found: {seen}.")
+        raise DataError(
+            f"{source.path}: no file matches {wanted}, exclude {list(source.exclude)}; existing files: {existing}.",
+            code="no_files",
+        )
     return files
 
 
 def _walk(fs: LocalFileSystem, root: str, exclude: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Files below a directory by path, without entering hidden directories or such as are left out by name.
+    """Files below a directory by path. Hidden directories, and those excluded by name, are not entered.
 
-    A directory that cannot be listed is an error, not an empty one.
+    A directory that cannot be listed is an error, and does not count as empty.
     """
     skipped = [_pattern(pattern) for pattern in exclude if "/" not in pattern.strip("/")]
     entries: dict[str, dict[str, Any]] = {}
@@ -143,28 +149,30 @@ def _walk(fs: LocalFileSystem, root: str, exclude: tuple[str, ...]) -> dict[str,
 
 
 def expanded(path: str) -> str:
-    """`~` and variables; one that is not set is an error, since the path would mean something else."""
+    """The path with `~` and variables expanded. A variable that is not set is an error: the path would be another."""
 
     def value(match: re.Match[str]) -> str:
         name = match[1] or match[2]
         if name == PYTHON_STDLIB:
             return sysconfig.get_path("stdlib")
         if name not in os.environ:
-            raise DataError(f"{path}: the variable {name} is not set. Set it, or write the path out.")
+            raise DataError(
+                f"{path}: the variable {name} is not set. Set it, or write the path out.", code="variable_missing"
+            )
         return os.environ[name]
 
     return os.path.expanduser(re.sub(r"\$(?:\{(\w+)\}|(\w+))", value, path))
 
 
 def _root(glob: str) -> str:
-    """The part of a glob before the first component with a pattern in it."""
+    """The part of a glob before the first component that contains a pattern."""
     parts = glob.split("/")
-    place = next(place for place, part in enumerate(parts) if any(sign in part for sign in "*?["))
-    return "/".join(parts[:place])
+    first = next(index for index, part in enumerate(parts) if any(sign in part for sign in "*?["))
+    return "/".join(parts[:first])
 
 
 def _chooser(source: Files, usual: tuple[str, ...], *, whole: bool) -> Callable[[str], bool]:
-    """Whether a source means the file at a relative path; a file that was named itself is always meant."""
+    """A function that tells which relative paths belong to a source. A file that is the path itself always does."""
     if source.include is not None:
         include = [_pattern(pattern) for pattern in source.include]
     else:

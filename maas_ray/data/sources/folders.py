@@ -1,4 +1,4 @@
-"""Directories of images and of audio, where names say what a file is."""
+"""`format: image-folder` and `audio-folder`: directories in which names give the label or the transcript."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,10 +16,10 @@ IMAGE_NAMES = ("*.png", "*.jpg", "*.jpeg", "*.bmp", "*.gif", "*.webp", "*.tif", 
 
 
 class ImageFolderSource(Files):
-    """`{format: image-folder, path: digits}`: an image's label is the name of the directory it lies in."""
+    """`{format: image-folder, path: digits}`: the label of an image is the name of its directory."""
 
     format: Literal["image-folder"] = "image-folder"
-    """Which format."""
+    """Name of the format."""
     usual: ClassVar[tuple[str, ...]] = IMAGE_NAMES
     gives: ClassVar[tuple[str, ...] | None] = ("image", "label")
 
@@ -28,15 +28,15 @@ class ImageFolderSource(Files):
 
     def rows(self, found: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
         label = PurePosixPath(found.file.relative).parent.name
-        error = "lies in no directory that could be its label; give the directory above as `path`"
+        error = "is not in a directory that could be its label; give the directory above as `path`"
         yield _row(found, {"label": label}, "image", mapping, "" if label or "label" not in mapping else error)
 
 
 class AudioFolderSource(Files):
-    """`{format: audio-folder, path: clips}`: what is said in `a.wav` stands beside it, in `a.txt`."""
+    """`{format: audio-folder, path: clips}`: the transcript of `a.wav` is in `a.txt` beside it."""
 
     format: Literal["audio-folder"] = "audio-folder"
-    """Which format."""
+    """Name of the format."""
     usual: ClassVar[tuple[str, ...]] = AUDIO_NAMES
     gives: ClassVar[tuple[str, ...] | None] = ("audio", "transcript")
 
@@ -46,25 +46,25 @@ class AudioFolderSource(Files):
 
     def inspect(self, found: Inspected, mapping: dict[str, str]) -> Inspected:
         beside = _transcript(found.file.uri)
-        said = [bytes.fromhex(digest_of(beside))] if storage.exists(beside) else []
-        return replace(found, sha256=digest_of(found.file.uri, *said))
+        transcript = [bytes.fromhex(digest_of(beside))] if storage.exists(beside) else []
+        return replace(found, sha256=digest_of(found.file.uri, *transcript))
 
     def rows(self, found: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
-        said: Row = {}
+        values: Row = {}
         error = ""
         if "transcript" in mapping.values():
             try:
-                said["transcript"] = content(_transcript(found.file.uri))
+                values["transcript"] = content(_transcript(found.file.uri))
             except NotFoundError:
                 name = PurePosixPath(_transcript(found.file.relative)).name
-                error = f"no transcript beside it: {name} is not there"
+                error = f"no transcript beside it: {name} does not exist"
             except ValueError as caught:
                 error = str(caught)
-        yield _row(found, said, "audio", mapping, error)
+        yield _row(found, values, "audio", mapping, error)
 
 
 def _row(found: Inspected, values: Row, name: str, mapping: dict[str, str], error: str) -> Raw:
-    """The one row of a file, by the task's names."""
+    """The only row of a file, by the task's names of the columns."""
     uri, head = found.file.uri, b""
     try:
         values = values | {name: content(uri)}
@@ -76,5 +76,5 @@ def _row(found: Inspected, values: Row, name: str, mapping: dict[str, str], erro
 
 
 def _transcript(uri: str) -> str:
-    """Where the transcript of a clip stands."""
+    """The path of a clip's transcript."""
     return f"{uri.rpartition('.')[0]}.txt"

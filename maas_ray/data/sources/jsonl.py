@@ -1,4 +1,4 @@
-"""JSON lines: an object a line."""
+"""`format: jsonl`: JSON lines, one object on each line."""
 
 import codecs
 import json
@@ -7,20 +7,21 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from maas_ray.data.sources.base import EXCERPT_BYTES, MOST_BYTES, Inspected, Raw
+from maas_ray.data.sources.base import EXCERPT_BYTES, MAX_BYTES, Inspected, Raw
 from maas_ray.data.sources.compressed import Content, codec, opened, usual
 from maas_ray.data.sources.files import Files
 from maas_ray.data.sources.table import Table, chosen, missing
+from maas_ray.errors import InvalidError
 from maas_ray.tasks.rows import REST, Row
 
 _GROUP_BYTES = 4 << 20
 
 
 class JsonlSource(Table, Files):
-    """`{format: jsonl, path: notes.jsonl, text: body}`: one JSON object a line. Files may be compressed."""
+    """`{format: jsonl, path: notes.jsonl, text: body}`: one JSON object on each line. Files may be compressed."""
 
     format: Literal["jsonl"] = "jsonl"
-    """Which format."""
+    """Name of the format."""
     usual: ClassVar[tuple[str, ...]] = usual("*.jsonl", "*.ndjson")
 
     def look(self, found: Inspected, mapping: dict[str, str]) -> Inspected:
@@ -63,7 +64,7 @@ class _Place(NamedTuple):
 
 
 class _Line(NamedTuple):
-    """A line that is not blank, or the beginning of what cannot be read, with the reason."""
+    """A line that is not blank; or the beginning of an unreadable one, with its error."""
 
     place: _Place
     content: bytes
@@ -71,17 +72,17 @@ class _Line(NamedTuple):
 
 
 def _lines(content: Content, place: _Place, digest: Any = None) -> Iterator[_Line]:
-    """The lines of a file from a place on, where it stands; what is damaged is one, the last."""
-    while line := content.readline(MOST_BYTES + 1):
+    """The lines of a file from its position on, which is `place`. Damage counts as one line, the last."""
+    while line := content.readline(MAX_BYTES + 1):
         head, size, error = line, len(line), ""
         if digest is not None:
             digest.update(line)
         if not place.byte and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             error = "the file is UTF-16; convert it: iconv -f UTF-16 -t UTF-8"
         elif content.damage and not line.endswith(b"\n"):
-            break  # the beginning of a line that is not there
-        elif size > MOST_BYTES:
-            error = f"a line of more than {MOST_BYTES / 1e6:.0f} MB"
+            break  # only the beginning of a line
+        elif size > MAX_BYTES:
+            error = f"a line of more than {MAX_BYTES / 1e6:.0f} MB"
             head = line[:EXCERPT_BYTES]
             while not line.endswith(b"\n") and (line := content.readline(1 << 20)):
                 size += len(line)
@@ -110,11 +111,11 @@ def _keys(line: bytes) -> Row | None:
 
 def _object(line: _Line, mapping: dict[str, str]) -> Row:
     if line.error:
-        raise ValueError(line.error)
+        raise InvalidError("unreadable_row", line.error)
     value = json.loads(line.content)
     if not isinstance(value, dict):
-        raise ValueError(f"a JSON {type(value).__name__}, not an object")
+        raise InvalidError("not_an_object", f"a JSON {type(value).__name__}, not an object")
     lacking = [column for column in mapping.values() if column not in (REST, *value)]
     if lacking:
-        raise ValueError(f"no field {', '.join(map(repr, lacking))}")
+        raise InvalidError("column_missing", f"no field {', '.join(map(repr, lacking))}")
     return value

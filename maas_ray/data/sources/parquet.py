@@ -1,4 +1,4 @@
-"""Parquet: columns with types, in row groups."""
+"""`format: parquet`: typed columns in row groups."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,7 +19,7 @@ class ParquetSource(Table, Files):
     """`{format: parquet, path: notes.parquet, text: body}`"""
 
     format: Literal["parquet"] = "parquet"
-    """Which format."""
+    """Name of the format."""
     usual: ClassVar[tuple[str, ...]] = ("*.parquet",)
 
     def look(self, found: Inspected, mapping: dict[str, str]) -> Inspected:
@@ -30,12 +30,12 @@ class ParquetSource(Table, Files):
         try:
             with opened(found.file.uri) as handle:
                 parquet = pq.ParquetFile(handle)
-                groups = tuple(parquet.metadata.row_group(place).num_rows for place in range(parquet.num_row_groups))
+                groups = tuple(parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups))
                 names = parquet.schema_arrow.names
         except StorageError:
             raise
         except (OSError, pa.ArrowException):
-            return found  # not Parquet at all: one row that is found broken
+            return found  # not Parquet: one row, which reading reports as broken
         problem = missing(found.file.uri, mapping, names)
         return replace(found, groups=groups, rows=sum(groups), problem=problem)
 
@@ -81,5 +81,5 @@ class ParquetSource(Table, Files):
 
 
 def first_line(error: Exception) -> str:
-    """An error in a line; Arrow's have many."""
+    """The first line of an error, because Arrow's errors have many lines."""
     return (str(error).splitlines() or [type(error).__name__])[0]

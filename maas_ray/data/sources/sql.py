@@ -1,8 +1,8 @@
-"""A table or a query of a database, by SQLAlchemy; streamed, never whole in memory.
+"""`format: sql`: a table or a query of a database, through SQLAlchemy; streamed, never whole in memory.
 
-Rows of a query have no order: the digest is the sum of the rows' own (Bellare and Micciancio 1997, "A New Paradigm for
-Collision-Free Hashing: Incrementality at Reduced Cost"), and a row's position is a number of a unique column, or else
-one made from its content. Nothing is written: no transaction is committed.
+Rows of a query have no order. Therefore the digest is the sum of the rows' digests (Bellare and Micciancio 1997, "A New
+Paradigm for Collision-Free Hashing: Incrementality at Reduced Cost"), and a row's position is the number in a unique
+column, or a hash of its content. Nothing is written: no transaction is committed.
 """
 
 import os
@@ -21,7 +21,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from maas_ray.data.sources.base import InputFile, Inspected, Raw
 from maas_ray.data.sources.table import Table, missing, typed
-from maas_ray.errors import DataError, StorageError
+from maas_ray.errors import DataError, InvalidError, StorageError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -44,17 +44,17 @@ class SqlSource(Table):
     model_config = ConfigDict(hide_input_in_errors=True)
 
     format: Literal["sql"] = "sql"
-    """Which format."""
+    """Name of the format."""
     uri: str
-    """SQLAlchemy URL. `${VAR}` is a variable of the environment, which each process that reads takes from its own; a
-    password must be one."""
+    """SQLAlchemy URL. `${VAR}` is an environment variable, which each reading process takes from its own environment.
+    A password must be such a variable."""
     query: str | None = Field(None, min_length=1)
-    """The query whose rows are read; its columns have names, each once."""
+    """The query whose rows are read. Its columns must have distinct names."""
     table: str | None = Field(None, min_length=1)
-    """The table, or `schema.table`, that is read instead."""
+    """The table to read instead of a query, as `table` or `schema.table`."""
     partition_column: str | None = None
-    """Column of whole numbers, each once, such as the primary key: by it reading is cut, and its numbers are the rows'
-    positions. None: one process reads all."""
+    """Column of unique whole numbers, such as the primary key. It divides the rows among processes, and its numbers are
+    the positions of rows. None: one process reads all rows."""
 
     @field_validator("uri")
     @classmethod
@@ -64,16 +64,17 @@ class SqlSource(Table):
         values += [value for name, value in re.findall(r"[?&]([\w-]+)=([^&]*)", uri) if _SECRETS.search(name)]
         values += _ODBC.findall(unquote_plus(uri))
         if any(value and not _VARIABLE.fullmatch(value) for value in values):
-            raise ValueError(
-                "a password is written out in it, and a dataset keeps its spec; put it into a variable of the "
-                "environment and write ${NAME} in its place, as in postgresql+psycopg://reader:${DB_PASSWORD}@host/db."
+            raise InvalidError(
+                "plain_password",
+                "contains a password, and a dataset keeps its spec; set an environment variable and write ${NAME} "
+                "instead, as in postgresql+psycopg://reader:${DB_PASSWORD}@host/db.",
             )
         return uri
 
     @model_validator(mode="after")
     def _one_of(self) -> "SqlSource":
         if (self.query is None) == (self.table is None):
-            raise ValueError("query, table: give one of them, the query or the table to read.")
+            raise InvalidError("exclusive_fields", "query, table: give one of them, the query or the table to read.")
         return self
 
     @property
@@ -82,13 +83,13 @@ class SqlSource(Table):
 
     def files(self) -> list[InputFile]:
         uri = self.uri
-        if (found := _SQLITE.fullmatch(uri)) and found[2] not in ("", ":memory:") and not found[2].startswith("$"):
-            uri = f"{found[1]}{os.path.abspath(found[2])}{found[3]}"  # readers have other working directories
+        if (sqlite := _SQLITE.fullmatch(uri)) and sqlite[2] not in ("", ":memory:") and not sqlite[2].startswith("$"):
+            uri = f"{sqlite[1]}{os.path.abspath(sqlite[2])}{sqlite[3]}"  # readers have other working directories
         name = self.table or "query"
         return [InputFile(f"{uri}#{name}", name, 0)]
 
     def stamp(self, file: InputFile) -> str:
-        return ""  # a database has none: `records` compares what it read
+        return ""  # a database has no stamp; `records` compares digests instead
 
     def identity(self) -> dict[str, Any]:
         return {name: value for name, value in super().identity().items() if name not in ("uri", "partition_column")}
@@ -111,7 +112,7 @@ class SqlSource(Table):
         counts = tuple(stretch.rows for stretch in stretches)
         return replace(
             found,
-            # The size is what decides how the work is cut; a database does not say it.
+            # The size decides how the work is cut, and a database does not report it.
             file=replace(found.file, size=sum(stretch.size for stretch in stretches)),
             sha256=digest,
             rows=sum(counts),
@@ -134,18 +135,23 @@ class SqlSource(Table):
                 position = digest >> 208 if number is None else number
                 yield typed(found.file.uri, position, dict(zip(names, values, strict=True)), mapping)
         if total % _MODULUS != sum(places[group][1] for group in chosen) % _MODULUS:
-            raise DataError(f"{found.file.uri} changed while it was read; nothing was committed. Run again.")
+            raise DataError(
+                f"{found.file.uri} changed while it was read; nothing was committed. Run again.", code="input_changed"
+            )
 
     def _names(self, connection: "Connection") -> list[str]:
-        """The names of the columns, as the query itself has them: inside another, some databases change them."""
+        """The names of the columns, from the query itself, because some databases change the names of a subquery."""
         with connection.exec_driver_sql(self._statement(connection)) as result:
             names = [str(name) for name in result.keys()]  # noqa: SIM118  of a result, not of a mapping
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise DataError(f"{self.location} has {', '.join(map(repr, twice))} more than once; name columns with AS.")
+            named = ", ".join(map(repr, twice))
+            raise DataError(
+                f"{self.location} has {named} more than once; name columns with AS.", code="duplicate_column"
+            )
         return names
 
     def _selected(self, connection: "Connection", low: int | None, high: int | None) -> Iterator[tuple[Any, ...]]:
-        """The rows; those with a partition from `low` up to `high`, in its order."""
+        """The rows; with a partition column, those from `low` up to `high`, in its order."""
         statement = self._statement(connection)
         if self.partition_column is not None:
             column = _quoted(connection, self.partition_column)
@@ -168,13 +174,16 @@ class SqlSource(Table):
         if isinstance(value, Decimal) and value == value.to_integral_value():
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool):
-            raise DataError(f"partition_column: {self.partition_column} holds {value!r}; name one of whole numbers.")
+            raise DataError(
+                f"partition_column: {self.partition_column} holds {value!r}; use a column of whole numbers.",
+                code="not_an_integer",
+            )
         return value
 
 
 @dataclass
 class _Stretch:
-    """Rows that are read together: the number of the first, how many, their bytes, the sum of their digests."""
+    """Rows that are read together: the number of the first, their count, their bytes, and the sum of their digests."""
 
     first: int | None
     last: int | None = None
@@ -184,7 +193,9 @@ class _Stretch:
 
     def add(self, content: bytes, number: int | None) -> None:
         if number is not None and number == self.last:
-            raise DataError(f"partition_column: {number} stands there twice; name a column that is unique.")
+            raise DataError(
+                f"partition_column: {number} occurs twice; use a column of unique numbers.", code="not_unique"
+            )
         self.last = number
         self.rows, self.size = self.rows + 1, self.size + len(content)
         self.total = (self.total + _digest(content)) % _MODULUS
@@ -195,7 +206,7 @@ def _quoted(connection: "Connection", name: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value as Parquet would give it, wherever the database and its session are."""
+    """A value as Parquet would give it, independent of the database and its session."""
     if isinstance(value, (memoryview, bytearray)):
         return bytes(value)
     if isinstance(value, UUID):
@@ -215,7 +226,7 @@ def _digest(content: bytes) -> int:
 
 @contextmanager
 def _connected(file: InputFile) -> Iterator["Connection"]:
-    """A connection whose results are streamed, and whose errors are this platform's and hold no secret."""
+    """A connection that streams results, and raises errors of this platform that contain no secrets."""
     import sqlalchemy
     from sqlalchemy.pool import NullPool
 
@@ -225,23 +236,24 @@ def _connected(file: InputFile) -> Iterator["Connection"]:
         url = sqlalchemy.make_url(uri)
         values.append((url.password or "", "***"))
         if url.get_backend_name() == "sqlite" and url.database and not os.path.exists(url.database):
-            raise StorageError(f"{where}: there is no such database.")  # SQLite would make an empty one
+            # SQLite would create an empty database.
+            raise StorageError(f"{where}: the database does not exist.", code="database_missing")
         engine = sqlalchemy.create_engine(url, poolclass=NullPool, hide_parameters=True)
         options = {"stream_results": True, "max_row_buffer": _ROWS_AT_ONCE, "no_parameters": True}
         with engine.connect() as connection:
             yield connection.execution_options(**options)
     except ImportError as error:
         fix = "pip install 'maas-ray[postgres]'" if "psycopg" in str(error) else "install the driver"
-        raise StorageError(f"{where}: {error}; {fix}.") from None
+        raise StorageError(f"{where}: {error}; {fix}.", code="driver_missing") from None
     except sqlalchemy.exc.SQLAlchemyError as error:
-        told = " ".join(str(getattr(error, "orig", None) or error).split())
+        text = " ".join(str(getattr(error, "orig", None) or error).split())
         for value, name in values:
-            told = told.replace(value, name) if value else told
-        raise StorageError(f"{where}: {told}") from None  # the cause may hold the secret
+            text = text.replace(value, name) if value else text
+        raise StorageError(f"{where}: {text}", code="database_failed") from None  # the cause may contain the secret
 
 
 def _expanded(uri: str) -> tuple[str, list[tuple[str, str]]]:
-    """A URL with its variables filled in, and what was filled in, with its name."""
+    """A URL with its variables expanded, and each value with the name of its variable."""
     values: list[tuple[str, str]] = []
     start, end = uri.find("://"), uri.find("@")
 
@@ -249,12 +261,13 @@ def _expanded(uri: str) -> tuple[str, list[tuple[str, str]]]:
         if match[1] not in os.environ:
             raise DataError(
                 f"{uri}: the variable {match[1]} is not set in the process that reads. Set it before `maas up`, or on "
-                "every node, or in the job's `runtime_env`."
+                "every node, or in the job's `runtime_env`.",
+                code="variable_missing",
             )
-        found = os.environ[match[1]]
-        # In `user:password@` signs of the URL are part of the value; a variable may also be the whole URL.
-        written = quote(found, safe="") if 0 <= start < match.start() < end else found
-        values.extend([(found, match[0]), (written, match[0])])
-        return written
+        plain = os.environ[match[1]]
+        # In `user:password@`, special characters belong to the value. A variable may also be the whole URL.
+        quoted = quote(plain, safe="") if 0 <= start < match.start() < end else plain
+        values.extend([(plain, match[0]), (quoted, match[0])])
+        return quoted
 
     return _VARIABLE.sub(value, uri), values

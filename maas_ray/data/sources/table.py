@@ -1,4 +1,4 @@
-"""What tables have in common: where a task's columns stand in them, and columns that hold files."""
+"""The base of formats with named columns: the columns of a task in the files, and columns that hold files."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
@@ -13,17 +13,17 @@ from maas_ray.bodies import decoded_base64
 from maas_ray.data.names import FILE_COLUMNS, KEEP_PREFIX
 from maas_ray.data.sources.base import EXCERPT_BYTES, Inspected, Raw, Source
 from maas_ray.data.sources.files import content
-from maas_ray.errors import MaasError, Problem
+from maas_ray.errors import InvalidError, MaasError, Problem
 from maas_ray.tasks.rows import REST, Row
 
 _FETCHED_ROWS, _FETCH_THREADS = 256, 16
 
 
 class Table(Source):
-    """Rows with named columns. Those that the task has no use for are ignored."""
+    """Rows with named columns. Columns that the task does not need are ignored."""
 
     columns: dict[str, str] = {}
-    """Where a task's columns stand, by the task's name for them: `{label: category}`. Others have the same name."""
+    """Names in the files, by the task's names of the columns: `{label: category}`. Other columns keep their names."""
     text: str = "text"
     """Column that holds the text; the same as in `columns`."""
     image: str = "image"
@@ -31,19 +31,19 @@ class Table(Source):
     label: str = "label"
     """Column that holds the label."""
     encoding: Literal["path", "base64"] = "path"
-    """What a string in a column of images or audio is: a path (relative ones start at the table's own directory)
-    or the file's bytes in base64, which may be folded or a `data:` URL."""
+    """Meaning of a string in a column of images or audio: a path, relative to the table's directory, or the bytes of
+    the file in base64, which may be folded or a `data:` URL."""
 
     @abstractmethod
     def look(self, found: Inspected, mapping: dict[str, str]) -> Inspected:
-        """As `inspect`, but for the files that rows refer to."""
+        """Like `inspect`, without the files that rows name."""
 
     @abstractmethod
     def records(self, found: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
-        """As `rows`, with the paths of files where their bytes are to be."""
+        """Like `rows`, with the paths of files in place of their bytes."""
 
     def refers(self, found: Inspected, named: dict[str, str]) -> bool:
-        """Whether its columns of files may hold paths."""
+        """True if its columns of files may hold paths."""
         return self.encoding == "path"
 
     def mapping(self, columns: tuple[str, ...]) -> dict[str, str]:
@@ -71,12 +71,12 @@ class Table(Source):
         return rows
 
     def _with_references(self, found: Inspected, named: dict[str, str]) -> str:
-        """The digest of a table covers the files that it names."""
+        """The digest of a table and the files that it names."""
 
         def digest(raw: Raw) -> bytes:
             for name in named:
                 raw = self._load(name, raw)
-            # Not its message, which holds a path.
+            # The error's message would contain a path, which must not decide the digest.
             parts = [b"\0none"] if raw.row is None else [_bytes(value) for value in raw.row.values()]
             return b"".join(sha256(part).digest() for part in parts)
 
@@ -89,7 +89,7 @@ class Table(Source):
         return total.hexdigest()
 
     def _load(self, name: str, raw: Raw) -> Raw:
-        """The row with a file's bytes in place of what leads to them."""
+        """The row with the bytes of a file in place of its path."""
         if raw.row is None or raw.row[name] is None:
             return raw
         try:
@@ -98,17 +98,17 @@ class Table(Source):
             return replace(raw, row=None, error=str(error))
 
     def _file_bytes(self, table: str, name: str, value: Any) -> bytes:
-        if isinstance(value, dict):  # as Hugging Face's datasets store images and audio
+        if isinstance(value, dict):  # the form in which Hugging Face's datasets store images and audio
             value = value.get("bytes") or value.get("path")
         if isinstance(value, bytes):
             return value
         if not isinstance(value, str):
-            raise ValueError(f"{name} is a {type(value).__name__}; give bytes or a string")
+            raise InvalidError("not_a_file", f"{name} is a {type(value).__name__}; give bytes or a string")
         if self.encoding == "base64":
             try:
                 return decoded_base64(value)
             except ValueError as error:
-                raise ValueError(f"{name} is not base64: {error}") from error
+                raise InvalidError("invalid_base64", f"{name} is not base64: {error}") from error
         if "://" in value or value.startswith("/"):
             return content(value)
         return content(f"{table.rpartition('/')[0]}/{value}")
@@ -119,7 +119,7 @@ def _bytes(value: Any) -> bytes:
 
 
 def chosen(values: Row, mapping: dict[str, str]) -> Row:
-    """A table's row by the task's names for its columns."""
+    """A table's row by the task's names of the columns."""
     row = {name: values[column] for name, column in mapping.items() if name != REST}
     if REST in mapping:
         named = {column for name, column in mapping.items() if not name.startswith(KEEP_PREFIX)}
@@ -128,7 +128,7 @@ def chosen(values: Row, mapping: dict[str, str]) -> Row:
 
 
 def typed(uri: str, position: int, values: Row, mapping: dict[str, str]) -> Raw:
-    """A row of a table whose columns have types."""
+    """A row of a table with typed columns."""
     row = chosen(values, mapping)
     head = {name: value[:EXCERPT_BYTES] if isinstance(value, (str, bytes)) else value for name, value in row.items()}
     return Raw(uri, position, row, excerpt=repr(head).encode(errors="replace")[:EXCERPT_BYTES])

@@ -1,11 +1,11 @@
-"""Text: a document a file."""
+"""`format: text`: one document in each file."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import sha256
 from typing import ClassVar, Literal
 
-from maas_ray.data.sources.base import EXCERPT_BYTES, MOST_BYTES, Inspected, Raw
+from maas_ray.data.sources.base import EXCERPT_BYTES, MAX_BYTES, Inspected, Raw
 from maas_ray.data.sources.compressed import opened
 from maas_ray.data.sources.files import Files
 
@@ -13,10 +13,10 @@ _CHUNK = 1 << 20
 
 
 class TextSource(Files):
-    """`{format: text, path: docs}`: one document a file, UTF-8. Compressed files are read by their names."""
+    """`{format: text, path: docs}`: one UTF-8 document in each file. Files may be compressed."""
 
     format: Literal["text"] = "text"
-    """Which format."""
+    """Name of the format."""
     usual: ClassVar[tuple[str, ...]] = ("*",)
     gives: ClassVar[tuple[str, ...] | None] = ("text",)
 
@@ -31,8 +31,8 @@ class TextSource(Files):
     def rows(self, found: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
         uri = found.file.uri
         with opened(uri) as content:
-            text = content.read(MOST_BYTES + 1)
+            text = content.read(MAX_BYTES + 1)
             error = content.damage
-        if len(text) > MOST_BYTES:
-            error = f"larger than the {MOST_BYTES / 1e6:.0f} MB of a row"
+        if len(text) > MAX_BYTES:
+            error = f"larger than the {MAX_BYTES / 1e6:.0f} MB of a row"
         yield Raw(uri, 0, None if error else dict.fromkeys(mapping, text), error, text[:EXCERPT_BYTES])

@@ -1,5 +1,7 @@
-"""Tar shards as WebDataset defines them: files beside each other whose names are equal up to the first dot of the
-basename are a sample, and what follows the dot says what each of them is. (https://github.com/webdataset/webdataset)
+"""`format: webdataset`: tar shards as WebDataset defines them (https://github.com/webdataset/webdataset).
+
+Consecutive files whose names are equal up to the first dot of the basename are one sample. The extension after the dot
+gives the kind of each file.
 """
 
 import json
@@ -11,10 +13,11 @@ from hashlib import sha256
 from typing import IO, Any, ClassVar, Literal, NamedTuple
 
 from maas_ray.data.names import FILE_COLUMNS
-from maas_ray.data.sources.base import EXCERPT_BYTES, MOST_BYTES, Inspected, Raw
+from maas_ray.data.sources.base import EXCERPT_BYTES, MAX_BYTES, Inspected, Raw
 from maas_ray.data.sources.compressed import Content, codec, opened, usual
 from maas_ray.data.sources.files import Files
 from maas_ray.data.sources.table import Table, chosen, missing
+from maas_ray.errors import InvalidError
 from maas_ray.tasks.rows import REST, Row
 
 KEY = "__key__"
@@ -26,12 +29,12 @@ _CHUNK = 1 << 20
 class WebDatasetSource(Table, Files):
     """`{format: webdataset, path: "shards/*.tar", image: "jpg;png", label: cls}`: samples in tar files.
 
-    A column is an extension, or several of which a sample has one: `"jpg;png"`. `.txt` is text, `.cls` a number, the
-    fields of a `.json` are columns too, and `__key__` is the sample's name. Files may be compressed.
+    A column is an extension, or several extensions of which a sample has one: `"jpg;png"`. `.txt` is text, `.cls` is a
+    number, the fields of a `.json` are columns too, and `__key__` is the name of the sample. Files may be compressed.
     """
 
     format: Literal["webdataset"] = "webdataset"
-    """Which format."""
+    """Name of the format."""
     text: str = "txt"
     """Extension that holds the text."""
     image: str = "jpg;jpeg;png;webp"
@@ -88,15 +91,18 @@ class WebDatasetSource(Table, Files):
 
     def _row(self, sample: "_Sample", mapping: dict[str, str]) -> Row:
         if sample.error:
-            raise ValueError(sample.error)
+            raise InvalidError("unreadable_row", sample.error)
         values = _values(sample)
         where = {name: _first(column, values) for name, column in mapping.items()}
         if lacking := [column for column in where.values() if column not in (REST, *values)]:
-            raise ValueError(f"the sample {sample.key} has no {', '.join(lacking)}; it has {', '.join(sample.members)}")
+            members = ", ".join(sample.members)
+            raise InvalidError(
+                "column_missing", f"the sample {sample.key} has no {', '.join(lacking)}; it has {members}"
+            )
         row = chosen(values, where)
         for name in FILE_COLUMNS:
             if isinstance(row.get(name), str) and self.encoding == "path":
-                raise ValueError(f"{name} is text; in a tar, a file is a member")
+                raise InvalidError("not_a_file", f"{name} is text; in a tar, files are members")
         return row
 
 
@@ -109,7 +115,7 @@ class _Place(NamedTuple):
 
 @dataclass
 class _Sample:
-    """Members of a tar by their extensions; or what cannot be read, with the reason."""
+    """Members of a tar by their extensions; or an unreadable sample with its error."""
 
     place: _Place
     key: str
@@ -118,19 +124,19 @@ class _Sample:
 
 
 class _Hashed:
-    """A file whose digest is taken while it is read."""
+    """A file that computes its digest while it is read."""
 
     def __init__(self, content: Content) -> None:
         self._content, self.sha256 = content, sha256()
 
     def read(self, size: int) -> bytes:
-        found = self._content.read(size)
-        self.sha256.update(found)
-        return found
+        content = self._content.read(size)
+        self.sha256.update(content)
+        return content
 
 
 class _Header(tarfile.TarInfo):
-    """A header that tells the archive how it ended: `TarFile` itself takes a damaged header for the end."""
+    """A header that tells the archive how it ended, because `TarFile` treats a damaged header as the end."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> "_Header":
@@ -142,7 +148,7 @@ class _Header(tarfile.TarInfo):
 
 
 def _samples(stream: Any, content: Content, place: _Place) -> Iterator[_Sample]:
-    """The samples from a place on, where the file stands; what is damaged is one, the last, from its sample on."""
+    """The samples from the file's position on, which is `place`. Damage counts as one sample, the last."""
     base, sample, error = place.byte, None, ""
     archive: tarfile.TarFile | None = None
     try:
@@ -150,7 +156,7 @@ def _samples(stream: Any, content: Content, place: _Place) -> Iterator[_Sample]:
             fileobj=stream, mode="r|", bufsize=_CHUNK, tarinfo=_Header, errorlevel=2
         )
         while (member := archive.next()) is not None:
-            archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+            archive.members.clear()  # type: ignore[attr-defined]  # the list would grow by every member
             key, extension = _named(member)
             if extension:
                 if sample is None or sample.key != key:
@@ -164,14 +170,14 @@ def _samples(stream: Any, content: Content, place: _Place) -> Iterator[_Sample]:
     except (tarfile.TarError, EOFError, ValueError) as caught:
         error = f"cut off or damaged: {caught}"
     error = content.damage or error
-    if error:  # the members of the sample before the damage may not be all
+    if error:  # the sample before the damage may be incomplete
         yield _Sample(place, sample.key if sample else "", error=error)
     elif sample is not None:
         yield sample
 
 
 def _end(archive: tarfile.TarFile) -> str:
-    """Why an archive did not end as one does. Empty: it did."""
+    """The reason why an archive ended early. Empty: it ended properly."""
     ended = getattr(archive, "ended", None)
     if isinstance(ended, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]
         return "the archive ends without its end mark; it may have been cut off"
@@ -179,12 +185,12 @@ def _end(archive: tarfile.TarFile) -> str:
         return f"cut off or damaged: {ended}"
     while rest := archive.fileobj.read(_CHUNK):
         if rest.strip(b"\0"):
-            return "more stands after the archive's end mark, as where archives are joined; split it again"
+            return "there is more after the archive's end mark, as if archives were joined; split it again"
     return ""
 
 
 def _named(member: tarfile.TarInfo) -> tuple[str, str]:
-    """A member's sample and extension; none, for what belongs to no sample."""
+    """The sample and the extension of a member; both empty if it does not belong to a sample."""
     directory, slash, name = member.name.rpartition("/")
     stem, _, extension = name.partition(".")
     if not member.isreg() or not stem or name.startswith("__") or directory.startswith("__"):
@@ -196,24 +202,24 @@ def _add(sample: _Sample, extension: str, member: tarfile.TarInfo, archive: tarf
     if extension in sample.members:
         sample.error = f"the sample {sample.key} has .{extension} twice"
         return
-    if member.size > MOST_BYTES:
-        size, most = member.size / 1e6, MOST_BYTES / 1e6
-        sample.error = f"{member.name} has {size:,.0f} MB, more than the {most:.0f} MB of a row"
+    if member.size > MAX_BYTES:
+        size, limit = member.size / 1e6, MAX_BYTES / 1e6
+        sample.error = f"{member.name} has {size:,.0f} MB, more than the {limit:.0f} MB of a row"
         return
     file: IO[bytes] | None = archive.extractfile(member)
     sample.members[extension] = file.read() if file else b""
 
 
 def _first(column: str, names: Any) -> str:
-    """Of the extensions that a column names, the first that is there; else the column."""
+    """The first extension of a column that exists; else the column itself."""
     return next((name for name in (column, *column.split(";")) if name in names), column)
 
 
 def _values(sample: _Sample) -> Row:
-    """A sample's values by column.
+    """The values of a sample by column.
 
     Raises:
-        ValueError: one is not what its extension says.
+        InvalidError: a value does not match its extension.
     """
     fields: Row = {}
     values: Row = {KEY: sample.key}
@@ -231,5 +237,5 @@ def _values(sample: _Sample) -> Row:
             else:
                 values[extension] = content
         except ValueError as error:
-            raise ValueError(f"{sample.key}.{extension} cannot be read: {error}") from error
+            raise InvalidError("unreadable_row", f"{sample.key}.{extension} cannot be read: {error}") from error
     return fields | values

@@ -37,7 +37,7 @@ class Rows(NamedTuple):
 
 @lru_cache
 def of_single_bytes(charset: str) -> bool:
-    """Whether each byte is one character in any context, and ASCII is unchanged, so that bytes can be searched for."""
+    """True if each byte is one character in any context, and ASCII is unchanged, so that bytes can be searched for."""
     try:
         if bytes(range(128)).decode(charset) != bytes(range(128)).decode("ascii"):
             return False
@@ -55,7 +55,7 @@ def _decoded(content: bytes, charset: str) -> str:
 
 
 def scannable(charset: str, delimiter: str, quote: str) -> bool:
-    """Whether `scan` can be used: everything it searches for is a single byte that is part of no other character."""
+    """True if `scan` can be used: everything it searches for is a single byte that is part of no other character."""
     signs = delimiter + quote
     return (
         (charset == "utf-8" or of_single_bytes(charset))

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image as Picture
 
 from maas_ray.data.cleaning import Dropped, Notes
-from maas_ray.data.cleaning.files import Audio, Image
+from maas_ray.data.cleaning.audio import Audio
+from maas_ray.data.cleaning.image import Image
 from maas_ray.errors import SpecError
 from tests.support import speech
 

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from maas_ray.data.cleaning import Dropped, Notes, clean_row
 from maas_ray.data.cleaning.base import CleaningStep
 from maas_ray.data.cleaning.c4 import C4Quality
-from maas_ray.data.cleaning.filters import Characters, Length
+from maas_ray.data.cleaning.characters import Characters
 from maas_ray.data.cleaning.fix_text import FixText
 from maas_ray.data.cleaning.gopher import GopherQuality, GopherRepetition
 from maas_ray.data.cleaning.language import Language
+from maas_ray.data.cleaning.length import Length
 from maas_ray.errors import SpecError
 from maas_ray.tasks.rows import REST
 

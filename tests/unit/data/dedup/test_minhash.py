@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maas_ray.data.dedup.minhash import NearDuplicates, band_keys, band_keys_of, components, edges, representatives
+from maas_ray.data.dedup.components import components, edges, representatives
+from maas_ray.data.dedup.minhash import NearDuplicates, band_keys, band_keys_of
 from maas_ray.errors import SpecError
 
 SPEC = NearDuplicates()

@@ -211,7 +211,7 @@ def test_json_lines_of_other_encodings(tmp_path: Path) -> None:
 
 
 def test_a_row_that_is_too_large_is_quarantined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jsonl, "MOST_BYTES", 3 << 20)
+    monkeypatch.setattr(jsonl, "MAX_BYTES", 3 << 20)
     monkeypatch.setattr(jsonl, "_GROUP_BYTES", 1000)
     path = tmp_path / "a.jsonl"
     with path.open("wb") as file:
@@ -224,9 +224,9 @@ def test_a_row_that_is_too_large_is_quarantined(tmp_path: Path, monkeypatch: pyt
     assert second.error == last.error == "a line of more than 3 MB"
     assert len(second.excerpt) <= base.EXCERPT_BYTES
 
-    monkeypatch.setattr("maas_ray.data.sources.files.MOST_BYTES", 1 << 20)
-    monkeypatch.setattr("maas_ray.data.sources.text.MOST_BYTES", 1 << 20)
-    monkeypatch.setattr(webdataset, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr("maas_ray.data.sources.files.MAX_BYTES", 1 << 20)
+    monkeypatch.setattr("maas_ray.data.sources.text.MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(webdataset, "MAX_BYTES", 1 << 20)
     (row,) = everything(TextSource(path=str(path)), ("text",))
     assert "larger than the 1 MB of a row" in row.error
     (row, _) = everything(shard(tmp_path, tar_of([("a.txt", bytes(2 << 20)), ("b.txt", b"")])), ("text",))

@@ -1,4 +1,4 @@
-"""Statistics of a column that are the same, to the last bit, in whatever order values come."""
+"""Statistics of a column that are equal to the last bit in whatever order values come."""
 
 from array import array
 from collections import Counter
@@ -9,25 +9,25 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from maas_ray.data.cleaning.base import named
-from maas_ray.errors import DataError
+from maas_ray.data.cleaning.base.step import named
+from maas_ray.errors import DataError, InvalidError
 from maas_ray.tasks.rows import Row
 from maas_ray.tasks.tables.cells import cell, number
 
-_MOST_DISTINCT = 1 << 20
+_MAX_DISTINCT = 1 << 20
 
 
 def number_in(content: Any) -> float:
-    """A value of a column as a number; NaN where there is none.
+    """A value of a column as a number; NaN if it is missing.
 
     Raises:
-        ValueError: it is no number.
+        ValueError: it is not a number.
     """
     return number(cell(content))
 
 
 def is_missing(content: Any) -> bool:
-    """Whether there is nothing in a column."""
+    """True if a column holds no value."""
     if content is None:
         return True
     if isinstance(content, bytes | list | tuple | dict):
@@ -39,7 +39,7 @@ def is_missing(content: Any) -> bool:
 
 
 class Mean:
-    """Mean and standard deviation, of exact sums by denominators, as in Python's `statistics`: no value is kept."""
+    """Mean and standard deviation from exact sums by denominator, as in Python's `statistics`; no value is stored."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -63,15 +63,15 @@ class Mean:
 
     @property
     def std(self) -> float:
-        """The standard deviation of all of them, as a population."""
+        """The standard deviation of the values as a population."""
         squares = sum((Fraction(over, under) for under, over in self._squares.items()), Fraction()) / self.count
         variance = squares - self._mean**2
-        with localcontext(prec=50):  # a square may be beyond all floats
+        with localcontext(prec=50):  # a square may be too large for a float
             return float((Decimal(variance.numerator) / Decimal(variance.denominator)).sqrt())
 
 
 class Numbers:
-    """Quantiles, of all values: 8 bytes each."""
+    """Quantiles of all values, at 8 bytes a value."""
 
     def __init__(self) -> None:
         self._values = array("d")
@@ -81,11 +81,11 @@ class Numbers:
         return len(self._values)
 
     def add(self, content: Any) -> None:
-        self._values.append(number_in(content) + 0.0)  # there is one zero
+        self._values.append(number_in(content) + 0.0)  # turns -0.0 into 0.0
 
     def quantiles(self, shares: Sequence[float]) -> list[float]:
-        """Quantiles, between two values interpolated linearly (Hyndman and Fan 1996, type 7)."""
-        return [float(found) for found in np.quantile(np.frombuffer(self._values), shares)]
+        """Quantiles, with linear interpolation between two values (Hyndman and Fan 1996, type 7)."""
+        return [float(quantile) for quantile in np.quantile(np.frombuffer(self._values), shares)]
 
     def deviation(self) -> float:
         """The median of the absolute deviations from the median."""
@@ -94,7 +94,7 @@ class Numbers:
 
 
 class Mode:
-    """The commonest value, the least of several."""
+    """The most common value; the lowest one if several are equally common."""
 
     def __init__(self) -> None:
         self._counts: Counter[Any] = Counter()
@@ -108,8 +108,8 @@ class Mode:
         if isinstance(value, float) and value.is_integer():
             value = int(value)  # 1 and 1.0 are one value, whichever comes first
         self._counts[value] += 1
-        if len(self._counts) > _MOST_DISTINCT:
-            raise ValueError(f"more than {_MOST_DISTINCT:,} different values, of which the commonest says nothing")
+        if len(self._counts) > _MAX_DISTINCT:
+            raise InvalidError("too_many_values", f"more than {_MAX_DISTINCT:,} different values; a mode says nothing")
 
     @property
     def value(self) -> Any:
@@ -122,10 +122,10 @@ Kind = TypeVar("Kind", bound=Statistic)
 
 
 def gathered(step: str, rows: Iterable[Row], statistics: dict[str, Kind]) -> dict[str, Kind]:
-    """Statistics of columns, with the values of rows in them.
+    """Statistics of columns, filled with the values of rows.
 
     Raises:
-        DataError: a column is not there, holds nothing, or something else; says what to do.
+        DataError: a column is missing or empty, or holds a value of another kind.
     """
     for row in rows:
         for name, statistic in statistics.items():
@@ -134,7 +134,13 @@ def gathered(step: str, rows: Iterable[Row], statistics: dict[str, Kind]) -> dic
                 if not is_missing(content):
                     statistic.add(content)
             except ValueError as error:
-                raise DataError(f"{step}: column {name!r} cannot be fitted: {error}. Leave it out.") from error
+                raise DataError(
+                    f"{step}: column {name!r} cannot be fitted: {error}. Remove it from `columns`.",
+                    code=getattr(error, "code", "not_a_number"),
+                ) from error
     if empty := [name for name, statistic in statistics.items() if not statistic.count]:
-        raise DataError(f"{step}: column {empty[0]!r} holds nothing in the training split; leave it out.")
+        raise DataError(
+            f"{step}: column {empty[0]!r} is empty in the training split; remove it from `columns`.",
+            code="column_empty",
+        )
     return statistics

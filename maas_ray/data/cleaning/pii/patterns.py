@@ -1,9 +1,9 @@
-"""What personal data looks like: a pattern each, and the check that tells it from other numbers.
+"""Patterns of personal data, and the checks that tell it from other numbers.
 
-Checks are python-stdnum's (check digits), phonenumbers' (numbering plans) and Python's `ipaddress`. Numbers whose check
-digits one in ten others would pass count only where a word before them says what they are, or their punctuation does.
-Names are Microsoft Presidio's (https://microsoft.github.io/presidio/supported_entities/), and in its manner where it
-has none.
+The checks are those of python-stdnum (check digits), phonenumbers (numbering plans) and Python's `ipaddress`. A number
+whose check digits one in ten random numbers would pass counts only after a word that names it, or in its own
+punctuation. Names follow Microsoft Presidio (https://microsoft.github.io/presidio/supported_entities/); names that
+Presidio does not have are formed alike.
 """
 
 import ipaddress
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import import_module
 
-# What comes before and after: no letter, digit or decimal point belongs to it.
+# The surroundings of a number: no letter, digit or decimal point adjoins it.
 _START, _END = r"(?<![\w./])", r"(?!\w|\.\d)"
 _NEAR = 40
-"""Characters before a number in which a word tells what it is."""
+"""Characters before a number in which a word may name it."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Kind:
     """Numbers of one kind.
 
     Args:
-        name: what stands in their place.
-        country: ISO 3166. Empty: of no country.
-        pattern: what they look like.
-        check: name of the python-stdnum module that validates them. Empty: the pattern is all there is.
-        loose: what they look like where a word of `context` stands before them.
-        context: such words.
+        name: the type that replaces them.
+        country: their country by ISO 3166. Empty: any.
+        pattern: their form.
+        check: name of the python-stdnum module that validates them. Empty: the pattern decides alone.
+        loose: their form after a word of `context`.
+        context: words that name them.
     """
 
     name: str
@@ -41,31 +41,31 @@ class Kind:
 
     @cached_property
     def _patterns(self) -> list[tuple[re.Pattern[str], bool]]:
-        """What to look for, and whether a word must stand before it."""
+        """The forms to search for, each with whether a word of the context must come before it."""
         given = ((self.pattern, False), (self.loose, True))
         return [(re.compile(_START + pattern + _END), loose) for pattern, loose in given if pattern]
 
     @cached_property
     def _word(self) -> re.Pattern[str]:
-        # No digit and no other token stands in between: the word belongs to this number.
+        # No digit and no other token is in between, so the word belongs to this number.
         return re.compile(rf"(?i)(?<!\w)(?:{self.context})(?!\w)[^0-9<>]*$")
 
     def find(self, text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Where they stand between two places of a text."""
+        """Start and end of each number between two positions of a text."""
         for pattern, loose in self._patterns:
             for match in pattern.finditer(text, start, end):
-                place = match.start()
-                if (not loose or self._word.search(text[max(0, place - _NEAR) : place])) and self._passes(match[0]):
+                at = match.start()
+                if (not loose or self._word.search(text[max(0, at - _NEAR) : at])) and self._passes(match[0]):
                     yield match.span()
 
-    def _passes(self, found: str) -> bool:
-        return not self.check or _validator(self.check)(re.sub(r"[ .\-/]", "", found))
+    def _passes(self, number: str) -> bool:
+        return not self.check or _validator(self.check)(re.sub(r"[ .\-/]", "", number))
 
 
 @cache
 def _validator(module: str) -> Callable[[str], bool]:
-    found: Callable[[str], bool] = import_module(f"stdnum.{module}").is_valid
-    return found
+    is_valid: Callable[[str], bool] = import_module(f"stdnum.{module}").is_valid
+    return is_valid
 
 
 NATIONAL_IDS = (
@@ -120,7 +120,7 @@ _ISSUERS = re.compile(
 
 
 def credit_cards(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Payment cards: issuer, grouping and Luhn's check digit (ISO/IEC 7812)."""
+    """Payment cards, by issuer, grouping and Luhn's check digit (ISO/IEC 7812)."""
     for match in _CARD.finditer(text, start, end):
         digits = re.sub("[ -]", "", match[0])
         if _ISSUERS.fullmatch(digits) and _validator("luhn")(digits):
@@ -131,7 +131,7 @@ _IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3
 
 
 def ibans(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """International bank account numbers (ISO 13616): the country's structure, modulo 97."""
+    """International bank account numbers (ISO 13616), by the country's structure and modulo 97."""
     for match in _IBAN.finditer(text, start, end):
         found = match[0]
         while len(found) >= 15:
@@ -145,12 +145,12 @@ _IPV4 = re.compile(
     r"(?<![\w.+-])(?<!\d:)(?:(?<=//)|(?<!/))(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)\.){3}"
     r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?![\w+-]|\.\w|/\d{1,2}(?!\d))"
 )
-# Four numbers with points are a version, or an object identifier, where a word before them says so.
+# Four numbers with points are a version, or an object identifier, if a word before them says so.
 _VERSION = re.compile(
     r"(?i)(?:\b(?:v|ver|version|release|rev|revision|build|firmware|oid|objectidentifier|section|chapter)s?\b|[=<>~^]=?)"
     r"[ :(\"'=]*$"
 )
-# Small numbers are versions more often than addresses; such a word, or a port behind them, makes them one.
+# Small numbers are versions more often than addresses. Such a word, or a port after them, makes them an address.
 _HOST = re.compile(
     r"(?i)(?:\b(?:ips?|ipv4|addr|address|host|server|client|from|peer|remote|ping|gateway|dns)\b|//)[^0-9<>]{0,12}$"
 )
@@ -162,7 +162,7 @@ _GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")
 
 
 def ip_addresses(text: str, start: int, end: int, *, private: bool) -> Iterator[tuple[int, int]]:
-    """Addresses of hosts; with `private`, those that mean nothing outside a network too."""
+    """Addresses of hosts; with `private`, addresses of private networks too."""
     for match in _IPV4.finditer(text, start, end):
         before = text[max(0, match.start() - 24) : match.start()]
         if _VERSION.search(before) or not (address := _address(match[0], private)):
@@ -187,7 +187,7 @@ def ip_addresses(text: str, start: int, end: int, *, private: bool) -> Iterator[
 
 
 def _address(found: str, private: bool) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address that somebody may have, or None."""
+    """The address if somebody may have it, or None."""
     try:
         address = ipaddress.ip_address(found)
     except ValueError:
@@ -195,22 +195,22 @@ def _address(found: str, private: bool) -> ipaddress.IPv4Address | ipaddress.IPv
     if address.is_unspecified or address.is_loopback or address.is_multicast or address.is_reserved:
         return None
     if address.is_global:
-        # Outside of 2000::/3 no address has been given to anybody: `a::b` is a name in C++.
+        # No address outside 2000::/3 is assigned to anybody: `a::b` is a name in C++.
         return address if address.version == 4 or address in _GLOBAL_V6 else None
     return address if private and (address.is_private or address.is_link_local) else None
 
 
 _DOMAIN = re.compile(r"@((?:[^\W_](?:[\w-]{0,61}[^\W_])?\.)+[^\W\d_]{2,24})(?![\w-]|\.\w)")
-# What people have, not all that RFC 5321 allows: other signs stand around addresses more often than in them.
+# Forms that people use, not all that RFC 5321 allows: other signs are around addresses more often than in them.
 _LOCAL = re.compile(r"(?<![\w.])\w(?:[\w.+%&'-]*[\w+-])?$")
-_LONGEST_LOCAL = 64
+_MAX_LOCAL = 64
 
 
 def email_addresses(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Addresses of people and lists, internationalised ones too; not the operator `@`, and no remote of Git's."""
+    """Addresses of people and lists, also internationalised ones. The operator `@` and Git remotes do not count."""
     for match in _DOMAIN.finditer(text, start, end):
         at, stop = match.start(), match.end()
-        local = _LOCAL.search(text[max(start, at - _LONGEST_LOCAL - 1) : at])
+        local = _LOCAL.search(text[max(start, at - _MAX_LOCAL - 1) : at])
         after = text[stop : stop + 1]
         if local is None or ".." in local[0] or after in ("(", "[", "="):
             continue
@@ -219,14 +219,14 @@ def email_addresses(text: str, start: int, end: int) -> Iterator[tuple[int, int]
         yield at - len(local[0]), stop
 
 
-# In groups; a point before a space ends a sentence.
+# Digits in groups. A point before a space ends a sentence.
 _PHONE = re.compile(r"(?<![\w.+/=-])(?:\+\(?\d|\(?\d)(?:[\d()\-/ \u00a0]|\.(?! )){4,22}\d(?![\w]|[.,/:-]\d)")
 _DECIMAL = re.compile(r"\+?\d+\.\d+")
 _DATE = re.compile(r"(?:19|20)\d\d[./ -]\d{1,2}[./ -]\d{1,2}|\d{1,2}[./ -]\d{1,2}[./ -](?:19|20)?\d\d\b")
 
 
 def phone_numbers(text: str, start: int, end: int, *, regions: tuple[str, ...]) -> Iterator[tuple[int, int]]:
-    """Numbers that a numbering plan has: with `+`, or written in groups as in one of the regions."""
+    """Numbers of a numbering plan: with `+`, or written in the groups of one of the regions."""
     import phonenumbers
     from phonenumbers import Leniency, PhoneNumberMatcher
 
@@ -252,7 +252,7 @@ def phone_numbers(text: str, start: int, end: int, *, regions: tuple[str, ...]) 
 
 
 def _grouped(number: str) -> bool:
-    """Whether one sign stands between all groups, but for brackets around the first; digits alone are any number."""
+    """True if the same sign separates all groups, apart from brackets around the first. Digits alone are not."""
     rest = re.sub(r"^\(\d+\) ?", "", number)
     signs = set(re.findall(r"\D+", rest))
     return rest != number or (bool(signs) and len(signs) == 1 and signs <= {" ", "-", ".", "/", " / ", " - ", "\u00a0"})
