@@ -85,7 +85,7 @@ def test_a_flipped_bit_is_seen_when_it_is_read(settings: Settings) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(CorruptError, match=r"part-00000\.parquet, row group \d+: "):
+    with raises(CorruptError, "corrupt", "part-00000", ".parquet, row group "):
         list(dataset.read(dataset.row_groups("train")))
 
 

@@ -13,7 +13,9 @@ from maas_ray.data.pipeline.read_rows import Reading, read_rows
 from maas_ray.data.reading import Part, inspect
 from maas_ray.data.sources import JsonlSource, list_files
 from maas_ray.data.splits.spec import Splits
+from maas_ray.errors import InvalidError
 from maas_ray.tasks.tables.regression import TabularRegressionSpec
+from tests.support.errors import raises
 
 
 @pytest.mark.parametrize(
@@ -40,7 +42,7 @@ def test_a_value_as_text(value: object, text: str) -> None:
 
 @pytest.mark.parametrize("value", [b"x", ["a"], {"a": 1}, (1,)])
 def test_what_is_nothing_to_group_by_is_refused(value: object) -> None:
-    with pytest.raises(ValueError, match="a, a column to keep, holds a"):
+    with raises(InvalidError, "keep_unsupported", "a, ", type(value).__name__):
         kept({"keep/a": value}, ["a"])
 
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from maas_ray.data.dedup.decontaminate import Decontaminate, NgramIndex, ngram_hashes
 from maas_ray.errors import SpecError
+from tests.support.errors import raises
 
 LINE = "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want."
 
@@ -46,7 +47,7 @@ def test_how_much_overlap_counts() -> None:
     assert not Decontaminate().contaminates(0)
     assert Decontaminate(min_overlap=0.5).contaminates(0.5)
     assert not Decontaminate(min_overlap=0.5).contaminates(0.49)
-    with pytest.raises(SpecError, match="ngram"):
+    with raises(SpecError, "greater_than_equal", "ngram"):
         Decontaminate.parse({"ngram": 0})
 
 

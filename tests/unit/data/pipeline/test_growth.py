@@ -27,6 +27,7 @@ from maas_ray.data.spec import PrepareSpec
 from maas_ray.data.splits.hashing import SPLIT_BITS
 from maas_ray.errors import CorruptError, NotFoundError
 from maas_ray.spec import digest_of
+from tests.support.errors import raises
 
 
 def seen(relative: str, sha256: str = "1") -> Inspected:
@@ -165,7 +166,7 @@ def test_a_damaged_index_is_no_index(tmp_path: Path) -> None:
     content = path.read_bytes()
     path.chmod(0o644)
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(CorruptError, match="--fresh"):
+    with raises(CorruptError, "index_corrupt", entry.path, "--fresh"):
         list(keys_of_old_rows(packed([entry.path]), str(tmp_path)))
 
 

@@ -91,7 +91,7 @@ def test_relative_paths_home_and_variables(tree: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("WHERE", "docs")
     assert names(TextSource(path="docs/deep")) == ["d.md"]
     assert names(TextSource(path="~/$WHERE/deep")) == names(TextSource(path="~/${WHERE}/deep")) == ["d.md"]
-    with pytest.raises(DataError, match=r"\$\{NOWHERE\}/x: the variable NOWHERE is not set"):
+    with raises(DataError, "variable_missing", "${NOWHERE}/x", "NOWHERE"):
         list_files(TextSource(path="${NOWHERE}/x"))
 
 
@@ -116,13 +116,11 @@ def test_another_filesystem(tree: Path) -> None:
 
 
 def test_what_matches_nothing_says_what_there_is(tree: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"no file matches include \['\*\.rst'\], exclude \[\]; found: \.md \(5\), \.txt \(1\)"
-    ):
+    with raises(DataError, "no_files", "include ['*.rst'], exclude []", ".md (5), .txt (1)"):
         list_files(TextSource(path=str(tree), include=("*.rst",)))
-    with pytest.raises(DataError, match="nowhere does not exist"):
+    with raises(DataError, "path_missing", f"{tree}/nowhere"):
         list_files(TextSource(path=f"{tree}/nowhere"))
-    with pytest.raises(DataError, match="found: no file at all"):
+    with raises(DataError, "no_files", f"{tree}/*.rst", "none"):
         list_files(TextSource(path=f"{tree}/*.rst"))
 
 
@@ -138,13 +136,13 @@ def test_all_sources_that_fail_are_named_at_once(tree: Path) -> None:
             ],
         }
     )
-    with pytest.raises(DataError, match=r"sources\[1\]: .*/x does not exist[^\0]*sources\[2\]: .*no file matches"):
+    with raises(DataError, "path_missing", "sources[1]: ", "/x", "\n", "sources[2]: ", "no file matches"):
         list_sources(spec)
 
 
 def test_a_source_that_fails_is_named_with_file_and_line(tree: Path) -> None:
     text = f"dataset: d\ntask: {{type: text-generation}}\nsources:\n  - {{format: text, path: {tree}/x}}\n"
-    with pytest.raises(DataError, match=r"^prepare\.yaml, line 4: sources\[0\]: .*/x does not exist\.$"):
+    with raises(DataError, "path_missing", "prepare.yaml, line 4: sources[0]: ", "/x"):
         list_sources(PrepareSpec.from_text(text, source="prepare.yaml"))
 
 
