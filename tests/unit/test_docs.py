@@ -116,6 +116,18 @@ def test_modules_that_pages_name_exist() -> None:
             assert (ROOT / name).exists() or (ROOT / "maas_ray" / name).exists(), f"{page.name}: {name}"
 
 
+def test_the_architecture_draws_the_floors_that_are_tested() -> None:
+    from tests.unit.test_floors import FLOORS
+
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    (drawn,) = re.findall(r"(?s)### Floors\n.*?```\n(.*?)```", page)
+    rooms = [room for line in reversed(drawn.splitlines()) for room in line.split()]
+    floor = {room: height for height, floor in enumerate(FLOORS) for room in floor if room != "__init__"}
+
+    assert sorted(rooms) == sorted(floor)
+    assert rooms == sorted(rooms, key=lambda room: floor[room])
+
+
 # --- README and findings ---------------------------------------------------------------------------
 
 
