@@ -4,12 +4,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from maas_ray import cluster as clusters
 from maas_ray.settings import Settings
+from tests.support import forkserver
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +50,7 @@ def cluster(settings: Settings) -> Iterator[str]:
     directory = Path(tempfile.mkdtemp(prefix="maas-r", dir="/tmp"))
     token = directory / "token"
     token.write_text("0123456789abcdef" * 4)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as resources:
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
         patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -58,7 +60,12 @@ def cluster(settings: Settings) -> Iterator[str]:
         ).items():
             patch.setenv(name, value)
         import ray
+        from ray._private import ray_constants
 
+        if os.environ.get("TEST_FORK") != "0":
+            patch.setattr(
+                ray_constants, "SETUP_WORKER_FILENAME", resources.enter_context(forkserver.serving(directory))
+            )
         context = ray.init(
             address="local",
             num_cpus=4,
