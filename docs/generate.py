@@ -40,7 +40,7 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Turn links that leave docs/ to pages of the site."""
     source = next((name for name, uri in PAGES.items() if uri == page.file.src_uri), f"docs/{page.file.src_uri}")
-    return relinked(markdown, source, page.file.src_uri)
+    return without_escapes(relinked(markdown, source, page.file.src_uri))
 
 
 def pages() -> dict[str, str]:
@@ -69,3 +69,12 @@ def relinked(markdown: str, source: str, uri: str) -> str:
 
     linked = _LINK.sub(target, markdown)
     return re.sub(rf"\[([^\]]*)\]\({_NOWHERE}\)", r"\1", linked)
+
+
+def without_escapes(markdown: str) -> str:
+    """Markdown whose tables have plain bars in code: GitHub wants them escaped, MkDocs shows the backslash."""
+
+    def plain(row: re.Match[str]) -> str:
+        return re.sub(r"`[^`]*`", lambda code: code[0].replace(r"\|", "|"), row[0])
+
+    return re.sub(r"(?m)^\|.*$", plain, markdown)

@@ -105,6 +105,10 @@ def test_links_out_of_docs_become_pages_or_text() -> None:
     assert generate.relinked("[a](data.md)", "docs/tutorials/text.md", "tutorials/text.md") == "[a](data.md)"
 
 
+def test_bars_in_code_of_tables_lose_their_escape() -> None:
+    assert generate.without_escapes("| `A \\| B` | c \\| d |\n`e \\| f`") == "| `A | B` | c \\| d |\n`e \\| f`"
+
+
 def test_a_link_to_a_file_that_does_not_exist_stops_the_build() -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.py"):
         generate.relinked("[a](../nowhere.py)", "docs/data.md", "data.md")
