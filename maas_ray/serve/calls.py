@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from maas_ray.errors import RequestError
+from maas_ray.ray_private.serve import cancel_if_queued
 from maas_ray.serve.api import refusals
 from maas_ray.serve.api.model_calls import Answer, checked, find_route, translated_failures
 from maas_ray.serve.api.open_inference.tensors import InferBody
@@ -71,7 +72,7 @@ class Models:
             for response in list(waiting):
                 # Serve would let it wait for a deleted application for ever. If it cannot be cancelled, a replica has
                 # accepted it.
-                if response._replica_result_future.cancel():
+                if cancel_if_queued(response):
                     waiting.discard(response)
 
     async def close(self) -> None:

@@ -20,6 +20,7 @@ from ray import serve
 from ray.serve import Application
 
 from maas_ray.errors import DeploymentError, OverloadedError, RequestError
+from maas_ray.ray_private.serve import report_models
 from maas_ray.serve.api import refusals
 from maas_ray.serve.api.open_inference.tensors import InferBody
 from maas_ray.serve.api.predict import PredictBody
@@ -131,13 +132,8 @@ class Shared:
             asyncio.get_running_loop().call_later(_TELL_S, self._tell)
 
     def _tell(self) -> None:
-        """Tell Serve which models are here. There is no public way but `@serve.multiplexed`."""
-        from ray.serve._private.common import RequestRoutingInfo
-        from ray.serve.context import _get_global_client
-
         self._telling = False
-        replica = serve.get_replica_context().replica_id
-        _get_global_client().record_request_routing_info(RequestRoutingInfo(replica, self._models.keys()))
+        report_models(self._models.keys())
 
     def __del__(self) -> None:
         if hasattr(self, "_models"):

@@ -7,15 +7,20 @@ import time
 from typing import Any
 
 import ray
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
-from ray.train.v2._internal.execution.callback import ControllerCallback, ReportCallback
-from ray.train.v2._internal.execution.controller import state
-from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
-from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
-from ray.train.v2._internal.execution.worker_group.poll import _is_preempted_actor
 from ray.train.v2.api.exceptions import PreemptionError
-from ray.train.v2.torch.torch_trainer import TorchTrainer
 
+from maas_ray.ray_private.core import draining_nodes
+from maas_ray.ray_private.train import (
+    ControllerCallback,
+    ElasticScalingPolicy,
+    NoopDecision,
+    ReportCallback,
+    ResizeDecision,
+    TorchTrainer,
+    WorkerHealthCheckFailedError,
+    is_preempted_actor,
+    state,
+)
 from maas_ray.training.events import Event
 from maas_ray.training.loop import Job
 from maas_ray.training.spec import counted
@@ -39,7 +44,11 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
 class _OnThoseThatStay(ElasticScalingPolicy):  # type: ignore[misc]
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
-        if isinstance(decision, ResizeDecision) and decision.num_workers < worker_group_state.num_workers and _going():
+        if (
+            isinstance(decision, ResizeDecision)
+            and decision.num_workers < worker_group_state.num_workers
+            and draining_nodes()
+        ):
             return NoopDecision()  # the workers leave by the notice itself, which says why and counts as no failure
         return decision
 
@@ -51,12 +60,7 @@ class _OnThoseThatStay(ElasticScalingPolicy):  # type: ignore[misc]
 
 def _staying() -> set[str]:
     """Ids of the nodes that are there, and of which Ray knows no notice."""
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"]} - _going()
-
-
-def _going() -> set[str]:
-    """Ids of the nodes that are about to go."""
-    return set(ray._private.state.state.get_draining_nodes())
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]} - draining_nodes()
 
 
 class Attendant(ControllerCallback, ReportCallback):  # type: ignore[misc]
@@ -134,7 +138,7 @@ class Attendant(ControllerCallback, ReportCallback):  # type: ignore[misc]
 def _cause(error: Any) -> str:
     """Why the workers are started again, such as `worker 1 died (the process was killed)`, in one line."""
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    if isinstance(error, PreemptionError) or any(_is_preempted_actor(failure) for failure in failures.values()):
+    if isinstance(error, PreemptionError) or any(is_preempted_actor(failure) for failure in failures.values()):
         return "a machine of this run was taken away"
     if not failures:
         return _last_line(error)

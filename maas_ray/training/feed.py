@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from maas_ray.data.dataset import PreparedDataset
+from maas_ray.ray_private.data import range_datasource
 from maas_ray.training.plan import Plan
 
 EPOCH = "epoch"
@@ -29,7 +30,6 @@ def batches(
     """
     import ray.data
     from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
-    from ray.data._internal.datasource.range_datasource import RangeDatasource
 
     reads = plan.reads(rank, workers, start_step, max(1, _READ_BYTES // _row_bytes(dataset)))
     if not reads:
@@ -44,8 +44,8 @@ def batches(
         first, last = reads[int(batch["id"][0])]
         return rows_of(dataset, plan, rank, workers, first, last)
 
-    # Not `ray.data.range`: each of its tasks would reserve a CPU, and wait for ever where workers hold them all.
-    numbers = RangeDatasource(n=len(reads), block_format="arrow", column_name="id")
+    # Each task of `ray.data.range` would reserve a CPU, and wait for ever if workers hold them all.
+    numbers = range_datasource(len(reads))
     pool = TaskPoolStrategy(size=2)
     source = ray.data.read_datasource(numbers, num_cpus=0, compute=pool, override_num_blocks=len(reads))
     stream = source.map_batches(read, batch_size=None, num_cpus=0, compute=pool)

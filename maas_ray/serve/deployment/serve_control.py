@@ -1,7 +1,6 @@
 """Serve, from a driver: start it, submit applications, watch them come up, delete them.
 
-The one place that touches what Serve keeps to itself: its controller's client, and the version that tells
-whether a new submission needs new replicas. Knows nothing of endpoints.
+Knows nothing of endpoints.
 """
 
 import logging
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from maas_ray.errors import DeploymentError
+from maas_ray.ray_private.serve import client, delete_in_background, set_code_version
 from maas_ray.serve.spec import MAX_TIMEOUT_S
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def start(settings: "Settings") -> str:
 
     if not settings.verbose:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    if _client() is None:
+    if client() is None:
         _check_port(settings)
         options = {
             "host": settings.http_host,
@@ -79,17 +79,15 @@ def submit(application: "Application", name: str, *, version: str, route_prefix:
     """
     from ray import serve
 
-    # `serve.run` takes every call for new code and restarts all replicas. Serve has the field that says
-    # otherwise, which its config files fill, but no public way to set it from Python.
-    application._bound_deployment._version = version
+    set_code_version(application, version)
     target = serve.RunTarget(application, name=name, route_prefix=route_prefix)
     serve.run_many([target], wait_for_applications_running=False)
 
 
 def applications() -> dict[str, Any]:
     """Every application as Serve's REST API gives it, by name; empty where Serve does not run."""
-    client = _client()
-    found: dict[str, Any] = client.get_serve_details()["applications"] if client else {}
+    running = client()
+    found: dict[str, Any] = running.get_serve_details()["applications"] if running else {}
     return found
 
 
@@ -189,11 +187,9 @@ def wait_for_http(url: str, expected: bytes = b"") -> None:
 
 def delete(names: list[str]) -> None:
     """Begin to delete applications, those of them that exist; what they work on is finished first."""
-    from ray import serve
-
     going = set(names) & set(applications())
     for name in going:
-        serve.delete(name, _blocking=False)
+        delete_in_background(name)
     # Serve is only told so far, and who submits one of that name again must not be overtaken by it.
     deadline = time.monotonic() + _BEGIN_SECONDS
     while going and time.monotonic() < deadline:
@@ -216,21 +212,15 @@ def wait_until_gone(name: str) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def _client() -> Any:
-    from ray.serve.context import _get_global_client
-
-    return _get_global_client(raise_if_no_controller_running=False)
-
-
 def _url() -> str:
-    options = _client().http_config
+    options = client().http_config
     host = "127.0.0.1" if options.host in ("0.0.0.0", "::", None) else options.host  # noqa: S104  compared, not bound
     return f"http://{host}:{options.port}"
 
 
 def host() -> str:
     """The address that Serve, which runs, listens on."""
-    address: str = _client().http_config.host or "127.0.0.1"
+    address: str = client().http_config.host or "127.0.0.1"
     return address
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from maas_ray.errors import DeploymentError
+from maas_ray.ray_private.llm import client_of, vllm_engine
 from maas_ray.serve.engines import parameters
 from maas_ray.serve.spec import ServingOptions
 from maas_ray.serve.text.types import Adapter, GenerateRequest, Tokens
@@ -117,9 +118,7 @@ class VllmEngine:
     supports = parameters.VLLM
 
     def __init__(self, config: "LLMConfig", fetch: Callable[[Adapter], Path]) -> None:
-        from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
-
-        self._engine, self._fetch = VLLMEngine(config), fetch
+        self._engine, self._fetch = vllm_engine(config), fetch
         self._takes_adapters = bool(config.engine_kwargs.get("enable_lora"))
         self._client: Any = None
         self._numbers = itertools.count(1)
@@ -148,8 +147,7 @@ class VllmEngine:
 
     async def _start(self) -> None:
         await self._engine.start()
-        # Ray's wrapper offers whole chats and completions; tokens are to be had of the client that it holds.
-        self._client = self._engine._engine_client
+        self._client = client_of(self._engine)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Tokens, None]:
         from vllm import SamplingParams

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from maas_ray import cli, cluster
+from maas_ray import cli
 from maas_ray.cli.outcome import cause_of
+from maas_ray.cluster import connection
 from maas_ray.errors import DataError, SpecError
 from maas_ray.settings import Settings
 from tests.support import ROOT
@@ -229,10 +230,10 @@ def test_the_handler_of_sigterm_survives_ray() -> None:
     try:
         with cli.reported():
             ours = signal.getsignal(signal.SIGTERM)
-            with cluster._sigterm_kept():
+            with connection.sigterm_kept():
                 signal.signal(signal.SIGTERM, rays)
             assert signal.getsignal(signal.SIGTERM) is ours
-        with cluster._sigterm_kept():  # nobody but Ray handles it
+        with connection.sigterm_kept():  # nobody but Ray handles it
             signal.signal(signal.SIGTERM, rays)
         assert signal.getsignal(signal.SIGTERM) is rays
     finally:

@@ -1,0 +1,52 @@
+"""Private names of Ray Serve: its controller's client, versions of code, queued requests, multiplexed models."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def client() -> Any:
+    """The client of Serve's controller. None: Serve does not run.
+
+    `serve.status()` leaves out replicas, options and ports, which the client's `get_serve_details()` and
+    `http_config` have.
+    """
+    from ray.serve.context import _get_global_client
+
+    return _get_global_client(raise_if_no_controller_running=False)
+
+
+def set_code_version(application: Any, version: str) -> None:
+    """Set the version of an application's code before it is submitted.
+
+    Replicas of the same version stay and only get new options. Without a version, `serve.run` takes every submission
+    for new code and restarts all replicas. Serve's config files set the field; its Python API cannot.
+    """
+    application._bound_deployment._version = version
+
+
+def delete_in_background(name: str) -> None:
+    """Ask Serve to delete an application, and return before it is gone."""
+    from ray import serve
+
+    serve.delete(name, _blocking=False)
+
+
+def cancel_if_queued(response: Any) -> bool:
+    """Cancel a request that no replica has accepted yet. False: a replica works on it, or has answered.
+
+    `response.cancel()` would also end one that a replica works on.
+    """
+    return bool(response._replica_result_future.cancel())
+
+
+def report_models(keys: Sequence[str]) -> None:
+    """Tell Serve which multiplexed models this replica has loaded, so that requests for them are routed here.
+
+    Only `@serve.multiplexed` does this publicly, together with a cache of its own.
+    """
+    from ray import serve
+    from ray.serve._private.common import RequestRoutingInfo
+    from ray.serve.context import _get_global_client
+
+    replica = serve.get_replica_context().replica_id
+    _get_global_client().record_request_routing_info(RequestRoutingInfo(replica, list(keys)))
