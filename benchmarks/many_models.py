@@ -117,9 +117,9 @@ def show(table: Table, version: str) -> None:
 
 def gateway_version() -> str:
     """The code version of the gateway's replicas; a different one would replace them."""
-    from maas_ray.serve.deployment.rollout import _code_version
+    from maas_ray.serve.deployment.desired import code_version
 
-    return _code_version()
+    return code_version()
 
 
 def compare(settings: Settings, arguments: argparse.Namespace) -> int:

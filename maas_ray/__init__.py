@@ -132,6 +132,6 @@ def diff(spec: "DeploySpec | None" = None, *, settings: "Settings | None" = None
 
 def reconcile(*, settings: "Settings | None" = None) -> "list[Outcome]":
     """Bring the cluster to the desired state, once, as after a restart of the cluster or a deployer that died."""
-    from maas_ray.serve.deployment.reconcile import reconcile
+    from maas_ray.serve.deployment.reconciler import reconcile
 
     return reconcile(settings=settings)

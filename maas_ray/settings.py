@@ -8,6 +8,7 @@
     MAAS_HTTP_PORT      8000                          port the gateway listens on
     MAAS_SHARED                                       YAML file with the options of shared replicas, see `SharedArgs`
     MAAS_GRPC_PORT      8001                          port of the gateway's gRPC; 0 turns gRPC off
+    MAAS_RECONCILE_SECONDS  60                    pause between unattended reconciliations; 0 reconciles on request
     MAAS_TRUST_REMOTE_CODE  0                         1 runs the code that datasets and bundles contain
     MAAS_VERBOSE        0                             1 shows Ray's own log lines and tracebacks of errors
 
@@ -46,6 +47,8 @@ class Settings(Spec):
     """YAML file with the options of the platform's shared replicas. Empty: the defaults."""
     grpc_port: int = Field(8001, ge=0, le=65535)
     """Port of the gateway's gRPC, at the same address. 0: gRPC is off."""
+    reconcile_seconds: float = Field(60, ge=0)
+    """Pause between two unattended reconciliations, seconds. 0: only `maas reconcile` and `maas up` reconcile."""
     trust_remote_code: bool = False
     """True lets the code that datasets and bundles contain run."""
     verbose: bool = False

@@ -76,6 +76,11 @@ def unwanted(records: Iterable[Record], running: Mapping[str, Any]) -> list[str]
     ]
 
 
+def unknown_routes(records: Iterable[Record], running: Mapping[str, Any]) -> list[str]:
+    """Public model names that the gateway routes to and no record has: another database's endpoints."""
+    return sorted(_routes_of(running.get(GATEWAY_APP)).keys() - {record.name for record in records})
+
+
 def needed_by(records: Iterable[Record]) -> set[str]:
     """The applications that these endpoints need."""
     needed = set()
@@ -156,9 +161,7 @@ def _of_gateway(records: Sequence[Record], running: Mapping[str, Any]) -> list[D
     gateway = running.get(GATEWAY_APP)
     if gateway is None or gateway["status"] == "DELETING":
         return [Difference(GATEWAY_APP, "missing", f"routes to {', '.join(should)}", _NONE)] if should else []
-    deployment = gateway["deployments"].get(GATEWAY_DEPLOYMENT, {})
-    config = deployment.get("deployment_config", {}).get("user_config") or {"routes": []}
-    has = {route["name"]: route for route in _as_written_now(config)["routes"]}
+    has = _routes_of(gateway)
     return [
         _route(name, should.get(name), has.get(name))
         for name in sorted(should.keys() | has.keys())
@@ -172,6 +175,13 @@ def _route(name: str, should: dict[str, Any] | None, found: dict[str, Any] | Non
         wanted, seen = ({field: route.get(field) for field in fields} for route in (should, found))
         return Difference(name, "route", str(wanted), str(seen))
     return Difference(name, "version", *(f"{route['version']}" if route else _NONE for route in (should, found)))
+
+
+def _routes_of(gateway: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """A running gateway's routes, by name."""
+    deployment = gateway["deployments"].get(GATEWAY_DEPLOYMENT, {}) if gateway else {}
+    config = deployment.get("deployment_config", {}).get("user_config") or {"routes": []}
+    return {route["name"]: route for route in _as_written_now(config)["routes"]}
 
 
 def _as_written_now(config: dict[str, Any]) -> dict[str, Any]:

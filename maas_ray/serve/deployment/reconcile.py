@@ -1,32 +1,40 @@
-"""Making what runs what the database says, once: after a cluster's restart, or after a deployer that died.
+"""One pass that brings the cluster to the recorded state: after its restart, or after a deployer that died.
 
-It brings up again what should stand and does not, goes on with what was begun and not finished (or takes it
-back, if it cannot be done), gives the gateway its routes, and deletes applications that nobody needs. Each
-endpoint stands for itself: one that cannot be brought up holds up no other. It may be ended at any moment
-and run again, and run beside deployers.
+It restores endpoints that should serve and do not, continues changes that have begun (or undoes one that cannot be
+done), gives the gateway its routes, and deletes applications that no endpoint needs. Endpoints are independent: a
+failure of one does not stop the others. A pass may be interrupted and repeated at any moment, also beside deployers.
+
+An unattended pass, which nobody asked for, does less. It leaves a change to its deployer until that must have given
+up, deletes no applications, and touches neither a Serve that was shut down nor a gateway with other routes than this
+database has ever had.
 """
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from maas_ray import cluster
 from maas_ray.errors import ConflictError, MaasError
 from maas_ray.registry.versions import Registry
-from maas_ray.serve.deployment import drift, rollout
+from maas_ray.serve.deployment import desired, drift, rollout
 from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.deployment.endpoints import Endpoints, Record, State
-from maas_ray.serve.deployment.verbs import remove
+from maas_ray.serve.deployment.gateway_routes import apply_gateway, check_gateway
 from maas_ray.serve.spec import GATEWAY_APP, SHARED_APP, DeploySpec
 from maas_ray.settings import Settings, exists
+
+_GRACE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was done about one difference.
+    """The result of one repair.
 
     Args:
-        endpoint: whose; where it is nobody's, the application's name.
-        done: in words.
-        problem: why it could not be done. Empty: it could.
+        endpoint: the endpoint; for an application that belongs to none, the application.
+        done: the result, in words.
+        problem: why the repair failed. Empty: it succeeded.
     """
 
     endpoint: str
@@ -34,73 +42,121 @@ class Outcome:
     problem: str = ""
 
 
-def reconcile(*, settings: Settings | None = None) -> list[Outcome]:
-    """Bring back what should stand, finish what was begun, remove what nobody needs; once.
+def work(settings: Settings) -> bool:
+    """True if the database has an endpoint that serves, or a change that has begun."""
+    if not exists(settings.database):
+        return False
+    return any(_unsettled(record) or record.route for record in Endpoints(settings).all())
+
+
+def reconcile_once(
+    settings: Settings, *, unattended: bool = False, check: Callable[[], None] = lambda: None
+) -> list[Outcome]:
+    """Bring the cluster to the recorded state.
+
+    Args:
+        settings: of the platform.
+        unattended: nobody asked for this pass, see the module.
+        check: called between repairs. It raises if this process may not go on.
 
     Raises:
         ClusterError: there is no cluster, and none could be started.
-        DeploymentError: the gateway cannot be brought up, or is not ours.
+        ConflictError: raised by `check`.
+        DeploymentError: the gateway cannot be started, or comes from a Serve config file.
     """
-    settings = settings or Settings.from_environment()
-    if not exists(settings.database):
-        return []
-    endpoints = Endpoints(settings)
-    if not any(_unsettled(record) or record.route for record in endpoints.all()):
-        return []
     cluster.connect(settings)
+    if unattended and not control.running():
+        return []
     url = control.start(settings)
-    rollout.check_gateway()
+    check_gateway()
     running = control.applications()
+    endpoints = Endpoints(settings)
     records = endpoints.all()
-    found = drift.differences(records, running, rollout.shared_args(settings))
-    outcomes = [_remove(endpoints, record, settings) for record in records if record.state is State.REMOVING]
-    shared = [record for record in records if record.route and SHARED_APP in record.route.applications]
-    if shared and (drift.lost(shared[0], running) or any(one.what == "options" for one in found)):
-        # Once for all their endpoints, which need nothing more.
-        outcomes.append(_share(settings))
+    if unattended and (strangers := drift.unknown_routes(records, running)):
+        problem = f"it also routes to {', '.join(strangers)}, which this database does not know"
+        return [Outcome(GATEWAY_APP, "was not touched", problem)]
+    outcomes = []
+    for outcome in _repairs(endpoints, records, running, settings, url, unattended):
+        outcomes.append(outcome)
+        check()
+    return outcomes
+
+
+def _repairs(
+    endpoints: Endpoints,
+    records: list[Record],
+    running: Mapping[str, Any],
+    settings: Settings,
+    url: str,
+    unattended: bool,
+) -> Iterator[Outcome]:
+    differences = drift.differences(records, running, rollout.shared_args(settings))
+    mine = [record for record in records if not (unattended and _deployer_may_live(record))]
+    for record in mine:
+        if record.state is State.REMOVING:
+            yield _remove(endpoints, record, settings)
+    shared = [record for record in mine if record.route and SHARED_APP in record.route.applications]
+    if shared and (drift.lost(shared[0], running) or any(found.what == "options" for found in differences)):
+        # One repair for all endpoints that the shared replicas serve.
+        yield _share(settings)
         running = control.applications()
-    changes = [
-        _resume(endpoints, record, settings)
-        for record in records
-        if record.state is State.DEPLOYING or (record.route and drift.lost(record, running))
-    ]
-    # The routes of all that is coming up, so that each is reached as soon as it is there.
-    if _routes_differ(found):
-        rollout.apply_gateway(endpoints, settings)
-        outcomes.append(Outcome(GATEWAY_APP, "has its routes"))
-    outcomes += [
-        change if isinstance(change, Outcome) else _finish(endpoints, change, settings, url) for change in changes
-    ]
-    pathless = {difference.endpoint for difference in found if difference.what == "path"}
-    for record in endpoints.all():
-        if record.state is State.SERVING and record.name in pathless:
-            rollout.right_path(record)
-            outcomes.append(Outcome(record.name, "has its path"))
-        if record.state is State.FAILED and record.route:  # its gateway had failed
-            endpoints.put(replace(record, state=State.SERVING, problem=""))
-    left = drift.unwanted(records, running)
-    rollout.delete_unused(endpoints, left)
-    return outcomes + [Outcome(name, "deleted: no endpoint needs it") for name in left]
+    changes = []
+    for record in mine:
+        if record.state is State.DEPLOYING or (record.route and drift.lost(record, running)):
+            change = _resume(endpoints, record, settings)
+            if isinstance(change, Outcome):
+                yield change
+            else:
+                changes.append(change)
+    # The table has the routes of everything that is starting, so that each is reached as soon as it runs.
+    if _routes_differ(differences):
+        apply_gateway(endpoints, settings)
+        yield Outcome(GATEWAY_APP, "has its routes")
+    for change in changes:
+        yield _finish(endpoints, change, settings, url)
+    yield from _restore_paths(endpoints, {found.endpoint for found in differences if found.what == "path"})
+    if not unattended:
+        left = drift.unwanted(records, running)
+        rollout.delete_unused(endpoints, left)
+        yield from (Outcome(name, "deleted: no endpoint needs it") for name in left)
 
 
 def _unsettled(record: Record) -> bool:
     return record.state in (State.DEPLOYING, State.REMOVING)
 
 
-def _routes_differ(found: list[drift.Difference]) -> bool:
-    return any(difference.endpoint == GATEWAY_APP or difference.what in ("version", "route") for difference in found)
+def _deployer_may_live(record: Record) -> bool:
+    """True if whoever began a change of this endpoint may still be carrying it out."""
+    if not _unsettled(record) or record.updated is None:
+        return False
+    spec = DeploySpec.parse(record.spec, source=f"endpoint {record.name}")
+    longest = timedelta(seconds=spec.placement_timeout_s + spec.startup_timeout_s + _GRACE_SECONDS)
+    return datetime.now(UTC) - record.updated < longest
+
+
+def _routes_differ(differences: list[drift.Difference]) -> bool:
+    return any(found.endpoint == GATEWAY_APP or found.what in ("version", "route") for found in differences)
+
+
+def _restore_paths(endpoints: Endpoints, pathless: set[str]) -> Iterator[Outcome]:
+    for record in endpoints.all():
+        if record.state is State.SERVING and record.name in pathless:
+            rollout.right_path(record)
+            yield Outcome(record.name, "has its path")
+        if record.state is State.FAILED and record.route:  # the gateway had failed, and works now
+            endpoints.put(replace(record, state=State.SERVING, problem=""))
 
 
 def _remove(endpoints: Endpoints, record: Record, settings: Settings) -> Outcome:
     try:
-        remove(endpoints, record, settings)
+        rollout.remove(endpoints, record, settings)
     except MaasError as error:
         return Outcome(record.name, "was not removed", str(error))
     return Outcome(record.name, "removed, as was begun")
 
 
 def _share(settings: Settings) -> Outcome:
-    """Bring the shared replicas back."""
+    """Restore the shared replicas."""
     try:
         rollout.submit_shared(settings)
         defaults = DeploySpec.model_fields
@@ -111,18 +167,18 @@ def _share(settings: Settings) -> Outcome:
             report=lambda _: None,
         )
     except MaasError as error:
-        return Outcome(SHARED_APP, "could not be brought up", str(error))
+        return Outcome(SHARED_APP, "could not be started", str(error))
     return Outcome(SHARED_APP, "runs as it should")
 
 
 def _resume(endpoints: Endpoints, record: Record, settings: Settings) -> rollout.Change | Outcome:
-    """Begin to bring an endpoint to what is recorded."""
+    """Begin to bring an endpoint to its recorded state."""
     begun, before = record, rollout.served(endpoints, record)
     try:
         spec = DeploySpec.parse(record.spec, source=f"endpoint {record.name}")
         registry = Registry(settings)
         version = registry.resolve(record.version)
-        wanted = rollout.wanted(spec, version, registry)
+        wanted = desired.wanted(spec, version, registry)
         if record.state is State.DEPLOYING and record.application == wanted.application:
             change = rollout.Change(wanted, before, record)
         else:
@@ -130,10 +186,10 @@ def _resume(endpoints: Endpoints, record: Record, settings: Settings) -> rollout
             begun, before = change.begun, change.before
         rollout.submit(change, settings)
     except ConflictError as error:
-        return Outcome(record.name, "was left to somebody else", str(error))
+        return Outcome(record.name, "was left to another writer", str(error))
     except MaasError as error:
         rollout.take_back(endpoints, begun, before, error)
-        return Outcome(record.name, f"{record.version} could not be brought up", str(error))
+        return Outcome(record.name, f"{record.version} could not be started", str(error))
     return change
 
 
@@ -143,9 +199,9 @@ def _finish(endpoints: Endpoints, change: rollout.Change, settings: Settings, ur
         change = rollout.make_ready(change)
     except MaasError as error:
         rollout.take_back(endpoints, change.begun, change.before, error)
-        return Outcome(name, f"{version} could not be brought up", str(error))
+        return Outcome(name, f"{version} could not be started", str(error))
     try:
         rollout.switch(endpoints, [change], settings, url)
     except ConflictError as error:
-        return Outcome(name, "was left to somebody else", str(error))
+        return Outcome(name, "was left to another writer", str(error))
     return Outcome(name, f"serves {version}")

@@ -1,53 +1,35 @@
-"""From one version to another: new replicas ready and asked once before the route moves, the old ones drained after.
+"""Moving endpoints to another version: start new replicas, send a smoke request, move the route, drain the old ones.
 
-A change is recorded before it begins, and every step can be done twice: who finds one that its deployer
-left unfinished can go on with it, also while that deployer still lives. Several changes move together or
-not at all. Knows no verbs.
+A change is recorded before it begins and every step is idempotent. A process that finds an unfinished change can
+continue it, even while the deployer that began it still lives. Several changes move together or not at all. Knows
+no verbs.
 """
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
 
 from maas_ray.errors import ConflictError, DeploymentError
-from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.deployment import smoke
-from maas_ray.serve.deployment.drift import MODEL_PREFIX, needed_by, own_path, running_replicas
+from maas_ray.serve.deployment.desired import code_version
+from maas_ray.serve.deployment.drift import needed_by, own_path, running_replicas
 from maas_ray.serve.deployment.endpoints import Endpoints, Record, State
-from maas_ray.serve.engines.vllm import chosen
-from maas_ray.serve.resolve import make_route, share
+from maas_ray.serve.deployment.gateway_routes import apply_gateway
 from maas_ray.serve.routes import direct_path
-from maas_ray.serve.spec import GATEWAY_APP, SHARED_APP, DeploySpec, GatewayArgs, SharedArgs
+from maas_ray.serve.spec import GATEWAY_APP, SHARED_APP, DeploySpec, SharedArgs
 from maas_ray.settings import Settings
 from maas_ray.spec import digest_of
-from maas_ray.terminal.lines import progress, say
-from maas_ray.version import PACKAGE
-
-# Options that need no new replicas: running ones take them over, or they only say how to deploy.
-_LIVE_OPTIONS = {
-    "endpoint",
-    "version",
-    "scaling",
-    "max_queued_requests",
-    "request_timeout_s",
-    "placement_timeout_s",
-    "startup_timeout_s",
-    "adapters",
-    "smoke",
-    "direct",
-}
+from maas_ray.terminal.lines import progress
 
 
 @dataclass(frozen=True)
 class Change:
-    """An endpoint on its way.
+    """An endpoint on its way from one record to another.
 
     Args:
-        wanted: the record of what it shall serve, not written yet.
-        before: the record of what it serves, which stays if the change fails. None: nothing.
+        wanted: the record it shall have, not written yet.
+        before: the record it has while it serves, which stays if the change fails. None: it serves nothing.
         begun: the record as written when the change began.
     """
 
@@ -56,52 +38,15 @@ class Change:
     begun: Record
 
 
-def wanted(spec: DeploySpec, version: ModelVersion, registry: Registry) -> Record:
-    """The record of an endpoint that serves a version as a spec says; its adapters' aliases become numbers.
+def begin(endpoints: Endpoints, requested: Sequence[tuple[Record, Record | None]]) -> list[Change]:
+    """Record that changes begin.
+
+    Args:
+        endpoints: the table of endpoints.
+        requested: for each endpoint the desired record and the present one.
 
     Raises:
-        MaasError: a bundle is missing, damaged, or not the one that was registered; an adapter does not fit; or the
-            spec asks for what its task cannot have.
-    """
-    name = spec.endpoint or version.name
-    adapters = resolve_adapters(spec, registry)
-    pinned = {adapter: found.reference for adapter, found in adapters.items()}
-    spec = chosen(spec, version.task).model_copy(update={"endpoint": name, "adapters": pinned})
-    application = SHARED_APP if spec.replicas == "shared" else _application_name(spec, version)
-    timeout_s = spec.request_timeout_s
-    route = make_route(version, endpoint=name, application=application, timeout_s=timeout_s, adapters=adapters)
-    spec.check_kind(route.kind)
-    return Record(
-        name=name,
-        revision=0,
-        spec=spec.document(),
-        version=version.reference,
-        uri=version.uri,
-        digest=version.digest,
-        application=application,
-        route=share(route, version, spec) if spec.replicas == "shared" else route,
-        state=State.SERVING,
-    )
-
-
-def resolve_adapters(spec: DeploySpec, registry: Registry) -> dict[str, ModelVersion]:
-    """The versions that a spec's adapters mean now, by name.
-
-    Raises:
-        NotFoundError: there is no such version.
-    """
-    found = {}
-    for name, version in spec.adapters.items():
-        with spec.at(f"adapters.{name}"):
-            found[name] = registry.resolve(version)
-    return found
-
-
-def begin(endpoints: Endpoints, asked: Sequence[tuple[Record, Record | None]]) -> list[Change]:
-    """Record that changes begin: of each the record that is wanted, and the one that stands.
-
-    Raises:
-        ConflictError: somebody else changed one of the endpoints meanwhile.
+        ConflictError: another writer changed one of the endpoints meanwhile.
     """
     begun = endpoints.put_all(
         [
@@ -111,14 +56,14 @@ def begin(endpoints: Endpoints, asked: Sequence[tuple[Record, Record | None]]) -
                 route=old.route if old else None,
                 state=State.DEPLOYING,
             )
-            for new, old in asked
+            for new, old in requested
         ]
     )
-    return [Change(new, served(endpoints, old), record) for (new, old), record in zip(asked, begun, strict=True)]
+    return [Change(new, served(endpoints, old), record) for (new, old), record in zip(requested, begun, strict=True)]
 
 
 def served(endpoints: Endpoints, record: Record | None) -> Record | None:
-    """The record of what an endpoint serves, also where a change of it was begun. None: it serves nothing."""
+    """The record that an endpoint serves by, even if a change of it has begun. None: it serves nothing."""
     if record is None or record.route is None:
         return None
     for last in endpoints.history(record.name)[:1]:
@@ -138,8 +83,8 @@ def carry_out(endpoints: Endpoints, changes: Sequence[Change], settings: Setting
     """Carry out all changes, or none.
 
     Raises:
-        DeploymentError: one could not be brought up; what was served before still is.
-        ConflictError: somebody else changed one of the endpoints meanwhile.
+        DeploymentError: an application could not be started; the endpoints serve what they served before.
+        ConflictError: another writer changed one of the endpoints meanwhile.
     """
     try:
         for change in changes:
@@ -153,85 +98,88 @@ def carry_out(endpoints: Endpoints, changes: Sequence[Change], settings: Setting
 
 
 def submit(change: Change, settings: Settings) -> None:
-    """Begin to bring up a change's application; of shared replicas, see that they run as they should."""
+    """Begin to start a change's application, or bring the shared replicas to their options."""
     name = change.wanted.application
     if name == SHARED_APP:
         submit_shared(settings)
         return
     _make_way(name)
     stays = change.before is not None and change.before.application == name
-    # Another's path is taken over when the route is.
+    # A path that another application has moves together with the route.
     _submit(change.wanted, own_path(change.wanted) if stays else None)
 
 
 def shared_args(settings: Settings) -> SharedArgs:
-    """How shared replicas should work.
+    """Options of the shared replicas.
 
     Raises:
-        SpecError: the file that says it is wrong.
+        SpecError: the file that MAAS_SHARED names is wrong.
     """
     return SharedArgs.from_yaml(settings.shared) if settings.shared else SharedArgs()
 
 
 def submit_shared(settings: Settings) -> None:
-    """Begin to bring the shared replicas to what the settings say of them."""
+    """Begin to bring the shared replicas to the options that the settings name."""
     from maas_ray.serve import shared
 
     _make_way(SHARED_APP)
     args = shared_args(settings)
-    # Running replicas take over all else.
-    version = digest_of({"resources": args.resources.document(), "code": _code_version()})[:12]
+    # Running replicas accept changes of all other options.
+    version = digest_of({"resources": args.resources.document(), "code": code_version()})[:12]
     control.submit(shared.application(args), SHARED_APP, version=version, route_prefix=None)
 
 
 def _make_way(name: str) -> None:
-    """Return when an application of that name can be submitted."""
+    """Wait until an application of that name can be submitted."""
     control.wait_until_gone(name)
-    found = control.applications().get(name)
-    if found and found["status"] == "DEPLOY_FAILED" and not running_replicas(found):
-        # Serve would not try again what it takes for the same.
+    running = control.applications().get(name)
+    if running and running["status"] == "DEPLOY_FAILED" and not running_replicas(running):
+        # Serve does not retry an application that it considers unchanged.
         control.delete([name])
         control.wait_until_gone(name)
 
 
 def _submit(record: Record, route_prefix: str | None) -> None:
-    """Make what a record says the target of its application."""
+    """Make a record the target state of its application."""
     from maas_ray.serve import model_app
 
-    assert record.route is not None  # noqa: S101  what is wanted is served
+    assert record.route is not None  # noqa: S101  a desired record has a route
     spec = DeploySpec.parse(record.spec, source=f"endpoint {record.name}")
     application = model_app.application(spec, record.uri, record.route)
     control.submit(application, record.application, version=record.application, route_prefix=route_prefix)
 
 
 def right_path(record: Record) -> None:
-    """Give an endpoint's application the path that the record says, or none."""
+    """Give an endpoint's application its recorded path, or take its path away."""
     _submit(record, own_path(record))
 
 
 def give_path(record: Record, url: str, before: Record | None = None) -> None:
     """Lead the path of a `direct` endpoint to its own replicas, away from those of `before`.
 
-    Wherever it leads to none, the gateway answers. Returns when the version of the record does.
+    A path that leads to no application is answered by the gateway. Returns when the record's version answers.
     """
     assert record.route is not None  # noqa: S101
     if before and own_path(before) and before.application != record.application:
-        found = control.applications().get(before.application)
-        if found and found["status"] != "DELETING":
+        running = control.applications().get(before.application)
+        if running and running["status"] != "DELETING":
             _submit(before, None)
     path = own_path(record)
     if path:
         _submit(record, path)
     if path or (before and own_path(before)):
-        # HAProxy is told of it within a second.
+        # HAProxy learns of it within a second.
         control.wait_for_http(f"{url}{direct_path(record.name)}", f'"versions":["{record.route.number}"]'.encode())
 
 
 def make_ready(change: Change) -> Change:
-    """Return when a change's application works and has answered its smoke request: the change, with its engine.
+    """Wait until a change's application works and has answered its smoke request.
+
+    Returns:
+        The change, with the engine that its replicas chose.
 
     Raises:
-        DeploymentError: it does not, or has not.
+        DeploymentError: it does not work, or did not answer.
     """
     spec = DeploySpec.parse(change.wanted.spec, source=f"endpoint {change.begun.name}")
     with progress(f"{change.begun.name}: replicas ready") as bar:
@@ -243,7 +191,7 @@ def make_ready(change: Change) -> Change:
         )
     route = change.wanted.route
     assert route is not None  # noqa: S101
-    engine = control.ask(  # by which shared replicas load it
+    engine = control.ask(  # which also makes a shared replica load the model
         route.target.application, "engine", shared=route.target.shared, timeout_s=spec.startup_timeout_s
     )
     before = change.before.route if change.before else None
@@ -256,18 +204,18 @@ def make_ready(change: Change) -> Change:
 
 
 def switch(endpoints: Endpoints, changes: Sequence[Change], settings: Settings, url: str) -> None:
-    """Move the routes, all at once, then let the old applications go.
+    """Move all routes at once, then delete the old applications.
 
     Raises:
         DeploymentError: the gateway does not work.
-        ConflictError: somebody else changed one of the endpoints meanwhile.
+        ConflictError: another writer changed one of the endpoints meanwhile.
     """
     moved = [replace(change.wanted, revision=change.begun.revision) for change in changes]
     try:
         moved = endpoints.put_all(moved)
     except ConflictError:
         if all(_done_already(endpoints.get(record.name), record) for record in moved):
-            return  # by somebody who carried out the same change
+            return  # another process has carried out the same change
         delete_unused(endpoints, [record.application for record in moved])
         raise
     try:
@@ -283,90 +231,51 @@ def switch(endpoints: Endpoints, changes: Sequence[Change], settings: Settings, 
 
 
 def take_back(endpoints: Endpoints, begun: Record, before: Record | None, error: BaseException) -> None:
-    """After a failure: what was served stays, and the record says so."""
+    """Undo a change that failed: the endpoint serves what it served before, and its record says why."""
     problem = f"{begun.version}: {str(error) or type(error).__name__}"
     try:
         if before is None:
             endpoints.put(replace(begun, state=State.FAILED, problem=problem))
         else:
             endpoints.put(replace(before, revision=begun.revision, problem=problem))
-    except ConflictError:  # somebody else has taken over
+    except ConflictError:  # another process has taken over
         delete_unused(endpoints, [begun.application])
         return
     same = before and before.route and before.application == begun.application != SHARED_APP
     if before and before.route and same and before.spec != begun.spec:
-        # The same replicas with other options: give them the old ones back.
+        # The same replicas got new options. Give them the old options back.
         _submit(before, own_path(before))
     delete_unused(endpoints, [begun.application])
 
 
-def apply_gateway(endpoints: Endpoints, settings: Settings) -> None:
-    """Give the gateway the routing table as it is recorded, starting it where it does not run.
+def remove(endpoints: Endpoints, record: Record, settings: Settings, *, connected: bool = True) -> None:
+    """Remove an endpoint: its route, its application, its record. An unfinished removal is continued.
+
+    Args:
+        endpoints: the table of endpoints.
+        record: the endpoint's record.
+        settings: of the platform.
+        connected: this process is connected to a cluster. Without a cluster there is only the record to remove.
 
     Raises:
-        DeploymentError: it did not come up.
+        ConflictError: another writer changed the endpoint meanwhile.
     """
-    from maas_ray.serve import gateway
-
-    args = GatewayArgs(grpc_host=control.host(), grpc_port=settings.grpc_port)
-    with endpoints.exclusive() as table:
-        application = gateway.application(args, table)
-        control.submit(application, GATEWAY_APP, version=_code_version(), route_prefix="/")
-    with progress("gateway: replicas ready") as bar:
-        control.wait(
-            GATEWAY_APP,
-            placement_timeout_s=60,
-            startup_timeout_s=120,
-            report=lambda now: bar.update(now.running, now.note, total=now.wanted),
-        )
-    if args.grpc_port and (problem := control.ask(GATEWAY_APP, "grpc_problem")):
-        say(problem)
-
-
-def check_gateway() -> None:
-    """See that this cluster's gateway takes its routes from the database.
-
-    Raises:
-        DeploymentError: a Serve config file says what it routes to.
-    """
-    found = control.applications().get(GATEWAY_APP)
-    if found and found["source"] == "declarative":
-        raise DeploymentError(
-            "this cluster's gateway comes from a Serve config file (`serve deploy`), which alone says what it "
-            "routes to. Add the endpoint to that file; or end Serve (`serve shutdown`) and use `maas deploy`."
-        )
+    applications = [record.application, *(record.route.applications if record.route else ())]
+    record = endpoints.put(replace(record, route=None, state=State.REMOVING, problem=""))
+    if connected:
+        if GATEWAY_APP in control.applications():
+            control.start(settings)
+            apply_gateway(endpoints, settings)
+        others = needed_by(other for other in endpoints.all() if other.name != record.name)
+        control.delete([name for name in applications if name not in others])
+    endpoints.remove(record)
 
 
 def delete_unused(endpoints: Endpoints, applications: Iterable[str]) -> None:
-    """Delete those applications that no endpoint needs."""
+    """Delete those of the given applications that no endpoint needs."""
     needed = needed_by(endpoints.all())
     control.delete([name for name in dict.fromkeys(applications) if name not in needed])
 
 
 def _done_already(now: Record | None, moved: Record) -> bool:
     return now is not None and now == replace(moved, revision=now.revision, updated=now.updated)
-
-
-def _application_name(spec: DeploySpec, version: ModelVersion) -> str:
-    """A name for what must be a new application when it changes; live options are not part of it."""
-    identity = digest_of(
-        {
-            "endpoint": spec.endpoint,
-            "version": version.reference,
-            "bundle": [version.uri, version.digest],
-            "options": spec.model_dump(mode="json", exclude=_LIVE_OPTIONS),
-            "code": _code_version(),
-        }
-    )
-    slug = "".join(letter if letter.isalnum() else "-" for letter in str(spec.endpoint).lower())
-    return f"{MODEL_PREFIX}{slug}-{identity[:8]}"
-
-
-@cache
-def _code_version() -> str:
-    """Identifies this package's code: replicas that run other code are replaced."""
-    digest = hashlib.sha256()
-    root = PACKAGE
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:12]

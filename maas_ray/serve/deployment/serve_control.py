@@ -68,6 +68,11 @@ def start(settings: "Settings") -> str:
     return _url()
 
 
+def running() -> bool:
+    """True if Serve runs on the connected cluster."""
+    return client() is not None
+
+
 def submit(application: "Application", name: str, *, version: str, route_prefix: str | None) -> None:
     """Make this the target of the application `name`; returns before it is reached.
 
@@ -86,8 +91,8 @@ def submit(application: "Application", name: str, *, version: str, route_prefix:
 
 def applications() -> dict[str, Any]:
     """Every application as Serve's REST API gives it, by name; empty where Serve does not run."""
-    running = client()
-    found: dict[str, Any] = running.get_serve_details()["applications"] if running else {}
+    serving = client()
+    found: dict[str, Any] = serving.get_serve_details()["applications"] if serving else {}
     return found
 
 

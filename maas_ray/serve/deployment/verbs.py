@@ -16,9 +16,10 @@ from maas_ray import cluster
 from maas_ray.errors import ClusterError, ConflictError, NotFoundError
 from maas_ray.registry.gates import pass_gates
 from maas_ray.registry.versions import ModelVersion, Registry, check_alias
-from maas_ray.serve.deployment import drift, rollout
+from maas_ray.serve.deployment import desired, drift, reconciler, rollout
 from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.deployment.endpoints import Endpoints, Record, Served, State
+from maas_ray.serve.deployment.gateway_routes import check_gateway
 from maas_ray.serve.engines.vllm import chosen
 from maas_ray.serve.spec import GATEWAY_APP, SHARED_APP, DeploySpec
 from maas_ray.settings import Settings, exists
@@ -153,20 +154,7 @@ def undeploy(name: str, *, settings: Settings | None = None) -> None:
     with suppress(ClusterError):
         cluster.connect(settings, start=False)
         connected = True
-    remove(endpoints, record, settings, connected=connected)
-
-
-def remove(endpoints: Endpoints, record: Record, settings: Settings, *, connected: bool = True) -> None:
-    """Take down an endpoint, or go on with it."""
-    applications = [record.application, *(record.route.applications if record.route else ())]
-    record = endpoints.put(replace(record, route=None, state=State.REMOVING, problem=""))
-    if connected:
-        if GATEWAY_APP in control.applications():
-            control.start(settings)
-            rollout.apply_gateway(endpoints, settings)
-        others = drift.needed_by(other for other in endpoints.all() if other.name != record.name)
-        control.delete([name for name in applications if name not in others])
-    endpoints.remove(record)
+    rollout.remove(endpoints, record, settings, connected=connected)
 
 
 def endpoints(*, settings: Settings | None = None) -> list[Endpoint]:
@@ -207,7 +195,7 @@ def diff(spec: DeploySpec | None = None, *, settings: Settings | None = None) ->
     registry = Registry(settings)
     with spec.at("version"):
         version = registry.resolve(spec.version)
-    adapters = {name: found.reference for name, found in rollout.resolve_adapters(spec, registry).items()}
+    adapters = {name: found.reference for name, found in desired.resolve_adapters(spec, registry).items()}
     update = {"endpoint": spec.endpoint or version.name, "adapters": adapters}
     spec = chosen(spec, version.task).model_copy(update=update)
     return drift.changes(spec, version.reference, Endpoints(settings).get(str(spec.endpoint)) if known else None)
@@ -224,10 +212,10 @@ def look(settings: Settings) -> dict[str, Any]:
 def _serve(asked: Sequence[tuple[DeploySpec, ModelVersion]], settings: Settings) -> list[Endpoint]:
     """Bring versions up behind their names, all or none; those that stand already are left alone."""
     registry = Registry(settings)
-    wanted = [rollout.wanted(spec, version, registry) for spec, version in asked]
+    wanted = [desired.wanted(spec, version, registry) for spec, version in asked]
     cluster.connect(settings)
     url = control.start(settings)
-    rollout.check_gateway()
+    check_gateway()
 
     endpoints = Endpoints(settings)
     running, records = control.applications(), endpoints.all()
@@ -245,6 +233,7 @@ def _serve(asked: Sequence[tuple[DeploySpec, ModelVersion]], settings: Settings)
             changing.append((new, old))
     if changing:
         rollout.carry_out(endpoints, rollout.begin(endpoints, changing), settings, url)
+    reconciler.ensure(settings)
     names, running = {new.name for new in wanted}, control.applications()
     return [_endpoint(record, running, url) for record in endpoints.all() if record.name in names]
 

@@ -83,7 +83,7 @@ def test_it_listens_at_its_address_alone(settings: Settings) -> None:
 def test_a_new_gateway_takes_over_without_a_failed_call(
     url: str, client: triton.InferenceServerClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from maas_ray.serve.deployment import rollout
+    from maas_ray.serve.deployment import gateway_routes
     from maas_ray.serve.deployment import serve_control as control
     from maas_ray.serve.deployment.endpoints import Endpoints
 
@@ -108,8 +108,8 @@ def test_a_new_gateway_takes_over_without_a_failed_call(
     asking = threading.Thread(target=ask_on)
     asking.start()
     try:
-        monkeypatch.setattr(rollout, "_code_version", lambda: "another")
-        rollout.apply_gateway(Endpoints(settings), settings)
+        monkeypatch.setattr(gateway_routes, "code_version", lambda: "another")
+        gateway_routes.apply_gateway(Endpoints(settings), settings)
         deadline = time.monotonic() + 90
         while gateways() & before:
             assert time.monotonic() < deadline
@@ -125,16 +125,16 @@ def test_a_new_gateway_takes_over_without_a_failed_call(
 def test_a_port_that_somebody_has_is_said_and_http_goes_on(
     url: str, client: triton.InferenceServerClient, settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from maas_ray.serve.deployment import rollout
+    from maas_ray.serve.deployment import gateway_routes
     from maas_ray.serve.deployment.endpoints import Endpoints
 
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
-        rollout.apply_gateway(Endpoints(settings), settings.model_copy(update={"grpc_port": taken}))
+        gateway_routes.apply_gateway(Endpoints(settings), settings.model_copy(update={"grpc_port": taken}))
         assert f"gRPC cannot listen at 127.0.0.1:{taken}" in "".join(capsys.readouterr())
         over_http(url)
     for port in (0, settings.grpc_port):
-        rollout.apply_gateway(Endpoints(settings), settings.model_copy(update={"grpc_port": port}))
+        gateway_routes.apply_gateway(Endpoints(settings), settings.model_copy(update={"grpc_port": port}))
         assert "gRPC" not in "".join(capsys.readouterr())
     assert client.is_server_live(client_timeout=20)
 

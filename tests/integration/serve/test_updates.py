@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pytest
 from maas_ray import DeploySpec, Registry, deploy, diff, endpoints, history, promote, reconcile, rollback
 from maas_ray.cluster import free_ports
 from maas_ray.errors import DeploymentError, NotFoundError
-from maas_ray.serve.deployment import rollout
+from maas_ray.serve.deployment import reconciler, rollout
 from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.deployment.endpoints import Endpoints, State
 from maas_ray.settings import Settings
@@ -302,6 +303,54 @@ def test_a_deployer_that_is_killed_is_finished_for(served: Settings) -> None:
         assert not [one for one in reconcile(settings=served) if one.problem]
         assert now(served).version == other
     assert asked.failed == []
+    assert diff(settings=served) == []
+
+
+def test_a_killed_reconciler_is_restarted_and_finishes_what_it_was_asked_for(served: Settings) -> None:
+    import ray
+
+    put(served)
+    reconcile(settings=served)
+    table = Endpoints(served)
+    stands = table.get("shade")
+    half = replace(stands, application="model-shade-22222222", state=State.DEPLOYING)
+    actor = reconciler._actor(served)
+    pid = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
+    with load(served) as asked, ThreadPoolExecutor(1) as pool:
+        changed = table.put(half).revision
+        outcomes = pool.submit(reconcile, settings=served)
+        while table.get("shade").revision == changed:  # until it has begun
+            time.sleep(0.02)
+        os.kill(pid, signal.SIGKILL)
+        assert not [one for one in outcomes.result(120) if one.problem]
+    assert asked.failed == []
+    assert ray.get(actor.__ray_call__.remote(lambda _: os.getpid())) != pid
+    assert diff(settings=served) == []
+
+
+def test_the_reconciler_repairs_unasked_but_deletes_nothing(served: Settings) -> None:
+    import ray
+    from ray import serve
+
+    table = Endpoints(served)
+    stands = table.get("shade")
+    control.submit(serve.deployment(Idle).bind(), "model-left-00000000", version="1", route_prefix=None)
+    control.delete([stands.application])
+    actor = reconciler._actor(served)
+    ray.get(actor.loop_every.remote(0.5))
+    try:
+        deadline = time.monotonic() + 120
+        while {(one.endpoint, one.what) for one in diff(settings=served)} != {("model-left-00000000", "unwanted")}:
+            assert time.monotonic() < deadline
+            time.sleep(0.3)
+        assert httpx.post(f"{now(served).url}/v2/models/shade/infer", json=BODY).status_code == 200
+        # A change that has just begun is its deployer's.
+        begun = table.put(replace(table.get("shade"), application="model-shade-33333333", state=State.DEPLOYING))
+        time.sleep(2)
+        assert table.get("shade") == begun
+    finally:
+        ray.get(actor.loop_every.remote(0))
+    assert not [one for one in reconcile(settings=served) if one.problem]
     assert diff(settings=served) == []
 
 

@@ -1,0 +1,98 @@
+"""The desired state of an endpoint, computed from its spec: a record with its application and its route."""
+
+import hashlib
+from functools import cache
+
+from maas_ray.registry.versions import ModelVersion, Registry
+from maas_ray.serve.deployment.drift import MODEL_PREFIX
+from maas_ray.serve.deployment.endpoints import Record, State
+from maas_ray.serve.engines.vllm import chosen
+from maas_ray.serve.resolve import make_route, share
+from maas_ray.serve.spec import SHARED_APP, DeploySpec
+from maas_ray.spec import digest_of
+from maas_ray.version import PACKAGE
+
+# Options that need no new replicas: running replicas accept them, or they only matter while deploying.
+_LIVE_OPTIONS = {
+    "endpoint",
+    "version",
+    "scaling",
+    "max_queued_requests",
+    "request_timeout_s",
+    "placement_timeout_s",
+    "startup_timeout_s",
+    "adapters",
+    "smoke",
+    "direct",
+}
+
+
+def wanted(spec: DeploySpec, version: ModelVersion, registry: Registry) -> Record:
+    """The record of an endpoint that serves a version as a spec says, with its adapters' aliases resolved to numbers.
+
+    Raises:
+        MaasError: a bundle is missing, damaged, or not the one that was registered; an adapter does not fit; or the
+            spec has options that its task does not support.
+    """
+    name = spec.endpoint or version.name
+    adapters = resolve_adapters(spec, registry)
+    pinned = {adapter: resolved.reference for adapter, resolved in adapters.items()}
+    spec = chosen(spec, version.task).model_copy(update={"endpoint": name, "adapters": pinned})
+    application = SHARED_APP if spec.replicas == "shared" else _application_name(spec, version)
+    timeout_s = spec.request_timeout_s
+    route = make_route(version, endpoint=name, application=application, timeout_s=timeout_s, adapters=adapters)
+    spec.check_kind(route.kind)
+    return Record(
+        name=name,
+        revision=0,
+        spec=spec.document(),
+        version=version.reference,
+        uri=version.uri,
+        digest=version.digest,
+        application=application,
+        route=share(route, version, spec) if spec.replicas == "shared" else route,
+        state=State.SERVING,
+    )
+
+
+def resolve_adapters(spec: DeploySpec, registry: Registry) -> dict[str, ModelVersion]:
+    """The versions that a spec's adapters resolve to now, by name.
+
+    Raises:
+        NotFoundError: there is no such version.
+    """
+    resolved = {}
+    for name, version in spec.adapters.items():
+        with spec.at(f"adapters.{name}"):
+            resolved[name] = registry.resolve(version)
+    return resolved
+
+
+def _application_name(spec: DeploySpec, version: ModelVersion) -> str:
+    """The application's name, which contains a digest of everything that needs new replicas when it changes."""
+    identity = digest_of(
+        {
+            "endpoint": spec.endpoint,
+            "version": version.reference,
+            "bundle": [version.uri, version.digest],
+            "options": spec.model_dump(mode="json", exclude=_LIVE_OPTIONS),
+            "code": code_version(),
+        }
+    )
+    slug = "".join(letter if letter.isalnum() else "-" for letter in str(spec.endpoint).lower())
+    return f"{MODEL_PREFIX}{slug}-{identity[:8]}"
+
+
+@cache
+def code_version() -> str:
+    """A digest of the code that this process runs. Replicas that run other code are replaced."""
+    return compute_code_version()
+
+
+def compute_code_version() -> str:
+    """A digest of the package's code as it is installed now."""
+    digest = hashlib.sha256()
+    root = PACKAGE
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
