@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from maas_ray import cli
+from maas_ray import cli, cluster
 from maas_ray.cli.outcome import cause_of
 from maas_ray.cluster import connection
 from maas_ray.errors import DataError, SpecError
