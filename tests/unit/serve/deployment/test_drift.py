@@ -13,7 +13,8 @@ from maas_ray.serve.deployment.drift import Difference, changes, differences, un
 from maas_ray.serve.deployment.endpoints import Record, State
 from maas_ray.serve.routes import Route, to_config
 from maas_ray.serve.spec import GATEWAY_APP, SHARED_APP, SHARED_DEPLOYMENT, DeploySpec, SharedArgs
-from tests.unit.serve.api.test_app import InProcess, route
+from tests.support.models import route
+from tests.unit.serve.api.test_app import EchoAndSums
 from tests.unit.serve.deployment.test_endpoints import record
 
 SPEC = DeploySpec.parse({"version": "a@champion", "endpoint": "a"})
@@ -115,7 +116,7 @@ def test_a_spec_against_what_was_asked_for_last() -> None:
 @pytest.mark.parametrize(("name", "kind"), [("echo", "generate"), ("sums", "predict")])
 def test_the_smoke_request_is_one_that_the_api_takes(name: str, kind: str) -> None:
     path, body = smoke._request(route(name, kind), None)
-    app = create_app(InProcess(), body_limit=10_000)
+    app = create_app(EchoAndSums(), body_limit=10_000)
     status, text = asyncio.run(smoke._post(app, path, json.dumps(body).encode()))
     assert status == 200, text
     assert asyncio.run(smoke._post(app, path, b"{")) != (200, text)

@@ -14,7 +14,7 @@ from maas_ray.errors import ConflictError
 from maas_ray.serve.deployment.endpoints import Endpoints, Record, State
 from maas_ray.settings import Settings
 from tests.support.errors import raises
-from tests.unit.serve.api.test_app import route
+from tests.support.models import route
 
 
 @pytest.fixture
