@@ -60,7 +60,7 @@ def reconcile(verbose: Verbose = False) -> None:
 
 
 def _reconcile(*, quiet: bool = False) -> None:
-    from maas_ray.serve.deployment.reconcile import reconcile as verb
+    from maas_ray.serve.deployment.reconciler import reconcile as verb
     from maas_ray.views import endpoints
 
     outcomes = verb(settings=settings())
