@@ -3,11 +3,13 @@
 Typer 0.29 writes required arguments as `{SPEC}` and gives every flag the type `<bool>`.
 """
 
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
+from typer.models import CommandFunctionType
 
 
 def _plain(parameters: list[Any]) -> list[Any]:
@@ -39,6 +41,6 @@ class Application(typer.Typer):
     def __init__(self, **options: Any) -> None:
         super().__init__(cls=_Group, **options)
 
-    def command(self, name: str | None = None, **options: Any) -> Any:
+    def command(self, *name: Any, **options: Any) -> Callable[[CommandFunctionType], CommandFunctionType]:
         """Register a command, as `typer.Typer.command` does."""
-        return super().command(name, cls=_Command, **options)
+        return super().command(*name, cls=_Command, **options)

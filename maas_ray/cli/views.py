@@ -58,7 +58,7 @@ def data_(
             raise typer.BadParameter("requires a dataset: maas data DATASET --html FILE", param_hint="--html")
         text.show_datasets(settings(), as_json=as_json)
         return
-    look = text.see(settings(), name, examples or (3 if html is None else 12))
+    look = text.open_summary(settings(), name, examples or (3 if html is None else 12))
     if html is not None:
         from maas_ray.views.dataset.html import write
 

@@ -106,8 +106,8 @@ def override(data: dict[str, Any], overrides: Iterable[str]) -> tuple[dict[str, 
         except yaml.YAMLError as error:
             problems.append(Problem(f"--set {assignment}: the value is {_yaml_problem(error)}", "invalid_override"))
             continue
-        if problem := _assign(data, keys, value):
-            problems.append(Problem(f"--set {assignment}: {problem}", "invalid_override"))
+        if wrong := _assign(data, keys, value):
+            problems.append(Problem(f"--set {assignment}: {wrong}", "invalid_override"))
     return data, problems
 
 

@@ -8,6 +8,7 @@ import json
 import queue
 import re
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -96,6 +97,7 @@ class ClusterLogs:
         """The last lines of a file. With `follow`, also new ones, without end."""
         from ray.util.state import get_log
         from ray.util.state.exception import RayStateApiException
+        from requests import RequestException
 
         if tail == 0 and not follow:
             return
@@ -108,8 +110,8 @@ class ClusterLogs:
             for chunk in chunks:
                 *complete, rest = (rest + chunk.decode("utf-8", "replace")).split("\n")
                 yield from complete
-        except RayStateApiException as error:
-            yield f"{file.path} cannot be read: {error}"
+        except (RayStateApiException, RequestException) as error:  # the node left, or the file was rotated away
+            yield f"{file.path} cannot be read any further: {error}"
         if rest:
             yield rest
 
@@ -218,13 +220,14 @@ def _follow(logs: ClusterLogs, source: str, tail: int) -> None:
 
     last: LogFile | None = None
     while True:
-        with suppress(NotFoundError):  # a run's files can be gone while an endpoint scales to zero
+        with suppress(NotFoundError):  # an endpoint that scaled to zero can have no files for a while
             for file in set(logs.files(source)) - followed:
                 followed.add(file)
                 threading.Thread(target=read, args=(file,), daemon=True).start()
+        until = time.monotonic() + _SECONDS_TO_NEW_FILES
         with suppress(queue.Empty):
-            while True:
-                file, line = arrived.get(timeout=_SECONDS_TO_NEW_FILES)
+            while (remaining := until - time.monotonic()) > 0:
+                file, line = arrived.get(timeout=remaining)
                 if file != last:
                     say(f"--- {file.label}: {file.path}")
                     last = file
