@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from maas_ray.data.dataset import PreparedDataset
     from maas_ray.data.spec import PrepareSpec
     from maas_ray.evaluation.report import Report
-    from maas_ray.evaluation.run import EvaluateSpec
+    from maas_ray.evaluation.spec import EvaluateSpec
     from maas_ray.registry.versions import ModelVersion, Registry
     from maas_ray.serve.deployment.drift import Difference
     from maas_ray.serve.deployment.endpoints import Served
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "PrepareSpec": "maas_ray.data.spec",
     "TrainSpec": "maas_ray.training.spec",
-    "EvaluateSpec": "maas_ray.evaluation.run",
+    "EvaluateSpec": "maas_ray.evaluation.spec",
     "PredictSpec": "maas_ray.batch.spec",
     "DeploySpec": "maas_ray.serve.spec",
     "Registry": "maas_ray.registry.versions",

@@ -14,14 +14,13 @@ import numpy as np
 from maas_ray.data.dataset import PreparedDataset, RowGroup
 from maas_ray.data.kept_columns import stored_columns, texts
 from maas_ray.errors import DataError
+from maas_ray.evaluation.spec import EvaluateSpec
 from maas_ray.registry.bundle import Bundle
 from maas_ray.tasks.task import Outcomes, joined, outcomes_of
 from maas_ray.terminal.lines import progress
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from maas_ray.evaluation.run import EvaluateSpec
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Measured:
     kept: dict[str, np.ndarray]
 
 
-def measure(spec: "EvaluateSpec", bundle: Bundle, dataset: PreparedDataset, label: str) -> Measured:
+def measure(spec: EvaluateSpec, bundle: Bundle, dataset: PreparedDataset, label: str) -> Measured:
     """What a model makes of every row of `spec.split`. A cluster must be joined.
 
     Raises:
@@ -91,7 +90,7 @@ def _check_numbers(outcomes: Outcomes, label: str) -> None:
 class _Measurer:
     """Holds the model in an actor; turns a block of row groups into a block of outcomes."""
 
-    def __init__(self, bundle: Bundle, dataset: PreparedDataset, spec: "EvaluateSpec") -> None:
+    def __init__(self, bundle: Bundle, dataset: PreparedDataset, spec: EvaluateSpec) -> None:
         import torch
 
         directory = bundle.fetch()

@@ -10,7 +10,6 @@ from collections import Counter
 from datetime import UTC, datetime
 
 import numpy as np
-from pydantic import Field
 
 from maas_ray.cluster import connect
 from maas_ray.data.dataset import PreparedDataset, open_dataset
@@ -19,11 +18,11 @@ from maas_ray.evaluation.intervals import Values, affordable, count, differences
 from maas_ray.evaluation.measure import Measured, measure
 from maas_ray.evaluation.plots import plots
 from maas_ray.evaluation.report import Comparison, Difference, Interval, Report, Slice, keep
+from maas_ray.evaluation.spec import EvaluateSpec
 from maas_ray.evaluation.tables import details, predicted
 from maas_ray.registry.bundle import Bundle
 from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.settings import Settings
-from maas_ray.spec import Spec
 from maas_ray.tasks import Task
 from maas_ray.tasks.task import Outcomes
 from maas_ray.terminal.lines import progress, say
@@ -32,37 +31,6 @@ _MOST_SLICES = 20
 _SLICE_RESAMPLES = 200
 OTHER = "other"
 """The slice of all values but the most frequent."""
-
-
-class EvaluateSpec(Spec):
-    """`maas evaluate SPEC.yaml`: measure a registered version."""
-
-    version: str
-    """The version: `name@alias`, `name/number`, or `name` for the newest."""
-    dataset: str | None = None
-    """Prepared dataset. None: the one the version was trained on."""
-    split: str = "test"
-    """Split to measure on: `train`, `validation` or `test`."""
-    slices: tuple[str, ...] = ()
-    """Columns, each value of which is measured by itself; those that the dataset was prepared to `keep`."""
-    against: str | None = None
-    """Another version to compare with on the same rows. None: none."""
-    resamples: int = Field(1000, ge=0)
-    """Bootstrap draws for an interval; fewer where rows are many, and 200 at most for a slice. 0: no intervals."""
-    resample_seconds: float = Field(60.0, ge=0)
-    """Time for the draws of a version, and for those of a column of slices; after it no more are made than 100."""
-    level: float = Field(0.95, gt=0, lt=1)
-    """Level of the intervals."""
-    seed: int = Field(0, ge=0)
-    """What the draws are made with."""
-    batch_size: int = Field(16, ge=1)
-    """Rows in one forward pass."""
-    workers: int = Field(1, ge=1)
-    """Actors that each hold the model."""
-    cpus_per_worker: float = Field(1.0, gt=0)
-    """Logical CPUs that Ray reserves for each; also its number of compute threads, at least one."""
-    gpus_per_worker: float = Field(0.0, ge=0)
-    """GPUs that Ray reserves for each."""
 
 
 def evaluate(spec: EvaluateSpec, *, settings: Settings | None = None) -> Report:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from maas_ray.evaluation.run import EvaluateSpec, evaluate
+from maas_ray.evaluation.run import evaluate
+from maas_ray.evaluation.spec import EvaluateSpec
 from maas_ray.settings import Settings
 from maas_ray.training.run import train
 from maas_ray.training.spec import TrainSpec

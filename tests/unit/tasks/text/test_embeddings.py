@@ -123,7 +123,8 @@ def test_a_network_that_gives_all_texts_one_vector_finds_nothing() -> None:
 
 def test_intervals_hold_what_was_measured_since_rows_are_drawn_and_their_pool_is_not() -> None:
     from maas_ray.evaluation.measure import Measured
-    from maas_ray.evaluation.run import EvaluateSpec, _drawn, _intervals, _slices
+    from maas_ray.evaluation.run import _drawn, _intervals, _slices
+    from maas_ray.evaluation.spec import EvaluateSpec
 
     spec = EvaluateSpec(version="m/1", resamples=200)
     outcomes = retrieved(300, 300)
