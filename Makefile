@@ -24,7 +24,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "2/3 installing about 150 packages, some 2 GB; two to five minutes"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,docs,client,compression]'
 	@echo "3/3 compiling DeepSpeed's communication between CPU workers, once; about a minute"
-	@DS_ACCELERATOR=cpu $(BIN)/python -W ignore -m maas_ray.training.deepspeed_build \
+	@DS_ACCELERATOR=cpu $(BIN)/python -W ignore -m maas_ray.training.deepspeed.build \
 	  >$(VENV)/deepspeed-build.log 2>&1 || { cat $(VENV)/deepspeed-build.log; exit 1; }
 	@touch $@
 	@echo "installed: $(BIN)/maas --help"

@@ -1,6 +1,6 @@
 """Cost of a checkpoint: seconds that training is blocked ÷ those of a synchronous DeepSpeed checkpoint.
 
-Ours copies the state to host memory (`checkpoint.take`) and writes it beside the training (`Snapshot.write`). The
+Ours copies the state to host memory (`snapshot.take`) and writes it beside the training (`Snapshot.write`). The
 other is what one writes with plain Ray Train: DeepSpeed's `save_checkpoint` into a local directory, then an upload,
 and training goes on when both are done. Both save the same state of the same engines, in turns, through the same
 `storage` into the same filesystem, with fsync and sha256. The first round is left out.
@@ -92,20 +92,21 @@ class Trainer:
 
     def ours(self, number: int) -> dict[str, float]:
         """Blocked while the state is copied; it is written while steps go on."""
-        from maas_ray.training import checkpoint
+        from maas_ray.training.checkpoints import snapshot
+        from maas_ray.training.checkpoints.position import Position
 
         uri = str(self.directory / f"ours-{number}")
         calm = statistics.median([self.step() for _ in range(CALM_STEPS)])
-        checkpoint.hold(self.engine)
+        snapshot.hold(self.engine)
         self.agreed(0)
         started = time.perf_counter()
-        snapshot = checkpoint.take(self.engine, self.rank, checkpoint.Position(step=number, workers=WORKERS))
+        state = snapshot.take(self.engine, self.rank, Position(step=number, workers=WORKERS))
         stall = self.agreed(time.perf_counter() - started)
         taken = {}
 
         def write() -> None:
             began = time.perf_counter()
-            snapshot.write(uri)
+            state.write(uri)
             taken["write"] = time.perf_counter() - began
 
         writer = threading.Thread(target=write)
@@ -180,7 +181,7 @@ def run(stage: int, arguments: argparse.Namespace) -> tuple[int, list]:
     """The number of parameters, and what each round measured."""
     import torch
 
-    from maas_ray.training.loop import worker_environment
+    from maas_ray.training.worker.job import worker_environment
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

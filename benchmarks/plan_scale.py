@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from maas_ray.training.checkpoint import Position
+from maas_ray.training.checkpoints.position import Position
 from maas_ray.training.plan import Plan
 
 READ_ROWS = 2048  # as the feed requests if a row has 2 KiB

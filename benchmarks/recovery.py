@@ -55,9 +55,9 @@ def ours_in(directory: str) -> Callable[[dict], Any]:
     def train_worker(config: dict) -> Any:
         stamp = stamper(directory)
         stamp("function")
-        from maas_ray.training import loop
+        from maas_ray.training.worker import loop
 
-        class Stamped(loop._Worker):  # without annotations: it travels by value, and they would not
+        class Stamped(loop.Worker):  # without annotations: it travels by value, and they would not
             def __init__(self, job):
                 super().__init__(job)
                 stamp("loaded", self.position.step)
@@ -72,7 +72,7 @@ def ours_in(directory: str) -> Callable[[dict], Any]:
                 super()._step(step, feed)
                 stamp("step", step)
 
-        loop._Worker = Stamped
+        loop.Worker = Stamped
         return loop.train_worker(config)
 
     return train_worker
@@ -89,7 +89,8 @@ def plain_in(directory: str) -> Callable[[dict], None]:
         import ray.train
         import torch
 
-        from maas_ray.training.deepspeed_config import batch_geometry, resolve
+        from maas_ray.training.deepspeed.batch import batch_geometry
+        from maas_ray.training.deepspeed.resolve import resolve
         from maas_ray.training.feed import rows_of
 
         spec, dataset, plan = config["spec"], config["dataset"], config["plan"]
@@ -206,23 +207,26 @@ def run_ours(fields: dict, name: str, step: int) -> dict[str, float]:
     """A run of `maas train`; its rows by the ledger."""
     from maas_ray.data.dataset import open_dataset
     from maas_ray.settings import Settings
-    from maas_ray.training import run as run_module
-    from maas_ray.training.checkpoint import newest
+    from maas_ray.training.checkpoints.catalog import newest
+    from maas_ray.training.preflight import make_plan
+    from maas_ray.training.ray_train import launch
+    from maas_ray.training.record import run_home
+    from maas_ray.training.run import train
     from maas_ray.training.spec import TrainSpec
 
     settings, spec = Settings.from_environment(), TrainSpec.parse(fields | {"run": name})
-    own = run_module.train_worker
+    own = launch.train_worker
 
     def run(directory: str) -> None:
-        run_module.train_worker = ours_in(directory)
+        launch.train_worker = ours_in(directory)
         try:
-            run_module.train(spec, settings=settings)
+            train(spec, settings=settings)
         finally:
-            run_module.train_worker = own
+            launch.train_worker = own
 
     found = measured(run, step)
-    plan = run_module.make_plan(spec, open_dataset(settings, spec.dataset))
-    _, position = newest(f"{run_module.runs_home(settings, spec.model)}/{name}", print)
+    plan = make_plan(spec, open_dataset(settings, spec.dataset))
+    _, position = newest(run_home(settings, spec.model, name), print)
     due = plan.ledger_at(plan.total_steps)
     print(
         f"ledger: {position.rows:,} rows of {due.rows:,} due, "
@@ -239,9 +243,9 @@ def run_plain(fields: dict, name: str, step: int) -> dict[str, float]:
 
     from maas_ray.data.dataset import open_dataset
     from maas_ray.settings import Settings
-    from maas_ray.training.loop import worker_environment
-    from maas_ray.training.run import make_plan
+    from maas_ray.training.preflight import make_plan
     from maas_ray.training.spec import TrainSpec
+    from maas_ray.training.worker.job import worker_environment
 
     settings, spec = Settings.from_environment(), TrainSpec.parse(fields)
     dataset = open_dataset(settings, spec.dataset)

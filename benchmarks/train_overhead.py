@@ -38,9 +38,10 @@ def bare(rank: int, port: int, fields: dict, results: str) -> None:
 
     from maas_ray.data.dataset import open_dataset
     from maas_ray.settings import Settings
-    from maas_ray.training.deepspeed_config import batch_geometry, resolve
+    from maas_ray.training.deepspeed.batch import batch_geometry
+    from maas_ray.training.deepspeed.resolve import resolve
     from maas_ray.training.feed import rows_of
-    from maas_ray.training.run import make_plan
+    from maas_ray.training.preflight import make_plan
     from maas_ray.training.spec import TrainSpec
 
     spec = TrainSpec.parse(fields)
@@ -92,7 +93,7 @@ def run_bare(fields: dict) -> float:
 
     import torch
 
-    from maas_ray.training.loop import worker_environment
+    from maas_ray.training.worker.job import worker_environment
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -120,7 +121,7 @@ def run_in_ray(fields: dict, number: int) -> float:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    from maas_ray.training.loop import worker_environment
+    from maas_ray.training.worker.job import worker_environment
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -181,6 +181,41 @@ class Task(ABC):
     def loss(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> "torch.Tensor":
         """The training loss of a collated batch: a scalar, the mean over the batch."""
 
+    # --- training
+
+    def weights(self, rows: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The weight of each row in a training step, int64 [n]: 1, or how many units `loss` takes its mean over.
+
+        Passes of a step weigh as much as their rows together, so that the gradients of a step do not depend on how
+        its rows are divided. A task whose `loss` is a mean over tokens returns the tokens of each row. If all weights
+        of a pass are 0, its loss must still be finite.
+
+        Args:
+            rows: stored columns, arrays [n, *shape].
+        """
+        return np.ones(len(next(iter(rows.values()))), np.int64)
+
+    def parameters(self, network: "torch.nn.Module") -> "Iterable[torch.nn.Parameter] | list[dict[str, Any]]":
+        """The parameters to optimize, as torch's optimizers take them: one group, or a dict for each group.
+
+        A group is `{"params": [...]}` with settings that differ for it, such as `weight_decay` or `lr`. The groups and
+        their order must depend on the network alone.
+        """
+        return network.parameters()
+
+    def augment(
+        self,
+        batch: dict[str, "torch.Tensor"],
+        generator: "torch.Generator",
+    ) -> dict[str, "torch.Tensor"]:
+        """A collated batch as training sees it, changed at random. Only training passes call this.
+
+        Args:
+            batch: as `collate` gives it, on the CPU.
+            generator: seeded by the run, the step and the rank; every draw must use it, so that resuming is exact.
+        """
+        return batch
+
     @abstractmethod
     def outcomes(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> Outcomes:
         """What `metrics` are made of: one entry for each row of a collated batch, on the CPU.

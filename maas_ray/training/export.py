@@ -12,14 +12,15 @@ import contextlib
 import io
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from maas_ray.data.dataset import PreparedDataset
 from maas_ray.errors import TrainingError
-from maas_ray.tasks import NetworkSpec
-from maas_ray.training import checkpoint
+from maas_ray.tasks import NetworkSpec, Task
+from maas_ray.training.checkpoints import layout
 
 SHARD_SIZE = "5GB"
 _MODEL_STATES = "mp_rank_00_model_states.pt"
@@ -43,10 +44,26 @@ def export(saved: Path, dataset: PreparedDataset, network: NetworkSpec, director
     module = network.skeleton(task)
     network.write_config(module, task, directory)
     tied = set(getattr(module, "all_tied_weights_keys", ()))  # as Transformers' modules declare them
-    write_weights(saved, module.state_dict(), tied, directory, SHARD_SIZE)
+    order = optimizer_order(task, module)
+    write_weights(saved, module.state_dict(), tied, directory, SHARD_SIZE, order=order)
 
 
-def write_weights(saved: Path, skeleton: dict[str, Any], tied: set[str], directory: Path, shard_size: str) -> None:
+def optimizer_order(task: Task, module: Any) -> list[str]:
+    """Names of the parameters in the order of the optimizer: group after group, as `Task.parameters` gives them."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    groups = [item["params"] if isinstance(item, dict) else [item] for item in task.parameters(module)]
+    return [names[id(parameter)] for group in groups for parameter in group]
+
+
+def write_weights(
+    saved: Path,
+    skeleton: dict[str, Any],
+    tied: set[str],
+    directory: Path,
+    shard_size: str,
+    *,
+    order: Sequence[str] | None = None,
+) -> None:
     """Write a checkpoint's weights as safetensors, one file after the other.
 
     Args:
@@ -56,6 +73,7 @@ def write_weights(saved: Path, skeleton: dict[str, Any], tied: set[str], directo
             files' metadata, which it writes in no certain order.
         directory: where the files go.
         shard_size: largest size of a file, such as `5GB`; a tensor larger than that has one to itself.
+        order: names of the parameters in the order of the optimizer. None: the module's.
 
     Raises:
         TrainingError: the checkpoint cannot be read, or its names or shapes are not the skeleton's.
@@ -64,12 +82,12 @@ def write_weights(saved: Path, skeleton: dict[str, Any], tied: set[str], directo
     from safetensors.torch import save_file
 
     wanted = {name: tensor for name, tensor in skeleton.items() if name not in tied}
-    _check(saved, consolidated(saved), wanted, tied)
+    _check(saved, consolidated(saved, order), wanted, tied)
     split = split_torch_state_dict_into_shards(
         {name: tensor.to("meta") for name, tensor in wanted.items()}, max_shard_size=shard_size
     )
     for filename, names in split.filename_to_tensors.items():
-        state = consolidated(saved)  # mapped anew for each file, so that the pages of the one before are let go
+        state = consolidated(saved, order)  # mapped anew for each file, so that the pages of the one before are let go
         tensors = {name: state[name].contiguous().to(wanted[name].dtype) for name in names}
         save_file(tensors, directory / filename, metadata={"format": "pt"})
         del state, tensors
@@ -78,7 +96,7 @@ def write_weights(saved: Path, skeleton: dict[str, Any], tied: set[str], directo
         (directory / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def consolidated(saved: Path) -> dict[str, Any]:
+def consolidated(saved: Path, order: Sequence[str] | None = None) -> dict[str, Any]:
     """The whole model's parameters and buffers by name, from the shards of all ranks; parameters are in fp32.
 
     Nothing is read yet: each has a `shape`, and `contiguous()` makes a tensor of it. While one is held, the
@@ -94,7 +112,7 @@ def consolidated(saved: Path) -> dict[str, Any]:
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
     from torch.utils.serialization import config
 
-    states = saved / checkpoint.TAG
+    states = saved / layout.TAG
     sharded = any(states.glob("*zero_pp_rank_*optim_states.pt"))
     try:
         # It prints each of its steps; what goes wrong it raises.
@@ -104,10 +122,10 @@ def consolidated(saved: Path) -> dict[str, Any]:
             contextlib.redirect_stderr(io.StringIO()),
         ):
             if not sharded:
-                return _unsharded(str(states / _MODEL_STATES))
+                return _unsharded(str(states / _MODEL_STATES), order)
             if (states / _MODEL_STATES).exists():
                 return _cut_from_groups(str(states))
-            return dict(get_fp32_state_dict_from_zero_checkpoint(str(saved), tag=checkpoint.TAG, lazy_mode=True))
+            return dict(get_fp32_state_dict_from_zero_checkpoint(str(saved), tag=layout.TAG, lazy_mode=True))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise TrainingError(f"checkpoint {saved} cannot be consolidated: {error}") from error
 
@@ -131,7 +149,7 @@ class _Cut:
         return torch.cat(found).view(self.shape)
 
 
-def _unsharded(path: str) -> dict[str, Any]:
+def _unsharded(path: str, order: Sequence[str] | None) -> dict[str, Any]:
     """What rank 0's file holds under ZeRO 0. In 16 bits its module is rounded, and the weights are the optimizer's."""
     import torch
 
@@ -142,9 +160,11 @@ def _unsharded(path: str) -> dict[str, Any]:
     vectors = groups.get("fp32_groups_flat", ())
     if not masters and not vectors:
         return state
-    # Both are in the order of the module's parameters, one that is tied counted once.
+    # A parameter that is tied is in the optimizer once.
     named = {value.data_ptr(): name for name, value in reversed(state.items()) if name not in saved["buffer_names"]}
     shapes = {name: value.shape for name, value in state.items() if name in named.values()}
+    if order is not None:
+        shapes = {name: shapes[name] for name in order if name in shapes}
     start = 0
     for shape in shapes.values() if vectors else ():
         masters.append(_Cut(list(vectors), start, shape))

@@ -86,6 +86,11 @@ class Ledger:
         return cls(len(indices), digest)
 
 
+def default_lanes(batch_size: int, workers: int) -> int:
+    """Lanes of a new run: the largest number up to `workers` that divides the batch."""
+    return next(lanes for lanes in range(min(workers, batch_size), 0, -1) if batch_size % lanes == 0)
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """How a training split is dealt to steps and workers.

@@ -23,9 +23,9 @@ def recording(directory: Path, install: Callable[[], None] = lambda: None) -> Ca
 
         import torch
 
-        from maas_ray.training import loop
+        from maas_ray.training.worker import loop
 
-        class Recorded(loop._Worker):  # without annotations: they would not travel
+        class Recorded(loop.Worker):  # without annotations: they would not travel
             def __init__(self, job):
                 super().__init__(job)
                 began = [time.time_ns()]
@@ -46,7 +46,7 @@ def recording(directory: Path, install: Callable[[], None] = lambda: None) -> Ca
                 super()._step(step, map(noted, feed))
 
         install()
-        loop._Worker = Recorded
+        loop.Worker = Recorded
         return loop.train_worker(config)
 
     return train_worker

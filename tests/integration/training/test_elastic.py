@@ -25,9 +25,10 @@ RAY = str(Path(sys.executable).parent / "ray")
 DRIVER = """
 import json, sys
 from maas_ray.training import run
+from maas_ray.training.ray_train import launch
 from maas_ray.training.spec import TrainSpec
 
-run._RESIZE_SECONDS = 2.0
+launch._RESIZE_SECONDS = 2.0
 run.train(TrainSpec.parse(json.loads(sys.argv[1])))
 """
 

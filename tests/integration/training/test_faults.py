@@ -17,7 +17,8 @@ from maas_ray.errors import StorageError
 from maas_ray.registry.versions import Registry
 from maas_ray.settings import Settings
 from maas_ray.training import run
-from maas_ray.training.checkpoint import inspect, newest, saved
+from maas_ray.training.checkpoints.catalog import inspect, newest, saved
+from maas_ray.training.ray_train import launch
 from maas_ray.training.spec import TrainSpec
 from tests.support.datasets import digits_dataset
 from tests.support.faulty import FULL, ONE_IN_FIVE, UNREACHABLE, faulty, met
@@ -67,13 +68,13 @@ def dying(directory: Path) -> Callable[[], None]:
         import ray.train
 
         from maas_ray import storage
-        from maas_ray.training import checkpoint
+        from maas_ray.training.checkpoints import snapshot
 
         rank, taken = ray.train.get_context().get_world_rank(), []
         this_time = next((name for name in phases if not (Path(target) / name).exists()), None)
         take, copied, put, write_json, delete = (
-            checkpoint.take,
-            checkpoint._copied,
+            snapshot.take,
+            snapshot.copied,
             storage.put,
             storage.write_json,
             storage.delete,
@@ -118,7 +119,7 @@ def dying(directory: Path) -> Callable[[], None]:
                 die("pruning")
             delete(uri)
 
-        checkpoint.take, checkpoint._copied = taking, copying
+        snapshot.take, snapshot.copied = taking, copying
         storage.put, storage.write_json, storage.delete = putting, writing, deleting
 
     return install
@@ -129,7 +130,7 @@ def test_a_kill_in_any_phase_of_a_checkpoint_costs_the_steps_since_the_one_befor
 ):
     for name in ("killed", "fed"):
         (tmp_path / name).mkdir()
-    monkeypatch.setattr(run, "train_worker", recording(tmp_path / "fed", dying(tmp_path / "killed")))
+    monkeypatch.setattr(launch, "train_worker", recording(tmp_path / "fed", dying(tmp_path / "killed")))
     spec = spec_of(digits, "dying", checkpoint={"every_steps": 15, "keep": 1}, max_failures=len(PHASES))
     version = run.train(spec, settings=settings)
     assert version.reference == "dying/1"
@@ -186,7 +187,7 @@ def test_storage_that_fails_is_tried_again_then_ends_the_run_which_goes_on_once_
     told.write_text(ONE_IN_FIVE)
     register = faulty(told)
     register()
-    monkeypatch.setattr(run, "train_worker", recording(rows, register))
+    monkeypatch.setattr(launch, "train_worker", recording(rows, register))
     settings = settings.model_copy(update={"storage": f"faulty://{tmp_path}"})
     spec = spec_of(digits, "stored", checkpoint={"every_steps": every, "keep": 3, "retry_seconds": 6}, max_failures=1)
 

@@ -14,6 +14,7 @@ from maas_ray.errors import TrainingError
 from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.settings import Settings
 from maas_ray.training import run
+from maas_ray.training.ray_train import launch
 from maas_ray.training.spec import TrainSpec
 from tests.support.datasets import text_dataset
 from tests.support.processes import train_workers
@@ -69,7 +70,7 @@ def test_ten_kills_and_other_numbers_of_workers_change_nothing(
             "max_failures": 0,
         }
         (tmp_path / model).mkdir(exist_ok=True)
-        monkeypatch.setattr(run, "train_worker", recording(tmp_path / model))
+        monkeypatch.setattr(launch, "train_worker", recording(tmp_path / model))
         return run.train(TrainSpec.parse(spec), settings=settings)
 
     killer, used = Killer(rng), []

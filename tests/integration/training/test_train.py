@@ -16,11 +16,12 @@ import pytest
 from maas_ray import storage
 from maas_ray.data.dataset import PreparedDataset
 from maas_ray.errors import NonFiniteLossError, SpecError, TrainingError
-from maas_ray.evaluation.run import EvaluateSpec, evaluate
+from maas_ray.evaluation.run import evaluate
+from maas_ray.evaluation.spec import EvaluateSpec
 from maas_ray.registry.bundle import bundle_home, open_bundle
 from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.settings import Settings
-from maas_ray.training import run as run_module
+from maas_ray.training.ray_train import launch
 from maas_ray.training.run import train
 from maas_ray.training.spec import TrainSpec
 from tests.support.datasets import digits_dataset, text_dataset
@@ -203,7 +204,7 @@ def _kill_a_worker_at(home: Path, checkpoints: int, killed: threading.Event) -> 
 def test_a_killed_worker_costs_only_the_steps_since_the_last_checkpoint(
     settings: Settings, text: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
-    monkeypatch.setattr(run_module, "train_worker", recording(tmp_path))
+    monkeypatch.setattr(launch, "train_worker", recording(tmp_path))
     # 2,246 rows are 140 batches of 16 and 6 rows, the last step.
     spec = text_spec(text, "killed", max_steps=None, checkpoint={"every_steps": 40})
     killed = threading.Event()

@@ -14,6 +14,7 @@ from maas_ray.registry.versions import Evaluation, ModelVersion, Registry
 from maas_ray.settings import Settings
 from maas_ray.training.spec import TrainSpec
 from tests.support import bundles
+from tests.support.errors import raises
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 
@@ -253,8 +254,8 @@ def test_what_a_training_measured_is_compared_with_an_evaluation_of_as_many_rows
 def test_a_version_says_how_many_rows_its_training_measured(ended: str, most: int | None, rows: dict[str, int]) -> None:
     from types import SimpleNamespace
 
-    from maas_ray.training.checkpoint import Position
-    from maas_ray.training.run import _measured_rows
+    from maas_ray.training.checkpoints.position import Position
+    from maas_ray.training.finish import _measured_rows
 
     sizes = {"validation": SimpleNamespace(rows=300), "test": SimpleNamespace(rows=200)}
     spec = SimpleNamespace(validation=SimpleNamespace(max_rows=most))
@@ -286,11 +287,11 @@ def test_a_training_has_gates_of_what_it_measures() -> None:
     one = TrainSpec.parse({**given, "gate": "validation/loss <= champion"})
     assert one.gate == ("validation/loss <= champion",)
     assert len(TrainSpec.parse({**given, "gate": ["validation/loss <= champion", "validation/f1 > 0.5"]}).gate) == 2
-    with pytest.raises(SpecError, match="name what the training measures, such as validation/f1"):
+    with raises(SpecError, "gate_needs_split", "'f1'", "validation/f1"):
         TrainSpec.parse({**given, "gate": "f1 > 0.5"})
     with pytest.raises(SpecError, match="is no gate; write METRIC >= NUMBER"):
         TrainSpec.parse({**given, "gate": "f1"})
-    with pytest.raises(SpecError, match="gate: is for the alias to move"):
+    with raises(SpecError, "gate_without_alias", "gate", "alias"):
         TrainSpec.parse({**given, "alias": None, "gate": "validation/f1 > 0.5"})
 
 
@@ -299,12 +300,12 @@ def test_a_training_moves_its_alias_only_where_the_gate_lets_it(
 ) -> None:
     from types import SimpleNamespace
 
-    from maas_ray.training.run import _alias
+    from maas_ray.training.run import _move_alias
 
     def end(gate: str) -> tuple[str, ...]:
         spec = SimpleNamespace(model="digits", alias="champion", gate=(gate,))
         run: Any = SimpleNamespace(spec=spec, registry=registry)
-        return _alias(run, registry.resolve("digits/2")).aliases
+        return _move_alias(run, registry.resolve("digits/2")).aliases
 
     assert end("validation/loss < champion") == ()
     assert capsys.readouterr().out == (

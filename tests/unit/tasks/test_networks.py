@@ -82,8 +82,8 @@ import deepspeed, torch, sys
 from maas_ray.tasks.speech.networks import ConvLstm
 from maas_ray.tasks.vision.networks import Cnn, ResNet
 from maas_ray.tasks.text.networks import Llama
-from maas_ray.training.deepspeed_build import load_communication
-from maas_ray.training.zero3 import build_sharded
+from maas_ray.training.deepspeed.build import load_communication
+from maas_ray.training.deepspeed.zero3 import build_sharded
 from tests.support.bundles import image_task, text_task
 from tests.support.speech import speech_task
 

@@ -9,8 +9,10 @@ import torch
 
 from maas_ray.errors import CorruptError, StorageError
 from maas_ray.storage import retry, uris
-from maas_ray.training import checkpoint
-from maas_ray.training.checkpoint import Position, Snapshot, best, inspect, newest, prune, put_validation, saved
+from maas_ray.training.checkpoints import layout
+from maas_ray.training.checkpoints.catalog import best, inspect, newest, prune, put_validation, saved
+from maas_ray.training.checkpoints.position import Position
+from maas_ray.training.checkpoints.snapshot import Snapshot, copied
 
 
 def snapshot(rank: int, step: int, loss: float | None = None) -> Snapshot:
@@ -24,7 +26,7 @@ def snapshot(rank: int, step: int, loss: float | None = None) -> Snapshot:
 
 
 def write(home: Path, step: int, loss: float | None = None, ranks: tuple[int, ...] = (1, 0)) -> Path:
-    target = home / checkpoint.name_of(step, "abc123")
+    target = home / layout.name_of(step, "abc123")
     for rank in ranks:
         snapshot(rank, step, loss).write(str(target))
     return target
@@ -116,7 +118,7 @@ def test_a_write_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(uris, "_write_atomically", one_in_five_fails)
     monkeypatch.setattr(retry.time, "sleep", lambda _: None)
-    target = tmp_path / checkpoint.name_of(1, "abc123")
+    target = tmp_path / layout.name_of(1, "abc123")
     for rank in range(2):
         snapshot(rank, 1).write(str(target), 60, said.append)
     assert inspect(str(target))[0].step == 1
@@ -132,7 +134,7 @@ def test_a_write_that_keeps_failing_is_an_error_and_leaves_no_checkpoint(
 
     monkeypatch.setattr(uris, "_write_atomically", unreachable)
     with pytest.raises(StorageError, match="No route to host"):
-        snapshot(0, 1).write(str(tmp_path / checkpoint.name_of(1, "abc123")))
+        snapshot(0, 1).write(str(tmp_path / layout.name_of(1, "abc123")))
     assert newest(str(tmp_path), lambda _: None) is None
 
 
@@ -157,14 +159,14 @@ def test_a_disk_that_fills_while_a_shard_is_written_is_an_error_of_storage(
     monkeypatch.setattr(uris, "_write_atomically", lambda uri, write: put(uri, lambda target: write(Full(target))))
     # torch.save itself raises a RuntimeError about positions.
     with pytest.raises(StorageError, match="No space left on device"):
-        snapshot(0, 1).write(str(tmp_path / checkpoint.name_of(1, "abc123")))
+        snapshot(0, 1).write(str(tmp_path / layout.name_of(1, "abc123")))
     assert not list(tmp_path.rglob("*.pt*"))
 
 
 def test_a_snapshot_does_not_change_with_the_state_it_was_taken_of():
     weights = torch.zeros(4)
     state = {"a": weights, "tied": [weights], "inner": {"step": 1, "moments": (torch.ones(2),)}}
-    taken = checkpoint._copied(state, {})
+    taken = copied(state, {})
     weights += 1
     state["inner"]["step"] = 2
     assert taken["a"].eq(0).all()

@@ -2,7 +2,7 @@
 
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
-from maas_ray.training.controller import _cause
+from maas_ray.training.ray_train.controller import _cause
 
 GONE = (
     "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker "

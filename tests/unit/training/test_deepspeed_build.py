@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-LOAD = "from maas_ray.training.deepspeed_build import load_communication; load_communication()"
+LOAD = "from maas_ray.training.deepspeed.build import load_communication; load_communication()"
 
 
 def test_a_lock_that_a_killed_process_left_behind_stops_nobody(tmp_path: Path):
     from deepspeed.ops.op_builder import ShareMemCommBuilder
 
-    from maas_ray.training.deepspeed_build import build_directory
+    from maas_ray.training.deepspeed.build import build_directory
 
     if not ShareMemCommBuilder().is_compatible():
         pytest.skip("DeepSpeed compiles nothing here")

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from maas_ray.training.mfu import flops_per_token, peak_flops
+from maas_ray.training.worker.mfu import flops_per_token, peak_flops
 
 
 @pytest.mark.parametrize(

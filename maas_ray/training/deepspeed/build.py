@@ -1,4 +1,4 @@
-"""What DeepSpeed compiles on the machine it runs on: where it lies, and a lock that does not outlive its holder."""
+"""DeepSpeed's compiled extensions: their directory, and a lock that ends with its holder."""
 
 import fcntl
 import os
@@ -7,11 +7,11 @@ from pathlib import Path
 
 
 def load_communication() -> None:
-    """Load DeepSpeed's communication between CPU workers in this process; compiled where it is not yet.
+    """Load DeepSpeed's communication between CPU workers in this process; compile it if necessary.
 
-    Torch marks a compilation, and each loading, with a file. A process that is killed meanwhile leaves it behind, and
-    every later one waits for ever. The kernel's lock ends with the process that holds it, so whoever has that may
-    take such a file for an old one.
+    Torch marks each compilation and each loading with a file. A process that is killed meanwhile leaves the file
+    behind, and every later process waits for ever. The kernel releases its own lock when the holder ends, so the
+    process that holds that lock may delete the file as stale.
     """
     from deepspeed.ops.op_builder import ShareMemCommBuilder
 
@@ -26,11 +26,11 @@ def load_communication() -> None:
 
 
 def build_directory(name: str) -> Path:
-    """Where a part of that name is compiled, and lies then; from now on, in this process."""
+    """The directory in which an extension is compiled. From now on this process compiles there."""
     from torch.utils.cpp_extension import _get_build_directory
 
     if sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
-        # In torch's own place, one for each user, two environments would compile it anew in turns, a minute each.
+        # Torch's own directory is shared by a user's environments: two of them would recompile in turns, a minute each.
         os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
     return Path(_get_build_directory(name, verbose=False))
 

@@ -1,4 +1,4 @@
-"""Building a network of which each worker keeps only its share, for ZeRO 3: it may be larger than a worker's memory."""
+"""A network built in shares for ZeRO 3, because it may be larger than one worker's memory."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +9,12 @@ if TYPE_CHECKING:
 
 
 def build_sharded(network: NetworkSpec, task: Any, config: dict[str, Any]) -> "torch.nn.Module":
-    """`network.build(task)`, in shares. All workers call it together.
+    """`network.build(task)`, of which each worker keeps only its share. All workers call it together.
 
-    The initial weights are rank 0's, so they do not depend on how many workers there are.
+    The initial weights are rank 0's, so they do not depend on the number of workers.
 
     Args:
-        network: what to build.
+        network: the network's spec.
         task: the fitted task.
         config: DeepSpeed's configuration.
     """
@@ -25,7 +25,7 @@ def build_sharded(network: NetworkSpec, task: Any, config: dict[str, Any]) -> "t
     if network.of_transformers:
         from transformers.integrations import HfDeepSpeedConfig
 
-        # While it lives, Transformers itself builds under `zero.Init`, and gathers what it initialises.
+        # While this object lives, Transformers builds under `zero.Init` and gathers the parameters it initialises.
         held = HfDeepSpeedConfig(config)
         try:
             return network.build(task)
@@ -35,7 +35,10 @@ def build_sharded(network: NetworkSpec, task: Any, config: dict[str, Any]) -> "t
     from deepspeed.runtime.zero.partition_parameters import Init
 
     class Sharded(Init):  # type: ignore[misc]
-        """Left alone, it makes every tensor in the training's precision: draws of other values, and buffers too."""
+        """`zero.Init` that casts parameters only.
+
+        The original makes every new tensor in the training's precision, which changes random draws and buffers.
+        """
 
         def _zero_init_param(self, param: Any) -> None:
             param.data = param.data.to(self.dtype)

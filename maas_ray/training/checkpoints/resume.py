@@ -1,7 +1,7 @@
-"""Where a run goes on: its newest whole checkpoint, on every machine, in a form that this many workers can load.
+"""Resuming a run: its newest whole checkpoint, on every machine, in a form that this number of workers can load.
 
-The workers verify it together, each a share of its bytes; the first of each machine fetches it and, where it was made
-by another number of workers, converts it. Every function here is collective: all ranks call it together.
+The workers verify the checkpoint together, each a share of its bytes. The first worker of each machine fetches it and
+converts it if it was saved by another number of workers. Every function here is collective: all ranks call it together.
 """
 
 import tempfile
@@ -15,8 +15,9 @@ from typing import Any
 from maas_ray import storage
 from maas_ray.errors import CorruptError
 from maas_ray.storage import FileEntry
-from maas_ray.training import checkpoint
-from maas_ray.training.checkpoint import Position
+from maas_ray.training.checkpoints import catalog, layout, loading
+from maas_ray.training.checkpoints.position import Position
+from maas_ray.training.collectives import barrier, from_first_rank
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Saved:
     """A checkpoint on this machine.
 
     Args:
-        position: where the run stood.
+        position: the run's position in it.
         source: the checkpoint's own files.
         universal: the directory that holds its universal form. None: it can be loaded as it is.
     """
@@ -34,9 +35,9 @@ class Saved:
     universal: Path | None
 
     def load(self, engine: Any, rank: int, seed: int) -> None:
-        """Put the engine, and this rank's random state, where the run stood."""
-        directory, tag = (self.universal, checkpoint.UNIVERSAL_TAG) if self.universal else (self.source, checkpoint.TAG)
-        checkpoint.load(engine, directory, tag, self.source, rank, [seed, self.position.step, rank])
+        """Restore the engine and this rank's random state."""
+        directory, tag = (self.universal, layout.UNIVERSAL_TAG) if self.universal else (self.source, layout.TAG)
+        loading.load(engine, directory, tag, self.source, rank, [seed, self.position.step, rank])
 
 
 @contextmanager
@@ -47,35 +48,35 @@ def newest(home: str, rank: int, local_rank: int, workers: int, say: Callable[[s
         home: URI of the run's directory.
         rank: this worker's.
         local_rank: this worker's on its machine.
-        workers: how many there are.
-        say: told of checkpoints that are not whole.
+        workers: number of workers.
+        say: called with a line for each checkpoint that is not whole.
     """
-    found = _newest(home, rank, workers, say)
-    if found is None:
+    checkpoint = _newest(home, rank, workers, say)
+    if checkpoint is None:
         yield None
         return
-    uri, position = found
-    directory = Path(tempfile.gettempdir()) / f"maas-resume-{agreed(uuid.uuid4().hex[:8])}"
+    uri, position = checkpoint
+    directory = Path(tempfile.gettempdir()) / f"maas-resume-{from_first_rank(uuid.uuid4().hex[:8])}"
     if local_rank == 0:
-        source = checkpoint.fetch(uri, directory / "copy")
-        if checkpoint.needs_conversion(source, position, workers):
-            checkpoint.universal(source, directory)
+        source = loading.fetch(uri, directory / "copy")
+        if loading.needs_conversion(source, position, workers):
+            loading.convert(source, directory)
     barrier()
-    universal = directory if (directory / checkpoint.UNIVERSAL_TAG).is_dir() else None
+    universal = directory if (directory / layout.UNIVERSAL_TAG).is_dir() else None
     yield Saved(position, storage.local_path(uri) or directory / "copy", universal)
     barrier()
     if local_rank == 0:
-        checkpoint.remove(directory)
+        loading.remove(directory)
 
 
 def _newest(home: str, rank: int, workers: int, say: Callable[[str], None]) -> tuple[str, Position] | None:
-    """As `checkpoint.newest`."""
+    """Like `catalog.newest`, with the bytes shared among the workers."""
     import torch
 
-    for uri in agreed(checkpoint.saved(home) if rank == 0 else None):
-        position, entries, problem = agreed(_inspected(uri) if rank == 0 else None)
+    for uri in from_first_rank(catalog.saved(home) if rank == 0 else None):
+        position, entries, problem = from_first_rank(_inspected(uri) if rank == 0 else None)
         if not problem:
-            # The largest first, so that shares are about equal.
+            # Files are dealt out by size, so that shares are about equal.
             share = sorted(entries, key=lambda entry: entry.size, reverse=True)[rank::workers]
             problems: list[str] = [""] * workers
             torch.distributed.all_gather_object(problems, _problem(uri, share))
@@ -83,13 +84,13 @@ def _newest(home: str, rank: int, workers: int, say: Callable[[str], None]) -> t
         if not problem:
             return uri, position
         if rank == 0:
-            say(checkpoint.passed_over(problem))
+            say(catalog.skipped(problem))
     return None
 
 
 def _inspected(uri: str) -> tuple[Position | None, list[FileEntry], str]:
     try:
-        return *checkpoint.inspect(uri), ""
+        return *catalog.inspect(uri), ""
     except CorruptError as error:
         return None, [], str(error)
 
@@ -100,19 +101,3 @@ def _problem(uri: str, entries: list[FileEntry]) -> str:
     except CorruptError as error:
         return str(error)
     return ""
-
-
-def agreed(value: Any) -> Any:
-    """What rank 0 gave."""
-    import torch
-
-    values = [value]
-    torch.distributed.broadcast_object_list(values)
-    return values[0]
-
-
-def barrier() -> None:
-    """Return when all ranks have come here."""
-    import torch
-
-    torch.distributed.barrier()

@@ -22,8 +22,8 @@ from maas_ray.ray_private.train import (
     state,
 )
 from maas_ray.training.events import Event
-from maas_ray.training.loop import Job
-from maas_ray.training.spec import counted
+from maas_ray.training.hyperparameters import count_of_workers
+from maas_ray.training.worker.job import Job
 
 _LEAVING_SECONDS = 120.0
 _LONGEST = 300
@@ -79,7 +79,7 @@ class Attendant(ControllerCallback, ReportCallback):  # type: ignore[misc]
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         if isinstance(current_state, state.RestartingState):
             self._say(f"{_cause(current_state.training_failed_error)}; starting the workers again")
-            if self._room() < self._spec.least_workers:
+            if self._room() < self._spec.min_workers:
                 self._say_waiting()
         elif isinstance(current_state, state.ReschedulingState):
             self._say_waiting()
@@ -117,9 +117,9 @@ class Attendant(ControllerCallback, ReportCallback):  # type: ignore[misc]
             free = ray.available_resources()
             now = ", ".join(f"{free.get(name, 0.0):g} {name}" for name in self._each)
             self._say(
-                f"waiting for room for {counted(self._spec.least_workers)} of {each} each; free now: {now}. Were "
-                f"nothing else running, the cluster would have room for {self._room()}. `maas status` shows what "
-                "runs: undeploy something, let it end, or ask for fewer workers or less `cpus_per_worker`"
+                f"waiting for room for {count_of_workers(self._spec.min_workers)} of {each} each; free now: {now}. If "
+                f"nothing else were running, the cluster would have room for {self._room()}. `maas status` shows what "
+                "runs: undeploy something, let it end, or request fewer workers or less `cpus_per_worker`"
             )
 
     def _room(self) -> int:

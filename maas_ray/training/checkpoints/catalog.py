@@ -1,0 +1,110 @@
+"""The checkpoints of a run in storage: listed, verified, chosen and pruned."""
+
+import contextlib
+from collections.abc import Callable
+
+from maas_ray import storage
+from maas_ray.errors import CorruptError, NotFoundError
+from maas_ray.storage import FileEntry
+from maas_ray.training.checkpoints import layout
+from maas_ray.training.checkpoints.position import Position
+
+_BEST = "validation/loss"
+
+
+def saved(home: str) -> list[str]:
+    """URIs of a run's checkpoints, whole or not, the newest first."""
+    names = [name for name in storage.list_directory(home) if name.startswith(layout.PREFIX)]
+    return [storage.join(home, name) for name in sorted(names, reverse=True)]
+
+
+def inspect(uri: str) -> tuple[Position, list[FileEntry]]:
+    """A checkpoint's position and every rank's files. Sizes are checked; contents are not read.
+
+    Metrics that were measured on the checkpoint later are part of the position.
+
+    Raises:
+        CorruptError: a file is missing or cut off; the message names it.
+    """
+    try:
+        position = Position.parse(storage.read_json(storage.join(uri, layout.POSITION)), source=uri)
+        listings = [storage.read_json(storage.join(uri, layout.manifest(rank))) for rank in range(position.workers)]
+        entries = [FileEntry(e["path"], e["size"], e["sha256"]) for listing in listings for e in listing]
+    except NotFoundError as error:
+        raise CorruptError(f"checkpoint {uri} is not whole: {error}", code="checkpoint_incomplete") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptError(
+            f"checkpoint {uri} has a manifest that cannot be read: {error}", code="manifest_unreadable"
+        ) from error
+    storage.check_sizes(uri, entries)
+    return position.model_copy(update={"metrics": position.metrics or validation(uri)}), entries
+
+
+def validation(uri: str) -> dict[str, float]:
+    """Metrics that were measured on a checkpoint beside the training. Empty: none yet."""
+    try:
+        return {name: float(value) for name, value in storage.read_json(storage.join(uri, layout.VALIDATION)).items()}
+    except NotFoundError:
+        return {}
+
+
+def put_validation(uri: str, metrics: dict[str, float]) -> None:
+    """Store metrics that were measured on a checkpoint in its directory."""
+    storage.write_json(storage.join(uri, layout.VALIDATION), metrics)
+
+
+def newest(home: str, say: Callable[[str], None]) -> tuple[str, Position] | None:
+    """The newest whole checkpoint of a run, every byte verified. `say` gets a line for each one that is skipped."""
+    for uri in saved(home):
+        try:
+            position, entries = inspect(uri)
+            storage.verify(uri, entries)
+        except CorruptError as error:
+            say(skipped(str(error)))
+            continue
+        return uri, position
+    return None
+
+
+def skipped(problem: str) -> str:
+    """The line for a checkpoint that is not whole."""
+    return f"{problem}\nfalling back to the checkpoint before"
+
+
+def best(home: str) -> tuple[str, Position] | None:
+    """The whole checkpoint with the lowest validation loss, every byte verified. None: no loss was measured.
+
+    Raises:
+        CorruptError: the checkpoint is damaged.
+    """
+    measured = []
+    for uri in saved(home):
+        with contextlib.suppress(CorruptError):
+            position, entries = inspect(uri)
+            if _BEST in position.metrics:
+                measured.append((position.metrics[_BEST], uri, position, entries))
+    if not measured:
+        return None
+    _, uri, position, entries = min(measured, key=lambda item: item[0])
+    storage.verify(uri, entries)
+    return uri, position
+
+
+def prune(home: str, keep: int, validating: str = "") -> None:
+    """Delete checkpoints that are older than the newest `keep` whole ones.
+
+    The checkpoint with the lowest validation loss is kept, and so is the one named `validating`.
+    """
+    whole: list[tuple[str, Position]] = []
+    broken: list[str] = []
+    for uri in saved(home):
+        try:
+            whole.append((uri, inspect(uri)[0]))
+        except CorruptError:
+            broken += [uri] if whole else []  # a newer checkpoint may still be on its way to storage
+    losses = [(position.metrics[_BEST], uri) for uri, position in whole if _BEST in position.metrics]
+    kept = {uri for uri, _ in whole[:keep]} | {uri for _, uri in sorted(losses)[:1]}
+    kept |= {storage.join(home, validating)} if validating else set()
+    for uri in [*broken, *(uri for uri, _ in whole)]:
+        if uri not in kept:
+            storage.delete(uri)

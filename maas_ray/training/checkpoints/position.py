@@ -1,0 +1,39 @@
+"""The position of a run: its optimizer steps, the rows it trained on, and what was measured there."""
+
+from typing import Any
+
+from maas_ray.spec import Spec
+from maas_ray.training.plan import Ledger
+
+
+class Position(Spec):
+    """Where a run stands."""
+
+    step: int
+    """Optimizer steps taken."""
+    workers: int
+    """Number of workers whose shards make up the checkpoint."""
+    rows: int = 0
+    """Rows trained on; with `digest`, the ledger."""
+    digest: int = 0
+    """The ledger's hash of these rows."""
+    metrics: dict[str, float] = {}
+    """Metrics measured at this step, by `split/metric`. Empty: none were measured."""
+    ended: str = ""
+    """Why the run ended here. Empty: it goes on."""
+    seconds: float = 0.0
+    """How long the run has trained, all attempts together."""
+    lowest_loss: float | None = None
+    """The lowest validation loss so far. None: not measured yet."""
+    validations_since: int = 0
+    """Validations since then."""
+    unjudged: float | None = None
+    """The newest validation loss, not yet judged by early stopping."""
+    validating: str = ""
+    """Name of the checkpoint that is being validated beside the training. Empty: none."""
+    deepspeed: dict[str, Any] = {}
+    """DeepSpeed's configuration as it ran: DeepSpeed's own document."""
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(self.rows, self.digest)

@@ -1,0 +1,66 @@
+"""Defaults of the DeepSpeed configuration: blocks that are added if the user's document does not have them.
+
+`"auto"` in a default is filled like any other `"auto"`, see `resolve`.
+"""
+
+import copy
+from typing import Any
+
+from maas_ray.training.deepspeed.document import AUTO, value_at
+from maas_ray.training.deepspeed.fields import ADAM, PARAMETERS, PRECISIONS, SAME
+from maas_ray.training.hyperparameters import Hyperparameters
+
+OPTIMIZER = {"type": "AdamW", "params": dict.fromkeys(ADAM, AUTO)}
+SCHEDULER = {
+    "type": "WarmupCosineLR",
+    "params": {"total_num_steps": AUTO, "warmup_num_steps": AUTO, "warmup_type": "linear", "cos_min_ratio": 0.1},
+}
+SETTINGS = {
+    "gradient_clipping": AUTO,
+    "steps_per_print": 1 << 30,  # this platform reports; DeepSpeed need not print
+    "wall_clock_breakdown": False,
+}
+WARMUP_PERCENT = 3
+"""Steps of warm-up, in percent of all steps, if `warmup_steps` is not set."""
+
+
+def with_defaults(spec: Hyperparameters, *, on_cpu: bool) -> dict[str, Any]:
+    """A copy of the spec's document with every default added."""
+    config = copy.deepcopy(spec.deepspeed)
+    for name, block in {"optimizer": OPTIMIZER, "scheduler": SCHEDULER, **SETTINGS}.items():
+        config.setdefault(name, copy.deepcopy(block))
+    number_format = precision(spec)
+    if number_format in PRECISIONS:
+        config.setdefault(number_format, {}).setdefault("enabled", True)
+    _add_parameters(config, spec)
+    optimizer = config["optimizer"]
+    if on_cpu and str(optimizer.get("type")).lower() in ("adam", "adamw"):
+        # Without it DeepSpeed compiles its own CPU Adam, for most of a minute, at the start of every fresh machine.
+        optimizer["params"].setdefault("torch_adam", True)
+    return config
+
+
+def precision(spec: Hyperparameters) -> str:
+    """The number format of the passes: `bf16`, `fp16` or `fp32`. The document takes precedence over our default."""
+    written = {name: value_at(spec.deepspeed, (name, "enabled")) for name in PRECISIONS}
+    for name, enabled in written.items():
+        if enabled is True:
+            return name
+    if "precision" in spec.model_fields_set or AUTO in written.values():
+        return "fp32" if written.get(spec.precision) is False else spec.precision
+    if False in written.values() or value_at(spec.deepspeed, ("torch_autocast", "enabled")) is True:
+        return "fp32"
+    return spec.precision
+
+
+def _add_parameters(config: dict[str, Any], spec: Hyperparameters) -> None:
+    """Add parameters that the spec sets and the document's optimizer or scheduler leaves out.
+
+    DeepSpeed would use defaults of its own for them.
+    """
+    written = {path[-1] for path, field in SAME.items() if field in spec.model_fields_set} | {"total_num_steps"}
+    for block, kinds in PARAMETERS.items():
+        params = config[block].setdefault("params", {})
+        for key in kinds.get(str(config[block].get("type")).lower(), ()):
+            if key in written:
+                params.setdefault(key, AUTO)

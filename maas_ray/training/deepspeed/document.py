@@ -1,0 +1,55 @@
+"""The user's DeepSpeed document: a JSON object, written inline or read from a file."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from maas_ray.errors import InvalidError
+
+AUTO = "auto"
+FieldPath = tuple[str, ...]
+"""Where a field stands in a document, such as `("optimizer", "params", "lr")`."""
+
+
+def read_document(value: Any) -> Any:
+    """A document as it is, or read from the path of a JSON file.
+
+    Raises:
+        InvalidError: the file cannot be read or does not hold a JSON object.
+    """
+    if not isinstance(value, str):
+        return value
+    path = Path(value).expanduser()
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidError(
+            "file_unreadable", f"{value!r} cannot be read: {error.strerror}. Name a JSON file, or write it inline."
+        ) from error
+    except ValueError as error:
+        raise InvalidError("json_invalid", f"{value!r} is not valid JSON: {error}.") from error
+    if not isinstance(document, dict):
+        kind = type(document).__name__
+        raise InvalidError("not_an_object", f"{value!r} holds a {kind}; a DeepSpeed configuration must be an object.")
+    return document
+
+
+DeepSpeedDocument = Annotated[dict[str, Any], BeforeValidator(read_document)]
+"""A DeepSpeed configuration, inline or the path of a JSON file: DeepSpeed's own document, passed through whole."""
+
+
+def value_at(document: dict[str, Any], path: FieldPath) -> Any:
+    """The value at a path of a document, or None."""
+    value: Any = document
+    for key in path:
+        if not isinstance(value, dict) or key not in value:
+            return None
+        value = value[key]
+    return value
+
+
+def zero_stage(document: dict[str, Any]) -> int:
+    """What ZeRO shards over the workers: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too."""
+    return int(value_at(document, ("zero_optimization", "stage")) or 0)

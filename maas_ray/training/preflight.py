@@ -1,0 +1,68 @@
+"""Preflight: everything about a training run that can be checked and computed before a worker starts."""
+
+from maas_ray.data.dataset import PreparedDataset, open_dataset
+from maas_ray.settings import Settings
+from maas_ray.tasks.base import type_of
+from maas_ray.training.deepspeed.batch import batch_geometry
+from maas_ray.training.deepspeed.check import check_with_deepspeed
+from maas_ray.training.deepspeed.resolve import resolve
+from maas_ray.training.plan import Plan, default_lanes
+from maas_ray.training.spec import TrainSpec
+
+ACTIVATION_CHECKPOINTING = (
+    "deepspeed.activation_checkpointing has no effect here: it is for networks that call DeepSpeed's own checkpoint "
+    "function. For Transformers' networks, set `gradient_checkpointing: true` under `network`."
+)
+
+
+def open_for(spec: TrainSpec, settings: Settings) -> PreparedDataset:
+    """The dataset of a spec, for whose task the network must be suitable.
+
+    Raises:
+        SpecError: the network does not support the dataset's task.
+        NotFoundError: the dataset does not exist.
+    """
+    with spec.at("dataset"):
+        dataset = open_dataset(settings, spec.dataset)
+        dataset.check_unchanged()
+    if not isinstance(spec.network, dataset.task.networks) and spec.network.own_source is None:
+        known = ", ".join([*map(type_of, dataset.task.networks), "an import path `module:Name` of your own"])
+        raise spec.refuse(
+            "network.type",
+            f"{spec.network.type!r} does not support {dataset.task.spec.type}; choose one of {known}.",
+            code="network_unsuitable",
+        )
+    return dataset
+
+
+def make_plan(spec: TrainSpec, dataset: PreparedDataset, *, lanes: int | None = None) -> Plan:
+    """The division of the training split into steps and workers.
+
+    Args:
+        spec: the run's.
+        dataset: the prepared dataset.
+        lanes: lanes that the run began with. None: it is new.
+    """
+    batch_size = batch_geometry(spec, spec.max_workers).batch
+    steps_of_units = spec.max_units and -(-spec.max_units // (batch_size * dataset.task.units_per_row))
+    return Plan(
+        sizes=dataset.group_sizes("train"),
+        batch_size=batch_size,
+        lanes=lanes or default_lanes(batch_size, spec.max_workers),
+        epochs=spec.epochs,
+        seed=spec.seed,
+        max_steps=min((limit for limit in (spec.max_steps, steps_of_units) if limit), default=None),
+    )
+
+
+def check_deepspeed(spec: TrainSpec, plan: Plan) -> list[str]:
+    """Let DeepSpeed read the configuration; gives warnings about blocks that have no effect.
+
+    Raises:
+        SpecError: DeepSpeed refuses it.
+    """
+    with spec.at("deepspeed"):
+        check_with_deepspeed(
+            resolve(spec, workers=spec.max_workers, total_steps=plan.total_steps, hidden_size=None, on_cpu=False)
+        )
+    return [ACTIVATION_CHECKPOINTING] if "activation_checkpointing" in spec.deepspeed else []

@@ -1,0 +1,1 @@
+"""Ray Train: launching the workers, its controller, and its errors."""

@@ -1,0 +1,41 @@
+"""Ray Train's errors translated into this platform's: the worker's own words first, not the traceback."""
+
+from typing import Any
+
+from maas_ray.errors import MaasError, StorageError, TrainingError
+
+
+def translated(error: Any, run: str) -> MaasError:
+    """The error of this platform for a `TrainingFailedError` of Ray Train.
+
+    Args:
+        error: Ray Train's.
+        run: the run's name.
+    """
+    failures = sorted(getattr(error, "worker_failures", {}).items())
+    # A worker that fails takes others with it. Its own words count, not those of their lost connections.
+    for cause in (_platform_error(failure) for _, failure in failures):
+        if type(cause) is StorageError:
+            return StorageError(
+                f"{cause}\nThe run {run} had no restarts left. Once storage is back, starting it again resumes from "
+                "its last checkpoint. To ride out longer outages, raise checkpoint.retry_seconds or max_failures.",
+                code=cause.code,
+            )
+        if cause is not None:
+            return cause
+    for rank, failure in failures:
+        raised = getattr(failure, "_base_exc", failure)  # Ray Train's wrapper adds the traceback
+        last = f"{type(raised).__name__}: {raised}"
+        return TrainingError(
+            f"worker {rank} failed and the run {run} had no restarts left: {last}\n"
+            "Starting it again resumes from its last checkpoint. With --verbose the whole traceback is shown.",
+            code="worker_failed",
+        )
+    return TrainingError(f"run {run} failed: {error}")
+
+
+def _platform_error(failure: Any) -> MaasError | None:
+    """The error of this platform in a chain of causes."""
+    while failure is not None and not isinstance(failure, MaasError):
+        failure = getattr(failure, "cause", None) or failure.__cause__
+    return failure

@@ -1,0 +1,1 @@
+"""Validation during training: when, where, and when to stop early."""

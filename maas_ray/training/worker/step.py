@@ -1,0 +1,124 @@
+"""One optimizer step: weighted forward and backward passes, and another try if fp16 gradients overflow."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from maas_ray.errors import NonFiniteLossError
+from maas_ray.tasks import Task
+from maas_ray.training import events
+from maas_ray.training.deepspeed.engine import missing_loss_scale
+from maas_ray.training.plan import Plan
+from maas_ray.training.worker.batches import Batch, Batches
+from maas_ray.training.worker.job import Rank
+
+MAX_TRIES = 80
+"""From the largest loss scale to 1, each value tried twice (DeepSpeed's hysteresis), and some more."""
+
+Push = Callable[[int, dict[str, float], str], None]
+"""Reports metrics and a line of text at a step."""
+
+
+class Steps:
+    """Takes optimizer steps.
+
+    Args:
+        engine: DeepSpeed's.
+        task: the fitted task.
+        batches: makes batches of stored rows.
+        plan: says how many rows each step has, over all workers.
+        rank: this worker.
+        advice: gives likely causes of gradients that are not finite.
+        push: reports metrics and text.
+    """
+
+    def __init__(
+        self,
+        engine: Any,
+        task: Task,
+        batches: Batches,
+        plan: Plan,
+        rank: Rank,
+        *,
+        advice: Callable[[], str],
+        push: Push,
+    ) -> None:
+        self._engine, self._task, self._batches, self._plan, self._rank = engine, task, batches, plan, rank
+        self._advice, self._push = advice, push
+        self._micro_batch, self._passes = engine.train_micro_batch_size_per_gpu(), engine.gradient_accumulation_steps()
+        # Every rank decides alike, because the sum over the ranks is collective.
+        self._weighs = type(task).weights is not Task.weights
+        self._spare: Batch = {}
+
+    def take(self, step: int, rows: dict[str, np.ndarray], count: int) -> list[Any]:
+        """Take one optimizer step over this worker's `count` rows; gives the weighted loss of each pass.
+
+        If gradients overflow in fp16, DeepSpeed lowers the loss scale and skips the step. Its rows would be lost, and
+        the schedule would end too late. So the step is repeated until its gradients fit.
+
+        Raises:
+            NonFiniteLossError: gradients do not fit at any loss scale; raised on every rank alike.
+        """
+        engine = self._engine
+        weights, total = self._weights(step, rows, count)
+        dynamic = engine.fp16_enabled() and engine.dynamic_loss_scale()
+        tries, scale = 0, engine.optimizer.loss_scale if dynamic else 1.0
+        while True:
+            try:
+                losses = self._forward_and_backward(step, rows, weights, total)
+            except Exception as error:
+                # DeepSpeed raises a plain exception at the smallest loss scale.
+                if not (dynamic and str(error).startswith("Current loss scale already at minimum")):
+                    raise
+                raise NonFiniteLossError(step, math.inf, self._advice(), of="gradient norm") from error
+            tries += 1
+            if engine.was_step_applied() or not dynamic:
+                break
+            if tries == MAX_TRIES:
+                raise NonFiniteLossError(step, math.inf, self._advice(), of="gradient norm")
+        if tries > 1:
+            lowered = engine.optimizer.loss_scale
+            text = f"step {step:,}: gradients overflowed in fp16; taken again, loss scale {scale:g} → {lowered:g}"
+            self._push(step, {events.LOSS_SCALE: lowered}, text)
+        elif not engine.was_step_applied():
+            self._push(step, {}, f"step {step:,}: gradients are not finite; DeepSpeed left the weights as they were")
+        return losses
+
+    def _weights(self, step: int, rows: dict[str, np.ndarray], count: int) -> tuple[np.ndarray, int]:
+        """The weight of each of this worker's rows, and the sum over all rows of the step on all workers."""
+        if not self._weighs:
+            return np.ones(count, np.int64), self._plan.rows_in(step - 1)
+        import torch
+
+        weights = self._task.weights(rows) if count else np.zeros(0, np.int64)
+        total = torch.tensor([int(weights.sum())], device=self._rank.device)
+        torch.distributed.all_reduce(total)
+        return weights, int(total.item())
+
+    def _forward_and_backward(
+        self, step: int, rows: dict[str, np.ndarray], weights: np.ndarray, total: int
+    ) -> list[Any]:
+        """The passes of one step over this worker's rows, and the update; gives the weighted loss of each pass.
+
+        Every unit of weight counts the same in a step. DeepSpeed takes the mean over passes and workers, so each
+        pass's loss is multiplied by its share of the weight. If rows do not divide evenly, and in the short last
+        step, a pass has fewer rows. A pass without rows repeats an earlier batch with weight 0: under ZeRO 3 passes
+        are collective, so every worker makes the same number of them.
+        """
+        losses = []
+        generator = self._batches.generator(step)
+        for start in range(0, self._passes * self._micro_batch, self._micro_batch):
+            part = slice(start, start + self._micro_batch)
+            if len(weights[part]):
+                stored = {name: values[part] for name, values in rows.items()}
+                self._spare = self._batches.augmented(stored, generator)
+            weight = int(weights[part].sum()) * self._passes * self._rank.world / max(1, total)
+            loss = self._task.loss(self._engine, self._spare or self._batches.any_row())
+            if weight != 1.0:
+                loss = loss * weight
+            self._engine.backward(loss * missing_loss_scale(self._engine))
+            self._engine.step()
+            losses.append(loss.detach())
+        return losses

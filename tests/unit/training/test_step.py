@@ -1,0 +1,252 @@
+"""An optimizer step with a task that weighs rows, groups parameters and augments batches."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from maas_ray.errors import NonFiniteLossError
+from maas_ray.training.plan import Plan
+from maas_ray.training.worker.batches import Batches
+from maas_ray.training.worker.job import Rank
+from maas_ray.training.worker.step import MAX_TRIES, Steps
+from tests.support import weighing
+from tests.support.bundles import image_task
+from tests.support.errors import raises
+from tests.support.weighing import Perceptron, Weighing
+
+ROWS, BATCH = 17, 10  # the last step is short
+CONFIG = {
+    "gradient_clipping": 0.0,
+    # A large epsilon, so that an update depends on the size of a gradient.
+    "optimizer": {"type": "AdamW", "params": {"lr": 0.05, "eps": 1.0, "torch_adam": True}},
+    "steps_per_print": 1 << 30,
+}
+
+TRAIN = """
+import sys, tempfile
+import numpy as np, torch
+from pathlib import Path
+from maas_ray.training.checkpoints import layout, loading, snapshot
+from maas_ray.training.checkpoints.position import Position
+from maas_ray.training.deepspeed.engine import build_engine
+from maas_ray.training.export import consolidated, optimizer_order
+from maas_ray.training.plan import Plan
+from maas_ray.training.worker.batches import Batches
+from maas_ray.training.worker.job import Rank
+from maas_ray.training.worker.measure import measure
+from maas_ray.training.worker.step import Steps
+from tests.support import weighing
+from tests.support.weighing import Perceptron, Weighing
+from tests.unit.training.test_step import BATCH, CONFIG, ROWS
+
+directory, number, world = Path(sys.argv[1]), int(sys.argv[2]), 2
+torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/store", rank=number, world_size=world)
+rank, stored = Rank(number, number, world, torch.device("cpu")), weighing.rows(ROWS)
+plan = Plan(np.array([ROWS]), BATCH, 1, 1, 0)
+
+
+def engine_of(task, stage, micro_batch, precision):
+    passes = -(-BATCH // (world * micro_batch))
+    config = CONFIG | {
+        "train_batch_size": world * micro_batch * passes,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": passes,
+        "zero_optimization": {"stage": stage},
+    }
+    if precision == "bf16":
+        config["bf16"] = {"enabled": True}
+    engine = build_engine(Perceptron(), task, config, seed=0, rank=number, on_cpu=True)
+    snapshot.hold(engine)
+    engine.train()
+    return engine
+
+
+def train(engine, task):
+    batches = Batches(weighing.dataset(task, stored), rank.device, 0, number)
+    steps = Steps(engine, task, batches, plan, rank, advice=str, push=lambda *_: None)
+    losses = []
+    for step in (1, 2):
+        low, high = (((step - 1) * BATCH + bound) for bound in plan.share(step - 1, number, world))
+        taken = steps.take(step, {name: values[low:high] for name, values in stored.items()}, high - low)
+        total = torch.stack(taken).float().mean()
+        torch.distributed.all_reduce(total)
+        losses.append(float(total) / world)
+    return losses
+
+
+results = {}
+for stage in (0, 1):
+    for micro_batch in (1, 3, 5):
+        task = Weighing()
+        engine = engine_of(task, stage, micro_batch, "fp32")
+        losses = train(engine, task)
+        assert [group["weight_decay"] for group in engine.optimizer.param_groups] == [0.0, 0.5]
+        module = {name: value.detach().clone() for name, value in engine.module.named_parameters()}
+        results[stage, micro_batch] = losses, module
+        count = len(task.augmented)
+        measure(engine, weighing.dataset(task, stored), Batches(weighing.dataset(task, stored), rank.device, 0, number),
+                rank, "validation", None)
+        assert len(task.augmented) == count > 0, "a validation must not augment"
+
+for stage in (0, 1):
+    task = Weighing(noise=0.1)
+    engine = engine_of(task, stage, 3, "bf16")
+    train(engine, task)
+    home = directory / f"saved-{stage}"
+    snapshot.take(engine, number, Position(step=2, workers=world)).write(str(home))
+    torch.distributed.barrier()
+    skeleton = Perceptron().build(task)
+    state = consolidated(home, optimizer_order(task, skeleton))
+    rounded = {name: state[name].contiguous().bfloat16() for name in state}
+    for name, value in engine.module.named_parameters():
+        assert torch.equal(rounded[name], value), name
+    assert any(not torch.equal(state[name].contiguous(), rounded[name].float()) for name in state), "rounded"
+    again = engine_of(task, stage, 3, "bf16")
+    loading.load(again, home, layout.TAG, home, number, [0])
+    for (name, value), before in zip(again.module.named_parameters(), engine.module.parameters()):
+        assert torch.equal(value, before), name
+    train(engine, task), train(again, task)
+    for (name, value), before in zip(again.module.named_parameters(), engine.module.parameters()):
+        assert torch.equal(value, before), f"{name} after resuming"
+
+if number == 0:
+    torch.save(results, directory / "results.pt")
+"""
+
+
+def test_weights_make_a_step_independent_of_how_its_rows_are_divided(tmp_path: Path):
+    """Two DeepSpeed workers against one plain torch optimizer that sees each step's rows at once."""
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "WORLD_SIZE": "2", "LOCAL_SIZE": "2"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", TRAIN, str(tmp_path), str(rank)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    for worker in workers:
+        said, _ = worker.communicate(timeout=240)
+        assert worker.returncode == 0, said
+    task, stored = Weighing(), weighing.rows(ROWS)
+    torch.manual_seed(0)
+    network = Perceptron().build(task)
+    optimizer = torch.optim.AdamW(task.parameters(network), lr=0.05, eps=1.0)
+    expected = []
+    for low, high in ((0, BATCH), (BATCH, ROWS)):
+        loss = task.loss(network, task.collate({name: values[low:high] for name, values in stored.items()}))
+        expected.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    results = torch.load(tmp_path / "results.pt")
+    assert len(results) == 6
+    for losses, parameters in results.values():
+        np.testing.assert_allclose(losses, expected, rtol=1e-5)
+        for name, value in network.named_parameters():
+            torch.testing.assert_close(parameters[name], value.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_task_without_weights_of_its_own_weighs_each_row_once():
+    task = image_task()
+    assert task.weights({"pixels": np.zeros((3, 8, 8, 1)), "label": np.zeros(3)}).tolist() == [1, 1, 1]
+    network = Perceptron().build(task)
+    assert list(map(id, task.parameters(network))) == list(map(id, network.parameters()))  # type: ignore[arg-type]
+    batch = {"label": torch.zeros(3)}
+    assert task.augment(batch, torch.Generator()) is batch
+
+
+def batches(task: Weighing, *, seed: int = 0, rank: int = 0) -> Batches:
+    return Batches(weighing.dataset(task, weighing.rows(8)), torch.device("cpu"), seed, rank)
+
+
+def test_augmentation_depends_on_seed_step_and_rank_alone():
+    def drawn(seed: int, rank: int, step: int) -> np.ndarray:
+        task = Weighing(noise=1.0)
+        made = batches(task, seed=seed, rank=rank)
+        made.augmented(weighing.rows(8), made.generator(step))
+        return task.augmented[0]
+
+    first = drawn(1, 2, 3)
+    assert np.array_equal(first, drawn(1, 2, 3))
+    for other in ((0, 2, 3), (1, 0, 3), (1, 2, 4)):
+        assert not np.array_equal(first, drawn(*other)), other
+
+
+class Overflowing:
+    """An engine in fp16 whose gradients overflow in the first passes. DeepSpeed's own needs a processor with fp16."""
+
+    def __init__(self, module: torch.nn.Module, overflows: int) -> None:
+        self.module, self.left, self.optimizer = module, overflows, SimpleNamespace(loss_scale=2.0**16)
+        self.seen: list[float] = []
+
+    def __call__(self, x: torch.Tensor) -> Any:
+        return self.module(x)
+
+    def train_micro_batch_size_per_gpu(self) -> int:
+        return 4
+
+    def gradient_accumulation_steps(self) -> int:
+        return 2
+
+    def fp16_enabled(self) -> bool:
+        return True
+
+    def dynamic_loss_scale(self) -> bool:
+        return True
+
+    def zero_optimization(self) -> bool:
+        return True
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.seen.append(loss.item())
+
+    def step(self) -> None:
+        if len(self.seen) % 2 == 0 and self.left:
+            self.left -= 1
+            self.optimizer.loss_scale /= 2
+            self.applied = False
+        else:
+            self.applied = True
+
+    def was_step_applied(self) -> bool:
+        return self.applied
+
+
+def steps(engine: Overflowing, task: Weighing, said: list[str], monkeypatch: pytest.MonkeyPatch) -> Steps:
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda _: None)  # this worker is alone
+    plan = Plan(np.array([8]), 8, 1, 1, 0)
+    rank = Rank(0, 0, 1, torch.device("cpu"))
+    return Steps(
+        engine, task, batches(task), plan, rank, advice=lambda: "advice", push=lambda *event: said.append(event[2])
+    )
+
+
+def test_a_step_that_is_repeated_sees_the_same_batches(monkeypatch: pytest.MonkeyPatch):
+    task, said = Weighing(noise=1.0), []
+    engine = Overflowing(Perceptron().build(task), overflows=2)
+    losses = steps(engine, task, said, monkeypatch).take(1, weighing.rows(8), 8)
+    assert len(losses) == 2
+    assert engine.seen[:2] == engine.seen[2:4] == engine.seen[4:]
+    assert all(map(np.array_equal, task.augmented[:2], task.augmented[4:]))
+    assert not np.array_equal(*task.augmented[:2])
+    (line,) = said
+    assert "65536" in line
+    assert "16384" in line
+
+
+def test_gradients_that_never_fit_stop_the_run(monkeypatch: pytest.MonkeyPatch):
+    task = Weighing()
+    engine = Overflowing(Perceptron().build(task), overflows=1000)
+    with raises(NonFiniteLossError, "non_finite_loss", "gradient norm", "step 7", "advice"):
+        steps(engine, task, [], monkeypatch).take(7, weighing.rows(8), 8)
+    assert len(engine.seen) == 2 * MAX_TRIES
