@@ -86,7 +86,7 @@ def problems(uses: tuple[Use, ...] = USES) -> list[str]:
 
 
 def advice() -> str:
-    """What to do about `problems`."""
+    """The remedy for `problems`, in words."""
     import ray
 
     tested = [text for text in _requirements() if text.startswith("ray")]

@@ -28,7 +28,7 @@ def settings() -> Iterator[Settings]:
         patch.setenv("MAAS_HTTP_PORT", str(http))
         patch.setenv("MAAS_GRPC_PORT", str(grpc))
         patch.setenv("MAAS_RECONCILE_SECONDS", "0")  # tests look at damage before they repair it
-        patch.setenv("MAAS_TRUST_REMOTE_CODE", "1")  # of the whole cluster: some tests serve code of their own
+        patch.setenv("MAAS_TRUST_REMOTE_CODE", "1")  # for the whole cluster, because some tests serve user code
         # Processes of a cluster have the environment that it started with; the server is started by who needs it.
         (s3,) = clusters.free_ports(1)
         for name in [name for name in os.environ if name.startswith("AWS_")]:

@@ -1,4 +1,4 @@
-"""What tests that deploy share. Serve itself runs on from module to module: to end it takes half a minute."""
+"""Helpers of tests that deploy. Serve keeps running between modules, because ending it takes half a minute."""
 
 from maas_ray import endpoints, undeploy
 from maas_ray.settings import Settings

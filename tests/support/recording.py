@@ -69,5 +69,5 @@ def fed(directory: Path) -> Iterator[dict[str, Any]]:
 
 
 def every_row_once(rows: int, epochs: int = 1) -> Counter[tuple[int, int]]:
-    """What `consumed` is to be."""
+    """The value that `consumed` must have."""
     return Counter((epoch, index) for epoch in range(epochs) for index in range(rows))

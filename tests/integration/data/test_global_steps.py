@@ -1,4 +1,4 @@
-"""What is decided of rows on the whole, on a cluster: groups, labels, given splits, weights, decontamination."""
+"""Decisions that need all rows, on a cluster: groups, labels, given splits, weights, decontamination."""
 
 import json
 import random

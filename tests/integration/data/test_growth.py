@@ -149,7 +149,7 @@ def test_text_grows_twice(place: Settings, tmp_path: Path, capsys: pytest.Captur
     grown = second.meta.grown
     assert grown is not None
     assert (grown.read, grown.duplicates, grown.near_duplicates) == (32, 1, 1)
-    # What is left out says what it is like, though that row came before.
+    # A dropped row names its duplicate, although that row came in an earlier preparation.
     removed = [
         row
         for e in second.artifact.files

@@ -118,7 +118,7 @@ def test_of_each_chain_one_is_kept_however_the_work_is_cut(
         (one,) = set(links) & set(where)
         assert where[one] == ("test" if "test" in [folds[name] for name in links] else "train")
     assert sum(name.startswith("alone") for name in where) == LONERS
-    # What goes is told, with the row that stays for it.
+    # A dropped row is reported with the row that is kept in its place.
     told = removed(dataset)
     at = {
         (str(files / f"{part:02d}.jsonl"), place): row["name"]

@@ -92,7 +92,7 @@ def read_to_the_end(dataset: PreparedDataset) -> int:
 
 @contextmanager
 def requests() -> Iterator[list[str]]:
-    """What the server is asked meanwhile, a line each. Not by `caplog`, which `prepare` quiets as it does a console."""
+    """Requests to the server meanwhile, one line each. `caplog` does not see them, because `prepare` silences it."""
     lines: list[str] = []
 
     class Lines(logging.Handler):

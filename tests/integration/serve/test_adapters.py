@@ -21,7 +21,7 @@ SMALL = {"scaling": {"max_replicas": 1}, "resources": {"cpus": 0.5}, "max_adapte
 
 @pytest.fixture(scope="module")
 def said(cluster: str, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """What the models say by Transformers and PEFT, by public name; registered are `lm`, `fr`, `de` and `odd`."""
+    """Answers of Transformers and PEFT by public name; `lm`, `fr`, `de` and `odd` are registered."""
     directory = tmp_path_factory.mktemp("bundles")
     register(settings, "lm", TEXT, directory / "lm")
     texts = {"lm": greedy(TEXT.load_model(directory / "lm"))}

@@ -34,7 +34,7 @@ def test_it_is_valid_and_says_what_the_job_s_spec_says() -> None:
 
 @pytest.mark.usefixtures("cluster")
 def test_it_brings_up_the_same(settings: Settings, tmp_path: Path) -> None:
-    """What `serve deploy` does, but for the dashboard that it sends the file to."""
+    """The work of `serve deploy`, without the dashboard that it sends the file to."""
     from ray import serve
     from ray.serve.context import _get_global_client
     from ray.serve.schema import ServeDeploySchema

@@ -394,7 +394,7 @@ def test_what_is_wrong_with_a_row_is_told(served: Served) -> None:
 
 
 def test_the_gateway_answers_as_its_document_says(served: Served) -> None:
-    """What a fuzzer thinks of; `tests/unit/serve/api/test_fuzz.py` asks much more of the same application."""
+    """Requests of a fuzzer; `tests/unit/serve/api/test_fuzz.py` sends many more to the same application."""
     import hypothesis
     import schemathesis
     from schemathesis.checks import not_a_server_error

@@ -266,7 +266,7 @@ def test_a_process_that_is_killed_is_replaced(served: Settings, who: str) -> Non
             time.sleep(0.2)
         asked.goes_on()
     if who == "gateway":
-        # What it had not yet read of a kept connection is lost with it; HAProxy asks again for all else.
+        # Requests on kept connections that it had not read are lost with it; HAProxy retries all others.
         assert len(asked.failed) <= 2
         assert all("disconnected without sending a response" in failure for failure in asked.failed)
     else:

@@ -33,7 +33,7 @@ def _run(command: str) -> None:
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the tutorial says lies in the working directory."""
+    """The working directory as the tutorial describes it."""
     from sklearn.datasets import load_wine
 
     directory = tmp_path_factory.mktemp("own")

@@ -76,7 +76,7 @@ def test_regression(settings: Settings, tmp_path: Path, served: list[str]) -> No
     one = ask(endpoint.url, path, asked[0])
     assert one == {"model": "diabetes", "version": "1", "prediction": pytest.approx(answers[0])}
 
-    # What is missing or was never seen is no mistake; a text for a number is.
+    # A missing or unknown value is accepted; a text in place of a number is not.
     for odd in ({"bmi": None}, {"sex": None}, {"sex": "unheard of"}, {"sex": None, "bmi": None, "s5": None}):
         assert 20 < ask(endpoint.url, path, asked[0] | odd)["prediction"] < 400
     left_out = {name: value for name, value in asked[0].items() if name != "bmi"}

@@ -47,7 +47,7 @@ class Nodes:
             "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
             "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
         }
-        self.started: list[subprocess.Popen[str]] = []  # what `end` ends
+        self.started: list[subprocess.Popen[str]] = []  # processes that `end` ends
         port = clusters.free_ports(1)[0]
         self._start(
             *("--head", "--port=0", f"--temp-dir={directory}/r", "--include-dashboard=false"),
@@ -65,7 +65,7 @@ class Nodes:
         return found[0]
 
     def drain(self, raylet: psutil.Process, seconds: int) -> None:
-        """What a cloud's notice of a spot machine comes to."""
+        """The effect of a cloud's notice for a spot machine."""
         (node,) = (word.partition("=")[2] for word in raylet.cmdline() if re.match("--node.id=", word))
         subprocess.run(
             [

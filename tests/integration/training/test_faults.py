@@ -1,4 +1,4 @@
-"""What can go wrong with checkpoints while a run trains: kills in each phase of one, storage that fails, damage."""
+"""Faults of checkpoints while a run trains: kills in each phase, storage that fails, damage."""
 
 import os
 import re

@@ -80,7 +80,7 @@ def test_a_run_ends_with_a_whole_version(settings: Settings, text: PreparedDatas
     assert version.lineage.spec["learning_rate"] == 3e-3
     assert version.lineage.deepspeed["bf16"] == {"enabled": True}
 
-    # What MLflow's own client sees.
+    # MLflow's own client sees the run.
     client = Registry(settings).client
     run = client.get_run(version.lineage.run_id)
     assert run.info.status == "FINISHED"
@@ -91,7 +91,7 @@ def test_a_run_ends_with_a_whole_version(settings: Settings, text: PreparedDatas
     assert losses[-1] < losses[0]
     assert client.get_model_version_by_alias("whole", "champion").version == 1
 
-    # What Transformers alone loads, and that it is what was measured.
+    # Transformers alone loads the bundle, and its loss is the one that was measured.
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -180,7 +180,7 @@ def test_a_run_that_gets_no_better_ends_and_its_best_checkpoint_is_the_version(
         assert bool(list(kept)) == (place == "beside")
         return losses
 
-    # Where it is measured changes neither what is measured nor when the run ends.
+    # The place of the validation changes neither its values nor the end of the run.
     beside, in_workers = run("beside"), run("workers")
     assert beside.keys() == in_workers.keys()
     np.testing.assert_allclose([beside[step] for step in in_workers], [*in_workers.values()], rtol=1e-3)
