@@ -16,6 +16,7 @@ from maas_ray.data.names import SPLITS
 from maas_ray.data.prepare import prepare
 from maas_ray.errors import DataError
 from maas_ray.settings import Settings
+from tests.support.errors import raises
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -114,7 +115,7 @@ def test_past_the_share_the_run_stops_with_the_three_commonest_causes(tmp_path: 
     path = tmp_path / "rows.jsonl"
     good = "".join(json.dumps({"text": f"well {n}", "label": "a"}) + "\n" for n in range(10))
     path.write_text(good + "{broken\n" * 6 + "[1]\n" * 4 + '{"text": "x"}\n' * 3 + '{"text": 1, "label": 2}\n')
-    with pytest.raises(DataError, match="14 of 24 rows cannot be read") as caught:
+    with raises(DataError, "too_many_quarantined", "14 of 24 rows") as caught:
         prepared(path, place)
     lines = str(caught.value).splitlines()[1:4]
     assert [line.split(" × ")[0].strip() for line in lines] == ["6", "4", "3"]

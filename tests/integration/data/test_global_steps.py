@@ -17,6 +17,7 @@ from maas_ray.data.names import SPLITS
 from maas_ray.data.prepare import prepare
 from maas_ray.errors import SpecError
 from maas_ray.settings import Settings
+from tests.support.errors import raises
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -182,15 +183,15 @@ def test_what_equal_rows_are_is_the_users_to_say(files: Path, place: Settings) -
 
 
 @pytest.mark.parametrize(
-    ("changes", "problem"),
+    ("changes", "code", "values"),
     [
-        ({"deduplicate": {"exact": False, "near": {}}}, "near-duplicates cannot go where exact ones stay"),
-        ({"splits": {"group": "site", "column": "fold"}}, "group and column exclude each other"),
-        ({"sources": [{"format": "text", "path": "x"}]}, "keep: sources.0. is text, which has no column 'name'"),
+        ({"deduplicate": {"exact": False, "near": {}}}, "near_without_exact", ["deduplicate: ", "`exact: false`"]),
+        ({"splits": {"group": "site", "column": "fold"}}, "exclusive_fields", ["splits: ", "group and column"]),
+        ({"sources": [{"format": "text", "path": "x"}]}, "column_missing", ["keep: ", "sources[0]", "text", "'name'"]),
     ],
 )
-def test_contradictions_are_told_before_anything_runs(
-    files: Path, place: Settings, changes: dict[str, Any], problem: str
+def test_contradictions_in_a_spec_are_refused_before_anything_runs(
+    files: Path, place: Settings, changes: dict[str, Any], code: str, values: list[str]
 ) -> None:
-    with pytest.raises(SpecError, match=problem):
+    with raises(SpecError, code, *values):
         prepared(files, place, **changes)

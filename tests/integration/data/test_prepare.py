@@ -21,6 +21,7 @@ from maas_ray.data.plan import Plan, list_sources
 from maas_ray.data.prepare import prepare as prepare_in
 from maas_ray.errors import CorruptError, DataError
 from maas_ray.settings import Settings
+from tests.support.errors import raises
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -119,7 +120,7 @@ def test_text_from_files_to_shards_and_found_again(
     # A damaged dataset is not used, and not overwritten either.
     shard = Path(dataset.uri) / dataset.split("train").shards[0].path
     shard.rename(shard.with_suffix(".away"))
-    with pytest.raises(CorruptError, match=rf"is missing\. To prepare the dataset anew, remove {dataset.uri}\."):
+    with raises(CorruptError, "file_missing", f"remove {dataset.uri}."):
         prepare(text_spec(moved), settings=place)
     shard.with_suffix(".away").rename(shard)
 
@@ -233,10 +234,10 @@ def test_what_stops_a_run(place: Settings, tmp_path: Path) -> None:
     )
     (tmp_path / "rows.jsonl").write_text('{"title": 1}\n')
     source = {"format": "jsonl", "path": str(tmp_path / "rows.jsonl")}
-    with pytest.raises(DataError, match=r"rows\.jsonl has no column 'text' \(set `text`\); it has: title\."):
+    with raises(DataError, "column_missing", "rows.jsonl", "'text'", "`text`", "title"):
         prepare(text_spec(tmp_path, sources=[source]), settings=place)
     (tmp_path / "rows.jsonl").write_text('{"text": " "}\n')
-    with pytest.raises(DataError, match="no row is left to train on"):
+    with raises(DataError, "nothing_to_train_on"):
         prepare(text_spec(tmp_path, sources=[source]), settings=place)
     assert not storage.list_directory(dataset_home(place, "text"))
 
