@@ -36,7 +36,7 @@ INDEX = pa.schema(
         "split": pa.int8(),
         "position": pa.int64(),
         "bands": pa.binary(),
-        "liked": pa.bool_(),  # whether `removed/` already names the row as a survivor
+        "liked": pa.bool_(),  # true if `removed/` already names the row as a survivor
     }
 )
 OLD = 1 << 62

@@ -111,7 +111,9 @@ def test_steps_of_text_run_in_order_and_are_counted(
     assert prepared(path, place, clean=again).fingerprint != dataset.fingerprint
 
 
-def test_past_the_share_the_run_stops_with_the_three_commonest_causes(tmp_path: Path, place: Settings) -> None:
+def test_too_many_quarantined_rows_stop_the_run_with_the_three_most_common_errors(
+    tmp_path: Path, place: Settings
+) -> None:
     path = tmp_path / "rows.jsonl"
     good = "".join(json.dumps({"text": f"well {n}", "label": "a"}) + "\n" for n in range(10))
     path.write_text(good + "{broken\n" * 6 + "[1]\n" * 4 + '{"text": "x"}\n' * 3 + '{"text": 1, "label": 2}\n')
@@ -122,7 +124,7 @@ def test_past_the_share_the_run_stops_with_the_three_commonest_causes(tmp_path: 
     assert all(str(path) in line for line in lines)
 
 
-def test_statistics_are_of_the_training_split_and_travel(tmp_path: Path, place: Settings) -> None:
+def test_statistics_of_the_training_split_are_saved_and_used_again(tmp_path: Path, place: Settings) -> None:
     rng = np.random.default_rng(0)
     rows: list[dict[str, Any]] = [
         {"name": f"r{number}", "size": rng.normal(50, 5), "town": "Ulm" if number % 3 else "Köln", "price": number}
@@ -173,7 +175,7 @@ def values_in(document: Any) -> list[Any]:
     return [document]
 
 
-def test_images_that_are_none(tmp_path: Path, place: Settings) -> None:
+def test_files_that_are_not_images_are_quarantined_or_dropped(tmp_path: Path, place: Settings) -> None:
     from PIL import Image
 
     rng = np.random.default_rng(0)

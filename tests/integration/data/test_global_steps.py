@@ -82,7 +82,7 @@ def removed(dataset: PreparedDataset) -> list[dict[str, Any]]:
     return [row for path in paths for row in pq.read_table(f"{dataset.uri}/{path}").to_pylist()]
 
 
-def test_a_group_lies_in_one_split(files: Path, place: Settings) -> None:
+def test_rows_of_a_group_are_in_one_split(files: Path, place: Settings) -> None:
     splits = {"validation": 0.25, "test": 0.25, "group": "site"}
     dataset = prepared(files, place, splits=splits)
     sites = kept(dataset, "site")
@@ -96,7 +96,7 @@ def test_a_group_lies_in_one_split(files: Path, place: Settings) -> None:
     assert kept(again, "name") == kept(dataset, "name")
 
 
-def test_of_each_label_the_same_share_is_held_out(files: Path, place: Settings) -> None:
+def test_stratify_holds_out_the_same_share_of_each_label(files: Path, place: Settings) -> None:
     labels = kept(prepared(files, place, splits={"validation": 0.1, "test": 0.2, "stratify": "label"}), "label")
     assert {split: Counter(values) for split, values in labels.items()} == {
         "train": Counter(common=196, rare=14),
@@ -105,7 +105,7 @@ def test_of_each_label_the_same_share_is_held_out(files: Path, place: Settings) 
     }
 
 
-def test_a_column_gives_the_splits_and_copies_for_training_go(files: Path, place: Settings) -> None:
+def test_a_column_gives_splits_and_training_duplicates_are_dropped(files: Path, place: Settings) -> None:
     dataset = prepared(files, place, splits={"column": "fold"})
     folds = kept(dataset, "fold")
     assert all(set(values) == {split} for split, values in folds.items())
@@ -120,7 +120,7 @@ def test_a_column_gives_the_splits_and_copies_for_training_go(files: Path, place
             assert known["like"] == known["row"]
 
 
-def test_a_source_gives_the_split_and_its_rows_are_not_learnt(files: Path, place: Settings) -> None:
+def test_rows_of_a_test_source_are_not_trained_on(files: Path, place: Settings) -> None:
     # The same rows once more as the test set: all of them are tested with, none is trained on.
     held = files.parent / "held.jsonl"
     lines = (files / "0.jsonl").read_text().splitlines()
@@ -136,7 +136,7 @@ def test_a_source_gives_the_split_and_its_rows_are_not_learnt(files: Path, place
     assert not {json.loads(line)["name"] for line in lines} & {*names["train"]}
 
 
-def test_weights_repeat_and_sample_training_rows_alone(files: Path, place: Settings) -> None:
+def test_weights_repeat_or_sample_training_rows_only(files: Path, place: Settings) -> None:
     once = kept(prepared(files, place), "name")
     more = prepared(files, place, sources=[{"format": "jsonl", "path": str(files), "weight": 2.5}])
     names = kept(more, "name")
@@ -154,7 +154,7 @@ def test_weights_repeat_and_sample_training_rows_alone(files: Path, place: Setti
     assert 0.15 < len(few["train"]) / len(once["train"]) < 0.35
 
 
-def test_a_test_row_quoted_in_training_goes(files: Path, place: Settings) -> None:
+def test_a_training_row_that_quotes_a_test_row_is_dropped(files: Path, place: Settings) -> None:
     held = kept(prepared(files, place), "name")["test"][0]
     rows = [json.loads(line) for path in sorted(files.iterdir()) for line in path.read_text().splitlines()]
     text = next(row["text"] for row in rows if row["name"] == held)
@@ -174,7 +174,7 @@ def test_a_test_row_quoted_in_training_goes(files: Path, place: Settings) -> Non
     )
 
 
-def test_what_equal_rows_are_is_the_users_to_say(files: Path, place: Settings) -> None:
+def test_normalise_and_exact_say_which_rows_are_equal(files: Path, place: Settings) -> None:
     dataset = prepared(files, place, deduplicate={"exact": False})
     assert (dataset.meta.counts.duplicates, sum(dataset.meta.counts.kept.values())) == (0, 310)
     assert prepared(files, place, deduplicate={"normalise": False}).meta.counts.duplicates == 0

@@ -132,7 +132,7 @@ def opened(directory: Path) -> Iterator[Counter[str]]:
         os.close(handle)
 
 
-def test_text_grows_twice(place: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dataset_of_text_grows_twice(place: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "in"
     write_texts(source, range(60))
     spec = text_spec(source, deduplicate={"near": {}})
@@ -186,7 +186,9 @@ def test_text_grows_twice(place: Settings, tmp_path: Path, capsys: pytest.Captur
     assert fresh.meta.counts.read == third.meta.counts.read
 
 
-def test_what_cannot_grow_is_prepared_anew(place: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dataset_that_cannot_grow_is_prepared_from_all_files(
+    place: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = tmp_path / "in"
     write_table(source / "a.csv", range(100))
     first = prepare(labels_spec(source), settings=place)
@@ -213,7 +215,7 @@ def test_what_cannot_grow_is_prepared_anew(place: Settings, tmp_path: Path, caps
     assert "preparing all files again, because the spec differs in `seed`" in capsys.readouterr().out
 
 
-def test_strata_hold_for_new_rows_and_inputs_stay_in_their_split(place: Settings, tmp_path: Path) -> None:
+def test_growing_stratifies_new_rows_and_keeps_inputs_in_their_split(place: Settings, tmp_path: Path) -> None:
     source = tmp_path / "in"
     write_table(source / "a.csv", range(100))
     spec = labels_spec(source, splits={"validation": 0.2, "test": 0.2, "stratify": "kind"})
@@ -238,7 +240,7 @@ DRIVER = (
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("stage", ["removing duplicates", "encoding", "shuffling and writing"])
-def test_a_killed_preparation_goes_on(
+def test_a_killed_preparation_resumes(
     place: Settings, tmp_path: Path, stage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = tmp_path / "in"

@@ -98,7 +98,7 @@ def removed(dataset: PreparedDataset) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: row["row"])
 
 
-def test_of_each_chain_one_is_kept_however_the_work_is_cut(
+def test_one_row_of_each_chain_survives_however_the_work_is_cut(
     files: Path, tmp_path: Path, rows: list[dict[str, Any]]
 ) -> None:
     datasets = [prepared(files, tmp_path / str(parallelism), parallelism, column="fold") for parallelism in (1, 2, 5)]
@@ -132,9 +132,7 @@ def test_of_each_chain_one_is_kept_however_the_work_is_cut(
     assert all(row["excerpt"] for row in told if row["fate"])
 
 
-def test_nothing_alike_straddles_splits_that_hashes_decide(
-    files: Path, tmp_path: Path, rows: list[dict[str, Any]]
-) -> None:
+def test_near_duplicates_are_never_in_two_splits(files: Path, tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     found = kept(prepared(files, tmp_path, 3, validation=0.25, test=0.25))
     assert min(map(len, found.values())) > 10
     assert set(found) == set(SPLITS)

@@ -72,9 +72,7 @@ def library(tmp_path: Path) -> Path:
     return root
 
 
-def test_text_from_files_to_shards_and_found_again(
-    library: Path, place: Settings, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_text_is_prepared_once_and_reused(library: Path, place: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     spec = text_spec(library)
     dataset = prepare(spec, settings=place)
     said = capsys.readouterr().out
@@ -167,7 +165,7 @@ def test_the_result_depends_on_nothing_but_spec_and_input(
         assert np.array_equal(five[split]["ordered"], expected[split]["ordered"])
 
 
-def test_images_in_folders(place: Settings, tmp_path: Path) -> None:
+def test_images_in_folders_are_prepared(place: Settings, tmp_path: Path) -> None:
     from PIL import Image
     from sklearn.datasets import load_digits
 
@@ -200,7 +198,7 @@ def test_images_in_folders(place: Settings, tmp_path: Path) -> None:
     assert {(image.tobytes(), int(label)) for image, label in zip(pixels, labels, strict=True)} == expected
 
 
-def test_jsonl_and_parquet_together(place: Settings, tmp_path: Path) -> None:
+def test_jsonl_and_parquet_are_prepared_together(place: Settings, tmp_path: Path) -> None:
     import pyarrow as pa
 
     rng = random.Random(0)
@@ -221,7 +219,7 @@ def test_jsonl_and_parquet_together(place: Settings, tmp_path: Path) -> None:
     assert sum(counts.kept.values()) == 299
 
 
-def test_what_stops_a_run(place: Settings, tmp_path: Path) -> None:
+def test_missing_columns_and_empty_input_stop_the_run(place: Settings, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for number in range(10):
         (tmp_path / f"in/{number}.py").write_bytes(b"x = 1 # \xe9" if number < 4 else f"y = {number}".encode())
@@ -242,9 +240,7 @@ def test_what_stops_a_run(place: Settings, tmp_path: Path) -> None:
     assert not storage.list_directory(dataset_home(place, "text"))
 
 
-def test_a_split_that_came_out_empty_is_named(
-    place: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_empty_split_is_reported(place: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.py").write_text("x = 1\n" * 200)
     dataset = prepare(text_spec(tmp_path, splits={"validation": 0.001, "test": 0}), settings=place)
     said = capsys.readouterr().out
@@ -253,7 +249,7 @@ def test_a_split_that_came_out_empty_is_named(
     assert dataset.meta.splits["validation"].rows == 0
 
 
-def test_of_two_attempts_at_once_one_counts(library: Path, place: Settings) -> None:
+def test_one_of_two_concurrent_attempts_is_committed(library: Path, place: Settings) -> None:
     from maas_ray.data.commit import commit
     from maas_ray.data.pipeline import blocks
     from maas_ray.data.pipeline.build import build
@@ -274,7 +270,7 @@ def test_of_two_attempts_at_once_one_counts(library: Path, place: Settings) -> N
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("stage", ["removing duplicates", "shuffling and writing"])
-def test_a_driver_that_is_killed_leaves_nothing_that_counts(library: Path, place: Settings, stage: str) -> None:
+def test_a_killed_driver_commits_nothing(library: Path, place: Settings, stage: str) -> None:
     spec = text_spec(library)
     driver = (
         "import sys; from maas_ray import PrepareSpec, Settings, prepare\n"

@@ -30,7 +30,7 @@ def batch(rows: int) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7])
-def test_columns_come_back_as_they_were(rows: int) -> None:
+def test_columns_survive_the_way_through_arrow(rows: int) -> None:
     stored = batch(rows)
     loaded = to_numpy(from_numpy(stored, COLUMNS), COLUMNS)
     assert list(loaded) == list(stored)
@@ -40,7 +40,7 @@ def test_columns_come_back_as_they_were(rows: int) -> None:
         assert loaded[name].flags.writeable  # torch.from_numpy warns of what is not
 
 
-def test_slices_and_several_chunks(tmp_path: Path) -> None:
+def test_slices_and_several_chunks_become_arrays(tmp_path: Path) -> None:
     stored = batch(10)
     table = from_numpy(stored, COLUMNS)
     for some in (table[3:8], pa.concat_tables([table[3:5], table[5:8]])):
@@ -48,7 +48,7 @@ def test_slices_and_several_chunks(tmp_path: Path) -> None:
             assert np.array_equal(values, stored[name][3:8])
 
 
-def test_other_columns_are_left_alone() -> None:
+def test_columns_that_are_not_stored_are_ignored() -> None:
     table = from_numpy({**batch(4), "position": np.arange(4)}, COLUMNS)
     assert table["position"].to_pylist() == [0, 1, 2, 3]
     assert list(to_numpy(table, COLUMNS)) == ["index", *COLUMNS]
@@ -79,7 +79,7 @@ def test_batches_are_the_rows_between_two_indices(settings: Settings, low: int, 
     assert all(len(batch["label"]) == size for batch in batches[:-1])
 
 
-def test_a_flipped_bit_is_seen_when_it_is_read(settings: Settings) -> None:
+def test_a_flipped_bit_is_found_by_reading(settings: Settings) -> None:
     dataset = text_dataset(settings, "text")
     path = Path(dataset.uri) / dataset.split("train").shards[0].path
     data = bytearray(path.read_bytes())
@@ -89,7 +89,7 @@ def test_a_flipped_bit_is_seen_when_it_is_read(settings: Settings) -> None:
         list(dataset.read(dataset.row_groups("train")))
 
 
-def test_names_that_mean_nothing(settings: Settings) -> None:
+def test_unknown_datasets_and_empty_splits_are_errors(settings: Settings) -> None:
     dataset = text_dataset(settings, "text")
     with raises(NotFoundError, "dataset_not_found", "'other'", "text", "maas prepare"):
         open_dataset(settings, "other")

@@ -33,7 +33,7 @@ from tests.support.errors import raises
         ("x" * 65, "x" * 64),
     ],
 )
-def test_a_value_as_text(value: object, text: str) -> None:
+def test_a_kept_value_is_stored_as_text_of_fixed_length(value: object, text: str) -> None:
     (stored,) = kept({"keep/a": value}, ["a"]).values()
 
     assert len(stored) == BYTES
@@ -41,16 +41,16 @@ def test_a_value_as_text(value: object, text: str) -> None:
 
 
 @pytest.mark.parametrize("value", [b"x", ["a"], {"a": 1}, (1,)])
-def test_what_is_nothing_to_group_by_is_refused(value: object) -> None:
+def test_a_kept_value_that_cannot_be_grouped_by_is_refused(value: object) -> None:
     with raises(InvalidError, "keep_unsupported", "a, ", type(value).__name__):
         kept({"keep/a": value}, ["a"])
 
 
-def test_what_is_kept_is_read_under_a_name_of_its_own() -> None:
+def test_kept_columns_are_read_under_names_of_their_own() -> None:
     assert columns_to_read(("image", "label"), ("label", "scanner")) == ("image", "label", "keep/label", "keep/scanner")
 
 
-def test_a_table_that_takes_all_columns_still_learns_from_those_that_are_kept(tmp_path: Path) -> None:
+def test_a_task_on_all_columns_also_learns_from_kept_columns(tmp_path: Path) -> None:
     rows = [{"size": number, "town": ("Ulm", "Köln")[number % 2], "price": 2 * number} for number in range(8)]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

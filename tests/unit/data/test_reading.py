@@ -45,7 +45,7 @@ def png(value: int) -> bytes:
     return data.getvalue()
 
 
-def test_text_comes_as_bytes(tmp_path: Path) -> None:
+def test_a_text_file_is_read_as_bytes(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
     (row,) = everything(TextSource(path=str(tmp_path)))
     assert (row.row, row.excerpt, row.path) == ({"text": b"caf\xe9"}, b"caf\xe9", str(tmp_path / "a.txt"))
@@ -77,7 +77,7 @@ def test_jsonl_gives_every_line_or_its_error(tmp_path: Path) -> None:
     assert rows[1].excerpt == b'{"body": \n'
 
 
-def test_a_tables_columns_go_by_the_names_that_the_task_has_for_them(tmp_path: Path) -> None:
+def test_columns_are_mapped_to_the_names_of_the_task(tmp_path: Path) -> None:
     (tmp_path / "clip.wav").write_bytes(b"RIFF")
     path = tmp_path / "rows.jsonl"
     path.write_text('{"path": 1, "words": "a b", "file": "clip.wav"}\n')
@@ -90,7 +90,7 @@ def test_a_tables_columns_go_by_the_names_that_the_task_has_for_them(tmp_path: P
     assert look(source, ("audio",)).sha256 != before
 
 
-def test_a_column_that_is_kept_stays_what_the_task_has_it_for(tmp_path: Path) -> None:
+def test_a_kept_column_is_still_a_column_of_the_task(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"y": 1, "country": "fr", "x": 2}\n')
     (row,) = everything(JsonlSource(path=str(path)), ("y", "*", "keep/country", "keep/y"))
@@ -99,7 +99,7 @@ def test_a_column_that_is_kept_stays_what_the_task_has_it_for(tmp_path: Path) ->
     assert "no column 'city' (named by `keep`); it has: y, country, x" in found.problem
 
 
-def test_jsonl_so_deep_that_it_cannot_be_parsed(tmp_path: Path) -> None:
+def test_json_that_is_nested_too_deeply_is_an_error_of_its_row(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "x"}\n' + "[" * 100_000 + "\n")
     first, second = everything(JsonlSource(path=str(path)))
@@ -109,7 +109,7 @@ def test_jsonl_so_deep_that_it_cannot_be_parsed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_a_missing_column_is_seen_at_once(tmp_path: Path, kind: str) -> None:
+def test_a_missing_column_is_found_by_the_inspection(tmp_path: Path, kind: str) -> None:
     if kind == "jsonl":
         (tmp_path / "a.jsonl").write_text('broken\n{"title": "t", "body": "b"}\n')
         source: AnySource = JsonlSource(path=str(tmp_path))
@@ -119,7 +119,7 @@ def test_a_missing_column_is_seen_at_once(tmp_path: Path, kind: str) -> None:
     assert look(source).problem.endswith(f"a.{kind} has no column 'text' (set `text`); it has: title, body.")
 
 
-def test_parquet_rows_have_their_place_in_the_file(tmp_path: Path) -> None:
+def test_parquet_rows_have_their_position_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"body": [f"row {n}" for n in range(10)]}), path, row_group_size=4)
     source = ParquetSource(path=str(path), text="body")
@@ -143,7 +143,7 @@ def test_a_damaged_row_group_is_quarantined_whole(tmp_path: Path) -> None:
     assert broken.error.startswith("row group 1 is not readable: ")
 
 
-def test_what_is_no_parquet_is_one_broken_row(tmp_path: Path) -> None:
+def test_a_file_that_is_not_parquet_is_one_broken_row(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"not parquet at all")
     (row,) = everything(ParquetSource(path=str(tmp_path)))
     assert row.row is None
@@ -161,7 +161,7 @@ def test_image_folders_label_by_directory(tmp_path: Path) -> None:
     assert rows[1].row == {"image": png(7), "label": "cat"}
 
 
-def test_images_by_path_base64_bytes_and_struct(tmp_path: Path) -> None:
+def test_images_can_be_paths_base64_bytes_or_structs(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images/1.png").write_bytes(png(1))
     text = base64.b64encode(png(1)).decode()
@@ -189,7 +189,7 @@ def test_images_by_path_base64_bytes_and_struct(tmp_path: Path) -> None:
         assert row.row == {"image": png(1), "label": 3}, source
 
 
-def test_images_that_are_not_there_or_no_base64(tmp_path: Path) -> None:
+def test_missing_images_and_invalid_base64_are_errors_of_their_rows(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"image": "nowhere.png", "label": 1}\n{"image": 3, "label": 1}\n{"image": null, "label": 1}\n')
     missing, number, null = everything(JsonlSource(path=str(path)), IMAGE)
@@ -211,7 +211,7 @@ def test_the_digest_of_a_table_of_paths_covers_the_images(tmp_path: Path) -> Non
     assert len(seen) == 3
 
 
-def test_a_file_that_changes_between_the_looks_stops_the_run(tmp_path: Path) -> None:
+def test_a_file_that_changes_after_its_inspection_stops_the_run(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("before")
     source = TextSource(path=str(path))
@@ -221,7 +221,7 @@ def test_a_file_that_changes_between_the_looks_stops_the_run(tmp_path: Path) -> 
         list(read(Part(source, found), ("text",)))
 
 
-def test_a_file_that_cannot_be_opened_is_a_problem(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_opened_is_a_problem_of_the_inspection(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("x")
     source = TextSource(path=str(path))
@@ -230,7 +230,7 @@ def test_a_file_that_cannot_be_opened_is_a_problem(tmp_path: Path) -> None:
     assert "cannot be read" in inspect(source, file, ("text",)).problem
 
 
-def test_a_clips_transcript_stands_beside_it(tmp_path: Path) -> None:
+def test_the_transcript_of_a_clip_is_beside_it(tmp_path: Path) -> None:
     for name, content in {"a/x.wav": b"RIFF", "a/x.txt": b"one\n", "y.flac": b"fLaC", "notes.md": b"no"}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)

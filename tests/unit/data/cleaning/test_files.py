@@ -55,7 +55,9 @@ GREY = np.full((8, 8), 128, np.uint8)
         ({}, None, None),
     ],
 )
-def test_images(fields: dict[str, Any], content: bytes | None, reason: str | None) -> None:
+def test_images_are_dropped_by_size_shape_and_contrast(
+    fields: dict[str, Any], content: bytes | None, reason: str | None
+) -> None:
     assert fate(Image(**fields), content) == reason
 
 
@@ -99,7 +101,9 @@ def loud(share: float) -> np.ndarray:
     ],
 )
 @pytest.mark.parametrize("format", ["WAV", "FLAC"])
-def test_audio(fields: dict[str, Any], samples: np.ndarray, reason: str | None, format: str) -> None:
+def test_audio_is_dropped_by_length_loudness_and_clipping(
+    fields: dict[str, Any], samples: np.ndarray, reason: str | None, format: str
+) -> None:
     assert fate(Audio(**fields), speech.file_of(samples, format=format)) == reason
 
 
@@ -113,12 +117,12 @@ def test_a_broken_clip_is_an_error_of_its_row_or_dropped(content: bytes) -> None
         Audio().clean({"audio": "a.wav"}, Notes())
 
 
-def test_bounds_that_cross_are_refused() -> None:
+def test_crossed_bounds_are_refused() -> None:
     with raises(SpecError, "bounds_crossed", "min_seconds (3)", "max_seconds (2)"):
         Audio.parse({"min_seconds": 3, "max_seconds": 2})
 
 
-def test_other_columns_can_be_looked_at() -> None:
+def test_other_columns_can_be_checked() -> None:
     row = {"keep/thumb": png(GREY)}
 
     assert Image(column="thumb").reads == ("thumb",)

@@ -54,7 +54,7 @@ FOUND = [
 
 
 @pytest.mark.parametrize(("text", "without"), FOUND)
-def test_what_is_personal_becomes_its_kind(text: str, without: str) -> None:
+def test_personal_data_is_replaced_with_its_type(text: str, without: str) -> None:
     notes = Notes()
     row = Pii().clean({"text": text}, notes)
 
@@ -83,11 +83,11 @@ def test_what_is_personal_becomes_its_kind(text: str, without: str) -> None:
         "",
     ],
 )
-def test_what_looks_like_it_stays(text: str) -> None:
+def test_text_that_resembles_personal_data_stays(text: str) -> None:
     assert redacted(text) == text
 
 
-def test_what_is_replaced_can_be_chosen() -> None:
+def test_entities_and_countries_can_be_chosen() -> None:
     text = "a@b.de, 10.0.0.1, 030 901820, 536-90-4399, PESEL 44051401359"
 
     assert redacted(text) == "<EMAIL_ADDRESS>, 10.0.0.1, 030 901820, <US_SSN>, PESEL <PL_PESEL>"
@@ -102,12 +102,12 @@ def test_what_is_replaced_can_be_chosen() -> None:
         Pii.parse({"entities": ["PERSON"]})
 
 
-def test_a_word_speaks_for_the_number_behind_it_alone() -> None:
+def test_a_context_word_counts_only_for_the_next_number() -> None:
     assert redacted("BSN 111222333, order 111222333") == "BSN <NL_BSN>, order 111222333"
     assert redacted("BSN\n\n" + "a " * 50 + "111222333").endswith("111222333")
 
 
-def test_a_chat_is_searched_but_not_who_speaks() -> None:
+def test_contents_of_a_chat_are_searched_and_roles_are_not() -> None:
     chat = [{"role": "a@b.de", "content": "I am a@b.de"}]
 
     assert Pii().clean({"messages": chat}, Notes()) == {
@@ -123,7 +123,7 @@ PIECES = st.one_of(
 
 
 @given(st.lists(PIECES, max_size=6).map(" ".join))
-def test_whatever_is_left_holds_nothing_more(text: str) -> None:
+def test_redacted_text_contains_no_more_personal_data(text: str) -> None:
     once = redacted(text)
 
     assert redacted(once) == once
@@ -134,7 +134,7 @@ LONG = ("a", "a.", "1", "1 ", "a@", ":", "1.1", "(", "A1", "@a-", "+1", "AB12 ",
 
 
 @pytest.mark.parametrize("part", LONG)
-def test_time_grows_with_the_text_and_no_faster(part: str) -> None:
+def test_time_is_linear_in_the_length_of_the_text(part: str) -> None:
     text = part * (200_000 // len(part)) + "1234567"
     started = time.process_time()
     redacted(text)

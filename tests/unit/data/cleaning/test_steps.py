@@ -76,14 +76,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_every_step_has_a_name_of_its_own_and_says_what_its_fields_are() -> None:
+def test_every_step_has_a_distinct_name() -> None:
     names = [step.model_fields["step"].default for step in STEPS]
 
     assert len(names) == len(set(names))
     assert {"missing", "fix_text", "length", "language", "pii", "outliers", "image", "audio"} <= set(names)
 
 
-def test_an_unknown_step_is_answered_with_those_there_are() -> None:
+def test_an_unknown_step_is_an_error_that_lists_steps() -> None:
     with raises(SpecError, "union_tag_invalid", "clean[0].step: 'lenght'", "Did you mean length"):
         steps_of({"step": "lenght"})
     with raises(SpecError, "union_tag_not_found", "clean[0].step: ", "fix_text"):
@@ -92,7 +92,7 @@ def test_an_unknown_step_is_answered_with_those_there_are() -> None:
         steps_of({"step": "length", "min_wrods": 3})
 
 
-def test_steps_run_in_order_and_say_what_they_did() -> None:
+def test_steps_run_in_order_and_count_their_changes() -> None:
     steps = steps_of({"step": "fix_text"}, {"step": "pii"}, {"step": "length", "min_words": 2})
     notes = Notes()
 
@@ -100,7 +100,7 @@ def test_steps_run_in_order_and_say_what_they_did() -> None:
     assert notes == {"fix_text: decoded from windows-1252": 1, "fix_text: changed": 1, "pii: EMAIL_ADDRESS": 1}
 
 
-def test_what_was_done_to_a_row_that_is_dropped_is_not_counted() -> None:
+def test_changes_to_a_dropped_row_are_not_counted() -> None:
     steps = steps_of({"step": "pii"}, {"step": "length", "min_words": 2})
     notes = Notes()
 
@@ -118,7 +118,7 @@ def test_an_error_names_the_step() -> None:
         )
 
 
-def test_a_value_is_changed_wherever_it_stands() -> None:
+def test_a_value_is_changed_in_every_place_that_holds_it() -> None:
     row = {"keep/a": 1, REST: {"a": 1, "b": 2}, "c": 3}
 
     assert changed(row, "a", 9) == {"keep/a": 9, REST: {"a": 9, "b": 2}, "c": 3}
@@ -129,7 +129,7 @@ def test_a_value_is_changed_wherever_it_stands() -> None:
 # --- one's own -------------------------------------------------------------------------------------
 
 
-def test_a_step_of_ones_own(here: Path) -> None:
+def test_a_users_own_step_cleans_rows(here: Path) -> None:
     (step,) = steps_of({"step": "mine:DropBoilerplate", "prefix": "Cookie"})
     notes = Notes()
 
@@ -139,7 +139,7 @@ def test_a_step_of_ones_own(here: Path) -> None:
         clean_row([step], {"text": "Cookies!"}, notes)
 
 
-def test_its_fields_are_checked(here: Path) -> None:
+def test_fields_of_a_users_own_step_are_checked(here: Path) -> None:
     with raises(SpecError, "missing", "prefix: "):
         steps_of({"step": "mine:DropBoilerplate"})
     with raises(SpecError, "extra_forbidden", "prefx: ", "did you mean `prefix`"):
@@ -160,14 +160,16 @@ def test_an_import_path_must_lead_to_a_finished_step(here: Path, path: str, code
         steps_of({"step": path})
 
 
-def test_whatever_it_raises_is_an_error_of_the_row(here: Path) -> None:
+def test_any_error_of_a_users_own_step_is_an_error_of_the_row(here: Path) -> None:
     with raises(InvalidError, "step_failed", "step mine:Fails: TypeError: unsupported operand"):
         clean_row(steps_of({"step": "mine:Fails"}), {"text": "a"}, Notes())
     with raises(InvalidError, "step_failed", "step mine:GivesNothing: TypeError: ", "NoneType"):
         clean_row(steps_of({"step": "mine:GivesNothing"}), {"text": "a"}, Notes())
 
 
-def test_it_runs_in_a_process_that_has_never_heard_of_it(here: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_users_own_step_runs_in_a_process_without_its_module(
+    here: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     (step,) = steps_of({"step": "mine:DropBoilerplate", "prefix": "Cookie"})
     fitted = step.fit([{"text": "a"}, {"text": "b"}])
     elsewhere = tmp_path_factory.mktemp("elsewhere")
@@ -183,7 +185,7 @@ def test_it_runs_in_a_process_that_has_never_heard_of_it(here: Path, tmp_path_fa
     assert out.stdout.strip() == "{'text': 'a'} 2 True"
 
 
-def test_the_code_decides_the_fingerprint(here: Path) -> None:
+def test_the_code_of_a_users_own_step_is_part_of_the_fingerprint(here: Path) -> None:
     (before,) = steps_of({"step": "mine:DropBoilerplate", "prefix": "a"})
     (here / "mine.py").write_text(CODE + "\n# changed\n")
     (after,) = steps_of({"step": "mine:DropBoilerplate", "prefix": "a"})
@@ -192,7 +194,7 @@ def test_the_code_decides_the_fingerprint(here: Path) -> None:
     assert digest_of(before.identity()) != digest_of(after.identity())
 
 
-def test_steps_are_saved_with_what_they_were_fitted_with(here: Path) -> None:
+def test_steps_are_saved_with_their_statistics(here: Path) -> None:
     steps = steps_of(
         {"step": "missing", "columns": ["x"], "strategy": "mean"}, {"step": "mine:DropBoilerplate", "prefix": "a"}
     )

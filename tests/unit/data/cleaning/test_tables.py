@@ -38,7 +38,7 @@ def test_a_row_without_a_value_is_dropped(nothing: Any) -> None:
 
 
 @pytest.mark.parametrize("there", [0, 0.0, False, "0", "NA", b"x", [0]])
-def test_what_is_no_missing_value(there: Any) -> None:
+def test_zero_false_and_nonempty_values_are_not_missing(there: Any) -> None:
     row = rows([there])[0]
 
     assert Missing().clean(row, Notes()) is row
@@ -48,7 +48,7 @@ def test_what_is_no_missing_value(there: Any) -> None:
 @pytest.mark.parametrize(
     ("strategy", "filling"), [("mean", 3.5), ("median", 2.75), ("mode", "2.0"), ("constant", "none")]
 )
-def test_a_value_is_filled_from_what_training_has(strategy: Any, filling: Any, nothing: Any) -> None:
+def test_a_value_is_filled_with_a_statistic_of_training(strategy: Any, filling: Any, nothing: Any) -> None:
     step = Missing(columns=("x",), strategy=strategy, fill_value="none" if strategy == "constant" else None)
     fitted = step.fit(rows(["2.0", nothing, "3.5", 6.5, "2.0"]))
     notes = Notes()
@@ -65,7 +65,7 @@ def test_a_filled_column_that_is_also_kept_is_filled_in_both() -> None:
     assert step.clean({"keep/x": None, REST: {"x": None}}, Notes()) == {"keep/x": 0, REST: {"x": 0}}
 
 
-def test_the_commonest_is_the_least_of_several_whatever_its_type() -> None:
+def test_the_mode_is_the_lowest_of_equally_common_values() -> None:
     for values in ([2, 1.0, 1, 2.0], [2.0, 1, 1.0, 2]):
         fitted = Missing(columns=("x",), strategy="mode").fit(rows(values)).fitted
         assert fitted == {"x": 1}
@@ -78,7 +78,7 @@ FINITE = st.floats(allow_nan=False, allow_infinity=False)
 
 @given(st.lists(FINITE, min_size=1, max_size=60), st.randoms())
 @pytest.mark.parametrize("strategy", ["mean", "median", "mode"])
-def test_a_filling_does_not_depend_on_the_order(strategy: Any, values: list[float], drawn: random.Random) -> None:
+def test_filled_values_do_not_depend_on_the_order(strategy: Any, values: list[float], drawn: random.Random) -> None:
     step = Missing(columns=("x",), strategy=strategy)
     mixed = drawn.sample(values, len(values))
 
@@ -104,7 +104,7 @@ def test_fences_do_not_depend_on_the_order(method: Any, values: list[float], dra
     assert fitted(values) == fitted(mixed)
 
 
-def test_statistics_are_those_of_python() -> None:
+def test_statistics_equal_those_of_python_and_numpy() -> None:
     drawn = np.random.default_rng(0).normal(100, 1e-3, 5000)
 
     assert Missing(columns=("x",), strategy="mean").fit(rows(list(drawn))).fitted == {"x": fmean(drawn)}
@@ -154,7 +154,7 @@ def test_a_column_that_cannot_be_fitted_is_an_error(values: list[Any], code: str
         Outliers(columns=("x",)).fit(rows(values))
 
 
-def test_a_column_that_is_not_there_is_said() -> None:
+def test_a_missing_column_is_an_error_that_lists_columns() -> None:
     with raises(DataError, "column_missing", "missing: ", "'y'", "target, x"):
         Missing(columns=("y",), strategy="mean").fit(rows([1]))
     with raises(InvalidError, "column_missing", "'y'", "target, x"):

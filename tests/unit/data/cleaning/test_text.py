@@ -40,7 +40,7 @@ def fate(step: CleaningStep, text: Any) -> str | None:
 # --- which texts -----------------------------------------------------------------------------------
 
 
-def test_filters_look_at_what_the_task_reads_and_not_at_classes_or_files() -> None:
+def test_filters_check_the_tasks_texts_and_not_classes_or_files() -> None:
     row = {"text": "one two three", "label": "a", "image": b"\xff", "keep/site": "b", REST: {"c": "d"}}
     step = Length(min_words=3)
 
@@ -59,7 +59,7 @@ def test_a_missing_text_is_left_to_the_task() -> None:
     assert clean_row([Length(min_words=3), FixText(), GopherQuality()], row, Notes()) == row
 
 
-def test_a_chat_is_one_text_to_filters_and_several_to_what_changes_them() -> None:
+def test_a_chat_is_one_text_to_filters_and_several_to_mappers() -> None:
     chat = [
         {"role": "user", "content": "GrÃ¼ÃŸe"},
         {"role": "assistant", "content": [{"type": "text", "text": "zurÃ¼ck"}], "n": 1},
@@ -75,14 +75,14 @@ def test_a_chat_is_one_text_to_filters_and_several_to_what_changes_them() -> Non
         C4Quality().clean(row, Notes())
 
 
-def test_tokens_stay_as_many_and_tags_as_they_are() -> None:
+def test_the_number_of_tokens_and_their_tags_do_not_change() -> None:
     row = {"tokens": ["GrÃ¼ÃŸe", "a"], "tags": ["Ã¼", "O"]}
 
     assert FixText().clean(row, Notes()) == {"tokens": ["Grüße", "a"], "tags": ["Ã¼", "O"]}
     assert Length(min_words=2, max_words=2).clean(row, Notes()) is row
 
 
-def test_bytes_that_are_no_utf8_say_what_mends_them() -> None:
+def test_the_error_for_bytes_that_are_not_utf8_names_the_fix() -> None:
     with raises(InvalidError, "not_utf8", "0xfc at 2", "`fix_text`"):
         Length(min_words=1).clean({"text": b"Gr\xfc\xdfe"}, Notes())
     assert fate(Length(max_characters=5), "Grüße".encode()) is None
@@ -110,7 +110,7 @@ def test_bytes_that_are_no_utf8_say_what_mends_them() -> None:
         ("", ""),
     ],
 )
-def test_text_is_mended(broken: str, whole: str) -> None:
+def test_mojibake_and_invisible_differences_are_repaired(broken: str, whole: str) -> None:
     notes = Notes()
 
     assert FixText().clean({"text": broken}, notes) == {"text": whole}
@@ -130,7 +130,7 @@ def test_text_is_mended(broken: str, whole: str) -> None:
         ("mac-roman", "macroman", "Grüße\rzurück"),
     ],
 )
-def test_files_are_decoded_whatever_they_are_in(encoding: str, said: str | None, text: str) -> None:
+def test_files_in_other_encodings_are_decoded(encoding: str, said: str | None, text: str) -> None:
     notes = Notes()
     row = FixText().clean({"text": text.encode(encoding)}, notes)
 
@@ -138,7 +138,7 @@ def test_files_are_decoded_whatever_they_are_in(encoding: str, said: str | None,
     assert notes == ({f"decoded from {said}": 1, "changed": 1} if said else {})
 
 
-def test_encodings_are_tried_in_their_order() -> None:
+def test_encodings_are_tried_in_order() -> None:
     step = FixText(encodings=("utf-8", "gb18030"), guess=False)
 
     assert step.clean({"text": CHINESE.encode("gb18030")}, Notes()) == {"text": CHINESE}
@@ -149,12 +149,12 @@ def test_encodings_are_tried_in_their_order() -> None:
 
 
 @pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\x1f\x8b\x08\0abc", b"\xff\xfe\0"])
-def test_what_is_no_text_is_not_made_into_some(content: bytes) -> None:
+def test_binary_files_are_not_decoded_as_text(content: bytes) -> None:
     with raises(InvalidError, "not_text"):
         FixText().clean({"text": content}, Notes())
 
 
-def test_files_that_are_all_right_stay_bytes() -> None:
+def test_files_without_changes_stay_bytes() -> None:
     row = {"text": "Grüße\n".encode()}
 
     assert FixText().clean(row, Notes()) is row
@@ -167,7 +167,7 @@ PIECES = st.one_of(
 
 
 @given(st.lists(PIECES, max_size=8).map("".join), st.sampled_from(["NFC", "NFKC", "NFD", None]), st.booleans())
-def test_what_is_mended_stays_so(text: str, form: Any, html: bool) -> None:
+def test_repaired_text_does_not_change_again(text: str, form: Any, html: bool) -> None:
     step = FixText(normalization=form, unescape_html=html)
     once = step.clean({"text": text}, Notes())
 
@@ -197,7 +197,7 @@ def test_any_bytes_become_text_or_an_error(content: bytes) -> None:
         ({"min_characters": 1}, "", "too few characters"),
     ],
 )
-def test_length(fields: dict[str, Any], text: str, reason: str | None) -> None:
+def test_texts_are_dropped_by_length(fields: dict[str, Any], text: str, reason: str | None) -> None:
     assert fate(Length(**fields), text) == reason
     assert fate(Length(**fields), text.encode()) == reason
 
@@ -223,7 +223,7 @@ def test_length(fields: dict[str, Any], text: str, reason: str | None) -> None:
         ({"symbols": (0, 0)}, "\ud800", None),
     ],
 )
-def test_characters(fields: dict[str, Any], text: str, reason: str | None) -> None:
+def test_texts_are_dropped_by_shares_of_characters(fields: dict[str, Any], text: str, reason: str | None) -> None:
     assert fate(Characters(**fields), text) == reason
 
 
@@ -257,7 +257,7 @@ def test_languages_are_told_apart(language: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "1234 5678", "ok"])
-def test_what_is_in_no_language_is_uncertain(text: str) -> None:
+def test_text_in_no_language_is_uncertain(text: str) -> None:
     assert fate(Language(languages=("en",), min_probability=0.5), text) == "language is uncertain"
 
 
@@ -295,11 +295,11 @@ def lines(count: int, *more: str) -> str:
         (" ".join(f"word{n % 150}" for n in range(300)), "duplicate 5-grams"),
     ],
 )
-def test_repetition(text: str, reason: str | None) -> None:
+def test_repetitive_texts_are_dropped(text: str, reason: str | None) -> None:
     assert fate(GopherRepetition(), text) == reason
 
 
-def test_rules_of_repetition_can_be_left_out() -> None:
+def test_rules_of_repetition_can_be_disabled() -> None:
     text = "spam eggs " * 50
     off = {"max_top_ngram": {}, "max_duplicate_ngrams": {5: 1.0}}
 
@@ -324,7 +324,7 @@ def naive_duplicates(words: list[str], size: int) -> int:
 
 
 @given(st.lists(st.sampled_from(["a", "bb", "ccc"]), min_size=1, max_size=60), st.integers(2, 6))
-def test_ngrams_are_counted_as_one_by_one(words: list[str], size: int) -> None:
+def test_ngrams_are_counted_as_by_a_naive_count(words: list[str], size: int) -> None:
     share = naive_duplicates(words, size) / len(" ".join(words))
     off = {"max_top_ngram": {}, "max_duplicate_lines": 1, "max_duplicate_paragraphs": 1}
 
@@ -352,11 +352,11 @@ def test_ngrams_are_counted_as_one_by_one(words: list[str], size: int) -> None:
         (" ".join([GERMAN] * 4), "too few stop words"),
     ],
 )
-def test_quality(text: str, reason: str | None) -> None:
+def test_texts_of_low_quality_are_dropped(text: str, reason: str | None) -> None:
     assert fate(GopherQuality(), text) == reason
 
 
-def test_quality_in_another_language() -> None:
+def test_stop_words_can_be_those_of_another_language() -> None:
     step = GopherQuality(stop_words=("der", "und", "die", "mit", "es"))
 
     assert fate(step, " ".join([GERMAN] * 4)) is None
@@ -374,7 +374,7 @@ This line has no full stop at its end
 And this one does not really end..."""
 
 
-def test_lines_of_prose_stay() -> None:
+def test_c4_keeps_lines_of_prose() -> None:
     notes = Notes()
     row = C4Quality().clean({"text": PAGE, "label": "Menu"}, notes)
 
@@ -397,7 +397,7 @@ def test_lines_of_prose_stay() -> None:
         (PAGE + "\nNo curly { in prose", None),
     ],
 )
-def test_pages_that_are_dropped(text: str, reason: str | None) -> None:
+def test_c4_drops_pages(text: str, reason: str | None) -> None:
     assert fate(C4Quality(), text) == reason
 
 

@@ -21,14 +21,14 @@ def test_a_quotation_is_found_whatever_surrounds_it() -> None:
     )
 
 
-def test_the_share_is_of_the_rows_own_distinct_runs() -> None:
+def test_overlap_is_the_share_of_a_rows_own_distinct_ngrams() -> None:
     index = NgramIndex([ngram_hashes("a b c", 2)])  # a b, b c
     assert index.contains(ngram_hashes("a b c", 2)) == 1
     assert index.contains(ngram_hashes("a b x y", 2)) == pytest.approx(1 / 3)
     assert index.contains(ngram_hashes("a b a b a b", 2)) == pytest.approx(1 / 2)
 
 
-def test_a_text_shorter_than_a_run_is_found_as_a_whole_alone() -> None:
+def test_a_text_shorter_than_an_ngram_matches_only_as_a_whole() -> None:
     index = NgramIndex([ngram_hashes("Great film!", 13)])
     assert index.contains(ngram_hashes("great FILM", 13)) == 1
     assert index.contains(ngram_hashes("great", 13)) == 0
@@ -42,7 +42,7 @@ def test_nothing_overlaps_with_nothing() -> None:
     assert NgramIndex([ngram_hashes("a b", 2)]).contains(ngram_hashes("?!", 2)) == 0
 
 
-def test_how_much_overlap_counts() -> None:
+def test_min_overlap_is_the_share_from_which_rows_are_dropped() -> None:
     assert Decontaminate().contaminates(0.001)
     assert not Decontaminate().contaminates(0)
     assert Decontaminate(min_overlap=0.5).contaminates(0.5)

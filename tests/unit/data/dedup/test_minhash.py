@@ -28,13 +28,13 @@ def test_keys_do_not_change_between_versions() -> None:
     assert keys[:2].tolist() == [10119842747706212109, 6070791720136491133]
 
 
-def test_what_is_no_word_makes_no_difference() -> None:
+def test_punctuation_and_case_do_not_change_keys() -> None:
     one = band_keys("It was the best of times, it was the worst of times", SPEC)
     assert np.array_equal(one, band_keys("it WAS — the best\nof ‘times’; it was (the worst) of ｔｉｍｅｓ!", SPEC))
     assert not np.isin(one, band_keys("it was the age of wisdom it was the age of foolishness", SPEC)).any()
 
 
-def test_texts_without_words_are_like_nothing() -> None:
+def test_texts_without_words_have_no_keys() -> None:
     assert band_keys("", SPEC).shape == band_keys("?! \ud800", SPEC).shape == (0,)
     places, keys = band_keys_of(["", "a", "—", "b c"], SPEC)
     assert places.tolist() == [1, 3]
@@ -71,7 +71,7 @@ def test_bands_fit_the_threshold(threshold: float, permutations: int) -> None:
     assert spec.probability(threshold - 0.3) < 0.2 * spec.probability(threshold)
 
 
-def test_bands_at_the_ends() -> None:
+def test_bands_at_extreme_thresholds() -> None:
     same = NearDuplicates(threshold=1)
     assert (same.resolved_bands, same.rows_per_band) == (1, 128)
     low = NearDuplicates(threshold=0.001)
@@ -154,9 +154,7 @@ ENTRIES = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 20)), max_size=6
 
 
 @given(ENTRIES, st.randoms())
-def test_edges_join_what_shares_a_key_and_no_more_than_are_needed(
-    entries: list[tuple[int, int]], random: Random
-) -> None:
+def test_edges_are_a_spanning_forest_of_rows_that_share_keys(entries: list[tuple[int, int]], random: Random) -> None:
     ranks = [(7 * row) % 5 for row in range(21)]  # some rows are of one rank
 
     def forest(entries: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -180,7 +178,7 @@ def test_edges_join_what_shares_a_key_and_no_more_than_are_needed(
     assert forest(shuffled) == found
 
 
-def test_edges_of_parts_join_what_edges_of_all_join() -> None:
+def test_edges_of_parts_join_the_same_rows_as_edges_of_the_whole() -> None:
     # As on a cluster: each range of keys by itself, and the driver joins what they found.
     rng = np.random.default_rng(2)
     keys, ids = rng.integers(0, 3000, 4000, dtype=np.uint64), rng.integers(0, 2000, 4000)

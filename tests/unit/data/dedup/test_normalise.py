@@ -1,4 +1,4 @@
-"""What of a row is compared, and in which form."""
+"""The text of a row, and the form in which it is compared."""
 
 import json
 import re
@@ -87,7 +87,7 @@ def test_a_short_text_is_one_gram_of_its_own() -> None:
     assert len({*hashes.tolist()}) == 3
 
 
-def test_more_words_than_are_remembered() -> None:
+def test_more_words_than_the_cache_holds_have_the_same_hashes() -> None:
     text = " ".join(map(str, range(200_000)))
     first, _ = gram_hashes([text], 2)
     again, _ = gram_hashes([text, text], 2)

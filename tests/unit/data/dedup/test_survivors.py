@@ -30,7 +30,7 @@ def rows_of(rows: list[tuple[int, int, bytes, list[int]]]) -> pa.Table:
 def decided(
     rows: list[tuple[int, int, bytes, list[int]]], given: bool = False, cuts: int = 1
 ) -> dict[int, tuple[int, bool]]:
-    """Of each dropped row, the survivor, and whether the content of both is the same."""
+    """The survivor of each dropped row, and whether the content of both is the same."""
     keys = duplicate_keys(rows_of(rows), given).sort_by("key")
     ends = np.linspace(-(2**63), 2**63 - 1, cuts + 1)
     column = keys["key"].to_numpy().astype(float)

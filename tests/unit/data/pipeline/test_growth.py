@@ -1,4 +1,4 @@
-"""How datasets grow and how interrupted work is kept, as far as no cluster is needed."""
+"""Growth of datasets and the cache of interrupted work, without a cluster."""
 
 import os
 import pickle
@@ -61,7 +61,7 @@ def test_many_files_that_changed_are_not_all_named() -> None:
     assert parent.compare([[seen(name, "2") for name in names]]).reason == "00, 01, 02 and 9 more are changed"
 
 
-def test_rows_are_traced_to_the_file_they_stood_in() -> None:
+def test_a_row_number_leads_to_its_file() -> None:
     parent = parent_of([seen("a"), seen("none"), seen("b")], parts={(0, "a"): 2, (0, "b"): 1})
     part = 1 << PART_BITS
     assert parent.paths_of([0, 5, part, 2 * part - 1, 2 * part, 2 * part + 7]) == ["/in/a"] * 4 + ["/in/b"] * 2
@@ -84,7 +84,7 @@ def refused(before: PrepareSpec, now: PrepareSpec, **meta: Any) -> str:
     return refusal(now, recipe_of(now, now.task.identity(), PIPELINE), dataset)
 
 
-def test_what_a_dataset_can_grow_by() -> None:
+def test_a_dataset_grows_only_if_spec_and_old_files_are_unchanged() -> None:
     one = spec_of()
     two = [{"format": "csv", "path": "a"}, {"format": "csv", "path": "b"}]
     assert refused(one, one) == ""
@@ -98,7 +98,7 @@ def test_what_a_dataset_can_grow_by() -> None:
     assert refused(one, heavy) == "the spec differs in `sources`"
 
 
-def test_what_a_grown_dataset_is_called_depends_on_all_it_came_from() -> None:
+def test_the_fingerprint_of_a_grown_dataset_depends_on_its_parent() -> None:
     of = [growth_fingerprint({"seed": seed}, [new], parent) for seed in (0, 1) for new in "ab" for parent in "cd"]
     assert len({*of}) == 8
     assert growth_fingerprint({"seed": 0}, ["a"], "c") == of[0]
@@ -146,7 +146,7 @@ def test_the_index_gives_back_the_keys_of_its_rows(tmp_path: Path) -> None:
     assert max(keys["rank"].to_pylist()) < 0
 
 
-def test_what_is_like_a_row_that_went_too_is_not_listed(tmp_path: Path) -> None:
+def test_near_duplicates_of_dropped_rows_are_not_in_the_index(tmp_path: Path) -> None:
     rows = rows_of(3, bands=2)
     # The last is nearly the same as the first, which a fitted step then left out.
     first, second, _ = rows["row"].to_pylist()
@@ -160,7 +160,7 @@ def test_what_is_like_a_row_that_went_too_is_not_listed(tmp_path: Path) -> None:
     assert set(keys["row"].to_pylist()) == {second}
 
 
-def test_a_damaged_index_is_no_index(tmp_path: Path) -> None:
+def test_a_damaged_index_is_an_error(tmp_path: Path) -> None:
     (entry,) = unpacked(write_index(rows_of(100), str(tmp_path), "attempt"))
     path = tmp_path / entry.path
     content = path.read_bytes()
@@ -180,7 +180,7 @@ def opened(home: Path, blocks: int = 4, *, chosen: bool = False, schema: str = "
 
 
 def steps(home: Path, table: pa.Table) -> tuple[list[pa.Table], int]:
-    """What `once` gives of a step that makes this table, and how often the step ran."""
+    """The tables that `cached` yields for a step that yields this table, and the number of runs of the step."""
     ran = []
 
     def step(_: pa.Table) -> Iterator[pa.Table]:
@@ -191,7 +191,7 @@ def steps(home: Path, table: pa.Table) -> tuple[list[pa.Table], int]:
     return list(cached(table, step, lambda _: "block", READ, opened(home)[0])), len(ran)
 
 
-def test_a_step_runs_once(tmp_path: Path) -> None:
+def test_a_cached_step_runs_once(tmp_path: Path) -> None:
     table = payloads({"x": 1}, {"x": np.arange(3)}, {"x": np.float32(1)})
     first, ran = steps(tmp_path, table)
     again, ran_again = steps(tmp_path, table)
@@ -209,7 +209,7 @@ def kept_file(home: Path) -> Path:
 
 
 @pytest.mark.parametrize("damage", ["cut off", "other bytes", "empty", "gone"])
-def test_what_is_not_whole_is_made_again(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_cache_entry_is_computed_again(tmp_path: Path, damage: str) -> None:
     table = payloads({"x": 1}, {"x": 2})
     steps(tmp_path, table)
     before, _ = opened(tmp_path)
@@ -227,7 +227,7 @@ def test_what_is_not_whole_is_made_again(tmp_path: Path, damage: str) -> None:
     assert pa.concat_tables(found) == table
 
 
-def test_a_step_that_fails_or_is_left_early_keeps_nothing(tmp_path: Path) -> None:
+def test_a_step_that_fails_or_is_abandoned_caches_nothing(tmp_path: Path) -> None:
     def failing(_: pa.Table) -> Iterator[pa.Table]:
         yield payloads(1)
         raise OSError("gone")
@@ -249,7 +249,7 @@ class Hostile:
         return os.mkdir, (str(self.trace),)
 
 
-def test_a_kept_file_runs_no_code(tmp_path: Path) -> None:
+def test_loading_a_malicious_cache_entry_runs_no_code(tmp_path: Path) -> None:
     """Its hash is right, as one who may write to the storage would see to."""
     table = payloads({"x": 1}, {"x": 2})
     steps(tmp_path, table)
@@ -266,7 +266,7 @@ def test_a_kept_file_runs_no_code(tmp_path: Path) -> None:
     assert not trace.exists()
 
 
-def test_the_cut_of_an_attempt_before_is_taken_unless_another_is_asked_for(tmp_path: Path) -> None:
+def test_an_attempt_takes_over_the_cut_of_an_earlier_one_unless_it_chose_one(tmp_path: Path) -> None:
     steps(tmp_path, payloads(1))
     taken, blocks = opened(tmp_path, 9)
     assert (blocks, taken.count(READ)) == (4, 1)

@@ -52,7 +52,7 @@ def blocks(table: pa.Table, rng: random.Random, pieces: int) -> list[pa.Table]:
 
 
 def ranges(tables: list[pa.Table], key: str, boundaries: list[int]) -> list[pa.Table]:
-    """What a distributed sort gives: one table for each range of keys."""
+    """The result of a distributed sort: one table for each range of keys."""
     table = pa.concat_tables(tables)
     numbers = np.searchsorted(boundaries, table[key].to_numpy(), side="right")
     found = [table.filter(pa.array(numbers == number)).sort_by(key) for number in range(len(boundaries) + 1)]
@@ -149,7 +149,7 @@ def test_packed_rows_in_order_are_the_documents(documents: Path, tmp_path: Path)
     assert lost < 3 * TEXT.sequence_length
 
 
-def test_the_result_does_not_depend_on_the_cuts(
+def test_shards_do_not_depend_on_how_rows_are_cut_into_blocks(
     documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = TextSource(path=str(documents))
@@ -161,7 +161,7 @@ def test_the_result_does_not_depend_on_the_cuts(
         assert same(one, run(source, TEXT, tmp_path / str(cut), cut=cut)), cut
 
 
-def test_documents_longer_than_chunks_and_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documents_longer_than_chunks_and_shards_are_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A document that spans many sequences, chunks of one row each, shards of one row group each."""
     monkeypatch.setattr(packing, "_BATCH_ROWS", 1)
     monkeypatch.setattr(packing, "_SHARD_BYTES", 1)
@@ -180,7 +180,7 @@ def test_documents_longer_than_chunks_and_shards(tmp_path: Path, monkeypatch: py
     assert not missing or any(text.startswith(partial) for text in missing)
 
 
-def test_every_row_has_a_fate(documents: Path, tmp_path: Path) -> None:
+def test_every_row_has_an_outcome(documents: Path, tmp_path: Path) -> None:
     result = run(TextSource(path=str(documents)), TEXT, tmp_path / "out", cut=4)
     counts = {row["fate"]: 0 for table in result.ordered for row in row_steps.tally(table).to_pylist()}
     for table in result.ordered:
@@ -192,7 +192,7 @@ def test_every_row_has_a_fate(documents: Path, tmp_path: Path) -> None:
     assert counts[""] == sum(result.sizes.rows.values())
 
 
-def test_quarantine_keeps_where_and_why(documents: Path, tmp_path: Path) -> None:
+def test_quarantine_holds_path_position_and_error(documents: Path, tmp_path: Path) -> None:
     result = run(TextSource(path=str(documents)), TEXT, tmp_path / "out", cut=4)
     files = [entry for table in result.ordered for entry in unpacked(write_quarantine(table, str(tmp_path), "attempt"))]
     (row,) = pa.parquet.read_table(tmp_path / files[0].path).to_pylist()
@@ -205,7 +205,7 @@ def test_quarantine_keeps_where_and_why(documents: Path, tmp_path: Path) -> None
     }
 
 
-def test_a_name_that_is_no_text_and_bytes_that_are_no_image(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_utf8_does_not_stop_the_run(tmp_path: Path) -> None:
     os.makedirs(tmp_path / "a")
     for name in (b"a/caf\xe9.png", b"a/b.png"):
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(b"no image")
@@ -217,7 +217,7 @@ def test_a_name_that_is_no_text_and_bytes_that_are_no_image(tmp_path: Path) -> N
     assert set(table["error"].to_pylist()) == {"not an image of any known format"}
 
 
-def test_errors_that_differ_in_numbers_are_one_kind(tmp_path: Path) -> None:
+def test_errors_that_differ_only_in_numbers_are_counted_together(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"{number}.txt").write_bytes(b"x" * number + b"\xff")
     source = TextSource(path=str(tmp_path))
@@ -256,7 +256,7 @@ def test_images_keep_their_labels_and_equal_images_their_split(tmp_path: Path) -
     assert len(seen) == 200
 
 
-def test_a_label_that_training_has_not_is_dropped_by_reason(tmp_path: Path) -> None:
+def test_a_row_whose_label_is_not_in_training_is_dropped(tmp_path: Path) -> None:
     lines = [f'{{"image": "{value}.png", "label": "{value % 2}"}}' for value in range(40)]
     for value in range(41):
         (tmp_path / f"{value}.png").write_bytes(image(value))
@@ -272,7 +272,7 @@ def test_a_label_that_training_has_not_is_dropped_by_reason(tmp_path: Path) -> N
     assert sum(result.sizes.rows.values()) == 40
 
 
-def test_too_little_to_train_on(tmp_path: Path) -> None:
+def test_less_than_one_sequence_to_train_on_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("short")
     with raises(DataError, "nothing_to_train_on", "2 tokens", 32):
         run(TextSource(path=str(tmp_path)), TEXT, tmp_path / "out", cut=1, shares=(0.0, 0.0))
@@ -282,7 +282,7 @@ def test_too_little_to_train_on(tmp_path: Path) -> None:
     ("rows", "length", "groups", "shards"),
     [(1, 512, 1, 1), (16, 512, 16, 1), (1000, 512, 16, 1), (100_000, 512, 49, 2), (1_000_000, 512, 489, 16)],
 )
-def test_layout(rows: int, length: int, groups: int, shards: int) -> None:
+def test_layout_cuts_a_split_into_shards_and_row_groups(rows: int, length: int, groups: int, shards: int) -> None:
     task = TEXT.fit([{"text": "x"}])
     plan = packing.Plan(task.stored, length, True, {}, (rows, 0, 0), ("", "", ""))
     found = packing.layout(0, plan, "a1")
@@ -294,7 +294,7 @@ def test_layout(rows: int, length: int, groups: int, shards: int) -> None:
     assert packing.layout(1, plan, "a1") == []
 
 
-def test_where_every_row_is_dropped_the_reasons_are_told(tmp_path: Path) -> None:
+def test_an_error_lists_the_reasons_if_every_row_is_dropped(tmp_path: Path) -> None:
     for number, said in enumerate(("one two three", "four five six seven")):
         (tmp_path / f"{number}.wav").write_bytes(speech.file_of(speech.tone(0.2, hertz=300 + number)))
         (tmp_path / f"{number}.txt").write_text(said)

@@ -39,7 +39,7 @@ def test_a_row_comes_back_with_its_columns_in_order() -> None:
         assert repr(raw_of(*packer.row(raw))) == repr(raw)
 
 
-def test_what_is_shared_survives_a_sort_of_blocks_that_share_other_things() -> None:
+def test_shared_names_and_files_survive_a_sort_of_different_blocks() -> None:
     blocks = [block(RAW, "a", ["a", "b"] * 3 + ["a"]), block(RAW[::-1], "c", ["c"] * len(RAW))]
     order = np.random.default_rng(0).permutation(2 * len(RAW))
     rows = pa.concat_tables([pa.concat_tables(blocks).take(order).slice(start, 3) for start in range(0, 14, 3)])
@@ -64,13 +64,13 @@ def test_a_dictionary_holds_few_entries_however_rows_differ() -> None:
     assert len({shape for shape, _ in packed}) < 20 > len({file for file, _ in files})
 
 
-def test_the_names_of_a_table_cost_nothing_a_row() -> None:
+def test_column_names_are_not_stored_with_each_row() -> None:
     row = {"*": {f"a column with a long name, number {number}": str(number) for number in range(12)}, "target": "1"}
     _, payload = Packer().row(row)
     assert len(payload) < len(pickle.dumps(row)) / 4
 
 
-def test_what_does_not_fit_its_shape_is_an_error() -> None:
+def test_a_payload_that_does_not_fit_its_shape_is_an_error() -> None:
     shape, _ = Packer().row({"a": 1, "b": 2})
     with pytest.raises(ValueError, match="zip"):
         raw_of(shape, pickle.dumps((1,)))

@@ -72,7 +72,7 @@ def test_rows_come_with_the_line_they_begin_at_or_with_their_error(tmp_path: Pat
     delimiter=st.sampled_from(",;|\t"),
     end=st.sampled_from(["\n", "\r\n"]),
 )
-def test_what_csv_wrote_is_read_however_the_file_is_cut(
+def test_csv_is_read_the_same_however_the_file_is_cut(
     tmp_path_factory: pytest.TempPathFactory, rows: list[list[str]], delimiter: str, end: str
 ) -> None:
     text = io.StringIO()
@@ -144,7 +144,7 @@ _NEARLY = [
     size=st.integers(1, 80),
 )
 @example(b'1,2\n"a",x"y\nz"\n', ",", '"', "utf-8", 300, 80)
-def test_what_is_scanned_is_what_a_careful_parser_finds(
+def test_the_scan_finds_the_rows_of_a_careful_parser(
     content: bytes, delimiter: str, quote: str, charset: str, stretch: int, size: int
 ) -> None:
     source = CsvSource(path="x.csv", delimiter=delimiter, quote=quote, charset=charset, names=("a", "b"))
@@ -170,7 +170,7 @@ def test_what_is_scanned_is_what_a_careful_parser_finds(
         assert some.start in [record.start for record in records]
 
 
-def test_plain_rows_are_found_without_parsing_any(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_rows_are_counted_without_parsing(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("parsed")
 
@@ -185,7 +185,7 @@ def test_plain_rows_are_found_without_parsing_any(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".bz2"])
-def test_a_compressed_file_says_the_same(tmp_path: Path, suffix: str) -> None:
+def test_a_compressed_file_has_the_same_rows_and_digest(tmp_path: Path, suffix: str) -> None:
     content = b"a\tb\n1\tx\n2\t\n"
     path = tmp_path / f"rows.tsv{suffix}"
     path.write_bytes({"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress}[suffix](content))
@@ -197,7 +197,7 @@ def test_a_compressed_file_says_the_same(tmp_path: Path, suffix: str) -> None:
         assert "no whole " in everything(source)[-1].error
 
 
-def test_other_ways_to_write_one(tmp_path: Path) -> None:
+def test_delimiter_quote_charset_names_and_missing_can_be_set(tmp_path: Path) -> None:
     path = tmp_path / "rows.txt"
     path.write_bytes("-;5' 3\"\nMüller;?\n".encode("cp1252"))
     source = CsvSource(path=str(path), delimiter=";", quote="", charset="cp1252", names=("a", "b"), missing=("-", "?"))
@@ -212,7 +212,7 @@ def test_other_ways_to_write_one(tmp_path: Path) -> None:
         (b'a,"b\n', "the first row is not a header: not CSV: unexpected end of data."),
     ],
 )
-def test_a_wrong_header_is_seen_at_once(tmp_path: Path, content: bytes, problem: str) -> None:
+def test_a_wrong_header_is_found_by_the_inspection(tmp_path: Path, content: bytes, problem: str) -> None:
     (tmp_path / "rows.csv").write_bytes(content)
     assert look(CsvSource(path=str(tmp_path))).problem.endswith(problem)
 
@@ -233,13 +233,13 @@ def test_an_encoding_or_delimiter_that_cannot_be_read_is_refused(
 
 
 @pytest.mark.parametrize("content", [b"", b"a,b\n"])
-def test_no_rows_are_none(tmp_path: Path, content: bytes) -> None:
+def test_a_file_without_rows_has_no_rows(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "rows.csv").write_bytes(content)
     assert everything(CsvSource(path=str(tmp_path))) == []
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
-def test_the_rest_is_all_columns_that_are_not_named(tmp_path: Path, kind: str) -> None:
+def test_the_rest_holds_all_columns_that_are_not_named(tmp_path: Path, kind: str) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -274,7 +274,7 @@ def test_a_table_of_files_gives_their_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("plain", [True, False])
-def test_a_line_without_end_is_never_in_memory(plain: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_line_is_never_whole_in_memory(plain: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delimited, "_MAX_LINE", 1 << 20)
     monkeypatch.setattr(delimited, "scannable", lambda *_: plain)
     path = tmp_path / "rows.csv"
@@ -295,7 +295,7 @@ def test_a_line_without_end_is_never_in_memory(plain: bool, tmp_path: Path, monk
     ]
 
 
-def test_a_large_file_is_never_in_memory(tmp_path: Path) -> None:
+def test_a_large_file_is_never_whole_in_memory(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_bytes(b"a,b\n" + b"1234567890,abcdefghij\n" * 400_000)
     source = CsvSource(path=str(path))

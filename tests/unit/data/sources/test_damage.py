@@ -1,4 +1,4 @@
-"""What real directories hold: files cut off, damaged, mislabelled, of other encodings, and what is no file at all."""
+"""Files as in real directories: cut off, damaged, mislabelled, in other encodings; and special files."""
 
 import io
 import json
@@ -47,7 +47,7 @@ def told(rows: list[Raw]) -> list[Any]:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_arrow_that_is_cut_off_gives_the_batches_before(tmp_path: Path, stream: bool) -> None:
+def test_arrow_that_is_cut_off_gives_the_batches_before_the_cut(tmp_path: Path, stream: bool) -> None:
     path = tmp_path / "a.arrow"
     ipc(path, stream=stream)
     whole, of = path.read_bytes(), source(format="arrow", path=str(path))
@@ -76,7 +76,7 @@ def test_a_batch_whose_offsets_are_damaged_is_quarantined(tmp_path: Path) -> Non
     assert [raw.row for raw in rows if raw.row] == ROWS[:7] + ROWS[14:]
 
 
-def test_what_is_no_arrow_or_no_parquet_is_one_broken_row(tmp_path: Path) -> None:
+def test_a_file_that_is_not_arrow_or_parquet_is_one_broken_row(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "whole.parquet")
     whole = (tmp_path / "whole.parquet").read_bytes()
     for kind, content in [
@@ -92,7 +92,7 @@ def test_what_is_no_arrow_or_no_parquet_is_one_broken_row(tmp_path: Path) -> Non
         assert row.error.startswith(f"not readable {kind.capitalize()}: "), content
 
 
-def test_what_save_to_disk_wrote(tmp_path: Path) -> None:
+def test_a_directory_of_save_to_disk_is_read(tmp_path: Path) -> None:
     for split in ("train", "test"):
         directory = tmp_path / split
         directory.mkdir()
@@ -132,7 +132,7 @@ def shard(tmp_path: Path, content: bytes, **options: Any) -> AnySource:
 
 
 @pytest.mark.parametrize("group", [300, 1 << 30])
-def test_a_tar_that_is_cut_off_gives_the_samples_before(
+def test_a_tar_that_is_cut_off_gives_the_samples_before_the_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: int
 ) -> None:
     monkeypatch.setattr(webdataset, "_GROUP_BYTES", group)
@@ -144,7 +144,7 @@ def test_a_tar_that_is_cut_off_gives_the_samples_before(
         assert len(good) >= end // 2048 - 1
 
 
-def test_a_damaged_header_ends_a_tar_and_says_so(tmp_path: Path) -> None:
+def test_a_damaged_header_ends_a_tar_with_an_error(tmp_path: Path) -> None:
     data = bytearray(tar())
     data[20 * 2048 + 3] ^= 1
     *good, last = everything(shard(tmp_path, bytes(data), label="label"))
@@ -155,7 +155,7 @@ def test_a_damaged_header_ends_a_tar_and_says_so(tmp_path: Path) -> None:
     assert len(good) == 49
 
 
-def test_samples_are_what_webdataset_takes_for_one(tmp_path: Path) -> None:
+def test_samples_are_those_of_the_webdataset_library(tmp_path: Path) -> None:
     members = [
         ("__meta__/x.json", b"{}"),
         ("README", b"no sample"),
@@ -201,7 +201,7 @@ def test_an_empty_tar_has_no_rows(tmp_path: Path) -> None:
 # --- encodings, and sizes --------------------------------------------------------------------------
 
 
-def test_json_lines_of_other_encodings(tmp_path: Path) -> None:
+def test_json_lines_in_utf16_are_quarantined_with_the_fix(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     of = JsonlSource(path=str(path))
     path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n\r\n{"text": "b"}\r')
@@ -241,7 +241,7 @@ def test_a_row_that_is_too_large_is_quarantined(tmp_path: Path, monkeypatch: pyt
 # --- what is no file -------------------------------------------------------------------------------
 
 
-def test_names_of_every_kind_and_what_is_no_file(tmp_path: Path) -> None:
+def test_odd_names_are_listed_and_special_files_are_not(tmp_path: Path) -> None:
     names = [b"with space.txt", b"new\nline.txt", b"caf\xe9.txt", "日本.txt".encode(), b"a%20b#c?.txt", b"[x]*.txt"]
     for name in names:
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(name)
@@ -283,7 +283,7 @@ def fates_of(task: TaskSpec, of: AnySource) -> dict[str, str]:
     return {Path(path).name: error or fate for path, error, fate in zip(*columns, strict=True)}
 
 
-def test_images_are_what_they_hold_whatever_they_are_called(tmp_path: Path) -> None:
+def test_the_content_of_an_image_decides_and_not_its_name(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
     image = Image.fromarray(np.arange(256 * 3, dtype=np.uint8).reshape(16, 16, 3))
     for name, kind in {"a.jpg": "JPEG", "b.png": "PNG", "c.webp": "WEBP", "png.jpg": "PNG"}.items():
@@ -298,7 +298,7 @@ def test_images_are_what_they_hold_whatever_they_are_called(tmp_path: Path) -> N
     assert found["zero.png"]
 
 
-def test_audio_is_what_it_holds_whatever_it_is_called(tmp_path: Path) -> None:
+def test_the_content_of_audio_decides_and_not_its_name(tmp_path: Path) -> None:
     sound = np.sin(np.arange(8000) * 0.2).astype(np.float32)
     for name, kind in {"a.wav": "WAV", "b.flac": "FLAC", "c.mp3": "MP3", "d.ogg": "OGG", "flac.wav": "FLAC"}.items():
         data = io.BytesIO()
@@ -317,7 +317,7 @@ def test_audio_is_what_it_holds_whatever_it_is_called(tmp_path: Path) -> None:
 # --- weights and splits ----------------------------------------------------------------------------
 
 
-def test_weight_and_split_are_part_of_a_source_only_where_they_are_given(tmp_path: Path) -> None:
+def test_defaults_of_weight_and_split_do_not_change_the_identity(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     plain = JsonlSource(path=str(tmp_path))
     assert not {"weight", "split", "path", "include", "exclude"} & plain.identity().keys()

@@ -166,7 +166,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, monkeypatch: pytest.Mo
         assert all(bool(found.groups) is not uncut and len(found.groups) != 1 for found in looks(of)), name
 
 
-def test_every_format_lists_the_columns_where_one_is_missing(tmp_path: Path) -> None:
+def test_every_format_lists_its_columns_if_one_is_missing(tmp_path: Path) -> None:
     for name, of in written(tmp_path).items():
         (problem,) = {found.problem.partition(" has no column ")[2] for found in looks(of, ("text", "stars"))}
         assert problem.startswith("'stars' (set `columns.stars`); it has: "), name
@@ -176,7 +176,7 @@ def test_every_format_lists_the_columns_where_one_is_missing(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "webdataset", "text"])
-def test_of_a_compressed_file_that_is_cut_off_the_rows_before_are_kept(tmp_path: Path, suffix: str, kind: str) -> None:
+def test_rows_before_the_cut_of_a_compressed_file_are_kept(tmp_path: Path, suffix: str, kind: str) -> None:
     rows = [{"text": f"{n} {n * 7919 % 104729}", "label": "x"} for n in range(40_000)]
     if kind == "csv":
         content = b"text,label\n" + b"".join(f"{row['text']},x\n".encode() for row in rows)

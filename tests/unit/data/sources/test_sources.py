@@ -34,7 +34,7 @@ def names(source: AnySource) -> list[str]:
     return [file.relative for file in list_files(source)]
 
 
-def test_a_directory_is_taken_whole_but_for_hidden_files(tree: Path) -> None:
+def test_a_directory_is_taken_whole_without_hidden_files(tree: Path) -> None:
     assert names(TextSource(path=str(tree))) == [
         "a.md",
         "b.txt",
@@ -46,7 +46,7 @@ def test_a_directory_is_taken_whole_but_for_hidden_files(tree: Path) -> None:
     ]
 
 
-def test_patterns_choose(tree: Path) -> None:
+def test_include_and_exclude_choose_files(tree: Path) -> None:
     assert names(TextSource(path=str(tree), include=("*.md",), exclude=("tests",))) == [
         "a.md",
         "docs/c.md",
@@ -67,12 +67,12 @@ def test_globs_start_where_the_first_pattern_does(tree: Path) -> None:
     assert names(TextSource(path=f"{tree}/*.md", exclude=("b*",))) == ["a.md"]
 
 
-def test_a_file_that_is_named_is_taken_whatever_its_name(tree: Path) -> None:
+def test_a_file_given_by_path_is_taken_whatever_its_name(tree: Path) -> None:
     (file,) = list_files(TextSource(path=str(tree / "docs/.hidden.md"), include=("*.txt",)))
     assert (file.relative, file.size, file.uri) == (".hidden.md", 15, str(tree / "docs/.hidden.md"))
 
 
-def test_a_name_with_signs_of_a_glob_in_it_is_itself(tmp_path: Path) -> None:
+def test_a_path_with_glob_characters_is_taken_literally_if_it_exists(tmp_path: Path) -> None:
     (tmp_path / "a[1].md").write_text("x")
     assert names(TextSource(path=f"{tmp_path}/a[1].md")) == ["a[1].md"]
 
@@ -85,7 +85,7 @@ def test_links_to_files_are_files_and_links_to_directories_are_not_followed(tree
     assert found == ["a.md", "docs/c.md", "linked.md"]
 
 
-def test_relative_paths_home_and_variables(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_home_and_variables_are_expanded(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tree)
     monkeypatch.setenv("HOME", str(tree))
     monkeypatch.setenv("WHERE", "docs")
@@ -95,13 +95,13 @@ def test_relative_paths_home_and_variables(tree: Path, monkeypatch: pytest.Monke
         list_files(TextSource(path="${NOWHERE}/x"))
 
 
-def test_the_standard_library_of_the_interpreter() -> None:
+def test_python_stdlib_is_the_interpreters_standard_library() -> None:
     source = TextSource(path="${PYTHON_STDLIB}/json", include=("*.py",))
     (file,) = [file for file in list_files(source) if file.relative == "decoder.py"]
     assert file.uri == str(Path(sysconfig.get_path("stdlib")) / "json/decoder.py")
 
 
-def test_another_filesystem(tree: Path) -> None:
+def test_files_of_another_filesystem_are_listed(tree: Path) -> None:
     fs = fsspec.filesystem("memory")
     for name in ("in/x/a.md", "in/b.md", "in/.c.md"):
         fs.pipe_file(f"/{name}", b"text")
@@ -115,7 +115,7 @@ def test_another_filesystem(tree: Path) -> None:
         fs.rm("/in", recursive=True)
 
 
-def test_what_matches_nothing_says_what_there_is(tree: Path) -> None:
+def test_an_error_lists_existing_files_if_none_matches(tree: Path) -> None:
     with raises(DataError, "no_files", "include ['*.rst'], exclude []", ".md (5), .txt (1)"):
         list_files(TextSource(path=str(tree), include=("*.rst",)))
     with raises(DataError, "path_missing", f"{tree}/nowhere"):
@@ -124,7 +124,7 @@ def test_what_matches_nothing_says_what_there_is(tree: Path) -> None:
         list_files(TextSource(path=f"{tree}/*.rst"))
 
 
-def test_all_sources_that_fail_are_named_at_once(tree: Path) -> None:
+def test_all_failing_sources_are_named_at_once(tree: Path) -> None:
     spec = PrepareSpec.parse(
         {
             "dataset": "d",
@@ -140,7 +140,7 @@ def test_all_sources_that_fail_are_named_at_once(tree: Path) -> None:
         list_sources(spec)
 
 
-def test_a_source_that_fails_is_named_with_file_and_line(tree: Path) -> None:
+def test_a_failing_source_is_named_with_file_and_line(tree: Path) -> None:
     text = f"dataset: d\ntask: {{type: text-generation}}\nsources:\n  - {{format: text, path: {tree}/x}}\n"
     with raises(DataError, "path_missing", "prepare.yaml, line 4: sources[0]: ", "/x"):
         list_sources(PrepareSpec.from_text(text, source="prepare.yaml"))
@@ -182,7 +182,7 @@ def test_a_broken_spec_is_refused(change: dict[str, object], codes: list[str], v
     assert sorted(caught.value.codes) == sorted(codes)
 
 
-def test_image_folders_take_images(tmp_path: Path) -> None:
+def test_image_folders_take_files_of_images(tmp_path: Path) -> None:
     for name in ("cat/1.png", "cat/2.JPG", "cat/notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")

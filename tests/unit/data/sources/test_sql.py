@@ -35,7 +35,7 @@ def server() -> Iterator[str]:
         "postgresql://db/x?user=me&password=hunter2",
     ],
 )
-def test_a_password_that_is_written_out_is_refused_and_not_repeated(uri: str) -> None:
+def test_a_plain_password_is_refused_and_not_repeated(uri: str) -> None:
     with raises(SpecError, "plain_password", "uri") as caught:
         SqlSource.parse({"uri": uri, "table": "t"})
     assert "hunter2" not in str(caught.value)
@@ -57,13 +57,13 @@ def test_a_password_may_be_a_variable(uri: str) -> None:
     assert SqlSource(uri=uri, table="t").location == f"{uri}#t"
 
 
-def test_a_query_or_a_table() -> None:
+def test_either_a_query_or_a_table_is_required() -> None:
     for given in ({}, {"query": "select 1", "table": "t"}):
         with raises(SpecError, "exclusive_fields", "query, table"):
             SqlSource.parse({"uri": "sqlite://", **given})
 
 
-def test_a_variable_is_the_password_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_value_of_a_password_variable_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
     import sqlalchemy
 
     monkeypatch.setenv("PW", "p@ss/w:rd%")
@@ -75,7 +75,7 @@ def test_a_variable_is_the_password_as_it_is(monkeypatch: pytest.MonkeyPatch) ->
         sql._expanded("${NOWHERE}")
 
 
-def test_the_digest_knows_no_order_and_every_value(tmp_path: Path) -> None:
+def test_the_digest_depends_on_every_value_and_not_on_order(tmp_path: Path) -> None:
     uri = database(tmp_path / "a.db")
 
     def digest(query: str) -> str:
@@ -107,7 +107,7 @@ def test_the_digest_knows_no_order_and_every_value(tmp_path: Path) -> None:
         "INSERT INTO notes (id, text) VALUES (-1, 'new')",
     ],
 )
-def test_what_changes_between_the_looks_stops_the_run(
+def test_a_table_that_changes_after_its_inspection_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, partition: str | None, change: str
 ) -> None:
     monkeypatch.setattr(sql, "_GROUP_BYTES", 300)
@@ -132,12 +132,12 @@ def test_what_changes_between_the_looks_stops_the_run(
         ({"query": "select text, id / 2 as half from notes", "partition_column": "half"}, "stands there twice"),
     ],
 )
-def test_what_the_database_says(tmp_path: Path, given: dict[str, Any], problem: str) -> None:
+def test_errors_of_the_database_are_reported(tmp_path: Path, given: dict[str, Any], problem: str) -> None:
     (found,) = looks(SqlSource(uri=database(tmp_path / "a.db"), **given), ("text",))
     assert problem in found.problem
 
 
-def test_looking_makes_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inspecting_creates_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     of = SqlSource(uri="sqlite:///a.db", table="notes")
     (found,) = looks(of)
@@ -145,20 +145,20 @@ def test_looking_makes_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / "a.db").exists()
     database(tmp_path / "a.db")
     (file,) = list_files(of)
-    monkeypatch.chdir("/")  # where a worker may be
+    monkeypatch.chdir("/")  # as a worker in another directory
     assert inspect(of, file, ("text",)).rows == len(ROWS)
     (found,) = looks(SqlSource(uri="nosuch://x", table="t"))
     assert "Can't load plugin: sqlalchemy.dialects:nosuch" in found.problem
 
 
-def test_postgresql_streams_what_it_holds(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_postgresql_are_streamed(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import psycopg
 
     uri = postgres.new_database(server, "source")
     monkeypatch.setenv("SOURCE_URL", uri)
     monkeypatch.setattr(sql, "_GROUP_BYTES", 1 << 20)
     with psycopg.connect(host=server, user="maas", dbname="source", autocommit=True) as connection:
-        connection.execute(  # what only a real server has
+        connection.execute(  # types that only a real server has
             "CREATE TABLE \"Notes\" AS SELECT n::bigint AS id, n || ' 100% :x ' || repeat('é', 200) AS text, "
             "n * 1.5::numeric AS price, '2026-01-01T00:00+05:30'::timestamptz AS at, jsonb_build_object('a', n) "
             "AS doc, decode('00ff', 'hex') AS image, "
@@ -186,7 +186,7 @@ def test_postgresql_streams_what_it_holds(server: str, monkeypatch: pytest.Monke
     assert len(everything(SqlSource(uri="${SOURCE_URL}", query=query))) == 10
 
 
-def test_no_message_holds_a_secret(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_error_contains_a_secret(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PW", "hunter2 ö")
     for uri in ("postgresql+psycopg://x:${PW}@127.0.0.1:1/x", "postgresql+psycopg://x:${PW}@/none?host=" + server):
         of = SqlSource(uri=uri, table="t")

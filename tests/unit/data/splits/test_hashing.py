@@ -18,7 +18,7 @@ def test_digest_tells_types_shapes_and_columns_apart() -> None:
     assert content_digest({"a": "x", "b": "yz"}, ("a", "b")) != content_digest({"a": "xy", "b": "z"}, ("a", "b"))
 
 
-def test_digest_is_of_the_columns_alone() -> None:
+def test_digest_depends_on_the_given_columns_alone() -> None:
     assert content_digest({"a": "x", "path": "1"}, ("a",)) == content_digest({"a": "x", "path": "2"}, ("a",))
 
 
@@ -70,7 +70,7 @@ def test_shuffle_mixes_and_depends_on_the_seed() -> None:
     count = 10_000
     one, two = shuffled(np.arange(count), count, "0/train"), shuffled(np.arange(count), count, "1/train")
     assert not np.array_equal(one, two)
-    # Of independent uniform orders: no correlation with the old place, neighbours a third of the length apart.
+    # Independent uniform orders have no correlation with the old index, and neighbours a third of the length apart.
     for order in (one, two):
         assert abs(np.corrcoef(np.arange(count), order)[0, 1]) < 0.03
         assert np.abs(np.diff(order)).mean() / count == pytest.approx(1 / 3, abs=0.02)
