@@ -8,10 +8,10 @@ INSTALLED := $(VENV)/.installed
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check docs mutants down clean constraints
+.PHONY: help install quickstart test test-all check docs mutants down clean constraints
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## Create .venv with pinned versions; repeated only when requirements change
 
@@ -22,19 +22,33 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "1/3 creating an environment in $(VENV) with $$($(PYTHON) --version) ($(PYTHON))"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@echo "2/3 installing about 150 packages, some 2 GB; two to five minutes"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,docs,client,compression]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile -c constraints.txt -e '.[test,docs,client,compression]'
 	@echo "3/3 compiling DeepSpeed's communication between CPU workers, once; about a minute"
-	@DS_ACCELERATOR=cpu $(BIN)/python -W ignore -m maas_ray.training.deepspeed.build \
-	  >$(VENV)/deepspeed-build.log 2>&1 || { cat $(VENV)/deepspeed-build.log; exit 1; }
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 & \
+	  DS_ACCELERATOR=cpu $(BIN)/python -W ignore -m maas_ray.training.deepspeed.build \
+	  >$(VENV)/deepspeed-build.log 2>&1 || { cat $(VENV)/deepspeed-build.log; exit 1; }; wait
 	@touch $@
 	@echo "installed: $(BIN)/maas --help"
 
 quickstart: install ## Prepare, train, evaluate and deploy a small model, and ask it
 	@$(BIN)/python jobs/quickstart.py
 
+# Each process of integration tests has a Ray cluster of its own, and takes the next file when it is done with one.
+RESULTS := build/tests
+UNIT := OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit -n logical --maxprocesses 8 --junit-xml $(RESULTS)/unit.xml
+TOGETHER := $(BIN)/pytest tests/integration -n 2 --dist loadfile --no-loadscope-reorder \
+  --junit-xml $(RESULTS)/integration.xml
+ALONE := $(BIN)/pytest tests/integration --junit-xml $(RESULTS)/alone.xml
+
 test: install ## Run the tests
-	$(BIN)/pytest tests/unit
-	$(BIN)/pytest tests/integration
+	$(UNIT)
+	$(TOGETHER) -m 'not (alone or slow or soak)'
+	$(ALONE) -m 'alone and not (slow or soak)'
+
+test-all: install ## Run the tests, and those that take long: tests/README.md lists them
+	$(UNIT) -m ''
+	$(TOGETHER) -m 'not alone'
+	$(ALONE) -m alone
 
 check: install ## Run the linter, the formatter's check and the type checker
 	$(BIN)/ruff check .

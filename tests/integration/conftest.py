@@ -13,6 +13,33 @@ from maas_ray import cluster as clusters
 from maas_ray.settings import Settings
 from tests.support import forkserver
 
+# Two processes take a file each. The last files to be taken must be short ones.
+LONGEST = (
+    "training/test_faults.py",
+    "training/test_driver.py",
+    "tasks/test_text.py",
+    "training/test_resume.py",
+    "training/test_train.py",
+    "training/test_deepspeed.py",
+    "jobs/test_jobs.py",
+    "tasks/test_own_model.py",
+    "training/test_pretrained.py",
+    "serve/test_updates.py",
+    "data/test_prepare.py",
+    "data/test_growth.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Move the longest files to the front."""
+    folder = Path(__file__).parent
+
+    def position(item: pytest.Item) -> int:
+        name = item.path.relative_to(folder).as_posix() if item.path.is_relative_to(folder) else ""
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=position)
+
 
 @pytest.fixture(scope="session")
 def settings() -> Iterator[Settings]:

@@ -32,9 +32,9 @@ SOCKET = "TEST_FORK_SOCKET"
 FIRST = "TEST_FORK_SERVER"
 MODULES = (
     "deepspeed",
-    "maas_ray.training.loop",
+    "maas_ray.training.worker.loop",
     "maas_ray.training.run",
-    "maas_ray.training.validation",
+    "maas_ray.training.validation.validator",
     "mlflow.tracking",
     "pandas",
     "pyarrow.dataset",

@@ -108,11 +108,14 @@ def requirements() -> list[Requirement]:
     return [found for line in lines if (found := Requirement(line)).name != PROJECT["name"]]
 
 
-@pytest.mark.parametrize("requirement", requirements(), ids=str)
-def test_every_requirement_is_pinned_to_a_version_it_allows(requirement: Requirement) -> None:
+def test_every_requirement_is_pinned_to_a_version_it_allows() -> None:
     pins = {canonicalize_name(name): version for name, version in PINS.items()}
+    checked = requirements()
 
-    assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)])
+    assert len(checked) > 50
+    for requirement in checked:
+        pin = pins[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(pin), f"{requirement}: constraints.txt has {pin}"
 
 
 def test_no_pin_is_of_a_local_build() -> None:

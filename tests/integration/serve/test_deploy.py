@@ -28,6 +28,7 @@ from tests.support import ROOT
 from tests.support.bundles import image_task, register, save_bundle, text_task
 from tests.support.deployments import undeploy_all
 
+pytestmark = pytest.mark.alone
 SMALL = {"scaling": {"max_replicas": 1}, "resources": {"cpus": 0.5}}
 TEXT, LONG, IMAGES = text_task(), text_task(100_000), image_task()
 

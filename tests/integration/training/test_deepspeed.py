@@ -13,21 +13,10 @@ from maas_ray.settings import Settings
 from maas_ray.training.run import train
 from maas_ray.training.spec import TrainSpec
 from tests.support import ROOT
-from tests.support.datasets import digits_dataset, text_dataset
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
 DOCUMENTS = ROOT / "tests" / "data" / "deepspeed"
-
-
-@pytest.fixture(scope="module")
-def text(settings: Settings) -> PreparedDataset:
-    return text_dataset(settings, "styles")
-
-
-@pytest.fixture(scope="module")
-def digits(settings: Settings) -> PreparedDataset:
-    return digits_dataset(settings, "styles-digits")
 
 
 def text_spec(dataset: PreparedDataset, model: str, **changes: object) -> TrainSpec:

@@ -20,17 +20,11 @@ from maas_ray.training import run
 from maas_ray.training.checkpoints.catalog import inspect, newest, saved
 from maas_ray.training.ray_train import launch
 from maas_ray.training.spec import TrainSpec
-from tests.support.datasets import digits_dataset
 from tests.support.faulty import FULL, ONE_IN_FIVE, UNREACHABLE, faulty, met
 from tests.support.recording import consumed, every_row_once, fed, recording
 
 pytestmark = pytest.mark.usefixtures("cluster")
 EPOCHS = 6
-
-
-@pytest.fixture(scope="module")
-def digits(settings: Settings) -> PreparedDataset:
-    return digits_dataset(settings, "digits-faults")
 
 
 def spec_of(dataset: PreparedDataset, model: str, **changes: object) -> TrainSpec:
