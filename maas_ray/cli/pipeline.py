@@ -60,7 +60,7 @@ def prepare(
 
 
 @app.command(rich_help_panel=PIPELINE)
-def train(spec: SpecFile, overrides: Overrides = None, verbose: Verbose = False) -> None:
+def train(spec: SpecFile, overrides: Overrides = None, dry_run: DryRun = False, verbose: Verbose = False) -> None:
     """Train on a dataset and register the result as a version.
 
     It runs DeepSpeed on the cluster's workers and saves checkpoints. The result
@@ -70,13 +70,19 @@ def train(spec: SpecFile, overrides: Overrides = None, verbose: Verbose = False)
 
     Examples:
       maas train train.yaml
+      maas train train.yaml --dry-run
       maas train train.yaml --set epochs=3 --set workers=4 --set alias=candidate
     """
     from maas_ray.training.run import train as verb
     from maas_ray.training.spec import TrainSpec
 
     parsed = TrainSpec.from_yaml(spec, overrides or ())
-    verb(parsed)
+    if dry_run:
+        from maas_ray.training.dry_run import dry_run as rehearse
+
+        print_lines(rehearse(parsed))
+    else:
+        verb(parsed)
 
 
 @app.command(rich_help_panel=PIPELINE)

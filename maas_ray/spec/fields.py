@@ -1,12 +1,18 @@
 """The models that a spec's fields hold, and the field that tells the models of a union apart."""
 
 import typing
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, WithJsonSchema
 
 TAGS = ("type", "format", "step")
 """The fields by which the models of a union are told apart."""
+
+
+def user_type(tag: str) -> Any:
+    """The JSON schema of a mapping whose type is the user's own class, as in `type: my_package.tasks:Sentiment`."""
+    properties = {tag: {"type": "string", "pattern": "^[^:]+:[^:]+$"}}
+    return Annotated[dict[str, Any], WithJsonSchema({"type": "object", "properties": properties, "required": [tag]})]
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:

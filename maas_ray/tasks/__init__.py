@@ -15,6 +15,7 @@ from pydantic import Field, SerializeAsAny, WrapValidator
 
 from maas_ray.errors import CorruptError
 from maas_ray.spec import Spec
+from maas_ray.spec.fields import user_type
 from maas_ray.tasks.custom_network import parse_network
 from maas_ray.tasks.custom_task import parse_task, task_type
 from maas_ray.tasks.network import NetworkSpec, type_of
@@ -58,9 +59,13 @@ if TYPE_CHECKING:
     AnyNetworkSpec = NetworkSpec
 else:
     _Known = Annotated[Union[tuple(task.spec_type for task in TASKS)], Field(discriminator="type")]  # noqa: UP007
-    AnyTaskSpec = Annotated[SerializeAsAny[_Known], WrapValidator(_task)]
+    _TaskInput = _Known | user_type("type")
+    AnyTaskSpec = Annotated[SerializeAsAny[_Known], WrapValidator(_task, json_schema_input_type=_TaskInput)]
     _KnownNetwork = Annotated[Union[tuple(_networks())], Field(discriminator="type")]  # noqa: UP007
-    AnyNetworkSpec = Annotated[SerializeAsAny[_KnownNetwork], WrapValidator(_network)]
+    _NetworkInput = _KnownNetwork | user_type("type")
+    AnyNetworkSpec = Annotated[
+        SerializeAsAny[_KnownNetwork], WrapValidator(_network, json_schema_input_type=_NetworkInput)
+    ]
 
 
 class _TaskDocument(Spec):

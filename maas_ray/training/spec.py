@@ -20,6 +20,10 @@ from maas_ray.training.hyperparameters import Hyperparameters, WorkerSpec
 from maas_ray.training.validation.spec import EarlyStoppingSpec, ValidationSpec
 
 
+def _listed(gate: object) -> object:
+    return (gate,) if isinstance(gate, str) else gate
+
+
 class SubjectSpec(Spec):
     """What is trained, and how the result is named."""
 
@@ -33,7 +37,7 @@ class SubjectSpec(Spec):
     """Name of the run; a run of the same name resumes where it stopped. None: made from the spec and the dataset."""
     alias: Alias | None = None
     """Alias to give the new version, such as `champion`. None: no alias."""
-    gate: Annotated[tuple[GateText, ...], BeforeValidator(lambda gate: (gate,) if isinstance(gate, str) else gate)] = ()
+    gate: Annotated[tuple[GateText, ...], BeforeValidator(_listed, json_schema_input_type=str | tuple[str, ...])] = ()
     """Condition for the alias to move, such as `validation/f1 >= champion - 0.005`; several conditions in a list."""
 
 

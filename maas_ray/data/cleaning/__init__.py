@@ -15,6 +15,7 @@ from maas_ray.data.cleaning.base import CleaningStep, Dropped, Notes, changed, v
 from maas_ray.data.cleaning.base.custom import load_step, parse_step
 from maas_ray.errors import InvalidError
 from maas_ray.spec import Spec
+from maas_ray.spec.fields import user_type
 from maas_ray.tasks.rows import Row
 from maas_ray.user_code.source import is_import_path
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     AnyStep = CleaningStep
 else:
     _Known = Annotated[Union[STEPS], Field(discriminator="step")]  # noqa: UP007
-    AnyStep = Annotated[SerializeAsAny[_Known], WrapValidator(_step)]
+    AnyStep = Annotated[SerializeAsAny[_Known], WrapValidator(_step, json_schema_input_type=_Known | user_type("step"))]
 
 
 class _Document(Spec):

@@ -36,7 +36,9 @@ def read_document(value: Any) -> Any:
     return document
 
 
-DeepSpeedDocument = Annotated[dict[str, Any], BeforeValidator(read_document)]
+DeepSpeedDocument = Annotated[
+    dict[str, Any], BeforeValidator(read_document, json_schema_input_type=str | dict[str, Any])
+]
 """A DeepSpeed configuration, inline or the path of a JSON file: DeepSpeed's own document, passed through whole."""
 
 
