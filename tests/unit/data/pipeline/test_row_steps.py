@@ -1,0 +1,103 @@
+"""Steps over one block of rows: order, exact duplicates, weights, and decisions over all rows."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from maas_ray.data.dedup.survivors import Decisions
+from maas_ray.data.pipeline.row_steps import apply_decisions, key_ranges, settle
+from maas_ray.data.pipeline.rows import DUPLICATE, KEPT, NEAR_DUPLICATE, ROWS, SAMPLED_OUT, Packer
+from maas_ray.data.splits.hashing import SPLIT_BITS, sort_key
+
+
+def block(*rows: dict[str, Any]) -> pa.Table:
+    """Rows with their numbers; by default all of the same content, in training."""
+    packer = Packer()
+    records = []
+    for number, row in enumerate(rows):
+        digest = row.pop("digest", b"a" * 32)
+        shape, payload = packer.row({"text": f"row {number}"})
+        record = {
+            "row": number,
+            "digest": digest,
+            "key": sort_key(row.pop("split", 0), digest),
+            "exact": 0,
+            "inputs": 0,
+        }
+        records.append(record | {"rows": 1, "weight": 1.0, "fate": KEPT, "shape": shape, "payload": payload} | row)
+    return pa.table({name: [record.get(name) for record in records] for name in ROWS.names}, schema=ROWS)
+
+
+def outcomes(rows: pa.Table) -> dict[int, tuple[str, int | None]]:
+    columns = (rows[name].to_pylist() for name in ("row", "fate", "like"))
+    return {row: (outcome, like) for row, outcome, like in zip(*columns, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("rows", "survivor"),
+    [
+        ([{"exact": 2}, {"exact": 1}, {"exact": 3}], 1),
+        ([{"exact": 2, "weight": 9.0}, {"exact": 1}], 1),
+        ([{"weight": 1.0}, {"weight": 2.0}, {"weight": 2.0}], 1),
+        ([{}, {}, {}], 0),
+    ],
+)
+def test_the_lowest_hash_survives_then_the_heaviest_row_then_the_first(rows: list[Any], survivor: int) -> None:
+    settled = outcomes(settle(block(*rows)))
+
+    assert settled.pop(survivor) == (KEPT, survivor)
+    assert set(settled.values()) == {(DUPLICATE, survivor)}
+
+
+def test_equal_rows_stay_if_they_are_not_deduplicated() -> None:
+    assert outcomes(settle(block({}, {}), exact=False)) == {0: (KEPT, None), 1: (KEPT, None)}
+
+
+def test_a_dropped_row_is_not_a_survivor() -> None:
+    settled = outcomes(settle(block({"exact": 0, "fate": "length: too few words"}, {"exact": 1}, {"exact": 2})))
+
+    assert settled == {0: ("length: too few words", None), 1: (KEPT, 1), 2: (DUPLICATE, 1)}
+
+
+def test_weights_below_one_drop_training_rows_only() -> None:
+    digests = [bytes([number]) * 32 for number in range(40)]
+    rows = [{"digest": d, "weight": 0.5, "inputs": 7**15 * n, "split": n % 2} for n, d in enumerate(digests)]
+    settled = outcomes(settle(block(*rows)))
+
+    assert {settled[number][0] for number in range(1, 40, 2)} == {KEPT}
+    assert {settled[number][0] for number in range(0, 40, 2)} == {KEPT, SAMPLED_OUT}
+
+
+def test_a_row_that_is_dropped_keeps_an_excerpt_only() -> None:
+    settled = settle(block({}, {}))
+
+    assert settled["payload"].to_pylist()[1] == b"row 1"
+    assert settled["shape"].to_pylist()[1] is None
+
+
+def test_decisions_over_all_rows_mark_duplicates_and_move_open_rows() -> None:
+    rows = block(
+        {"stratum": "x", "inputs": 5}, {"stratum": "x", "inputs": 6}, {"inputs": 5}, {"stratum": "x", "inputs": 9}
+    )
+    decisions = Decisions(
+        rows=np.array([1, 3]),
+        likes=np.array([0, 0]),
+        exact=np.array([True, False]),
+        survivors=np.array([0]),
+        inputs=np.array([5, 6]),
+        splits=np.array([2, 1]),
+    )
+    decided = apply_decisions(rows, decisions)
+
+    assert outcomes(decided) == {0: (KEPT, 0), 1: (DUPLICATE, 0), 2: (KEPT, None), 3: (NEAR_DUPLICATE, 0)}
+    assert (decided["key"].to_numpy() >> SPLIT_BITS).tolist() == [2, 1, 0, 0]
+
+
+def test_no_range_of_keys_spans_two_splits() -> None:
+    boundaries = key_ranges([0.5, 0.25, 0.25, 0.0], 8)
+
+    assert {split << SPLIT_BITS for split in (1, 2, 3)} <= set(boundaries)
+    assert boundaries == sorted(boundaries)
+    assert len(boundaries) == 4 + 2 + 2 + 1 - 1
