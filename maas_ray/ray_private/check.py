@@ -37,6 +37,7 @@ USES = (
     Use("_private.utils", "get_num_cpus", "the default number of CPUs of `maas up`"),
     Use("_private.state", "GlobalState.get_draining_nodes", _ELASTIC),
     Use("serve.context", "_get_global_client(raise_if_no_controller_running)", _STATUS),
+    Use("serve.context", "_disconnect", "reconciling after Serve was restarted"),
     Use("serve._private.client", "ServeControllerClient.get_serve_details", _STATUS),
     Use("serve._private.client", "ServeControllerClient.http_config", "the gateway's address"),
     Use("serve._private.client", "ServeControllerClient.record_request_routing_info", _MODELS),

@@ -15,6 +15,17 @@ def client() -> Any:
     return _get_global_client(raise_if_no_controller_running=False)
 
 
+def forget_client() -> None:
+    """Make this process look up Serve's controller again.
+
+    Serve caches the controller for as long as the process lives, and does not notice that another process has shut
+    Serve down and started it again.
+    """
+    from ray.serve.context import _disconnect
+
+    _disconnect()
+
+
 def set_code_version(application: Any, version: str) -> None:
     """Set the version of an application's code before it is submitted.
 

@@ -1,4 +1,4 @@
-"""What a user writes to deploy a version, and the arguments of the two application builders.
+"""Specs of serving: a deployment, and the arguments of the application builders.
 
 Serve's builders take their argument's type from the annotation, so this module must not turn annotations
 into strings (`from __future__ import annotations`).
@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from maas_ray.errors import DeploymentError
+from maas_ray.errors import DeploymentError, InvalidError
 from maas_ray.spec import Name, Spec
 
 GATEWAY_APP = "maas-gateway"
@@ -18,182 +18,201 @@ SHARED_APP = "maas-shared"
 SHARED_DEPLOYMENT = "Shared"
 MAX_TIMEOUT_S = 3600.0
 
-_NOT_THE_USER_S = {
-    "model": "it is the version's bundle",
-    "tokenizer": "it is the version's bundle",
-    "served_model_name": "it is the endpoint's name",
-    "hf_config_path": "it is the version's bundle",
+_RESERVED_VLLM_OPTIONS = {
+    "model": "the version's bundle determines it",
+    "tokenizer": "the version's bundle determines it",
+    "served_model_name": "the endpoint's name determines it",
+    "hf_config_path": "the version's bundle determines it",
     "load_format": "a bundle's weights are safetensors",
-    "trust_remote_code": "nothing in a bundle is run",
+    "trust_remote_code": "code in a bundle is never run",
     "max_num_seqs": "set max_ongoing_requests",
     "max_loras": "set max_adapters",
-    "distributed_executor_backend": "it is Ray",
+    "distributed_executor_backend": "the backend is Ray",
     "data_parallel_size": "set scaling.min_replicas and max_replicas",
 }
 
 
 class Scaling(Spec):
-    """How many replicas serve a model; Serve adds and removes them by the requests in flight."""
+    """Number of replicas that serve a model. Serve adds and removes them by the requests in flight."""
 
     min_replicas: int = Field(1, ge=0)
-    """Fewest replicas; 0 lets an idle model stop, at the price of a cold start."""
+    """Minimum of replicas. 0 lets an idle model stop, at the price of a cold start."""
     max_replicas: int = Field(4, ge=1)
-    """Most replicas."""
+    """Maximum of replicas."""
     target_ongoing_requests: float = Field(16, gt=0)
-    """Requests in flight that one replica should have; above it replicas are added."""
+    """Requests in flight that one replica should have. Above it, replicas are added."""
     downscale_delay_s: float = Field(600, ge=0)
-    """How long fewer replicas must have been enough before one goes, seconds; the last one too, where 0 are kept."""
+    """Time for which fewer replicas must suffice before one is removed, seconds. It also holds for the last one."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.min_replicas > self.max_replicas:
-            raise ValueError(
-                f"min_replicas ({self.min_replicas}) is above max_replicas ({self.max_replicas}); raise max_replicas."
+            raise InvalidError(
+                "min_above_max",
+                f"min_replicas ({self.min_replicas}) is above max_replicas ({self.max_replicas}); raise max_replicas.",
             )
         return self
 
 
 class Resources(Spec):
-    """What one replica takes from the cluster."""
+    """Resources that one replica reserves on the cluster."""
 
     cpus: float = Field(1, gt=0)
-    """CPUs; also the number of threads it computes with."""
+    """CPUs, and the number of threads that it computes with."""
     gpus: float = Field(0, ge=0)
-    """GPUs; 0 computes on the CPU."""
+    """GPUs. 0 computes on the CPU."""
 
 
 _GENERATING, _PREDICTING = ("openvino", "transformers", "vllm"), ("onnxruntime", "torch", "torch.compile")
 
 
 class ServingOptions(Spec):
-    """How a replica works."""
+    """Options of a model's replicas."""
 
     scaling: Scaling = Scaling()
-    """How many replicas."""
+    """Number of replicas."""
     resources: Resources = Resources()
-    """What each takes."""
+    """Resources of each replica."""
     engine: Literal["auto", "openvino", "transformers", "vllm", "onnxruntime", "torch", "torch.compile"] = "auto"
-    """What computes. auto: for text, on the CPU OpenVINO where it can take the model, on GPUs vLLM where it is
-    installed, else Transformers; for tasks that predict, on the CPU ONNX Runtime where the bundle carries `model.onnx`,
-    else Torch."""
+    """Engine that computes. auto generates text with OpenVINO on the CPU if it supports the model, with vLLM on GPUs if
+    that is installed, else with Transformers; it predicts with ONNX Runtime on the CPU if the bundle has `model.onnx`,
+    else with Torch."""
     vllm: dict[str, Any] = {}
-    """vLLM's own engine arguments, such as `max_model_len`, `gpu_memory_utilization` (which says how much memory keys
-    and values get), `dtype`; `enable_lora: true` and `max_lora_rank` for adapters. `tensor_parallel_size` is all of
-    `resources.gpus`, or what `pipeline_parallel_size` leaves of them."""
+    """vLLM's own engine arguments, such as `max_model_len`, `gpu_memory_utilization` (which also determines the memory
+    of keys and values), `dtype`; `enable_lora: true` and `max_lora_rank` for adapters. `tensor_parallel_size` is by
+    default `resources.gpus` divided by `pipeline_parallel_size`."""
     compression: Literal["none", "int8", "int4"] = "none"
-    """Bits that OpenVINO keeps of a weight: fewer are faster and smaller, and change the answers."""
+    """Precision of weights in OpenVINO. Fewer bits are faster and smaller, and change the answers."""
     max_ongoing_requests: int = Field(32, ge=1)
-    """Requests a replica works on at once; also the largest continuous batch of a generating model."""
+    """Requests that a replica works on at once, and the largest continuous batch of a model that generates."""
     max_queued_requests: int = Field(64, ge=1)
-    """Requests that wait for a replica, at each gateway; more are refused with 429."""
+    """Requests that wait for a replica at each gateway. Further ones get status 429."""
     request_timeout_s: float = Field(300, gt=0, le=MAX_TIMEOUT_S)
-    """Longest that one request may take, seconds; then it is cancelled and answered with 504."""
+    """Timeout of one request, seconds. It is then cancelled and gets status 504."""
     max_batch_size: int = Field(16, ge=1)
-    """Rows computed together, for tasks that predict."""
+    """Rows in one batch, for tasks that predict."""
     batch_wait_ms: float = Field(2, ge=0)
-    """Longest that a row waits for others to share its batch, milliseconds."""
+    """Longest wait of a row for others in its batch, milliseconds."""
     kv_cache_gb: float = Field(2, gt=0)
-    """Memory for keys and values, GB, for tasks that generate; less is taken where less suffices."""
+    """Memory for keys and values, GB, for tasks that generate. Less is used if less suffices."""
     prefill_tokens: int = Field(512, ge=32)
-    """Tokens computed in one step, for tasks that generate; longer prompts are cut into such pieces."""
+    """Tokens of a prompt in one step, for tasks that generate. Longer prompts take several steps."""
     max_adapters: int = Field(4, ge=1)
-    """LoRA adapters that a replica keeps loaded; each takes the memory of a further model. The one that was asked
-    longest ago makes room for another."""
+    """LoRA adapters that a replica keeps loaded, each with the memory of a further model. The least recently used one
+    is evicted."""
 
     @property
     def threads(self) -> int:
-        """Threads that a replica computes with."""
+        """Threads of a replica."""
         return max(1, int(self.resources.cpus))
 
     def check_kind(self, kind: str) -> None:
-        """See that the engine is one for a task's kind.
+        """Check that the engine supports a task's kind.
 
         Raises:
-            DeploymentError: it is not.
+            DeploymentError: it does not.
         """
         fitting = _GENERATING if kind == "generate" else _PREDICTING
         if self.engine not in ("auto", *fitting):
             raise DeploymentError(
-                f"engine: {self.engine} is not for this model's task; take auto, {', '.join(fitting)}."
+                f"engine: {self.engine} does not support this model's task; set it to auto, {', '.join(fitting)}.",
+                code="engine_unfit",
             )
 
     @model_validator(mode="after")
-    def _openvino_where_it_works(self) -> Self:
+    def _openvino_on_the_cpu(self) -> Self:
         if self.resources.gpus and self.engine == "openvino":
-            raise ValueError("engine: openvino computes on the CPU; set resources.gpus to 0, or engine to auto.")
+            raise InvalidError(
+                "engine_needs_cpu",
+                "engine: openvino computes on the CPU; set resources.gpus to 0, or engine to auto.",
+            )
         if self.compression != "none" and (self.resources.gpus or self.engine == "transformers"):
-            raise ValueError(
-                f"compression: {self.compression} is OpenVINO's, which computes on the CPU; leave it out, or set "
-                "resources.gpus to 0 and engine to auto."
+            raise InvalidError(
+                "compression_needs_openvino",
+                f"compression: {self.compression} requires OpenVINO, which computes on the CPU; remove it, or set "
+                "resources.gpus to 0 and engine to auto.",
             )
         return self
 
     @model_validator(mode="after")
-    def _vllm_as_it_is_run(self) -> Self:
+    def _vllm_on_whole_gpus(self) -> Self:
         gpus = self.resources.gpus
-        takes = gpus >= 1 and gpus.is_integer()
-        if self.engine == "vllm" and not takes:
-            raise ValueError(f"engine: vllm computes on whole GPUs; set resources.gpus to 1 or more, not {gpus:g}.")
-        if self.vllm and (not takes or self.engine not in ("auto", "vllm")):
-            raise ValueError("vllm: is for engine vllm, on whole GPUs; leave it out, or set engine and resources.gpus.")
-        for name, instead in _NOT_THE_USER_S.items():
+        whole = gpus >= 1 and gpus.is_integer()
+        if self.engine == "vllm" and not whole:
+            raise InvalidError(
+                "engine_needs_gpu",
+                f"engine: vllm computes on whole GPUs; set resources.gpus to 1 or more, not {gpus:g}.",
+            )
+        if self.vllm and (not whole or self.engine not in ("auto", "vllm")):
+            raise InvalidError(
+                "vllm_options_unused",
+                "vllm: is for engine vllm on whole GPUs; remove it, or set engine and resources.gpus.",
+            )
+        for name, instead in _RESERVED_VLLM_OPTIONS.items():
             if name in self.vllm:
-                raise ValueError(f"vllm.{name}: is not to be set here; {instead}.")
+                raise InvalidError("vllm_option_reserved", f"vllm.{name}: cannot be set; {instead}.")
         parallel = [self.vllm.get(f"{kind}_parallel_size") for kind in ("tensor", "pipeline")]
         if not all(size is None or (type(size) is int and size > 0) for size in parallel):
-            raise ValueError("vllm.tensor_parallel_size and vllm.pipeline_parallel_size: are whole numbers above 0.")
+            raise InvalidError(
+                "vllm_parallel_size",
+                "vllm.tensor_parallel_size and vllm.pipeline_parallel_size: must be whole numbers above 0.",
+            )
         tensor, pipeline = parallel[0], parallel[1] or 1
         if self.vllm and (gpus % pipeline or (tensor is not None and tensor * pipeline != gpus)):
-            raise ValueError(
-                f"resources.gpus is {gpus:g}, and vllm.tensor_parallel_size × vllm.pipeline_parallel_size "
-                f"{tensor or '?'} × {pipeline}; leave the first of them out, or make them equal."
+            raise InvalidError(
+                "vllm_parallel_size",
+                f"resources.gpus is {gpus:g}, but vllm.tensor_parallel_size × vllm.pipeline_parallel_size is "
+                f"{tensor or '?'} × {pipeline}; remove tensor_parallel_size, or make them equal.",
             )
         return self
 
 
 class DeploySpec(ServingOptions):
-    """`maas deploy`: a version behind a public name."""
+    """`maas deploy`: a version that is served at an endpoint."""
 
     version: str = Field(min_length=1)
     """The version: `name@alias` or `name/number`."""
     endpoint: Name | None = None
     """Public model name. None: the registered model's name."""
     replicas: Literal["own", "shared"] = "own"
-    """own: replicas that serve this endpoint alone. shared: the platform's (`MAAS_SHARED`), which load a model when it
-    is asked for and keep those used last: for models that are too small, or asked too seldom, for their own."""
+    """own: replicas that serve only this endpoint. shared: the platform's shared replicas (`MAAS_SHARED`), which load a
+    model at its first request and evict the least recently used. They suit models that are small or rarely used."""
     placement_timeout_s: float = Field(60, gt=0)
-    """Longest wait for room on the cluster, seconds; raise it where nodes are started on demand."""
+    """Longest wait for free resources on the cluster, seconds. Raise it if nodes are started on demand."""
     startup_timeout_s: float = Field(300, gt=0)
-    """Longest that a replica may take to load once it has room, seconds."""
+    """Longest time for a replica to load once it has its resources, seconds."""
     direct: bool = False
-    """Answer `/v2/models/NAME` on the model's own replicas, without a hop over the gateway: more requests a second; but
-    what a replica works on when it dies fails, where the gateway would ask another."""
+    """true bypasses the gateway for `/v2/models/NAME`. Throughput rises several-fold, but the requests of a replica
+    that dies fail. The gateway would have retried them on another."""
     adapters: dict[Name, str] = {}
-    """LoRA adapters of this version, each a version `name@alias` or `name/number`, by name: `french` is the public
-    model `ENDPOINT:french`. Aliases mean what they do now; adapters come and go without restarting the model."""
+    """LoRA adapters by name, each a version `name@alias` or `name/number`. The adapter `french` is the public model
+    `ENDPOINT:french`. Aliases are resolved now. Adapters are added and removed without a restart of the model."""
     smoke: dict[str, Any] | None = None
-    """A request's body, as a client sends it, that must be answered before the version gets traffic. None: one of the
-    task's own kind."""
+    """Body of a request, as a client sends it, that the version must answer before it gets traffic. None: a default
+    request for the task."""
 
     @model_validator(mode="after")
-    def _adapters_find_weights(self) -> Self:
+    def _adapters_fit_the_engine(self) -> Self:
         if self.adapters and self.compression != "none":
-            raise ValueError(
-                f"compression: {self.compression} leaves no weights that adapters fit; leave it out, or adapters."
+            raise InvalidError(
+                "adapters_with_compression",
+                f"compression: adapters do not fit weights compressed to {self.compression}; remove one of the two.",
             )
         if self.adapters and self.engine == "vllm" and not self.vllm.get("enable_lora"):
-            raise ValueError(
-                "adapters: with engine vllm they need vllm.enable_lora: true (and max_lora_rank, if above 16)."
+            raise InvalidError(
+                "adapters_need_enable_lora",
+                "adapters: engine vllm requires vllm.enable_lora: true (and max_lora_rank, if above 16).",
             )
         return self
 
     @model_validator(mode="after")
-    def _what_is_shared_is_not_asked_for(self) -> Self:
+    def _options_of_shared_replicas(self) -> Self:
         for name, default in (("scaling", Scaling()), ("resources", Resources()), ("direct", False)):
             if self.replicas == "shared" and getattr(self, name) != default:
-                raise ValueError(
-                    f"{name}: an endpoint with `replicas: shared` has none of its own; leave it out, say it of all "
-                    "shared replicas (the file that MAAS_SHARED names), or set replicas to own."
+                raise InvalidError(
+                    "option_of_shared_replicas",
+                    f"{name}: cannot be set for one endpoint with `replicas: shared`; remove it, set it for all shared "
+                    "replicas (in the file that MAAS_SHARED names), or set replicas to own.",
                 )
         return self
 
@@ -204,36 +223,36 @@ class ModelArgs(ServingOptions):
     endpoint: Name
     """Public model name."""
     version: str = Field(min_length=1)
-    """The version: `name@alias` or `name/number`; resolved when the application is built."""
+    """The version, `name@alias` or `name/number`. It is resolved when the application is built."""
 
 
 class SharedArgs(Spec):
-    """Arguments of `maas_ray.serve.shared:build`, and what stands in the file that `MAAS_SHARED` names."""
+    """Arguments of `maas_ray.serve.shared:build`, and the contents of the file that `MAAS_SHARED` names."""
 
     scaling: Scaling = Scaling()
-    """How many shared replicas, by the requests for all models; with 0 as the fewest none is kept warm."""
+    """Number of shared replicas, by the requests for all models. A minimum of 0 keeps no replica warm."""
     resources: Resources = Resources()
-    """What each takes, for all its models together."""
+    """Resources of each replica, for all its models together."""
     max_models: int = Field(16, ge=1)
-    """Models that a replica keeps loaded; the one used longest ago makes room."""
+    """Models that a replica keeps loaded. The least recently used one is evicted."""
     weights_gb: float = Field(4, gt=0)
-    """Weights that a replica keeps loaded, GB of their files; a model of more needs replicas of its own. What a
-    generating model takes beside them, its `kv_cache_gb` bounds."""
+    """Weights that a replica keeps loaded, GB of their files. A larger model needs replicas of its own. Models that
+    generate also use up to `kv_cache_gb` each."""
     max_ongoing_requests: int = Field(128, ge=1)
-    """Requests a replica works on at once, for all models; of one model, what its own options say."""
+    """Requests that a replica works on at once, for all models. Each model also has its own limit."""
     max_queued_requests: int = Field(256, ge=1)
-    """Requests that wait for a replica, at each gateway; more are refused with 429."""
+    """Requests that wait for a replica at each gateway. Further ones get status 429."""
     request_timeout_s: float = Field(300, gt=0, le=MAX_TIMEOUT_S)
-    """How long a replica that goes may work on what it has, seconds."""
+    """Longest time for a replica that is removed to finish its requests, seconds."""
 
 
 class SharedModel(Spec):
-    """What a shared replica needs to know of a model to load it."""
+    """Everything that a shared replica needs to load a model."""
 
     uri: str
     """The bundle."""
     digest: str
-    """What it must hold."""
+    """The bundle's digest."""
     name: str
     """Public model name."""
     number: str
@@ -241,13 +260,13 @@ class SharedModel(Spec):
     kind: Literal["generate", "predict"]
     """See `maas_ray.tasks.Task`."""
     weights: int = Field(ge=0)
-    """Its weights, bytes."""
+    """Size of its weights, bytes."""
     options: ServingOptions
-    """How to work; scaling and resources are the replica's."""
+    """Its options. Scaling and resources are the replica's."""
 
     @property
     def id(self) -> str:
-        """All of it, as Serve's id of the model: a replica needs to be told nothing else."""
+        """The whole spec as one string, which is Serve's id of the model. A replica needs nothing else."""
         document = self.model_dump(mode="json", exclude_defaults=True)
         return json.dumps(document, sort_keys=True, separators=(",", ":"))
 
@@ -262,9 +281,9 @@ class ServedModel(Spec):
     application: str = Field(min_length=1)
     """The Serve application that serves it."""
     replicas: Literal["own", "shared"] = "own"
-    """shared: the application is one of `maas_ray.serve.shared:build`, and the model works by the default options."""
+    """shared: the application was built by `maas_ray.serve.shared:build`, and the model has the default options."""
     request_timeout_s: float = Field(300, gt=0, le=MAX_TIMEOUT_S)
-    """Longest that one request may take, seconds."""
+    """Timeout of one request, seconds."""
     adapters: dict[Name, str] = {}
     """LoRA adapters by name, as in a `DeploySpec`."""
 
@@ -273,14 +292,14 @@ class GatewayArgs(Spec):
     """Arguments of `maas_ray.serve.gateway:build`."""
 
     models: tuple[ServedModel, ...] = ()
-    """What is served under which name."""
+    """The models and their public names."""
     body_limit_mb: float = Field(16, gt=0)
-    """Largest request body, MB (10⁶ bytes); a larger one is answered with 413."""
+    """Largest request body, MB (10⁶ bytes). A larger one gets status 413."""
     min_replicas: int = Field(1, ge=1)
-    """Fewest gateway replicas."""
+    """Minimum of gateway replicas."""
     max_replicas: int = Field(4, ge=1)
-    """Most gateway replicas."""
+    """Maximum of gateway replicas."""
     grpc_host: str | None = None
     """Address that gRPC listens on. None: MAAS_HTTP_HOST."""
     grpc_port: int | None = Field(None, ge=0, le=65535)
-    """Port of gRPC, on every machine with a gateway replica; 0: none. None: MAAS_GRPC_PORT."""
+    """Port of gRPC, on every machine with a gateway replica. 0: gRPC is off. None: MAAS_GRPC_PORT."""

@@ -1,6 +1,7 @@
 """The desired state of an endpoint, computed from its spec: a record with its application and its route."""
 
 import hashlib
+from dataclasses import replace
 from functools import cache
 
 from maas_ray.registry.versions import ModelVersion, Registry
@@ -66,6 +67,13 @@ def resolve_adapters(spec: DeploySpec, registry: Registry) -> dict[str, ModelVer
         with spec.at(f"adapters.{name}"):
             resolved[name] = registry.resolve(version)
     return resolved
+
+
+def same(old: Record, new: Record) -> bool:
+    """True if an endpoint's present record already is the desired one."""
+    if old.route and new.route:  # the engine is known only when it runs
+        new = replace(new, route=new.route.model_copy(update={"engine": old.route.engine}))
+    return old == replace(new, revision=old.revision, problem=old.problem, updated=old.updated)
 
 
 def _application_name(spec: DeploySpec, version: ModelVersion) -> str:

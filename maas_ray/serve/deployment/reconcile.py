@@ -16,6 +16,7 @@ from typing import Any
 
 from maas_ray import cluster
 from maas_ray.errors import ConflictError, MaasError
+from maas_ray.ray_private.serve import forget_client
 from maas_ray.registry.versions import Registry
 from maas_ray.serve.deployment import desired, drift, rollout
 from maas_ray.serve.deployment import serve_control as control
@@ -65,6 +66,7 @@ def reconcile_once(
         DeploymentError: the gateway cannot be started, or comes from a Serve config file.
     """
     cluster.connect(settings)
+    forget_client()
     if unattended and not control.running():
         return []
     url = control.start(settings)

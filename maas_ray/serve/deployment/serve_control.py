@@ -9,10 +9,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from maas_ray.errors import DeploymentError
+from maas_ray import cluster
+from maas_ray.errors import ClusterError, DeploymentError
 from maas_ray.ray_private.serve import client, delete_in_background, set_code_version
 from maas_ray.serve.spec import MAX_TIMEOUT_S
 
@@ -36,6 +38,14 @@ class Progress:
     running: int
     wanted: int
     note: str
+
+
+def connected(settings: "Settings") -> bool:
+    """Connect to the cluster that runs. False: none does."""
+    with suppress(ClusterError):
+        cluster.connect(settings, start=False)
+        return True
+    return False
 
 
 def start(settings: "Settings") -> str:

@@ -23,6 +23,7 @@ from maas_ray.serve.text.types import Adapter, GenerateRequest, Tokens
 from maas_ray.settings import Settings
 from tests.support.adapters import publish_adapter, register_adapter, save_adapter
 from tests.support.bundles import register, save_bundle, text_task
+from tests.support.errors import raises
 from tests.unit.serve.engines.test_engine import ARCHITECTURE_SHAPES, PROMPTS, greedy, request, run, run_all
 
 TASK = text_task()
@@ -325,9 +326,9 @@ def test_an_adapter_that_does_not_fit_is_not_deployed(settings: Settings, base: 
         check(version, version)
     with pytest.raises(DeploymentError, match="deploy its base"):
         make_route(good, endpoint="x", application="x", timeout_s=1)
-    with pytest.raises(SpecError, match="compression"):
+    with raises(SpecError, "adapters_with_compression", "compression", "int8"):
         DeploySpec.parse({"version": "lm/1", "adapters": {"fr": "good/1"}, "compression": "int8"})
-    with pytest.raises(SpecError, match="adapters"):
+    with raises(SpecError, "string_pattern_mismatch", "adapters", "a:b"):
         DeploySpec.parse({"version": "lm/1", "adapters": {"a:b": "good/1"}})
 
 

@@ -24,6 +24,7 @@ from maas_ray.serve.spec import ServingOptions
 from maas_ray.serve.text.json_schema import check
 from maas_ray.serve.text.types import GenerateRequest, SamplingParams
 from tests.support.bundles import TEXT, save_bundle, text_task
+from tests.support.errors import raises
 
 TASK = text_task()
 PROMPTS = [TASK.tokenizer.encode(text).ids for text in TEXT]
@@ -574,10 +575,10 @@ def test_a_conversion_that_fails_is_said(directory: Path, tmp_path: Path) -> Non
 
 
 def test_options_that_contradict_each_other_are_refused() -> None:
-    for fields in (
-        {"engine": "openvino", "resources": {"gpus": 1}},
-        {"compression": "int8", "resources": {"gpus": 1}},
-        {"compression": "int8", "engine": "transformers"},
+    for code, fields in (
+        ("engine_needs_cpu", {"engine": "openvino", "resources": {"gpus": 1}}),
+        ("compression_needs_openvino", {"compression": "int8", "resources": {"gpus": 1}}),
+        ("compression_needs_openvino", {"compression": "int8", "engine": "transformers"}),
     ):
-        with pytest.raises(SpecError, match="CPU"):
+        with raises(SpecError, code, "CPU"):
             options(**fields)

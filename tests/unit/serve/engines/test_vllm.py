@@ -9,6 +9,7 @@ import pytest
 from maas_ray.errors import DeploymentError, SpecError
 from maas_ray.serve.engines.vllm import chosen, config_fields, end_ids, installed, llm_config, placement
 from maas_ray.serve.spec import DeploySpec, ServingOptions
+from tests.support.errors import raises
 
 BUNDLE = Path("/nodes/bundles/abc")
 
@@ -44,7 +45,7 @@ def test_adapters_are_vllm_s_own_when_asked_for() -> None:
     asked = options(max_adapters=3, vllm={"enable_lora": True, "max_lora_rank": 32})
     told = config_fields(BUNDLE, "lm", asked, "gpu")["engine_kwargs"]
     assert (told["enable_lora"], told["max_lora_rank"], told["max_loras"]) == (True, 32, 3)
-    with pytest.raises(SpecError, match="enable_lora"):
+    with raises(SpecError, "adapters_need_enable_lora", "vllm.enable_lora"):
         DeploySpec.parse({"version": "lm/1", "engine": "vllm", "resources": {"gpus": 1}, "adapters": {"fr": "fr/1"}})
 
 
@@ -64,23 +65,23 @@ def test_a_replica_gets_a_bundle_a_gpu_and_is_itself_in_the_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "problem"),
+    ("fields", "code", "value"),
     [
-        ({"resources": {"gpus": 0}}, "whole GPUs"),
-        ({"resources": {"gpus": 0.5}}, "whole GPUs"),
-        ({"vllm": {"trust_remote_code": True}}, "nothing in a bundle is run"),
-        ({"vllm": {"load_format": "pt"}}, "safetensors"),
-        ({"vllm": {"model": "x/y"}}, "the version's bundle"),
-        ({"vllm": {"max_num_seqs": 3}}, "max_ongoing_requests"),
-        ({"vllm": {"tensor_parallel_size": 2}}, "resources.gpus is 1"),
-        ({"vllm": {"tensor_parallel_size": "2"}}, "whole numbers"),
-        ({"vllm": {"pipeline_parallel_size": 2}}, "resources.gpus is 1"),
-        ({"engine": "transformers", "vllm": {"dtype": "half"}}, "for engine vllm"),
-        ({"engine": "auto", "resources": {"gpus": 0}, "vllm": {"dtype": "half"}}, "for engine vllm"),
+        ({"resources": {"gpus": 0}}, "engine_needs_gpu", "not 0"),
+        ({"resources": {"gpus": 0.5}}, "engine_needs_gpu", "not 0.5"),
+        ({"vllm": {"trust_remote_code": True}}, "vllm_option_reserved", "vllm.trust_remote_code"),
+        ({"vllm": {"load_format": "pt"}}, "vllm_option_reserved", "safetensors"),
+        ({"vllm": {"model": "x/y"}}, "vllm_option_reserved", "the version's bundle"),
+        ({"vllm": {"max_num_seqs": 3}}, "vllm_option_reserved", "max_ongoing_requests"),
+        ({"vllm": {"tensor_parallel_size": 2}}, "vllm_parallel_size", "resources.gpus is 1"),
+        ({"vllm": {"tensor_parallel_size": "2"}}, "vllm_parallel_size", "whole numbers"),
+        ({"vllm": {"pipeline_parallel_size": 2}}, "vllm_parallel_size", "resources.gpus is 1"),
+        ({"engine": "transformers", "vllm": {"dtype": "half"}}, "vllm_options_unused", "engine vllm"),
+        ({"engine": "auto", "resources": {"gpus": 0}, "vllm": {"dtype": "half"}}, "vllm_options_unused", "engine vllm"),
     ],
 )
-def test_what_it_cannot_be_told_is_refused_with_the_way_to_say_it(fields: dict[str, Any], problem: str) -> None:
-    with pytest.raises(SpecError, match=problem):
+def test_options_that_vllm_cannot_have_are_refused(fields: dict[str, Any], code: str, value: str) -> None:
+    with raises(SpecError, code, value):
         options(**({"gpus": fields.pop("resources")["gpus"]} if "resources" in fields else {}), **fields)
 
 

@@ -1,0 +1,70 @@
+"""A dry run checks what a deployment checks, and says what it would do, without a cluster."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maas_ray.errors import DeploymentError, NotFoundError, SpecError
+from maas_ray.registry.versions import ModelVersion, Registry
+from maas_ray.serve.deployment import desired
+from maas_ray.serve.deployment import serve_control as control
+from maas_ray.serve.deployment.dry_run import dry_run
+from maas_ray.serve.deployment.endpoints import Endpoints
+from maas_ray.serve.spec import GATEWAY_APP, DeploySpec
+from maas_ray.settings import Settings
+from tests.support.bundles import image_task, register
+from tests.support.errors import raises
+from tests.unit.serve.deployment.test_drift import application, gateway
+
+SPEC = DeploySpec.parse({"version": "img@champion", "resources": {"cpus": 0.5}})
+
+
+@pytest.fixture
+def version(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelVersion:
+    monkeypatch.setattr(control, "connected", lambda _: False)
+    return register(settings, "img", image_task(), tmp_path / "bundle", seed=1, alias="champion")
+
+
+def runs(monkeypatch: pytest.MonkeyPatch, **running: dict[str, Any]) -> None:
+    monkeypatch.setattr(control, "connected", lambda _: True)
+    monkeypatch.setattr(control, "applications", lambda: {name.replace("_", "-"): one for name, one in running.items()})
+
+
+def test_a_new_endpoint_would_be_started(settings: Settings, version: ModelVersion) -> None:
+    first, *changes, last = dry_run(SPEC, settings=settings)
+    assert first == "endpoint img: img/1, image-classification"
+    assert changes == ["  it does not exist yet"]
+    assert "would start a cluster" in last
+    assert "1 to 4 replicas, each with 0.5 CPUs" in last
+    assert not Path(settings.database.removeprefix("sqlite:///")).exists()
+
+
+def test_an_unchanged_endpoint_would_be_left_alone(
+    settings: Settings, version: ModelVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = Endpoints(settings).put(desired.wanted(SPEC, version, Registry(settings)))
+    running = {record.application: application(), GATEWAY_APP: gateway(record.route)}
+    runs(monkeypatch, **running)
+    assert dry_run(SPEC, settings=settings)[1:] == ["would change nothing"]
+    changed = SPEC.model_copy(update={"request_timeout_s": 7.0})
+    *changes, last = dry_run(changed, settings=settings)[1:]
+    assert changes == ["  request_timeout_s: 300.0 → 7.0"]
+    assert "its replicas stay" in last
+    *changes, last = dry_run(SPEC.model_copy(update={"max_batch_size": 3}), settings=settings)[1:]
+    assert changes == ["  max_batch_size: 16 → 3"]
+    assert last.startswith("would start the application model-img-")
+
+
+def test_errors_are_those_of_a_deployment(
+    settings: Settings, version: ModelVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(NotFoundError):
+        dry_run(DeploySpec.parse({"version": "img/9"}), settings=settings)
+    with raises(DeploymentError, "engine_unfit", "openvino"):
+        dry_run(DeploySpec.parse({"version": "img/1", "engine": "openvino"}), settings=settings)
+    with pytest.raises(SpecError):
+        dry_run(SPEC, settings=settings.model_copy(update={"shared": "/nowhere.yaml"}))
+    runs(monkeypatch, maas_gateway=application(source="declarative"))
+    with raises(DeploymentError, "gateway_from_config_file"):
+        dry_run(SPEC, settings=settings)
