@@ -24,7 +24,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -89,21 +89,30 @@ def _serve(path: str) -> None:
     listener.listen(64)
     Path(f"{path}.unready").rename(path)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the workers
-    while True:
-        connection, _ = listener.accept()
-        with connection:
-            request, files = _receive(connection)
-            if different := _different(variables_read, request["environment"]):
-                print("started, not forked:", *different, flush=True)
-                connection.sendall(b"n")
-            elif os.fork():
-                connection.sendall(b"y")
-            else:
-                listener.close()
-                connection.close()
-                _become_worker(request, files)
-        for file in files:
-            os.close(file)
+    listener.settimeout(5)
+    parent = os.getppid()
+    while os.getppid() == parent:  # a killed test run leaves no server behind
+        with suppress(OSError):  # nobody came for five seconds, or a program was killed while it waited
+            connection, _ = listener.accept()
+            connection.settimeout(30)
+            with connection:
+                _answer(connection, listener, variables_read)
+
+
+def _answer(connection: socket.socket, listener: socket.socket, variables_read: dict[str, str | None]) -> None:
+    """Fork a worker, unless one of its variables differs."""
+    request, files = _receive(connection)
+    if different := _different(variables_read, request["environment"]):
+        print("started, not forked:", *different, flush=True)
+        connection.sendall(b"n")
+    elif os.fork():
+        connection.sendall(b"y")
+    else:
+        listener.close()
+        connection.close()
+        _become_worker(request, files)
+    for file in files:
+        os.close(file)
 
 
 def _import_modules() -> dict[str, str | None]:
