@@ -139,8 +139,8 @@ def evaluate(
       maas evaluate evaluate.yaml --set version=stdlib-lm/2 --set split=validation
     """
     from maas_ray.evaluation import report as reports
-    from maas_ray.evaluation.run import EvaluateSpec
     from maas_ray.evaluation.run import evaluate as verb
+    from maas_ray.evaluation.spec import EvaluateSpec
     from maas_ray.views import evaluations
 
     options = {"dataset": dataset, "split": split, "slices": slices, "against": against}

@@ -11,7 +11,7 @@ from maas_ray.cli.options import PIPELINE, Verbose, app
 _HOMES = {
     "prepare": ("maas_ray.data.spec", "PrepareSpec"),
     "train": ("maas_ray.training.spec", "TrainSpec"),
-    "evaluate": ("maas_ray.evaluation.run", "EvaluateSpec"),
+    "evaluate": ("maas_ray.evaluation.spec", "EvaluateSpec"),
     "predict": ("maas_ray.batch.spec", "PredictSpec"),
     "deploy": ("maas_ray.serve.spec", "DeploySpec"),
 }

@@ -97,7 +97,6 @@ class ClusterLogs:
         """The last lines of a file. With `follow`, also new ones, without end."""
         from ray.util.state import get_log
         from ray.util.state.exception import RayStateApiException
-        from requests import RequestException
 
         if tail == 0 and not follow:
             return
@@ -110,7 +109,8 @@ class ClusterLogs:
             for chunk in chunks:
                 *complete, rest = (rest + chunk.decode("utf-8", "replace")).split("\n")
                 yield from complete
-        except (RayStateApiException, RequestException) as error:  # the node left, or the file was rotated away
+        # The node can leave, and the file be rotated away. Errors of the connection are OSErrors.
+        except (RayStateApiException, OSError) as error:
             yield f"{file.path} cannot be read any further: {error}"
         if rest:
             yield rest
