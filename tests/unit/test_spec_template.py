@@ -105,7 +105,7 @@ def test_the_schema_accepts_the_users_own_types_and_no_misspelled_ones(spec: typ
         if spec is PrepareSpec:
             step, source = {"step": type_of_the_field}, {"format": "text", "path": "x"}
             document = {"dataset": "d", "task": {"type": type_of_the_field}, "clean": [step], "sources": [source]}
-        return validator.is_valid(document)
+        return bool(validator.is_valid(document))
 
     assert valid("my_package.module:Class")
     assert not valid("no-such-type")

@@ -20,6 +20,7 @@ from maas_ray.cluster import connection
 from maas_ray.errors import DataError, SpecError
 from maas_ray.settings import Settings
 from tests.support import ROOT
+from tests.support.datasets import digits_dataset
 
 COMMANDS = [
     "prepare",
@@ -476,5 +477,19 @@ def test_a_dry_run_of_prepare_checks_the_input_and_writes_nothing(run: Run, sett
     assert (status, err) == (0, "")
     assert "dataset d: " in out
     assert "1 file" in out
-    assert not (Path(settings.home) / "storage").exists()
+    assert not (Path(settings.storage) / "datasets").exists()
     assert run("prepare", str(spec), "--dry-run", "--set", f"sources.0.path={tmp_path}/none")[0] == 1
+
+
+def test_a_dry_run_of_train_says_what_would_be_trained(run: Run, settings: Settings, tmp_path: Path) -> None:
+    dataset = digits_dataset(settings, "digits")
+    spec = tmp_path / "train.yaml"
+    spec.write_text(f"dataset: {dataset.uri}\nmodel: m\nnetwork: {{type: cnn}}\n")
+
+    status, out, err = run("train", str(spec), "--dry-run")
+
+    assert (status, err) == (0, "")
+    for value in ("digits", "1,437 rows", "cnn", "45"):
+        assert value in out
+    assert run("train", str(spec), "--dry-run", "--set", "network.type=llama")[0] == 2
+    assert run("models", "m")[0] == 1
