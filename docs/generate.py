@@ -22,6 +22,7 @@ PAGES = {
     "SECURITY.md": "security.md",
     "benchmarks/README.md": "benchmarks.md",
     "findings/README.md": "findings.md",
+    "tests/README.md": "tests.md",
 }
 """Files outside docs/ that are pages of the site too."""
 _LINK = re.compile(r"(?<=\]\()(?!https?://|mailto:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
