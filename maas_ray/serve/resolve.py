@@ -22,7 +22,7 @@ def make_route(
     timeout_s: float,
     adapters: Mapping[str, ModelVersion] = MappingProxyType({}),
 ) -> Route:
-    """The route to a version; its bundle is opened, and its task loaded, to see that they are whole.
+    """The route to a version. Its bundle is opened and its task loaded, to check that they are intact.
 
     Raises:
         MaasError: a bundle is missing, damaged, or not the one that was registered; an adapter does not fit.
@@ -30,14 +30,18 @@ def make_route(
     bundle = version.open()
     if lora.is_adapter(bundle):
         raise DeploymentError(
-            f"{version.reference} is a LoRA adapter and no model by itself; deploy its base with "
-            f"`adapters: {{NAME: {version.reference}}}`."
+            f"{version.reference} is a LoRA adapter, which is not a model by itself; deploy its base with "
+            f"`adapters: {{NAME: {version.reference}}}`.",
+            code="adapter_without_base",
         )
     features = [entry.path for entry in bundle.artifact.files if not entry.path.endswith(WEIGHT_SUFFIXES)]
     with tempfile.TemporaryDirectory() as directory:
         task = bundle.load_task(bundle.artifact.fetch(Path(directory), features))
     if adapters and task.kind != "generate":
-        raise DeploymentError(f"{version.reference} does {task.spec.type}; adapters are for models that generate text.")
+        raise DeploymentError(
+            f"{version.reference} does {task.spec.type}; adapters are for models that generate text.",
+            code="adapters_unsupported",
+        )
     for adapter in adapters.values():
         lora.check(adapter, version)
     return Route(
@@ -55,9 +59,9 @@ def make_route(
 
 
 def share(route: Route, version: ModelVersion, options: ServingOptions) -> Route:
-    """The same route, to shared replicas."""
+    """The same route to shared replicas."""
     weights = sum(entry.size for entry in version.open().artifact.files if entry.path.endswith(WEIGHT_SUFFIXES))
-    # What the gateway or Serve keeps to is not the model's: when it changes, the model stays loaded.
+    # Options of the gateway and of Serve are not part of the model: when they change, the model stays loaded.
     of_the_model = set(ServingOptions.model_fields) - {"scaling", "resources", "request_timeout_s"}
     model = SharedModel(
         uri=version.uri,
@@ -72,7 +76,7 @@ def share(route: Route, version: ModelVersion, options: ServingOptions) -> Route
 
 
 def resolve_route(model: ServedModel, settings: Settings) -> Route:
-    """The route to a model that a config file names."""
+    """The route to a model of a gateway's config file."""
     registry = Registry(settings)
     version = registry.resolve(model.version)
     route = make_route(

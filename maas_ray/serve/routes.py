@@ -14,18 +14,18 @@ from maas_ray.spec import Spec, digest_of
 
 
 class Tensor(Spec):
-    """A tensor that a request or an answer carries, in the Open Inference Protocol's words."""
+    """A tensor of a request or an answer, as the Open Inference Protocol describes it."""
 
     name: str
     """Its name."""
     datatype: str
-    """Such as `FP32`."""
+    """Its type, such as `FP32`."""
     shape: tuple[int, ...]
-    """-1 for any; the first is the batch."""
+    """Its sizes. -1 is any size. The first is the batch's."""
 
 
 class AdapterRoute(Spec):
-    """A LoRA adapter of the model that a route leads to."""
+    """A LoRA adapter of a route's model."""
 
     name: str
     """Its name; public is `MODEL:NAME`."""
@@ -72,17 +72,17 @@ class Route(Spec):
     created: int
     """When the version was registered, Unix seconds."""
     inputs: tuple[Tensor, ...]
-    """What a request carries."""
+    """Tensors of a request."""
     outputs: tuple[Tensor, ...]
-    """What an answer carries."""
+    """Tensors of an answer."""
     timeout_s: float
-    """Longest that one request may take, seconds."""
+    """Timeout of one request, seconds."""
     engine: str = ""
-    """What computes, as a replica said when the version was deployed. Empty: it was not asked."""
+    """Engine that computes, as a replica reported when the version was deployed. Empty: not known."""
     adapters: tuple[AdapterRoute, ...] = ()
-    """LoRA adapters that can be asked of it too."""
+    """LoRA adapters that are served with it."""
     adapter: AdapterRoute | None = None
-    """The adapter that this route asks for, see `expanded`."""
+    """The adapter of this route, see `expanded`. None: the model itself."""
 
     @model_validator(mode="before")
     @classmethod
@@ -118,7 +118,7 @@ class Route(Spec):
         return self.version.rpartition("/")[2]
 
     def metadata(self) -> dict[str, Any]:
-        """The model in the Open Inference Protocol's words."""
+        """The model's metadata by the Open Inference Protocol."""
         return {
             "name": self.name,
             "versions": [self.number],
@@ -132,7 +132,7 @@ class Route(Spec):
         return self.name.rpartition(":")[0] if self.adapter else None
 
     def expanded(self) -> "Iterator[Route]":
-        """Itself, and a route for each of its adapters."""
+        """The route itself, and a route for each of its adapters."""
         yield self
         for adapter in self.adapters:
             yield self.model_copy(
@@ -157,7 +157,7 @@ def direct_path(endpoint: str) -> str:
 
 
 def to_config(table: Table) -> dict[str, Any]:
-    """A routing table as the gateway's `user_config`; the same table is always the same document."""
+    """A routing table as the gateway's `user_config`. Equal tables give equal documents."""
     return {"routes": _TABLE.dump_python(tuple(sorted(table, key=lambda route: route.name)), mode="json")}
 
 

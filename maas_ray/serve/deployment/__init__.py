@@ -1,1 +1,1 @@
-"""Desired state, rollout, reconciliation."""
+"""Deployment: desired state, rollout, reconciliation."""

@@ -1,6 +1,6 @@
-"""Desired against running: a pure function of what the database says and what Serve says.
+"""Differences between the desired and the actual state: a pure function of records and of Serve's report.
 
-Knows nothing of how either is read, nor of how a difference is made to go.
+Knows nothing of how either is read, nor of how a difference is repaired.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,13 +19,13 @@ _NONE = "nothing"
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that is not as it should be.
+    """One difference.
 
     Args:
-        endpoint: whose; where it is nobody's, the application's name.
+        endpoint: the endpoint; for an application that belongs to none, the application.
         what: `missing`, `failed`, `unfinished`, `version`, `route`, `path`, `options`, `unwanted`, or a field of the
             spec.
-        should, found: in words.
+        should, found: the desired and the actual state, in words.
     """
 
     endpoint: str
@@ -37,47 +37,48 @@ class Difference:
 def differences(
     records: Sequence[Record], running: Mapping[str, Any], shared: SharedArgs | None = None
 ) -> list[Difference]:
-    """Where what runs is not what should.
+    """Differences between records and applications.
 
     Args:
         records: every endpoint as recorded.
-        running: every application as Serve gives it, by name; those of an earlier moment than `records`, so that
-            an application whose endpoint was made meanwhile is not taken for one without.
-        shared: how shared replicas should work. None: as they do.
+        running: every application as Serve reports it, by name. It must be read before `records`, or an application
+            whose endpoint is created in between would seem to belong to none.
+        shared: desired options of the shared replicas. None: they are not compared.
     """
-    found = [difference for record in records for difference in _of_record(record, running)]
-    found += _of_shared(running.get(SHARED_APP), shared)
-    return [*found, *_of_gateway(records, running), *(_unwanted(name) for name in unwanted(records, running))]
+    differing = [difference for record in records for difference in _of_record(record, running)]
+    differing += _of_shared(running.get(SHARED_APP), shared)
+    return [*differing, *_of_gateway(records, running), *(_unwanted(name) for name in unwanted(records, running))]
 
 
 def lost(record: Record, running: Mapping[str, Any]) -> str:
-    """Why an endpoint's application does not do its work, in words; empty where it does."""
-    application = record.serving_application
-    found = running.get(application)
-    if found is None or found["status"] == "DELETING":
-        return f"{application} does not run"
-    if found["status"] == "RUNNING" or running_replicas(found):
+    """The reason why an endpoint's application does not answer. Empty: it does."""
+    name = record.serving_application
+    application = running.get(name)
+    if application is None or application["status"] == "DELETING":
+        return f"{name} does not run"
+    if application["status"] == "RUNNING" or running_replicas(application):
         return ""
-    messages = [deployment["message"] for deployment in found["deployments"].values()] + [found["message"]]
+    deployments = application["deployments"].values()
+    messages = [*(deployment["message"] for deployment in deployments), application["message"]]
     why = next((message.strip().splitlines()[-1] for message in messages if message.strip()), "")
-    return f"{application} is {found['status'].lower()}" + (f": {why}" if why else "")
+    return f"{name} is {application['status'].lower()}" + (f": {why}" if why else "")
 
 
 def unwanted(records: Iterable[Record], running: Mapping[str, Any]) -> list[str]:
-    """Applications that `maas deploy` left behind: no endpoint needs them."""
+    """Applications of `maas deploy` that no endpoint needs any more."""
     needed = needed_by(records)
     return [
         name
-        for name, found in running.items()
+        for name, application in running.items()
         if (name.startswith(MODEL_PREFIX) or name == SHARED_APP)
-        and found["source"] == "imperative"
-        and found["status"] != "DELETING"
+        and application["source"] == "imperative"
+        and application["status"] != "DELETING"
         and name not in needed
     ]
 
 
 def unknown_routes(records: Iterable[Record], running: Mapping[str, Any]) -> list[str]:
-    """Public model names that the gateway routes to and no record has: another database's endpoints."""
+    """Public model names that the gateway routes to and no record has. They are another database's endpoints."""
     return sorted(_routes_of(running.get(GATEWAY_APP)).keys() - {record.name for record in records})
 
 
@@ -91,7 +92,7 @@ def needed_by(records: Iterable[Record]) -> set[str]:
 
 
 def running_replicas(application: Mapping[str, Any]) -> int:
-    """How many replicas of an application answer."""
+    """Number of an application's running replicas."""
     return sum(
         replica["state"] == "RUNNING"
         for deployment in application["deployments"].values()
@@ -100,23 +101,23 @@ def running_replicas(application: Mapping[str, Any]) -> int:
 
 
 def changes(spec: DeploySpec, version: str, record: Record | None) -> list[Difference]:
-    """Where an endpoint as recorded is not what a spec asks for.
+    """Differences between an endpoint's record and a spec.
 
     Args:
         spec: the spec, with its endpoint's name.
-        version: what its version means now.
-        record: None: there is no such endpoint.
+        version: the version that it resolves to now.
+        record: the endpoint's record. None: the endpoint does not exist.
     """
     name = str(spec.endpoint)
     if record is None or record.state is State.REMOVING:
         return [Difference(name, "missing", version, _NONE)]
-    asked = _flat(spec.document()) | {"version": _named(spec.version, version)}
-    stands = _flat(DeploySpec.parse(record.spec, source=f"endpoint {name}").document())
-    stands |= {"version": _named(record.spec["version"], record.version)}
+    requested = _flat(spec.document()) | {"version": _named(spec.version, version)}
+    present = _flat(DeploySpec.parse(record.spec, source=f"endpoint {name}").document())
+    present |= {"version": _named(record.spec["version"], record.version)}
     return [
-        Difference(name, field, str(asked.get(field, "not set")), str(stands.get(field, "not set")))
-        for field in dict.fromkeys([*asked, *stands])
-        if asked.get(field) != stands.get(field)
+        Difference(name, field, str(requested.get(field, "not set")), str(present.get(field, "not set")))
+        for field in dict.fromkeys([*requested, *present])
+        if requested.get(field) != present.get(field)
     ]
 
 
@@ -137,12 +138,12 @@ def _of_record(record: Record, running: Mapping[str, Any]) -> list[Difference]:
 
 
 def own_path(record: Record) -> str | None:
-    """The prefix of the paths at which an endpoint's own replicas answer. None: the gateway does."""
+    """The path prefix at which an endpoint's own replicas answer. None: the gateway answers."""
     return direct_path(record.name) if record.spec.get("direct") else None
 
 
 def _of_shared(application: Mapping[str, Any] | None, args: SharedArgs | None) -> list[Difference]:
-    """The options of the shared replicas against those that they have; whether they run, their endpoints say."""
+    """Differences between desired and actual options of the shared replicas. Their endpoints report if they run."""
     if application is None or args is None:
         return []
     if application["source"] != "imperative" or application["status"] == "DELETING":
@@ -150,12 +151,12 @@ def _of_shared(application: Mapping[str, Any] | None, args: SharedArgs | None) -
     config = application["deployments"].get(SHARED_DEPLOYMENT, {}).get("deployment_config", {})
     has, should = config.get("user_config") or {}, args.document()
     fields = [field for field in should if should[field] != has.get(field)]
-    wanted, seen = ({field: one.get(field) for field in fields} for one in (should, has))
-    return [Difference(SHARED_APP, "options", str(wanted), str(seen))] if fields else []
+    desired, actual = ({field: options.get(field) for field in fields} for options in (should, has))
+    return [Difference(SHARED_APP, "options", str(desired), str(actual))] if fields else []
 
 
 def _of_gateway(records: Sequence[Record], running: Mapping[str, Any]) -> list[Difference]:
-    """The routing table as recorded against the one that the gateway has."""
+    """Differences between the recorded routing table and the gateway's."""
     table = tuple(record.route for record in records if record.route is not None)
     should = {route["name"]: route for route in to_config(table)["routes"]}
     gateway = running.get(GATEWAY_APP)
@@ -193,7 +194,7 @@ def _as_written_now(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _unwanted(application: str) -> Difference:
-    return Difference(application, "unwanted", _NONE, "runs, and no endpoint needs it")
+    return Difference(application, "unwanted", _NONE, "runs, but no endpoint needs it")
 
 
 def _named(asked: str, version: str) -> str:

@@ -1,10 +1,9 @@
-"""The platform's database: which endpoint should stand, what it serves, what it served before, and what became of it.
+"""Endpoints in the platform's database: the desired state, the route, the history, and the result of the last change.
 
-    spec, version, …   what was asked for last        route   what the gateway sends requests to now
+    spec, version, …   the last request        route   the applications that get requests now
 
-Every change carries the revision it was made from, so that two deployers cannot overwrite each other. What
-an endpoint began to serve is added to its history in the same transaction.
-Tables are made and changed by Alembic migrations, applied when the database is opened.
+Every change carries the revision that it was made from, so two deployers cannot overwrite each other. A version that
+an endpoint begins to serve is added to its history in the same transaction.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class State(StrEnum):
-    """What became of the last change to an endpoint."""
+    """Result of the last change to an endpoint."""
 
     DEPLOYING = "deploying"
     SERVING = "serving"
@@ -54,7 +53,7 @@ class EndpointRow(Base):
 
 
 class ServedRow(Base):
-    """Table `served`: what each endpoint began to serve, oldest first."""
+    """Table `served`: the history of each endpoint, oldest first."""
 
     __tablename__ = "served"
 
@@ -69,13 +68,13 @@ class ServedRow(Base):
 
 @dataclass(frozen=True)
 class Served:
-    """What an endpoint serves or served.
+    """One entry of an endpoint's history.
 
     Args:
-        number: 1 for the first of an endpoint.
-        spec: the `DeploySpec`, its version as it was asked for.
-        version, uri, digest: what that resolved to, and the bundle.
-        since: when it began.
+        number: position in the history, from 1.
+        spec: the `DeploySpec`, with its version as requested.
+        version, uri, digest: the version it resolved to, and its bundle.
+        since: time at which the endpoint began to serve it.
     """
 
     number: int
@@ -92,13 +91,14 @@ class Record:
 
     Args:
         name: public model name.
-        revision: grows by one with every change; 0 has not been written yet.
-        spec: the `DeploySpec`, its version as it was asked for: `lm@champion` follows that alias.
-        version, uri, digest: what it resolved to, and the bundle.
+        revision: number of changes. 0: the record is not written yet.
+        spec: the `DeploySpec`, with its version as requested: `lm@champion` follows that alias.
+        version, uri, digest: the version it resolved to, and its bundle.
         application: the Serve application that serves it, or would.
-        route: where the gateway sends requests now. None: nowhere.
-        state: what became of the last change.
-        problem: why it failed. Empty: it did not.
+        route: the applications that get its requests now. None: it has no route.
+        state: result of the last change.
+        problem: why the last change failed. Empty: it succeeded.
+        updated: time of the last change.
     """
 
     name: str
@@ -120,7 +120,7 @@ class Record:
 
 
 class Endpoints:
-    """The table of endpoints in the database that the settings name. Migrated when it is made."""
+    """The table of endpoints in the database that the settings name."""
 
     def __init__(self, settings: "Settings") -> None:
         self._database = Database(settings.database)
@@ -137,34 +137,34 @@ class Endpoints:
             return _record(row) if row else None
 
     def put(self, record: Record) -> Record:
-        """Write a record made from the newest one.
+        """Write a record that was made from the newest one.
 
         Returns:
             The record with its new revision.
 
         Raises:
-            ConflictError: somebody else wrote since `record.revision`.
+            ConflictError: another writer has changed it since `record.revision`.
         """
         (written,) = self.put_all([record])
         return written
 
     def put_all(self, records: Sequence[Record]) -> list[Record]:
-        """`put` for several endpoints: all of them or none."""
+        """Write the records of several endpoints, all or none."""
         with self._database.transaction() as session:
-            # Every writer takes the rows in the same order, so that no two wait for each other.
+            # Every writer locks the rows in the same order, so that no two wait for each other.
             written = {record.name: self._put(session, record) for record in sorted(records, key=lambda r: r.name)}
             return [written[record.name] for record in records]
 
     def history(self, name: str) -> list[Served]:
-        """What an endpoint serves and served, newest first."""
+        """An endpoint's history, newest first."""
         with self._database.transaction() as session:
             return [_served(row) for row in self._served(session, name)]
 
     def remove(self, record: Record) -> None:
-        """Forget an endpoint and its history.
+        """Delete an endpoint and its history.
 
         Raises:
-            ConflictError: somebody else wrote since `record.revision`.
+            ConflictError: another writer has changed it since `record.revision`.
         """
         with self._database.transaction() as session:
             row = self._unchanged(session, record)
@@ -174,7 +174,7 @@ class Endpoints:
 
     @contextmanager
     def exclusive(self) -> Iterator[Table]:
-        """The routing table as recorded, which nobody changes while the block runs."""
+        """The recorded routing table, which no other writer changes while the block runs."""
         with self._database.transaction(lock=EndpointRow.__tablename__) as session:
             yield tuple(record.route for record in self._all(session) if record.route is not None)
 
@@ -193,7 +193,7 @@ class Endpoints:
         return written
 
     def _remember(self, session: Session, record: Record) -> None:
-        """Add what an endpoint serves to its history, unless that was the last thing already."""
+        """Add an endpoint's version to its history, unless it is the last entry already."""
         last = next(iter(self._served(session, record.name)), None)
         new = {name: getattr(record, name) for name in ("spec", "version", "uri", "digest")}
         if last is None or any(getattr(last, name) != value for name, value in new.items()):

@@ -1,4 +1,4 @@
-"""Serve, from a driver: start it, submit applications, watch them come up, delete them.
+"""Ray Serve, from a driver: start it, submit applications, wait for them, delete them.
 
 Knows nothing of endpoints.
 """
@@ -33,7 +33,7 @@ _HEAD = "node:__internal_head__"
 
 @dataclass(frozen=True)
 class Progress:
-    """Where an application stands: replicas `running` of `wanted`, and in words what is awaited."""
+    """Progress of an application: `running` of `wanted` replicas, and the reason for waiting, in words."""
 
     running: int
     wanted: int
@@ -49,10 +49,10 @@ def connected(settings: "Settings") -> bool:
 
 
 def start(settings: "Settings") -> str:
-    """Start Serve on the connected cluster, or find it running.
+    """Start Serve on the connected cluster, unless it runs.
 
     Returns:
-        The URL it listens at, which is the running one's where it runs already.
+        The URL that it listens at.
 
     Raises:
         DeploymentError: the port is taken.
@@ -67,14 +67,15 @@ def start(settings: "Settings") -> str:
         options = {
             "host": settings.http_host,
             "port": settings.http_port,
-            # The gateway keeps each model's own timeout, and says so in the API's shape; this is for a
-            # gateway that cannot answer at all.
+            # The gateway enforces each model's own timeout. This one is for a gateway that cannot answer at all.
             "request_timeout_s": MAX_TIMEOUT_S + 60,
         }
         try:
             serve.start(http_options=options)
         except (RayError, RuntimeError, TimeoutError) as error:
-            raise DeploymentError(f"Ray Serve did not start: {str(error).strip().splitlines()[-1]}") from error
+            raise DeploymentError(
+                f"Ray Serve did not start: {str(error).strip().splitlines()[-1]}", code="serve_start_failed"
+            ) from error
     return _url()
 
 
@@ -84,13 +85,13 @@ def running() -> bool:
 
 
 def submit(application: "Application", name: str, *, version: str, route_prefix: str | None) -> None:
-    """Make this the target of the application `name`; returns before it is reached.
+    """Make this the target state of the application `name`. Returns before the state is reached.
 
     Args:
-        application: what to run.
-        name: under which name.
-        version: replicas that run the same version stay, and are told of new options.
-        route_prefix: where its ingress listens. None: it has no route.
+        application: the application.
+        name: its name.
+        version: version of its code. Replicas of the same version stay and get new options.
+        route_prefix: path prefix of its ingress. None: it has no path.
     """
     from ray import serve
 
@@ -100,7 +101,7 @@ def submit(application: "Application", name: str, *, version: str, route_prefix:
 
 
 def applications() -> dict[str, Any]:
-    """Every application as Serve's REST API gives it, by name; empty where Serve does not run."""
+    """Every application as Serve's REST API reports it, by name. Empty: Serve does not run."""
     serving = client()
     found: dict[str, Any] = serving.get_serve_details()["applications"] if serving else {}
     return found
@@ -109,26 +110,26 @@ def applications() -> dict[str, Any]:
 def wait(
     name: str, *, placement_timeout_s: float, startup_timeout_s: float, report: Callable[[Progress], None]
 ) -> None:
-    """Return when an application runs as submitted.
+    """Wait until an application runs as submitted.
 
     Args:
         name: the application.
-        placement_timeout_s: longest wait for room on the cluster.
-        startup_timeout_s: longest that loading may take once there is room.
-        report: told of progress, often.
+        placement_timeout_s: longest wait for free resources on the cluster.
+        startup_timeout_s: longest time to load, once the resources are free.
+        report: called with the progress, several times a second.
 
     Raises:
-        DeploymentError: it failed, or took too long; says of what.
+        DeploymentError: it failed, or a timeout has passed.
     """
     began = placed = time.monotonic()
     while True:
         found = applications().get(name)
         if found is None:
-            raise DeploymentError(f"{name} disappeared: somebody deleted it while it was coming up.")
+            raise DeploymentError(f"{name} was deleted while it was starting.", code="application_deleted")
         if found["status"] == "RUNNING":
             return
         if found["status"] in ("DEPLOY_FAILED", "UNHEALTHY"):
-            raise DeploymentError(_failure(found))
+            raise DeploymentError(_failure(found), code="application_failed")
         unplaced, progress = _progress(found)
         report(progress)
         now = time.monotonic()
@@ -138,29 +139,31 @@ def wait(
             placed = now
         if now - began > placement_timeout_s:
             raise DeploymentError(
-                f"a replica found no room on the cluster within {placement_timeout_s:g} s: "
-                f"{progress.note.removeprefix('no room; ')}. Ask for less (`resources`, `scaling.min_replicas`), "
-                "undeploy something, or add nodes."
+                f"the cluster had no free resources for a replica within {placement_timeout_s:g} s: "
+                f"{progress.note.removeprefix('no room; ')}. Request less (`resources`, `scaling.min_replicas`), "
+                "undeploy an endpoint, or add nodes.",
+                code="no_room",
             )
         if now - placed > startup_timeout_s:
             raise DeploymentError(
-                f"it did not come up within {startup_timeout_s:g} s ({progress.note}). Raise startup_timeout_s if it "
-                "only needs longer; the replica's log is in the dashboard under Serve."
+                f"{name} did not start within {startup_timeout_s:g} s ({progress.note}). Raise startup_timeout_s if it "
+                "needs longer. The replica's log is in the dashboard under Serve.",
+                code="startup_timeout",
             )
         time.sleep(_POLL_SECONDS)
 
 
 def ask(name: str, method: str, *, shared: str = "", timeout_s: float = _ASK_SECONDS) -> Any:
-    """What a method of a running application's ingress returns.
+    """Call a method of a running application's ingress.
 
     Args:
         name: the application.
-        method: takes no argument.
-        shared: for which model, where it has several (`Target.shared`).
+        method: the method, which has no arguments.
+        shared: the model that is meant, if the application has several (`Target.shared`).
         timeout_s: longest wait.
 
     Raises:
-        DeploymentError: it does not answer; or what it raised itself.
+        DeploymentError: it does not answer, or the method raised this error.
     """
     from ray import serve
     from ray.exceptions import RayError
@@ -172,19 +175,19 @@ def ask(name: str, method: str, *, shared: str = "", timeout_s: float = _ASK_SEC
     except (RayError, RayServeException, TimeoutError) as error:
         cause = getattr(error, "cause", None)  # Ray wraps what a replica raised
         if isinstance(cause, DeploymentError):
-            raise DeploymentError(cause.message) from error
+            raise DeploymentError(cause.message, code=cause.code) from error
         why = str(error) or f"no answer within {timeout_s:g} s"
-        raise DeploymentError(f"{name} runs, but does not answer: {why}") from error
+        raise DeploymentError(f"{name} runs, but does not answer: {why}", code="application_silent") from error
 
 
 def wait_for_http(url: str, expected: bytes = b"") -> None:
-    """Return when a URL of the gateway's is answered, with `expected` in it.
+    """Wait until a URL of the gateway answers, with `expected` in the answer.
 
     Raises:
-        DeploymentError: it is not.
+        DeploymentError: it does not.
     """
     if not _on_head():
-        return  # from elsewhere the address may mean another machine
+        return  # on another node the address may mean another machine
     deadline = time.monotonic() + _PROXY_SECONDS
     while True:
         found: Any = None
@@ -196,16 +199,16 @@ def wait_for_http(url: str, expected: bytes = b"") -> None:
         except (urllib.error.URLError, OSError) as error:
             found = error
         if time.monotonic() > deadline:
-            raise DeploymentError(f"{url} does not answer as it should: {found}")
+            raise DeploymentError(f"{url} does not answer as expected: {found}", code="gateway_silent")
         time.sleep(_POLL_SECONDS)
 
 
 def delete(names: list[str]) -> None:
-    """Begin to delete applications, those of them that exist; what they work on is finished first."""
+    """Begin to delete those applications that exist. They finish their requests first."""
     going = set(names) & set(applications())
     for name in going:
         delete_in_background(name)
-    # Serve is only told so far, and who submits one of that name again must not be overtaken by it.
+    # Serve has only noted the request. A new application of that name must not be submitted before it acts on it.
     deadline = time.monotonic() + _BEGIN_SECONDS
     while going and time.monotonic() < deadline:
         now = applications()
@@ -215,15 +218,17 @@ def delete(names: list[str]) -> None:
 
 
 def wait_until_gone(name: str) -> None:
-    """Return when an application that is being deleted is gone, so that its name can be used again.
+    """Wait until an application that is being deleted is gone, so that its name can be used again.
 
     Raises:
-        DeploymentError: it is still there.
+        DeploymentError: it still exists.
     """
     deadline = time.monotonic() + _DELETE_SECONDS
     while applications().get(name, {}).get("status") == "DELETING":
         if time.monotonic() > deadline:
-            raise DeploymentError(f"{name} is still working on its last requests after {_DELETE_SECONDS:g} s.")
+            raise DeploymentError(
+                f"{name} is still working on its last requests after {_DELETE_SECONDS:g} s.", code="delete_timeout"
+            )
         time.sleep(_POLL_SECONDS)
 
 
@@ -234,7 +239,7 @@ def _url() -> str:
 
 
 def host() -> str:
-    """The address that Serve, which runs, listens on."""
+    """The address that the running Serve listens on."""
     address: str = client().http_config.host or "127.0.0.1"
     return address
 
@@ -256,12 +261,13 @@ def _check_port(settings: "Settings") -> None:
         except OSError as error:
             raise DeploymentError(
                 f"the gateway cannot listen at {settings.http_host}:{settings.http_port}: {error.strerror}. Another "
-                "program has that port; set MAAS_HTTP_PORT to a free one."
+                "program has that port; set MAAS_HTTP_PORT to a free one.",
+                code="port_taken",
             ) from error
 
 
 def _progress(found: dict[str, Any]) -> tuple[bool, Progress]:
-    """Whether a replica waits for room, and how far the application is."""
+    """True if a replica waits for resources; and the application's progress."""
     deployments = found["deployments"].values()
     replicas = [replica for deployment in deployments for replica in deployment["replicas"]]
     running = sum(replica["state"] == "RUNNING" for replica in replicas)
@@ -274,7 +280,7 @@ def _progress(found: dict[str, Any]) -> tuple[bool, Progress]:
 
 
 def _shortage(required: dict[str, float]) -> str:
-    """Which resources are short for one more replica; empty where none is."""
+    """The resources that one more replica lacks, in words. Empty: it lacks none."""
     import ray
 
     total, free = ray.cluster_resources(), ray.available_resources()
@@ -286,8 +292,8 @@ def _shortage(required: dict[str, float]) -> str:
 
 
 def _failure(found: dict[str, Any]) -> str:
-    """What went wrong, in the words of whatever was raised last."""
+    """The last error of a failed application, in its own words."""
     messages = [deployment["message"] for deployment in found["deployments"].values()] + [found["message"]]
-    message = next((message for message in messages if message), "Serve does not say why")
+    message = next((message for message in messages if message), "Serve reports no reason")
     lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
     return lines[-1] if "Traceback" in message else " ".join(lines)

@@ -1,7 +1,7 @@
-"""One request to an application that no route leads to yet: whether it answers as a client would need.
+"""The smoke request: one request to a new application, before any route leads to it.
 
-The gateway's own HTTP application asks, run here with that one route, so that the request passes the same
-checks and the answer is shaped as clients will see it.
+It passes through the gateway's own HTTP application, which runs here with that one route. The request meets the same
+checks as a client's, and the answer has the form that clients will see.
 """
 
 import asyncio
@@ -24,15 +24,15 @@ _SHOWN = 600  # characters of an answer
 
 
 def check(route: Route, body: dict[str, Any] | None = None) -> None:
-    """Return when the application behind a route has answered.
+    """Send a smoke request and check the answer.
 
     Args:
-        route: to it.
-        body: the request, as a client sends it; `model` is filled in. It must be answered with 200. None: one of the
-            task's kind; as a row of zeros may well be one to refuse, refusing it is an answer too.
+        route: to the application.
+        body: the request, as a client sends it, without `model`. Its answer must have status 200. None: a default
+            request for the task. A model may refuse the default's row of zeros, so status 4xx is accepted too.
 
     Raises:
-        DeploymentError: it was not answered so; says what was asked and answered.
+        DeploymentError: the answer has another status.
     """
     path, default = _request(route, body)
     asked = json.dumps(default if body is None else body | ({"model": route.name} if _generates(route) else {}))
@@ -42,13 +42,14 @@ def check(route: Route, body: dict[str, Any] | None = None) -> None:
     if status != 200 and not (refusal_is_fine and 400 <= status < 500):
         why = f" It raised: {_short(raised.last)}" if raised.last else ""
         raise DeploymentError(
-            f"its smoke request was answered with {status}, so it gets no traffic. "
-            f"Asked: POST {path} {_short(asked)} Answered: {_short(answer.strip())}{why}"
+            f"{route.version} gets no traffic, because its smoke request was answered with status {status}. "
+            f"Request: POST {path} {_short(asked)} Answer: {_short(answer.strip())}{why}",
+            code="smoke_request_failed",
         )
 
 
 class _Raised(logging.Filter):
-    """Keeps what the guard would log: here it is no server's secret but what is wanted."""
+    """Keeps the error that the middleware logs and hides from clients, because a deployer needs to see it."""
 
     last = ""
 
@@ -84,7 +85,7 @@ def _generates(route: Route) -> bool:
 
 
 def _request(route: Route, body: dict[str, Any] | None) -> tuple[str, dict[str, Any]]:
-    """Where to ask, and the request that is asked by default."""
+    """The path of the smoke request, and its default body."""
     if _generates(route):
         path = "/v1/chat/completions" if body and "messages" in body else "/v1/completions"
         return path, {"model": route.name, "prompt": "Hello", "max_tokens": 4}
@@ -113,7 +114,7 @@ async def _post(app: App, path: str, body: bytes) -> tuple[int, str]:
     async def receive() -> dict[str, Any]:
         nonlocal asked
         if asked:
-            await answered.wait()  # it stays on the line until then
+            await answered.wait()  # the client stays connected until then
             return {"type": "http.disconnect"}
         asked = True
         return {"type": "http.request", "body": body, "more_body": False}

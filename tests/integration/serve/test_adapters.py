@@ -14,6 +14,7 @@ from maas_ray.views.endpoints import show_endpoints
 from tests.support.adapters import register_adapter, save_adapter
 from tests.support.bundles import register, text_task
 from tests.support.deployments import undeploy_all
+from tests.support.errors import raises
 
 TEXT = text_task()
 SMALL = {"scaling": {"max_replicas": 1}, "resources": {"cpus": 0.5}, "max_adapters": 1}
@@ -93,7 +94,7 @@ def test_adapters_come_and_go_beside_their_base(
         # As is one that only shows when it is loaded: its smoke request fails.
         bundle = Path(Registry(settings).resolve("de/1").uri)
         register_adapter(settings, "doubles", of_doubles(bundle, tmp_path / "doubles"))
-        with pytest.raises(DeploymentError, match="smoke request"):
+        with raises(DeploymentError, "smoke_request_failed"):
             put(settings, adapters={"fr": "fr/1", "doubles": "doubles/1"})
         assert names() == ["lm", "lm:de", "lm:fr"]
         assert ask("lm:de") == said["lm:de"]

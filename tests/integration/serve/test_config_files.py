@@ -12,6 +12,7 @@ from maas_ray.errors import DeploymentError
 from maas_ray.settings import Settings
 from tests.support import ROOT
 from tests.support.bundles import register, text_task
+from tests.support.errors import raises
 
 QUICKSTART = ROOT / "serve_configs" / "quickstart.yaml"
 
@@ -49,7 +50,7 @@ def test_it_brings_up_the_same(settings: Settings, tmp_path: Path) -> None:
             assert time.monotonic() < deadline, serve.status()
             time.sleep(0.3)
         # A gateway that a file describes is not overwritten by `maas deploy`.
-        with pytest.raises(DeploymentError, match="config file"):
+        with raises(DeploymentError, "gateway_from_config_file"):
             deploy(DeploySpec.parse({"version": "stdlib-lm@champion"}), settings=settings)
         body = {"model": "stdlib-lm", "prompt": "def ", "max_tokens": 3}
         while True:

@@ -27,6 +27,7 @@ from maas_ray.settings import Settings
 from tests.support import ROOT
 from tests.support.bundles import image_task, register, save_bundle, text_task
 from tests.support.deployments import undeploy_all
+from tests.support.errors import raises
 
 pytestmark = pytest.mark.alone
 SMALL = {"scaling": {"max_replicas": 1}, "resources": {"cpus": 0.5}}
@@ -577,12 +578,12 @@ def test_other_scaling_restarts_nothing(served: Served) -> None:
 def test_a_deployment_that_fails_leaves_what_was_served(served: Served) -> None:
     put(served.settings, "lm/2")
     before, running = complete(served.url).json()["system_fingerprint"], applications()
-    with pytest.raises(DeploymentError, match=r"no room .*CPU: a replica needs 64, the cluster has 4"):
+    with raises(DeploymentError, "no_room", "CPU: a replica needs 64, the cluster has 4"):
         # Serve waits as long as a request may take for a replica that never came, and so does its shutdown.
         put(served.settings, "lm/1", resources={"cpus": 64}, placement_timeout_s=2, request_timeout_s=5)
     with pytest.raises(DeploymentError, match="kv_cache_gb"):
         put(served.settings, "lm/1", kv_cache_gb=1e-6)
-    with pytest.raises(DeploymentError, match="no room"):  # the same replicas, but more than fit
+    with raises(DeploymentError, "no_room"):  # the same replicas, but more than fit
         put(served.settings, "lm/2", scaling={"min_replicas": 9, "max_replicas": 9}, placement_timeout_s=2)
     (found,) = [one for one in endpoints(settings=served.settings) if one.name == "lm"]
     assert (found.version, found.state) == ("lm/2", "serving")
@@ -635,5 +636,5 @@ def test_undeploying_takes_the_route_first(served: Served) -> None:
         undeploy(name, settings=served.settings)
         assert httpx.get(f"{served.url}/v2/models/{name}").status_code == 404
     assert not [name for name in applications() if "left" in name or "right" in name]
-    with pytest.raises(NotFoundError, match="img, lm"):
+    with raises(NotFoundError, "endpoint_not_found", "img, lm"):
         undeploy("left", settings=served.settings)

@@ -24,6 +24,7 @@ from maas_ray.serve.deployment.endpoints import Endpoints, State
 from maas_ray.settings import Settings
 from tests.support.bundles import image_task, register
 from tests.support.deployments import undeploy_all
+from tests.support.errors import raises
 
 IMAGES = image_task()
 SPEC = {"version": "shade@champion", "scaling": {"max_replicas": 1}, "resources": {"cpus": 0.5}}
@@ -144,7 +145,7 @@ def test_promoting_and_rolling_back_drop_nothing(served: Settings) -> None:
     assert [one.version for one in history("shade", settings=served)] == ["shade/1", "shade/2", "shade/1"]
     assert len([name for name in applications() if name.startswith("model-shade-")]) == 1
     assert diff(settings=served) == []
-    with pytest.raises(NotFoundError, match="number 9"):
+    with raises(NotFoundError, "history_entry_missing", "9", "shade"):
         rollback("shade", to=9, settings=served)
     assert promote("shade/1", "spare", settings=served) == []  # nobody follows it
     assert registry.resolve("shade@spare").number == 1
@@ -189,7 +190,7 @@ def test_a_direct_path_moves_with_the_route(served: Settings) -> None:
 def test_without_an_answer_there_is_no_traffic(served: Settings) -> None:
     before, running = now(served), set(applications())
     wrong = {"inputs": [{"name": "picture", "datatype": "UINT8", "shape": [1], "data": [7]}]}
-    with pytest.raises(DeploymentError, match=r"smoke request was answered with 400.*picture.*Answered: .*image"):
+    with raises(DeploymentError, "smoke_request_failed", "400", "picture", "Answer: ", "image"):
         put(served, smoke=wrong, max_batch_size=3)
     after = now(served)
     assert (after.version, after.state) == (before.version, "serving")

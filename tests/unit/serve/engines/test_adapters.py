@@ -324,7 +324,7 @@ def test_an_adapter_that_does_not_fit_is_not_deployed(settings: Settings, base: 
         check(odd, version)
     with pytest.raises(DeploymentError, match="no LoRA adapter"):
         check(version, version)
-    with pytest.raises(DeploymentError, match="deploy its base"):
+    with raises(DeploymentError, "adapter_without_base", "good/1"):
         make_route(good, endpoint="x", application="x", timeout_s=1)
     with raises(SpecError, "adapters_with_compression", "compression", "int8"):
         DeploySpec.parse({"version": "lm/1", "adapters": {"fr": "good/1"}, "compression": "int8"})
