@@ -28,6 +28,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tests.support import ROOT
+
 SOCKET = "TEST_FORK_SOCKET"
 FIRST = "TEST_FORK_SERVER"
 MODULES = (
@@ -64,6 +66,7 @@ def serving(directory: Path) -> Iterator[str]:
     with log.open("w") as output:
         server = subprocess.Popen(
             [sys.executable, "-m", "tests.support.forkserver", str(path)],
+            cwd=ROOT,
             env={FIRST: "1"} | os.environ | own,
             stdin=subprocess.DEVNULL,
             stdout=output,
