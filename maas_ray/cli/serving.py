@@ -8,11 +8,13 @@ import typer
 from maas_ray.cli import completion
 from maas_ray.cli.options import (
     PIPELINE,
+    DryRun,
     EndpointName,
     Gates,
     Overrides,
     Verbose,
     app,
+    print_lines,
     settings,
     spec_of,
 )
@@ -34,6 +36,7 @@ def deploy(
         typer.Option(metavar="NAME", help="Set the endpoint's name. Default: the model's name.", show_default=False),
     ] = None,
     overrides: Overrides = None,
+    dry_run: DryRun = False,
     verbose: Verbose = False,
 ) -> None:
     """Serve a version at an endpoint that scales with its load.
@@ -51,6 +54,7 @@ def deploy(
       maas deploy stdlib-lm@champion
       maas deploy digits/3 --endpoint digits-beta --set scaling.max_replicas=2
       maas deploy digits/3 --set replicas=shared
+      maas deploy deploy.yaml --dry-run
     """
     from maas_ray.serve.deployment.verbs import deploy as verb
     from maas_ray.serve.spec import DeploySpec
@@ -58,7 +62,12 @@ def deploy(
 
     named = [*(overrides or ()), *([f"endpoint={json.dumps(endpoint)}"] if endpoint else [])]
     parsed = spec_of(DeploySpec, target, "deploy", named)
-    endpoints.show_deployed(verb(parsed))
+    if dry_run:
+        from maas_ray.serve.deployment.dry_run import dry_run as rehearse
+
+        print_lines(rehearse(parsed))
+    else:
+        endpoints.show_deployed(verb(parsed))
 
 
 @app.command(rich_help_panel=PIPELINE)

@@ -196,7 +196,7 @@ def _check_logs(head: Head, storage: dict[str, str], run: str, port: int) -> Non
         watchdog.cancel()
     finally:
         following.kill()
-        following.wait()
+        following.communicate()
 
 
 def _complete(port: int) -> dict[str, object]:

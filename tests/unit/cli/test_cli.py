@@ -18,8 +18,10 @@ from maas_ray import cli, cluster
 from maas_ray.cli.outcome import cause_of
 from maas_ray.cluster import connection
 from maas_ray.errors import DataError, SpecError
+from maas_ray.serve.deployment import serve_control
 from maas_ray.settings import Settings
 from tests.support import ROOT
+from tests.support.bundles import image_task, register
 from tests.support.datasets import digits_dataset
 
 COMMANDS = [
@@ -493,3 +495,17 @@ def test_a_dry_run_of_train_says_what_would_be_trained(run: Run, settings: Setti
         assert value in out
     assert run("train", str(spec), "--dry-run", "--set", "network.type=llama")[0] == 2
     assert run("models", "m")[0] == 1
+
+
+def test_a_dry_run_of_deploy_says_what_would_change(
+    run: Run, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve_control, "connected", lambda _: False)
+    register(settings, "img", image_task(), tmp_path / "bundle", seed=1, alias="champion")
+
+    status, out, err = run("deploy", "img@champion", "--endpoint", "beta", "--dry-run")
+
+    assert (status, err) == (0, "")
+    assert out.startswith("endpoint beta: img/1, image-classification\n")
+    assert json.loads(run("endpoints", "--json")[1]) == []
+    assert run("deploy", "img/7", "--dry-run")[0] == 1
