@@ -1,23 +1,23 @@
-"""The errors that this platform raises on purpose, in one small tree.
+"""The platform's own errors, in one small tree.
 
     MaasError
     ├── InvalidError         (ValueError)    one value is wrong: a field's in a validator, a cell's in a row
     ├── SpecError            (ValueError)    a spec, an override or a setting is wrong
-    ├── NotFoundError        (LookupError)   no dataset, bundle, version or endpoint of that name
-    ├── ConflictError        (RuntimeError)  it exists already with other content, or someone was faster
+    ├── NotFoundError        (LookupError)   a dataset, bundle, version or endpoint does not exist
+    ├── ConflictError        (RuntimeError)  the name has other content already, or another writer was faster
     ├── StorageError         (OSError)       bytes could not be read or written
     │   └── CorruptError                     bytes differ from what their manifest promises
     ├── DataError            (ValueError)    the input cannot become a dataset
-    ├── ClusterError         (RuntimeError)  no Ray cluster, or not the one that is needed
-    ├── UntrustedCodeError   (PermissionError) an artefact brings code, which may not run here
-    ├── TrainingError        (RuntimeError)  a run could not go on
+    ├── ClusterError         (RuntimeError)  the Ray cluster is missing or cannot be used
+    ├── UntrustedCodeError   (PermissionError) an artifact contains code that is not trusted here
+    ├── TrainingError        (RuntimeError)  a training run failed
     │   └── NonFiniteLossError               the loss or its gradient became NaN or infinite
-    ├── DeploymentError      (RuntimeError)  a version could not be brought up
+    ├── DeploymentError      (RuntimeError)  a version could not be deployed
     ├── GateError            (RuntimeError)  a version is not good enough for an alias
-    └── RequestError         (ValueError)    a request to a model is wrong; the client can mend it
-        ├── ModelNotFoundError               no such model is served here
+    └── RequestError         (ValueError)    a request is wrong; the client has to change it
+        ├── ModelNotFoundError               the model is not served here
         ├── PromptTooLongError               prompt plus answer exceed the model's context
-        └── OverloadedError                  come back later
+        └── OverloadedError                  the server is busy; retry later
 
 Each also inherits the standard error a caller would expect. A message says what happened, the value, the
 place and the fix, in that order; `str(error)` is meant for a person and may be reworded. `error.code` is meant
@@ -30,7 +30,7 @@ from typing import Any, ClassVar
 
 
 class MaasError(Exception):
-    """Base of all errors raised on purpose.
+    """Base of the platform's errors.
 
     Args:
         message: what happened, the value, the place and the fix, for a person.
@@ -87,9 +87,9 @@ class SpecError(MaasError, ValueError):
     """A spec, an override or a setting is wrong.
 
     Args:
-        source: the file, or whatever else the values came from.
-        problems: one line for each thing that is wrong, with the field, the value and the fix. A `Problem`
-            carries its own code; a plain string gets `code`.
+        source: the file or other origin of the values.
+        problems: one line for each problem, with the field, the value and the fix. A `Problem` carries its own
+            code; a plain string gets `code`.
         code: the code of plain strings.
 
     Attributes:
@@ -108,13 +108,13 @@ class SpecError(MaasError, ValueError):
 
 
 class NotFoundError(MaasError, LookupError):
-    """Nothing of that name exists."""
+    """A dataset, bundle, version or endpoint does not exist."""
 
     default_code = "not_found"
 
 
 class ConflictError(MaasError, RuntimeError):
-    """It exists already with other content, or another writer was faster."""
+    """The name has other content already, or another writer was faster."""
 
     default_code = "conflict"
 
@@ -132,37 +132,37 @@ class CorruptError(StorageError):
 
 
 class DataError(MaasError, ValueError):
-    """The input cannot become a dataset, or a dataset cannot serve the purpose."""
+    """The input cannot become a dataset, or a dataset does not fit its use."""
 
     default_code = "unusable_data"
 
 
 class ClusterError(MaasError, RuntimeError):
-    """No Ray cluster, or not the one that is needed."""
+    """The Ray cluster is missing or cannot be used."""
 
     default_code = "cluster_unavailable"
 
 
 class UntrustedCodeError(MaasError, PermissionError):
-    """An artefact brings code, which may not run here."""
+    """An artifact contains code that is not trusted here."""
 
     default_code = "untrusted_code"
 
 
 class TrainingError(MaasError, RuntimeError):
-    """A run could not go on."""
+    """A training run failed."""
 
     default_code = "training_failed"
 
 
 class NonFiniteLossError(TrainingError):
-    """The loss, or its gradient, became NaN or infinite.
+    """The loss or its gradient became NaN or infinite.
 
     Args:
-        step: the optimizer step at which it was seen.
-        loss: the value seen.
+        step: the optimizer step.
+        loss: the value, NaN or infinite.
         advice: likely causes, given the configuration.
-        of: what became so.
+        of: the name of the value, such as `loss`.
     """
 
     def __init__(self, step: int, loss: float, advice: str, of: str = "loss") -> None:
@@ -172,25 +172,25 @@ class NonFiniteLossError(TrainingError):
 
 
 class DeploymentError(MaasError, RuntimeError):
-    """A version could not be brought up."""
+    """A version could not be deployed."""
 
     default_code = "deployment_failed"
 
 
 class GateError(MaasError, RuntimeError):
-    """A version is not good enough for an alias, or nothing says that it is."""
+    """A version is not good enough for an alias, or was not measured."""
 
     default_code = "gate_not_passed"
 
 
 class RequestError(MaasError, ValueError):
-    """A request to a model is wrong; the client can mend it.
+    """A request to a model is wrong; the client has to change it.
 
     Args:
-        message: what is wrong, for the client's developer.
-        param: the field of the request that is at fault, where there is one.
+        message: the problem, for the client's developer.
+        param: the field of the request that is wrong, if there is one.
         code: a short machine-readable name, such as `context_length_exceeded`. Clients see it.
-        status: the HTTP status it maps to.
+        status: the HTTP status of the response.
     """
 
     default_code = "invalid_value"
@@ -202,7 +202,7 @@ class RequestError(MaasError, ValueError):
 
 
 class ModelNotFoundError(RequestError):
-    """No such model is served here."""
+    """The model is not served here."""
 
     def __init__(self, model: str, served: list[str]) -> None:
         known = ", ".join(served) or "none"
@@ -228,7 +228,7 @@ class PromptTooLongError(RequestError):
 
 
 class OverloadedError(RequestError):
-    """Come back later."""
+    """The server is busy; the client should retry later."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, code="rate_limit_exceeded", status=429)

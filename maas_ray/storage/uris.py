@@ -78,8 +78,8 @@ def read_bytes(uri: str) -> bytes:
     """All bytes of a file.
 
     Raises:
-        NotFoundError: there is no such file.
-        StorageError: it cannot be read.
+        NotFoundError: the file does not exist.
+        StorageError: the file cannot be read.
     """
     fs, path = filesystem(uri)
     with translated(uri):
