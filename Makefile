@@ -35,7 +35,8 @@ quickstart: install ## Prepare, train, evaluate and deploy a small model, and as
 
 # Each process of integration tests has a Ray cluster of its own, and takes the next file when it is done with one.
 RESULTS := build/tests
-UNIT := OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit -n logical --maxprocesses 8 --junit-xml $(RESULTS)/unit.xml
+UNIT := OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit -n logical --maxprocesses 8 --dist worksteal \
+  --junit-xml $(RESULTS)/unit.xml
 TOGETHER := $(BIN)/pytest tests/integration -n 2 --dist loadfile --no-loadscope-reorder \
   --junit-xml $(RESULTS)/integration.xml
 ALONE := $(BIN)/pytest tests/integration --junit-xml $(RESULTS)/alone.xml
