@@ -31,13 +31,13 @@ def die(*args, **kwargs):
 
 where, calls = sys.argv[2], []
 if where == "upload":
-    upload = storage.upload
-    def second(*args):
+    upload = storage.uris.upload
+    def third(*args):
         calls.append(args)
         return die() if len(calls) == 3 else upload(*args)
-    storage.upload = second
+    storage.uris.upload = third
 elif where == "manifest":
-    storage.commit = die
+    storage.artifacts.commit = die
 elif where == "register":
     Registry.register = die
 elif where == "alias":
