@@ -158,8 +158,8 @@ def _edges() -> np.ndarray:
 
 def _places(values: np.ndarray) -> np.ndarray:
     """The number of each value's bin: 0 for zero, negative for negative values."""
-    found = np.searchsorted(_edges(), np.abs(values), side="right")
-    places: np.ndarray = np.where(values < 0, -found, found)
+    bins = np.searchsorted(_edges(), np.abs(values), side="right")
+    places: np.ndarray = np.where(values < 0, -bins, bins)
     return places
 
 
@@ -224,9 +224,9 @@ def document_of(some: Numbers | Names) -> dict[str, Any]:
     """One trait as plain JSON values. `total` is a fraction as text, because a float would round it."""
     if isinstance(some, Names):
         return {"missing": some.missing, "counts": dict(sorted(some.counts.items()))}
-    found: dict[str, Any] = {"count": some.count, "missing": some.missing, "total": str(some.total)}
+    document: dict[str, Any] = {"count": some.count, "missing": some.missing, "total": str(some.total)}
     bins = dict(sorted(some.bins.items(), key=lambda item: edges_of(item[0])))
-    return found | {"least": some.least, "most": some.most, "bins": bins}
+    return document | {"least": some.least, "most": some.most, "bins": bins}
 
 
 def from_json(text: str | bytes, source: str = PROFILE_FILE) -> Profile:

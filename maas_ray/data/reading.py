@@ -24,10 +24,10 @@ def inspect(source: AnySource, file: InputFile, columns: tuple[str, ...], before
         before: an earlier inspection. It is returned if the file's stamp is unchanged.
     """
     try:
-        found = Inspected(file, stamp=source.stamp(file))
-        if before is not None and before.stamp == found.stamp:
+        inspected = Inspected(file, stamp=source.stamp(file))
+        if before is not None and before.stamp == inspected.stamp:
             return before
-        return source.inspect(found, source.mapping(columns))
+        return source.inspect(inspected, source.mapping(columns))
     except (OSError, MaasError) as error:
         text = f"{file.uri} cannot be read: {str(error).removeprefix(file.uri).lstrip(': ')}"
         return Inspected(file, problem=Problem(text, getattr(error, "code", "storage_failed")))

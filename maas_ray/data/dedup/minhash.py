@@ -80,8 +80,8 @@ def best_bands(threshold: float, permutations: int) -> tuple[int, int]:
     for rows in range(1, permutations + 1):
         for bands in range(1, permutations // rows + 1):
             if bands * threshold**rows >= 1:
-                found = 1 - (1 - similarities**rows) ** bands
-                best = min(best, (float(np.where(below, found, 1 - found).sum()), bands, rows))
+                curve = 1 - (1 - similarities**rows) ** bands
+                best = min(best, (float(np.where(below, curve, 1 - curve).sum()), bands, rows))
     return best[1], best[2]
 
 

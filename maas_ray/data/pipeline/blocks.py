@@ -148,7 +148,7 @@ def _kept(dataset: ray.data.Dataset, watch: Watch | None) -> Blocks:
 
 def total_bytes(blocks: Blocks) -> int:
     """Size of blocks in the object store, or on disk if they were spilled."""
-    return sum(int(found["object_size"]) for found in get_object_locations(blocks).values())
+    return sum(int(location["object_size"]) for location in get_object_locations(blocks).values())
 
 
 def tables(blocks: Blocks) -> Iterator[pa.Table]:

@@ -113,13 +113,13 @@ class Parent:
     def before(self, spec: PrepareSpec) -> dict[tuple[int, str], Inspected]:
         """Inspections that hold as long as a file's stamp is unchanged, by source and path below it."""
         names = ("source", "relative", "uri", "sha256", "stamp", "size", "rows")
-        found = {}
+        inspections = {}
         for number, relative, uri, sha256, stamp, size, rows in zip(
             *(self.inputs[name].to_pylist() for name in names), strict=True
         ):
             if number < len(spec.sources) and stamp and _stamps_tell(spec.sources[number], spec.task.columns, uri):
-                found[number, relative] = Inspected(InputFile(uri, relative, size), sha256, stamp, rows)
-        return found
+                inspections[number, relative] = Inspected(InputFile(uri, relative, size), sha256, stamp, rows)
+        return inspections
 
     def compare(self, inspected: list[list[Inspected]]) -> Difference:
         """The changes of the input."""

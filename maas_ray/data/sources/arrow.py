@@ -49,36 +49,36 @@ class ArrowSource(Table, Files):
             by_directory.setdefault(file.uri.rpartition("/")[0], []).append(file)
         return [file for directory, some in by_directory.items() for file in _saved(directory, some)]
 
-    def look(self, found: Inspected, mapping: dict[str, str]) -> Inspected:
-        uri = found.file.uri
-        found = replace(found, sha256=digest_of(uri))
+    def look(self, inspected: Inspected, mapping: dict[str, str]) -> Inspected:
+        uri = inspected.file.uri
+        inspected = replace(inspected, sha256=digest_of(uri))
         groups: list[int] = []
         places: list[int] = []
         with storage.open_file(uri) as handle:
             schema = _schema(handle)
             if isinstance(schema, str):
-                return found  # not Arrow: one row, which reading reports as broken
+                return inspected  # not Arrow: one row, which reading reports as broken
             if problem := missing(uri, mapping, schema.names):
-                return replace(found, problem=problem)
+                return replace(inspected, problem=problem)
             for batch in _batches(handle, schema):
                 groups.append(batch.rows)
                 places.append(batch.byte)
         if _has_dictionaries(schema):
-            return replace(found, rows=sum(groups))
-        return replace(found, rows=sum(groups), groups=tuple(groups), places=tuple(places))
+            return replace(inspected, rows=sum(groups))
+        return replace(inspected, rows=sum(groups), groups=tuple(groups), places=tuple(places))
 
-    def records(self, found: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
+    def records(self, inspected: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
         import pyarrow as pa
 
-        uri, position, start, end = found.file.uri, 0, None, None
+        uri, position, start, end = inspected.file.uri, 0, None, None
         with storage.open_file(uri) as handle:
             schema = _schema(handle)
             if isinstance(schema, str):
-                yield Raw(uri, 0, error=f"not readable Arrow: {schema}", rows=found.rows)
+                yield Raw(uri, 0, error=f"not readable Arrow: {schema}", rows=inspected.rows)
                 return
-            if groups is not None and found.groups:
-                position, start = sum(found.groups[: groups.start]), found.places[groups.start]
-                end = found.places[groups.stop] if groups.stop < len(found.places) else None
+            if groups is not None and inspected.groups:
+                position, start = sum(inspected.groups[: groups.start]), inspected.places[groups.start]
+                end = inspected.places[groups.stop] if groups.stop < len(inspected.places) else None
             columns = list(schema.names) if REST in mapping else sorted(set(mapping.values()))
             for batch in _batches(handle, schema, start):
                 if end is not None and batch.byte >= end:

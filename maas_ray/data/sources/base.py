@@ -99,7 +99,7 @@ class Source(Spec, ABC):
         """A text that changes when a file, or another file that belongs to it, changes."""
 
     @abstractmethod
-    def inspect(self, found: Inspected, mapping: dict[str, str]) -> Inspected:
+    def inspect(self, inspected: Inspected, mapping: dict[str, str]) -> Inspected:
         """Read a file once for its digest, its number of rows and its columns.
 
         Raises:
@@ -108,7 +108,7 @@ class Source(Spec, ABC):
         """
 
     @abstractmethod
-    def rows(self, found: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
+    def rows(self, inspected: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
         """The rows of a file, or of some of its groups; an unreadable row comes with its error.
 
         There are as many rows as the inspection counted, and the same rows are broken every time.

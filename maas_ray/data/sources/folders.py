@@ -23,13 +23,13 @@ class ImageFolderSource(Files):
     usual: ClassVar[tuple[str, ...]] = IMAGE_NAMES
     gives: ClassVar[tuple[str, ...] | None] = ("image", "label")
 
-    def inspect(self, found: Inspected, mapping: dict[str, str]) -> Inspected:
-        return replace(found, sha256=digest_of(found.file.uri))
+    def inspect(self, inspected: Inspected, mapping: dict[str, str]) -> Inspected:
+        return replace(inspected, sha256=digest_of(inspected.file.uri))
 
-    def rows(self, found: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
-        label = PurePosixPath(found.file.relative).parent.name
+    def rows(self, inspected: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
+        label = PurePosixPath(inspected.file.relative).parent.name
         error = "is not in a directory that could be its label; give the directory above as `path`"
-        yield _row(found, {"label": label}, "image", mapping, "" if label or "label" not in mapping else error)
+        yield _row(inspected, {"label": label}, "image", mapping, "" if label or "label" not in mapping else error)
 
 
 class AudioFolderSource(Files):
@@ -44,28 +44,28 @@ class AudioFolderSource(Files):
         beside = _transcript(file.uri)
         return f"{stamp(file.uri)} {stamp(beside)}" if storage.exists(beside) else stamp(file.uri)
 
-    def inspect(self, found: Inspected, mapping: dict[str, str]) -> Inspected:
-        beside = _transcript(found.file.uri)
+    def inspect(self, inspected: Inspected, mapping: dict[str, str]) -> Inspected:
+        beside = _transcript(inspected.file.uri)
         transcript = [bytes.fromhex(digest_of(beside))] if storage.exists(beside) else []
-        return replace(found, sha256=digest_of(found.file.uri, *transcript))
+        return replace(inspected, sha256=digest_of(inspected.file.uri, *transcript))
 
-    def rows(self, found: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
+    def rows(self, inspected: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
         values: Row = {}
         error = ""
         if "transcript" in mapping.values():
             try:
-                values["transcript"] = content(_transcript(found.file.uri))
+                values["transcript"] = content(_transcript(inspected.file.uri))
             except NotFoundError:
-                name = PurePosixPath(_transcript(found.file.relative)).name
+                name = PurePosixPath(_transcript(inspected.file.relative)).name
                 error = f"no transcript beside it: {name} does not exist"
             except ValueError as caught:
                 error = str(caught)
-        yield _row(found, values, "audio", mapping, error)
+        yield _row(inspected, values, "audio", mapping, error)
 
 
-def _row(found: Inspected, values: Row, name: str, mapping: dict[str, str], error: str) -> Raw:
+def _row(inspected: Inspected, values: Row, name: str, mapping: dict[str, str], error: str) -> Raw:
     """The only row of a file, by the task's names of the columns."""
-    uri, head = found.file.uri, b""
+    uri, head = inspected.file.uri, b""
     try:
         values = values | {name: content(uri)}
         head = values[name][:EXCERPT_BYTES]

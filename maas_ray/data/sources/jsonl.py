@@ -24,26 +24,28 @@ class JsonlSource(Table, Files):
     """Name of the format."""
     usual: ClassVar[tuple[str, ...]] = usual("*.jsonl", "*.ndjson")
 
-    def look(self, found: Inspected, mapping: dict[str, str]) -> Inspected:
+    def look(self, inspected: Inspected, mapping: dict[str, str]) -> Inspected:
         digest, keys = sha256(), None
         groups: list[int] = []
         places: list[_Place] = []
-        with opened(found.file.uri) as content:
+        with opened(inspected.file.uri) as content:
             for line in _lines(content, _Place(0, 0), digest):
                 if not places or line.place.byte - places[-1].byte >= _GROUP_BYTES:
                     places.append(line.place)
                     groups.append(0)
                 groups[-1] += 1
                 keys = keys or (None if line.error else _keys(line.content))
-        if keys is not None and (problem := missing(found.file.uri, mapping, keys)):
-            return replace(found, problem=problem)
-        found = replace(found, sha256=digest.hexdigest(), rows=sum(groups))
-        return found if codec(found.file.uri) else replace(found, groups=tuple(groups), places=tuple(places))
+        if keys is not None and (problem := missing(inspected.file.uri, mapping, keys)):
+            return replace(inspected, problem=problem)
+        inspected = replace(inspected, sha256=digest.hexdigest(), rows=sum(groups))
+        return (
+            inspected if codec(inspected.file.uri) else replace(inspected, groups=tuple(groups), places=tuple(places))
+        )
 
-    def records(self, found: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
-        uri, start, left = found.file.uri, _Place(0, 0), found.rows
-        if groups is not None and found.groups:
-            start, left = found.places[groups.start], sum(found.groups[group] for group in groups)
+    def records(self, inspected: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
+        uri, start, left = inspected.file.uri, _Place(0, 0), inspected.rows
+        if groups is not None and inspected.groups:
+            start, left = inspected.places[groups.start], sum(inspected.groups[group] for group in groups)
         with opened(uri) as content:
             content.seek(start.byte)
             for _, line in zip(range(left), _lines(content, start), strict=False):

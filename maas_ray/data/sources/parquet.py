@@ -22,50 +22,50 @@ class ParquetSource(Table, Files):
     """Name of the format."""
     usual: ClassVar[tuple[str, ...]] = ("*.parquet",)
 
-    def look(self, found: Inspected, mapping: dict[str, str]) -> Inspected:
+    def look(self, inspected: Inspected, mapping: dict[str, str]) -> Inspected:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        found = replace(found, sha256=digest_of(found.file.uri))
+        inspected = replace(inspected, sha256=digest_of(inspected.file.uri))
         try:
-            with opened(found.file.uri) as handle:
+            with opened(inspected.file.uri) as handle:
                 parquet = pq.ParquetFile(handle)
                 groups = tuple(parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups))
                 names = parquet.schema_arrow.names
         except StorageError:
             raise
         except (OSError, pa.ArrowException):
-            return found  # not Parquet: one row, which reading reports as broken
-        problem = missing(found.file.uri, mapping, names)
-        return replace(found, groups=groups, rows=sum(groups), problem=problem)
+            return inspected  # not Parquet: one row, which reading reports as broken
+        problem = missing(inspected.file.uri, mapping, names)
+        return replace(inspected, groups=groups, rows=sum(groups), problem=problem)
 
-    def refers(self, found: Inspected, named: dict[str, str]) -> bool:
-        if not found.groups or not super().refers(found, named):
+    def refers(self, inspected: Inspected, named: dict[str, str]) -> bool:
+        if not inspected.groups or not super().refers(inspected, named):
             return False
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        with storage.open_file(found.file.uri) as handle:
+        with storage.open_file(inspected.file.uri) as handle:
             schema = pq.read_schema(handle)
         kinds = [schema.field(column).type for column in named.values()]
         return not all(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in kinds)
 
-    def records(self, found: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
+    def records(self, inspected: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        uri = found.file.uri
-        position = sum(found.groups[: groups.start]) if groups else 0
+        uri = inspected.file.uri
+        position = sum(inspected.groups[: groups.start]) if groups else 0
         with opened(uri) as handle:
             try:
                 parquet = pq.ParquetFile(handle, page_checksum_verification=True)
             except StorageError:
                 raise
             except (OSError, pa.ArrowException) as error:
-                yield Raw(uri, 0, error=f"not readable Parquet: {first_line(error)}", rows=found.rows)
+                yield Raw(uri, 0, error=f"not readable Parquet: {first_line(error)}", rows=inspected.rows)
                 return
             for group in groups or ():
-                end = position + found.groups[group]
+                end = position + inspected.groups[group]
                 try:
                     columns = None if REST in mapping else sorted(set(mapping.values()))
                     for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns):

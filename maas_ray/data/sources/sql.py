@@ -94,13 +94,13 @@ class SqlSource(Table):
     def identity(self) -> dict[str, Any]:
         return {name: value for name, value in super().identity().items() if name not in ("uri", "partition_column")}
 
-    def look(self, found: Inspected, mapping: dict[str, str]) -> Inspected:
+    def look(self, inspected: Inspected, mapping: dict[str, str]) -> Inspected:
         stretches: list[_Stretch] = []
-        with _connected(found.file) as connection:
+        with _connected(inspected.file) as connection:
             names = self._names(connection)
             key = {} if self.partition_column is None else {"partition_column": self.partition_column}
-            if problem := missing(found.file.uri, mapping | key, names):
-                return replace(found, problem=problem)
+            if problem := missing(inspected.file.uri, mapping | key, names):
+                return replace(inspected, problem=problem)
             rows = self._selected(connection, None, None)
             for values in rows:
                 content = _content(values)
@@ -111,32 +111,33 @@ class SqlSource(Table):
         digest = sha256(repr((names, sum(stretch.total for stretch in stretches) % _MODULUS)).encode()).hexdigest()
         counts = tuple(stretch.rows for stretch in stretches)
         return replace(
-            found,
+            inspected,
             # The size decides how the work is cut, and a database does not report it.
-            file=replace(found.file, size=sum(stretch.size for stretch in stretches)),
+            file=replace(inspected.file, size=sum(stretch.size for stretch in stretches)),
             sha256=digest,
             rows=sum(counts),
             groups=counts if self.partition_column else (),
             places=tuple((stretch.first, stretch.total) for stretch in stretches),
         )
 
-    def records(self, found: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
-        places = found.places
-        chosen = groups if groups is not None and found.groups else range(len(places))
+    def records(self, inspected: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
+        places = inspected.places
+        chosen = groups if groups is not None and inspected.groups else range(len(places))
         low = places[chosen.start][0] if chosen.start else None
         high = places[chosen.stop][0] if chosen.stop < len(places) else None
         total = 0
-        with _connected(found.file) as connection:
+        with _connected(inspected.file) as connection:
             names = self._names(connection)
             for values in self._selected(connection, low, high):
                 digest = _digest(_content(values))
                 total += digest
                 number = self._number(values, names)
                 position = digest >> 208 if number is None else number
-                yield typed(found.file.uri, position, dict(zip(names, values, strict=True)), mapping)
+                yield typed(inspected.file.uri, position, dict(zip(names, values, strict=True)), mapping)
         if total % _MODULUS != sum(places[group][1] for group in chosen) % _MODULUS:
             raise DataError(
-                f"{found.file.uri} changed while it was read; nothing was committed. Run again.", code="input_changed"
+                f"{inspected.file.uri} changed while it was read; nothing was committed. Run again.",
+                code="input_changed",
             )
 
     def _names(self, connection: "Connection") -> list[str]:

@@ -35,14 +35,14 @@ class Table(Source):
     the file in base64, which may be folded or a `data:` URL."""
 
     @abstractmethod
-    def look(self, found: Inspected, mapping: dict[str, str]) -> Inspected:
+    def look(self, inspected: Inspected, mapping: dict[str, str]) -> Inspected:
         """Like `inspect`, without the files that rows name."""
 
     @abstractmethod
-    def records(self, found: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
+    def records(self, inspected: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
         """Like `rows`, with the paths of files in place of their bytes."""
 
-    def refers(self, found: Inspected, named: dict[str, str]) -> bool:
+    def refers(self, inspected: Inspected, named: dict[str, str]) -> bool:
         """True if its columns of files may hold paths."""
         return self.encoding == "path"
 
@@ -56,21 +56,21 @@ class Table(Source):
             del document["columns"]
         return document
 
-    def inspect(self, found: Inspected, mapping: dict[str, str]) -> Inspected:
-        found = self.look(found, mapping)
+    def inspect(self, inspected: Inspected, mapping: dict[str, str]) -> Inspected:
+        inspected = self.look(inspected, mapping)
         named = {name: column for name, column in mapping.items() if name in FILE_COLUMNS}
-        if found.problem or not named or not self.refers(found, named):
-            return found
-        return replace(found, sha256=self._with_references(found, named))
+        if inspected.problem or not named or not self.refers(inspected, named):
+            return inspected
+        return replace(inspected, sha256=self._with_references(inspected, named))
 
-    def rows(self, found: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
-        rows = self.records(found, groups, mapping)
+    def rows(self, inspected: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
+        rows = self.records(inspected, groups, mapping)
         for name in FILE_COLUMNS:
             if name in mapping:
                 rows = map(partial(self._load, name), rows)
         return rows
 
-    def _with_references(self, found: Inspected, named: dict[str, str]) -> str:
+    def _with_references(self, inspected: Inspected, named: dict[str, str]) -> str:
         """The digest of a table and the files that it names."""
 
         def digest(raw: Raw) -> bytes:
@@ -80,8 +80,8 @@ class Table(Source):
             parts = [b"\0none"] if raw.row is None else [_bytes(value) for value in raw.row.values()]
             return b"".join(sha256(part).digest() for part in parts)
 
-        total = sha256(found.sha256.encode())
-        rows = self.records(found, range(len(found.groups)) if found.groups else None, named)
+        total = sha256(inspected.sha256.encode())
+        rows = self.records(inspected, range(len(inspected.groups)) if inspected.groups else None, named)
         with ThreadPoolExecutor(_FETCH_THREADS) as threads:
             while batch := list(islice(rows, _FETCHED_ROWS)):
                 for part in threads.map(digest, batch):

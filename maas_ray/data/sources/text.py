@@ -20,16 +20,16 @@ class TextSource(Files):
     usual: ClassVar[tuple[str, ...]] = ("*",)
     gives: ClassVar[tuple[str, ...] | None] = ("text",)
 
-    def inspect(self, found: Inspected, mapping: dict[str, str]) -> Inspected:
+    def inspect(self, inspected: Inspected, mapping: dict[str, str]) -> Inspected:
         digest = sha256()
-        with opened(found.file.uri) as content:
+        with opened(inspected.file.uri) as content:
             while chunk := content.read(_CHUNK):
                 digest.update(chunk)
             digest.update(content.damage.encode())
-        return replace(found, sha256=digest.hexdigest())
+        return replace(inspected, sha256=digest.hexdigest())
 
-    def rows(self, found: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
-        uri = found.file.uri
+    def rows(self, inspected: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
+        uri = inspected.file.uri
         with opened(uri) as content:
             text = content.read(MAX_BYTES + 1)
             error = content.damage

@@ -49,8 +49,8 @@ class WebDatasetSource(Table, Files):
         named = super().mapping(columns)
         return {n: self.audio if n == "audio" and "audio" not in self.columns else c for n, c in named.items()}
 
-    def look(self, found: Inspected, mapping: dict[str, str]) -> Inspected:
-        uri, groups = found.file.uri, list[int]()
+    def look(self, inspected: Inspected, mapping: dict[str, str]) -> Inspected:
+        uri, groups = inspected.file.uri, list[int]()
         places: list[_Place] = []
         names: list[str] | None = None
         with opened(uri) as content:
@@ -67,17 +67,17 @@ class WebDatasetSource(Table, Files):
                 pass
             hashed.sha256.update(content.damage.encode())
         if names is not None and (problem := missing(uri, {n: _first(c, names) for n, c in mapping.items()}, names)):
-            return replace(found, problem=problem)
-        found = replace(found, sha256=hashed.sha256.hexdigest(), rows=sum(groups))
-        return found if codec(uri) else replace(found, groups=tuple(groups), places=tuple(places))
+            return replace(inspected, problem=problem)
+        inspected = replace(inspected, sha256=hashed.sha256.hexdigest(), rows=sum(groups))
+        return inspected if codec(uri) else replace(inspected, groups=tuple(groups), places=tuple(places))
 
-    def refers(self, found: Inspected, named: dict[str, str]) -> bool:
+    def refers(self, inspected: Inspected, named: dict[str, str]) -> bool:
         return False
 
-    def records(self, found: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
-        uri, start, left = found.file.uri, _Place(0, 0), found.rows
-        if groups is not None and found.groups:
-            start, left = found.places[groups.start], sum(found.groups[group] for group in groups)
+    def records(self, inspected: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
+        uri, start, left = inspected.file.uri, _Place(0, 0), inspected.rows
+        if groups is not None and inspected.groups:
+            start, left = inspected.places[groups.start], sum(inspected.groups[group] for group in groups)
         with opened(uri) as content:
             content.seek(start.byte)
             for _, sample in zip(range(left), _samples(content, content, start), strict=False):

@@ -133,12 +133,12 @@ _IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3
 def ibans(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     """International bank account numbers (ISO 13616), by the country's structure and modulo 97."""
     for match in _IBAN.finditer(text, start, end):
-        found = match[0]
-        while len(found) >= 15:
-            if _validator("iban")(found):
-                yield match.start(), match.start() + len(found)
+        candidate = match[0]
+        while len(candidate) >= 15:
+            if _validator("iban")(candidate):
+                yield match.start(), match.start() + len(candidate)
                 break
-            found = found.rpartition(" ")[0]  # a word in capitals may follow
+            candidate = candidate.rpartition(" ")[0]  # a word in capitals may follow
 
 
 _IPV4 = re.compile(
@@ -176,20 +176,20 @@ def ip_addresses(text: str, start: int, end: int, *, private: bool) -> Iterator[
         while first > max(start, colons.start() - 40) and text[first - 1] in "0123456789abcdefABCDEF:":
             first -= 1
         last = max(last, _IPV6_PART.match(text, colons.start(), min(end, first + 60)).end())  # type: ignore[union-attr]
-        found = text[first:last].rstrip(".")
+        candidate = text[first:last].rstrip(".")
         place = max(last, colons.end())
         whole = (first == 0 or not (text[first - 1].isalnum() or text[first - 1] in "_.")) and not (
             text[last : last + 1].isalnum() or text[last : last + 1] == "_"
         )
-        found = found[:-1] if found.endswith(":") and not found.endswith("::") else found
-        if whole and _address(found, private) and not _NETWORK.match(text, last):
-            yield first, first + len(found)
+        candidate = candidate[:-1] if candidate.endswith(":") and not candidate.endswith("::") else candidate
+        if whole and _address(candidate, private) and not _NETWORK.match(text, last):
+            yield first, first + len(candidate)
 
 
-def _address(found: str, private: bool) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def _address(candidate: str, private: bool) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """The address if somebody may have it, or None."""
     try:
-        address = ipaddress.ip_address(found)
+        address = ipaddress.ip_address(candidate)
     except ValueError:
         return None
     if address.is_unspecified or address.is_loopback or address.is_multicast or address.is_reserved:
@@ -231,21 +231,25 @@ def phone_numbers(text: str, start: int, end: int, *, regions: tuple[str, ...]) 
     from phonenumbers import Leniency, PhoneNumberMatcher
 
     for match in _PHONE.finditer(text, start, end):
-        found = match[0]
-        digits = sum(map(str.isdigit, found))
-        if not 7 <= digits <= 15 or _DECIMAL.fullmatch(found) or (_DATE.search(found) and not found.startswith("+")):
+        candidate = match[0]
+        digits = sum(map(str.isdigit, candidate))
+        if (
+            not 7 <= digits <= 15
+            or _DECIMAL.fullmatch(candidate)
+            or (_DATE.search(candidate) and not candidate.startswith("+"))
+        ):
             continue
-        if found.startswith("+"):
+        if candidate.startswith("+"):
             try:
-                if phonenumbers.is_valid_number(phonenumbers.parse(found, None)):
+                if phonenumbers.is_valid_number(phonenumbers.parse(candidate, None)):
                     yield match.span()
             except phonenumbers.NumberParseException:
                 pass
             continue
-        if not _grouped(found):
+        if not _grouped(candidate):
             continue
         for region in regions:
-            numbers = PhoneNumberMatcher(found, region, Leniency.EXACT_GROUPING)
+            numbers = PhoneNumberMatcher(candidate, region, Leniency.EXACT_GROUPING)
             if any(sum(map(str.isdigit, number.raw_string)) == digits for number in numbers):
                 yield match.span()
                 break

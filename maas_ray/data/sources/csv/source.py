@@ -60,16 +60,16 @@ class CsvSource(Table, Files):
         delimiter = self.delimiter or ("\t" if tabs else ",")
         return Dialect(self.charset, delimiter, self.quote, self.names, self.missing)
 
-    def look(self, found: Inspected, mapping: dict[str, str]) -> Inspected:
+    def look(self, inspected: Inspected, mapping: dict[str, str]) -> Inspected:
         """A file that can be read from the middle is cut; the digest of a compressed one is of its content."""
-        uri, digest = found.file.uri, sha256()
+        uri, digest = inspected.file.uri, sha256()
         dialect = self.dialect(uri)
         places: list[Any] = []
         groups: list[int] = []
         with opened(uri) as handle:
             names, start = parse.header(dialect, uri, handle)
             if names and (problem := missing(uri, mapping, names)):
-                return replace(found, problem=problem)
+                return replace(inspected, problem=problem)
             handle.seek(0)
             digest.update(handle.read(start.byte))
             for stretch in parse.stretches(dialect, handle, start, _GROUP_BYTES, digest):
@@ -77,17 +77,17 @@ class CsvSource(Table, Files):
                 groups.append(stretch.rows)
             digest.update(handle.damage.encode())
             rows = max(sum(groups), 1 if handle.damage else 0)
-        found = replace(found, sha256=digest.hexdigest(), rows=rows)
-        return found if codec(uri) else replace(found, groups=tuple(groups), places=tuple(places))
+        inspected = replace(inspected, sha256=digest.hexdigest(), rows=rows)
+        return inspected if codec(uri) else replace(inspected, groups=tuple(groups), places=tuple(places))
 
-    def records(self, found: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
-        uri, left = found.file.uri, found.rows
+    def records(self, inspected: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
+        uri, left = inspected.file.uri, inspected.rows
         dialect = self.dialect(uri)
         with opened(uri) as handle:
             names, start = parse.header(dialect, uri, handle)
-            if groups is not None and found.groups:
-                start = found.places[groups.start]
-                left = sum(found.groups[group] for group in groups)
+            if groups is not None and inspected.groups:
+                start = inspected.places[groups.start]
+                left = sum(inspected.groups[group] for group in groups)
             handle.seek(start.byte)
             line = start.line
             values_of = parse.Values(names, dialect)
