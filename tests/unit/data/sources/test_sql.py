@@ -11,7 +11,7 @@ import pytest
 
 from maas_ray.data.reading import Part, inspect, read
 from maas_ray.data.sources import SqlSource, list_files, sql
-from maas_ray.errors import DataError, SpecError
+from maas_ray.errors import DataError, Problem, SpecError
 from tests.support import postgres
 from tests.support.errors import raises
 from tests.unit.data.sources.test_formats import ROWS, database, everything, looks
@@ -122,26 +122,31 @@ def test_a_table_that_changes_after_its_inspection_stops_the_run(
 
 
 @pytest.mark.parametrize(
-    ("given", "problem"),
+    ("given", "code", "value"),
     [
-        ({"table": "nope"}, "no such table: nope"),
-        ({"query": "selekt 1"}, 'near "selekt": syntax error'),
-        ({"query": "select text, text from notes"}, "has 'text' more than once; name columns with AS"),
-        ({"table": "notes", "partition_column": "nr"}, "has no column 'nr'"),
-        ({"table": "notes", "partition_column": "label"}, "label holds 'kind 0'; name one of whole numbers"),
-        ({"query": "select text, id / 2 as half from notes", "partition_column": "half"}, "stands there twice"),
+        ({"table": "nope"}, "database_failed", "no such table: nope"),
+        ({"query": "selekt 1"}, "database_failed", 'near "selekt": syntax error'),
+        ({"query": "select text, text from notes"}, "duplicate_column", "'text'"),
+        ({"table": "notes", "partition_column": "nr"}, "column_missing", "'nr'"),
+        ({"table": "notes", "partition_column": "label"}, "not_an_integer", "label holds 'kind 0'"),
+        (
+            {"query": "select text, id / 2 as half from notes", "partition_column": "half"},
+            "not_unique",
+            "partition_column: 1 ",
+        ),
     ],
 )
-def test_errors_of_the_database_are_reported(tmp_path: Path, given: dict[str, Any], problem: str) -> None:
-    (found,) = looks(SqlSource(uri=database(tmp_path / "a.db"), **given), ("text",))
-    assert problem in found.problem
+def test_errors_of_the_database_are_reported(tmp_path: Path, given: dict[str, Any], code: str, value: str) -> None:
+    (inspected,) = looks(SqlSource(uri=database(tmp_path / "a.db"), **given), ("text",))
+    assert value in inspected.problem
+    assert Problem(inspected.problem).code == code
 
 
 def test_inspecting_creates_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     of = SqlSource(uri="sqlite:///a.db", table="notes")
     (found,) = looks(of)
-    assert "there is no such database" in found.problem
+    assert Problem(found.problem).code == "database_missing"
     assert not (tmp_path / "a.db").exists()
     database(tmp_path / "a.db")
     (file,) = list_files(of)
