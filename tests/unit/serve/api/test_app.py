@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from maas_ray.errors import OverloadedError, PromptTooLongError, RequestError
-from maas_ray.serve.api import refusals
+from maas_ray.serve.api import middleware, refusals
 from maas_ray.serve.api.app import create_app
 from maas_ray.serve.api.model_calls import Answer
 from maas_ray.serve.api.open_inference.tensors import LENGTH_HEADER, InferBody, parse_infer
@@ -830,3 +830,49 @@ def test_a_table_travels_as_json() -> None:
     config = json.loads(json.dumps(to_config(table)))
     assert from_config(config) == (table[1], table[0])
     assert to_config(table[::-1]) == config
+
+
+# --- the caller
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "calls"),
+    [
+        ("POST", "/v1/completions", {"model": "echo", "prompt": "a"}, {"route", "complete", "stream"}),
+        ("POST", "/v1/completions", {"model": "echo", "prompt": "a", "stream": True}, {"route", "stream"}),
+        ("GET", "/v1/models", None, {"routes"}),
+        ("GET", "/v1/models/echo", None, {"route"}),
+        ("GET", "/v2/models/sums", None, {"route"}),
+        ("GET", "/v2/health/ready", None, {"routes"}),
+        ("GET", "/openapi.json", None, {"routes"}),
+        ("POST", "/v2/models/sums/infer", tensors(), {"route", "infer"}),
+    ],
+)
+def test_the_caller_is_determined_once_and_goes_with_every_call(
+    monkeypatch: pytest.MonkeyPatch, method: str, path: str, body: dict | None, calls: set[str]
+) -> None:
+    anna, headers = Caller(id="anna", kind="test"), []
+
+    def authenticate(of_request) -> Caller:
+        headers.append(of_request["x-user"])
+        return anna
+
+    monkeypatch.setattr(middleware, "authenticate", authenticate)
+    models = EchoAndSums()
+    app = create_app(models, body_limit=LIMIT)
+    assert send(app, method, path, json=body, headers={"X-User": "anna"}).status_code in (200, 503)
+    assert headers == ["anna"]
+    assert models.callers == dict.fromkeys(calls, anna)
+
+
+def test_a_caller_who_is_not_admitted_gets_the_api_s_own_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def authenticate(headers) -> Caller:
+        raise RequestError("The API key is not valid.", code="invalid_api_key", status=401)
+
+    monkeypatch.setattr(middleware, "authenticate", authenticate)
+    app = create_app(EchoAndSums(), body_limit=LIMIT)
+    for path in ("/v1/models", "/v2"):
+        response = send(app, "GET", path)
+        assert response.status_code == 401
+        error = response.json()["error"]
+        assert error if path == "/v2" else (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")

@@ -331,6 +331,15 @@ def test_requests_are_told_apart(port: int, client: triton.InferenceServerClient
         assert len(dict(call.trailing_metadata())["x-request-id"]) == 32
 
 
+def test_the_caller_is_determined_from_metadata_and_goes_with_every_call(
+    here: Here, port: int, client: triton.InferenceServerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grpc_server, "authenticate", lambda metadata: Caller(id=metadata["x-user"], kind="test"))
+    with stub(port) as ask:
+        ask.ModelInfer(typed(), metadata=[("x-user", "anna"), ("x-binary-bin", b"\0")])
+    assert here.models.callers == {"route": Caller("anna", "test"), "infer": Caller("anna", "test")}
+
+
 # --- errors
 
 
