@@ -1,8 +1,8 @@
-"""One engine for a base and its adapters: each adapter an engine of its own, brought up when first asked for.
+"""One engine for a base and its adapters: each adapter has an engine of its own, started by its first request.
 
-Of them the replica keeps so many; for one more, the one that was asked longest ago goes, once its answers are
-finished. The base is never disturbed: neither its answers nor its health depend on any adapter. Knows
-neither how an adapter is added to a model nor what computes.
+A replica keeps a limited number of them. To start another one, it evicts the least recently used engine, once that
+engine's answers are finished. The base is never disturbed: neither its answers nor its health depend on any adapter.
+Knows neither how an adapter is added to a model nor which engine computes.
 """
 
 import asyncio
@@ -17,28 +17,28 @@ from maas_ray.serve.text.types import Adapter, GenerateRequest, Tokens
 
 @dataclass
 class _Loaded:
-    """An adapter's engine, perhaps still coming up, and how many answers it works on."""
+    """An adapter's engine, which may still be starting, and the number of answers that it is generating."""
 
     engine: "Future[Engine]"
     answers: int = 0
 
 
 class AdapterEngine:
-    """A base's engine, and as many for adapters as are kept. To be used from one event loop.
+    """A base's engine, and a cache of engines for adapters. To be used from one event loop.
 
     Args:
-        base: generates where no adapter is asked for.
-        load: brings up the engine of an adapter; called in a thread.
-        keep: most adapters at once.
+        base: generates for requests without an adapter.
+        load: starts the engine of an adapter; called in a thread.
+        max_adapters: most adapters at once.
     """
 
-    def __init__(self, base: Engine, load: Callable[[Adapter], Engine], keep: int) -> None:
-        self._base, self._load, self._keep = base, load, keep
+    def __init__(self, base: Engine, load: Callable[[Adapter], Engine], max_adapters: int) -> None:
+        self._base, self._load, self._max_adapters = base, load, max_adapters
         self.supports = base.supports
-        self._loaded: dict[str, _Loaded] = {}  # by digest; asked longest ago first
+        self._loaded: dict[str, _Loaded] = {}  # by digest; the least recently used first
         self._turn = asyncio.Lock()
         self._left = asyncio.Event()
-        self._threads = ThreadPoolExecutor(1, "adapters")  # one comes up at a time
+        self._threads = ThreadPoolExecutor(1, "adapters")  # one starts at a time
 
     def generate(self, request: GenerateRequest) -> AsyncGenerator[Tokens, None]:
         if request.adapter is None:
@@ -55,17 +55,17 @@ class AdapterEngine:
         self._base.close()
 
     async def _adapted(self, request: GenerateRequest, adapter: Adapter) -> AsyncGenerator[Tokens, None]:
-        async with self._held(adapter) as engine, aclosing(engine.generate(request)) as tokens:
-            async for some in tokens:
-                yield some
+        async with self._held(adapter) as engine, aclosing(engine.generate(request)) as stream:
+            async for tokens in stream:
+                yield tokens
 
     @asynccontextmanager
     async def _held(self, adapter: Adapter) -> AsyncGenerator[Engine, None]:
-        """An adapter's engine, which stays while the block runs. One that fails is brought up anew next time."""
-        loaded = await self._place(adapter)
+        """An adapter's engine, which is not evicted while the block runs. One that fails is started anew next time."""
+        loaded = await self._loaded_or_loading(adapter)
         loaded.answers += 1
         try:
-            # Who leaves early does not take it from the others who wait for it.
+            # A request that is cancelled must not cancel the start that others wait for.
             yield await asyncio.shield(asyncio.wrap_future(loaded.engine))
         except Exception:
             if _failed(loaded) and self._loaded.get(adapter.digest) is loaded:
@@ -75,8 +75,8 @@ class AdapterEngine:
             loaded.answers -= 1
             self._left.set()
 
-    async def _place(self, adapter: Adapter) -> _Loaded:
-        """The adapter, loaded or loading. In turn, so that one that waits for a place is not passed by others."""
+    async def _loaded_or_loading(self, adapter: Adapter) -> _Loaded:
+        """The adapter's entry, in the order of requests: no request overtakes one that waits for an eviction."""
         async with self._turn:
             loaded = self._loaded.pop(adapter.digest, None)
             if loaded is not None and _failed(loaded):
@@ -84,29 +84,29 @@ class AdapterEngine:
                 loaded = None
             while loaded is None:
                 idle = next((digest for digest, one in self._loaded.items() if not one.answers), None)
-                if len(self._loaded) < self._keep:
+                if len(self._loaded) < self._max_adapters:
                     loaded = _Loaded(self._threads.submit(self._load, adapter))
                     break
                 if idle is not None:
-                    loaded = _Loaded(self._threads.submit(self._exchange, self._loaded.pop(idle), adapter))
+                    loaded = _Loaded(self._threads.submit(self._replace, self._loaded.pop(idle), adapter))
                     break
                 self._left.clear()
                 await self._left.wait()
             self._loaded[adapter.digest] = loaded
         return loaded
 
-    def _exchange(self, old: _Loaded, adapter: Adapter) -> Engine:
-        _close(old)  # first: there may be memory for one of them only
+    def _replace(self, old: _Loaded, adapter: Adapter) -> Engine:
+        _close(old)  # first, because the memory may suffice for only one of them
         return self._load(adapter)
 
 
 def _close(loaded: _Loaded) -> None:
-    with suppress(Exception):  # it never came up
+    with suppress(Exception):  # it never started
         loaded.engine.result().close()
 
 
 def _failed(loaded: _Loaded) -> bool:
-    """Whether an engine did not come up, or has died since."""
+    """True if an engine did not start, or has died since."""
     if not loaded.engine.done():
         return False
     try:

@@ -1,10 +1,10 @@
-"""LoRA adapters as PEFT saves them: which weights of a base one changes, by how much, and whether a base has them.
+"""LoRA adapters as PEFT saves them: the weights that they change, by how much, and the bases that they fit.
 
     adapter_config.json          the kind, and the scale
-    adapter_model.safetensors    for each weight that is changed: A [rank, in] and B [out, rank]
+    adapter_model.safetensors    for each changed weight: A [rank, in] and B [out, rank]
 
-A changed weight is W + scale · B · A. What would have to change anything else is refused, never left out.
-Knows nothing of engines; reads without Torch.
+A changed weight is W + scale · B · A. An adapter that would have to change anything else is refused, and no part of
+it is ignored. Knows nothing of engines; reads without Torch.
 """
 
 import json
@@ -28,7 +28,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 _Shapes = Mapping[str, tuple[int, ...]]
 _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
-# How it was trained; the answers depend on its weights alone.
+# Fields that describe the training. Answers depend only on the weights.
 _OF_TRAINING = {
     *("auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config"),
     *("exclude_modules", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout"),
@@ -36,13 +36,13 @@ _OF_TRAINING = {
     "task_type",
 }
 _UNDERSTOOD = {"r", "lora_alpha", "alpha_pattern", "rank_pattern", "use_rslora", "fan_in_fan_out"}
-# Other ways to begin change the base as well, so that the adapter alone is not the difference.
-_BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
+# Other initialisations change the base as well, so the adapter is not the whole difference.
+_INITIALISATIONS = (None, True, False, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True)
 class _Change:
-    """One weight that is changed."""
+    """One changed weight."""
 
     rows: int
     columns: int
@@ -53,12 +53,12 @@ class Lora:
     """An adapter.
 
     Args:
-        config: PEFT's.
-        shapes: of the adapter's tensors, by name.
-        source: where it lies, for error messages.
+        config: PEFT's configuration.
+        shapes: shapes of the adapter's tensors, by name.
+        source: its location, for error messages.
 
     Raises:
-        DeploymentError: it changes more than this can add to a base.
+        DeploymentError: the adapter changes more than can be added to a base here.
     """
 
     def __init__(self, config: Mapping[str, Any], shapes: _Shapes, source: str) -> None:
@@ -69,7 +69,9 @@ class Lora:
         whole = {f"{_PREFIX}{module}{part}" for module in modules for part in (_A, _B)}
         if not modules or shapes.keys() != whole:
             odd = sorted(shapes.keys() ^ whole)[:3] or "no tensors"
-            raise self._refusal(f"it must hold lora_A and lora_B of linear layers and nothing else; found {odd}")
+            raise self._refusal(
+                "adapter_tensors", f"it must hold lora_A and lora_B of linear layers and nothing else, but has {odd}"
+            )
         self.changes = {module: self._change(module, config, shapes) for module in sorted(modules)}
 
     @classmethod
@@ -79,14 +81,14 @@ class Lora:
         return cls(json.loads((directory / CONFIG).read_text(encoding="utf-8")), weights, str(directory))
 
     def deltas(self, directory: Path) -> Iterator[tuple[str, "NDArray[np.float32]"]]:
-        """What is added to each weight, by the name of its module: float32 [out, in]."""
+        """The change of each weight, by the name of its module: float32 [out, in]."""
         arrays = dict(_arrays(directory / WEIGHTS))
         for module, change in self.changes.items():
             a, b = (arrays[f"{_PREFIX}{module}{part}"] for part in (_A, _B))
             yield module, change.scale * (b @ a)
 
     def merge(self, network: Any, directory: Path) -> None:
-        """Add it to a Transformers model's weights."""
+        """Add the adapter to the weights of a Transformers model."""
         import torch
 
         for module, delta in self.deltas(directory):
@@ -95,62 +97,72 @@ class Lora:
             weight.data += added.to(weight.device, weight.dtype)
 
     def check_fits(self, base: _Shapes, name: str) -> None:
-        """See that a base has the weights that are changed, in those shapes.
+        """Check that a base has the changed weights, in the same shapes.
 
         Raises:
-            DeploymentError: it has not; names the first.
+            DeploymentError: the base does not fit; names the first such weight.
         """
         for module, change in self.changes.items():
             shape = (change.columns, change.rows) if self._transposed else (change.rows, change.columns)
-            found = base.get(f"{module}.weight")
-            if found != shape:
-                has = f"its shape there is {list(found)}" if found else "there is none"
-                raise self._refusal(f"it changes {module}.weight of shape {list(shape)}, and in {name} {has}")
+            own = base.get(f"{module}.weight")
+            if own != shape:
+                has = f"its shape is {list(own)}" if own else "that weight does not exist"
+                raise self._refusal(
+                    "adapter_does_not_fit", f"it changes {module}.weight of shape {list(shape)}, but in {name} {has}"
+                )
 
     def _check_config(self, config: Mapping[str, Any]) -> None:
         if config.get("peft_type") != "LORA":
-            raise self._refusal(f"its peft_type is {config.get('peft_type')!r}; only LORA is served")
-        if config.get("init_lora_weights") not in _BEGINNINGS:
+            raise self._refusal("adapter_kind", f"its peft_type is {config.get('peft_type')!r}; only LORA is supported")
+        if config.get("init_lora_weights") not in _INITIALISATIONS:
             raise self._refusal(
+                "adapter_changes_base",
                 f"init_lora_weights: {config['init_lora_weights']!r} changes the base too; convert it to plain LoRA "
-                "with PEFT's path_initial_model_for_weight_conversion"
+                "with PEFT's path_initial_model_for_weight_conversion",
             )
         neutral = {"bias": "none", "peft_type": "LORA"}
         known = _OF_TRAINING | _UNDERSTOOD | {"init_lora_weights"}
         for field, value in config.items():
             if value and field not in known and value != neutral.get(field):
-                raise self._refusal(f"it has {field}: {value!r}, which is not served")
+                raise self._refusal("adapter_option", f"it has {field}: {value!r}, which is not supported")
 
     def _change(self, module: str, config: Mapping[str, Any], shapes: _Shapes) -> _Change:
         a, b = shapes[f"{_PREFIX}{module}{_A}"], shapes[f"{_PREFIX}{module}{_B}"]
         if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
-            raise self._refusal(f"lora_A and lora_B of {module} have shapes {list(a)} and {list(b)}")
+            raise self._refusal(
+                "adapter_tensors",
+                f"lora_A and lora_B of {module} have shapes {list(a)} and {list(b)}, without a common rank",
+            )
         rank = a[0]
         alpha = _by_pattern(config.get("alpha_pattern") or {}, module, config.get("lora_alpha", 8))
         return _Change(b[0], a[1], alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
 
-    def _refusal(self, why: str) -> DeploymentError:
-        return DeploymentError(f"the adapter at {self._source} cannot be served: {why}.")
+    def _refusal(self, code: str, why: str) -> DeploymentError:
+        return DeploymentError(f"the adapter at {self._source} cannot be served: {why}.", code=code)
 
 
 def is_adapter(bundle: Bundle) -> bool:
-    """Whether a bundle is an adapter and no model by itself."""
+    """True if a bundle is an adapter, and not a model by itself."""
     return {entry.path for entry in bundle.artifact.files} >= {CONFIG, WEIGHTS}
 
 
 def check(adapter: ModelVersion, base: ModelVersion) -> None:
-    """See that an adapter can be added to a base; only the heads of their weights are read.
+    """Check that an adapter fits a base. Reads only the headers of their weight files.
 
     Raises:
-        MaasError: it cannot; or a bundle is missing, damaged, or not the one that was registered.
+        MaasError: it does not; or a bundle is missing, damaged, or not the one that was registered.
     """
     bundle = adapter.open()
     if not is_adapter(bundle):
-        raise DeploymentError(f"{adapter.reference} is no LoRA adapter: its bundle must hold {CONFIG} and {WEIGHTS}.")
+        raise DeploymentError(
+            f"{adapter.reference} is not a LoRA adapter: its bundle must contain {CONFIG} and {WEIGHTS}.",
+            code="not_an_adapter",
+        )
     if adapter.lineage.parent not in ("", base.reference):
         raise DeploymentError(
-            f"the adapter {adapter.reference} was made for {adapter.lineage.parent}, not for {base.reference}; deploy "
-            "it with that version, or train one for this."
+            f"the adapter {adapter.reference} was trained for {adapter.lineage.parent}, not for {base.reference}; "
+            "deploy it with that version, or train one for this version.",
+            code="adapter_of_another_model",
         )
     lora = Lora(json.loads(bundle.artifact.read(CONFIG)), bundle.shapes(), adapter.reference)
     lora.check_fits(base.open().shapes(), base.reference)
@@ -173,5 +185,7 @@ def _arrays(path: Path) -> Iterator[tuple[str, "NDArray[np.float32]"]]:
         elif kind in ("F16", "F32"):
             array = np.frombuffer(data, np.float16 if kind == "F16" else np.float32).astype(np.float32)
         else:
-            raise DeploymentError(f"{path}: the tensor {name} is of type {kind}; an adapter's are F32, F16 or BF16.")
+            raise DeploymentError(
+                f"{path}: the tensor {name} has type {kind}; use F32, F16 or BF16.", code="adapter_tensors"
+            )
         yield name, array.reshape(tensor["shape"])

@@ -1,5 +1,6 @@
-"""What computes for a task that predicts: ONNX Runtime where the bundle carries `model.onnx`, else Torch. Knows nothing
-of Serve.
+"""The network of a task that predicts: in ONNX Runtime if the bundle contains `model.onnx`, else in Torch.
+
+Knows nothing of Serve.
 """
 
 import importlib.util
@@ -21,7 +22,7 @@ ONNX_FILE = "model.onnx"
 
 
 def load(task: Task, directory: Path, options: ServingOptions) -> tuple[Forward, str]:
-    """What `Task.predict` calls, and its name for a person.
+    """The network for `Task.predict`, and the name of its engine for a person.
 
     Args:
         task: the bundle's task.
@@ -29,56 +30,58 @@ def load(task: Task, directory: Path, options: ServingOptions) -> tuple[Forward,
         options: how to work.
 
     Raises:
-        DeploymentError: the options ask for what cannot be had here.
+        DeploymentError: the options require an engine that is not available here.
     """
     carried = (directory / ONNX_FILE).is_file()
     if options.engine == "onnxruntime" or (options.engine == "auto" and carried and not options.resources.gpus):
         missing = ""
         if not carried:
-            missing = f"the bundle carries no {ONNX_FILE}"
+            missing = f"the bundle does not contain {ONNX_FILE}"
         elif importlib.util.find_spec("onnxruntime") is None:
             missing = "onnxruntime is not installed where replicas run; `pip install 'maas-ray[onnx]'` there"
         if not missing:
             return OnnxNetwork(directory / ONNX_FILE, options), "onnxruntime"
         if options.engine == "onnxruntime":
             raise DeploymentError(
-                f"engine: onnxruntime cannot be had: {missing}. Leave it out, or serve another model."
+                f"engine: onnxruntime is not available: {missing}. Leave `engine` out, or serve another model.",
+                code="engine_unavailable",
             )
         return _torch(task, directory, options), f"torch ({missing})"
     if options.engine == "torch.compile":
         import torch
 
-        # Warm-up compiles it, for one row and for any number; what it meets later is compiled already.
+        # Warm-up compiles it for one row and for any number of rows, so that no request waits for a compilation.
         return torch.compile(_torch(task, directory, options), dynamic=True), "torch.compile"
     return _torch(task, directory, options), "torch"
 
 
 def warm_up_sizes(name: str) -> Sequence[int]:
-    """Rows of the batches that a predictor is asked before it reports ready."""
+    """Numbers of rows in the batches that a predictor computes before it reports ready."""
     return (1, 2) if name == "torch.compile" else (1,)
 
 
 def answers(task: Task, network: Forward, rows: "list[_Row]") -> "list[_Row | Exception]":
-    """Answers to rows of a task's inputs, in their order; rows of one shape are computed together.
+    """Answers to rows of a task's inputs, in their order. Rows of the same shapes are computed together.
 
-    A row that cannot be answered has the error in place of its answer; its neighbours are answered.
+    A row that cannot be answered gets its error in place of an answer; the other rows are answered.
     """
-    found: list[_Row | Exception] = [{}] * len(rows)
-    alike: dict[Any, list[int]] = {}
-    for place, row in enumerate(rows):
-        alike.setdefault(tuple((name, np.shape(value)) for name, value in row.items()), []).append(place)
-    for places in alike.values():
-        for place, answer in zip(places, _together(task, network, [rows[place] for place in places]), strict=True):
-            found[place] = answer
-    return found
+    results: list[_Row | Exception] = [{}] * len(rows)
+    by_shape: dict[Any, list[int]] = {}
+    for index, row in enumerate(rows):
+        by_shape.setdefault(tuple((name, np.shape(value)) for name, value in row.items()), []).append(index)
+    for indices in by_shape.values():
+        answered = _together(task, network, [rows[index] for index in indices])
+        for index, answer in zip(indices, answered, strict=True):
+            results[index] = answer
+    return results
 
 
 def _together(task: Task, network: Forward, rows: "list[_Row]") -> "list[_Row | Exception]":
     try:
         answer = task.predict(network, {name: np.stack([row[name] for row in rows]) for name in rows[0]})
     except Exception as error:
-        # One row must not fail its neighbours: each is tried alone.
-        return [error] if len(rows) == 1 else [one for row in rows for one in _together(task, network, [row])]
+        # One row must not fail the others, so each is computed alone.
+        return [error] if len(rows) == 1 else [result for row in rows for result in _together(task, network, [row])]
     return [{name: array[row] for name, array in answer.items()} for row in range(len(rows))]
 
 
@@ -95,14 +98,14 @@ def _torch(task: Task, directory: Path, options: ServingOptions) -> Forward:
 
 
 class OnnxNetwork:
-    """A network in ONNX's format, called as the Torch module it was exported from.
+    """A network in the ONNX format, called like the Torch module that it was exported from.
 
     Args:
-        path: inputs have the names of what `Task.collate` gives.
+        path: the file; its inputs are named like the outputs of `Task.collate`.
         options: how to work.
 
     Raises:
-        DeploymentError: ONNX Runtime cannot load it, or not where it should compute.
+        DeploymentError: ONNX Runtime cannot load the network, or not on the device that it should use.
     """
 
     def __init__(self, path: Path, options: ServingOptions) -> None:
@@ -110,18 +113,22 @@ class OnnxNetwork:
 
         provider = "CUDAExecutionProvider" if options.resources.gpus else "CPUExecutionProvider"
         if provider not in onnxruntime.get_available_providers():
-            raise DeploymentError("engine: onnxruntime computes on GPUs only with the package onnxruntime-gpu.")
+            raise DeploymentError(
+                "engine: onnxruntime needs the package onnxruntime-gpu to compute on GPUs. Install it, or leave "
+                "`engine` out.",
+                code="engine_unavailable",
+            )
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads, settings.inter_op_num_threads = options.threads, 1
         try:
             self._session = onnxruntime.InferenceSession(path, settings, providers=[provider])
         except Exception as error:  # its errors have no common base
-            raise DeploymentError(f"ONNX Runtime cannot load {path.name}: {error}") from error
+            raise DeploymentError(f"ONNX Runtime cannot load {path.name}: {error}", code="model_load_failed") from error
 
     def __call__(self, **tensors: "torch.Tensor") -> Any:
-        """The network's one output as a tensor; of several, a tuple."""
+        """The network's output as a tensor, or a tuple if it has several."""
         import torch
 
         outputs = self._session.run(None, {name: tensor.numpy() for name, tensor in tensors.items()})
-        found = tuple(torch.from_numpy(output) for output in outputs)
-        return found[0] if len(found) == 1 else found
+        tensors_out = tuple(torch.from_numpy(output) for output in outputs)
+        return tensors_out[0] if len(tensors_out) == 1 else tensors_out

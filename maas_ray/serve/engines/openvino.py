@@ -1,7 +1,7 @@
 """OpenVINO GenAI's continuous batching on the CPU, in a process of its own.
 
-This side speaks with that process: requests go out as they come, and a thread hands what comes back to the
-event loops that wait for it. What computes there, and why apart, says `openvino_process`.
+This module talks to that process: it sends requests as they arrive, and a thread passes new tokens to the event loops
+that wait for them. `openvino_process` computes, and says why it is a process.
 """
 
 import asyncio
@@ -29,22 +29,22 @@ from maas_ray.serve.text.types import GenerateRequest, Tokens
 
 @dataclass(frozen=True)
 class _Waiting:
-    """A request in flight: where its tokens are awaited."""
+    """A request in flight: the queue for its tokens, and the event loop of that queue."""
 
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     arrived: "asyncio.Queue[tuple[Tokens, str]]" = field(default_factory=asyncio.Queue)
 
 
 class OpenVinoEngine:
-    """Continuous batching over a converted model. It blocks until the model is loaded.
+    """Continuous batching over a converted model. The constructor blocks until the model is loaded.
 
     Args:
         model: see `openvino_convert`.
-        threads: to compute with.
-        max_requests: most requests computed together.
+        threads: number of threads that compute.
+        max_requests: most requests in a batch.
         kv_cache_bytes: most memory for keys and values; at least one full sequence must fit.
-        prefill_tokens: most tokens computed in one step.
-        adapter: a LoRA adapter's files, added to the model. None: the model itself.
+        prefill_tokens: most tokens in one step.
+        adapter: files of a LoRA adapter that is added to the model. None: the model itself.
 
     Raises:
         DeploymentError: the key-value cache is too small for one sequence, or the model does not load.
@@ -68,20 +68,22 @@ class OpenVinoEngine:
             pages=pages(model.token_bytes, model.context, max_requests, kv_cache_bytes),
             adapter=adapter,
         )
-        # Without the tokenizer OpenVINO does not know what its tokens spell.
+        # A JSON schema restricts characters, so OpenVINO needs the tokenizer to know the characters of each token.
         self.supports = parameters.OPENVINO | ({"json_schema"} if model.spells_tokens else set())
         self._died = ""
         self._numbers = itertools.count()
         self._waiting: dict[int, _Waiting] = {}
         self._process, self._connection = _prepared() or _start()
-        # In order, and beside the event loop: a long prompt may wait there for the end of a step.
+        # A thread, because sending a long prompt blocks until the end of a step; a single one, to keep the order.
         self._sender = ThreadPoolExecutor(1, "openvino-send")
         last_words: str | None = ""
         with suppress(EOFError, OSError):
             self._connection.send(load)
             last_words = self._connection.recv()
         if last_words is not None:
-            raise DeploymentError(f"the model does not load into OpenVINO: {self._end(last_words)}.")
+            raise DeploymentError(
+                f"the model does not load into OpenVINO: {self._end(last_words)}.", code="model_load_failed"
+            )
         self._receiver = threading.Thread(target=self._receive, name="openvino-receive", daemon=True)
         self._receiver.start()
 
@@ -89,7 +91,7 @@ class OpenVinoEngine:
         number, waiting, end = next(self._numbers), _Waiting(), ""
         self._waiting[number] = waiting
         try:
-            self.check()  # now that this request would be told
+            self.check()  # after the registration, so that a later death reaches this request
             self._sender.submit(self._connection.send, (number, request))
             while not end:
                 tokens, end = await waiting.arrived.get()
@@ -97,7 +99,7 @@ class OpenVinoEngine:
                     more, end = waiting.arrived.get_nowait()
                     tokens = Tokens(tokens.ids + more.ids, tokens.logprobs + more.logprobs)
                 if end not in ("", "finished"):
-                    raise DeploymentError(f"the text engine could not go on: {end}.")
+                    raise DeploymentError(f"the text engine failed: {end}.", code="engine_failed")
                 if tokens.ids:
                     yield tokens
         finally:
@@ -107,7 +109,7 @@ class OpenVinoEngine:
 
     def check(self) -> None:
         if self._died:
-            raise DeploymentError(f"the text engine has stopped: {self._died}.")
+            raise DeploymentError(f"the text engine has stopped: {self._died}.", code="engine_stopped")
 
     def close(self) -> None:
         self._process.kill()
@@ -117,27 +119,27 @@ class OpenVinoEngine:
         last_words = ""
         with suppress(EOFError, OSError):
             while not last_words:
-                news = self._connection.recv()
-                if isinstance(news, str):
-                    last_words = news
+                message = self._connection.recv()
+                if isinstance(message, str):
+                    last_words = message
                 else:
-                    self._hand_on(news)
+                    self._deliver(message)
         self._died = self._end(last_words)
-        self._hand_on([(number, Tokens([]), self._died) for number in list(self._waiting)])
+        self._deliver([(number, Tokens([]), self._died) for number in list(self._waiting)])
 
-    def _hand_on(self, step: list[tuple[int, Tokens, str]]) -> None:
-        """Wake each event loop once, however many of its requests have news."""
+    def _deliver(self, step: list[tuple[int, Tokens, str]]) -> None:
+        """Wake each event loop once, however many of its requests have new tokens."""
         by_loop: dict[asyncio.AbstractEventLoop, list[Any]] = defaultdict(list)
         for number, tokens, end in step:
             waiting = self._waiting.get(number)
             if waiting is not None:
                 by_loop[waiting.loop].append((waiting.arrived, (tokens, end)))
-        for loop, news in by_loop.items():
-            with suppress(RuntimeError):  # the loop was closed meanwhile
-                loop.call_soon_threadsafe(_put_all, news)
+        for loop, items in by_loop.items():
+            with suppress(RuntimeError):  # the loop has been closed
+                loop.call_soon_threadsafe(_put_all, items)
 
     def _end(self, last_words: str) -> str:
-        """What became of the process; it is made to end."""
+        """End the process; returns the cause of its death."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(10)
         self._process.kill()
@@ -150,13 +152,13 @@ _spare: "deque[tuple[subprocess.Popen[bytes], Connection]]" = deque(maxlen=1)
 
 
 def prepare() -> None:
-    """Start a process for the engine that this one makes next: its imports take most of the time of a small model."""
+    """Start a process ahead of the next engine: for a small model, imports take most of the time of a start."""
     if not _spare:
         _spare.append(_start())
 
 
 def _prepared() -> "tuple[subprocess.Popen[bytes], Connection] | None":
-    """The process that waits, if one does."""
+    """The process that was started ahead, if it is alive."""
     try:
         process, connection = _spare.pop()
     except IndexError:
@@ -176,6 +178,6 @@ def _start() -> "tuple[subprocess.Popen[bytes], Connection]":
     return process, ours
 
 
-def _put_all(news: list[tuple["asyncio.Queue[Any]", tuple[Tokens, str]]]) -> None:
-    for queue, item in news:
+def _put_all(items: list[tuple["asyncio.Queue[Any]", tuple[Tokens, str]]]) -> None:
+    for queue, item in items:
         queue.put_nowait(item)

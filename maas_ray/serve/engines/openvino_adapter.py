@@ -1,8 +1,8 @@
-"""A converted model with a LoRA adapter added to its weights: made once on a node, and kept beside the model.
+"""A converted model with a LoRA adapter added to its weights: created once on each node, and kept beside the model.
 
-OpenVINO GenAI has adapters too, but takes none with a request, leaves out without a word what it does not find in
-the model, and rounds to the model's 16 bits. Here each weight is found by the name of its module or it is an
-error, and what is changed is kept in 32 bits: the answers are those of PEFT's merged model. Needs no Torch.
+OpenVINO GenAI has adapters too, but it accepts none with a request, silently ignores weights that it does not find in
+the model, and rounds to the model's 16 bits. Here a weight that is missing is an error, and changed weights are kept
+in 32 bits, so the answers are those of PEFT's merged model. Needs no Torch.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ def with_adapter(model: Path, adapter: Path) -> Path:
     """The converted model in `model` with the adapter in `adapter`, whose directory is named by its digest.
 
     Raises:
-        DeploymentError: the model has no such weights.
+        DeploymentError: the model does not have the changed weights.
     """
     method = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
     target = model.with_name(f"{model.name}+{adapter.name}-{method}")
@@ -33,20 +33,23 @@ def _add(model: Path, adapter: Path, target: Path) -> None:
     import openvino
     from openvino import Type, opset13
 
-    found = openvino.Core().read_model(model / MODEL)
+    network = openvino.Core().read_model(model / MODEL)
     products: dict[str, Any] = {}
-    for node in found.get_ops():
+    for node in network.get_ops():
         if node.get_type_name() == "MatMul":  # `__module.model.model.layers.0.mlp.up_proj/aten::linear/MatMul`
             products[node.get_friendly_name().partition("/")[0].removeprefix("__module.model.")] = node
     for module, delta in Lora.load(adapter).deltas(adapter):
         weight = products[module].input_value(1).get_node() if module in products else None
-        if weight is not None and weight.get_type_name() == "Convert":  # kept in 16 bits
+        if weight is not None and weight.get_type_name() == "Convert":  # stored in 16 bits
             weight = weight.input_value(0).get_node()
         if weight is None or weight.get_type_name() != "Constant" or tuple(weight.get_output_shape(0)) != delta.shape:
-            raise DeploymentError(f"the converted model has no weight of shape {list(delta.shape)} for {module}.")
+            raise DeploymentError(
+                f"the converted model has no weight of shape {list(delta.shape)} for {module}.",
+                code="adapter_does_not_fit",
+            )
         changed = opset13.constant(weight.get_data(dtype=np.float32) + delta, dtype=Type.f32)
         changed.set_friendly_name(f"{weight.get_friendly_name()} with adapter")
         products[module].input(1).replace_source_output(changed.output(0))
-    openvino.save_model(found, target / MODEL, compress_to_fp16=False)
+    openvino.save_model(network, target / MODEL, compress_to_fp16=False)
     for name in ("config.json", FACTS):
         shutil.copy(model / name, target)

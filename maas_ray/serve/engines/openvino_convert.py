@@ -1,9 +1,9 @@
-"""A Transformers causal language model as OpenVINO's own: converted once on a node, and kept by digest.
+"""Conversion of a Transformers causal language model to OpenVINO, once on each node, cached by digest.
 
-The conversion runs in a process of its own (`python -m maas_ray.serve.engines.openvino_convert`): it takes
-Torch, Transformers and several times the model's memory, and a replica should keep none of them. It holds a
-lock while it works and gives the directory its name last, so that processes at once convert once and nobody
-sees a part. Two ways of saying things hold OpenVINO's transformation together, see `_mask` and `_stateful`.
+The conversion runs in a process of its own (`python -m maas_ray.serve.engines.openvino_convert`): it needs Torch,
+Transformers and several times the model's memory, and a replica should keep none of them. It holds a lock while it
+works, and renames the directory last, so concurrent processes convert a model once, and nobody sees a partial result.
+OpenVINO's own transformations recognise only exact patterns of operations, see `_mask` and `_stateful`.
 """
 
 import fcntl
@@ -26,11 +26,11 @@ from maas_ray.serve.engines.processes import module_command, module_environment
 
 MODEL, FACTS = "openvino_model.xml", "facts.json"
 _TOKENIZER, _DETOKENIZER = "openvino_tokenizer.xml", "openvino_detokenizer.xml"
-# Those whose tokens were found to be the same as Transformers'. What is not here may convert, and be wrong.
+# Architectures whose tokens were compared with those of Transformers. Others may convert, and be wrong.
 ARCHITECTURES = frozenset(
     {"llama", "qwen2", "qwen3", "qwen3_moe", "mistral", "phi3", "gemma", "gemma3_text", "gpt2", "gpt_neox"}
 )
-_ROWS, _NEW, _OLD = 2, 3, 4  # the example that is traced: no size is 1, which would be taken for a constant
+_ROWS, _NEW, _OLD = 2, 3, 4  # sizes of the traced example; a size of 1 would become a constant
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Converted:
         context: longest sequence it takes, tokens.
         end_ids: tokens that end an answer, as the model says.
         token_bytes: keys and values of one token.
-        spells_tokens: the tokenizer is there too, by which answers can be held to a JSON schema.
+        spells_tokens: the tokenizer was converted too, so answers can be restricted to a JSON schema.
     """
 
     directory: Path
@@ -53,28 +53,28 @@ class Converted:
 
     @classmethod
     def load(cls, directory: Path) -> "Converted":
-        """What stands beside the model in its directory."""
+        """The converted model in a directory."""
         facts = json.loads((directory / FACTS).read_text(encoding="utf-8"))
         spells_tokens = (directory / _DETOKENIZER).is_file()
         return cls(directory, facts["context"], tuple(facts["end_ids"]), facts["token_bytes"], spells_tokens)
 
 
 def refusal(directory: Path) -> str | None:
-    """Why the model in a directory cannot be converted. None: it can."""
+    """The reason why the model in a directory cannot be converted. None: it can."""
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     architecture = config.get("model_type")
     return None if architecture in ARCHITECTURES else f"OpenVINO's engine does not know the architecture {architecture}"
 
 
 def converted(directory: Path, digest: str, compression: str, *, cache: Path, threads: int) -> Converted:
-    """The converted model, made now where this node does not have it yet.
+    """The converted model; converts it now if this node does not have it yet.
 
     Args:
         directory: the bundle's files.
         digest: the bundle's digest.
-        compression: of the weights: `none`, `int8`, `int4`.
-        cache: where converted models are kept.
-        threads: to convert with.
+        compression: compression of the weights: `none`, `int8`, `int4`.
+        cache: directory of converted models.
+        threads: number of threads that convert.
 
     Raises:
         DeploymentError: the conversion failed.
@@ -83,7 +83,7 @@ def converted(directory: Path, digest: str, compression: str, *, cache: Path, th
     if target.is_dir():
         return Converted.load(target)
     command = module_command("maas_ray.serve.engines.openvino_convert", str(directory), str(target), compression)
-    # The end that is kept here closes with this process, which ends the conversion too.
+    # The end of the pipe that stays here closes when this process ends, and that ends the conversion.
     theirs, ours = os.pipe()
     try:
         done = subprocess.run(
@@ -99,13 +99,15 @@ def converted(directory: Path, digest: str, compression: str, *, cache: Path, th
         os.close(theirs)
         os.close(ours)
     if done.returncode:
-        last = (done.stdout.strip().splitlines() or ["it said nothing"])[-1]
-        raise DeploymentError(f"the conversion for OpenVINO failed (exit status {done.returncode}): {last}")
+        last = (done.stdout.strip().splitlines() or ["no output"])[-1]
+        raise DeploymentError(
+            f"the conversion for OpenVINO failed (exit status {done.returncode}): {last}", code="conversion_failed"
+        )
     return Converted.load(target)
 
 
 def _method() -> str:
-    """Identifies how models are converted: another version's result is not this one's."""
+    """A digest of this code and of OpenVINO's version: results of other versions are not reused."""
     source = Path(__file__).read_bytes()
     return hashlib.sha256(source + version("openvino").encode()).hexdigest()[:8]
 
@@ -117,15 +119,15 @@ def main() -> None:
         made_once(Path(sys.argv[2]), lambda partial: _convert(Path(sys.argv[1]), partial, sys.argv[3]))
     except Exception as error:
         traceback.print_exc()
-        print(" ".join(f"{type(error).__name__}: {error}".split())[:500])  # the last line is what a person is told
+        print(" ".join(f"{type(error).__name__}: {error}".split())[:500])  # the last line becomes the error message
         sys.exit(1)
 
 
 def made_once(target: Path, make: Callable[[Path], None]) -> None:
-    """Make a directory where it does not exist; of processes at once one makes it, and nobody sees a part."""
+    """Create a directory if it does not exist. One of several processes creates it, and nobody sees a partial one."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with (target.parent / f".{target.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel lets go of it however this process ends
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel releases it however this process ends
         if target.is_dir():
             return
         partial = target.with_name(f".{target.name}.partial")
@@ -171,7 +173,7 @@ def _convert(directory: Path, target: Path, compression: str) -> None:
         if compression == "int8":
             converted = nncf.compress_weights(converted, mode=nncf.CompressWeightsMode.INT8_ASYM)
         else:
-            # Where a layer's width is no multiple of the usual 128, smaller groups share a scale.
+            # Smaller groups share a scale if a layer's width is not a multiple of the usual 128.
             smaller = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)
             mode = nncf.CompressWeightsMode.INT4_ASYM
             converted = nncf.compress_weights(converted, mode=mode, advanced_parameters=smaller)
@@ -182,23 +184,23 @@ def _convert(directory: Path, target: Path, compression: str) -> None:
 
 
 def _convert_tokenizer(directory: Path, target: Path) -> None:
-    """The tokenizer too, where it can be: of it OpenVINO needs what each token spells."""
+    """Convert the tokenizer, if that is possible: OpenVINO needs the characters of each token for JSON schemas."""
     import openvino
     from openvino_tokenizers import convert_tokenizer
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        found = convert_tokenizer(tokenizer, with_detokenizer=True)
-    except Exception:  # whatever it does not know
+        parts = convert_tokenizer(tokenizer, with_detokenizer=True)
+    except Exception:  # a kind of tokenizer that OpenVINO does not know
         traceback.print_exc()
         return
-    for part, name in zip(found, (_TOKENIZER, _DETOKENIZER), strict=True):
+    for part, name in zip(parts, (_TOKENIZER, _DETOKENIZER), strict=True):
         openvino.save_model(part, target / name)
 
 
 def _stateful(model: Any, layers: int, heads: int, width: int) -> Any:
-    """The model as OpenVINO GenAI takes it: named inputs, the key-value cache as its state."""
+    """The model in the form that OpenVINO GenAI accepts: named inputs, and the key-value cache as its state."""
     import numpy as np
     import openvino
     import torch
@@ -206,7 +208,7 @@ def _stateful(model: Any, layers: int, heads: int, width: int) -> Any:
     from openvino._offline_transformations import apply_make_stateful_transformation
 
     if model.dtype in (torch.bfloat16, torch.float16):
-        # Weights stay in 16 bits, half the memory; what is computed with them is in 32.
+        # Weights stay in 16 bits, which halves the memory; computation is in 32 bits.
         from openvino.frontend.pytorch import patch_model
 
         patch_model.__dict__["__make_16bit_traceable"](model)
@@ -231,7 +233,7 @@ def _stateful(model: Any, layers: int, heads: int, width: int) -> Any:
     _shift_scores(found)
     found.validate_nodes_and_infer_types()
 
-    # GenAI reorders the rows of a cache by `beam_idx`.
+    # GenAI reorders the rows of a cache with the input `beam_idx`.
     beam = opset13.parameter(PartialShape([-1]), Type.i32, name="beam_idx")
     beam.output(0).get_tensor().add_names({"beam_idx"})
     found.add_parameters([beam])
@@ -244,7 +246,7 @@ def _stateful(model: Any, layers: int, heads: int, width: int) -> Any:
     found.validate_nodes_and_infer_types()
     apply_make_stateful_transformation(found, caches)
 
-    # Each state begins empty: [rows, heads, 0, width].
+    # Each state is empty at first: [rows, heads, 0, width].
     shape = opset13.shape_of(found.input("input_ids"), output_type="i64")
     rows = opset13.gather(shape, opset13.constant(np.array([0])), opset13.constant(0))
     for node in found.get_ops():
@@ -257,11 +259,11 @@ def _stateful(model: Any, layers: int, heads: int, width: int) -> Any:
 
 
 def _shift_scores(found: Any) -> None:
-    """Make the lowest score of each row 4, which changes no probability.
+    """Shift the scores of each row so that the lowest is 4, which changes no probability.
 
-    OpenVINO GenAI takes a penalty off a score that is 0 or more, and adds it to one below: there, what the answer
-    holds already would be made likelier. 4, as the presence penalty is taken off first and is at most 2. An addition
-    right after the last multiplication is what GenAI allows where it picks the rows that it needs.
+    OpenVINO GenAI subtracts a penalty from scores that are 0 or more, and adds it to scores below 0, which would make
+    tokens that the answer already contains likelier. The lowest score is 4 because both penalties are at most 2. GenAI
+    selects the rows that it needs behind the last multiplication, and allows one addition there.
     """
     import numpy as np
     from openvino import opset13
@@ -275,7 +277,7 @@ def _shift_scores(found: Any) -> None:
 
 
 def _wrapped(model: Any) -> Any:
-    """The model with its cache as plain arguments and results."""
+    """The model with its cache as ordinary arguments and results."""
     import torch
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
@@ -295,7 +297,9 @@ def _wrapped(model: Any) -> Any:
             }
             cache = DynamicCache()
             for keys, values in zip(past[::2], past[1::2], strict=True):
-                layer = DynamicLayer()  # filled by hand: its own first update concatenates with an empty tensor
+                layer = (
+                    DynamicLayer()
+                )  # filled directly, because its first update would concatenate with an empty tensor
                 layer.dtype, layer.device, layer.keys, layer.values = keys.dtype, keys.device, keys, values
                 layer.is_initialized = True
                 cache.layers.append(layer)
@@ -312,10 +316,10 @@ def _wrapped(model: Any) -> Any:
 
 
 def _mask(input_ids: Any, attention_mask: Any, window: int | None) -> Any:
-    """Which tokens see which, [rows, 1, new, old + new].
+    """The attention mask, [rows, 1, new, old + new].
 
-    Paged attention replaces the mask by its own. It knows a window by exactly these operations; said in any
-    other way it is lost without a word, and every token sees all before it.
+    OpenVINO's paged attention replaces the mask by its own. It recognises a sliding window only by exactly these
+    operations. In any other form the window is lost without an error, and every token attends to all earlier ones.
     """
     import torch
 

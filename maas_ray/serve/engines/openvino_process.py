@@ -1,11 +1,11 @@
 """The process in which OpenVINO computes, at the other end of a connection from `OpenVinoEngine`.
 
-One thread does all: take what has arrived, compute a step, send the new tokens. A step holds Python's lock,
-so that beside it nothing else would run; and reading a result that is not there yet would wait for ever.
+One thread does everything: it receives requests, computes a step, and sends the new tokens. A step holds Python's
+lock, so nothing else could run in the same process; and reading a result before it exists would block forever.
 
-    here come   `Load`, once; then (number, request) to begin, (number, None) to cancel
-    there go    None, loaded; then, after a step, a list of (number, `Tokens`, "finished" | "refused" | "");
-                or a string, of what it died
+    received   `Load`, once; then (number, request) to begin, (number, None) to cancel
+    sent       None when the model is loaded; then, after a step, a list of
+               (number, `Tokens`, "finished" | "refused" | ""); or a string, the cause of death
 
 When the other end closes, this process ends.
 """
@@ -21,12 +21,13 @@ from maas_ray.serve.engines.parameters import for_openvino
 from maas_ray.serve.text.types import GenerateRequest, Tokens
 
 _DELIVERY_S, _LONGEST_S = 0.01, 0.2
-"""Pause between deliveries for each request in flight, 100 a second for all, and the longest. One takes about a
-millisecond of processor time on its way to the client, whatever it holds. First and last tokens do not wait."""
+"""Seconds between deliveries to one request, for each request in flight, so that all requests together get 100
+deliveries a second; and the longest interval. A delivery costs about a millisecond of processor time on its way to the
+client, whatever its size. The first and the last tokens of an answer do not wait."""
 
 
 class _Running:
-    """A request in flight, and its tokens that are not sent yet."""
+    """A request in flight, and its tokens that have not been sent yet."""
 
     def __init__(self, handle: Any, logprobs: bool) -> None:
         self.handle, self.sent_at = handle, 0.0
@@ -35,7 +36,7 @@ class _Running:
         self._logprobs = logprobs
 
     def take(self) -> None:
-        """Take what the last step made."""
+        """Take the tokens of the last step."""
         from openvino_genai import GenerationStatus
 
         status = self.handle.get_status()
@@ -50,15 +51,15 @@ class _Running:
 
 @dataclass(frozen=True)
 class Load:
-    """What to compute with.
+    """The model to load, and its limits.
 
     Args:
         directory: a converted model.
-        threads: to compute with.
+        threads: number of threads that compute.
         max_requests: most sequences in a step.
         prefill_tokens: most tokens in a step.
-        pages: of the key-value cache.
-        adapter: a LoRA adapter's files, added to the model. None: the model itself.
+        pages: pages of the key-value cache.
+        adapter: files of a LoRA adapter that is added to the model. None: the model itself.
     """
 
     directory: Path
@@ -70,8 +71,8 @@ class Load:
 
 
 def serve(connection: Connection) -> None:
-    """Answer until the other end closes."""
-    import openvino_genai  # noqa: F401  now, as what to load may come much later
+    """Answer requests until the other end closes."""
+    import openvino_genai  # noqa: F401  at once, because a process may be started long before its model is known
 
     pipeline = _pipeline(connection.recv())
     connection.send(None)
@@ -84,16 +85,16 @@ def serve(connection: Connection) -> None:
             elif number in running:
                 running.pop(number).handle.cancel()
         pipeline.step()
-        now, pause, news = time.monotonic(), min(_DELIVERY_S * len(running), _LONGEST_S), []
-        for number, one in list(running.items()):
-            one.take()
-            if one.end or (one.tokens.ids and now - one.sent_at >= pause):
-                news.append((number, one.tokens, one.end))
-                one.tokens, one.sent_at = Tokens([], []), now
-            if one.end:
+        now, pause, deliveries = time.monotonic(), min(_DELIVERY_S * len(running), _LONGEST_S), []
+        for number, request in list(running.items()):
+            request.take()
+            if request.end or (request.tokens.ids and now - request.sent_at >= pause):
+                deliveries.append((number, request.tokens, request.end))
+                request.tokens, request.sent_at = Tokens([], []), now
+            if request.end:
                 del running[number]
-        if news:
-            connection.send(news)
+        if deliveries:
+            connection.send(deliveries)
 
 
 def _pipeline(load: Load) -> Any:
@@ -112,9 +113,9 @@ def _pipeline(load: Load) -> Any:
     scheduler.enable_prefix_caching = True
     properties = {
         "INFERENCE_NUM_THREADS": load.threads,
-        "ENABLE_HYPER_THREADING": True,  # a CPU of Ray's is a thread of the processor's
-        "ENABLE_CPU_PINNING": False,  # every replica would take the same cores
-        # By itself OpenVINO computes in bfloat16 where the processor can, and keeps the cache in 8 bits.
+        "ENABLE_HYPER_THREADING": True,  # Ray counts the processor's threads as CPUs
+        "ENABLE_CPU_PINNING": False,  # pinning would give the same cores to every replica
+        # By default OpenVINO computes in bfloat16 if the processor can, and keeps the cache in 8 bits.
         "INFERENCE_PRECISION_HINT": Type.f32,
         "KV_CACHE_PRECISION": Type.f32,
     }

@@ -1,8 +1,8 @@
-"""Sampling that depends on nothing but the request: its seed, its position, its scores.
+"""Sampling for Transformers' continuous batching that depends only on the request: its seed, its position, its scores.
 
-The engine takes the highest score of every row. Adding Gumbel noise to scores first makes that a draw
-from their softmax (Gumbel 1954; Maddison, Tarlow, Minka 2014, "A* Sampling"). The noise is a hash of
-(seed, position, token), so it is the same whatever else is in the batch and whenever a request is resumed.
+The engine takes the highest score of every row. Adding Gumbel noise to the scores turns that into a draw from their
+softmax (Gumbel 1954; Maddison, Tarlow, Minka 2014, "A* Sampling"). The noise is a hash of (seed, position, token), so
+it does not change with the rest of the batch, nor when a request is evicted and resumed.
 """
 
 from collections import Counter
@@ -23,22 +23,22 @@ _BITS = 23  # so that (bits + ½) / 2²³ lies strictly between 0 and 1 in float
 
 
 def sampling_processors() -> ContinuousBatchingLogitsProcessorList:
-    """Per-request `adjustment`, `temperature`, `top_p` and `seed`; without a `seed` a request is greedy."""
+    """Processors with `adjustment`, `temperature`, `top_p` and `seed` for each request. Without a seed it is greedy."""
     processors = [
         _Adjusted(),
         ContinuousBatchingTemperatureLogitsWarper(TemperatureLogitsWarper(1.0)),
         _TopP(TopPLogitsWarper(1.0)),
         _SeededNoise(),
     ]
-    found = ContinuousBatchingLogitsProcessorList(LogitsProcessorList(processors))
-    # Each brings one row of arguments; Transformers counts only the processors it converts itself.
-    found.tensors_required = len(processors)
-    return found
+    batch = ContinuousBatchingLogitsProcessorList(LogitsProcessorList(processors))
+    # Each processor needs one row of arguments, but Transformers counts only those that it converts itself.
+    batch.tensors_required = len(processors)
+    return batch
 
 
 @dataclass(frozen=True)
 class Adjustment:
-    """What changes a request's scores before they are sampled; see `GenerateRequest`."""
+    """Changes of a request's scores before sampling; see `SamplingParams`."""
 
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
@@ -46,7 +46,7 @@ class Adjustment:
 
 
 class _Adjusted(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
-    """Adds to the scores of single tokens what an `Adjustment` says."""
+    """Adds an `Adjustment` to the scores of single tokens."""
 
     supported_kwargs = {"adjustment": Adjustment}
     ignored_kwargs: tuple[str, ...] = ()
@@ -68,7 +68,9 @@ class _Adjusted(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
                         penalty = adjustment.frequency_penalty * count + adjustment.presence_penalty
                         changes[token] = changes.get(token, 0.0) - penalty
                 self._changes.append((row, list(changes), list(changes.values())))
-        return torch.zeros(len(requests_with_new_token), dtype=torch.int32)  # what it needs has no fixed size
+        return torch.zeros(
+            len(requests_with_new_token), dtype=torch.int32
+        )  # its real arguments do not have a fixed size
 
     def __call__(self, scores: torch.Tensor, tensor_arg: torch.Tensor) -> torch.Tensor:
         if not self._changes:
@@ -80,18 +82,18 @@ class _Adjusted(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
 
 
 class _TopP(ContinuousBatchingTopPLogitsWarper):  # type: ignore[misc]
-    """Transformers' top-p, left out for a batch that does not ask for it: it sorts the vocabulary."""
+    """Transformers' top-p, skipped for a batch in which no request needs it, because it sorts the vocabulary."""
 
-    _asked = True
+    _needed = True
 
     def prepare_tensor_args(self, requests_with_new_token: list[Any]) -> torch.Tensor:
         kwargs = [request.state.logit_processor_kwargs for request in requests_with_new_token]
-        self._asked = any(each.get("top_p", 1.0) < 1.0 for each in kwargs)
+        self._needed = any(each.get("top_p", 1.0) < 1.0 for each in kwargs)
         tensor: torch.Tensor = super().prepare_tensor_args(requests_with_new_token)
         return tensor
 
     def __call__(self, scores: torch.Tensor, tensor_arg: torch.Tensor) -> torch.Tensor:
-        return super().__call__(scores, tensor_arg) if self._asked else scores
+        return super().__call__(scores, tensor_arg) if self._needed else scores
 
 
 class _SeededNoise(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
@@ -99,7 +101,7 @@ class _SeededNoise(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
 
     supported_kwargs = {"seed": int}
     ignored_kwargs: tuple[str, ...] = ()
-    _asked = True
+    _needed = True
 
     def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
         int32_tensor.zero_()
@@ -109,21 +111,21 @@ class _SeededNoise(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
         for request in requests_with_new_token:
             state = request.state
             seed = state.logit_processor_kwargs.get("seed")
-            # The place of the new token in the sequence: unchanged when a request is evicted and resumed.
+            # The position of the new token in the sequence does not change when a request is evicted and resumed.
             position = len(state.initial_tokens) + len(state.generated_tokens)
             keys.append(0 if seed is None else noise_key(seed, position))
-        self._asked = any(keys)
+        self._needed = any(keys)
         return torch.tensor(keys, dtype=torch.int32)
 
     def __call__(self, scores: torch.Tensor, tensor_arg: torch.Tensor) -> torch.Tensor:
-        if not self._asked:
+        if not self._needed:
             return scores
         keys = tensor_arg[: scores.size(0)]
         return torch.where(keys.ne(0).unsqueeze(-1), scores + gumbel(keys, scores.size(-1)), scores)
 
 
 def _generated(state: Any) -> list[int]:
-    """A request's new tokens; those before it was evicted and resumed stand in its prompt now."""
+    """The new tokens of a request. After an eviction, the earlier ones are part of its prompt."""
     before = state.initial_tokens[state._true_initial_tokens :] if state._true_initial_tokens else []
     return [*before, *state.generated_tokens]
 

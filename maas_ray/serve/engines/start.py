@@ -1,6 +1,6 @@
-"""Which engine a bundle gets on a replica, and why. Knows nothing of Serve.
+"""The choice and the start of a bundle's engine on a replica. Knows nothing of Serve.
 
-Transformers is imported where its engine is taken, and nowhere before.
+Transformers is imported only when its engine is chosen.
 """
 
 import asyncio
@@ -28,10 +28,10 @@ class Started:
     """A running engine.
 
     Args:
-        engine: it.
-        name: which, for a person; and where another was wanted, why not that.
-        context: longest sequence it takes, tokens.
-        end_ids: tokens that end an answer, as the model says.
+        engine: the engine.
+        name: its name, for a person; and if another engine was preferred, why that was not chosen.
+        context: longest sequence that it accepts, tokens.
+        end_ids: tokens that end an answer, according to the model.
     """
 
     engine: Engine
@@ -49,21 +49,21 @@ def start(
     cache: Path,
     loop: asyncio.AbstractEventLoop | None = None,
 ) -> Started:
-    """Bring a bundle's engine up; returns when its model is loaded.
+    """Start a bundle's engine; returns when its model is loaded.
 
     Args:
         task: the bundle's task.
         directory: the bundle's files.
         digest: the bundle's digest.
         options: how to work.
-        cache: where converted models are kept on this node.
-        loop: the event loop that will ask the engine, running in another thread; vLLM needs to know.
+        cache: directory of this node's converted models.
+        loop: the event loop that will call the engine, running in another thread; needed by vLLM.
 
     Raises:
-        DeploymentError: it does not come up; or the options ask for what this model cannot have.
+        DeploymentError: the engine does not start, or cannot serve this model with these options.
     """
     if options.engine == "vllm":
-        assert loop is not None  # noqa: S101  replicas say it
+        assert loop is not None  # noqa: S101  replicas pass it
         return _vllm(directory, digest, options, loop)
     if options.engine == "transformers" or options.resources.gpus:
         name = "transformers" if options.engine == "transformers" else "transformers (vLLM is not installed)"
@@ -72,14 +72,17 @@ def start(
         return _openvino(directory, digest, options, cache)
     except _UnconvertedError as reason:
         if options.engine == "openvino" or options.compression != "none":
-            asked = "engine: openvino" if options.engine == "openvino" else f"compression: {options.compression}"
-            raise DeploymentError(f"{asked} cannot be had: {reason}. Leave it out, or serve another model.") from reason
-        _log.warning("the slower engine of Transformers serves this model: %s", reason)
+            option = "engine: openvino" if options.engine == "openvino" else f"compression: {options.compression}"
+            raise DeploymentError(
+                f"{option} is not available for this model: {reason}. Leave it out, or serve another model.",
+                code="engine_unavailable",
+            ) from reason
+        _log.warning("this model is served by the slower engine of Transformers: %s", reason)
         return _transformers(task, directory, options, f"transformers ({reason})")
 
 
 class _UnconvertedError(Exception):
-    """Why there is no converted model."""
+    """A model was not converted; the message is the reason."""
 
 
 def _openvino(directory: Path, digest: str, options: ServingOptions, cache: Path) -> Started:
@@ -98,7 +101,10 @@ def _openvino(directory: Path, digest: str, options: ServingOptions, cache: Path
 
     def load(adapter: Adapter) -> Engine:
         if options.compression != "none":
-            raise DeploymentError(f"compression: {options.compression} leaves no weights that adapters fit.")
+            raise DeploymentError(
+                f"compression: {options.compression} leaves no weights that adapters fit. Leave out one of them.",
+                code="adapter_on_compressed_model",
+            )
         return OpenVinoEngine(model, **limits, adapter=_fetched(adapter))
 
     engine = AdapterEngine(OpenVinoEngine(model, **limits), load, options.max_adapters)
@@ -141,12 +147,16 @@ def _fetched(adapter: Adapter) -> Path:
     """An adapter's files on this node, each byte verified."""
     bundle = open_bundle(adapter.uri)
     if bundle.digest != adapter.digest:
-        raise DeploymentError(f"the adapter at {adapter.uri} is not the one that was deployed; deploy it again.")
+        raise DeploymentError(
+            f"the adapter at {adapter.uri} has digest {bundle.digest}, not {adapter.digest} as when it was deployed. "
+            "Deploy it again.",
+            code="digest_mismatch",
+        )
     return bundle.fetch()
 
 
 def _limits(options: ServingOptions) -> dict[str, int]:
-    """What every engine is told of a replica's options."""
+    """The arguments that every engine gets from a replica's options."""
     return {
         "max_requests": options.max_ongoing_requests,
         "kv_cache_bytes": int(options.kv_cache_gb * 1e9),
@@ -155,7 +165,7 @@ def _limits(options: ServingOptions) -> dict[str, int]:
 
 
 async def warm_up(engine: Engine, token: int) -> None:
-    """Run one short request, so that the first real one finds everything loaded."""
+    """Run one short request, so that everything is loaded before the first real one."""
     request = GenerateRequest([token] * 2, max_tokens=2, seed=0, end_ids=(), sampling=SamplingParams(top_p=0.9))
     async with aclosing(engine.generate(request)) as tokens:
         async for _ in tokens:

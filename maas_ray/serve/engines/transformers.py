@@ -1,8 +1,8 @@
 """Transformers' continuous batching: any architecture, no conversion.
 
-Its manager computes in a thread of its own; results cross to the event loop by `call_soon_threadsafe`.
-It is asked for the highest score always, and the sampling is done by processors of ours, since its own
-draws from one generator for the whole batch: neither reproducible nor greedy for one request alone.
+Its manager computes in a thread of its own, and passes results to the event loop with `call_soon_threadsafe`. It always
+takes the highest score, and the processors in `engines.sampling` sample: Transformers' own sampling draws from one
+generator for the whole batch, so single requests would be neither reproducible nor greedy.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ class TransformersEngine:
     """Continuous batching over a Transformers causal language model.
 
     Args:
-        model: in eval mode, on its device.
-        context: longest sequence it takes, tokens.
-        max_requests: most requests computed together.
+        model: the model in eval mode, on its device.
+        context: longest sequence that it accepts, tokens.
+        max_requests: most requests in a batch.
         kv_cache_bytes: most memory for keys and values; at least one full sequence must fit.
-        prefill_tokens: most tokens computed in one step.
+        prefill_tokens: most tokens in one step.
 
     Raises:
         DeploymentError: the key-value cache is too small for one sequence.
@@ -80,11 +80,11 @@ class TransformersEngine:
             seen = 0
             while not finished:
                 output = await self._next(arrived)
-                while not arrived.empty():  # each output holds all tokens so far: the newest is enough
+                while not arrived.empty():  # each output has all tokens so far, so the last one suffices
                     output = arrived.get_nowait()
                 finished = output.is_finished()
                 if output.error is not None:
-                    raise DeploymentError(f"the text engine could not go on: {output.error}")
+                    raise DeploymentError(f"the text engine failed: {output.error}.", code="engine_failed")
                 if len(output.generated_tokens) > seen:
                     yield Tokens(output.generated_tokens[seen:])
                     seen = len(output.generated_tokens)
@@ -96,7 +96,7 @@ class TransformersEngine:
                     router.result_handlers.pop(name, None)
 
     async def _next(self, arrived: "asyncio.Queue[Any]") -> Any:
-        """The next output; an engine that dies without a word is noticed."""
+        """The next output. Also notices an engine that died without an output."""
         while True:
             try:
                 async with asyncio.timeout(_WATCH_S):
@@ -107,7 +107,9 @@ class TransformersEngine:
     def check(self) -> None:
         status = self._manager.background_thread_status
         if status.can_accept_new_requests() is not None or not self._manager.is_running():
-            raise DeploymentError(f"the text engine has stopped: {status.fatal_error or 'its thread is gone'}.")
+            raise DeploymentError(
+                f"the text engine has stopped: {status.fatal_error or 'its thread has ended'}.", code="engine_stopped"
+            )
 
     def close(self) -> None:
         if self._manager.is_running():
@@ -115,7 +117,7 @@ class TransformersEngine:
 
 
 def quiet() -> None:
-    """No progress bars while weights load; warnings about single requests reach their callers as errors."""
+    """Disable progress bars, and warnings about single requests, whose callers get errors anyway."""
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     disable_progress_bar()

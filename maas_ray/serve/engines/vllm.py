@@ -1,8 +1,8 @@
 """vLLM on GPUs, through Ray Serve's own integration of it (`ray.serve.llm`).
 
-Ray's `LLMConfig` checks what vLLM is told, and its `VLLMEngine` starts it in the replica's placement group, one
-worker a GPU. It is asked for tokens and not for chats, so prompts, stop strings and answers are made as with any
-other engine. A replica's GPUs are those of one machine, where the bundle is. vLLM itself is imported only there.
+Ray's `LLMConfig` validates vLLM's arguments, and its `VLLMEngine` starts vLLM in the replica's placement group, with
+one worker for each GPU. It generates tokens, not chats, so prompts, stop strings and answers are handled as for every
+other engine. A replica's GPUs are in one machine, which has the bundle. vLLM is imported only there.
 """
 
 import asyncio
@@ -27,22 +27,22 @@ _Options = TypeVar("_Options", bound=ServingOptions)
 
 
 def installed() -> bool:
-    """Whether this environment has vLLM; a directory of that name is not it."""
-    found = importlib.util.find_spec("vllm")
-    return found is not None and found.origin is not None
+    """True if this environment has vLLM. A directory of that name does not count."""
+    spec = importlib.util.find_spec("vllm")
+    return spec is not None and spec.origin is not None
 
 
 def chosen(options: _Options, task: str) -> _Options:
-    """Options in which `engine: auto` has become vLLM, where that is what auto means for a task here."""
+    """The options, with `engine: auto` replaced by vLLM if that is the engine for a task in this environment."""
     gpus = options.resources.gpus
     takes = task == "text-generation" and options.engine == "auto" and gpus >= 1 and gpus.is_integer()
     return options.model_copy(update={"engine": "vllm"}) if takes and installed() else options
 
 
 def placement(options: ServingOptions, kind: str) -> dict[str, Any]:
-    """Serve's options that give a replica its resources.
+    """Serve's options for the resources of a replica.
 
-    For vLLM there is a bundle with a GPU for each of its workers; the replica itself is in the first one.
+    vLLM gets a placement bundle with a GPU for each of its workers; the replica itself is in the first one.
     """
     if options.engine != "vllm" or kind != "generate":
         return {"ray_actor_options": {"num_cpus": options.resources.cpus, "num_gpus": options.resources.gpus}}
@@ -56,7 +56,7 @@ def placement(options: ServingOptions, kind: str) -> dict[str, Any]:
 
 
 def engine_arguments(options: ServingOptions) -> dict[str, Any]:
-    """What vLLM is told: what the options say, and what is safe; beside it the user's own `vllm`."""
+    """Arguments for vLLM: the user's own `vllm`, overridden by the other options and by safe values."""
     workers = max(1, int(options.resources.gpus))
     ours = {
         "tensor_parallel_size": workers // int(options.vllm.get("pipeline_parallel_size", 1)),
@@ -69,7 +69,7 @@ def engine_arguments(options: ServingOptions) -> dict[str, Any]:
 
 
 def config_fields(directory: Path, name: str, options: ServingOptions, device: Literal["gpu", "cpu"]) -> dict[str, Any]:
-    """The fields of Ray's `LLMConfig`; the rest as for `llm_config`."""
+    """The fields of Ray's `LLMConfig`; arguments as for `llm_config`."""
     return {
         "model_loading_config": {"model_id": name, "model_source": str(directory)},
         "engine_kwargs": engine_arguments(options),
@@ -85,34 +85,36 @@ def llm_config(
 
     Args:
         directory: the bundle's files.
-        name: vLLM's own name of the model.
+        name: the model's name inside vLLM.
         options: how to work.
-        device: `cpu` is for trying all this where there is no GPU.
+        device: `cpu` is for trials without a GPU.
 
     Raises:
-        DeploymentError: vLLM is not installed here, or takes no such arguments.
+        DeploymentError: vLLM is not installed here, or does not accept the arguments.
     """
     try:
         from ray.serve.llm import LLMConfig
     except ImportError as error:
         raise DeploymentError(
             f"engine: vllm needs vLLM on the replica's node ({_first_line(error)}). Install it there (`pip install "
-            "'maas-ray[vllm]'`), or take engine: transformers."
+            "'maas-ray[vllm]'`), or set engine: transformers.",
+            code="engine_unavailable",
         ) from error
     try:
         config = LLMConfig(**config_fields(directory, name, options, device))
         config.get_engine_config()
     except ValueError as error:
-        raise DeploymentError(f"vllm: {' '.join(str(error).split())}") from error  # Pydantic's has several lines
+        message = " ".join(str(error).split())  # pydantic's messages have several lines
+        raise DeploymentError(f"vllm: {message}", code="engine_arguments") from error
     return config
 
 
 class VllmEngine:
-    """vLLM's engine, to be used from the event loop in which it was started.
+    """vLLM's engine, to be used from the event loop that started it.
 
     Args:
         config: see `llm_config`.
-        fetch: an adapter's files on this node.
+        fetch: returns an adapter's files on this node.
     """
 
     supports = parameters.VLLM
@@ -128,21 +130,21 @@ class VllmEngine:
     def started(
         cls, config: "LLMConfig", fetch: Callable[[Adapter], Path], loop: asyncio.AbstractEventLoop
     ) -> "VllmEngine":
-        """The engine, when it has loaded; called from another thread than the event loop's.
+        """The engine, once it has loaded. To be called from another thread than the event loop's.
 
         Raises:
-            DeploymentError: it does not come up.
+            DeploymentError: vLLM does not start.
         """
         engine = cls(config, fetch)
         try:
             asyncio.run_coroutine_threadsafe(engine._start(), loop).result(_START_SECONDS)
         except Exception as error:
-            raise DeploymentError(f"vLLM does not start: {_first_line(error)}.") from error
+            raise DeploymentError(f"vLLM does not start: {_first_line(error)}.", code="model_load_failed") from error
         return engine
 
     @property
     def context(self) -> int:
-        """Longest sequence it takes, tokens."""
+        """Longest sequence that it accepts, tokens."""
         return int(self._client.model_config.max_model_len)
 
     async def _start(self) -> None:
@@ -158,7 +160,7 @@ class VllmEngine:
             max_tokens=request.max_tokens,
             **parameters.for_vllm(request),
             stop_token_ids=list(request.end_ids),
-            ignore_eos=True,  # `end_ids` has all that end an answer
+            ignore_eos=True,  # `end_ids` has every token that ends an answer
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
         )
@@ -174,34 +176,38 @@ class VllmEngine:
                 if tokens := list(output.outputs[0].token_ids):
                     yield Tokens(tokens)
         except Exception as error:
-            raise DeploymentError(f"the text engine could not go on: {_first_line(error)}.") from error
+            raise DeploymentError(f"the text engine failed: {_first_line(error)}.", code="engine_failed") from error
         finally:
             await outputs.aclose()  # which ends the request in the engine
 
     def check(self) -> None:
         if self._client.errored:
-            raise DeploymentError(f"the text engine has stopped: {_first_line(self._client.dead_error)}.")
+            raise DeploymentError(
+                f"the text engine has stopped: {_first_line(self._client.dead_error)}.", code="engine_stopped"
+            )
 
     def close(self) -> None:
         if self._client is not None:
             self._client.shutdown()
 
     async def _adapter(self, adapter: Adapter) -> Any:
-        """An adapter as vLLM is asked for it; it keeps those that were asked last itself."""
+        """An adapter in vLLM's terms. vLLM itself keeps the most recently used adapters loaded."""
         from vllm.lora.request import LoRARequest
 
         if not self._takes_adapters:
-            raise DeploymentError("vLLM takes adapters when it is started with vllm.enable_lora: true.")
+            raise DeploymentError(
+                "vLLM was started without adapters. Deploy with vllm.enable_lora: true.", code="adapters_not_enabled"
+            )
         if adapter.digest not in self._adapters:
             files = await asyncio.to_thread(self._fetch, adapter)
-            if adapter.digest not in self._adapters:  # another request may have been faster
+            if adapter.digest not in self._adapters:  # another request may have fetched it meanwhile
                 number = len(self._adapters) + 1
                 self._adapters[adapter.digest] = LoRARequest(adapter.digest, number, str(files))
         return self._adapters[adapter.digest]
 
 
 def end_ids(directory: Path) -> tuple[int, ...]:
-    """The tokens that end an answer, as a model's files say."""
+    """The tokens that end an answer, according to the model's files."""
     for name in ("generation_config.json", "config.json"):
         path = directory / name
         document = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
