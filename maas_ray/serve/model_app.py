@@ -31,14 +31,14 @@ from maas_ray.serve.api.refusals import BACKPRESSURE
 from maas_ray.serve.caller import Caller
 from maas_ray.serve.engines import network
 from maas_ray.serve.engines.vllm import chosen, placement
-from maas_ray.serve.replicas.batching import Batches
+from maas_ray.serve.replicas.batching import Batcher
 from maas_ray.serve.replicas.direct import SingleModel, create_single_app
 from maas_ray.serve.replicas.text_rows import TextRows
 from maas_ray.serve.resolve import make_route
 from maas_ray.serve.routes import Route
 from maas_ray.serve.spec import ModelArgs, Scaling, ServingOptions
 from maas_ray.serve.text.codec import TextCodec
-from maas_ray.serve.text.streaming import Growing, grow, together
+from maas_ray.serve.text.streaming import StreamedAnswer, merge_answers, stream_answer
 from maas_ray.serve.text.types import Delta, TextRequest
 from maas_ray.settings import Settings
 from maas_ray.tasks import Task
@@ -119,10 +119,10 @@ class Generator:
             return
         tokenizer = self._codec.task.tokenizer
         answers = [
-            grow(self._engine.generate(asked), Growing(tokenizer, asked, request.stop, index))
-            for index, asked in enumerate(prepared)
+            stream_answer(self._engine.generate(part), StreamedAnswer(tokenizer, part, request.stop, index))
+            for index, part in enumerate(prepared)
         ]
-        async with aclosing(answers[0] if len(answers) == 1 else together(answers)) as deltas:
+        async with aclosing(answers[0] if len(answers) == 1 else merge_answers(answers)) as deltas:
             async for delta in deltas:
                 yield delta
 
@@ -176,7 +176,7 @@ class Predictor:
     async def __init__(self, *args: Any) -> None:  # type: ignore[misc]  # Serve awaits it
         self._model = await asyncio.to_thread(_Model, *args)
         options = self._model.options
-        self._batch = Batches(self._answer, size=options.max_batch_size, wait_s=options.batch_wait_ms / 1000)
+        self._batch = Batcher(self._answer, size=options.max_batch_size, wait_s=options.batch_wait_ms / 1000)
         for size in network.warm_up_sizes(self._model.engine):  # an example may well be one to refuse
             await asyncio.gather(*(self._batch(_example(self._model.task)) for _ in range(size)))
 

@@ -1,10 +1,10 @@
-"""Replicas that any endpoint with `replicas: shared` is served by: warm before they are asked for anything.
+"""Shared replicas, which serve every endpoint with `replicas: shared`, and are warm before the first request.
 
-A request names its model by Serve's id of a multiplexed model, which is all that a replica needs to load it
-(`SharedModel`). A replica keeps the models used last (`lru`) and tells Serve which they are, so that requests come
-where their model is. Serve's own `@serve.multiplexed` counts models, not bytes, ends one that is in use, loads one at
-a time, and tries one that fails again for every request; only its routing is used here. Serve takes the type of
-`build`'s argument from its annotation, so this module must not turn annotations into strings.
+A request names its model by Serve's multiplexed model id, which contains all that a replica needs to load the model
+(`SharedModel`). A replica caches the most recently used models (`replicas.cache`) and reports them to Serve, so that
+requests reach a replica that has their model. Only the routing of `@serve.multiplexed` is used: its cache counts models
+instead of bytes, evicts models in use, loads one at a time, and retries a failing model for every request. Serve reads
+the type of `build`'s argument from its annotation, so this module must not turn annotations into strings.
 """
 
 import asyncio
@@ -27,38 +27,38 @@ from maas_ray.serve.api.predict import PredictBody
 from maas_ray.serve.caller import Caller
 from maas_ray.serve.engines import openvino
 from maas_ray.serve.model_app import Generator, Predictor, autoscaling
-from maas_ray.serve.replicas.cache import Lru
+from maas_ray.serve.replicas.cache import ModelCache
 from maas_ray.serve.spec import SHARED_DEPLOYMENT, ServingOptions, SharedArgs, SharedModel
 from maas_ray.serve.text.types import Delta, TextRequest
 
 _log = logging.getLogger("ray.serve")
 _WARM = ("torch", "tokenizers")
-_TELL_S = 0.1  # changes within it are told to Serve together
+_REPORT_S = 0.1  # changes within this time are reported to Serve together
 
 
 class Shared:
-    """A replica."""
+    """A shared replica."""
 
     def __init__(self, args: SharedArgs) -> None:
         for module in _WARM:
             importlib.import_module(module)
-        self._args, self._telling = args, False
-        self._models: Lru[Generator | Predictor] = Lru(
-            self._load, most=args.max_models, most_bytes=args.weights_gb * 1e9, changed=self._changed
+        self._args, self._reporting = args, False
+        self._models: ModelCache[Generator | Predictor] = ModelCache(
+            self._load, max_models=args.max_models, max_bytes=args.weights_gb * 1e9, changed=self._changed
         )
 
     def reconfigure(self, config: dict[str, Any]) -> None:
-        """Take what of the options needs no new replica."""
+        """Apply the options that do not need a new replica."""
         args = SharedArgs.parse(config)
-        self._models.limit(most=args.max_models, most_bytes=args.weights_gb * 1e9)
+        self._models.limit(max_models=args.max_models, max_bytes=args.weights_gb * 1e9)
 
     async def engine(self) -> str:
-        """Load the model now, if it is not; which engine generates, for a person.
+        """The name of the model's engine, for a person. Loads the model now, if necessary.
 
         Raises:
-            DeploymentError: it cannot be loaded; says why.
+            DeploymentError: the model cannot be loaded; gives the reason.
         """
-        async with self._use(again=True) as model:
+        async with self._use(retry=True) as model:
             return model.engine()
 
     async def phases(self) -> dict[str, float]:
@@ -94,7 +94,7 @@ class Shared:
             return model if isinstance(model, RequestError) else await getattr(model, method)(argument, caller)
 
     async def _model(self, stack: AsyncExitStack) -> Any:
-        """The model that this request is for, until the stack ends; or why not, as its answer."""
+        """The model of this request, in use until the stack ends; or the error that answers the request."""
         try:
             return await stack.enter_async_context(self._use())
         except OverloadedError as error:
@@ -103,11 +103,11 @@ class Shared:
             name = _parse(serve.get_multiplexed_model_id()).name
             return refusals.unavailable(name, "it could not be loaded; the cause is in the server's log")
 
-    def _use(self, *, again: bool = False) -> AbstractAsyncContextManager[Generator | Predictor]:
+    def _use(self, *, retry: bool = False) -> AbstractAsyncContextManager[Generator | Predictor]:
         key = serve.get_multiplexed_model_id()
         model = _parse(key)
-        most = model.options.max_ongoing_requests + model.options.max_queued_requests
-        return self._models.use(key, model.weights, most_users=most, again=again)
+        max_users = model.options.max_ongoing_requests + model.options.max_queued_requests
+        return self._models.use(key, model.weights, max_users=max_users, retry=retry)
 
     async def _load(self, key: str) -> Generator | Predictor:
         model, began = _parse(key), time.monotonic()
@@ -115,24 +115,24 @@ class Shared:
             options = ServingOptions.parse(model.options.document() | {"resources": self._args.resources.document()})
             kind: type[Generator] | type[Predictor] = Generator if model.kind == "generate" else Predictor
             loaded = kind.__new__(kind)
-            # As Serve itself makes an object whose constructor is to be awaited.
+            # Serve itself creates objects with an asynchronous constructor in this way.
             await loaded.__init__(model.uri, model.digest, model.name, model.number, options)  # type: ignore[misc]
         except Exception:
             _log.exception("%s, version %s, could not be loaded", model.name, model.number)
             raise
         if isinstance(loaded, Generator) and loaded.engine().startswith("openvino"):
-            # Where one generating model is asked for, another will be. It costs 40 MB, so not before the first.
+            # After one generating model, another is likely. The spare process takes 40 MB, so it is not started before.
             await asyncio.to_thread(openvino.prepare)
         _log.info("%s, version %s, loaded in %.3f s", model.name, model.number, time.monotonic() - began)
         return loaded
 
     def _changed(self) -> None:
-        if not self._telling:
-            self._telling = True
-            asyncio.get_running_loop().call_later(_TELL_S, self._tell)
+        if not self._reporting:
+            self._reporting = True
+            asyncio.get_running_loop().call_later(_REPORT_S, self._report)
 
-    def _tell(self) -> None:
-        self._telling = False
+    def _report(self) -> None:
+        self._reporting = False
         report_models(self._models.keys())
 
     def __del__(self) -> None:

@@ -1,7 +1,7 @@
-"""Rows of all requests in flight, computed together: as many as fit a batch, or as come within a moment.
+"""Dynamic batching: rows of all requests in flight share batches, up to a size and a waiting time.
 
-Serve's own batching keeps one queue for a method of a class, whichever object it is called on; a replica that
-holds several models needs one for each, which ends with it.
+Serve's own batching has one queue for each method of a class, shared by all objects. A replica with several models
+needs one queue for each model, which ends with the model.
 """
 
 import asyncio
@@ -14,18 +14,18 @@ Row = TypeVar("Row")
 Answer = TypeVar("Answer")
 
 
-class Batches(Generic[Row, Answer]):
-    """Called with a row, it gives the row's answer.
+class Batcher(Generic[Row, Answer]):
+    """A function from a row to its answer, computed in batches.
 
     Args:
-        compute: a batch's answers in the order of its rows; called in one thread, so that the next batch gathers.
-        size: most rows of a batch.
-        wait_s: longest that a row waits for others while nothing is computed.
+        compute: returns a batch's answers in the order of its rows. Called in a thread, while the next batch fills.
+        size: most rows in a batch.
+        wait_s: longest time that a row waits for others while nothing is being computed.
     """
 
     def __init__(self, compute: Callable[[list[Row]], Sequence[Answer]], *, size: int, wait_s: float) -> None:
         self._compute, self._size, self._wait_s = compute, size, wait_s
-        self._rows: list[tuple[Row, asyncio.Future[Answer], float]] = []  # and since when they wait
+        self._rows: list[tuple[Row, asyncio.Future[Answer], float]] = []  # with their times of arrival
         self._full = asyncio.Event()
         self._working: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, "batches")
@@ -41,11 +41,11 @@ class Batches(Generic[Row, Answer]):
         return await answer
 
     def close(self) -> None:
-        """End the thread; what is being computed is computed."""
+        """Stop the thread, once the current batch is computed."""
         self._thread.shutdown(wait=False)
 
     async def _work(self) -> None:
-        """Compute while there are rows."""
+        """Compute batches while there are rows."""
         loop = asyncio.get_running_loop()
         try:
             while self._rows:
@@ -55,7 +55,7 @@ class Batches(Generic[Row, Answer]):
                         async with asyncio.timeout_at(self._rows[0][2] + self._wait_s):
                             await self._full.wait()
                 batch, self._rows = self._rows[: self._size], self._rows[self._size :]
-                batch = [one for one in batch if not one[1].done()]  # not those whose caller has left
+                batch = [entry for entry in batch if not entry[1].done()]  # without rows whose caller has left
                 if not batch:
                     continue
                 try:
@@ -65,8 +65,8 @@ class Batches(Generic[Row, Answer]):
                         if not answer.done():
                             answer.set_exception(error)
                 else:
-                    for (_, answer, _), found in zip(batch, answers, strict=True):
+                    for (_, answer, _), result in zip(batch, answers, strict=True):
                         if not answer.done():
-                            answer.set_result(found)
+                            answer.set_result(result)
         finally:
             self._working = None

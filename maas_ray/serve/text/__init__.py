@@ -1,1 +1,1 @@
-"""Prompts to tokens and tokens to text."""
+"""Requests to generating models: prompts to tokens, and tokens to text."""

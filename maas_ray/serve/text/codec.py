@@ -1,7 +1,7 @@
-"""Between text and tokens: a request's prompt to ids, and ids to text that can be sent as it grows.
+"""Prompts to token ids, and token ids to text that can be streamed.
 
-Works with the bundle's fitted task, so a prompt is tokenised as the training text was. Knows nothing of
-HTTP, engines or Serve; `tokenizers` is all it needs (and Jinja, for chats).
+It uses the bundle's fitted task, so a prompt is tokenised like the training text. Knows nothing of HTTP, engines or
+Serve; needs only `tokenizers` (and Jinja, for chats).
 """
 
 import hashlib
@@ -23,7 +23,7 @@ _ALWAYS_SUPPORTED = {"temperature", "top_p"}
 
 
 class TextCodec:
-    """Prompts to ids for one bundle.
+    """Requests for text to requests for tokens, for one bundle.
 
     Args:
         task: the bundle's task.
@@ -43,15 +43,15 @@ class TextCodec:
         self.end_ids = tuple(sorted({*end_ids, task.end_of_text_id}))
 
     def prepare(self, request: TextRequest) -> list[GenerateRequest]:
-        """What to ask of the engine, one for each answer: `n` for the first prompt, then for the next.
+        """The engine's requests, one for each answer: `n` for the first prompt, then `n` for the next.
 
         Raises:
-            RequestError: a prompt is not one that this model can take, or the engine cannot do what is asked.
+            RequestError: the model cannot accept a prompt, or the engine does not support a parameter.
         """
         self._check_supported(request)
         highest = max((token for token, _ in request.sampling.logit_bias), default=0)
         if highest >= self.task.vocab_size:
-            raise self._outside("logit_bias", highest)
+            raise self._outside_vocabulary("logit_bias", highest)
         schema = None if request.json_schema is None else json_schema.check(request.json_schema)
         seed = random.getrandbits(63) if request.seed is None else request.seed
         prepared = []
@@ -66,12 +66,12 @@ class TextCodec:
                     prompt_ids=ids,
                     max_tokens=wanted,
                     sampling=request.sampling,
-                    seed=_seed(seed, number),
+                    seed=_seed(seed, index),
                     end_ids=self.end_ids,
                     json_schema=schema,
                     adapter=request.adapter,
                 )
-                for number in range(request.n)
+                for index in range(request.n)
             ]
         return prepared
 
@@ -87,9 +87,9 @@ class TextCodec:
                     code="unsupported_parameter",
                 )
 
-    def _outside(self, param: str, token: int) -> RequestError:
+    def _outside_vocabulary(self, param: str, token: int) -> RequestError:
         return RequestError(
-            f"Token ids of this model are 0 to {self.task.vocab_size - 1}; '{param}' holds {token}.",
+            f"'{param}' has the token id {token}, but this model's are 0 to {self.task.vocab_size - 1}.",
             param=param,
             code="invalid_value",
         )
@@ -99,7 +99,9 @@ class TextCodec:
         if request.is_chat:
             if self.task.chat is None:
                 raise RequestError(
-                    "This model has no chat template; use /v1/completions.", param="model", code="chat_not_supported"
+                    "This model does not have a chat template. Use /v1/completions.",
+                    param="model",
+                    code="chat_not_supported",
                 )
             ids = self.task.chat_ids(prompt, list(request.tools))
         elif isinstance(prompt, str):
@@ -108,33 +110,33 @@ class TextCodec:
             ids = prompt
             highest, lowest = max(ids, default=0), min(ids, default=0)
             if highest >= self.task.vocab_size or lowest < 0:
-                raise self._outside("prompt", lowest if lowest < 0 else highest)
-        # In training each document follows the end of another: so does an answer to nothing.
+                raise self._outside_vocabulary("prompt", lowest if lowest < 0 else highest)
+        # In training, each document follows the end of another one. So does an answer to an empty prompt.
         return list(ids) or [self.task.end_of_text_id]
 
 
-def _seed(seed: int, number: int) -> int:
-    """The seed of an answer among several to one prompt; that of the first is the request's own."""
-    if number == 0:
+def _seed(seed: int, index: int) -> int:
+    """The seed of one of several answers to a prompt; the first answer gets the request's own seed."""
+    if index == 0:
         return seed
-    return int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:8]) >> 1
+    return int.from_bytes(hashlib.sha256(f"{seed} {index}".encode()).digest()[:8]) >> 1
 
 
 class Detokenizer:
-    """Token ids to text, as much as is certain after each.
+    """Token ids to text: after each token, the text that no later token can change.
 
-    A character may span tokens, and some tokenizers decode a token by its neighbour; so a window that
-    starts at the last certain place is decoded, and what could still change is held back.
+    A character may span several tokens, and some tokenizers decode a token depending on its neighbour. Therefore a
+    window of tokens is decoded, which starts where the text is certain, and text that could still change is held back.
     """
 
     def __init__(self, tokenizer: "tokenizers.Tokenizer") -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
-        self._start = self._read = 0  # the window's start, and how far its text is certain
-        self._sent = 0  # characters of the window's text already given out
+        self._start = self._read = 0  # start of the window, and end of its certain part
+        self._sent = 0  # characters of the window's text that were returned
 
     def push(self, ids: list[int]) -> str:
-        """Take further ids; the text that has become certain."""
+        """Add ids; returns the text that has become certain."""
         self._ids += ids
         text = self._decode(self._start, len(self._ids))
         certain = text.rstrip(_UNFINISHED)
@@ -146,7 +148,7 @@ class Detokenizer:
         return new
 
     def flush(self) -> str:
-        """What was held back, at the end: bytes that never became a character."""
+        """The rest of the text at the end: bytes that never became a character."""
         return self._decode(self._start, len(self._ids))[self._sent :]
 
     def _decode(self, start: int, end: int) -> str:
@@ -154,28 +156,28 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Ends a growing text before any of some strings, never giving out the beginning of one."""
+    """Ends a streamed text before the first stop string, and never returns the beginning of one."""
 
     def __init__(self, stop: tuple[str, ...]) -> None:
         self._stop = stop
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Take further text. Returns what may be given out, and whether a stop string was met."""
+        """Add text. Returns the text that may be sent, and True if a stop string was reached."""
         self._held += text
-        places = [place for stop in self._stop if (place := self._held.find(stop)) >= 0]
-        if places:
-            return self._held[: min(places)], True
+        positions = [position for stop in self._stop if (position := self._held.find(stop)) >= 0]
+        if positions:
+            return self._held[: min(positions)], True
         keep = max((_overlap(self._held, stop) for stop in self._stop), default=0)
         out, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return out, False
 
     def flush(self) -> str:
-        """What was held back, at the end: the beginning of a stop string that did not come."""
+        """The rest of the text at the end: the beginning of a stop string that was not completed."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`, but for all of it."""
+    """Length of the longest suffix of `text` that is a proper prefix of `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,8 +1,8 @@
-"""Which JSON schemas an answer can be held to.
+"""Check of the JSON schemas that answers can be restricted to.
 
-OpenVINO's grammar compiler passes over keywords that it does not know, and one that it cannot compile stops the
-engine for everybody. So a schema is read here first: every keyword must be one that was found to be enforced, and
-the whole must be small enough to compile between two steps. Knows nothing of any engine.
+OpenVINO's grammar compiler ignores keywords that it does not know, and a schema that it cannot compile stops the
+engine for everybody. Therefore a schema is checked here first: each keyword must be one that the engine was seen to
+enforce, and the schema must be small enough to be compiled between two steps. Knows nothing of any engine.
 """
 
 import json
@@ -17,14 +17,14 @@ ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
 _DEPTH, _SCHEMAS, _ENUM_VALUES, _BYTES, _COUNT = 32, 1000, 500, 50_000, 10_000
 _FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv6", "uuid", "uri")
-_NAME = re.compile(r'[^"\\\x00-\x1f\x7f]*')  # others break the grammar that is made of the schema
+_NAME = re.compile(r'[^"\\\x00-\x1f\x7f]*')  # other characters break the grammar that is built from the schema
 _NOTES = {"title", "description", "default", "examples", "deprecated", "$schema", "$id", "$comment"}
 _DEFINITIONS = ("$defs", "definitions")
 _OF_TYPE: dict[str, set[str]] = {
     "object": {"properties", "required", "additionalProperties"},
     "array": {"items", "minItems", "maxItems"},
-    "string": {"format"},  # of a length it would let control characters through, which JSON has not
-    "integer": set(),  # bounds are refused: numbers outside of them were seen
+    "string": {"format"},  # with a length, the engine lets control characters through, which JSON forbids
+    "integer": set(),  # bounds are refused, because answers outside of them were seen
     "number": set(),
     "boolean": set(),
     "null": set(),
@@ -41,14 +41,14 @@ _PYTHON: dict[str, tuple[type, ...]] = {
 
 
 def check(schema: dict[str, Any]) -> str:
-    """The schema as text, if an answer can be held to all of it.
+    """The schema as text, if the engine can enforce all of it.
 
     Raises:
-        RequestError: it cannot; says where and why.
+        RequestError: it cannot; names the place and the reason.
     """
     text = json.dumps(schema, ensure_ascii=False)
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise _refusal("schema", "it holds half of a surrogate pair, which is no character")
+        raise _refusal("schema", "it contains half of a surrogate pair, which is not a character")
     if len(text.encode()) > _BYTES:
         raise _refusal("schema", f"it is longer than {_BYTES:,} bytes")
     _Check(schema).run()
@@ -66,28 +66,30 @@ def _refusal(where: str, problem: str) -> RequestError:
 class _Check:
     def __init__(self, root: dict[str, Any]) -> None:
         self._root = root
-        self._found: dict[int, tuple[str, dict[str, Any]]] = {}
+        self._schemas: dict[int, tuple[str, dict[str, Any]]] = {}
         self._enum_values = 0
 
     def run(self) -> None:
         self._schema(self._root, "schema", 1)
-        for where, schema in self._found.values():
+        for where, schema in self._schemas.values():
             self._no_circle(where, schema)
-        # What ends: found again and again, until a round finds nothing new.
-        ends: set[int] = set()
-        while found := {key for key, (_, one) in self._found.items() if key not in ends and self._ends(one, ends)}:
-            ends |= found
-        if id(self._root) not in ends:
-            raise _refusal("schema", "no finite document fits it; it asks for itself again and again")
+        # Schemas that some finite document fits: repeated until a round adds none.
+        finite: set[int] = set()
+        while more := {
+            key for key, (_, one) in self._schemas.items() if key not in finite and self._is_finite(one, finite)
+        }:
+            finite |= more
+        if id(self._root) not in finite:
+            raise _refusal("schema", "no finite document fits it, because it requires itself without end")
 
     def _schema(self, schema: Any, where: str, depth: int) -> None:
         if not isinstance(schema, dict):
             raise _refusal(where, "a schema must be an object here")
         if depth > _DEPTH:
             raise _refusal(where, f"it is nested deeper than {_DEPTH}")
-        self._found[id(schema)] = where, schema
-        if len(self._found) > _SCHEMAS:
-            raise _refusal(where, f"there are more than {_SCHEMAS} schemas in it")
+        self._schemas[id(schema)] = where, schema
+        if len(self._schemas) > _SCHEMAS:
+            raise _refusal(where, f"it contains more than {_SCHEMAS} schemas")
         for name in _DEFINITIONS:
             for key, one in self._mapping(schema, name, where):
                 self._schema(one, f"{where}.{name}.{key}", depth + 1)
@@ -100,8 +102,8 @@ class _Check:
             branches = schema["anyOf"]
             if not isinstance(branches, list) or not branches:
                 raise _refusal(f"{where}.anyOf", "it must be an array of schemas")
-            for place, branch in enumerate(branches):
-                self._schema(branch, f"{where}.anyOf[{place}]", depth + 1)
+            for index, branch in enumerate(branches):
+                self._schema(branch, f"{where}.anyOf[{index}]", depth + 1)
         else:
             self._typed(schema, keywords, where, depth)
 
@@ -129,17 +131,17 @@ class _Check:
         if schema.get("minItems", 0) > schema.get("maxItems", _COUNT):
             raise _refusal(where, "minItems is above maxItems")
         if "format" in schema and schema["format"] not in _FORMATS:
-            raise _refusal(f"{where}.format", f"supported are {', '.join(_FORMATS)}")
+            raise _refusal(f"{where}.format", f"must be one of {', '.join(_FORMATS)}")
 
     def _types(self, schema: dict[str, Any], where: str) -> list[str]:
-        """Which it may be of; none named: any."""
+        """The types that the schema allows. Empty: any."""
         given = schema.get("type", [])
         types = given if isinstance(given, list) else [given]
         for one in types:
             if not isinstance(one, str) or one not in _OF_TYPE:
                 raise _refusal(f"{where}.type", f"{json.dumps(one)} is not one of {', '.join(_OF_TYPE)}")
         if "type" in schema and not types:
-            raise _refusal(f"{where}.type", "it names no type")
+            raise _refusal(f"{where}.type", "must name a type")
         return types
 
     def _values(self, schema: dict[str, Any], name: str, types: list[str], where: str) -> None:
@@ -148,7 +150,7 @@ class _Check:
             raise _refusal(f"{where}.{name}", "it must be an array of values")
         self._enum_values += len(values)
         if self._enum_values > _ENUM_VALUES:
-            raise _refusal(where, f"there are more than {_ENUM_VALUES} enum values in all")
+            raise _refusal(where, f"the schema has more than {_ENUM_VALUES} enum values in all")
         if types and not all(any(_is(value, one) for one in types) for value in values):
             raise _refusal(f"{where}.{name}", "a value is not of the type")
 
@@ -169,10 +171,10 @@ class _Check:
             self._schema(others, f"{where}.additionalProperties", depth + 1)
 
     def _mapping(self, schema: dict[str, Any], name: str, where: str) -> Iterator[tuple[str, Any]]:
-        found = schema.get(name, {})
-        if not isinstance(found, dict):
+        schemas = schema.get(name, {})
+        if not isinstance(schemas, dict):
             raise _refusal(f"{where}.{name}", "it must be an object of schemas")
-        yield from found.items()
+        yield from schemas.items()
 
     def _alone(self, keywords: set[str], name: str, where: str) -> None:
         if others := sorted(keywords - {name}):
@@ -184,14 +186,14 @@ class _Check:
             return self._root
         for name in _DEFINITIONS:
             key = str(reference).removeprefix(f"#/{name}/")
-            found = self._root.get(name, {})
-            if key != reference and not set(key) & set("~%/") and isinstance(found, dict) and key in found:
-                target: dict[str, Any] = found[key]
+            definitions = self._root.get(name, {})
+            if key != reference and not set(key) & set("~%/") and isinstance(definitions, dict) and key in definitions:
+                target: dict[str, Any] = definitions[key]
                 return target
-        raise _refusal(f"{where}.$ref", f"{json.dumps(reference)} is neither '#' nor among the schema's own $defs")
+        raise _refusal(f"{where}.$ref", f"{json.dumps(reference)} is neither '#' nor one of the schema's own $defs")
 
     def _directly(self, schema: dict[str, Any]) -> list[dict[str, Any]]:
-        """Schemas that begin at the same character as this one."""
+        """Schemas that apply to the same character at which this one begins."""
         return [self._target(schema, "schema")] if "$ref" in schema else schema.get("anyOf", [])
 
     def _no_circle(self, where: str, schema: dict[str, Any]) -> None:
@@ -200,19 +202,19 @@ class _Check:
         while at:
             one = at.pop()
             if one is schema:
-                raise _refusal(where, "it refers to itself before anything of it is written")
+                raise _refusal(where, "it refers to itself before it requires a character")
             if id(one) not in seen:
                 seen.add(id(one))
                 at += self._directly(one)
 
-    def _ends(self, schema: dict[str, Any], ends: set[int]) -> bool:
+    def _is_finite(self, schema: dict[str, Any], finite: set[int]) -> bool:
         if direct := self._directly(schema):
-            return any(id(one) in ends for one in direct)
+            return any(id(one) in finite for one in direct)
         properties = schema.get("properties", {})
         needed = [properties[name] for name in schema.get("required", [])]
         if schema.get("minItems", 0) and "items" in schema:
             needed.append(schema["items"])
-        return isinstance(schema.get("type"), list) or all(id(one) in ends for one in needed)
+        return isinstance(schema.get("type"), list) or all(id(one) in finite for one in needed)
 
 
 def _is(value: Any, kind: str) -> bool:

@@ -1,6 +1,6 @@
-"""Answers as they grow: an engine's tokens to pieces of text, of one answer or of several at once.
+"""Streamed answers: an engine's tokens to pieces of text, for one answer or for several at once.
 
-Knows engines by their protocol, and nothing of Serve or of any API.
+Knows nothing of engines, Serve or any API.
 """
 
 import asyncio
@@ -14,61 +14,61 @@ from maas_ray.serve.text.types import Delta, GenerateRequest, TokenLogprob, Toke
 if TYPE_CHECKING:
     import tokenizers
 
-_LEAST_LOGPROB = -9999.0  # what OpenAI's API says for a probability of 0; JSON has no word for minus infinity
+_MIN_LOGPROB = -9999.0  # OpenAI's value for a probability of 0, because JSON cannot express minus infinity
 
 
-class Growing:
-    """One answer.
+class StreamedAnswer:
+    """One answer, from its tokens.
 
     Args:
-        tokenizer: of the model.
-        asked: what was asked of the engine.
+        tokenizer: the model's tokenizer.
+        request: the engine's request.
         stop: strings that end the answer.
-        index: which of the request's answers it is.
+        index: position among the answers to the client's request.
     """
 
     def __init__(
-        self, tokenizer: "tokenizers.Tokenizer", asked: GenerateRequest, stop: tuple[str, ...], index: int = 0
+        self, tokenizer: "tokenizers.Tokenizer", request: GenerateRequest, stop: tuple[str, ...], index: int = 0
     ) -> None:
         self._text, self._stops = Detokenizer(tokenizer), StopStrings(stop)
-        self._asked, self._index, self._count = asked, index, 0
-        self._spelling = Spelling(tokenizer) if asked.sampling.logprobs else None
-        self._certain = self._given = 0  # characters decoded, and given out
+        self._request, self._index, self._count = request, index, 0
+        self._spelling = Spelling(tokenizer) if request.sampling.logprobs else None
+        self._decoded = self._returned = 0  # characters
         self._held: list[TokenLogprob] = []
 
     def push(self, tokens: Tokens) -> Delta | None:
-        """Take further tokens; what can be given out of them. Not to be called after an end."""
+        """Add tokens; returns the piece that can be sent, if any. Not to be called after the last piece."""
         piece, reason, stopped = "", None, False
-        for place, token in enumerate(tokens.ids):  # one by one: how many came together must not show in the count
+        for index, token in enumerate(tokens.ids):  # one by one, so that the count does not depend on their grouping
             self._count += 1
-            ended = token in self._asked.end_ids
+            ended = token in self._request.end_ids
             new = self._text.push([token])
             if self._spelling is not None and not ended:
-                self._held.append(self._spelling.logprob(token, tokens.logprobs[place], self._certain))
-                self._certain += len(new)
+                self._held.append(self._spelling.logprob(token, tokens.logprobs[index], self._decoded))
+                self._decoded += len(new)
             more, stopped = self._stops.push(new)
             piece += more
-            if stopped or ended or self._count >= self._asked.max_tokens:
+            if stopped or ended or self._count >= self._request.max_tokens:
                 if not stopped:
                     rest, stopped = self._stops.push(self._text.flush())
                     piece += rest + ("" if stopped else self._stops.flush())
                 reason = "stop" if stopped or ended else "length"
                 break
-        self._given += len(piece)
-        logprobs = self._ripe(all_of_them=reason is not None and not stopped) if self._held else ()
+        self._returned += len(piece)
+        logprobs = self._released(everything=reason is not None and not stopped) if self._held else ()
         if not piece and not logprobs and reason is None:
             return None
-        return Delta(piece, reason, len(self._asked.prompt_ids), self._count, self._index, logprobs)
+        return Delta(piece, reason, len(self._request.prompt_ids), self._count, self._index, logprobs)
 
-    def _ripe(self, *, all_of_them: bool) -> tuple[TokenLogprob, ...]:
-        """Those of the tokens that have given out their text, or have begun to."""
-        count = sum(one.offset < self._given for one in self._held)
-        ripe, self._held = (self._held, []) if all_of_them else (self._held[:count], self._held[count:])
-        return tuple(ripe)
+    def _released(self, *, everything: bool) -> tuple[TokenLogprob, ...]:
+        """Log probabilities of the tokens whose text has been returned, at least in part."""
+        count = len(self._held) if everything else sum(token.offset < self._returned for token in self._held)
+        released, self._held = self._held[:count], self._held[count:]
+        return tuple(released)
 
 
 class Spelling:
-    """What single tokens spell, in bytes: a character may span several."""
+    """The bytes of single tokens; a character may span several tokens."""
 
     def __init__(self, tokenizer: "tokenizers.Tokenizer") -> None:
         self._tokenizer = tokenizer
@@ -76,9 +76,9 @@ class Spelling:
         self._added = {token: added.content for token, added in tokenizer.get_added_tokens_decoder().items()}
 
     def logprob(self, token: int, logprob: float, offset: int) -> TokenLogprob:
-        """A token's entry; `offset` is where its text begins in the answer."""
+        """A token's entry; `offset` is the position of its text in the answer."""
         spelled = self.bytes_of(token)
-        return TokenLogprob(spelled.decode(errors="replace"), spelled, max(logprob, _LEAST_LOGPROB), offset)
+        return TokenLogprob(spelled.decode(errors="replace"), spelled, max(logprob, _MIN_LOGPROB), offset)
 
     def bytes_of(self, token: int) -> bytes:
         """A token's bytes."""
@@ -93,28 +93,28 @@ class Spelling:
 
 
 def _byte_characters() -> dict[str, int]:
-    """The characters by which byte-level BPE writes bytes (GPT-2): visible ones are themselves."""
+    """The characters that byte-level BPE writes for bytes (GPT-2): a visible character stands for itself."""
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [byte for byte in range(256) if byte not in visible]
-    return {chr(byte): byte for byte in visible} | {chr(256 + place): byte for place, byte in enumerate(hidden)}
+    return {chr(byte): byte for byte in visible} | {chr(256 + index): byte for index, byte in enumerate(hidden)}
 
 
 _BYTES = _byte_characters()
 
 
-async def grow(stream: AsyncGenerator[Tokens, None], growing: Growing) -> AsyncGenerator[Delta, None]:
-    """One answer, from its engine's tokens. Closing it stops the engine's work on it."""
-    async with aclosing(stream):
-        async for tokens in stream:
-            delta = growing.push(tokens)
+async def stream_answer(tokens: AsyncGenerator[Tokens, None], answer: StreamedAnswer) -> AsyncGenerator[Delta, None]:
+    """The pieces of one answer. Closing it cancels the engine's work on the answer."""
+    async with aclosing(tokens):
+        async for batch in tokens:
+            delta = answer.push(batch)
             if delta is not None:
                 yield delta
                 if delta.finish_reason is not None:
                     return
 
 
-async def together(answers: Sequence[AsyncGenerator[Delta, None]]) -> AsyncGenerator[Delta, None]:
-    """Several answers that grow at once; pieces come as they are made. Closing it closes all."""
+async def merge_answers(answers: Sequence[AsyncGenerator[Delta, None]]) -> AsyncGenerator[Delta, None]:
+    """The pieces of several concurrent answers, in the order of their arrival. Closing it closes every answer."""
     pieces: asyncio.Queue[Delta | Exception | None] = asyncio.Queue()
 
     async def follow(answer: AsyncGenerator[Delta, None]) -> None:

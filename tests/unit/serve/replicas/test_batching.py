@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from maas_ray.serve.replicas.batching import Batches
+from maas_ray.serve.replicas.batching import Batcher
 
 
 def test_batches_fill_or_go_after_a_moment() -> None:
@@ -18,7 +18,7 @@ def test_batches_fill_or_go_after_a_moment() -> None:
         return [2 * row for row in rows]
 
     async def scenario() -> None:
-        batches = Batches(double, size=4, wait_s=0.2)
+        batches = Batcher(double, size=4, wait_s=0.2)
         began = time.monotonic()
         assert await asyncio.gather(*(batches(n) for n in range(8))) == [2 * n for n in range(8)]
         assert time.monotonic() - began < 0.2  # full ones do not wait
@@ -40,7 +40,7 @@ def test_rows_that_waited_while_a_batch_was_computed_go_at_once() -> None:
         return rows
 
     async def scenario() -> None:
-        batches = Batches(held, size=2, wait_s=0.05)
+        batches = Batcher(held, size=2, wait_s=0.05)
         asked = [asyncio.create_task(batches(n)) for n in range(2)]
         await asyncio.sleep(0.01)
         asked += [asyncio.create_task(batches(2))]
@@ -62,7 +62,7 @@ def test_a_batch_that_fails_fails_its_rows_and_no_others() -> None:
         return rows
 
     async def scenario() -> None:
-        batches = Batches(compute, size=1, wait_s=0)
+        batches = Batcher(compute, size=1, wait_s=0)
         first, second = await asyncio.gather(batches(-1), batches(1), return_exceptions=True)
         assert isinstance(first, ZeroDivisionError)
         assert second == 1

@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 
 from maas_ray.errors import CorruptError, DeploymentError, OverloadedError
-from maas_ray.serve.replicas.cache import Lru
+from maas_ray.serve.replicas.cache import ModelCache
 
 
 class Model:
@@ -26,15 +26,17 @@ class Model:
 
 
 class Shelf:
-    """An `Lru` with what it loaded and ended, and loads that can be held up or fail."""
+    """An `ModelCache` with what it loaded and ended, and loads that can be held up or fail."""
 
     def __init__(self, **limits: float) -> None:
         self.log: list[str] = []
         self.held = asyncio.Event()
         self.held.set()
         self.errors: dict[str, BaseException] = {}
-        self.models = Lru(
-            self._load, **{"most": 2, "most_bytes": 100, "patience_s": 0.2, "pause_s": 0.2} | limits, changed=self._note
+        self.models = ModelCache(
+            self._load,
+            **{"max_models": 2, "max_bytes": 100, "patience_s": 0.2, "retry_s": 0.2} | limits,
+            changed=self._note,
         )
         self.told: list[list[str]] = []
 
@@ -47,10 +49,8 @@ class Shelf:
     def _note(self) -> None:
         self.told.append(self.models.keys())
 
-    async def ask(
-        self, key: str, size: int = 1, most_users: int = 9, *, seconds: float = 0, again: bool = False
-    ) -> str:
-        async with self.models.use(key, size, most_users=most_users, again=again) as model:
+    async def ask(self, key: str, size: int = 1, max_users: int = 9, *, seconds: float = 0, retry: bool = False) -> str:
+        async with self.models.use(key, size, max_users=max_users, retry=retry) as model:
             await asyncio.sleep(seconds)
             return model.key
 
@@ -77,7 +77,7 @@ def test_the_one_used_longest_ago_makes_room() -> None:
 
 def test_bytes_count_too() -> None:
     async def scenario() -> None:
-        shelf = Shelf(most=9)
+        shelf = Shelf(max_models=9)
         for key, size in (("a", 40), ("b", 40), ("c", 90), ("d", 10)):
             await shelf.ask(key, size)
         assert shelf.log == ["+a", "+b", "-a", "-b", "+c", "+d"]
@@ -135,11 +135,11 @@ def test_many_who_ask_at_once_load_once_and_may_leave() -> None:
 def test_too_many_for_one_model_are_refused() -> None:
     async def scenario() -> None:
         shelf = Shelf()
-        busy = [asyncio.create_task(shelf.ask("a", most_users=2, seconds=1)) for _ in range(2)]
+        busy = [asyncio.create_task(shelf.ask("a", max_users=2, seconds=1)) for _ in range(2)]
         await asyncio.sleep(0.01)
         with pytest.raises(OverloadedError, match="this model"):
-            await shelf.ask("a", most_users=2)
-        assert await shelf.ask("b", most_users=2) == "b"
+            await shelf.ask("a", max_users=2)
+        assert await shelf.ask("b", max_users=2) == "b"
         for one in busy:
             one.cancel()
 
@@ -167,7 +167,7 @@ def test_one_that_cannot_be_loaded_fails_alone_and_is_not_tried_for_each_request
             await shelf.ask("bad")
         assert tries == 1
         with pytest.raises(DeploymentError, match="sha256"):
-            await shelf.ask("bad", again=True)  # a deployer asks
+            await shelf.ask("bad", retry=True)  # a deployer asks
         assert tries == 2
         del shelf.errors["bad"]
         await asyncio.sleep(0.25)
@@ -197,7 +197,7 @@ def test_loads_do_not_wait_for_each_other() -> None:
 def test_one_that_has_stopped_working_is_loaded_anew() -> None:
     async def scenario() -> None:
         shelf = Shelf()
-        async with shelf.models.use("a", 1, most_users=9) as model:
+        async with shelf.models.use("a", 1, max_users=9) as model:
             model.ill = True
             assert await shelf.ask("a") == "a"  # another one
         await asyncio.sleep(0.01)

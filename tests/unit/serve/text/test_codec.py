@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from maas_ray.errors import PromptTooLongError, RequestError
 from maas_ray.serve.text.codec import Detokenizer, StopStrings, TextCodec
-from maas_ray.serve.text.streaming import Growing, Spelling, together
+from maas_ray.serve.text.streaming import Spelling, StreamedAnswer, merge_answers
 from maas_ray.serve.text.types import Delta, GenerateRequest, SamplingParams, TextRequest, Tokens
 from maas_ray.tasks import load_task
 from maas_ray.tasks.text.chat import ChatTemplate
@@ -279,7 +279,7 @@ def asked_of_engine() -> GenerateRequest:
 @settings(deadline=None)
 def test_log_probabilities_come_with_their_text(text: str, sizes: list[int], stop: tuple[str, ...]) -> None:
     ids = [*TASK.tokenizer.encode(text).ids, 0]
-    growing, deltas, at = Growing(TASK.tokenizer, asked_of_engine(), stop, 3), [], 0
+    growing, deltas, at = StreamedAnswer(TASK.tokenizer, asked_of_engine(), stop, 3), [], 0
     for size in [*sizes, *[1] * len(ids)]:
         some = ids[at : at + size]
         delta = growing.push(Tokens(some, [-float(at + place) for place in range(len(some))])) if some else None
@@ -334,16 +334,16 @@ def test_several_answers_grow_at_once_and_leaving_leaves_all() -> None:
         raise ValueError("broken")
 
     async def run() -> None:
-        async with aclosing(together([answer(0, 3), answer(1, 5)])) as deltas:
+        async with aclosing(merge_answers([answer(0, 3), answer(1, 5)])) as deltas:
             found = [delta.index async for delta in deltas]
         assert sorted(found) == [0] * 3 + [1] * 5
         assert found[:4] == [0, 1, 0, 1]
         left.clear()
-        async with aclosing(together([answer(0, 10**9), answer(1, 10**9)])) as deltas:
+        async with aclosing(merge_answers([answer(0, 10**9), answer(1, 10**9)])) as deltas:
             await anext(deltas)
         assert sorted(left) == [0, 1]
         left.clear()
-        async with aclosing(together([answer(0, 10**9), broken()])) as deltas:
+        async with aclosing(merge_answers([answer(0, 10**9), broken()])) as deltas:
             with pytest.raises(ValueError, match="broken"):
                 [delta async for delta in deltas]
         assert left == [0]
