@@ -1,8 +1,8 @@
-"""The base of what clients send: strict, and no dearer to refuse than to read.
+"""Base model for request bodies: strict, and rejecting a bad body costs no more than parsing a good one.
 
-pydantic makes a record of everything that is wrong. A body of megabytes has room for millions of mistakes, and their
-records take gigabytes; so the first wrong item of a list ends it, and an object with more fields than any has, or a
-dict of more keys, is refused whole.
+Pydantic creates a record of each mistake. A body of megabytes can contain millions of mistakes, whose records take
+gigabytes. Therefore validation of a list ends at its first wrong item, and an object with too many fields or keys is
+rejected as a whole.
 """
 
 import base64
@@ -11,12 +11,14 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-_MOST_FIELDS = 100
-_MOST_KEYS = 10_000
+from maas_ray.errors import InvalidError
+
+_MAX_FIELDS = 100
+_MAX_KEYS = 10_000
 
 
 def _bound(schema: Any) -> None:
-    """Make every list in a core schema stop at its first error, and every dict be of a bounded size first."""
+    """Make every list in a core schema stop at its first error, and every dict check its size first."""
     if isinstance(schema, list | tuple):
         for inner in schema:
             _bound(inner)
@@ -27,19 +29,19 @@ def _bound(schema: Any) -> None:
         if schema.get("type") == "list":
             schema["fail_fast"] = True
         elif schema.get("type") == "dict":
-            bounded = core_schema.no_info_before_validator_function(_of_few_keys, dict(schema))
+            bounded = core_schema.no_info_before_validator_function(_check_keys, dict(schema))
             schema.clear()
             schema.update(bounded)
 
 
-def _of_few_keys(data: Any) -> Any:
-    if isinstance(data, dict) and len(data) > _MOST_KEYS:
-        raise PydanticCustomError("too_many_keys", "No object here has so many keys")
+def _check_keys(data: Any) -> Any:
+    if isinstance(data, dict) and len(data) > _MAX_KEYS:
+        raise PydanticCustomError("too_many_keys", "The object has too many keys")
     return data
 
 
 class Body(BaseModel):
-    """A request's body, or an object in one."""
+    """A request body, or an object in one."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
@@ -51,21 +53,21 @@ class Body(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _of_few_fields(cls, data: Any) -> Any:
-        if isinstance(data, dict) and len(data) > max(_MOST_FIELDS, len(cls.model_fields)):
-            raise PydanticCustomError("too_many_fields", "No object has so many fields")
+    def _check_fields(cls, data: Any) -> Any:
+        if isinstance(data, dict) and len(data) > max(_MAX_FIELDS, len(cls.model_fields)):
+            raise PydanticCustomError("too_many_fields", "The object has too many fields")
         return data
 
 
 def decoded_base64(text: str) -> bytes:
-    """A file's bytes, from base64 that may be broken into lines, or be a `data:` URL. The same in files of rows.
+    """The bytes of a file in base64, which may be broken into lines, or be a `data:` URL.
 
     Raises:
-        ValueError: it is no base64; says why.
+        ValueError: the text is not base64; gives the reason.
     """
     text = "".join(text.split())
     if text.startswith("data:"):
         kind, comma, text = text.partition(",")
         if not comma or not kind.endswith(";base64"):
-            raise ValueError("it is a data: URL, but does not begin with data:TYPE;base64,")
+            raise InvalidError("invalid_base64", "a data: URL must begin with data:TYPE;base64,")
     return base64.b64decode(text, validate=True)

@@ -1,6 +1,6 @@
-"""The gateway: one Serve application before all models. Stateless; its routing table is `user_config`.
+"""The gateway: one stateless Serve application in front of all models. Its routing table is its `user_config`.
 
-It imports no torch and opens no bundle, and a new table restarts nothing. Serve takes the type of `build`'s
+It neither imports Torch nor opens bundles, and a new table restarts nothing. Serve reads the type of `build`'s
 argument from its annotation, so this module must not turn annotations into strings.
 """
 
@@ -20,8 +20,8 @@ from maas_ray.serve.resolve import resolve_route
 from maas_ray.serve.routes import Table, from_config, to_config
 from maas_ray.serve.spec import GATEWAY_DEPLOYMENT, GatewayArgs
 
-_DRAINING_SECONDS = 40.0  # what a replica takes to go, beside the requests it has
-_BUSY = 1000  # requests at once in one gateway: far more than models take, so that they say who must wait
+_DRAINING_SECONDS = 40.0  # time to stop a replica, in addition to its requests
+_MAX_CALLS = 1000  # concurrent requests in one gateway: far more than models accept, so that models refuse, not it
 
 
 @serve.ingress()
@@ -32,42 +32,42 @@ class Gateway:
         self._models = Models()
         self._body_limit = body_limit
         here = ray.get_runtime_context().get_node_id()
-        self._grpc = GrpcServer(self._models, owner=here, message_limit=body_limit, most_calls=_BUSY)
+        self._grpc = GrpcServer(self._models, owner=here, message_limit=body_limit, max_calls=_MAX_CALLS)
 
     def __serve_build_asgi_app__(self) -> App:
         return create_app(self._models, body_limit=self._body_limit)
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
-        """Take a new routing table, and where to listen for gRPC."""
+        """Apply a new routing table, and the address for gRPC."""
         await self._models.update(from_config(config))
         await self._grpc.listen(Address(**config["grpc"]) if config.get("grpc") else None)
 
     def grpc_problem(self) -> str:
-        """Why there is no gRPC, for a person. Empty: there is, or none was asked for."""
+        """The reason why gRPC is not available, for a person. Empty: it is, or was not requested."""
         return self._grpc.problem
 
     async def __del__(self) -> None:
-        # Serve awaits it when a replica goes and HTTP's requests are finished; it knows nothing of these.
+        # Serve awaits this when a replica stops, once its HTTP requests are finished; it does not know of gRPC calls.
         await self._grpc.close()
 
 
 def application(args: GatewayArgs, table: Table) -> Application:
-    """The gateway with a routing table; without gRPC, where `args` name no port."""
+    """The gateway with a routing table. Without gRPC, if `args.grpc_port` is 0 or None."""
     grpc = {"host": args.grpc_host, "port": args.grpc_port} if args.grpc_port else None
     deployment = serve.deployment(
         name=GATEWAY_DEPLOYMENT,
-        # It waits for models, as Serve's own proxies do, and like them reserves no CPU.
+        # It mostly waits for models, like Serve's own proxies, and like them reserves no CPU.
         ray_actor_options={"num_cpus": 0},
         autoscaling_config={
             "min_replicas": args.min_replicas,
             "max_replicas": args.max_replicas,
             "target_ongoing_requests": 64,
         },
-        max_ongoing_requests=_BUSY,
-        max_queued_requests=_BUSY,
+        max_ongoing_requests=_MAX_CALLS,
+        max_queued_requests=_MAX_CALLS,
         backpressure_config=BACKPRESSURE,
         max_surge_percent=100,
-        # What a replica that goes has begun is finished, however long it may take: HTTP's requests, then gRPC's.
+        # A replica that stops finishes all its requests, however long they take: first HTTP, then gRPC.
         graceful_shutdown_timeout_s=_DRAINING_SECONDS + 2 * max((route.timeout_s for route in table), default=0),
         user_config=to_config(table) | {"grpc": grpc},
     )(Gateway)

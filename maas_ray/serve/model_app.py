@@ -20,7 +20,7 @@ import numpy as np
 from ray import serve
 from ray.serve import Application
 
-from maas_ray.errors import RequestError
+from maas_ray.errors import DeploymentError, RequestError
 from maas_ray.registry.bundle import open_bundle
 from maas_ray.registry.versions import Registry
 from maas_ray.serve.api.middleware import App
@@ -45,23 +45,26 @@ from maas_ray.tasks import Task
 from maas_ray.tasks.text.generation import TextGeneration
 
 _log = logging.getLogger("ray.serve")
-_LONG_PROMPT = 20_000  # characters; longer ones are tokenised beside the event loop
+_LONG_PROMPT = 20_000  # characters; longer prompts are tokenised in a thread
 
 
 def _fetch(uri: str, digest: str) -> tuple[Task, Path]:
-    """A bundle on this node, each byte verified: its task, and its files."""
+    """The task and the files of a bundle on this node, each byte verified."""
     bundle = open_bundle(uri)
     if bundle.digest != digest:
-        raise ValueError(f"the bundle at {uri} has digest {bundle.digest}, not {digest} as when it was deployed.")
+        raise DeploymentError(
+            f"the bundle at {uri} has digest {bundle.digest}, not {digest} as when it was deployed. Deploy it again.",
+            code="digest_mismatch",
+        )
     directory = bundle.fetch()
     return bundle.load_task(directory), directory
 
 
 class _Model:
-    """A bundle on a replica, its network on the replica's device.
+    """A bundle on a replica, with its network on the replica's device.
 
     Args:
-        uri, digest: the bundle, and what it must hold.
+        uri, digest: the bundle, and the digest that it must have.
         name: public model name.
         number: the version's number.
         options: how to work.
@@ -76,7 +79,7 @@ class _Model:
 class Generator:
     """A replica that answers token by token. Its arguments are those of `_Model`."""
 
-    async def __init__(  # type: ignore[misc]  # Serve awaits it
+    async def __init__(  # type: ignore[misc]  # Serve awaits the constructor
         self, uri: str, digest: str, name: str, number: str, options: ServingOptions
     ) -> None:
         from maas_ray.serve.engines.start import start, warm_up
@@ -101,11 +104,11 @@ class Generator:
         )
 
     def engine(self) -> str:
-        """Which engine generates, for a person."""
+        """The name of the engine, for a person."""
         return self._name
 
     def phases(self) -> dict[str, float]:
-        """When each phase of the start was over, Unix seconds: `replica` (this began), `bundle`, `engine`, `warm`."""
+        """Ends of the phases of the start, Unix seconds: `replica` (the start itself), `bundle`, `engine`, `warm`."""
         return self._phases
 
     async def generate(self, request: TextRequest, caller: Caller) -> AsyncGenerator[Delta | RequestError, None]:
@@ -158,11 +161,11 @@ class Generator:
             return error
 
     def check_health(self) -> None:
-        """Serve asks; what is raised makes it replace the replica."""
+        """Called by Serve, which replaces the replica if this raises."""
         self._engine.check()
 
     def close(self) -> None:
-        """End the engine, and free the model's memory."""
+        """Stop the engine, and free the model's memory."""
         self._engine.close()
 
     def __del__(self) -> None:
@@ -173,15 +176,16 @@ class Generator:
 class Predictor:
     """A replica that answers a batch at a time; rows of all requests in flight share batches."""
 
-    async def __init__(self, *args: Any) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(self, *args: Any) -> None:  # type: ignore[misc]  # Serve awaits the constructor
         self._model = await asyncio.to_thread(_Model, *args)
         options = self._model.options
         self._batch = Batcher(self._answer, size=options.max_batch_size, wait_s=options.batch_wait_ms / 1000)
-        for size in network.warm_up_sizes(self._model.engine):  # an example may well be one to refuse
+        # The examples warm the network up; a refusal would do too.
+        for size in network.warm_up_sizes(self._model.engine):
             await asyncio.gather(*(self._batch(_example(self._model.task)) for _ in range(size)))
 
     def engine(self) -> str:
-        """What computes, for a person."""
+        """The name of the engine, for a person."""
         return self._model.engine
 
     async def infer(self, body: InferBody, caller: Caller) -> Answer[InferBody] | RequestError:
@@ -189,7 +193,7 @@ class Predictor:
         task, head = self._model.task, self._model.head
         try:
             request = parse_infer(body, task.inputs, task.outputs)
-            # A string that is taken out of an array has no shape any more; `asarray` gives it one.
+            # A string taken from an array does not have a shape; `asarray` gives it one.
             rows = (
                 {name: np.asarray(array[row], array.dtype) for name, array in request.inputs.items()}
                 for row in range(request.rows)
@@ -222,7 +226,7 @@ class Predictor:
         return answers
 
     def check_health(self) -> None:
-        """Nothing of it can stop by itself."""
+        """Nothing to check: no part of a predictor stops by itself."""
 
     def close(self) -> None:
         """Free the model's memory."""
@@ -239,7 +243,7 @@ _Row = dict[str, Any]
 
 
 def _example(task: Task) -> _Row:
-    """A row of zeros (or empty strings) of the shape a task takes."""
+    """A row of zeros (or empty strings) in the shapes of a task's inputs."""
     return {
         tensor.name: np.full([max(size, 1) for size in tensor.shape[1:]], "", dtype=object)
         if tensor.datatype == "BYTES"
@@ -249,14 +253,14 @@ def _example(task: Task) -> _Row:
 
 
 def autoscaling(scaling: Scaling) -> dict[str, Any]:
-    """Serve's own configuration of it."""
-    # Gateways tell Serve's controller of waiting requests every 10 s, of those to nobody every second. Serve calls the
-    # field deprecated, and does not read the variable that it names instead.
-    soon = {"metrics_interval_s": 1} if scaling.min_replicas == 0 else {}
+    """Serve's autoscaling configuration."""
+    # Gateways report waiting requests to Serve's controller every 10 s. With this field, they report requests without a
+    # replica every second. Serve calls the field deprecated, but does not read the variable that it names instead.
+    frequent = {"metrics_interval_s": 1} if scaling.min_replicas == 0 else {}
     return {
-        **soon,
+        **frequent,
         "min_replicas": scaling.min_replicas,
-        # One starts even where none is kept: a version that cannot load must not be routed to.
+        # One replica starts even if the minimum is 0: a version that cannot load must not get a route.
         "initial_replicas": max(1, scaling.min_replicas),
         "max_replicas": scaling.max_replicas,
         "target_ongoing_requests": scaling.target_ongoing_requests,
@@ -265,11 +269,11 @@ def autoscaling(scaling: Scaling) -> dict[str, Any]:
 
 
 class _Own:
-    """A replica that holds one version: it also answers HTTP, where the endpoint is `direct`.
+    """A replica with one version. It also answers HTTP, if the endpoint is `direct`.
 
     Args:
         uri: the bundle.
-        route: to the replica; says what the bundle must hold.
+        route: the route to the replica; names the digest that the bundle must have.
         options: how to work.
     """
 
@@ -281,7 +285,7 @@ class _Own:
         return create_single_app(self._single)
 
     def reconfigure(self, config: dict[str, Any]) -> None:
-        """Take over options of the route that need no new replica."""
+        """Apply options of the route that do not need a new replica."""
         self._single.update(Route.model_validate(config["route"]))
 
 

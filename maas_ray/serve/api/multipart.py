@@ -1,4 +1,4 @@
-"""A multipart form that lies in memory: its fields as text, its files as bytes. Nothing goes to disk."""
+"""Multipart forms in memory: fields as text, files as bytes. Nothing is written to disk."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -12,30 +12,30 @@ if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 FORM_TYPE = "multipart/form-data"
-_MOST_PARTS = 64
+_MAX_PARTS = 64
 
 
 def is_form(content_type: str) -> bool:
-    """Whether a `Content-Type` is a multipart form's."""
+    """True if a `Content-Type` is that of a multipart form."""
     return content_type.partition(";")[0].strip().lower() == FORM_TYPE
 
 
 def parse_form(data: bytes, content_type: str) -> list[tuple[str, str | bytes]]:
-    """The parts of a form, by name, in their order: text, or the bytes of a file.
+    """The parts of a form with their names, in order: text, or the bytes of a file.
 
     Raises:
-        RequestError: it is not a whole form.
+        RequestError: the body is not a complete form.
     """
     reader = _Reader()
     try:
         boundary = parse_options_header(content_type)[1].get(b"boundary")
         if not boundary:
-            raise FormParserError("its Content-Type names no boundary")
+            raise FormParserError("its Content-Type does not name a boundary")
         MultipartParser(boundary, reader.callbacks()).write(data)
         if not reader.ended:
             raise FormParserError("it does not end with its boundary")
         return [part.read() for part in reader.parts]
-    except ValueError as error:  # of the parser, or bytes that are no text
+    except ValueError as error:  # from the parser, or from bytes that are not text
         raise RequestError(f"The body is not a valid {FORM_TYPE}: {error}.", code="invalid_form") from error
 
 
@@ -47,13 +47,13 @@ class _Part:
     def read(self) -> tuple[str, str | bytes]:
         _, options = parse_options_header(self.headers.get(b"content-disposition"))
         if b"name" not in options:
-            raise FormParserError("a part has no name in its Content-Disposition")
+            raise FormParserError("a part does not have a name in its Content-Disposition")
         content = bytes(self.content)
         return options[b"name"].decode(), content if b"filename" in options else content.decode()
 
 
 class _Reader:
-    """Collects what the parser meets."""
+    """Collects the parser's events."""
 
     def __init__(self) -> None:
         self.parts: list[_Part] = []
@@ -71,8 +71,8 @@ class _Reader:
         }
 
     def _begin(self) -> None:
-        if len(self.parts) == _MOST_PARTS:
-            raise FormParserError(f"it has more than {_MOST_PARTS} parts")
+        if len(self.parts) == _MAX_PARTS:
+            raise FormParserError(f"it has more than {_MAX_PARTS} parts")
         self.parts.append(_Part())
 
     def _header(self) -> None:

@@ -1,7 +1,7 @@
-"""The HTTP surface as one OpenAPI 3.1 document, made from the models that parse requests.
+"""The HTTP API as an OpenAPI 3.1 document, generated from the models that parse requests.
 
-So what requests may hold is never another thing than what is said of it. What a path does stands in `api`, what answers
-hold in `answers`.
+The document therefore cannot differ from the requests that are accepted. `app` has the paths, and `response_schemas`
+the schemas of schemas.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,8 +12,8 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from maas_ray.serve.api import predict as rows
-from maas_ray.serve.api import response_schemas as answers
+from maas_ray.serve.api import predict
+from maas_ray.serve.api import response_schemas as schemas
 from maas_ray.serve.api.multipart import FORM_TYPE
 from maas_ray.serve.api.open_inference.tensors import LENGTH_HEADER, InferDocument
 from maas_ray.serve.api.openai import embeddings, transcriptions
@@ -23,41 +23,41 @@ from maas_ray.tasks import TASKS
 from maas_ray.version import __version__
 
 _Document = dict[str, Any]
-_Answers = Mapping[int, Any]  # a model or a schema for each status
+_Answers = Mapping[int, Any]  # status → a model or a schema
 _JSON = "application/json"
 _SEVERAL = "timestamp_granularities"
 _BYTES = "application/octet-stream"
 _ERRORS = {
     400: "The request is wrong; the message says where and how.",
     404: "No such model, or no such version of it, is served here.",
-    408: "The body did not come in time.",
-    413: "The body is larger than is allowed here.",
-    429: "All replicas are busy and the queue is full; `Retry-After` says when to come back.",
-    500: "A fault of the server's; its log tells which.",
-    503: "The model is unavailable for now; `Retry-After` says when to come back.",
+    408: "The body did not arrive in time.",
+    413: "The body is larger than the limit.",
+    429: "All replicas are busy and the queue is full; `Retry-After` says when to retry.",
+    500: "A fault of the server; the cause is in its log.",
+    503: "The model is unavailable for now; `Retry-After` says when to retry.",
     504: "The model did not answer in time; the request was cancelled.",
 }
-_ASKED = (400, 404, 408, 413, 429, 500, 503, 504)
-_TOLD = (404, 500)
+_CALL_ERRORS = (400, 404, 408, 413, 429, 500, 503, 504)
+_READ_ERRORS = (404, 500)
 _ANSWERS: tuple[type[BaseModel], ...] = (
-    answers.Completion,
-    answers.CompletionChunk,
-    answers.ChatCompletion,
-    answers.ChatCompletionChunk,
-    answers.EmbeddingList,
-    answers.Transcription,
-    answers.TranscriptionVerbose,
-    answers.Model,
-    answers.ModelList,
-    answers.Error,
-    answers.Server,
-    answers.Live,
-    answers.Ready,
-    answers.ModelReady,
-    answers.ModelMetadata,
-    answers.InferAnswer,
-    answers.InferenceError,
-    rows.Head,
+    schemas.Completion,
+    schemas.CompletionChunk,
+    schemas.ChatCompletion,
+    schemas.ChatCompletionChunk,
+    schemas.EmbeddingList,
+    schemas.Transcription,
+    schemas.TranscriptionVerbose,
+    schemas.Model,
+    schemas.ModelList,
+    schemas.Error,
+    schemas.Server,
+    schemas.Live,
+    schemas.Ready,
+    schemas.ModelReady,
+    schemas.ModelMetadata,
+    schemas.InferAnswer,
+    schemas.InferenceError,
+    predict.Head,
     *(task.answer for task in TASKS),
 )
 _REQUESTS: tuple[type[BaseModel], ...] = (
@@ -73,7 +73,7 @@ def document(routes: Sequence[Route]) -> _Document:
     """The document of a gateway.
 
     Args:
-        routes: what it serves now; the names that paths take.
+        routes: the routes that it serves now; their names are parameters of paths.
     """
     return {
         "openapi": "3.1.0",
@@ -81,7 +81,7 @@ def document(routes: Sequence[Route]) -> _Document:
             "title": "maas_ray",
             "version": __version__,
             "description": "Models behind one gateway: OpenAI's API for text, embeddings and speech, and for every "
-            "task the Open Inference Protocol and a plain way.",
+            "task the Open Inference Protocol and `predict`.",
         },
         "paths": {**_openai(routes), **_speech(routes), **_plain(routes), **_open_inference(routes)},
         "components": {"schemas": _schemas()},
@@ -94,9 +94,9 @@ def _schemas() -> _Document:
     models: list[tuple[type[BaseModel], Literal["validation"]]] = [
         (model, "validation") for model in (*_REQUESTS, *_ANSWERS)
     ]
-    _, found = models_json_schema(models, ref_template="#/components/schemas/{model}")
-    schemas: _Document = found["$defs"]
-    return schemas
+    _, document = models_json_schema(models, ref_template="#/components/schemas/{model}")
+    definitions: _Document = document["$defs"]
+    return definitions
 
 
 def _openai(routes: Sequence[Route]) -> _Document:
@@ -106,26 +106,26 @@ def _openai(routes: Sequence[Route]) -> _Document:
     one = [_path("name", "Public model name.", _names([*generating, *embedding, *hearing]))]
     listed = _operation(
         "list_models",
-        "Models that generate text, embed it or hear it",
+        "Models for text, embeddings and speech",
         "OpenAI",
-        answers.Error,
+        schemas.Error,
         (500,),
-        {200: answers.ModelList},
+        {200: schemas.ModelList},
     )
     card = _operation(
-        "get_model", "One of them", "OpenAI", answers.Error, (400, *_TOLD), {200: answers.Model}, parameters=one
+        "get_model", "One of them", "OpenAI", schemas.Error, (400, *_READ_ERRORS), {200: schemas.Model}, parameters=one
     )
     paths: _Document = {"/v1/models": {"get": listed}, "/v1/models/{name}": {"get": card}}
     for path, body, answer, chunk in (
-        ("completions", openai.CompletionBody, answers.Completion, answers.CompletionChunk),
-        ("chat/completions", openai.ChatBody, answers.ChatCompletion, answers.ChatCompletionChunk),
+        ("completions", openai.CompletionBody, schemas.Completion, schemas.CompletionChunk),
+        ("chat/completions", openai.ChatBody, schemas.ChatCompletion, schemas.ChatCompletionChunk),
     ):
         asked = _operation(
             f"create_{path.replace('/', '_')}",
-            "Text that follows a prompt" if body is openai.CompletionBody else "What follows in a chat",
+            "Text that follows a prompt" if body is openai.CompletionBody else "Next message of a chat",
             "OpenAI",
-            answers.Error,
-            _ASKED,
+            schemas.Error,
+            _CALL_ERRORS,
             {200: answer},
             body={_JSON: _of_models(body, generating)},
         )
@@ -135,9 +135,9 @@ def _openai(routes: Sequence[Route]) -> _Document:
         "create_embeddings",
         "Texts as vectors",
         "OpenAI",
-        answers.Error,
-        _ASKED,
-        {200: answers.EmbeddingList},
+        schemas.Error,
+        _CALL_ERRORS,
+        {200: schemas.EmbeddingList},
         body={_JSON: _of_models(embeddings.EmbeddingBody, embedding)},
     )
     paths["/v1/embeddings"] = {"post": embedded}
@@ -145,27 +145,27 @@ def _openai(routes: Sequence[Route]) -> _Document:
 
 
 def _of_models(body: type[BaseModel], routes: Iterable[Route]) -> _Document:
-    """A body whose `model` is one of those."""
+    """A body whose `model` is one of these routes."""
     return {"allOf": [_ref(body), {"type": "object", "properties": {"model": _names(routes)}}]}
 
 
 def _speech(routes: Sequence[Route]) -> _Document:
-    """The fields of a form are named as OpenAI's clients name them: `[]` after one that may stand several times."""
+    """Transcriptions. As in OpenAI's clients, the name of a form's field that may be repeated ends with `[]`."""
     names = _names(route for route in routes if route.task == transcriptions.TASK)
     fields = transcriptions.TranscriptionBody.model_json_schema(ref_template="#/components/schemas/{model}")
     properties = fields["properties"] | {
         "model": names,
-        rows.FILE: {"type": "string", "contentMediaType": _BYTES},
+        predict.FILE: {"type": "string", "contentMediaType": _BYTES},
     }
     properties[f"{_SEVERAL}[]"] = properties.pop(_SEVERAL)
     form = fields | {"properties": properties}
     asked = _operation(
         "create_transcription",
-        "What is said in an audio file",
+        "Text of an audio file",
         "OpenAI",
-        answers.Error,
-        _ASKED,
-        {200: {"anyOf": [_ref(answers.Transcription), _ref(answers.TranscriptionVerbose)]}},
+        schemas.Error,
+        _CALL_ERRORS,
+        {200: {"anyOf": [_ref(schemas.Transcription), _ref(schemas.TranscriptionVerbose)]}},
         body={FORM_TYPE: form},
     )
     asked["responses"]["200"]["content"]["text/plain"] = {"schema": {"type": "string"}}
@@ -173,8 +173,8 @@ def _speech(routes: Sequence[Route]) -> _Document:
 
 
 def _event(chunk: type[BaseModel]) -> _Document:
-    """One server-sent event, with `stream: true`. An error on the way is the last; else that is `[DONE]`."""
-    document = {"contentMediaType": _JSON, "contentSchema": {"anyOf": [_ref(chunk), _ref(answers.Error)]}}
+    """One server-sent event, with `stream: true`. The last event is `[DONE]`, or an error."""
+    document = {"contentMediaType": _JSON, "contentSchema": {"anyOf": [_ref(chunk), _ref(schemas.Error)]}}
     return {
         "type": "object",
         "properties": {"data": {"type": "string", "anyOf": [{"const": "[DONE]"}, document]}},
@@ -185,8 +185,8 @@ def _event(chunk: type[BaseModel]) -> _Document:
 def _plain(routes: Sequence[Route]) -> _Document:
     row = {"anyOf": [_ref(request) for request in dict.fromkeys(task.request for task in TASKS)]}
     answer = {"anyOf": [_ref(task.answer) for task in TASKS]}
-    several = {"type": "array", "items": row, "minItems": 1, "maxItems": rows.MAX_ROWS}
-    file = _object(**{rows.FILE: {"type": "string", "contentMediaType": _BYTES}})
+    several = {"type": "array", "items": row, "minItems": 1, "maxItems": predict.MAX_ROWS}
+    file = _object(**{predict.FILE: {"type": "string", "contentMediaType": _BYTES}})
     body = {
         _JSON: {"anyOf": [*row["anyOf"], _object(instances=several)]},
         FORM_TYPE: {
@@ -194,16 +194,16 @@ def _plain(routes: Sequence[Route]) -> _Document:
         },
     }
     many = _object(predictions={"type": "array", "items": answer})
-    del many["additionalProperties"]  # the head stands before them
-    said = {"allOf": [_ref(rows.Head), {"anyOf": [*answer["anyOf"], many]}]}
+    del many["additionalProperties"]  # the fields of `Head` come before them
+    said = {"allOf": [_ref(predict.Head), {"anyOf": [*answer["anyOf"], many]}]}
     return {
         f"/v1/models/{{name}}{version}/predict": {
             "post": _operation(
                 f"predict{'_version' if version else ''}",
-                "Answers in the task's own words, to a row or to several `instances`",
+                "Answers in the task's own terms, to a row or to several `instances`",
                 "predict",
-                answers.Error,
-                _ASKED,
+                schemas.Error,
+                _CALL_ERRORS,
                 {200: said},
                 body=body,
                 parameters=_model(routes, version),
@@ -214,40 +214,44 @@ def _plain(routes: Sequence[Route]) -> _Document:
 
 
 def _open_inference(routes: Sequence[Route]) -> _Document:
-    def get(name: str, summary: str, right: _Answers, errors: Iterable[int], parameters: Any = ()) -> _Document:
+    def get(name: str, summary: str, success: _Answers, errors: Iterable[int], parameters: Any = ()) -> _Document:
         return {
             "get": _operation(
-                name, summary, "Open Inference Protocol", answers.InferenceError, errors, right, parameters=parameters
+                name, summary, "Open Inference Protocol", schemas.InferenceError, errors, success, parameters=parameters
             )
         }
 
     paths: _Document = {
-        "/v2": get("server_metadata", "The server", {200: answers.Server}, (500,)),
-        "/v2/health/live": get("server_live", "The gateway answers", {200: answers.Live}, (500,)),
+        "/v2": get("server_metadata", "The server", {200: schemas.Server}, (500,)),
+        "/v2/health/live": get("server_live", "Liveness of the gateway", {200: schemas.Live}, (500,)),
         "/v2/health/ready": get(
-            "server_ready", "Every model can be asked", {200: answers.Ready, 503: answers.Ready}, (500,)
+            "server_ready", "Readiness of all models", {200: schemas.Ready, 503: schemas.Ready}, (500,)
         ),
     }
     length = {
         "name": LENGTH_HEADER,
         "in": "header",
-        "description": "Length of the JSON document, where tensors stand behind it as bytes.",
+        "description": "Length of the JSON document, if tensors follow it as bytes.",
         "schema": {"type": "integer", "minimum": 0},
     }
     for version in ("", "/versions/{version}"):
         parameters, path, tail = _model(routes, version), f"/v2/models/{{name}}{version}", "_version" if version else ""
-        ready = {200: answers.ModelReady, 503: answers.ModelReady}
+        ready = {200: schemas.ModelReady, 503: schemas.ModelReady}
         paths[path] = get(
-            f"model_metadata{tail}", "What a model takes and gives", {200: answers.ModelMetadata}, _TOLD, parameters
+            f"model_metadata{tail}",
+            "Inputs and outputs of a model",
+            {200: schemas.ModelMetadata},
+            _READ_ERRORS,
+            parameters,
         )
-        paths[f"{path}/ready"] = get(f"model_ready{tail}", "A model can be asked", ready, _TOLD, parameters)
+        paths[f"{path}/ready"] = get(f"model_ready{tail}", "Readiness of a model", ready, _READ_ERRORS, parameters)
         infer = _operation(
             f"infer{tail}",
             "Tensors in, tensors out",
             "Open Inference Protocol",
-            answers.InferenceError,
-            _ASKED,
-            {200: answers.InferAnswer},
+            schemas.InferenceError,
+            _CALL_ERRORS,
+            {200: schemas.InferAnswer},
             body={_JSON: _ref(InferDocument), _BYTES: {"type": "string", "format": "binary"}},
             parameters=[*parameters, length],
         )
@@ -262,7 +266,7 @@ def _operation(
     tag: str,
     error: type[BaseModel],
     errors: Iterable[int],
-    right: _Answers,
+    success: _Answers,
     *,
     body: _Document | None = None,
     parameters: Sequence[_Document] = (),
@@ -275,25 +279,25 @@ def _operation(
         tag: where it is listed.
         error: how errors look.
         errors: their statuses.
-        right: the other answers.
+        success: schemas of the other answers, by status.
         body: schemas of a request's body, by type.
         parameters: of its path and headers.
     """
-    told = {status: (HTTPStatus(status).phrase, answer) for status, answer in right.items()}
-    told |= {status: (_ERRORS[status], error) for status in errors}
+    described = {status: (HTTPStatus(status).phrase, answer) for status, answer in success.items()}
+    described |= {status: (_ERRORS[status], error) for status in errors}
     responses: _Document = {
         str(status): {"description": text, "content": {_JSON: {"schema": _ref(schema)}}}
-        for status, (text, schema) in sorted(told.items())
+        for status, (text, schema) in sorted(described.items())
     }
     for status in {429, 503}.intersection(errors):
         responses[str(status)]["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
-    found: _Document = {"operationId": name, "summary": summary, "tags": [tag], "responses": responses}
+    operation: _Document = {"operationId": name, "summary": summary, "tags": [tag], "responses": responses}
     if parameters:
-        found["parameters"] = list(parameters)
+        operation["parameters"] = list(parameters)
     if body:
         content = {kind: {"schema": schema} for kind, schema in body.items()}
-        found["requestBody"] = {"required": True, "content": content}
-    return found
+        operation["requestBody"] = {"required": True, "content": content}
+    return operation
 
 
 def _model(routes: Sequence[Route], version: str) -> list[_Document]:
@@ -321,5 +325,5 @@ def _object(**properties: _Document) -> _Document:
 
 
 def _ref(model: Any) -> _Document:
-    """A model's place in the document; a schema is its own."""
+    """A reference to a model's schema in the document; a schema stays as it is."""
     return model if isinstance(model, dict) else {"$ref": f"#/components/schemas/{model.__name__}"}

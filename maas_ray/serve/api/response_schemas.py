@@ -1,6 +1,6 @@
-"""What answers hold, as clients read them; for the OpenAPI document. A fuzzer in the tests holds the answers to it.
+"""Schemas of the answers, for the OpenAPI document. A fuzzer in the tests checks the answers against them.
 
-They may hold more than is said here. The rows of `predict` are the tasks' own.
+Answers may have further fields. The rows of `predict` are described by the tasks.
 """
 
 from typing import Any, Literal

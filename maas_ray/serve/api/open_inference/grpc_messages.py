@@ -1,8 +1,9 @@
-"""The Open Inference Protocol's gRPC messages, and what they say as an `InferBody`.
+"""The Open Inference Protocol's gRPC messages, and their conversion to and from an `InferBody`.
 
-The messages are declared here and made at import. Code that `protoc` generates works with one range of protobuf
-versions, and which is installed is Ray's choice; and a pool of their own keeps them apart from those of a client in
-the same process. They are the published ones on the wire, where a map is a list of pairs and nesting shows nowhere:
+The messages are declared here and built at import. Code that `protoc` generates works with one range of protobuf
+versions, and Ray decides which version is installed. A descriptor pool of their own separates them from those of a
+client in the same process. On the wire they equal the published ones, where a map is a list of pairs and nesting is
+invisible:
 https://github.com/kserve/open-inference-protocol, specification/protocol/open_inference_grpc.proto.
 """
 
@@ -47,7 +48,7 @@ _MESSAGES = {
 }
 _ONE_OF = {"InferParameter": "parameter_choice"}
 
-# Which field of `InferTensorContents` has a datatype's values. There is none for 16-bit floats: they travel as bytes.
+# Datatype → the field of `InferTensorContents` with its values. 16-bit floats do not have one and are sent as bytes.
 _TYPED = {
     "BOOL": "bool_contents",
     **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
@@ -58,8 +59,8 @@ _TYPED = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-# What says in HTTP where a tensor's bytes stand; messages have a place of their own for them.
-_OF_HTTP = ("binary_data", "binary_data_output", "binary_data_size")
+# Parameters that locate a tensor's bytes in HTTP; in messages, the bytes have fields of their own.
+_HTTP_ONLY = ("binary_data", "binary_data_output", "binary_data_size")
 
 
 def _classes() -> dict[str, Any]:
@@ -69,8 +70,8 @@ def _classes() -> dict[str, Any]:
         message = file.message_type.add(name=message_name)
         if message_name in _ONE_OF:
             message.oneof_decl.add(name=_ONE_OF[message_name])
-        for number, one in enumerate(filter(None, declared.split(", ")), start=1):
-            kind, name = one.split()
+        for number, declaration in enumerate(filter(None, declared.split(", ")), start=1):
+            kind, name = declaration.split()
             element = kind.rstrip("*")
             added = message.field.add(name=name, number=number)
             added.label = field.LABEL_REPEATED if kind != element else field.LABEL_OPTIONAL
@@ -92,41 +93,46 @@ MESSAGES: dict[str, Any] = _classes()
 
 
 def parse(name: str, data: bytes) -> Any:
-    """A message.
+    """The message in these bytes.
 
     Raises:
-        RequestError: these bytes are none.
+        RequestError: the bytes are not such a message.
     """
     try:
         return MESSAGES[name].FromString(data)
     except DecodeError as error:
-        raise RequestError(f"The call carries no {PACKAGE}.{name}: {error}.") from error
+        raise RequestError(
+            f"The call does not contain an {PACKAGE}.{name}: {error}.", code="invalid_message"
+        ) from error
 
 
 # --- requests --------------------------------------------------------------------------------------
 
 
 def to_body(request: Any) -> InferBody:
-    """What a `ModelInferRequest` asks. All outputs are asked for as bytes.
+    """The body of a `ModelInferRequest`. It requests all outputs as bytes.
 
     Raises:
-        RequestError: it contradicts itself; names the place. The rest is checked where the model is.
+        RequestError: the request contradicts itself; names the place. The model's replica validates the rest.
     """
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise RequestError(
-            f"raw_input_contents: {len(raw)} tensors for {len(request.inputs)} inputs; give one for each, in the "
-            "same order, or none and contents in each input.",
+            f"raw_input_contents: {len(raw)} tensors for {len(request.inputs)} inputs. Give one for each input, in the "
+            "same order, or none, with contents in each input.",
             param="raw_input_contents",
+            code="tensor_data",
         )
     inputs, tail = [], []
-    for place, tensor in enumerate(request.inputs):
-        where = f"inputs[{place}]"
+    for index, tensor in enumerate(request.inputs):
+        where = f"inputs[{index}]"
         if raw and tensor.HasField("contents"):
             raise RequestError(
-                f"{where}.contents: raw_input_contents is given too; keep one.", param=f"{where}.contents"
+                f"{where}.contents: raw_input_contents is given too. Keep one of them.",
+                param=f"{where}.contents",
+                code="tensor_data",
             )
-        tail.append(raw[place] if raw else _pack(tensor, where))
+        tail.append(raw[index] if raw else _pack(tensor, where))
         parameters = _parameters(tensor.parameters, where) | {"binary_data_size": len(tail[-1])}
         inputs.append(
             {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape), "parameters": parameters}
@@ -137,8 +143,8 @@ def to_body(request: Any) -> InferBody:
     }
     if request.outputs:
         document["outputs"] = [
-            {"name": output.name, "parameters": _parameters(output.parameters, f"outputs[{place}]")}
-            for place, output in enumerate(request.outputs)
+            {"name": output.name, "parameters": _parameters(output.parameters, f"outputs[{index}]")}
+            for index, output in enumerate(request.outputs)
         ]
     if request.id:
         document["id"] = request.id
@@ -147,57 +153,66 @@ def to_body(request: Any) -> InferBody:
 
 
 def _pack(tensor: Any, where: str) -> bytes:
-    """The bytes of a tensor that comes with typed contents."""
+    """The bytes of a tensor with typed contents."""
     field = _TYPED.get(tensor.datatype)
     if field is None:
         raise RequestError(
-            f"{where}.datatype: there are no typed contents for {tensor.datatype!r}, but for "
-            f"{', '.join(_TYPED)}; send the tensor in raw_input_contents.",
+            f"{where}.datatype: {tensor.datatype!r} does not have typed contents, only {', '.join(_TYPED)}. Send the "
+            "tensor in raw_input_contents.",
             param=f"{where}.datatype",
+            code="tensor_datatype",
         )
-    others = [found.name for found, _ in tensor.contents.ListFields() if found.name != field]
+    others = [other.name for other, _ in tensor.contents.ListFields() if other.name != field]
     if others:
         raise RequestError(
-            f"{where}.contents: {tensor.datatype} stands in {field}; found {', '.join(others)}.",
+            f"{where}.contents: {', '.join(others)} is given, but {tensor.datatype} belongs into {field}.",
             param=f"{where}.contents",
+            code="tensor_data",
         )
     values = getattr(tensor.contents, field)
     if tensor.datatype == "BYTES":
         return b"".join(part for value in values for part in (len(value).to_bytes(4, "little"), value))
-    dtype, found = numpy_dtype(tensor.datatype), np.array(values)
-    if dtype.kind in "iu" and found.size:
+    dtype, array = numpy_dtype(tensor.datatype), np.array(values)
+    if dtype.kind in "iu" and array.size:
         bounds = np.iinfo(dtype)
-        if found.min() < bounds.min or found.max() > bounds.max:
+        if array.min() < bounds.min or array.max() > bounds.max:
             raise RequestError(
-                f"{where}.contents: {tensor.datatype} is {bounds.min} to {bounds.max}; found {found.min()} to "
-                f"{found.max()}.",
+                f"{where}.contents: the values are {array.min()} to {array.max()}, but {tensor.datatype} is "
+                f"{bounds.min} to {bounds.max}.",
                 param=f"{where}.contents",
+                code="out_of_range",
             )
-    return found.astype(dtype.newbyteorder("<"), copy=False).tobytes()
+    return array.astype(dtype.newbyteorder("<"), copy=False).tobytes()
 
 
-def _parameters(given: Iterable[Any], where: str) -> dict[str, Any]:
-    found = {}
-    for parameter in given:
+def _parameters(pairs: Iterable[Any], where: str) -> dict[str, Any]:
+    parameters = {}
+    for parameter in pairs:
         kind = parameter.value.WhichOneof("parameter_choice")
         value = getattr(parameter.value, kind) if kind else None
-        if parameter.key in _OF_HTTP:
-            raise RequestError(f"{where}: {parameter.key!r} is a parameter of HTTP alone; leave it out.", param=where)
+        if parameter.key in _HTTP_ONLY:
+            raise RequestError(
+                f"{where}: {parameter.key!r} is a parameter of HTTP only. Leave it out.",
+                param=where,
+                code="unsupported_parameter",
+            )
         if value is None or (isinstance(value, float) and not math.isfinite(value)):
-            raise RequestError(f"{where}: {parameter.key!r} has no value that can be used: {value}.", param=where)
-        found[parameter.key] = value
-    return found
+            raise RequestError(
+                f"{where}: {parameter.key!r} is {value}, which is not a value of a parameter.", param=where
+            )
+        parameters[parameter.key] = value
+    return parameters
 
 
 # --- answers ---------------------------------------------------------------------------------------
 
 
 def to_response(body: InferBody, *, typed: bool) -> Any:
-    """The `ModelInferResponse` of an answer whose tensors all came as bytes.
+    """The `ModelInferResponse` of an answer whose tensors are all bytes.
 
     Args:
         body: the answer.
-        typed: whether as typed contents, as far as there are some for every output.
+        typed: use typed contents, if every output's datatype has them.
     """
     answer, tail = json.loads(body.document), body.tail
     response = MESSAGES["ModelInferResponse"](

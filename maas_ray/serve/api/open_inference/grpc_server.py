@@ -1,9 +1,9 @@
 """The Open Inference Protocol over gRPC: a server in each gateway replica, beside its HTTP.
 
 Serve's own gRPC proxy routes by metadata that the protocol's clients do not send, and listens on every interface. So
-gateway replicas listen themselves; those on one machine share a port, and the kernel deals connections out to them.
-A connection is asked to end after a while, so that its client connects again: that spreads the load over replicas that
-came later, and empties one that goes, whose calls Serve does not count.
+gateway replicas listen themselves; those on one machine share a port, and the kernel distributes connections to them.
+Each connection is asked to end after a while, so that its client connects again. This spreads the load to replicas
+that started later, and empties a replica that stops, whose gRPC calls Serve does not count.
 """
 
 import asyncio
@@ -30,9 +30,9 @@ from maas_ray.serve.caller import Caller, authenticate
 from maas_ray.serve.spec import MAX_TIMEOUT_S
 
 _log = logging.getLogger("ray.serve")
-_RETRY_SECONDS = 5.0  # between attempts at a port that somebody else has
-_CONNECTION_SECONDS = 10.0  # after which a connection is asked to end, a tenth more or less; calls on it are finished
-_LONGEST_MESSAGE = 2000  # bytes of an error; a client takes 8 KB of trailers, where a byte may take three
+_RETRY_SECONDS = 5.0  # between attempts to use a port that another process has
+_CONNECTION_SECONDS = 10.0  # age at which a connection is asked to end, ± 10 %; its calls are finished
+_MAX_MESSAGE = 2000  # bytes of an error; clients accept 8 KB of trailers, in which a byte may take three
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
@@ -49,29 +49,29 @@ _CODES = {
 
 
 class GrpcServer:
-    """Answers calls at an address, once it has it.
+    """Answers calls at an address, once the address is available.
 
     Args:
-        models: what is asked.
-        owner: who may share the port: the same on all replicas of one cluster on one machine.
-        message_limit: largest message that is taken, bytes.
-        most_calls: calls at once; more are refused.
+        models: the models to call.
+        owner: identifies the replicas that may share the port: those of one cluster on one machine.
+        message_limit: largest message that is accepted, bytes.
+        max_calls: most concurrent calls; others are refused.
     """
 
-    def __init__(self, models: ModelCalls, *, owner: str, message_limit: int, most_calls: int) -> None:
+    def __init__(self, models: ModelCalls, *, owner: str, message_limit: int, max_calls: int) -> None:
         self._service = _Service(models)
-        self._owner, self._message_limit, self._most_calls = owner, message_limit, most_calls
+        self._owner, self._message_limit, self._max_calls = owner, message_limit, max_calls
         self._address: Address | None = None
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self.problem = ""
-        """Why it does not listen, for a person. Empty: it does, or is not asked to."""
+        """The reason why it does not listen, for a person. Empty: it listens, or should not."""
 
     async def listen(self, address: Address | None) -> None:
-        """Answer at this address from now on, None: at none. A port that is taken is tried again until it is free."""
+        """Move to this address. None: stop listening. A port in use is retried until it is free."""
         if address == self._address:
             return
-        self._stop.set()  # where it listened before, calls are finished
+        self._stop.set()  # calls at the earlier address are finished
         self._address, self.problem, self._stop = address, "", asyncio.Event()
         if address:
             tried = asyncio.Event()
@@ -81,7 +81,7 @@ class GrpcServer:
             await tried.wait()
 
     async def close(self) -> None:
-        """Listen no longer, and return when all calls are answered."""
+        """Stop listening; returns when all calls are answered."""
         await self.listen(None)
         await asyncio.gather(*self._tasks)
 
@@ -90,9 +90,11 @@ class GrpcServer:
             try:
                 listener = await self._start(address)
             except OSError as error:
-                problem = f"gRPC cannot listen at {address}: {error.strerror}. Set MAAS_GRPC_PORT to another, or 0."
+                problem = (
+                    f"gRPC cannot listen at {address}: {error.strerror}. Set MAAS_GRPC_PORT to another port, or to 0."
+                )
                 if problem != self.problem:
-                    _log.warning("%s It is tried again every %g s.", problem, _RETRY_SECONDS)
+                    _log.warning("%s Retrying every %g s.", problem, _RETRY_SECONDS)
                 self.problem = problem
             else:
                 self.problem = ""
@@ -109,12 +111,12 @@ class GrpcServer:
     async def _start(self, address: Address) -> "_Listener":
         claimed = claim(address, self._owner)
         server = grpc.aio.server(
-            maximum_concurrent_rpcs=self._most_calls,
+            maximum_concurrent_rpcs=self._max_calls,
             options=[
                 ("grpc.so_reuseport", 1),
                 ("grpc.max_receive_message_length", self._message_limit),
                 ("grpc.max_connection_age_ms", int(_CONNECTION_SECONDS * 1000)),
-                # A client whose machine is gone says nothing: ask, so that its calls end.
+                # Without pings, calls of a client whose machine is gone would never end.
                 ("grpc.keepalive_time_ms", 30_000),
                 ("grpc.keepalive_timeout_ms", 10_000),
             ],
@@ -135,10 +137,10 @@ class _Listener:
     """A server that listens.
 
     Args:
-        server: gRPC's.
-        address: where.
-        claimed: keeps the address.
-        sockets: descriptors of those that listen.
+        server: gRPC's server.
+        address: its address.
+        claimed: descriptor that keeps the address.
+        sockets: descriptors of its listening sockets.
     """
 
     server: grpc.aio.Server
@@ -149,8 +151,8 @@ class _Listener:
     async def close(self) -> None:
         """Stop when every call is answered.
 
-        gRPC breaks the calls that come in while it stops. So nobody connects any more first, and who is connected is
-        asked to end that, as always.
+        gRPC breaks calls that arrive while it stops. Therefore new connections are turned away first, and existing ones
+        are asked to end, as at any time.
         """
         await leave(self.sockets)
         deadline = time.monotonic() + 2 * _CONNECTION_SECONDS
@@ -161,7 +163,7 @@ class _Listener:
 
 
 class _Service:
-    """What each call does."""
+    """The calls of the protocol."""
 
     def __init__(self, models: ModelCalls) -> None:
         self._models = models
@@ -189,7 +191,7 @@ class _Service:
         return MESSAGES["ServerReadyResponse"](ready=ready)
 
     async def server(self, _: Any, caller: Caller) -> Any:
-        # Its extensions are those of HTTP.
+        # The extensions in `SERVER` concern HTTP only.
         return MESSAGES["ServerMetadataResponse"](**{**open_inference.SERVER, "extensions": []})
 
     async def model_ready(self, request: Any, caller: Caller) -> Any:
@@ -234,9 +236,9 @@ def _handler(
         if refusal.status in (429, 503):
             trailers.append(("grpc-retry-pushback-ms", str(refusals.RETRY_AFTER_S * 1000)))
         context.set_trailing_metadata(tuple(trailers))
-        # Not `abort`, which makes such a cycle too.
+        # Not `abort`, which would create a cycle of references too.
         context.set_code(_CODES.get(refusal.status, grpc.StatusCode.UNKNOWN))
-        context.set_details(refusal.message.encode()[:_LONGEST_MESSAGE].decode(errors="ignore"))
+        context.set_details(refusal.message.encode()[:_MAX_MESSAGE].decode(errors="ignore"))
         return b""
 
     return handler
@@ -249,6 +251,6 @@ async def _read(context: grpc.aio.ServicerContext) -> bytes:
     except TimeoutError as error:
         raise refusals.body_too_slow() from error
     if message is grpc.aio.EOF:
-        raise RequestError("The call carries no message.")
+        raise RequestError("The call does not contain a message.", code="invalid_message")
     data: bytes = message
     return data

@@ -1,8 +1,8 @@
-"""A port that several processes listen on: kept for those of one owner, and left without breaking what comes in.
+"""A port that several processes of one owner share, and that each can leave without breaking incoming connections.
 
-With SO_REUSEPORT the kernel deals connections out to all that listen, whatever programs of a user those are; so a
-claim, a lock on a file, tells whose the port is. gRPC keeps its sockets to itself, and can only stop listening and
-answering at once; so they are found here, among the descriptors of the process.
+With SO_REUSEPORT, the kernel distributes connections to all processes of a user that listen. A lock on a file, the
+claim, therefore says who owns the port. gRPC does not expose its sockets, and can only stop listening and answering at
+once, so this module finds the sockets among the descriptors of the process.
 """
 
 import asyncio
@@ -19,18 +19,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-_TAKEN_SECONDS = 0.1  # more than enough to take connections that have been dealt
-_SO_ATTACH_FILTER = 26  # Linux's; elsewhere it is an error, and the few connections are reset
-# A packet filter (classic BPF): of the flags of TCP, SYN without ACK opens a connection, and is dropped.
+_TAKEN_SECONDS = 0.1  # more than enough to accept connections that the kernel has assigned
+_SO_ATTACH_FILTER = 26  # on Linux; elsewhere setting it fails, and the few new connections are reset
+# A packet filter (classic BPF) that drops TCP packets with SYN and without ACK, which open a connection.
 _DROP_SYN = ((0x30, 0, 0, 13), (0x54, 0, 0, 0x12), (0x15, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where to listen.
+    """An address to listen on.
 
     Args:
-        host: of this machine.
+        host: a name or address of this machine.
         port: above 0.
     """
 
@@ -42,21 +42,21 @@ class Address:
 
 
 def claim(address: Address, owner: str) -> int:
-    """A descriptor that keeps an address for those of one owner, for as long as any of them has it open.
+    """A descriptor that reserves an address for one owner, as long as any of its processes has it open.
 
     Raises:
-        OSError: somebody else listens there.
+        OSError: another owner listens there.
     """
     name = re.sub(r"[^\w.]", "_", str(address))
     path = os.path.join(tempfile.gettempdir(), f"maas-{os.getuid()}-port-{name}")
     claim = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        with suppress(BlockingIOError):  # somebody has it
+        with suppress(BlockingIOError):  # another process has it
             fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _check_free(address)
             os.truncate(claim, 0)
             os.pwrite(claim, owner.encode(), 0)
-        # Between the two locks another may have been first: what stands there then is what counts.
+        # Between the two locks another process may have written its owner, so the content decides.
         fcntl.flock(claim, fcntl.LOCK_SH)
         if os.pread(claim, 4096, 0).decode(errors="replace") != owner:
             raise OSError(errno.EADDRINUSE, "Another cluster of this user has that port")
@@ -67,15 +67,15 @@ def claim(address: Address, owner: str) -> int:
 
 
 def listening(address: Address) -> set[int]:
-    """The descriptors with which this process listens at a port."""
+    """The descriptors of this process's sockets that listen on a port."""
     return {descriptor for descriptor, one in _sockets(address.port) if _listens(one)}
 
 
 async def leave(listening: set[int]) -> None:
-    """Take these sockets out of those that the kernel deals connections to; connections that stand stay.
+    """Stop listening with these sockets. Established connections stay.
 
-    A connection that was dealt and not taken yet would be reset. So new ones are turned away first: their clients
-    knock again a second later, at whoever listens then.
+    A connection that the kernel has assigned and the process has not accepted yet would be reset. Therefore new
+    connections are turned away first: their clients retry a second later, and reach a process that listens then.
     """
     for change in (_turn_away, _end):
         for descriptor in listening:
@@ -85,7 +85,7 @@ async def leave(listening: set[int]) -> None:
 
 
 def has_connections(address: Address) -> bool:
-    """Whether anybody is connected to this process at a port."""
+    """True if this process has a connection on a port."""
     return any(not _listens(one) for _, one in _sockets(address.port))
 
 
@@ -101,7 +101,7 @@ def _end(one: socket.socket) -> None:
 
 def _sockets(port: int) -> Iterator[tuple[int, socket.socket]]:
     for descriptor in map(int, os.listdir("/dev/fd")):
-        with suppress(OSError):  # other threads open and close theirs meanwhile
+        with suppress(OSError):  # other threads open and close descriptors meanwhile
             if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                 with _opened(descriptor) as one:
                     if one.family in (socket.AF_INET, socket.AF_INET6) and one.getsockname()[1] == port:
@@ -110,7 +110,7 @@ def _sockets(port: int) -> Iterator[tuple[int, socket.socket]]:
 
 @contextmanager
 def _opened(descriptor: int) -> Iterator[socket.socket]:
-    """The socket behind a descriptor, which stays open."""
+    """The socket of a descriptor, which stays open."""
     copy = os.dup(descriptor)
     try:
         one = socket.socket(fileno=copy)
@@ -128,5 +128,5 @@ def _listens(one: socket.socket) -> bool:
 def _check_free(address: Address) -> None:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # past connections do not count
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # so that past connections do not count
         probe.bind((address.host, address.port))

@@ -1,8 +1,8 @@
-"""The Open Inference Protocol (v2): tensors in, tensors out; and how its errors look.
+"""The Open Inference Protocol (v2): tensors in, tensors out, and the shape of its errors.
 
 https://github.com/kserve/open-inference-protocol, as JSON or with tensors as bytes behind the JSON document:
 https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/protocol/extension_binary_data.html.
-Parsed where the model is, so that a gateway passes a body on unread. Knows nothing of Serve.
+A gateway forwards a body unread, and it is parsed on the model's replica. Knows nothing of Serve.
 """
 
 import json
@@ -22,7 +22,7 @@ from maas_ray.version import __version__
 
 SERVER = {"name": "maas_ray", "version": __version__, "extensions": ["binary_tensor_data"]}
 LENGTH_HEADER = "Inference-Header-Content-Length"
-_MOST_PROBLEMS = 10  # told at once; a large body may have a million
+_MAX_PROBLEMS = 10  # in one message; a large body may have a million
 _DTypes = dict[str, np.dtype[Any]]
 _INTEGERS: _DTypes = {
     f"{sign}INT{bits}": np.dtype(f"{sign}int{bits}".lower()) for sign in ("", "U") for bits in (8, 16, 32, 64)
@@ -35,16 +35,16 @@ def numpy_dtype(datatype: str) -> np.dtype[Any]:
     return {**_INTEGERS, **_FLOATS, "BOOL": np.dtype("bool")}[datatype]
 
 
-# --- what travels ----------------------------------------------------------------------------------
+# --- bodies ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class InferBody:
-    """A request or an answer.
+    """The body of a request or of an answer.
 
     Args:
-        data: a JSON document, and behind it the bytes of those tensors that are not in it.
-        json_length: bytes of the JSON document. None: it is all there is.
+        data: a JSON document, followed by the bytes of the tensors that are not in the document.
+        json_length: length of the JSON document in bytes. None: the document is all of the data.
     """
 
     data: bytes
@@ -52,7 +52,7 @@ class InferBody:
 
     @classmethod
     def of_http(cls, data: bytes, header: str | None) -> "InferBody":
-        """A request's body, with the value of `LENGTH_HEADER`.
+        """The body of an HTTP request, with the value of `LENGTH_HEADER`.
 
         Raises:
             RequestError: the header does not fit the body.
@@ -63,6 +63,7 @@ class InferBody:
             raise RequestError(
                 f"{LENGTH_HEADER}: {header!r} is not the length of a JSON document in a body of {len(data)} bytes.",
                 param=LENGTH_HEADER,
+                code="invalid_length",
             )
         return cls(data, int(header))
 
@@ -73,7 +74,7 @@ class InferBody:
 
     @property
     def tail(self) -> memoryview:
-        """What stands behind it."""
+        """The bytes behind the JSON document."""
         return memoryview(self.data)[len(self.data) if self.json_length is None else self.json_length :]
 
 
@@ -121,14 +122,14 @@ class InferDocument(Body):
 
 @dataclass(frozen=True)
 class InferRequest:
-    """A checked request.
+    """A validated request.
 
     Args:
-        inputs: by name; one row or more, the same number each.
-        outputs: those that are asked for, and whether as bytes.
-        id: is given back.
-        rows: how many.
-        parameters: of the answer, by name; not checked further.
+        inputs: tensors by name, all with the same number of rows, at least one.
+        outputs: the requested outputs; True for those that are requested as bytes.
+        id: returned with the answer.
+        rows: number of rows.
+        parameters: parameters of the model by name; their values are not validated.
     """
 
     inputs: dict[str, np.ndarray]
@@ -144,78 +145,100 @@ def parse_infer(
     outputs: Sequence[TensorSpec],
     parameters: Collection[str] = (),
 ) -> InferRequest:
-    """The request in a body, checked against what the model takes and gives.
+    """The request in a body, validated against the model's inputs and outputs.
 
     Args:
         body: the body.
-        inputs: what the model takes.
-        outputs: what it gives.
-        parameters: names of those that the model takes.
+        inputs: the model's inputs.
+        outputs: the model's outputs.
+        parameters: names of the parameters that the model accepts.
 
     Raises:
-        RequestError: it is not such a request; names the place.
+        RequestError: the request is wrong; names the place.
     """
     try:
         document = InferDocument.model_validate(parse_json(body.document))
     except ValidationError as error:
-        raise _refusal(error) from error
-    given = document.parameters.model_extra or {} if document.parameters else {}
-    unknown = [name for name in given if name not in parameters]
+        raise _request_error(error) from error
+    extra = document.parameters.model_extra or {} if document.parameters else {}
+    unknown = [name for name in extra if name not in parameters]
     if unknown:
-        raise RequestError(f"Unknown parameter: 'parameters.{unknown[0]}'.", param="parameters")
+        raise RequestError(
+            f"Unknown parameter: 'parameters.{unknown[0]}'.", param="parameters", code="unknown_parameter"
+        )
     arrays = _arrays(document.inputs, {spec.name: spec for spec in inputs}, body.tail)
     rows = {len(array) for array in arrays.values()}
     if len(rows) != 1 or rows == {0}:
-        found = ", ".join(f"{name} {len(array)}" for name, array in arrays.items())
-        raise RequestError(f"inputs: give one row or more, as many in each tensor; found {found}.", param="inputs")
+        counts = ", ".join(f"{name} {len(array)}" for name, array in arrays.items())
+        raise RequestError(
+            f"inputs: the tensors have these numbers of rows: {counts}. Give each the same number, at least one.",
+            param="inputs",
+            code="rows_mismatch",
+        )
     known = [spec.name for spec in outputs]
     binary = bool(document.parameters and document.parameters.binary_data_output)
-    asked = dict.fromkeys(known, binary)
+    requested = dict.fromkeys(known, binary)
     if document.outputs:
-        asked = {}
+        requested = {}
         for output in document.outputs:
             if output.name not in known:
                 raise RequestError(
-                    f"outputs: there is no {output.name!r}; this model gives {', '.join(known)}.", param="outputs"
+                    f"outputs: {output.name!r} is not an output of this model; it has {', '.join(known)}.",
+                    param="outputs",
+                    code="unknown_tensor",
                 )
             own = output.parameters.binary_data if output.parameters else None
-            asked[output.name] = binary if own is None else own
-    return InferRequest(arrays, asked, document.id, rows.pop(), given)
+            requested[output.name] = binary if own is None else own
+    return InferRequest(arrays, requested, document.id, rows.pop(), extra)
 
 
-def _arrays(given: list[InputTensor], expected: dict[str, TensorSpec], tail: memoryview) -> dict[str, np.ndarray]:
+def _arrays(tensors: list[InputTensor], expected: dict[str, TensorSpec], tail: memoryview) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
-    for place, tensor in enumerate(given):
-        where = f"inputs[{place}]"
+    for index, tensor in enumerate(tensors):
+        where = f"inputs[{index}]"
         if tensor.name not in expected:
-            known = ", ".join(expected)
-            raise RequestError(f"{where}: there is no {tensor.name!r}; this model takes {known}.", param=where)
+            raise RequestError(
+                f"{where}: {tensor.name!r} is not an input of this model; it has {', '.join(expected)}.",
+                param=where,
+                code="unknown_tensor",
+            )
         if tensor.name in arrays:
-            raise RequestError(f"{where}: {tensor.name!r} stands twice; keep one.", param=where)
+            raise RequestError(
+                f"{where}: the input {tensor.name!r} appears twice. Keep one.", param=where, code="duplicate_tensor"
+            )
         size = tensor.parameters.binary_data_size if tensor.parameters else None
         if (size is None) == (tensor.data is None):
-            raise RequestError(f"{where}: give data, or parameters.binary_data_size and no data.", param=where)
+            raise RequestError(
+                f"{where}: give either data or parameters.binary_data_size.", param=where, code="tensor_data"
+            )
         raw = None
         if size is not None:
             if size > len(tail):
                 raise RequestError(
                     f"{where}: binary_data_size is {size}, but only {len(tail)} bytes are left in the body.",
                     param=f"{where}.parameters.binary_data_size",
+                    code="tensor_size",
                 )
             raw, tail = tail[:size], tail[size:]
         arrays[tensor.name] = _array(tensor, raw, expected[tensor.name], where)
     missing = [name for name in expected if name not in arrays]
     if missing:
-        raise RequestError(f"inputs: {', '.join(missing)} is missing.", param="inputs")
+        raise RequestError(
+            f"inputs: {', '.join(missing)} is missing.", param="inputs", code="missing_required_parameter"
+        )
     if tail:
-        raise RequestError(f"The last {len(tail)} bytes of the body belong to no tensor.", param="inputs")
+        raise RequestError(
+            f"The last {len(tail)} bytes of the body do not belong to a tensor.", param="inputs", code="tensor_size"
+        )
     return arrays
 
 
 def _array(tensor: InputTensor, raw: memoryview | None, spec: TensorSpec, where: str) -> np.ndarray:
     if tensor.datatype != spec.datatype:
         raise RequestError(
-            f"{where}.datatype: {tensor.name} is {spec.datatype}, not {tensor.datatype!r}.", param=f"{where}.datatype"
+            f"{where}.datatype: {tensor.name} is {spec.datatype}, not {tensor.datatype!r}.",
+            param=f"{where}.datatype",
+            code="tensor_datatype",
         )
     fits = len(tensor.shape) == len(spec.shape) and all(
         want in (-1, have) for want, have in zip(spec.shape, tensor.shape, strict=True)
@@ -224,6 +247,7 @@ def _array(tensor: InputTensor, raw: memoryview | None, spec: TensorSpec, where:
         raise RequestError(
             f"{where}.shape: {tensor.name} has shape {list(spec.shape)} (-1: any), not {tensor.shape}.",
             param=f"{where}.shape",
+            code="tensor_shape",
         )
     if raw is None:
         missing = "" if spec.datatype == "BYTES" else math.nan
@@ -233,88 +257,109 @@ def _array(tensor: InputTensor, raw: memoryview | None, spec: TensorSpec, where:
         values = from_bytes(raw, spec.datatype, where)
     count = int(np.prod(tensor.shape, dtype=object))
     if values.size != count:
-        raise RequestError(f"{where}: {values.size} elements; shape {tensor.shape} needs {count}.", param=where)
+        raise RequestError(
+            f"{where}: {values.size} elements, but shape {tensor.shape} needs {count}.",
+            param=where,
+            code="tensor_shape",
+        )
     if values.ndim > 1 and values.shape != tuple(tensor.shape):
         raise RequestError(
-            f"{where}.data: nested as {list(values.shape)}, but shape says {tensor.shape}.", param=f"{where}.data"
+            f"{where}.data: nested as {list(values.shape)}, but shape is {tensor.shape}.",
+            param=f"{where}.data",
+            code="tensor_shape",
         )
     return values.reshape(tensor.shape)
 
 
 def from_bytes(raw: memoryview, datatype: str, where: str) -> np.ndarray:
-    """Little-endian values, one after the other. They are not copied."""
+    """An array of little-endian values, without a copy."""
     if datatype == "BYTES":
         return _unpack(raw, where)
     dtype = numpy_dtype(datatype).newbyteorder("<")
     if len(raw) % dtype.itemsize:
         raise RequestError(
-            f"{where}: {len(raw)} bytes are no whole number of {datatype}, which takes {dtype.itemsize}.", param=where
+            f"{where}: {len(raw)} bytes are not a multiple of {dtype.itemsize}, the size of {datatype}.",
+            param=where,
+            code="tensor_size",
         )
-    # Any byte but 0 is true; numpy would take it over as it is, and compute with a boolean of 255.
+    # Every byte but 0 is true. Without the comparison, numpy would compute with a boolean of 255.
     return np.frombuffer(raw, "uint8") != 0 if datatype == "BOOL" else np.frombuffer(raw, dtype)
 
 
 def _unpack(raw: memoryview, where: str) -> np.ndarray:
-    """Strings, each behind its length in four bytes."""
+    """Strings; each one follows its length in four bytes."""
     values: list[str] = []
-    place = 0
-    while place < len(raw):
-        start = place + 4
-        end = start + int.from_bytes(raw[place:start], "little")
+    position = 0
+    while position < len(raw):
+        start = position + 4
+        end = start + int.from_bytes(raw[position:start], "little")
         if end > len(raw):
-            raise RequestError(f"{where}: the string at byte {place} is longer than what follows.", param=where)
+            raise RequestError(
+                f"{where}: the string at byte {position} is longer than the rest of the data.",
+                param=where,
+                code="tensor_size",
+            )
         try:
             values.append(str(raw[start:end], "utf-8"))
         except UnicodeDecodeError as error:
-            raise RequestError(f"{where}: the string at byte {place} is not UTF-8.", param=where) from error
-        place = end
-    found = np.empty(len(values), dtype=object)
-    found[:] = values
-    return found
+            raise RequestError(
+                f"{where}: the string at byte {position} is not UTF-8.", param=where, code="invalid_encoding"
+            ) from error
+        position = end
+    strings = np.empty(len(values), dtype=object)
+    strings[:] = values
+    return strings
 
 
 def _values(data: list[Any], datatype: str, where: str) -> np.ndarray:
     """JSON numbers, booleans or strings, flat or nested, as an array of the datatype."""
     if datatype == "BYTES":
-        found = np.array(data, dtype=object) if _strings(data) else None
+        array = np.array(data, dtype=object) if _strings(data) else None
     else:
         try:
-            # An array of strings has room for the longest in each place: a short body would become gigabytes.
-            found = None if str in _kinds(data) else np.array(data) if data else np.array(data, dtype="int64")
+            # Strings are refused first: numpy gives each element the size of the longest, so a short body with one
+            # long string would become gigabytes.
+            array = None if str in _kinds(data) else np.array(data) if data else np.array(data, dtype="int64")
         except (ValueError, OverflowError):
-            raise RequestError(f"{where}: its rows are not all of one length.", param=where) from None
+            raise RequestError(
+                f"{where}: the rows do not have the same length.", param=where, code="tensor_shape"
+            ) from None
     kinds = {"BYTES": "O", "BOOL": "b"} | dict.fromkeys(_INTEGERS, "iu") | dict.fromkeys(_FLOATS, "iuf")
-    if found is None or found.dtype.kind not in kinds.get(datatype, ""):
-        raise RequestError(f"{where}: holds a value that is not {datatype}.", param=where)
+    if array is None or array.dtype.kind not in kinds.get(datatype, ""):
+        raise RequestError(f"{where}: contains a value that is not {datatype}.", param=where, code="invalid_type")
     if datatype in _INTEGERS:
         bounds = np.iinfo(_INTEGERS[datatype])
-        if found.size and (found.min() < bounds.min or found.max() > bounds.max):
+        if array.size and (array.min() < bounds.min or array.max() > bounds.max):
             raise RequestError(
-                f"{where}: {datatype} is {bounds.min} to {bounds.max}; found {found.min()} to {found.max()}.",
+                f"{where}: the values are {array.min()} to {array.max()}, but {datatype} is {bounds.min} to "
+                f"{bounds.max}.",
                 param=where,
+                code="out_of_range",
             )
-        return found.astype(_INTEGERS[datatype])
+        return array.astype(_INTEGERS[datatype])
     if datatype in _FLOATS:
         with np.errstate(over="ignore"):
-            found = found.astype(_FLOATS[datatype])
-        if np.isinf(found).any():  # JSON has no NaN: one stands for what is missing
-            raise RequestError(f"{where}: holds a number too large for {datatype}.", param=where)
-    return found
+            array = array.astype(_FLOATS[datatype])
+        if np.isinf(array).any():  # NaN is allowed: it stands for null, and JSON itself has no NaN
+            raise RequestError(
+                f"{where}: contains a number too large for {datatype}.", param=where, code="out_of_range"
+            )
+    return array
 
 
 def _filled(data: list[Any], missing: Any) -> list[Any]:
-    """Nested lists with something in place of null."""
+    """Nested lists with null replaced."""
     return [_filled(value, missing) if type(value) is list else missing if value is None else value for value in data]
 
 
 def _kinds(data: list[Any]) -> set[type]:
-    """The types of values in nested lists."""
-    found = set(map(type, data))
-    if list in found:
+    """The types of the values in nested lists."""
+    kinds = set(map(type, data))
+    if list in kinds:
         for value in data:
             if type(value) is list:
-                found |= _kinds(value)
-    return found
+                kinds |= _kinds(value)
+    return kinds
 
 
 def _strings(data: Any) -> bool:
@@ -330,7 +375,7 @@ def render_infer(
     """The answer to a request.
 
     Raises:
-        RequestError: the model gave a number that JSON has no word for.
+        RequestError: an output has a number that JSON cannot express.
     """
     tensors: list[dict[str, Any]] = []
     tail: list[bytes] = []
@@ -345,8 +390,8 @@ def render_infer(
         else:
             if spec.datatype in _FLOATS and not np.isfinite(array).all():
                 raise RequestError(
-                    f"The model answered {spec.name!r} with a value that is not finite, which JSON cannot carry. Ask "
-                    f'for it as bytes: "parameters": {{"binary_data": true}}.',
+                    f"The output {spec.name!r} has a value that is not finite, which JSON cannot express. Request it "
+                    f'as bytes: "parameters": {{"binary_data": true}}.',
                     param="outputs",
                     code="not_finite",
                 )
@@ -360,21 +405,21 @@ def render_infer(
 
 
 def _to_bytes(array: np.ndarray, datatype: str) -> bytes:
-    """The opposite of `from_bytes`."""
+    """The inverse of `from_bytes`."""
     if datatype == "BYTES":
         strings = [str(value).encode() for value in array.ravel()]
         return b"".join(part for string in strings for part in (len(string).to_bytes(4, "little"), string))
     return array.astype(numpy_dtype(datatype).newbyteorder("<"), copy=False).tobytes()
 
 
-def _refusal(error: ValidationError) -> RequestError:
+def _request_error(error: ValidationError) -> RequestError:
     problems = []
-    for detail in error.errors(include_url=False)[:_MOST_PROBLEMS]:
-        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"]).lstrip(".")
-        problems.append(message_of(detail, place))
+    for detail in error.errors(include_url=False)[:_MAX_PROBLEMS]:
+        location = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"])
+        problems.append(message_of(detail, location.lstrip(".")))
     return RequestError(" ".join(problems), code="invalid_value")
 
 
 def error_shape(error: RequestError) -> dict[str, Any]:
-    """An error as this protocol has it."""
+    """An error in the shape of this protocol."""
     return {"error": error.message}

@@ -1,7 +1,7 @@
-"""OpenAI's API for embeddings: what a request may hold, and how its answer looks.
+"""OpenAI's API for embeddings: the bodies of requests and answers.
 
-A request goes to its model as rows of `predict`, which every replica answers, shared ones too; so whatever the limits
-of rows are, they hold here. Knows nothing of Serve.
+A request reaches its model as rows of `predict`, which every replica answers, shared ones included. The limits of rows
+therefore hold here too. Knows nothing of Serve.
 """
 
 import base64
@@ -23,7 +23,7 @@ from maas_ray.serve.caller import Caller
 from maas_ray.serve.routes import Route
 
 TASK = "feature-extraction"
-MOST_INPUTS = 2048  # as OpenAI has it
+MAX_INPUTS = 2048  # OpenAI's limit
 
 _Text = Annotated[str, StringConstraints(min_length=1)]
 _Tokens = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
@@ -34,42 +34,42 @@ class EmbeddingBody(Body):
 
     model: str
     input: _Text | Annotated[list[_Text], Field(min_length=1)] | _Tokens | Annotated[list[_Tokens], Field(min_length=1)]
-    """A text, or up to 2048 of them; or each as the ids of the model's own tokens. One that is longer than the model
-    reads is refused."""
+    """A text, or up to 2048 texts; or each text as the ids of the model's own tokens. An input that is longer than the
+    model's limit is refused."""
     encoding_format: Literal["float", "base64"] | None = None
     """base64: the numbers as float32, little-endian, in base64."""
     dimensions: Annotated[int, Field(ge=1)] | None = None
-    """What the model gives anyway; any other number is refused."""
+    """The model's own number of dimensions; other values are refused."""
     user: str | None = None
     """No answer depends on it."""
 
     @model_validator(mode="after")
     def _of_few_inputs(self) -> Self:
-        # Not the lists' own limit: of a union's branches the one that got furthest tells what is wrong.
-        if self.several and len(self.input) > MOST_INPUTS:
+        # Checked here, not as a limit of the lists: in a union, the error comes from the branch that got furthest.
+        if self.several and len(self.input) > MAX_INPUTS:
             raise PydanticCustomError(
                 "invalid_value",
-                "'{name}' has {count} items; at most {most} are taken at once.",
-                {"name": "input", "count": len(self.input), "most": MOST_INPUTS},
+                "'{name}' has {count} items, but may have at most {most}.",
+                {"name": "input", "count": len(self.input), "most": MAX_INPUTS},
             )
         return self
 
     @property
     def several(self) -> bool:
-        """Whether `input` is an array of inputs."""
+        """True if `input` is an array of inputs."""
         return isinstance(self.input, list) and not isinstance(self.input[0], int)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The inputs, as the task takes them."""
+        """The inputs as the task's rows."""
         inputs: list[Any] = list(self.input) if self.several else [self.input]
-        return [{"text": one, "truncate": False} if isinstance(one, str) else {"tokens": one} for one in inputs]
+        return [{"text": item, "truncate": False} if isinstance(item, str) else {"tokens": item} for item in inputs]
 
 
 async def answer(models: ModelCalls, route: Route, body: EmbeddingBody, *, caller: Caller) -> dict[str, Any]:
     """The complete answer; many inputs are sent in parts, one after the other.
 
     Raises:
-        RequestError: an input is not one that the model can take; names it.
+        RequestError: the model cannot accept an input; names it.
     """
     rows, data, tokens = body.rows(), list[dict[str, Any]](), 0
     for start in range(0, len(rows), MAX_ROWS):
@@ -90,8 +90,7 @@ async def answer(models: ModelCalls, route: Route, body: EmbeddingBody, *, calle
 def _rendered(vector: list[float], body: EmbeddingBody) -> list[float] | str:
     if body.dimensions not in (None, len(vector)):
         raise RequestError(
-            f"This model's embeddings have {len(vector)} dimensions, and cannot be had with {body.dimensions}; leave "
-            "'dimensions' out.",
+            f"'dimensions' is {body.dimensions}, but this model's embeddings have {len(vector)}. Leave it out.",
             param="dimensions",
             code="invalid_value",
         )
@@ -102,16 +101,16 @@ def _rendered(vector: list[float], body: EmbeddingBody) -> list[float] | str:
 
 @contextmanager
 def _named(start: int, several: bool) -> Iterator[None]:
-    """Errors of a row name the input that it was made of."""
+    """Make errors of a row name its input instead."""
 
-    def place(match: re.Match[str]) -> str:
+    def location(match: re.Match[str]) -> str:
         return f"input[{start + int(match[1])}]" if several else "input"
 
     try:
         yield
     except RequestError as error:
         message, param = (
-            re.sub(r"^instances\[(\d+)\](\.\w+)?", place, text) for text in (error.message, error.param or "")
+            re.sub(r"^instances\[(\d+)\](\.\w+)?", location, text) for text in (error.message, error.param or "")
         )
         if param == error.param:
             raise

@@ -1,8 +1,8 @@
-"""OpenAI's API for text: what a request may hold. How answers look is told by `openai_answers`.
+"""OpenAI's API for text: the bodies of requests. `responses` has the bodies of answers.
 
-A parameter that would change the answer and is not supported is refused by name unless it says what
-would happen anyway; nothing is silently ignored but what cannot matter. What only some engines can do is
-refused by the model's replica, which knows its engine. Knows nothing of Serve.
+An unsupported parameter that would change the answer is refused by name, unless its value changes nothing. Only
+parameters on which no answer depends are ignored. Parameters that only some engines support are refused by the model's
+replica, which knows its engine. Knows nothing of Serve.
 """
 
 import json
@@ -18,9 +18,9 @@ from maas_ray.serve.text.types import SamplingParams, TextRequest
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_N = 16
 MAX_ANSWERS = 32
-"""Answers to one request: `n` to each of its prompts."""
+"""Most answers to a request: `n` to each of its prompts."""
 
-# Values that change nothing here; any other is refused.
+# Values that change nothing here. Other values are refused.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "echo": (False,),
     "suffix": ("",),
@@ -37,7 +37,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
     "moderation": (),
 }
-# What no answer depends on.
+# Parameters on which no answer depends.
 _HARMLESS = {
     "user",
     "metadata",
@@ -74,7 +74,7 @@ class _Function(Body):
         except ValueError:
             fine = False
         if not fine:
-            raise PydanticCustomError("invalid_value", "the arguments of a call are a JSON object, as text")
+            raise PydanticCustomError("invalid_value", "the arguments of a call must be a JSON object, as text")
         return value
 
 
@@ -84,7 +84,7 @@ class ToolCall(Body):
     function: _Function
 
     def plain(self) -> dict[str, Any]:
-        """As chat templates take it: the arguments are a document, not text."""
+        """The form for chat templates: the arguments are a document, not text."""
         function = {"name": self.function.name, "arguments": json.loads(self.function.arguments)}
         return {"id": self.id, "type": self.type, "function": function}
 
@@ -95,7 +95,7 @@ class Message(Body):
     name: str | None = None
     tool_calls: Annotated[list[ToolCall], Field(min_length=1)] | None = None
     tool_call_id: str | None = None
-    # An answer is often sent back whole; of these it has none.
+    # Clients often send back a complete answer, with these fields empty.
     refusal: None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     audio: None = None
@@ -121,14 +121,14 @@ class Message(Body):
         return data
 
     def plain(self) -> dict[str, Any]:
-        """As chat templates take it; they know a developer's words as the system's."""
+        """The form for chat templates, which know a `developer` as the `system`."""
         content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        found: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": content}
+        message: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": content}
         if self.tool_calls:
-            found["tool_calls"] = [call.plain() for call in self.tool_calls]
+            message["tool_calls"] = [call.plain() for call in self.tool_calls]
         if self.tool_call_id is not None:
-            found["tool_call_id"] = self.tool_call_id
-        return found
+            message["tool_call_id"] = self.tool_call_id
+        return message
 
 
 class ToolFunction(Body):
@@ -143,7 +143,7 @@ class Tool(Body):
     function: ToolFunction
 
     def plain(self) -> dict[str, Any]:
-        """As chat templates take it."""
+        """The form for chat templates."""
         return self.model_dump(exclude_none=True, exclude={"function": {"strict"}})
 
 
@@ -151,7 +151,7 @@ class JsonSchema(Body):
     name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     description: str | None = None
     document: dict[str, Any] = Field(alias="schema")
-    strict: bool | None = None  # an answer is held to the schema either way
+    strict: bool | None = None  # the schema is enforced either way
 
 
 class ResponseFormat(Body):
@@ -169,8 +169,8 @@ class ResponseFormat(Body):
         return self
 
     @property
-    def schema_to_keep(self) -> dict[str, Any] | None:
-        """What an answer is held to. None: nothing."""
+    def required_schema(self) -> dict[str, Any] | None:
+        """The schema that an answer must follow. None: any text."""
         if self.json_schema is not None:
             return self.json_schema.document
         return ANY_OBJECT if self.type == "json_object" else None
@@ -179,15 +179,15 @@ class ResponseFormat(Body):
 _Stop = Annotated[str, StringConstraints(min_length=1)]
 
 
-def _also_taken(schema: dict[str, Any]) -> None:
-    """Puts what is taken though no field holds it into a body's JSON schema."""
+def _add_ignored(schema: dict[str, Any]) -> None:
+    """Add the accepted parameters that are not fields to a body's JSON schema."""
     others: dict[str, Any] = {name: {"enum": [None, *values]} for name, values in _NEUTRAL.items()}
     others |= {name: {"description": "No answer depends on it."} for name in sorted(_HARMLESS)}
     schema["properties"] = others | schema["properties"]
 
 
 class _TextBody(Body):
-    model_config = ConfigDict(json_schema_extra=_also_taken)
+    model_config = ConfigDict(json_schema_extra=_add_ignored)
 
     model: str
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -207,7 +207,7 @@ class _TextBody(Body):
     def _by_token(cls, value: dict[str, float] | None) -> dict[str, float] | None:
         for token in value or ():
             if not (token.isascii() and token.isdigit() and len(token) < 10):
-                raise PydanticCustomError("invalid_value", 'its keys are token ids, such as "42"')
+                raise PydanticCustomError("invalid_value", 'its keys must be token ids, such as "42"')
         return value
 
     @model_validator(mode="before")
@@ -223,7 +223,7 @@ class _TextBody(Body):
                 if value is not None and not any(type(value) is type(n) and value == n for n in _neutral(name)):
                     raise PydanticCustomError(
                         "unsupported_parameter",
-                        "'{name}' is not supported at this path; leave it out.",
+                        "'{name}' is not supported at this path. Leave it out.",
                         {"name": name},
                     )
             elif name not in _HARMLESS:
@@ -273,19 +273,19 @@ class CompletionBody(_TextBody):
         if self.best_of not in (None, self.n or 1):
             raise PydanticCustomError(
                 "unsupported_parameter",
-                "'{name}' is not supported by this server unless it equals n; leave it out.",
+                "'{name}' is not supported by this server unless it equals n. Leave it out.",
                 {"name": "best_of"},
             )
         if self.logprobs:
             raise PydanticCustomError(
                 "unsupported_parameter",
-                "'{name}' above 0 is not supported by this server; 0 gives the chosen tokens' own.",
+                "'{name}' above 0 is not supported by this server. 0 reports the chosen tokens.",
                 {"name": "logprobs"},
             )
         if (self.n or 1) * len(self._prompts) > MAX_ANSWERS:
             raise PydanticCustomError(
                 "invalid_value",
-                "'{name}' asks for {count} answers in all; at most {most} are given to one request.",
+                "'{name}' requests {count} answers in all, but a request may have at most {most}.",
                 {
                     "name": "prompt" if len(self._prompts) > 1 else "n",
                     "count": (self.n or 1) * len(self._prompts),
@@ -331,11 +331,11 @@ class ChatBody(_TextBody):
             [message.plain() for message in self.messages],
             tokens,
             logprobs=bool(self.logprobs),
-            json_schema=self.response_format and self.response_format.schema_to_keep,
+            json_schema=self.response_format and self.response_format.required_schema,
             tools=() if self.tool_choice == "none" else tuple(tool.plain() for tool in self.tools or ()),
         )
 
 
 def _neutral(name: str) -> tuple[Any, ...]:
-    """Neutral values, numbers of either type."""
+    """The values of a parameter that change nothing; a number as int and as float."""
     return tuple(v for n in _NEUTRAL[name] for v in ((n, float(n)) if type(n) is int else (n,)))

@@ -1,4 +1,4 @@
-"""OpenAI's API for text: how answers, streams and errors look. What may be asked is told by `openai`."""
+"""OpenAI's API for text: the bodies of answers, streams and errors. `requests` has the bodies of requests."""
 
 import json
 import time
@@ -12,14 +12,14 @@ from maas_ray.serve.text.types import Delta, TokenLogprob
 
 
 class Renderer:
-    """Renders the answer to a request, whole or as a stream; it may hold several choices.
+    """Renders the answer to a request, complete or as a stream. An answer may have several choices.
 
     Args:
         model: public model name.
-        fingerprint: identifies what would answer the same way again.
-        chat: the chat API's shapes; else the completions API's.
+        fingerprint: the same for answers of the same model version.
+        chat: use the shapes of the chat API, not of the completions API.
         n: choices for each prompt.
-        logprobs: whether each choice tells its tokens' log probabilities.
+        logprobs: report the log probabilities of each choice's tokens.
     """
 
     def __init__(self, model: str, fingerprint: str, *, chat: bool, n: int = 1, logprobs: bool = False) -> None:
@@ -49,19 +49,19 @@ class Renderer:
     async def stream(
         self, first: Delta, rest: AsyncGenerator[Delta, None], *, include_usage: bool
     ) -> AsyncGenerator[bytes, None]:
-        """Server-sent events. An error on the way is the last event; then there is no `[DONE]`."""
+        """Server-sent events. An error during the stream is the last event, without `[DONE]`."""
         head = {**self._head, "object": "chat.completion.chunk" if self._chat else "text_completion"}
         if include_usage:
             head["usage"] = None  # as OpenAI does, in every chunk but the last
-        begun: set[int] = set()
-        ends: list[Delta] = []
+        started: set[int] = set()
+        last: list[Delta] = []
         delta: Delta | None = first
         try:
             async with aclosing(rest):
                 while delta is not None:
                     index = delta.index
-                    if self._chat and index not in begun:
-                        begun.add(index)
+                    if self._chat and index not in started:
+                        started.add(index)
                         yield _event(
                             {**head, "choices": [self._choice(index, {"role": "assistant", "content": ""}, None)]}
                         )
@@ -70,7 +70,7 @@ class Renderer:
                         choice = self._choice(index, content, None, delta.logprobs)
                         yield _event({**head, "choices": [choice]})
                     if delta.finish_reason is not None:
-                        ends.append(delta)
+                        last.append(delta)
                         choice = self._choice(index, {} if self._chat else "", delta.finish_reason)
                         yield _event({**head, "choices": [choice]})
                     delta = await anext(rest, None)
@@ -78,7 +78,7 @@ class Renderer:
             yield _event(error_shape(error))
             return
         if include_usage:
-            yield _event({**head, "choices": [], "usage": self._usage(ends)})
+            yield _event({**head, "choices": [], "usage": self._usage(last)})
         yield b"data: [DONE]\n\n"
 
     def _choice(
@@ -109,7 +109,7 @@ class Renderer:
         }
 
     def _usage(self, answers: Sequence[Delta]) -> dict[str, int]:
-        """Each prompt counts once, however many answers it got."""
+        """Tokens of the answers, and of each prompt once, however many answers it got."""
         prompt = sum(answer.prompt_tokens for answer in answers if answer.index % self._n == 0)
         completion = sum(answer.completion_tokens for answer in answers)
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
@@ -120,13 +120,13 @@ def _event(document: dict[str, Any]) -> bytes:
 
 
 def model_card(name: str, created: int, parent: str | None = None) -> dict[str, Any]:
-    """One entry of `/v1/models`; that of an adapter names its base, as vLLM does."""
+    """One entry of `/v1/models`. The entry of an adapter names its base, as in vLLM."""
     card = {"id": name, "object": "model", "created": created, "owned_by": "maas_ray"}
     return card | ({"parent": parent} if parent else {})
 
 
 def error_shape(error: RequestError) -> dict[str, Any]:
-    """An error as OpenAI's clients read it."""
+    """An error in the shape that OpenAI's clients expect."""
     kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
     kind = "server_error" if error.status >= 500 else kinds.get(error.status, "invalid_request_error")
     return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}

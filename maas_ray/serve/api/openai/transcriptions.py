@@ -1,7 +1,7 @@
-"""OpenAI's API for speech: what a form may hold, and how answers look.
+"""OpenAI's API for speech: the forms of requests and the bodies of answers.
 
-The file goes on to the model's replica unread, in a form as `rows` takes it; only there sound is decoded. A parameter
-that would change the answer and is not supported is refused by name. Knows nothing of Serve.
+The file is forwarded unread to the model's replica, in a form for `predict`, and is decoded only there. An unsupported
+parameter that would change the answer is refused by name. Knows nothing of Serve.
 """
 
 import json
@@ -20,7 +20,7 @@ from maas_ray.serve.api.predict import FILE, PredictBody
 from maas_ray.serve.api.validation import request_error
 
 TASK = "automatic-speech-recognition"
-_SEVERAL = "[]"  # ends the name of a form's field that may stand several times
+_SEVERAL = "[]"  # ends the name of a form's field that may be repeated
 
 
 class TranscriptionBody(Body):
@@ -40,7 +40,7 @@ class TranscriptionBody(Body):
         for name, neutral in (("prompt", ""), ("temperature", 0.0), ("stream", False)):
             if getattr(self, name) != neutral:
                 raise PydanticCustomError(
-                    "unsupported_parameter", "'{name}' is not supported by this server; leave it out.", {"name": name}
+                    "unsupported_parameter", "'{name}' is not supported by this server. Leave it out.", {"name": name}
                 )
         name = "timestamp_granularities"
         if "word" in self.timestamp_granularities:
@@ -54,7 +54,7 @@ class TranscriptionBody(Body):
         return self
 
     def to_rows(self) -> PredictBody:
-        """The file, and what a model may be told beside it, in a form of one row."""
+        """A form of one row: the file, and the parameters that the model accepts."""
         boundary = secrets.token_hex(16).encode()
         head = b'--%s\r\nContent-Disposition: form-data; name="%s"'
         parts = [head % (boundary, FILE.encode()), b'; filename="audio"\r\n\r\n', self.file, b"\r\n"]
@@ -68,22 +68,24 @@ def parse_transcription(data: bytes, content_type: str) -> TranscriptionBody:
     """The request in a form.
 
     Raises:
-        RequestError: it is not such a request; names the field.
+        RequestError: the request is wrong; names the field.
     """
     if not is_form(content_type):
         raise RequestError(
-            f"Content-Type is {content_type or 'not given'!r}; send a form, {FORM_TYPE}, with the file as {FILE!r}.",
+            f"The Content-Type is {content_type!r}. Send a form ({FORM_TYPE}) with the file as {FILE!r}.",
             code="invalid_form",
         )
     fields: dict[str, Any] = {}
     for name, value in parse_form(data, content_type):
         if isinstance(value, bytes) != (name == FILE):
-            told = "no file; with curl: -F file=@PATH" if name == FILE else "a file, and no field but 'file' is one"
-            raise RequestError(f"The form's field {name!r} is {told}.", param=name, code="invalid_type")
+            problem = (
+                "is not a file. With curl: -F file=@PATH" if name == FILE else f"is a file. Only {FILE!r} may be one"
+            )
+            raise RequestError(f"The form's field {name!r} {problem}.", param=name, code="invalid_type")
         if name.endswith(_SEVERAL):
             fields.setdefault(name.removesuffix(_SEVERAL), []).append(value)
         elif name in fields:
-            raise RequestError(f"The form's field {name!r} stands twice; keep one.", param=name, code="invalid_value")
+            raise RequestError(f"The form has the field {name!r} twice. Keep one.", param=name, code="invalid_value")
         else:
             fields[name] = value
     try:
@@ -93,7 +95,7 @@ def parse_transcription(data: bytes, content_type: str) -> TranscriptionBody:
 
 
 def file_error(error: RequestError) -> RequestError:
-    """What a model says of its row's audio, said of the form's file."""
+    """An error of the row's audio as an error of the form's file."""
     if error.param != "audio":
         return error
     return RequestError(error.message.removeprefix("audio: "), param=FILE, code=error.code, status=error.status)
@@ -101,7 +103,7 @@ def file_error(error: RequestError) -> RequestError:
 
 @dataclass(frozen=True)
 class Transcript:
-    """What a model heard."""
+    """The transcript of a file."""
 
     text: str
     language: str | None
@@ -114,7 +116,7 @@ class Transcript:
         return cls(document["text"], document["language"], document["duration"])
 
     def render(self, response_format: str) -> tuple[bytes, str]:
-        """The body, and its type."""
+        """The body, and its content type."""
         document: dict[str, Any] = {"text": self.text, "usage": {"type": "duration", "seconds": self.duration}}
         if response_format == "verbose_json":
             document |= {
@@ -128,7 +130,7 @@ class Transcript:
         return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode(), "application/json"
 
     def _segment(self) -> dict[str, Any]:
-        """The whole clip. What is not measured here is null."""
+        """One segment: the whole clip. Values that are not measured here are null."""
         text = self.text.encode()
         return {
             "id": 0,
@@ -151,7 +153,7 @@ class Transcript:
 
 
 def _clock(seconds: float, point: str) -> str:
-    """`00:00:01,250`"""
+    """A time such as `00:00:01,250`."""
     milliseconds = round(seconds * 1000)
     minutes, rest = divmod(milliseconds, 60_000)
     return f"{minutes // 60:02}:{minutes % 60:02}:{rest // 1000:02}{point}{rest % 1000:03}"

@@ -85,9 +85,9 @@ class Here:
     def begin(self, what: Awaitable):
         return asyncio.run_coroutine_threadsafe(what, self._loop)
 
-    def server(self, port: int, owner: str = "us", most_calls: int = 10) -> GrpcServer:
+    def server(self, port: int, owner: str = "us", max_calls: int = 10) -> GrpcServer:
         async def start() -> GrpcServer:
-            server = GrpcServer(self.models, owner=owner, message_limit=LIMIT, most_calls=most_calls)
+            server = GrpcServer(self.models, owner=owner, message_limit=LIMIT, max_calls=max_calls)
             await server.listen(Address("127.0.0.1", port))
             return server
 
@@ -485,7 +485,7 @@ def test_a_message_that_does_not_come_is_given_up(
 
 
 def test_more_calls_than_allowed_are_refused_not_queued(here: Here, port: int) -> None:
-    here.server(port, most_calls=2)
+    here.server(port, max_calls=2)
     with stub(port) as ask:
         waiting = [ask.ModelInfer.future(typed(word={"bytes_contents": [b"wait1"]})) for _ in range(2)]
         time.sleep(0.3)
