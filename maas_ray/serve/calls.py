@@ -166,7 +166,7 @@ class Models:
                 waiting.discard(response)
 
     async def ready(self, route: Route, *, caller: Caller) -> bool:
-        """Whether the application can answer, as Serve's controller sees it."""
+        """True if the application can answer, according to Serve's controller."""
         from ray import serve
 
         updated_at, ready = self._status

@@ -25,7 +25,8 @@ from maas_ray.registry.bundle import open_bundle
 from maas_ray.registry.versions import Registry
 from maas_ray.serve.api.middleware import App
 from maas_ray.serve.api.model_calls import Answer, Usage
-from maas_ray.serve.api.open_inference.tensors import InferBody, numpy_dtype, parse_infer, render_infer
+from maas_ray.serve.api.open_inference.tensors import InferBody, parse_infer, render_infer
+from maas_ray.serve.api.open_inference.values import numpy_dtype
 from maas_ray.serve.api.predict import Head, PredictBody, parse_rows
 from maas_ray.serve.api.refusals import BACKPRESSURE
 from maas_ray.serve.caller import Caller

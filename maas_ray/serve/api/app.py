@@ -147,7 +147,7 @@ class _Endpoints:
         return JSONResponse({"live": True})
 
     async def ready(self, request: Request) -> Response:
-        """Whether every model can answer."""
+        """Readiness of all models together."""
         caller = _caller(request)
         ready = all([await self._models.ready(route, caller=caller) for route in self._models.routes(caller=caller)])
         return JSONResponse({"ready": ready}, 200 if ready else 503)

@@ -76,7 +76,7 @@ class ModelCalls(Protocol):
         """The answer to rows in the task's own terms: a JSON document."""
 
     async def ready(self, route: Route, *, caller: Caller) -> bool:
-        """Whether the model can answer now."""
+        """True if the model can answer now."""
 
 
 def find_route(routes: Mapping[str, Route], name: str, version: str) -> Route:

@@ -6,7 +6,7 @@ Imports no engine: OpenVINO's process must not load Torch.
 import hashlib
 from typing import Any
 
-from maas_ray.serve.text.types import GenerateRequest
+from maas_ray.serve.text.types import MIN_FLOAT32, GenerateRequest
 
 OPENVINO = frozenset({"frequency_penalty", "presence_penalty", "logprobs"})
 # Transformers' log probabilities include the processors' changes, even the sampling noise, so they are not reported.
@@ -20,12 +20,12 @@ def for_openvino(request: GenerateRequest) -> dict[str, Any]:
     drawn = {
         "do_sample": True,
         "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
+        "top_p": max(sampling.top_p, MIN_FLOAT32),
         # The generator uses 32 bits of its seed; these depend on all bits of the request's.
         "rng_seed": int.from_bytes(hashlib.sha256(str(request.seed).encode()).digest()[:4]),
     }
     return {
-        **(drawn if sampling.temperature > 0 else {}),
+        **({} if sampling.greedy else drawn),
         "frequency_penalty": sampling.frequency_penalty,
         "presence_penalty": sampling.presence_penalty,
         "logprobs": int(sampling.logprobs),
@@ -40,7 +40,7 @@ def for_transformers(request: GenerateRequest) -> dict[str, Any]:
     adjustment = Adjustment(sampling.frequency_penalty, sampling.presence_penalty, sampling.logit_bias)
     drawn = {"temperature": float(sampling.temperature), "top_p": float(sampling.top_p), "seed": request.seed}
     return {
-        **(drawn if sampling.temperature > 0 else {}),
+        **({} if sampling.greedy else drawn),
         **({"adjustment": adjustment} if adjustment != Adjustment() else {}),
     }
 
@@ -48,11 +48,10 @@ def for_transformers(request: GenerateRequest) -> dict[str, Any]:
 def for_vllm(request: GenerateRequest) -> dict[str, Any]:
     """Arguments of `vllm.SamplingParams`."""
     sampling = request.sampling
-    drawn = sampling.temperature > 0
     return {
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p if drawn else 1.0,
-        "seed": request.seed if drawn else None,
+        "temperature": 0.0 if sampling.greedy else sampling.temperature,
+        "top_p": 1.0 if sampling.greedy else sampling.top_p,
+        "seed": None if sampling.greedy else request.seed,
         "frequency_penalty": sampling.frequency_penalty,
         "presence_penalty": sampling.presence_penalty,
         "logit_bias": dict(sampling.logit_bias) or None,

@@ -6,6 +6,8 @@ Knows nothing of HTTP, tokenizers, engines or Serve.
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Self
 
+MIN_FLOAT32 = 2.0**-126  # the smallest normal one
+
 # --- both levels -----------------------------------------------------------------------------------
 
 
@@ -42,6 +44,11 @@ class SamplingParams:
         """
         given = {field.name: getattr(source, field.name, None) for field in fields(cls)} | others
         return cls(**{name: value for name, value in given.items() if value is not None})
+
+    @property
+    def greedy(self) -> bool:
+        """True if the likeliest token is taken each time: also at temperatures that are 0 for an engine's float32."""
+        return self.temperature < MIN_FLOAT32
 
     def changed(self) -> list[str]:
         """The names of the parameters that differ from their defaults."""

@@ -1,4 +1,4 @@
-"""What an endpoint on shared replicas asks for, and what one of them is told."""
+"""Endpoints on shared replicas: their specs, and the ids that replicas load models by."""
 
 import pytest
 

@@ -17,7 +17,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from maas_ray.errors import RequestError
-from maas_ray.serve.api.open_inference.tensors import InferBody, from_bytes, numpy_dtype
+from maas_ray.serve.api.open_inference.tensors import InferBody
+from maas_ray.serve.api.open_inference.values import from_bytes, numpy_dtype
 
 PACKAGE = "inference"
 # Fields are numbered from 1 in this order; `*` is repeated.

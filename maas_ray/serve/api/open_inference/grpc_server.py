@@ -186,7 +186,7 @@ class _Service:
         return MESSAGES["ServerLiveResponse"](live=True)
 
     async def ready(self, _: Any, caller: Caller) -> Any:
-        """Whether every model can answer."""
+        """Readiness of all models together."""
         ready = all([await self._models.ready(route, caller=caller) for route in self._models.routes(caller=caller)])
         return MESSAGES["ServerReadyResponse"](ready=ready)
 

@@ -6,7 +6,6 @@ A gateway forwards a body unread, and it is parsed on the model's replica. Knows
 """
 
 import json
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -16,6 +15,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from maas_ray.bodies import Body
 from maas_ray.errors import RequestError
+from maas_ray.serve.api.open_inference.values import FLOATS, from_bytes, from_json, to_bytes
 from maas_ray.serve.api.validation import message_of, parse_json
 from maas_ray.tasks import TensorSpec
 from maas_ray.version import __version__
@@ -23,16 +23,6 @@ from maas_ray.version import __version__
 SERVER = {"name": "maas_ray", "version": __version__, "extensions": ["binary_tensor_data"]}
 LENGTH_HEADER = "Inference-Header-Content-Length"
 _MAX_PROBLEMS = 10  # in one message; a large body may have a million
-_DTypes = dict[str, np.dtype[Any]]
-_INTEGERS: _DTypes = {
-    f"{sign}INT{bits}": np.dtype(f"{sign}int{bits}".lower()) for sign in ("", "U") for bits in (8, 16, 32, 64)
-}
-_FLOATS: _DTypes = {f"FP{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)}
-
-
-def numpy_dtype(datatype: str) -> np.dtype[Any]:
-    """The numpy dtype of a datatype of numbers or booleans."""
-    return {**_INTEGERS, **_FLOATS, "BOOL": np.dtype("bool")}[datatype]
 
 
 # --- bodies ----------------------------------------------------------------------------------------
@@ -250,9 +240,7 @@ def _array(tensor: InputTensor, raw: memoryview | None, spec: TensorSpec, where:
             code="tensor_shape",
         )
     if raw is None:
-        missing = "" if spec.datatype == "BYTES" else math.nan
-        data = _filled(tensor.data or [], missing) if spec.optional else tensor.data or []
-        values = _values(data, spec.datatype, f"{where}.data")
+        values = from_json(tensor.data or [], spec.datatype, f"{where}.data", optional=spec.optional)
     else:
         values = from_bytes(raw, spec.datatype, where)
     count = int(np.prod(tensor.shape, dtype=object))
@@ -269,101 +257,6 @@ def _array(tensor: InputTensor, raw: memoryview | None, spec: TensorSpec, where:
             code="tensor_shape",
         )
     return values.reshape(tensor.shape)
-
-
-def from_bytes(raw: memoryview, datatype: str, where: str) -> np.ndarray:
-    """An array of little-endian values, without a copy."""
-    if datatype == "BYTES":
-        return _unpack(raw, where)
-    dtype = numpy_dtype(datatype).newbyteorder("<")
-    if len(raw) % dtype.itemsize:
-        raise RequestError(
-            f"{where}: {len(raw)} bytes are not a multiple of {dtype.itemsize}, the size of {datatype}.",
-            param=where,
-            code="tensor_size",
-        )
-    # Every byte but 0 is true. Without the comparison, numpy would compute with a boolean of 255.
-    return np.frombuffer(raw, "uint8") != 0 if datatype == "BOOL" else np.frombuffer(raw, dtype)
-
-
-def _unpack(raw: memoryview, where: str) -> np.ndarray:
-    """Strings; each one follows its length in four bytes."""
-    values: list[str] = []
-    position = 0
-    while position < len(raw):
-        start = position + 4
-        end = start + int.from_bytes(raw[position:start], "little")
-        if end > len(raw):
-            raise RequestError(
-                f"{where}: the string at byte {position} is longer than the rest of the data.",
-                param=where,
-                code="tensor_size",
-            )
-        try:
-            values.append(str(raw[start:end], "utf-8"))
-        except UnicodeDecodeError as error:
-            raise RequestError(
-                f"{where}: the string at byte {position} is not UTF-8.", param=where, code="invalid_encoding"
-            ) from error
-        position = end
-    strings = np.empty(len(values), dtype=object)
-    strings[:] = values
-    return strings
-
-
-def _values(data: list[Any], datatype: str, where: str) -> np.ndarray:
-    """JSON numbers, booleans or strings, flat or nested, as an array of the datatype."""
-    if datatype == "BYTES":
-        array = np.array(data, dtype=object) if _strings(data) else None
-    else:
-        try:
-            # Strings are refused first: numpy gives each element the size of the longest, so a short body with one
-            # long string would become gigabytes.
-            array = None if str in _kinds(data) else np.array(data) if data else np.array(data, dtype="int64")
-        except (ValueError, OverflowError):
-            raise RequestError(
-                f"{where}: the rows do not have the same length.", param=where, code="tensor_shape"
-            ) from None
-    kinds = {"BYTES": "O", "BOOL": "b"} | dict.fromkeys(_INTEGERS, "iu") | dict.fromkeys(_FLOATS, "iuf")
-    if array is None or array.dtype.kind not in kinds.get(datatype, ""):
-        raise RequestError(f"{where}: contains a value that is not {datatype}.", param=where, code="invalid_type")
-    if datatype in _INTEGERS:
-        bounds = np.iinfo(_INTEGERS[datatype])
-        if array.size and (array.min() < bounds.min or array.max() > bounds.max):
-            raise RequestError(
-                f"{where}: the values are {array.min()} to {array.max()}, but {datatype} is {bounds.min} to "
-                f"{bounds.max}.",
-                param=where,
-                code="out_of_range",
-            )
-        return array.astype(_INTEGERS[datatype])
-    if datatype in _FLOATS:
-        with np.errstate(over="ignore"):
-            array = array.astype(_FLOATS[datatype])
-        if np.isinf(array).any():  # NaN is allowed: it stands for null, and JSON itself has no NaN
-            raise RequestError(
-                f"{where}: contains a number too large for {datatype}.", param=where, code="out_of_range"
-            )
-    return array
-
-
-def _filled(data: list[Any], missing: Any) -> list[Any]:
-    """Nested lists with null replaced."""
-    return [_filled(value, missing) if type(value) is list else missing if value is None else value for value in data]
-
-
-def _kinds(data: list[Any]) -> set[type]:
-    """The types of the values in nested lists."""
-    kinds = set(map(type, data))
-    if list in kinds:
-        for value in data:
-            if type(value) is list:
-                kinds |= _kinds(value)
-    return kinds
-
-
-def _strings(data: Any) -> bool:
-    return all(isinstance(value, str) or (isinstance(value, list) and _strings(value)) for value in data)
 
 
 # --- answers ---------------------------------------------------------------------------------------
@@ -385,10 +278,10 @@ def render_infer(
         array = answer[spec.name]
         tensor: dict[str, Any] = {"name": spec.name, "datatype": spec.datatype, "shape": list(array.shape)}
         if request.outputs[spec.name]:
-            tail.append(_to_bytes(array, spec.datatype))
+            tail.append(to_bytes(array, spec.datatype))
             tensor["parameters"] = {"binary_data_size": len(tail[-1])}
         else:
-            if spec.datatype in _FLOATS and not np.isfinite(array).all():
+            if spec.datatype in FLOATS and not np.isfinite(array).all():
                 raise RequestError(
                     f"The output {spec.name!r} has a value that is not finite, which JSON cannot express. Request it "
                     f'as bytes: "parameters": {{"binary_data": true}}.',
@@ -402,14 +295,6 @@ def render_infer(
         document["id"] = request.id
     data = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     return InferBody(data + b"".join(tail), len(data)) if tail else InferBody(data)
-
-
-def _to_bytes(array: np.ndarray, datatype: str) -> bytes:
-    """The inverse of `from_bytes`."""
-    if datatype == "BYTES":
-        strings = [str(value).encode() for value in array.ravel()]
-        return b"".join(part for string in strings for part in (len(string).to_bytes(4, "little"), string))
-    return array.astype(numpy_dtype(datatype).newbyteorder("<"), copy=False).tobytes()
 
 
 def _request_error(error: ValidationError) -> RequestError:

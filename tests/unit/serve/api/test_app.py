@@ -23,6 +23,7 @@ from maas_ray.serve.caller import Caller
 from maas_ray.serve.routes import Route, from_config, to_config
 from maas_ray.serve.text.types import Delta, SamplingParams, TextRequest, TokenLogprob
 from maas_ray.tasks import TensorSpec
+from tests.support.errors import raises
 from tests.support.models import INPUTS, OUTPUTS, InProcess, route, send
 
 LIMIT = 2000
@@ -123,7 +124,7 @@ def events(response: httpx.Response) -> list:
 
 def test_models(call: Call) -> None:
     listed = call("GET", "/v1/models").json()
-    assert [model["id"] for model in listed["data"]] == ["echo"]  # what this API can be asked
+    assert [model["id"] for model in listed["data"]] == ["echo"]  # models of this API
     assert call("GET", "/v1/models/echo").json() == listed["data"][0]
     assert listed["data"][0]["created"] == 1_700_000_000
 
@@ -195,7 +196,8 @@ def test_several_answers_to_several_prompts(call: Call) -> None:
     ]
     too_many = complete(call, prompt=["a", "b", "c"], n=11).json()["error"]
     assert (too_many["param"], too_many["code"]) == ("prompt", "invalid_value")
-    assert "33 answers in all; at most 32" in too_many["message"]
+    assert "33" in too_many["message"]
+    assert "32" in too_many["message"]
 
 
 def test_log_probabilities(call: Call) -> None:
@@ -441,7 +443,7 @@ def test_a_wrong_field_is_named(call: Call, changes: dict, param: str, code: str
         ),
         ({"messages": [{"role": "user"}]}, "Missing required parameter: 'messages[0].content'."),
         ({"max_tokenz": 5}, "Unknown parameter: 'max_tokenz'."),
-        ({"functions": [{}]}, "'functions' is not supported at this path; leave it out."),
+        ({"functions": [{}]}, "'functions' is not supported at this path"),
         (
             {"messages": [say("x"), say("y", role="tool")]},
             "Missing required parameter: 'messages[1].tool_call_id'.",
@@ -451,7 +453,7 @@ def test_a_wrong_field_is_named(call: Call, changes: dict, param: str, code: str
             "'messages[0].tool_call_id' is only allowed in a message of role 'tool'.",
         ),
         ({"response_format": {"type": "json_schema"}}, "Missing required parameter: 'response_format.json_schema'."),
-        ({"logit_bias": {"x": 1}}, "Invalid 'logit_bias': its keys are token ids"),
+        ({"logit_bias": {"x": 1}}, "Invalid 'logit_bias': "),
     ],
 )
 def test_a_wrong_field_is_told_in_openais_words(call: Call, changes: dict, message: str) -> None:
@@ -663,40 +665,41 @@ def test_infer(call: Call) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "says"),
+    ("body", "code", "named"),
     [
-        ({}, "Missing required parameter: 'inputs'."),
-        ({"inputs": []}, "Invalid 'inputs': array too short. Expected an array with minimum length 1"),
-        ([], "Invalid type for the body: expected an object, but got an array instead."),
-        (tensors(datatype="FP64"), "x is FP32, not 'FP64'"),
-        (tensors(shape=[2]), "shape [-1, 2] (-1: any), not [2]"),
-        (tensors(shape=[2, 3]), "not [2, 3]"),
-        (tensors(shape=[2, -2]), "inputs[0].shape[1]"),
-        (tensors(shape=[10**12, 2]), "needs 2000000000000"),
-        (tensors(shape=[0, 2], data=[]), "one row or more"),
-        (tensors(shape=[1, 2], data=[1, 2]), "as many in each"),
-        (tensors(data=[1, 2, 3]), "3 elements; shape [2, 2] needs 4"),
-        (tensors(data=[[1, 2, 3, 4]]), "nested as [1, 4]"),
-        (tensors(data=[[1, 2], [3]]), "not all of one length"),
-        (tensors(data=[1, 2, 3, "4"]), "not FP32"),
-        (tensors(data=[1, 2, 3, None]), "not FP32"),
-        (tensors(data=[1, 2, 3, 1e300]), "too large for FP32"),
-        (tensors(data=[1, 2, 3, {"a": 1}]), "not FP32"),
-        (tensors(name="y"), "there is no 'y'"),
-        (tensors(extra=1), "extra"),
-        (tensors(parameters={"binary_data_size": 5}), "inputs[0]: give data, or parameters.binary_data_size"),
-        (tensors(parameters={"classification": 5}), "Unknown parameter: 'inputs[0].parameters.classification'."),
-        (tensors() | {"parameters": {"priority": 5}}, "Unknown parameter: 'parameters.priority'."),
-        (tensors() | {"outputs": [{"name": "z"}]}, "there is no 'z'"),
-        (tensors() | {"id": 5}, "Invalid type for 'id': expected a string, but got an integer instead."),
-        ({"inputs": tensors()["inputs"][:1]}, "word is missing"),
-        ({"inputs": tensors()["inputs"] * 2}, "stands twice"),
+        ({}, "invalid_value", "'inputs'"),
+        ({"inputs": []}, "invalid_value", "'inputs'"),
+        ([], "invalid_value", "an array"),
+        (tensors(datatype="FP64"), "tensor_datatype", "inputs[0].datatype: x is FP32, not 'FP64'"),
+        (tensors(shape=[2]), "tensor_shape", "inputs[0].shape: x has shape [-1, 2] (-1: any), not [2]"),
+        (tensors(shape=[2, 3]), "tensor_shape", "not [2, 3]"),
+        (tensors(shape=[2, -2]), "invalid_value", "inputs[0].shape[1]"),
+        (tensors(shape=[10**12, 2]), "tensor_shape", "2000000000000"),
+        (tensors(shape=[0, 2], data=[]), "rows_mismatch", "x 0, word 2"),
+        (tensors(shape=[1, 2], data=[1, 2]), "rows_mismatch", "x 1, word 2"),
+        (tensors(data=[1, 2, 3]), "tensor_shape", "inputs[0]: 3 elements, but shape [2, 2] needs 4"),
+        (tensors(data=[[1, 2, 3, 4]]), "tensor_shape", "inputs[0].data: nested as [1, 4]"),
+        (tensors(data=[[1, 2], [3]]), "tensor_shape", "inputs[0].data"),
+        (tensors(data=[1, 2, 3, "4"]), "invalid_type", "FP32"),
+        (tensors(data=[1, 2, 3, None]), "invalid_type", "FP32"),
+        (tensors(data=[1, 2, 3, 1e300]), "out_of_range", "FP32"),
+        (tensors(data=[1, 2, 3, {"a": 1}]), "invalid_type", "FP32"),
+        (tensors(name="y"), "unknown_tensor", "inputs[0]: 'y'"),
+        (tensors(extra=1), "invalid_value", "inputs[0].extra"),
+        (tensors(parameters={"binary_data_size": 5}), "tensor_data", "inputs[0]"),
+        (tensors(parameters={"classification": 5}), "invalid_value", "inputs[0].parameters.classification"),
+        (tensors() | {"parameters": {"priority": 5}}, "unknown_parameter", "parameters.priority"),
+        (tensors() | {"outputs": [{"name": "z"}]}, "unknown_tensor", "outputs: 'z'"),
+        (tensors() | {"id": 5}, "invalid_value", "'id'"),
+        ({"inputs": tensors()["inputs"][:1]}, "missing_required_parameter", "word"),
+        ({"inputs": tensors()["inputs"] * 2}, "duplicate_tensor", "inputs[2]: the input 'x'"),
     ],
 )
-def test_wrong_tensors(call: Call, body: dict, says: str) -> None:
+def test_wrong_tensors_are_named(call: Call, body: dict, code: str, named: str) -> None:
+    with raises(RequestError, code, named) as caught:
+        parse_infer(InferBody(json.dumps(body).encode()), INPUTS, OUTPUTS)
     response = infer(call, body)
-    assert response.status_code == 400
-    assert says in response.json()["error"]
+    assert (response.status_code, response.json()) == (400, {"error": caught.value.message})
 
 
 @pytest.mark.parametrize(
@@ -763,7 +766,7 @@ def test_not_a_number_has_no_word_in_json(call: Call) -> None:
     outputs = [{"name": "sum", "parameters": {"binary_data": False}}, {"name": "word"}]
     response = infer_binary(call, document={"outputs": outputs})
     assert response.status_code == 400
-    assert "Ask for it as bytes" in response.json()["error"]
+    assert "binary_data" in response.json()["error"]
     mixed = infer_binary(call, np.ones(4, "<f4").tobytes(), document={"outputs": outputs})
     document = json.loads(mixed.content[: int(mixed.headers[LENGTH_HEADER])])
     assert document["outputs"][0]["data"] == [2, 2]
@@ -771,36 +774,36 @@ def test_not_a_number_has_no_word_in_json(call: Call) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "named"),
     [
-        ({"headers": {LENGTH_HEADER: "100000"}}, "is not the length"),
-        ({"headers": {LENGTH_HEADER: "9" * 5000}}, "is not the length"),
-        ({"headers": {LENGTH_HEADER: "-1"}}, "is not the length"),
-        ({"headers": {LENGTH_HEADER: "1e2"}}, "is not the length"),
-        ({"headers": {LENGTH_HEADER: "0"}}, "not valid JSON"),
-        ({"headers": {LENGTH_HEADER: "20"}}, "not valid JSON"),
+        ({"headers": {LENGTH_HEADER: "100000"}}, LENGTH_HEADER),
+        ({"headers": {LENGTH_HEADER: "9" * 5000}}, LENGTH_HEADER),
+        ({"headers": {LENGTH_HEADER: "-1"}}, LENGTH_HEADER),
+        ({"headers": {LENGTH_HEADER: "1e2"}}, LENGTH_HEADER),
+        ({"headers": {LENGTH_HEADER: "0"}}, "JSON"),
+        ({"headers": {LENGTH_HEADER: "20"}}, "JSON"),
         ({"sizes": {"x": 2**62}}, "only 26 bytes are left"),
         ({"sizes": {"word": 11}}, "only 10 bytes are left"),
         ({"sizes": {"word": 10**30}}, "inputs[1].parameters.binary_data_size"),
         ({"sizes": {"word": -1}}, "inputs[1].parameters.binary_data_size"),
-        ({"sizes": {"x": 15}}, "15 bytes are no whole number of FP32, which takes 4"),
-        ({"sizes": {"x": 12}}, "3 elements; shape [2, 2] needs 4"),
-        ({"rest": b"!"}, "last 1 bytes of the body belong to no tensor"),
-        ({"words": b"\xff\xff\xff\xff"}, "string at byte 0 is longer than what follows"),
-        ({"words": b"\0\0\0\0\0\0"}, "string at byte 4 is longer than what follows"),
+        ({"sizes": {"x": 15}}, "15 bytes are not a multiple of 4, the size of FP32"),
+        ({"sizes": {"x": 12}}, "3 elements, but shape [2, 2] needs 4"),
+        ({"rest": b"!"}, "last 1 bytes"),
+        ({"words": b"\xff\xff\xff\xff"}, "string at byte 0"),
+        ({"words": b"\0\0\0\0\0\0"}, "string at byte 4"),
         ({"words": b"\1\0\0\0\xff\0\0\0\0"}, "string at byte 0 is not UTF-8"),
-        ({"words": b"\0\0\0\0" * 3}, "3 elements; shape [2] needs 2"),
+        ({"words": b"\0\0\0\0" * 3}, "3 elements, but shape [2] needs 2"),
     ],
 )
-def test_wrong_sizes(call: Call, changes: dict, says: str) -> None:
+def test_wrong_sizes_are_named(call: Call, changes: dict, named: str) -> None:
     response = infer_binary(call, **changes)
     assert response.status_code == 400
-    assert says in response.json()["error"]
+    assert named in response.json()["error"]
 
 
 def test_a_size_of_thousands_of_digits_is_a_client_s_mistake() -> None:
     body = json.dumps(tensors(shape=[9 * 10**4298, 2])).encode()  # times two, it has no text in Python
-    with pytest.raises(RequestError, match=r"inputs\[0\]\.shape\[0\]"):
+    with raises(RequestError, "invalid_value", "inputs[0].shape[0]"):
         parse_infer(InferBody(body), INPUTS, OUTPUTS)
 
 
@@ -810,7 +813,7 @@ def test_a_long_word_among_many_numbers_costs_no_more_than_itself() -> None:
     tracemalloc.start()
     try:
         for data in (x["data"], [x["data"]]):
-            with pytest.raises(RequestError, match="not FP32"):
+            with raises(RequestError, "invalid_type", "FP32"):
                 parse_infer(InferBody(json.dumps({"inputs": [x | {"data": data}]}).encode()), spec, spec)
         assert tracemalloc.get_traced_memory()[1] < 5_000_000  # as an array of strings it would be 400 MB
     finally:

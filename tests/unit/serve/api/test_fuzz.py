@@ -29,7 +29,7 @@ from tests.support.speech import file_of, speech_task, spoken
 TEXT, IMAGES, TABLE, SERIES, SPEECH = text_task(), image_task(), table_task(), series_task(), speech_task()
 EMBEDS = FeatureExtractionSpec(tokenizer=FittedTokenizer(vocab_size=300)).fit([{"anchor": "a", "positive": "b"}])
 PREDICTING = {"img": IMAGES, "tab": TABLE, "ser": SERIES, "emb": EMBEDS, "asr": SPEECH}
-# What every row is answered, whatever its task: of these each takes its own.
+# The outputs for every row; each task uses its own.
 ONE_ROW: dict[str, Any] = {
     "label": np.array("dark", object),
     "scores": np.float32([1, 0]),

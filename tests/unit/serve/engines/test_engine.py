@@ -1,4 +1,4 @@
-"""What every engine promises: what a request gets depends on that request alone."""
+"""All engines: the answer to a request depends on that request alone."""
 
 import asyncio
 import dataclasses
@@ -100,7 +100,7 @@ def run_all(engine: Engine, requests: list[GenerateRequest]) -> list[list[int]]:
 
 
 def greedy(network: Any, prompt: list[int], tokens: int) -> list[int]:
-    """What Transformers' `generate` says."""
+    """The tokens of Transformers' own `generate`."""
     import torch
 
     ids = network.generate(
@@ -162,7 +162,7 @@ def test_the_longest_sequence_fits_where_memory_is_scarce(make: Make) -> None:
     alone = run_all(engine, [longest])[0], run_all(engine, [drawn])[0]
     assert len(alone[0]) == 128 - len(PROMPTS[0])
     assert run_all(engine, [longest, drawn, drawn]) == [alone[0], alone[1], alone[1]]
-    with pytest.raises(DeploymentError, match="kv_cache_gb"):
+    with raises(DeploymentError, "kv_cache_too_small", "kv_cache_gb"):
         make(kv_cache_bytes=3 * PAGE_BYTES)
 
 
@@ -233,7 +233,7 @@ async def run_with_logprobs(engine: Engine, asked: GenerateRequest) -> tuple[lis
 
 
 def own_logprobs(network: Any, prompt: list[int], ids: list[int]) -> list[float]:
-    """Of each new token, as the model has it."""
+    """Log probabilities of the new tokens, computed with the model itself."""
     import torch
 
     with torch.no_grad():
@@ -259,11 +259,11 @@ def test_a_transformers_engine_that_dies_fails_its_requests_and_its_check(make: 
             pass
 
     engine.check()
-    with pytest.raises(DeploymentError, match="out of memory"):
+    with raises(DeploymentError, "engine_failed", "out of memory"):
         asyncio.run(ask())
-    with pytest.raises(DeploymentError, match="stopped"):
+    with raises(DeploymentError, "engine_stopped"):
         engine.check()
-    with pytest.raises(DeploymentError, match="stopped"):
+    with raises(DeploymentError, "engine_stopped"):
         run_all(engine, [request(PROMPTS[0])])
 
 
@@ -306,17 +306,17 @@ def test_an_openvino_engine_that_dies_fails_its_requests_and_its_check(make: Mak
         engine._process.kill()
         engine._receiver.join(10)
     else:
-        with pytest.raises(DeploymentError, match="signal 9"):
+        with raises(DeploymentError, "engine_failed", "signal 9"):
             asyncio.run(ask())
-    with pytest.raises(DeploymentError, match="signal 9"):
+    with raises(DeploymentError, "engine_stopped", "signal 9"):
         engine.check()
-    with pytest.raises(DeploymentError, match="signal 9"):
+    with raises(DeploymentError, "engine_stopped", "signal 9"):
         run_all(engine, [request(PROMPTS[0])])
 
 
 def test_a_model_that_does_not_load_is_said(model: Converted, tmp_path: Path) -> None:
     (tmp_path / "openvino_model.xml").write_text("not a model")
-    with pytest.raises(DeploymentError, match="does not load into OpenVINO: RuntimeError"):
+    with raises(DeploymentError, "model_load_failed", "RuntimeError"):
         OpenVinoEngine(
             replace(model, directory=tmp_path), threads=1, max_requests=1, kv_cache_bytes=10**9, prefill_tokens=64
         )
@@ -457,7 +457,7 @@ ARCHITECTURE_SHAPES = {
 }
 
 
-@pytest.mark.filterwarnings("ignore")  # of tracing
+@pytest.mark.filterwarnings("ignore")  # from tracing
 @pytest.mark.parametrize(
     ("architecture", "dtype"), [*((name, "float32") for name in sorted(ARCHITECTURES)), ("llama", "bfloat16")]
 )
@@ -556,7 +556,7 @@ def test_what_cannot_be_converted_is_served_by_transformers_and_said(
     assert "ministral" in caplog.text
     assert len(answers(started)) == 24
     for asked in ({"engine": "openvino"}, {"compression": "int8"}):
-        with pytest.raises(DeploymentError, match="ministral"):
+        with raises(DeploymentError, "engine_unavailable", "ministral"):
             start(TASK, other, DIGEST, options(**asked), cache=tmp_path)
     assert start_name(directory, tmp_path, engine="transformers") == "transformers"
 
@@ -570,7 +570,7 @@ def start_name(directory: Path, cache: Path, **fields: Any) -> str:
 def test_a_conversion_that_fails_is_said(directory: Path, tmp_path: Path) -> None:
     other = save_bundle(TASK, tmp_path / "bundle")
     (other / "model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(DeploymentError, match=r"conversion for OpenVINO failed.*[Ss]afetensor"):
+    with raises(DeploymentError, "conversion_failed", "afetensor"):
         converted(other, DIGEST, "none", cache=tmp_path, threads=1)
 
 

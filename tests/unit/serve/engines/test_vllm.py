@@ -19,7 +19,7 @@ def options(gpus: float = 1, **fields: Any) -> ServingOptions:
 
 
 def test_ray_s_own_config_takes_what_vllm_is_told() -> None:
-    # What `ray.serve.llm.LLMConfig` derives from; that module itself cannot be imported without vLLM.
+    # The base of `ray.serve.llm.LLMConfig`, whose module cannot be imported without vLLM.
     from ray.llm._internal.serve.core.configs.llm_config import LLMConfig
 
     asked = options(
@@ -96,7 +96,7 @@ def test_auto_is_vllm_for_text_on_gpus_where_it_is_installed() -> None:
 
 @pytest.mark.skipif(installed(), reason="vLLM is installed")
 def test_where_it_is_not_installed_is_said_what_to_do() -> None:
-    with pytest.raises(DeploymentError, match=r"pip install 'maas-ray\[vllm\]'"):
+    with raises(DeploymentError, "engine_unavailable", "pip install 'maas-ray[vllm]'"):
         llm_config(BUNDLE, "lm", options())
 
 
@@ -107,7 +107,7 @@ def test_vllm_s_own_arguments_are_checked() -> None:
     assert engine.placement_strategy == "STRICT_PACK"
     told = engine.get_initialization_kwargs()
     assert (told["model"], told["max_model_len"], told["distributed_executor_backend"]) == (str(BUNDLE), 64, "ray")
-    with pytest.raises(DeploymentError, match="max_modle_len"):
+    with raises(DeploymentError, "engine_arguments", "max_modle_len"):
         llm_config(BUNDLE, "lm", options(vllm={"max_modle_len": 64}))
 
 

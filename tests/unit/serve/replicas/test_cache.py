@@ -4,10 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-import pytest
-
 from maas_ray.errors import CorruptError, DeploymentError, OverloadedError
 from maas_ray.serve.replicas.cache import ModelCache
+from tests.support.errors import raises
 
 
 class Model:
@@ -81,7 +80,7 @@ def test_bytes_count_too() -> None:
         for key, size in (("a", 40), ("b", 40), ("c", 90), ("d", 10)):
             await shelf.ask(key, size)
         assert shelf.log == ["+a", "+b", "-a", "-b", "+c", "+d"]
-        with pytest.raises(DeploymentError, match=r"weights_gb.*replicas: own"):
+        with raises(DeploymentError, "model_too_large", "weights_gb", "replicas: own"):
             await shelf.ask("e", 101)
         assert shelf.models.keys() == ["c", "d"]
 
@@ -93,7 +92,7 @@ def test_one_in_use_is_not_ended_and_one_that_waits_for_room_is_told_in_time() -
         shelf = Shelf()
         long = [asyncio.create_task(shelf.ask(key, seconds=5)) for key in "ab"]
         await asyncio.sleep(0.01)
-        with pytest.raises(OverloadedError, match="All 2 models"):
+        with raises(OverloadedError, "rate_limit_exceeded", "2 models"):
             await shelf.ask("c")
         assert shelf.log == ["+a", "+b"]
         waiting = asyncio.create_task(shelf.ask("c"))
@@ -137,7 +136,7 @@ def test_too_many_for_one_model_are_refused() -> None:
         shelf = Shelf()
         busy = [asyncio.create_task(shelf.ask("a", max_users=2, seconds=1)) for _ in range(2)]
         await asyncio.sleep(0.01)
-        with pytest.raises(OverloadedError, match="this model"):
+        with raises(OverloadedError, "rate_limit_exceeded", "this model"):
             await shelf.ask("a", max_users=2)
         assert await shelf.ask("b", max_users=2) == "b"
         for one in busy:
@@ -163,10 +162,10 @@ def test_one_that_cannot_be_loaded_fails_alone_and_is_not_tried_for_each_request
         answers = await asyncio.gather(*(shelf.ask("bad") for _ in range(9)), shelf.ask("a"), return_exceptions=True)
         assert {str(one) for one in answers[:9]} == {"it could not be loaded: sha256 differs"}
         assert answers[9] == "a"
-        with pytest.raises(DeploymentError, match="sha256"):
+        with raises(DeploymentError, "model_load_failed", "sha256"):
             await shelf.ask("bad")
         assert tries == 1
-        with pytest.raises(DeploymentError, match="sha256"):
+        with raises(DeploymentError, "model_load_failed", "sha256"):
             await shelf.ask("bad", retry=True)  # a deployer asks
         assert tries == 2
         del shelf.errors["bad"]

@@ -19,6 +19,7 @@ from maas_ray.tasks.text.chat import ChatTemplate
 from maas_ray.tasks.text.generation import TextGenerationSpec
 from maas_ray.tasks.text.tokenization import FittedTokenizer
 from tests.support.bundles import TEXT, text_task
+from tests.support.errors import raises
 
 TASK = text_task()
 CHAT_ML = (
@@ -102,9 +103,9 @@ def test_context_is_kept(codec: TextCodec) -> None:
     prompt = TASK.tokenizer.encode("x" * 10).ids
     assert codec.prepare(ask(prompt, max_tokens=None))[0].max_tokens == 64 - len(prompt)
     assert codec.prepare(ask(prompt, max_tokens=64 - len(prompt)))[0].max_tokens == 64 - len(prompt)
-    with pytest.raises(PromptTooLongError, match="64 tokens") as caught:
+    with raises(PromptTooLongError, "context_length_exceeded", "64 tokens") as caught:
         codec.prepare(ask(prompt, max_tokens=65 - len(prompt)))
-    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "prompt")
+    assert caught.value.param == "prompt"
     with pytest.raises(PromptTooLongError) as caught:
         codec.prepare(ask([{"role": "user", "content": "x" * 200}], max_tokens=None))
     assert caught.value.param == "messages"
@@ -112,7 +113,7 @@ def test_context_is_kept(codec: TextCodec) -> None:
 
 @pytest.mark.parametrize("ids", [[1, 99999], [-1]])
 def test_ids_outside_the_vocabulary_are_refused(codec: TextCodec, ids: list[int]) -> None:
-    with pytest.raises(RequestError, match="0 to 319") as caught:
+    with raises(RequestError, "invalid_value", "'prompt'", "0 to 319", ids[-1]) as caught:
         codec.prepare(ask(ids))
     assert caught.value.status == 400
 
@@ -145,10 +146,10 @@ def test_a_template_s_own_special_tokens_become_tokens(tmp_path: Path) -> None:
 
 def test_a_template_may_refuse_messages_but_not_reach_out() -> None:
     refusing = ChatTemplate("{{ raise_exception('roles must alternate') }}", {})
-    with pytest.raises(RequestError, match="roles must alternate"):
+    with raises(RequestError, "invalid_value", "roles must alternate"):
         refusing.render([{"role": "user", "content": "x"}])
     escaping = ChatTemplate("{{ ''.__class__.__mro__[1].__subclasses__() }}", {})
-    with pytest.raises(RequestError, match="unsafe"):
+    with raises(RequestError, "invalid_value", "unsafe"):
         escaping.render([{"role": "user", "content": "x"}])
 
 
@@ -156,7 +157,7 @@ def test_without_a_template_a_chat_is_refused(tmp_path: Path) -> None:
     TASK.save(tmp_path)
     (tmp_path / "chat_template.jinja").unlink()
     codec = TextCodec(load_task(tmp_path), context=64, end_ids=())
-    with pytest.raises(RequestError, match="/v1/completions"):
+    with raises(RequestError, "chat_not_supported", "/v1/completions"):
         codec.prepare(ask([{"role": "user", "content": "x"}]))
 
 
@@ -173,7 +174,7 @@ def test_each_answer_is_asked_for_once_and_the_first_is_that_of_one(codec: TextC
     assert seeds[:3] == seeds[3:6] == seeds[6:]
     assert len(set(seeds)) == 3
     assert seeds == [one.seed for one in codec.prepare(ask("a", n=3, more_prompts=("b", [5, 6])))]
-    with pytest.raises(RequestError, match="'prompt' holds -1"):
+    with raises(RequestError, "invalid_value", "'prompt'", -1):
         codec.prepare(ask("a", more_prompts=([-1],)))
 
 
@@ -202,7 +203,7 @@ def test_what_the_engine_cannot_do_is_refused_by_name(name: str) -> None:
 
 def test_biased_tokens_are_the_model_s() -> None:
     codec = TextCodec(TASK, 64, (), frozenset({"logit_bias"}))
-    with pytest.raises(RequestError, match="0 to 319; 'logit_bias' holds 320"):
+    with raises(RequestError, "invalid_value", "'logit_bias'", "0 to 319", 320):
         codec.prepare(ask("a", sampling=SamplingParams(logit_bias=((320, 1.0),))))
 
 
@@ -219,7 +220,7 @@ def test_a_chat_is_asked_as_it_was_learnt() -> None:
     assert learnt[: len(asked.prompt_ids)].tolist() == asked.prompt_ids
     rest = learnt[len(asked.prompt_ids) :].tolist()
     assert task.tokenizer.decode(rest, skip_special_tokens=True) == "It is 1."
-    assert rest.count(task.end_of_text_id) == 1  # where an answer is to end
+    assert rest.count(task.end_of_text_id) == 1  # at the end of the answer
     assert rest[-1] in asked.end_ids
     for wrong, why in (("x", "a str, not a list"), ([{"role": "user"}], r"messages\[0\] has no text as its 'content'")):
         with pytest.raises(ValueError, match=why):
@@ -263,9 +264,9 @@ def test_a_template_is_shown_tools_and_what_became_of_them() -> None:
     ],
 )
 def test_a_template_that_leaves_tools_out_refuses_them(template: str, messages: list, tools: list, param: str) -> None:
-    with pytest.raises(RequestError, match="does not show the model") as caught:
+    with raises(RequestError, "unsupported_parameter") as caught:
         ChatTemplate(template, {}).render(messages, tools)
-    assert (caught.value.param, caught.value.code) == (param, "unsupported_parameter")
+    assert caught.value.param == param
 
 
 # --- growing answers

@@ -82,20 +82,20 @@ def test_many_inputs_are_asked_in_parts_and_stay_in_order() -> None:
 @pytest.mark.parametrize(
     ("body", "status", "param", "message"),
     [
-        ({"input": "a" * 5000}, 400, "input", "input: The text has more than the 8 tokens"),
-        ({"input": ["a"] * 300 + ["b" * 5000]}, 400, "input[300]", "input[300]: The text has more than the 8 tokens"),
-        ({"input": [[5], [9999]]}, 400, "input[1]", "input[1]: 9999 is no token of this model"),
+        ({"input": "a" * 5000}, 400, "input", "8 tokens"),
+        ({"input": ["a"] * 300 + ["b" * 5000]}, 400, "input[300]", "8 tokens"),
+        ({"input": [[5], [9999]]}, 400, "input[1]", "9999"),
         ({"input": ""}, 400, "input", "string too short"),
         ({"input": []}, 400, "input", "array too short"),
         ({"input": ["a", ""]}, 400, "input[1]", "string too short"),
         ({"input": ["a", 5]}, 400, "input[1]", "input[1]"),
-        ({"input": ["a"] * 2049}, 400, "input", "'input' has 2049 items; at most 2048"),
-        ({}, 400, "input", "Missing required parameter: 'input'"),
-        ({"input": "a", "dimensions": 3}, 400, "dimensions", "have 2 dimensions, and cannot be had with 3"),
+        ({"input": ["a"] * 2049}, 400, "input", "2049"),
+        ({}, 400, "input", "'input'"),
+        ({"input": "a", "dimensions": 3}, 400, "dimensions", "'dimensions' is 3"),
         ({"input": "a", "encoding_format": "int8"}, 400, "encoding_format", "encoding_format"),
-        ({"input": "a", "stream": True}, 400, "stream", "Unknown parameter: 'stream'"),
+        ({"input": "a", "stream": True}, 400, "stream", "'stream'"),
         ({"input": "busy"}, 429, None, "full"),
-        ({"input": "a", "model": "img"}, 400, "model", "does image-classification; ask it at /v1/models/img/predict"),
+        ({"input": "a", "model": "img"}, 400, "model", "/v1/models/img/predict"),
         ({"input": "a", "model": "none"}, 404, "model", "none"),
     ],
 )
@@ -113,7 +113,7 @@ def test_models_that_embed_are_listed_and_not_asked_for_text() -> None:
     assert ask("GET", "/v1/models/img").status_code == 400
     answer = ask(path="/v1/completions", prompt="a")
     assert answer.status_code == 400
-    assert "does feature-extraction; ask it at /v1/embeddings" in answer.json()["error"]["message"]
+    assert "/v1/embeddings" in answer.json()["error"]["message"]
 
 
 def test_the_openai_client_reads_what_is_answered() -> None:
@@ -128,7 +128,7 @@ def test_the_openai_client_reads_what_is_answered() -> None:
                 np.testing.assert_allclose([one.embedding for one in answer.data], [[0.1, 3], [0.1, 1]], rtol=1e-6)
                 assert answer.usage.total_tokens == 4
             assert [model.id async for model in client.models.list()] == ["emb"]
-            with pytest.raises(BadRequestError, match=r"input\[1\]: The text has more than the 8 tokens"):
+            with pytest.raises(BadRequestError, match=r"input\[1\]"):
                 await client.embeddings.create(model="emb", input=["a", "b" * 100])
             with pytest.raises(NotFoundError):
                 await client.embeddings.create(model="none", input="a")
