@@ -41,14 +41,14 @@ class Biases(Body):
         (TextRow, {"prompt": "a", "stop": [1] * MANY}),
     ],
 )
-def test_refusing_costs_no_more_than_reading(kind: type[Body], document: dict[str, Any]) -> None:
+def test_refusing_a_body_costs_no_more_than_reading_it(kind: type[Body], document: dict[str, Any]) -> None:
     with pytest.raises(ValidationError) as caught:
         kind.model_validate(document)
     assert caught.value.error_count() <= 5
     assert len(str(caught.value)) < 5000
 
 
-def test_what_is_right_is_taken() -> None:
+def test_large_valid_bodies_are_accepted() -> None:
     assert Biases.model_json_schema()["properties"]["biases"]["anyOf"][0]["type"] == "object"
     assert len(Biases.model_validate({"biases": {str(number): 1 for number in range(5000)}}).biases or {}) == 5000
     assert (
@@ -58,7 +58,7 @@ def test_what_is_right_is_taken() -> None:
 
 
 @pytest.mark.parametrize("text", ["AAEC", "AA\r\nEC\n", "data:audio/wav;base64,AAEC", "data:;base64,\nAAEC"])
-def test_base64_comes_in_many_ways(text: str) -> None:
+def test_base64_may_be_folded_or_a_data_url(text: str) -> None:
     assert decoded_base64(text) == b"\0\1\2"
 
 
@@ -72,6 +72,6 @@ def test_base64_comes_in_many_ways(text: str) -> None:
         ("data:AAEC", "data:TYPE;base64,"),
     ],
 )
-def test_what_is_no_base64_is_told(text: str, says: str) -> None:
+def test_text_that_is_not_base64_is_refused(text: str, says: str) -> None:
     with pytest.raises(ValueError, match=re.escape(says)):
         decoded_base64(text)

@@ -13,7 +13,7 @@ from tests.support.errors import raises
 
 
 @pytest.mark.parametrize("field", [{"scaling": {"max_replicas": 2}}, {"resources": {"cpus": 2}}])
-def test_what_is_shared_cannot_be_asked_for(field: dict) -> None:
+def test_a_shared_endpoint_refuses_options_of_its_own_replicas(field: dict) -> None:
     spec = {"version": "a/1", "replicas": "shared"}
     with raises(SpecError, "option_of_shared_replicas", f"{next(iter(field))}:"):
         DeploySpec.parse(spec | field)
@@ -26,7 +26,7 @@ def version(settings: Settings, tmp_path, seed: int = 0) -> ModelVersion:
     return register(settings, "img", image_task(), tmp_path / f"{seed}", seed=seed)
 
 
-def test_the_id_is_all_that_a_replica_needs(tmp_path) -> None:
+def test_a_shared_model_s_id_contains_all_that_a_replica_needs(tmp_path) -> None:
     settings = Settings.from_environment({"MAAS_HOME": str(tmp_path / "home")})
     first, second = version(settings, tmp_path, 1), version(settings, tmp_path, 2)
 
@@ -51,7 +51,7 @@ def test_the_id_is_all_that_a_replica_needs(tmp_path) -> None:
     assert route(first, max_batch_size=4, request_timeout_s=7, startup_timeout_s=9).target.shared == plain.target.shared
 
 
-def test_the_file_is_a_spec_as_any_other(tmp_path) -> None:
+def test_the_file_of_shared_replicas_is_a_spec(tmp_path) -> None:
     file = tmp_path / "shared.yaml"
     file.write_text("max_models: 3\nweights_gb: 0.5\n")
     assert SharedArgs.from_yaml(file).max_models == 3

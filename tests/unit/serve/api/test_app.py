@@ -122,14 +122,14 @@ def events(response: httpx.Response) -> list:
 # --- OpenAI: answers
 
 
-def test_models(call: Call) -> None:
+def test_models_are_listed_and_described(call: Call) -> None:
     listed = call("GET", "/v1/models").json()
     assert [model["id"] for model in listed["data"]] == ["echo"]  # models of this API
     assert call("GET", "/v1/models/echo").json() == listed["data"][0]
     assert listed["data"][0]["created"] == 1_700_000_000
 
 
-def test_completion(call: Call) -> None:
+def test_a_completion_has_openais_shape(call: Call) -> None:
     body = complete(call).json()
     assert body["object"] == "text_completion"
     assert body["choices"] == [{"index": 0, "text": "ab", "logprobs": None, "finish_reason": "stop"}]
@@ -139,7 +139,7 @@ def test_completion(call: Call) -> None:
     assert complete(call, prompt=[[5, 6]]).json()["choices"][0]["text"] == "[5,6]"
 
 
-def test_chat(call: Call) -> None:
+def test_a_chat_answer_has_openais_shape(call: Call) -> None:
     message = say([{"type": "text", "text": "x"}, {"type": "text", "text": "y"}], role="developer", name="n")
     body = chat(call, messages=[message]).json()
     assert body["object"] == "chat.completion"
@@ -149,7 +149,7 @@ def test_chat(call: Call) -> None:
 
 
 @pytest.mark.parametrize("usage", [False, True])
-def test_streams(call: Call, usage: bool) -> None:
+def test_streams_end_with_a_reason_usage_and_done(call: Call, usage: bool) -> None:
     options = {"stream": True, "stream_options": {"include_usage": usage}}
     found = events(complete(call, prompt="a b c", **options))
     assert found[-1] == "[DONE]"
@@ -200,7 +200,7 @@ def test_several_answers_to_several_prompts(call: Call) -> None:
     assert "32" in too_many["message"]
 
 
-def test_log_probabilities(call: Call) -> None:
+def test_log_probabilities_are_reported_when_requested(call: Call) -> None:
     assert complete(call, logprobs=0).json()["choices"][0]["logprobs"] == {
         "tokens": ["a", "b"],
         "token_logprobs": [-0.5, -0.5],
@@ -217,7 +217,7 @@ def test_log_probabilities(call: Call) -> None:
         assert path(call).json()["choices"][0]["logprobs"] is None
 
 
-def test_what_a_request_asks_of_the_model() -> None:
+def test_a_chat_request_reaches_the_model_with_all_parameters() -> None:
     models = EchoAndSums()
 
     def asked(path: str, **body) -> TextRequest:
@@ -273,7 +273,7 @@ def test_an_error_before_a_stream_has_a_status(call: Call) -> None:
     assert response.json()["error"]["code"] == "context_length_exceeded"
 
 
-def test_who_leaves_a_stream_ends_it() -> None:
+def test_a_client_that_leaves_cancels_the_stream() -> None:
     models = EchoAndSums()
     app = create_app(models, body_limit=LIMIT)
     body = json.dumps({"model": "echo", "prompt": "a wait", "stream": True}).encode()
@@ -301,7 +301,7 @@ def test_who_leaves_a_stream_ends_it() -> None:
     assert models.cancelled == 1
 
 
-def test_harmless_and_neutral_parameters_are_taken(call: Call) -> None:
+def test_parameters_that_change_nothing_are_accepted(call: Call) -> None:
     neutral = {
         "n": 1,
         "logit_bias": {},
@@ -336,14 +336,14 @@ UNSUPPORTED = {
 
 
 @pytest.mark.parametrize(("name", "value"), UNSUPPORTED.items())
-def test_what_would_change_the_answer_is_refused_by_name(call: Call, name: str, value) -> None:
+def test_unsupported_parameters_of_a_chat_are_refused_by_name(call: Call, name: str, value) -> None:
     response = chat(call, **{name: value})
     error = response.json()["error"]
     assert (response.status_code, error["param"], error["code"]) == (400, name, "unsupported_parameter")
 
 
 @pytest.mark.parametrize(("name", "value"), {"logprobs": 2, "best_of": 3, "echo": True, "suffix": "x"}.items())
-def test_what_completions_cannot_do_is_refused_by_name(call: Call, name: str, value) -> None:
+def test_unsupported_parameters_of_a_completion_are_refused_by_name(call: Call, name: str, value) -> None:
     error = complete(call, n=2, **{name: value}).json()["error"]
     assert (error["param"], error["code"]) == (name, "unsupported_parameter")
 
@@ -398,7 +398,7 @@ def test_what_completions_cannot_do_is_refused_by_name(call: Call, name: str, va
         ({"model": None}, "model", "invalid_type"),
     ],
 )
-def test_a_wrong_field_is_named(call: Call, changes: dict, param: str, code: str) -> None:
+def test_a_wrong_field_is_named_with_a_code(call: Call, changes: dict, param: str, code: str) -> None:
     response = chat(call, **changes)
     error = response.json()["error"]
     assert (response.status_code, error["param"], error["code"]) == (400, param, code)
@@ -460,14 +460,14 @@ def test_a_wrong_field_is_told_in_openais_words(call: Call, changes: dict, messa
     assert chat(call, **changes).json()["error"]["message"].startswith(message)
 
 
-def test_wrong_prompts(call: Call) -> None:
+def test_wrong_prompts_are_refused(call: Call) -> None:
     for prompt in (5, None, [], [[]] * 33, [1, "a"], ["a", 1], [["a"]], {"a": 1}):
         response = complete(call, prompt=prompt)
         assert response.status_code == 400, prompt
         assert response.json()["error"]["param"].startswith("prompt")
 
 
-def test_missing_and_unknown_models(call: Call) -> None:
+def test_missing_and_unknown_models_have_openais_codes(call: Call) -> None:
     missing = call("POST", "/v1/completions", json={"prompt": "x"})
     assert missing.json()["error"]["code"] == "missing_required_parameter"
     for unknown in (complete(call, model="nope"), call("GET", "/v1/models/nope")):
@@ -482,20 +482,20 @@ def test_missing_and_unknown_models(call: Call) -> None:
     "body", [b"", b"{", b'{"model": "echo", "prompt": NaN}', b"\xff\xfe", b"null", b"[1]", b'"x"', b"[" * 1500]
 )
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v2/models/sums/infer"])
-def test_broken_json(call: Call, path: str, body: bytes) -> None:
+def test_broken_json_is_refused_in_the_shape_of_each_api(call: Call, path: str, body: bytes) -> None:
     response = call("POST", path, content=body)
     assert response.status_code == 400
     shape = response.json()["error"]
     assert isinstance(shape, str) if path.startswith("/v2") else shape["type"] == "invalid_request_error"
 
 
-def test_overload_says_when_to_come_back(call: Call) -> None:
+def test_overload_says_when_to_retry(call: Call) -> None:
     response = complete(call, prompt="full")
     assert (response.status_code, response.headers["retry-after"]) == (429, "1")
     assert response.json()["error"]["type"] == "rate_limit_error"
 
 
-def test_a_bug_is_a_500_that_tells_nothing(call: Call) -> None:
+def test_a_bug_is_a_500_without_details(call: Call) -> None:
     response = call(
         "POST", "/v1/completions", json={"model": "echo", "prompt": "bug"}, headers={"x-request-id": "req-7"}
     )
@@ -515,7 +515,7 @@ async def in_pieces(size: int) -> AsyncIterator[bytes]:
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v2/models/sums/infer"])
-def test_a_body_over_the_limit(call: Call, path: str) -> None:
+def test_a_body_over_the_limit_is_refused(call: Call, path: str) -> None:
     for content in (b" " * (LIMIT + 1), in_pieces(LIMIT + 100)):  # with and without Content-Length
         response = call("POST", path, content=content)
         assert response.status_code == 413
@@ -523,7 +523,7 @@ def test_a_body_over_the_limit(call: Call, path: str) -> None:
     assert call("POST", path, content=in_pieces(LIMIT)).status_code == 400  # within it: merely no JSON
 
 
-def test_reading_stops_at_the_limit() -> None:
+def test_reading_a_body_stops_at_the_limit() -> None:
     app = create_app(EchoAndSums(), body_limit=LIMIT)
     read = 0
 
@@ -542,7 +542,7 @@ def test_reading_stops_at_the_limit() -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v2/models/sums/infer"])
-def test_a_body_that_does_not_come_is_given_up(call: Call, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_does_not_arrive_is_refused(call: Call, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refusals, "BODY_SECONDS", 0.2)
 
     async def drops() -> AsyncIterator[bytes]:
@@ -555,7 +555,7 @@ def test_a_body_that_does_not_come_is_given_up(call: Call, path: str, monkeypatc
     assert "0.2 s" in response.text
 
 
-def test_what_a_refused_request_held_is_let_go_of_at_once() -> None:
+def test_memory_of_a_refused_request_is_freed_at_once() -> None:
     class Held:
         pass
 
@@ -611,7 +611,7 @@ def test_an_answer_may_take_longer_than_a_body(monkeypatch: pytest.MonkeyPatch) 
         ("POST", "/v2/models/sums/versions/3/x", 404),
     ],
 )
-def test_wrong_methods_and_paths(call: Call, method: str, path: str, status: int) -> None:
+def test_wrong_methods_and_paths_are_refused(call: Call, method: str, path: str, status: int) -> None:
     response = call(method, path)
     assert response.status_code == status
     error = response.json()["error"]
@@ -623,7 +623,7 @@ def test_wrong_methods_and_paths(call: Call, method: str, path: str, status: int
 # --- Open Inference Protocol
 
 
-def test_server_and_model_metadata(call: Call) -> None:
+def test_metadata_and_readiness_follow_the_open_inference_protocol(call: Call) -> None:
     server = call("GET", "/v2").json()
     assert (server["name"], server["extensions"]) == ("maas_ray", ["binary_tensor_data"])
     assert call("GET", "/v2/health/live").json() == {"live": True}
@@ -647,7 +647,7 @@ def infer(call: Call, body: dict, tail: str = "") -> httpx.Response:
     return call("POST", f"/v2/models/sums{tail}/infer", json=body)
 
 
-def test_infer(call: Call) -> None:
+def test_infer_answers_with_json_tensors(call: Call) -> None:
     for data in ([1, 2.5, 3, 4], [[1, 2.5], [3, 4]]):
         body = infer(call, tensors(data=data) | {"id": "42"}, "/versions/3").json()
         assert body == {
@@ -722,7 +722,7 @@ def test_wrong_tensors_are_named(call: Call, body: dict, code: str, named: str) 
         ("BYTES", [1], False),
     ],
 )
-def test_datatypes(datatype: str, data: list, fine: bool) -> None:
+def test_each_datatype_accepts_only_its_own_values(datatype: str, data: list, fine: bool) -> None:
     spec = (TensorSpec("x", datatype, (-1,)),)
     body = json.dumps({"inputs": [{"name": "x", "datatype": datatype, "shape": [len(data)], "data": data}]})
     if fine:
@@ -749,7 +749,7 @@ def infer_binary(
     return call("POST", "/v2/models/sums/infer", content=head + floats + words + rest, headers=headers)
 
 
-def test_tensors_as_bytes(call: Call) -> None:
+def test_tensors_travel_as_bytes_when_requested(call: Call) -> None:
     response = infer_binary(call)
     length = int(response.headers[LENGTH_HEADER])
     assert response.headers["content-type"] == "application/octet-stream"
@@ -762,7 +762,7 @@ def test_tensors_as_bytes(call: Call) -> None:
     assert response.content[length + 8 :] == WORDS
 
 
-def test_not_a_number_has_no_word_in_json(call: Call) -> None:
+def test_nan_is_refused_in_json_outputs(call: Call) -> None:
     outputs = [{"name": "sum", "parameters": {"binary_data": False}}, {"name": "word"}]
     response = infer_binary(call, document={"outputs": outputs})
     assert response.status_code == 400
@@ -801,13 +801,13 @@ def test_wrong_sizes_are_named(call: Call, changes: dict, named: str) -> None:
     assert named in response.json()["error"]
 
 
-def test_a_size_of_thousands_of_digits_is_a_client_s_mistake() -> None:
+def test_a_shape_with_thousands_of_digits_is_refused() -> None:
     body = json.dumps(tensors(shape=[9 * 10**4298, 2])).encode()  # times two, it has no text in Python
     with raises(RequestError, "invalid_value", "inputs[0].shape[0]"):
         parse_infer(InferBody(body), INPUTS, OUTPUTS)
 
 
-def test_a_long_word_among_many_numbers_costs_no_more_than_itself() -> None:
+def test_a_long_string_among_numbers_takes_little_memory() -> None:
     x = {"name": "x", "datatype": "FP32", "shape": [10_001], "data": ["a" * 10_000, *[0] * 10_000]}
     spec = (TensorSpec("x", "FP32", (-1,)),)
     tracemalloc.start()
@@ -828,7 +828,7 @@ def test_any_byte_but_0_is_true() -> None:
     assert found.tobytes() == b"\0\1\1"
 
 
-def test_a_table_travels_as_json() -> None:
+def test_a_routing_table_survives_json() -> None:
     table = (route("b", "predict"), route("a", "generate"))
     config = json.loads(json.dumps(to_config(table)))
     assert from_config(config) == (table[1], table[0])

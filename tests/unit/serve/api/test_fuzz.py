@@ -117,7 +117,7 @@ def test_the_document_has_every_path_and_no_other() -> None:
     suppress_health_check=list(hypothesis.HealthCheck),
     phases=[hypothesis.Phase.generate, hypothesis.Phase.explicit],
 )
-def test_answers_are_as_the_document_says(case: schemathesis.Case) -> None:
+def test_answers_to_any_request_follow_the_openapi_document(case: schemathesis.Case) -> None:
     case.call_and_validate(checks=CHECKS)
 
 
@@ -164,14 +164,14 @@ RIGHT = {
 
 
 @pytest.mark.parametrize(("path", "name", "body"), RIGHT.values(), ids=RIGHT)
-def test_right_answers_are_as_the_document_says(path: str, name: str, body: dict) -> None:
+def test_answers_to_valid_requests_follow_the_openapi_document(path: str, name: str, body: dict) -> None:
     place = {"path_parameters": {"name": name} | ({"version": "3"} if "{version}" in path else {})} if name else {}
     case = DOCUMENT[path]["POST"].Case(body=body, media_type="application/json", **place)
     assert case.call_and_validate(checks=CHECKS).status_code == 200
 
 
 @pytest.mark.parametrize("shape", ["json", "verbose_json", "text", "srt", "vtt"])
-def test_a_transcript_is_as_the_document_says(shape: str) -> None:
+def test_transcripts_follow_the_openapi_document(shape: str) -> None:
     body = {"file": file_of(spoken("one")), "model": "asr", "response_format": shape, "language": "en"}
     case = DOCUMENT["/v1/audio/transcriptions"]["POST"].Case(body=body, media_type="multipart/form-data")
     answer = case.call_and_validate(checks=CHECKS)

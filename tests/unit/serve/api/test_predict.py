@@ -83,7 +83,7 @@ def form(files: Any = None, **fields: str) -> tuple[bytes, str]:
     ],
     ids=["base64", "data-url", "folded", "bmp", "pixels", "pixels-1"],
 )
-def test_an_image_comes_in_many_ways(image: Any) -> None:
+def test_an_image_may_be_base64_a_data_url_or_pixels(image: Any) -> None:
     (row,) = inputs({"image": image})
     np.testing.assert_array_equal(row["image"], PIXELS[..., None])
 
@@ -106,13 +106,13 @@ def test_an_image_is_converted_exactly_as_in_training(color: Any, size: tuple[in
     np.testing.assert_array_equal(asked, prepared)
 
 
-def test_rows_come_in_their_order() -> None:
+def test_rows_keep_their_order() -> None:
     shades = [np.full((8, 8), shade, np.uint8) for shade in (3, 1, 2)]
     rows = inputs({"instances": [{"image": text_of(encoded(shade))} for shade in shades]})
     assert [int(row["image"][0, 0, 0]) for row in rows] == [3, 1, 2]
 
 
-def test_answers_are_in_the_task_s_words() -> None:
+def test_answers_have_the_task_s_fields() -> None:
     answers = [IMAGES.to_answer({"label": "dark", "scores": np.float32([0.75, 0.25])})] * 2
     one, two = (
         json.loads(parse(body).render(answers[:count], HEAD))
@@ -153,7 +153,7 @@ HOSTILE = {
 @pytest.mark.parametrize(("content", "named"), HOSTILE.values(), ids=HOSTILE)
 @pytest.mark.parametrize("way", ["json", "form"])
 @pytest.mark.filterwarnings("default::PIL.Image.DecompressionBombWarning")
-def test_a_hostile_image_is_a_mistake_of_the_client_s(content: bytes, named: str, way: str) -> None:
+def test_a_hostile_image_is_refused_with_little_memory(content: bytes, named: str, way: str) -> None:
     body, content_type = form({"file": content}) if way == "form" else ({"image": text_of(content)}, "application/json")
     tracemalloc.start()
     try:
@@ -171,7 +171,7 @@ def test_a_hostile_image_is_a_mistake_of_the_client_s(content: bytes, named: str
     at=st.integers(0, 400),
     format=st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"]),
 )
-def test_a_damaged_image_is_an_image_or_a_mistake(content: bytes, at: int, format: str) -> None:
+def test_a_damaged_image_is_decoded_or_refused(content: bytes, at: int, format: str) -> None:
     whole = encoded(PIXELS, format)
     at %= len(whole)
     with suppress(RequestError):
@@ -229,7 +229,7 @@ def test_json_needs_no_content_type() -> None:
 
 
 @pytest.mark.parametrize("field", ["file", "image"])
-def test_a_form_with_a_file(field: str) -> None:
+def test_a_form_s_file_fills_the_task_s_field(field: str) -> None:
     body, content_type = form({field: ("digit.png", encoded(PIXELS), "image/png")})
     (row,) = inputs(body, content_type=content_type)
     np.testing.assert_array_equal(row["image"], PIXELS[..., None])
@@ -298,7 +298,7 @@ WHOLE, TYPE = form({"file": FILE}, other="x")
 
 
 @given(at=st.integers(0, len(WHOLE)), junk=st.binary(max_size=40), cut=st.integers(0, 60))
-def test_a_damaged_form_is_a_form_or_a_mistake(at: int, junk: bytes, cut: int) -> None:
+def test_a_damaged_form_is_parsed_or_refused(at: int, junk: bytes, cut: int) -> None:
     with suppress(RequestError):
         inputs(WHOLE[:at] + junk + WHOLE[at + cut :], content_type=TYPE)
 
@@ -352,7 +352,7 @@ def prompts(*texts: str, **changes: Any) -> dict:
     return {"inputs": [tensor], **changes}
 
 
-def test_text_the_plain_way() -> None:
+def test_predict_generates_text_for_one_row_and_for_several() -> None:
     engine = Engine()
     assert generate({"prompt": "a"}, engine) == {"model": "m", "version": "3", "text": "<a>"}
     asked = {"prompt": "b", "max_tokens": 5, "temperature": 0, "top_p": 0.5, "seed": 7, "stop": ["x"]}
@@ -365,7 +365,7 @@ def test_text_the_plain_way() -> None:
     ]
 
 
-def test_text_as_tensors() -> None:
+def test_infer_generates_text_for_each_row() -> None:
     engine = Engine()
     parameters = {"max_tokens": 5, "temperature": 0, "stop": "x", "seed": -1}
     answer = infer(prompts("a", "é", parameters=parameters, id="7"), engine)
@@ -408,12 +408,12 @@ def test_a_wrong_prompt_is_named(body: dict, param: str, code: str, named: objec
         (prompts("a", outputs=[{"name": "label"}]), "unknown_tensor", "'label'"),
     ],
 )
-def test_wrong_prompts_as_tensors(body: dict, code: str, named: str) -> None:
+def test_wrong_prompts_as_tensors_are_named(body: dict, code: str, named: str) -> None:
     with raises(RequestError, code, named):
         infer(body, Engine())
 
 
-def test_the_first_mistake_ends_the_other_rows() -> None:
+def test_the_first_mistake_cancels_the_other_rows() -> None:
     engine = Engine()
     with raises(RequestError, "context_length_exceeded", "instances[1].prompt"):
         generate({"instances": [{"prompt": "wait"}, {"prompt": "long"}, {"prompt": "wait"}]}, engine)
@@ -423,7 +423,7 @@ def test_the_first_mistake_ends_the_other_rows() -> None:
     assert engine.cancelled == 3
 
 
-def test_who_leaves_ends_every_row() -> None:
+def test_a_client_that_leaves_cancels_every_row() -> None:
     engine = Engine()
     body = json.dumps({"instances": [{"prompt": "wait"}] * 3}).encode()
 

@@ -61,7 +61,7 @@ def publish(settings: Settings, base: Path, name: str, tmp_path: Path, **changes
 # --- what is computed
 
 
-def test_adapters_say_what_peft_says_and_the_base_what_it_said(
+def test_adapted_answers_equal_peft_s_and_the_base_is_unchanged(
     started: Started, base: Path, places: Settings, tmp_path: Path
 ) -> None:
     """Three of them where two are kept, all at once, with the base among them."""
@@ -107,7 +107,7 @@ def test_ranks_and_scales_are_peft_s(base: Path, tmp_path: Path, config: dict[st
 @pytest.mark.parametrize(
     ("architecture", "stored"), [*((name, "float32") for name in sorted(ARCHITECTURE_SHAPES)), ("llama", "bfloat16")]
 )
-def test_every_architecture_takes_them(architecture: str, stored: str, tmp_path: Path) -> None:
+def test_every_architecture_accepts_adapters(architecture: str, stored: str, tmp_path: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -192,7 +192,7 @@ class Pool:
         return [engine.number for engine in self.made]
 
 
-def test_the_one_asked_longest_ago_makes_room() -> None:
+def test_the_least_recently_used_adapter_is_evicted() -> None:
     pool = Pool(2)
 
     async def ask() -> None:
@@ -206,7 +206,7 @@ def test_the_one_asked_longest_ago_makes_room() -> None:
     assert all(engine.closed for engine in [*pool.made, pool.base])
 
 
-def test_an_adapter_is_loaded_once_for_all_who_ask_and_none_is_taken_from_under_an_answer() -> None:
+def test_an_adapter_is_loaded_once_and_not_evicted_while_it_answers() -> None:
     pool = Pool(1, seconds=0.05)
 
     async def ask() -> None:
@@ -234,7 +234,7 @@ def test_the_base_answers_while_an_adapter_loads() -> None:
     assert asyncio.run(ask()) < 0.3
 
 
-def test_who_leaves_early_takes_nothing_from_the_others() -> None:
+def test_a_cancelled_request_does_not_cancel_a_shared_load() -> None:
     pool = Pool(1, seconds=0.2)
 
     async def ask() -> None:
@@ -250,7 +250,7 @@ def test_who_leaves_early_takes_nothing_from_the_others() -> None:
     assert pool.loaded == [1, 2]
 
 
-def test_one_that_fails_is_brought_up_anew_and_does_not_fail_the_base() -> None:
+def test_a_failed_adapter_is_loaded_again_and_does_not_fail_the_base() -> None:
     pool = Pool(1)
 
     async def ask() -> None:
@@ -344,7 +344,7 @@ def shrink(directory: Path) -> Path:
     return directory
 
 
-def test_compressed_weights_take_no_adapter(base: Path, places: Settings, tmp_path: Path) -> None:
+def test_compressed_weights_refuse_adapters(base: Path, places: Settings, tmp_path: Path) -> None:
     """A Serve config file can name both."""
     adapter, _ = publish(places, base, "adapter", tmp_path)
     started = start(TASK, base, "d" * 64, ServingOptions(compression="int8"), cache=Path(places.home) / "openvino")
@@ -366,7 +366,7 @@ def start_plain(base: Path, places: Settings, adapter: Adapter) -> None:
 
 
 @pytest.mark.parametrize("method", ["infer", "predict"])
-def test_what_cannot_say_which_adapter_is_refused_and_not_answered_by_the_base(method: str) -> None:
+def test_infer_and_predict_refuse_adapters(method: str) -> None:
     from maas_ray.errors import RequestError
     from maas_ray.serve.caller import ANONYMOUS
     from maas_ray.serve.calls import Models

@@ -109,7 +109,7 @@ def greedy(network: Any, prompt: list[int], tokens: int) -> list[int]:
     return ids[0, len(prompt) :].tolist()
 
 
-def test_greedy_is_that_of_generate(engine: Engine, directory: Path) -> None:
+def test_greedy_answers_equal_those_of_generate(engine: Engine, directory: Path) -> None:
     reference = TASK.load_model(directory)
     long = (PROMPTS[0] + PROMPTS[2] + PROMPTS[3]) * 4
     asked = [
@@ -120,7 +120,7 @@ def test_greedy_is_that_of_generate(engine: Engine, directory: Path) -> None:
         assert ids == greedy(reference, one.prompt_ids, one.max_tokens)
 
 
-def test_a_seed_gives_the_same_tokens_alone_and_in_company(engine: Engine) -> None:
+def test_a_seed_gives_the_same_tokens_alone_and_in_a_batch(engine: Engine) -> None:
     asked = request(PROMPTS[0], temperature=1.0, top_p=0.95, seed=11)
     alone = run_all(engine, [asked])[0]
     others = [request(prompt, temperature=0.7, seed=number) for number, prompt in enumerate(PROMPTS * 5)]
@@ -148,13 +148,13 @@ def test_a_tiny_top_p_or_temperature_is_greedy(engine: Engine) -> None:
     assert run_all(engine, [request(PROMPTS[1], temperature=1e-4, seed=3)])[0] == likeliest
 
 
-def test_it_stops_after_an_end_token(engine: Engine) -> None:
+def test_an_answer_stops_after_an_end_token(engine: Engine) -> None:
     ids = run_all(engine, [request(PROMPTS[1])])[0]
     end = ids[5]
     assert run_all(engine, [request(PROMPTS[1], end_ids=(end, 319))])[0] == ids[: ids.index(end) + 1]
 
 
-def test_the_longest_sequence_fits_where_memory_is_scarce(make: Make) -> None:
+def test_evicted_sequences_resume_without_a_change(make: Make) -> None:
     engine = make(kv_cache_bytes=5 * PAGE_BYTES)
     longest = request(PROMPTS[0], max_tokens=128 - len(PROMPTS[0]))
     # Three of them do not fit together: they are evicted and resumed, and lose nothing by it.
@@ -166,7 +166,7 @@ def test_the_longest_sequence_fits_where_memory_is_scarce(make: Make) -> None:
         make(kv_cache_bytes=3 * PAGE_BYTES)
 
 
-def test_a_request_that_is_left_frees_its_place(make: Make) -> None:
+def test_a_cancelled_request_frees_its_slot(make: Make) -> None:
     engine = make(max_requests=1, context=100_000)
 
     async def leave_early() -> list[int]:
@@ -194,7 +194,7 @@ def penalised(network: Any, asked: GenerateRequest) -> list[int]:
     return ids
 
 
-def test_penalties_are_those_of_openai(make: Make, directory: Path) -> None:
+def test_penalties_follow_openai_s_definition(make: Make, directory: Path) -> None:
     reference = TASK.load_model(directory)
     engine = make(kv_cache_bytes=5 * PAGE_BYTES)  # some are evicted and resumed
     penalties = [(0.05, 0.0), (0.0, 0.1), (0.1, 0.2), (2.0, 2.0), (0.1, -0.05), (-2.0, -2.0)]
@@ -208,7 +208,7 @@ def test_penalties_are_those_of_openai(make: Make, directory: Path) -> None:
     assert len({tuple(ids) for ids in found[: len(penalties)]}) >= 4  # they make a difference
 
 
-def test_what_it_cannot_do_it_does_not_claim(make: Make, directory: Path) -> None:
+def test_supported_parameters_have_the_right_effect(make: Make, directory: Path) -> None:
     """A parameter that an engine claims to support has the right effect."""
     engine, reference = make(), TASK.load_model(directory)
     assert engine.supports >= {"frequency_penalty", "presence_penalty"}
@@ -314,7 +314,7 @@ def test_an_openvino_engine_that_dies_fails_its_requests_and_its_check(make: Mak
         run_all(engine, [request(PROMPTS[0])])
 
 
-def test_a_model_that_does_not_load_is_said(model: Converted, tmp_path: Path) -> None:
+def test_a_model_that_does_not_load_is_an_error(model: Converted, tmp_path: Path) -> None:
     (tmp_path / "openvino_model.xml").write_text("not a model")
     with raises(DeploymentError, "model_load_failed", "RuntimeError"):
         OpenVinoEngine(
@@ -322,7 +322,7 @@ def test_a_model_that_does_not_load_is_said(model: Converted, tmp_path: Path) ->
         )
 
 
-def test_its_process_ends_with_the_replica(model: Converted) -> None:
+def test_openvino_s_process_ends_with_the_replica(model: Converted) -> None:
     code = f"""
 import os
 from maas_ray.serve.engines import openvino
@@ -343,7 +343,7 @@ os.kill(os.getpid(), 9)
 
 
 @pytest.mark.parametrize("make", ["openvino"], indirect=True)
-def test_a_process_that_was_prepared_is_taken_if_it_lives(make: Make) -> None:
+def test_a_prepared_process_is_used_if_it_is_alive(make: Make) -> None:
     answers = []
     for kill in (False, True):
         openvino.prepare()
@@ -409,7 +409,7 @@ SPACE = {"temperature": 1.0, "top_p": 0.9, "max_tokens": 100}
 
 
 @pytest.mark.parametrize("make", ["openvino"], indirect=True)
-def test_answers_are_held_to_a_schema(make: Make) -> None:
+def test_answers_follow_a_json_schema(make: Make) -> None:
     engine = make()
     assert "json_schema" in engine.supports
     end = TASK.end_of_text_id
@@ -461,7 +461,7 @@ ARCHITECTURE_SHAPES = {
 @pytest.mark.parametrize(
     ("architecture", "dtype"), [*((name, "float32") for name in sorted(ARCHITECTURES)), ("llama", "bfloat16")]
 )
-def test_every_architecture_says_what_transformers_says(architecture: str, dtype: str, tmp_path: Path) -> None:
+def test_every_architecture_answers_like_transformers(architecture: str, dtype: str, tmp_path: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -497,9 +497,7 @@ print(converted(Path({str(directory)!r}), {DIGEST!r}, "none", cache=Path({str(ca
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
 
-def test_killed_in_the_middle_nothing_is_taken_for_whole_and_two_at_once_convert_once(
-    directory: Path, tmp_path: Path
-) -> None:
+def test_a_killed_conversion_is_repeated_and_concurrent_ones_convert_once(directory: Path, tmp_path: Path) -> None:
     first = convert_apart(directory, tmp_path)
     deadline = time.monotonic() + 60
     while not (begun := list(tmp_path.glob(".*.partial"))):
@@ -544,7 +542,7 @@ def test_compressed_weights_load_and_answer(directory: Path, cache: Path, model:
     assert weights[1] < weights[0] / 2
 
 
-def test_what_cannot_be_converted_is_served_by_transformers_and_said(
+def test_a_model_that_cannot_be_converted_is_served_by_transformers(
     directory: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = save_bundle(TASK, tmp_path / "bundle")
@@ -567,7 +565,7 @@ def start_name(directory: Path, cache: Path, **fields: Any) -> str:
     return started.name
 
 
-def test_a_conversion_that_fails_is_said(directory: Path, tmp_path: Path) -> None:
+def test_a_failed_conversion_is_an_error(directory: Path, tmp_path: Path) -> None:
     other = save_bundle(TASK, tmp_path / "bundle")
     (other / "model.safetensors").write_bytes(b"nothing")
     with raises(DeploymentError, "conversion_failed", "afetensor"):

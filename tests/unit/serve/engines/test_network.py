@@ -52,7 +52,7 @@ def test_onnx_answers_as_torch_does(exported: tuple[Task, Path]) -> None:
     np.testing.assert_allclose(scores(*exported, IMAGES[:1])[1], expected[:1], atol=1e-6)
 
 
-def test_without_it_torch_answers(tmp_path: Path) -> None:
+def test_without_an_onnx_file_torch_answers(tmp_path: Path) -> None:
     task = image_task()
     save_bundle(task, tmp_path)
     assert scores(task, tmp_path)[0] == "torch"
@@ -60,14 +60,14 @@ def test_without_it_torch_answers(tmp_path: Path) -> None:
         scores(task, tmp_path, engine="onnxruntime")
 
 
-def test_where_it_is_not_installed(exported: tuple[Task, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onnxruntime_torch_answers(exported: tuple[Task, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network.importlib.util, "find_spec", lambda name: None)
     assert scores(*exported)[0].startswith("torch (onnxruntime is not installed")
     with raises(DeploymentError, "engine_unavailable", "pip install 'maas-ray[onnx]'"):
         scores(*exported, engine="onnxruntime")
 
 
-def test_a_damaged_file_says_so(tmp_path: Path) -> None:
+def test_a_damaged_onnx_file_is_refused(tmp_path: Path) -> None:
     task = image_task()
     save_bundle(task, tmp_path)
     (tmp_path / "model.onnx").write_bytes(b"\x08\x07nonsense")

@@ -18,7 +18,7 @@ def options(gpus: float = 1, **fields: Any) -> ServingOptions:
     return ServingOptions.parse({"engine": "vllm", "resources": {"gpus": gpus, "cpus": 3}, **fields})
 
 
-def test_ray_s_own_config_takes_what_vllm_is_told() -> None:
+def test_ray_s_own_config_accepts_the_vllm_options() -> None:
     # The base of `ray.serve.llm.LLMConfig`, whose module cannot be imported without vLLM.
     from ray.llm._internal.serve.core.configs.llm_config import LLMConfig
 
@@ -41,7 +41,7 @@ def test_ray_s_own_config_takes_what_vllm_is_told() -> None:
     assert config.lora_config is None  # adapters are asked for request by request, from bundles
 
 
-def test_adapters_are_vllm_s_own_when_asked_for() -> None:
+def test_adapters_are_left_to_vllm_when_enabled() -> None:
     asked = options(max_adapters=3, vllm={"enable_lora": True, "max_lora_rank": 32})
     told = config_fields(BUNDLE, "lm", asked, "gpu")["engine_kwargs"]
     assert (told["enable_lora"], told["max_lora_rank"], told["max_loras"]) == (True, 32, 3)
@@ -49,7 +49,7 @@ def test_adapters_are_vllm_s_own_when_asked_for() -> None:
         DeploySpec.parse({"version": "lm/1", "engine": "vllm", "resources": {"gpus": 1}, "adapters": {"fr": "fr/1"}})
 
 
-def test_a_replica_gets_a_bundle_a_gpu_and_is_itself_in_the_first() -> None:
+def test_a_vllm_replica_has_a_placement_bundle_for_each_gpu() -> None:
     given = placement(options(2), "generate")
     assert given == {
         "ray_actor_options": {"num_cpus": 3, "num_gpus": 0},  # the GPUs are the workers'
@@ -95,13 +95,13 @@ def test_auto_is_vllm_for_text_on_gpus_where_it_is_installed() -> None:
 
 
 @pytest.mark.skipif(installed(), reason="vLLM is installed")
-def test_where_it_is_not_installed_is_said_what_to_do() -> None:
+def test_without_vllm_the_error_names_the_package() -> None:
     with raises(DeploymentError, "engine_unavailable", "pip install 'maas-ray[vllm]'"):
         llm_config(BUNDLE, "lm", options())
 
 
 @pytest.mark.skipif(not installed(), reason="vLLM is not installed")
-def test_vllm_s_own_arguments_are_checked() -> None:
+def test_vllm_validates_its_own_arguments() -> None:
     engine = llm_config(BUNDLE, "lm", options(2, vllm={"max_model_len": 64})).get_engine_config()
     assert engine.placement_bundles == [{"GPU": 1}, {"GPU": 1}]
     assert engine.placement_strategy == "STRICT_PACK"
@@ -111,7 +111,7 @@ def test_vllm_s_own_arguments_are_checked() -> None:
         llm_config(BUNDLE, "lm", options(vllm={"max_modle_len": 64}))
 
 
-def test_the_model_s_files_say_what_ends_an_answer(tmp_path: Path) -> None:
+def test_end_tokens_come_from_the_model_s_files(tmp_path: Path) -> None:
     assert end_ids(tmp_path) == ()
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 3}))
     assert end_ids(tmp_path) == (3,)

@@ -9,7 +9,7 @@ import pytest
 from maas_ray.serve.replicas.batching import Batcher
 
 
-def test_batches_fill_or_go_after_a_moment() -> None:
+def test_a_batch_is_computed_when_full_or_after_the_waiting_time() -> None:
     sizes: list[int] = []
 
     def double(rows: list[int]) -> list[int]:
@@ -30,7 +30,7 @@ def test_batches_fill_or_go_after_a_moment() -> None:
     asyncio.run(scenario())
 
 
-def test_rows_that_waited_while_a_batch_was_computed_go_at_once() -> None:
+def test_rows_that_waited_for_a_batch_are_computed_at_once() -> None:
     sizes: list[int] = []
     go = threading.Event()
 

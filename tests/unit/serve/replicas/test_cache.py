@@ -58,7 +58,7 @@ def run(scenario: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(scenario())
 
 
-def test_the_one_used_longest_ago_makes_room() -> None:
+def test_the_least_recently_used_model_is_evicted() -> None:
     async def scenario() -> None:
         shelf = Shelf()
         for key in "ababcab":
@@ -74,7 +74,7 @@ def test_the_one_used_longest_ago_makes_room() -> None:
     run(scenario)
 
 
-def test_bytes_count_too() -> None:
+def test_models_are_evicted_by_bytes_too() -> None:
     async def scenario() -> None:
         shelf = Shelf(max_models=9)
         for key, size in (("a", 40), ("b", 40), ("c", 90), ("d", 10)):
@@ -87,7 +87,7 @@ def test_bytes_count_too() -> None:
     run(scenario)
 
 
-def test_one_in_use_is_not_ended_and_one_that_waits_for_room_is_told_in_time() -> None:
+def test_a_model_in_use_is_not_evicted_and_waiting_has_a_limit() -> None:
     async def scenario() -> None:
         shelf = Shelf()
         long = [asyncio.create_task(shelf.ask(key, seconds=5)) for key in "ab"]
@@ -106,7 +106,7 @@ def test_one_in_use_is_not_ended_and_one_that_waits_for_room_is_told_in_time() -
     run(scenario)
 
 
-def test_many_who_ask_at_once_load_once_and_may_leave() -> None:
+def test_concurrent_requests_load_a_model_once_and_may_be_cancelled() -> None:
     async def scenario() -> None:
         shelf = Shelf()
         shelf.held.clear()
@@ -145,7 +145,7 @@ def test_too_many_for_one_model_are_refused() -> None:
     run(scenario)
 
 
-def test_one_that_cannot_be_loaded_fails_alone_and_is_not_tried_for_each_request() -> None:
+def test_a_model_that_cannot_be_loaded_fails_alone_and_is_retried_later() -> None:
     async def scenario() -> None:
         shelf = Shelf()
         await shelf.ask("a")
@@ -193,7 +193,7 @@ def test_loads_do_not_wait_for_each_other() -> None:
     run(scenario)
 
 
-def test_one_that_has_stopped_working_is_loaded_anew() -> None:
+def test_a_model_that_has_stopped_working_is_loaded_again() -> None:
     async def scenario() -> None:
         shelf = Shelf()
         async with shelf.models.use("a", 1, max_users=9) as model:

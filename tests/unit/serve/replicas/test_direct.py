@@ -61,13 +61,13 @@ def ask(replica: Replica, kind: str, path: str, **request) -> httpx.Response:
         ("/v2/models/m/infer", "x" * 16_000_001, 413),
     ],
 )
-def test_a_replica_answers_as_the_gateway_would(path: str, body: str, status: int) -> None:
+def test_a_direct_replica_answers_like_the_gateway(path: str, body: str, status: int) -> None:
     answer = ask(Replica(), "predict", path, content=body)
     assert answer.status_code == status, answer.text
     assert status == 200 or list(answer.json()) == ["error"]
 
 
-def test_a_stream_that_is_too_slow_is_ended() -> None:
+def test_a_direct_stream_that_is_too_slow_is_closed() -> None:
     replica = Replica()
     asked = {"model": "m", "prompt": "x", "stream": True}
     whole = ask(replica, "generate", "/v1/completions", json=asked)

@@ -48,7 +48,7 @@ CASES: dict[str, tuple[Task, NetworkSpec, dict[str, Any], list[Any], str]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_tensors_and_rows_say_the_same(case: str, settings: Settings, tmp_path: Path) -> None:
+def test_infer_and_predict_give_the_same_answers(case: str, settings: Settings, tmp_path: Path) -> None:
     task, network, tensor, rows, output = CASES[case]
     rows = rows or [{"text": text} for text in tensor["data"] if text]
     meta = BundleMeta(name="m", task=task.spec.type, metrics={}, lineage=Lineage())

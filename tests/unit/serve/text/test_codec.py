@@ -39,7 +39,7 @@ def codec() -> TextCodec:
 
 @given(st.text(max_size=40), st.lists(st.integers(1, 4), min_size=1, max_size=60))
 @settings(max_examples=200, deadline=None)
-def test_text_is_whole_however_its_ids_arrive(text: str, sizes: list[int]) -> None:
+def test_streamed_text_does_not_depend_on_the_grouping_of_tokens(text: str, sizes: list[int]) -> None:
     ids = TASK.tokenizer.encode(text).ids
     detokenizer, out, at = Detokenizer(TASK.tokenizer), "", 0
     for size in [*sizes, len(ids)]:
@@ -49,7 +49,7 @@ def test_text_is_whole_however_its_ids_arrive(text: str, sizes: list[int]) -> No
     assert out + detokenizer.flush() == text
 
 
-def test_a_character_is_held_back_until_it_is_whole() -> None:
+def test_a_character_is_held_back_until_it_is_complete() -> None:
     ids = TASK.tokenizer.encode("é🚀").ids
     assert len(ids) > 2
     detokenizer = Detokenizer(TASK.tokenizer)
@@ -69,7 +69,7 @@ def test_bytes_that_never_become_a_character_come_at_the_end() -> None:
     st.lists(st.text("abc", min_size=1, max_size=4), max_size=4),
     st.lists(st.integers(1, 5), min_size=1),
 )
-def test_a_stop_string_never_leaks(text: str, stops: list[str], sizes: list[int]) -> None:
+def test_no_part_of_a_stop_string_is_streamed(text: str, stops: list[str], sizes: list[int]) -> None:
     strings, out, at, stopped = StopStrings(tuple(stops)), "", 0, False
     for size in [*sizes, len(text)]:
         piece, stopped = strings.push(text[at : at + size])
@@ -99,7 +99,7 @@ def test_an_empty_prompt_begins_a_document(codec: TextCodec) -> None:
     assert TASK.end_of_text_id in codec.prepare(ask(""))[0].end_ids
 
 
-def test_context_is_kept(codec: TextCodec) -> None:
+def test_prompt_and_answer_fit_the_context(codec: TextCodec) -> None:
     prompt = TASK.tokenizer.encode("x" * 10).ids
     assert codec.prepare(ask(prompt, max_tokens=None))[0].max_tokens == 64 - len(prompt)
     assert codec.prepare(ask(prompt, max_tokens=64 - len(prompt)))[0].max_tokens == 64 - len(prompt)
@@ -118,7 +118,7 @@ def test_ids_outside_the_vocabulary_are_refused(codec: TextCodec, ids: list[int]
     assert caught.value.status == 400
 
 
-def test_seeds_differ_unless_given(codec: TextCodec) -> None:
+def test_seeds_differ_unless_requested(codec: TextCodec) -> None:
     assert codec.prepare(ask("a", seed=7))[0].seed == 7
     assert codec.prepare(ask("a", seed=None))[0].seed != codec.prepare(ask("a", seed=None))[0].seed
 
@@ -144,7 +144,7 @@ def test_a_template_s_own_special_tokens_become_tokens(tmp_path: Path) -> None:
     assert tokenizer.token_to_id("<|im_start|>") in ids
 
 
-def test_a_template_may_refuse_messages_but_not_reach_out() -> None:
+def test_a_chat_template_may_refuse_messages_but_is_sandboxed() -> None:
     refusing = ChatTemplate("{{ raise_exception('roles must alternate') }}", {})
     with raises(RequestError, "invalid_value", "roles must alternate"):
         refusing.render([{"role": "user", "content": "x"}])
@@ -161,7 +161,7 @@ def test_without_a_template_a_chat_is_refused(tmp_path: Path) -> None:
         codec.prepare(ask([{"role": "user", "content": "x"}]))
 
 
-def test_each_answer_is_asked_for_once_and_the_first_is_that_of_one(codec: TextCodec) -> None:
+def test_several_answers_are_independent_of_each_other(codec: TextCodec) -> None:
     several = codec.prepare(ask("a", n=3, more_prompts=("b", [5, 6])))
     assert [one.prompt_ids for one in several[::3]] == [
         TASK.tokenizer.encode("a").ids,
@@ -188,7 +188,7 @@ ASKED = {
 
 
 @pytest.mark.parametrize("name", ASKED)
-def test_what_the_engine_cannot_do_is_refused_by_name(name: str) -> None:
+def test_parameters_that_the_engine_does_not_support_are_refused(name: str) -> None:
     is_schema = name == "json_schema"
     asked = ask("a", **({name: ASKED[name]} if is_schema else {"sampling": SamplingParams(**{name: ASKED[name]})}))
     supported = frozenset(ASKED)
@@ -201,13 +201,13 @@ def test_what_the_engine_cannot_do_is_refused_by_name(name: str) -> None:
     assert caught.value.param == ("response_format" if name == "json_schema" else name)
 
 
-def test_biased_tokens_are_the_model_s() -> None:
+def test_logit_bias_outside_the_vocabulary_is_refused() -> None:
     codec = TextCodec(TASK, 64, (), frozenset({"logit_bias"}))
     with raises(RequestError, "invalid_value", "'logit_bias'", "0 to 319", 320):
         codec.prepare(ask("a", sampling=SamplingParams(logit_bias=((320, 1.0),))))
 
 
-def test_a_chat_is_asked_as_it_was_learnt() -> None:
+def test_a_chat_prompt_equals_the_training_text() -> None:
     chats = [
         [{"role": "user", "content": f"What is {n} + 1?"}, {"role": "assistant", "content": f"It is {n + 1}."}]
         for n in range(40)
@@ -242,7 +242,7 @@ CALLED = {"role": "assistant", "content": "", "tool_calls": [CALL]}
 ANSWERED = {"role": "tool", "content": "5", "tool_call_id": "1"}
 
 
-def test_a_template_is_shown_tools_and_what_became_of_them() -> None:
+def test_a_chat_template_gets_tools_calls_and_results() -> None:
     rendered = ChatTemplate(WITH_TOOLS, {}).render([USER, CALLED, ANSWERED], [TOOL])
     assert rendered == (
         f"<tools>{json.dumps(TOOL)}</tools>user: x;assistant: "
@@ -263,7 +263,9 @@ def test_a_template_is_shown_tools_and_what_became_of_them() -> None:
         ),
     ],
 )
-def test_a_template_that_leaves_tools_out_refuses_them(template: str, messages: list, tools: list, param: str) -> None:
+def test_tools_are_refused_if_the_chat_template_ignores_them(
+    template: str, messages: list, tools: list, param: str
+) -> None:
     with raises(RequestError, "unsupported_parameter") as caught:
         ChatTemplate(template, {}).render(messages, tools)
     assert caught.value.param == param
@@ -319,7 +321,7 @@ def test_tokens_of_other_alphabets_are_spelled() -> None:
     assert Spelling(tokenizer).logprob(2, float("-inf"), 0).logprob == -9999.0
 
 
-def test_several_answers_grow_at_once_and_leaving_leaves_all() -> None:
+def test_merged_answers_are_concurrent_and_are_closed_together() -> None:
     left: list[int] = []
 
     async def answer(index: int, pieces: int) -> AsyncGenerator[Delta, None]:

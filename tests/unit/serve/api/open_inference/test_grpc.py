@@ -236,7 +236,7 @@ def one_tensor(datatype: str, values: list):
 
 
 @pytest.mark.parametrize("datatype", VALUES)
-def test_typed_contents_come_and_go_as_they_are(datatype: str) -> None:
+def test_typed_contents_survive_the_conversion_both_ways(datatype: str) -> None:
     spec = (TensorSpec("t", datatype, (-1,)),)
     asked = one_tensor(datatype, VALUES[datatype])
     request = parse_infer(to_body(asked), spec, spec)
@@ -270,7 +270,7 @@ def test_typed_numbers_are_not_wrapped_around(datatype: str, value: int) -> None
         to_body(one_tensor(datatype, [value]))
 
 
-def test_parameters_reach_the_model_but_for_those_of_http() -> None:
+def test_parameters_reach_the_model_except_those_of_http() -> None:
     request = one_tensor("INT8", [1])
     for key, value in {"flag": {"bool_param": True}, "n": {"int64_param": -3}, "t": {"double_param": 0.5}}.items():
         request.parameters.add(key=key, value=value)
@@ -294,7 +294,7 @@ def test_parameters_reach_the_model_but_for_those_of_http() -> None:
 # --- answers
 
 
-def test_tritonclient_is_at_home(client: triton.InferenceServerClient) -> None:
+def test_tritonclient_gets_metadata_and_answers(client: triton.InferenceServerClient) -> None:
     assert client.is_server_live()
     assert not client.is_server_ready()  # `lm` is not
     assert client.get_server_metadata().name == "maas_ray"
@@ -324,7 +324,7 @@ def test_typed_contents_are_answered_with_typed_contents(port: int, client: trit
     assert not answer.raw_output_contents
 
 
-def test_requests_are_told_apart(port: int, client: triton.InferenceServerClient) -> None:
+def test_each_call_has_a_request_id(port: int, client: triton.InferenceServerClient) -> None:
     with stub(port) as ask:
         _, call = ask.ServerLive.with_call(service_pb2.ServerLiveRequest(), metadata=[("x-request-id", "mine")])
         assert dict(call.trailing_metadata())["x-request-id"] == "mine"
@@ -371,7 +371,7 @@ def test_each_failure_has_its_own_status(
         assert trailers["x-request-id"] in error.details()
 
 
-def test_what_a_refused_call_held_is_let_go_of_at_once(
+def test_memory_of_a_refused_call_is_freed_at_once(
     here: Here, port: int, client: triton.InferenceServerClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Held:
@@ -396,7 +396,7 @@ def test_what_a_refused_call_held_is_let_go_of_at_once(
         gc.enable()
 
 
-def test_what_a_client_got_wrong_is_named(port: int, client: triton.InferenceServerClient) -> None:
+def test_mistakes_of_a_grpc_client_are_named(port: int, client: triton.InferenceServerClient) -> None:
     both = typed()
     both.raw_input_contents.extend([b"12345678", b"\0\0\0\0"])
     one = service_pb2.ModelInferRequest(model_name="sums", inputs=typed().inputs, raw_input_contents=[b""])
@@ -431,7 +431,7 @@ def test_what_a_client_got_wrong_is_named(port: int, client: triton.InferenceSer
         assert code is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_bytes_that_are_no_message_are_the_client_s_mistake(port: int, client: triton.InferenceServerClient) -> None:
+def test_bytes_that_are_not_a_message_are_an_invalid_argument(port: int, client: triton.InferenceServerClient) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         for call in ("ModelInfer", "ServerLive"):
             ask = channel.unary_unary(f"/inference.GRPCInferenceService/{call}")
@@ -439,7 +439,7 @@ def test_bytes_that_are_no_message_are_the_client_s_mistake(port: int, client: t
             assert (code, call in details) == (grpc.StatusCode.INVALID_ARGUMENT, True)
 
 
-def test_a_message_over_the_limit_is_refused_also_when_it_was_compressed(
+def test_a_message_over_the_limit_is_refused_even_if_compressed(
     port: int, client: triton.InferenceServerClient
 ) -> None:
     for algorithm in (None, "gzip"):
@@ -452,21 +452,21 @@ def test_a_message_over_the_limit_is_refused_also_when_it_was_compressed(
 # --- how long
 
 
-def test_the_client_s_deadline_ends_the_work(here: Here, client: triton.InferenceServerClient) -> None:
+def test_the_client_s_deadline_cancels_the_call(here: Here, client: triton.InferenceServerClient) -> None:
     with pytest.raises(triton.InferenceServerException) as caught:
         client.infer("sums", raw("wait60"), client_timeout=0.3)
     assert caught.value.status() == "StatusCode.DEADLINE_EXCEEDED"
     soon(lambda: here.models.ended == ["cancelled"], seconds=1)
 
 
-def test_a_client_that_leaves_ends_the_work(here: Here, client: triton.InferenceServerClient) -> None:
+def test_a_client_that_disconnects_cancels_the_call(here: Here, client: triton.InferenceServerClient) -> None:
     asking = client.async_infer("sums", raw("wait60"), callback=lambda result, error: None)
     time.sleep(0.2)
     asking.cancel()
     soon(lambda: here.models.ended == ["cancelled"], seconds=1)
 
 
-def test_a_message_that_does_not_come_is_given_up(
+def test_a_message_that_does_not_arrive_is_refused(
     port: int, client: triton.InferenceServerClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(refusals, "BODY_SECONDS", 0.3)
@@ -496,7 +496,7 @@ def test_more_calls_than_allowed_are_refused_not_queued(here: Here, port: int) -
 
 
 @pytest.mark.usefixtures("short")
-def test_calls_in_flight_are_finished_when_a_server_goes(here: Here, port: int) -> None:
+def test_calls_in_flight_are_finished_when_a_server_stops(here: Here, port: int) -> None:
     server = here.server(port)
     with stub(port) as ask:
         asking = ask.ModelInfer.future(typed(word={"bytes_contents": [b"wait1.5"]}))
@@ -571,7 +571,7 @@ def test_a_port_that_another_program_has_is_left_to_it_until_it_is_free(here: He
 
 
 @pytest.mark.usefixtures("short")
-def test_two_clusters_of_one_user_do_not_mix(here: Here, port: int) -> None:
+def test_two_clusters_of_one_user_do_not_share_a_port(here: Here, port: int) -> None:
     first, second = here.server(port, "one"), here.server(port, "two")
     assert not first.problem
     assert "Another cluster of this user" in second.problem
@@ -583,7 +583,7 @@ def test_two_clusters_of_one_user_do_not_mix(here: Here, port: int) -> None:
 
 
 @pytest.mark.usefixtures("short")
-def test_it_moves_to_another_port_and_to_none(here: Here) -> None:
+def test_the_grpc_server_moves_to_another_port_and_to_none(here: Here) -> None:
     before, after = free_ports(2)
     server = here.server(before)
     with stub(before) as ask:

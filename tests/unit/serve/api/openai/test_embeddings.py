@@ -57,7 +57,7 @@ def ask(method: str = "POST", path: str = "/v1/embeddings", **body: Any) -> http
         ([[5, 6], [7]], [[0.2, 11], [0.2, 7]], 3),
     ],
 )
-def test_each_kind_of_input_has_its_vectors(asked: Any, vectors: list[list[float]], tokens: int) -> None:
+def test_each_kind_of_input_gets_its_embeddings(asked: Any, vectors: list[list[float]], tokens: int) -> None:
     document = ask(input=asked).json()
     assert document == {
         "object": "list",
@@ -70,7 +70,7 @@ def test_each_kind_of_input_has_its_vectors(asked: Any, vectors: list[list[float
         np.testing.assert_array_equal(np.frombuffer(base64.b64decode(one["embedding"]), "<f4"), np.float32(vector))
 
 
-def test_many_inputs_are_asked_in_parts_and_stay_in_order() -> None:
+def test_many_inputs_are_sent_in_parts_and_stay_in_order() -> None:
     MODELS.parts = []
     found = ask(input=["a" * (1 + place % 6) for place in range(600)]).json()
     assert MODELS.parts == [256, 256, 88]
@@ -99,7 +99,9 @@ def test_many_inputs_are_asked_in_parts_and_stay_in_order() -> None:
         ({"input": "a", "model": "none"}, 404, "model", "none"),
     ],
 )
-def test_what_is_wrong_is_told_in_openais_shape(body: Any, status: int, param: str | None, message: str) -> None:
+def test_wrong_embedding_requests_are_refused_in_openais_shape(
+    body: Any, status: int, param: str | None, message: str
+) -> None:
     answer = ask(**body)
     error = answer.json()["error"]
     assert answer.status_code == status, error
@@ -107,7 +109,7 @@ def test_what_is_wrong_is_told_in_openais_shape(body: Any, status: int, param: s
     assert message in error["message"]
 
 
-def test_models_that_embed_are_listed_and_not_asked_for_text() -> None:
+def test_embedding_models_are_listed_and_refuse_completions() -> None:
     assert [card["id"] for card in ask("GET", "/v1/models").json()["data"]] == ["emb"]
     assert ask("GET", "/v1/models/emb").json()["id"] == "emb"
     assert ask("GET", "/v1/models/img").status_code == 400
@@ -116,7 +118,7 @@ def test_models_that_embed_are_listed_and_not_asked_for_text() -> None:
     assert "/v1/embeddings" in answer.json()["error"]["message"]
 
 
-def test_the_openai_client_reads_what_is_answered() -> None:
+def test_the_openai_client_reads_embeddings_and_errors() -> None:
     """It asks for base64 of its own accord, and decodes it."""
     from openai import AsyncOpenAI, BadRequestError, NotFoundError
 

@@ -64,13 +64,13 @@ def test_a_clip_is_transcribed_in_every_shape() -> None:
     assert (ask(model="any", response_format="verbose_json")).json()["language"] == "unknown"
 
 
-def test_clocks_count_hours() -> None:
+def test_subtitle_times_count_hours() -> None:
     body, _ = Transcript("x", None, 3723.5).render("srt")
     assert b"01:02:03,500" in body
 
 
 @pytest.mark.parametrize("rate", [8_000, 44_100])
-def test_any_rate_and_stereo(rate: int) -> None:
+def test_audio_of_any_rate_and_stereo_is_accepted(rate: int) -> None:
     samples = speech.spoken("three", rate)
     content = speech.file_of(np.stack([samples, samples], 1), rate, format="FLAC")
     assert (ask({"file": ("a.flac", content)})).status_code == 200
@@ -108,7 +108,7 @@ def test_any_rate_and_stereo(rate: int) -> None:
         (None, {"prompt": ["", ""]}, 400, "prompt", "'prompt'"),
     ],
 )
-def test_what_cannot_be_done_is_refused_by_name(
+def test_unsupported_transcription_fields_are_refused_by_name(
     files: Any, fields: Any, status: int, param: str | None, message: str
 ) -> None:
     answer = ask(files, **fields)
@@ -131,18 +131,18 @@ def test_what_cannot_be_done_is_refused_by_name(
         ),
     ],
 )
-def test_a_body_that_is_no_such_form_is_refused(content_type: str, content: bytes, code: str) -> None:
+def test_a_body_that_is_not_a_transcription_form_is_refused(content_type: str, content: bytes, code: str) -> None:
     headers = {"content-type": content_type}
     answer = request("POST", "/v1/audio/transcriptions", content=content, headers=headers)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
 
 
-def test_what_cannot_matter_is_taken() -> None:
+def test_transcription_fields_that_change_nothing_are_accepted() -> None:
     assert (ask(temperature="0", prompt="", stream="false", language="EN")).status_code == 200
     assert (ask(model="any", language="de")).status_code == 200
 
 
-def test_the_file_goes_on_as_it_came() -> None:
+def test_the_audio_file_is_forwarded_unchanged() -> None:
     for content in (b"", b"\r\n--", bytes(range(256)) * 100):
         body = TranscriptionBody(file=content, model="asr", language="en").to_rows()
         try:
@@ -152,7 +152,7 @@ def test_the_file_goes_on_as_it_came() -> None:
         assert (row.audio, row.language) == (content, "en")  # type: ignore[attr-defined]
 
 
-def test_models_that_hear_are_listed() -> None:
+def test_speech_models_are_listed_and_refuse_completions() -> None:
     assert [card["id"] for card in request("GET", "/v1/models").json()["data"]] == ["any", "asr"]
     assert request("GET", "/v1/models/asr").json()["id"] == "asr"
     assert request("GET", "/v1/models/img").status_code == 400
