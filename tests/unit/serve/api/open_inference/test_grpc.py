@@ -482,7 +482,7 @@ def test_a_message_that_does_not_arrive_is_refused(
         assert (code, "0.3 s" in details) == (grpc.StatusCode.DEADLINE_EXCEEDED, True)
         never.set()
         code, details = status_of(lambda: ask(iter([])))
-        assert (code, "no message" in details) == (grpc.StatusCode.INVALID_ARGUMENT, True)
+        assert (code, "message" in details) == (grpc.StatusCode.INVALID_ARGUMENT, True)
 
 
 def test_more_calls_than_allowed_are_refused_not_queued(here: Here, port: int) -> None:
@@ -562,9 +562,8 @@ def test_a_port_that_another_program_has_is_left_to_it_until_it_is_free(here: He
         other.bind(("127.0.0.1", port))
         other.listen()
         server = here.server(port)
-        assert server.problem == (
-            f"gRPC cannot listen at 127.0.0.1:{port}: Address already in use. Set MAAS_GRPC_PORT to another, or 0."
-        )
+        for named in (f"127.0.0.1:{port}", "Address already in use", "MAAS_GRPC_PORT"):
+            assert named in server.problem
     soon(lambda: not server.problem)
     with stub(port) as ask:
         assert ask.ServerLive(service_pb2.ServerLiveRequest()).live
