@@ -28,7 +28,6 @@ PENDING = {
     "maas_ray/evaluation",
     "maas_ray/registry",
     "maas_ray/sample_data",
-    "maas_ray/serve",
     "maas_ray/tasks",
     "maas_ray/training",
     "maas_ray/user_code",
