@@ -50,23 +50,14 @@ def dry_run(spec: PrepareSpec, *, settings: Settings | None = None, fresh: bool 
 def _inspect(
     spec: PrepareSpec, files: list[list[InputFile]], before: Mapping[tuple[int, str], Inspected] | None
 ) -> list[list[Inspected]]:
-    columns, before = reading_of(spec).names, before or {}
+    columns = reading_of(spec).names
+
+    def inspected(number: int, file: InputFile) -> Inspected:
+        known = (before or {}).get((number, file.relative))
+        return inspect(spec.sources[number], file, columns, known if known and known.file == file else None)
+
     with ThreadPoolExecutor(_THREADS) as threads:
-        return [
-            list(
-                threads.map(
-                    lambda file, source=source, number=number: inspect(
-                        source, file, columns, _same(file, before.get((number, file.relative)))
-                    ),
-                    listed,
-                )
-            )
-            for number, (source, listed) in enumerate(zip(spec.sources, files, strict=True))
-        ]
-
-
-def _same(file: InputFile, before: Inspected | None) -> Inspected | None:
-    return before if before is not None and before.file == file else None
+        return [list(threads.map(partial(inspected, number), listed)) for number, listed in enumerate(files)]
 
 
 def _size(files: list[list[InputFile]]) -> str:

@@ -442,7 +442,7 @@ WALK = """
 from pathlib import Path
 import numpy as np, torch
 from safetensors.torch import save_file
-from maas_ray.data.prepare import PrepareSpec
+from maas_ray.data.spec import PrepareSpec
 from maas_ray.serve.engines import network
 from maas_ray.serve.spec import ServingOptions
 from maas_ray.tasks import find_task, load_task
