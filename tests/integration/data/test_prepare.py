@@ -227,8 +227,8 @@ def test_missing_columns_and_empty_input_stop_the_run(place: Settings, tmp_path:
         prepare(text_spec(tmp_path / "in"), settings=place)
     assert str(caught.value) == (
         "4 of 10 rows cannot be read, more than max_quarantined (0.2) allows; nothing was written. "
-        f"The commonest errors:\n  4 × not UTF-8: byte 0xe9 at 8 ({tmp_path}/in/0.py)\n"
-        "Choose the files with `include` and `exclude`, mend them, or raise max_quarantined."
+        f"The most common errors:\n  4 × not UTF-8: byte 0xe9 at 8 ({tmp_path}/in/0.py)\n"
+        "Choose files with `include` and `exclude`, repair them, or raise max_quarantined."
     )
     (tmp_path / "rows.jsonl").write_text('{"title": 1}\n')
     source = {"format": "jsonl", "path": str(tmp_path / "rows.jsonl")}

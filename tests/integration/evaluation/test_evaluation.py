@@ -207,7 +207,7 @@ def test_what_cannot_be_measured_is_refused(
     assert "dataset scans was prepared with other features than those of others/1 (task.json differ)" in err
     status, _, err = run("evaluate", versions[0], "scans", "--slice", "weather", *LIGHT)
     assert status == 1
-    assert "dataset scans kept no column 'weather'; it kept: scanner, label. Prepare it with `keep: [" in err
+    assert "did not keep the column 'weather'; kept columns: scanner, label. Prepare it with `keep: [" in err
     status, _, err = run("evaluate", versions[0], *LIGHT)
     assert status == 1
     assert f"{versions[0]} says of no dataset that it was trained on it; name one." in err

@@ -121,7 +121,7 @@ def pid_of(application: str) -> int:
 def test_unchanged_is_left_alone(served: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     before, pid = now(served), pid_of(Endpoints(served).get("shade").application)
     assert put(served) == before
-    assert capsys.readouterr().out == "shade serves shade/1 so already; nothing to do\n"
+    assert capsys.readouterr().out == "shade already serves shade/1; nothing to do\n"
     assert pid_of(Endpoints(served).get("shade").application) == pid
     assert diff(settings=served) == diff(DeploySpec.parse(SPEC), settings=served) == []
     (difference,) = diff(DeploySpec.parse(SPEC | {"scaling": {"max_replicas": 3}}), settings=served)

@@ -197,13 +197,13 @@ def test_storage_that_fails_is_tried_again_then_ends_the_run_which_goes_on_once_
 
     with (
         _meanwhile(fail),
-        pytest.raises(StorageError, match=r"No space left on device(?s:.*)starting it again goes on from") as caught,
+        pytest.raises(StorageError, match=r"No space left on device(?s:.*)starting it again resumes from") as caught,
     ):
         run.train(spec, settings=settings)
     assert "runs/stored/it/step-" in str(caught.value), "it says what could not be written"
     said = capsys.readouterr().out
     for reason in ("Input/output error", "Could not connect to the endpoint", "No space left on device"):
-        assert re.search(rf"{reason}; trying again in [\d.]+ s", said), reason
+        assert re.search(rf"{reason}; retry in [\d.]+ s", said), reason
     assert said.count("worker 0: ") > 1
     assert said.count("worker 1: ") > 1
     assert said.count("resumed from the checkpoint at step") == 1

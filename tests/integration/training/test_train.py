@@ -13,6 +13,7 @@ from maas_ray.registry.bundle import open_bundle
 from maas_ray.registry.versions import Registry
 from maas_ray.settings import Settings
 from maas_ray.training.run import train
+from tests.support.errors import raises
 from tests.support.training import digits_spec, text_spec
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -83,7 +84,7 @@ def test_images_with_other_zero_stages(settings: Settings, digits: PreparedDatas
 
 
 def test_a_network_for_another_task_is_refused_before_anything_starts(settings: Settings, digits: PreparedDataset):
-    with pytest.raises(SpecError, match=r"network.type: 'llama' cannot do image-classification; choose one of cnn"):
+    with raises(SpecError, "network_unsuitable", "network.type", "'llama'", "image-classification", "cnn"):
         train(text_spec(digits, "wrong"), settings=settings)
 
 
