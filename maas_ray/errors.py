@@ -43,7 +43,7 @@ class MaasError(Exception):
     def __init__(self, message: str, *, code: str | None = None) -> None:
         super().__init__(message)
         self.message = message
-        self.code: str | None = code or type(self).default_code
+        self.code: str = code or type(self).default_code
 
     def __str__(self) -> str:
         return self.message

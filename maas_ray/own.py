@@ -9,10 +9,10 @@
             return F.cross_entropy(output, kind, reduction="none")
 
         def decode(self, output):
-            return {"kind": [self.labels["kind"][place] for place in output.argmax(-1)]}
+            return {"kind": [self.labels["kind"][index] for index in output.argmax(-1)]}
 
-Written under `task:` as `type: "my_wine:Wine"`, beside a network such as `type: "my_wine:Net"`. What this cannot say,
-a `maas_ray.tasks.Task` can. docs/own-model.md builds one.
+The spec names it as `task: {type: "my_wine:Wine"}`, and a network as `network: {type: "my_wine:Net"}`. For anything
+beyond tensors of a fixed shape, write a `maas_ray.tasks.Task`. docs/own-model.md builds one.
 """
 
 from abc import abstractmethod
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field, TypeAdapter, create_model
 
-from maas_ray.errors import DataError, RequestError
+from maas_ray.errors import DataError, InvalidError, RequestError
 from maas_ray.tasks import AnswerRow, Column, RequestRow, Row, Task, TaskSpec, TensorSpec
 from maas_ray.tasks.metrics import classification, mean_loss, regression
 from maas_ray.tasks.network import Forward
@@ -53,8 +53,8 @@ class Tensor:
     """A tensor of one row.
 
     Args:
-        dtype: float32, float64, int64, int32, uint8 or bool; of an answer also str.
-        shape: of one row's value; `()` for a single one.
+        dtype: float32, float64, int64, int32, uint8 or bool; in answers also str.
+        shape: shape of one row's value; `()` for a scalar.
     """
 
     dtype: str
@@ -62,37 +62,42 @@ class Tensor:
 
     def __post_init__(self) -> None:
         if self.dtype not in _DATATYPES or not all(size > 0 for size in self.shape):
-            raise DataError(f"{self}: give one of {', '.join(_DATATYPES)}, and sizes above 0.")
+            raise DataError(
+                f"{self}: dtype must be one of {', '.join(_DATATYPES)}, and sizes must be above 0.",
+                code="invalid_tensor",
+            )
 
     @property
     def annotation(self) -> Any:
-        """How a row of it is written: a value, or nested lists of a fixed length."""
-        one: Any = {"str": str, "bool": bool}.get(self.dtype, float if self.dtype.startswith("float") else int)
+        """The type of one row's value: a scalar, or nested lists of a fixed length."""
+        annotation: Any = {"str": str, "bool": bool}.get(self.dtype, float if self.dtype.startswith("float") else int)
         for size in reversed(self.shape):
-            one = Annotated[list[one], Field(min_length=size, max_length=size)]
-        return one
+            annotation = Annotated[list[annotation], Field(min_length=size, max_length=size)]
+        return annotation
 
     def described(self, name: str) -> TensorSpec:
-        """As the Open Inference Protocol's metadata has it."""
+        """The tensor in the Open Inference Protocol's metadata."""
         return TensorSpec(name, _DATATYPES[self.dtype], (-1, *self.shape))
 
     def parse(self, name: str, value: Any) -> np.ndarray:
-        """A value of a file or a request as an array; what is a text, as in CSV, may say the value.
+        """A value of a file or a request as an array. A text is read as the value that it spells, as in CSV.
 
         Raises:
-            ValueError: it is not one, or not without changing it.
+            InvalidError: the value does not fit this tensor exactly.
         """
         if isinstance(value, (np.ndarray, np.generic)):
             value = value.tolist()
         strict = not isinstance(_first(value), (str, Decimal))
         try:
-            with np.errstate(over="ignore"):  # told below
-                found = np.array(_reader(self).validate_python(value, strict=strict), self.dtype)
+            with np.errstate(over="ignore"):  # an overflow is reported below
+                array = np.array(_reader(self).validate_python(value, strict=strict), self.dtype)
         except (ValueError, OverflowError) as error:
-            raise ValueError(f"{name} is {str(value)[:60]!r}, not {self.dtype} {list(self.shape)}") from error
-        if found.dtype.kind == "f" and not np.isfinite(found).all():
-            raise ValueError(f"{name} holds a number that is not finite in {self.dtype}")
-        return found
+            raise InvalidError(
+                "wrong_type", f"{name} must be {self.dtype} {list(self.shape)}; it is {str(value)[:60]!r}"
+            ) from error
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise InvalidError("not_finite", f"{name} holds a number that is not finite in {self.dtype}")
+        return array
 
 
 @cache
@@ -109,7 +114,7 @@ def _first(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Label:
-    """A class, by name. The names are those of the training split; a network and a loss see its number."""
+    """A class, by name. Names are collected from the training split; networks and losses see the index of a name."""
 
 
 class ModuleTaskSpec(TaskSpec):
@@ -126,7 +131,7 @@ class ModuleTaskSpec(TaskSpec):
         return tuple(self.task_class.features)
 
     def parse_row(self, row: Row) -> Row | None:
-        """Arrays, and labels as strings; None where one is missing."""
+        """Arrays, and labels as strings; None if a value is missing."""
         kinds = self.task_class.features | self.task_class.targets
         if any(row[n] is None or (isinstance(kind, Label) and str(row[n]) == "") for n, kind in kinds.items()):
             return None
@@ -134,13 +139,13 @@ class ModuleTaskSpec(TaskSpec):
 
     def fit(self, rows: Iterable[Row]) -> "ModuleTask":
         """The names of labels, sorted."""
-        found: dict[str, set[str]] = {
+        labels: dict[str, set[str]] = {
             n: set() for n, kind in self.task_class.targets.items() if isinstance(kind, Label)
         }
         for row in rows:
-            for name, names in found.items():
+            for name, names in labels.items():
                 names.add(row[name])
-        fitted: ModuleTask = self.task_class(self, {name: sorted(names) for name, names in found.items()})
+        fitted: ModuleTask = self.task_class(self, {name: sorted(names) for name, names in labels.items()})
         return fitted
 
 
@@ -148,16 +153,16 @@ class ModuleTask(Task):
     """Base of a task of your own.
 
     Args:
-        spec: what was written under `task:`.
-        labels: names of the classes of each target that is a `Label`, in the order of their numbers.
+        spec: the fields under `task:`.
+        labels: class names of each target that is a `Label`, in the order of their indices.
     """
 
     features: ClassVar[dict[str, Tensor]]
-    """What the network is called with, by the name of its argument and of the column."""
+    """Inputs of the network, by the name of its argument, which is also the column."""
     targets: ClassVar[dict[str, Tensor | Label]]
-    """What is learnt, by the name of the column."""
+    """Targets to learn, by the name of the column."""
     answers: ClassVar[dict[str, Tensor]]
-    """What `decode` gives."""
+    """Outputs of `decode`, by name."""
 
     networks = ()
     unit, kind = "rows", "predict"
@@ -170,31 +175,31 @@ class ModuleTask(Task):
         name, module = cls.__name__, cls.__module__
         cls.spec_type = create_model(f"{name}Spec", __base__=ModuleTaskSpec, __module__=module)
         cls.spec_type.task_class = cls  # type: ignore[attr-defined]
-        asked: dict[str, Any] = {n: (tensor.annotation, ...) for n, tensor in cls.features.items()}
-        cls.request = create_model(f"{name}Row", __base__=RequestRow, __module__=module, **asked)
-        said: dict[str, Any] = {n: (tensor.annotation, ...) for n, tensor in cls.answers.items()}
-        cls.answer = create_model(f"{name}Answer", __base__=AnswerRow, __module__=module, **said)
+        fields: dict[str, Any] = {n: (tensor.annotation, ...) for n, tensor in cls.features.items()}
+        cls.request = create_model(f"{name}Row", __base__=RequestRow, __module__=module, **fields)
+        answers: dict[str, Any] = {n: (tensor.annotation, ...) for n, tensor in cls.answers.items()}
+        cls.answer = create_model(f"{name}Answer", __base__=AnswerRow, __module__=module, **answers)
 
     def __init__(self, spec: TaskSpec, labels: dict[str, list[str]]) -> None:
         super().__init__(spec)
         self.labels = labels
-        self._numbers = {name: {label: place for place, label in enumerate(names)} for name, names in labels.items()}
+        self._indices = {name: {label: index for index, label in enumerate(names)} for name, names in labels.items()}
 
-    # --- what a user writes
+    # --- to be written by the user
 
     @abstractmethod
     def row_loss(self, output: Any, **targets: "torch.Tensor") -> "torch.Tensor":
-        """The loss of each row, [n]; `output` is the network's, in float32, and targets come by their names."""
+        """The loss of each row, [n], from the network's output in float32 and the targets by name."""
 
     @abstractmethod
     def decode(self, output: Any) -> Mapping[str, Any]:
-        """What is answered, by the names of `answers`: a value for each row, as tensors, arrays or lists."""
+        """Answers by the names of `answers`: a value for each row, as tensors, arrays or lists."""
 
     def outcome(self, output: Any, **targets: "torch.Tensor") -> "Mapping[str, torch.Tensor]":
-        """What `score` needs of each row, beside its loss.
+        """Inputs of `score` for each row, besides its loss.
 
-        As it is: for one target that is a label, scores of an output [n, labels]; for one that is a number, what the
-        network predicts, if it gives as many.
+        By default: for a single label, the softmax of an output [n, labels]; for a single number, an output of the
+        target's size as the prediction; else nothing.
         """
         if len(targets) == 1 and hasattr(output, "numel"):
             ((name, target),) = targets.items()
@@ -205,7 +210,7 @@ class ModuleTask(Task):
         return {}
 
     def score(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Metrics of all rows, beside `loss`: as it is, the usual ones of classes or of numbers."""
+        """Metrics of all rows, besides `loss`. By default, the usual metrics of classification or regression."""
         if "scores" in outcomes:
             return classification(outcomes, self.class_names)
         return regression(outcomes) if "prediction" in outcomes else {}
@@ -223,23 +228,23 @@ class ModuleTask(Task):
 
     def encode(self, rows: list[Row]) -> dict[str, Any]:
         columns = {name: [row[name] for row in rows] for name in self.stored}
-        for name, numbers in self._numbers.items():
-            unknown = next((value for value in columns[name] if value not in numbers), None)
+        for name, indices in self._indices.items():
+            unknown = next((value for value in columns[name] if value not in indices), None)
             if unknown is not None:
                 raise UnlearntError(f"{name} {unknown!r} does not occur in the training split")
-            columns[name] = [numbers[value] for value in columns[name]]
+            columns[name] = [indices[value] for value in columns[name]]
         return {name: np.array(values, self.stored[name].dtype) for name, values in columns.items()}
 
     def traits(self, rows: list[Row], encoded: Mapping[str, Any]) -> list[Trait]:
         """Labels, and targets and features that are single numbers."""
-        found = []
+        traits = []
         for name, kind in {**self.targets, **self.features}.items():
             if isinstance(kind, Label):
-                found.append(Trait("label", name, [str(row[name]) for row in rows]))
+                traits.append(Trait("label", name, [str(row[name]) for row in rows]))
             elif kind.shape == ():
                 numbers = np.array(encoded[name], np.float64)
-                found.append(Trait("target" if name in self.targets else "column", name, numbers))
-        return found
+                traits.append(Trait("target" if name in self.targets else "column", name, numbers))
+        return traits
 
     def describe(self, stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return super().describe(stored) | {
@@ -259,17 +264,17 @@ class ModuleTask(Task):
         return {name: torch.from_numpy(np.ascontiguousarray(batch[name])) for name in self.stored}
 
     def _output(self, model: Forward, batch: "Mapping[str, torch.Tensor]") -> Any:
-        """What the network gives: called in its own precision, given on in float32."""
+        """The network's output in float32; the network is called in its own precision."""
         from torch.utils._pytree import tree_map
 
         parameters = model.parameters() if hasattr(model, "parameters") else ()
-        dtype = next((one.dtype for one in parameters if one.is_floating_point()), None)
-        given = {name: batch[name] for name in self.features}
+        dtype = next((value.dtype for value in parameters if value.is_floating_point()), None)
+        inputs = {name: batch[name] for name in self.features}
         if dtype is not None:
-            given = {name: one.to(dtype) if one.is_floating_point() else one for name, one in given.items()}
+            inputs = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
         return tree_map(
-            lambda one: one.float() if hasattr(one, "is_floating_point") and one.is_floating_point() else one,
-            model(**given),
+            lambda value: value.float() if hasattr(value, "is_floating_point") and value.is_floating_point() else value,
+            model(**inputs),
         )
 
     def _targets(self, batch: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
@@ -280,8 +285,9 @@ class ModuleTask(Task):
         rows = len(next(iter(batch.values())))
         if tuple(loss.shape) != (rows,):
             raise DataError(
-                f"{self.spec.type}.row_loss gave shape {list(loss.shape)} for {rows} rows; give a loss for each, such "
-                'as by reduction="none".'
+                f"{self.spec.type}.row_loss returned shape {list(loss.shape)} for {rows} rows; return a loss for each "
+                'row, for example with reduction="none".',
+                code="wrong_shape",
             )
         return loss
 
@@ -290,11 +296,11 @@ class ModuleTask(Task):
 
     def outcomes(self, model: Forward, batch: "dict[str, torch.Tensor]") -> Outcomes:
         output = self._output(model, batch)
-        found = {"loss": self._row_loss(output, batch).double(), **self.outcome(output, **self._targets(batch))}
-        return {name: value.detach().cpu().numpy() for name, value in found.items()}
+        outcomes = {"loss": self._row_loss(output, batch).double(), **self.outcome(output, **self._targets(batch))}
+        return {name: value.detach().cpu().numpy() for name, value in outcomes.items()}
 
     def metrics(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """The mean loss of a row, and what `score` says."""
+        """The mean loss of a row, and the metrics of `score`."""
         return {"loss": mean_loss(outcomes), **self.score(outcomes)}
 
     @property
@@ -306,13 +312,13 @@ class ModuleTask(Task):
         return tuple(tensor.described(name) for name, tensor in self.answers.items())
 
     def to_inputs(self, row: Any) -> dict[str, Any]:
-        found = {}
+        inputs = {}
         for name, tensor in self.features.items():
             try:
-                found[name] = tensor.parse(name, getattr(row, name))
+                inputs[name] = tensor.parse(name, getattr(row, name))
             except ValueError as error:
                 raise RequestError(f"{error}.", param=name, code="invalid_value") from error
-        return found
+        return inputs
 
     def to_answer(self, outputs: Mapping[str, Any]) -> AnswerRow:
         return self.answer(**{name: np.asarray(outputs[name]).tolist() for name in self.answers})
@@ -324,12 +330,13 @@ class ModuleTask(Task):
         for name, tensor in self.features.items():
             if inputs[name].shape[1:] != tensor.shape:
                 raise RequestError(
-                    f"{name} has shape {list(inputs[name].shape)}; give [n, …{tensor.shape}].", param=name
+                    f"{name} has shape {list(inputs[name].shape)}; it must be {['n', *tensor.shape]}.",
+                    param=name,
                 )
         with torch.inference_mode():
             batch = {name: torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in self.features}
-            found = self.decode(self._output(model, batch))
-        if set(found) != set(self.answers):
-            raise TypeError(f"{self.spec.type}.decode gave {sorted(found)}, not {sorted(self.answers)}")
+            answers = self.decode(self._output(model, batch))
+        if set(answers) != set(self.answers):
+            raise TypeError(f"{self.spec.type}.decode returned {sorted(answers)} instead of {sorted(self.answers)}")
         dtypes: dict[str, Any] = {n: object if t.dtype == "str" else t.dtype for n, t in self.answers.items()}
-        return {name: np.asarray(found[name], dtype=dtypes[name]) for name in self.answers}
+        return {name: np.asarray(answers[name], dtype=dtypes[name]) for name in self.answers}

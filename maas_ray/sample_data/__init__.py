@@ -16,4 +16,4 @@ SAMPLES: dict[str, Callable[[Path], Path]] = {
     "docstrings": code.docstrings,
     "spoken-digits": speech.spoken_digits,
 }
-"""Each writes its data into a directory and gives the path."""
+"""Samples by name. Each function writes its data into a directory and returns the path."""

@@ -8,7 +8,7 @@ from maas_ray.sample_data import SAMPLES
 
 
 def main(arguments: list[str]) -> None:
-    """What the command line asks."""
+    """Write a sample, or print the usage."""
     if not arguments or arguments[0] not in SAMPLES or len(arguments) > 2:
         known = "".join(f"\n  {name:<14} {write.__doc__}" for name, write in SAMPLES.items())
         sys.exit(f"usage: python -m maas_ray.sample_data NAME [DIRECTORY]{known}")

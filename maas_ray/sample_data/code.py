@@ -1,4 +1,4 @@
-"""Text, as JSON lines: the running interpreter's own standard library."""
+"""Samples of text, as JSON lines, from the running interpreter's standard library."""
 
 import ast
 import io
@@ -19,20 +19,20 @@ Row = dict[str, Any]
 
 
 def sources(*packages: str) -> Iterator[tuple[str, str]]:
-    """(package, text) of every module: of the named packages, or of the whole library."""
+    """(package, text) of every module in the named packages, or in the whole library."""
     library = Path(sysconfig.get_path("stdlib"))
-    left_out = {"test", "tests", "idlelib", "site-packages", "__pycache__"}
+    excluded = {"test", "tests", "idlelib", "site-packages", "__pycache__"}
     for path in sorted(library.rglob("*.py")):
         parts = path.relative_to(library).parts
-        if left_out.isdisjoint(parts) and (not packages or parts[0] in packages):
+        if excluded.isdisjoint(parts) and (not packages or parts[0] in packages):
             try:
                 yield parts[0], path.read_text(encoding="utf-8")
             except UnicodeDecodeError:
-                continue  # a few are in other encodings
+                continue  # a few files have other encodings
 
 
 def package_rows() -> Iterator[Row]:
-    """`text`, an excerpt of some lines; `label`, the package it is from."""
+    """`text`, an excerpt of some lines; `label`, its package."""
     for package, text in sources(*PACKAGES):
         lines = text.splitlines()
         for start in range(0, len(lines) - EXCERPT_LINES + 1, EXCERPT_LINES):
@@ -49,7 +49,7 @@ def token_rows() -> Iterator[Row]:
             kind = "KEYWORD" if keyword.iskeyword(token.string) else _KINDS.get(token.type)
             words = _words(token.string)
             tokens += words
-            tags += [f"{'I' if place else 'B'}-{kind}" if kind else "O" for place in range(len(words))]
+            tags += [f"{'I' if index else 'B'}-{kind}" if kind else "O" for index in range(len(words))]
             lines += token.type == tokenize.NEWLINE
             if lines == STATEMENT_LINES and tokens:
                 yield {"tokens": tokens, "tags": tags}
@@ -59,7 +59,7 @@ def token_rows() -> Iterator[Row]:
 
 
 def _words(text: str) -> list[str]:
-    """As requests of plain text are cut: words, and each punctuation mark."""
+    """Words and punctuation marks, split like the text of requests."""
     from tokenizers.pre_tokenizers import BertPreTokenizer
 
     return [word for word, _ in BertPreTokenizer().pre_tokenize_str(text)]
@@ -70,24 +70,24 @@ def docstring_rows() -> Iterator[Row]:
     for _, text in sources():
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and len(node.body) > 1:
-                said = (ast.get_docstring(node) or "").split("\n\n")[0]
-                if len(said.split()) >= 4:
+                summary = (ast.get_docstring(node) or "").split("\n\n")[0]
+                if len(summary.split()) >= 4:
                     node.body = node.body[1:]
-                    yield {"anchor": " ".join(said.split()), "positive": ast.unparse(node)}
+                    yield {"anchor": " ".join(summary.split()), "positive": ast.unparse(node)}
 
 
 def packages(directory: Path) -> Path:
-    """Excerpts of the standard library: which package each is from. JSON lines."""
+    """Excerpts of the standard library, labelled by package. JSON lines."""
     return _write(package_rows(), directory / "packages.jsonl")
 
 
 def python_tokens(directory: Path) -> Path:
-    """Lines of the standard library, cut into words: what Python's tokenizer calls them. JSON lines."""
+    """Lines of the standard library, split into words and tagged by Python's tokenizer. JSON lines."""
     return _write(token_rows(), directory / "python-tokens.jsonl")
 
 
 def docstrings(directory: Path) -> Path:
-    """Functions of the standard library: the docstring, and the code that it describes. JSON lines."""
+    """Docstrings of the standard library's functions, paired with the code. JSON lines."""
     return _write(docstring_rows(), directory / "docstrings.jsonl")
 
 

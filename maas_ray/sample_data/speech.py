@@ -1,7 +1,7 @@
-"""Spoken digits, each clip a `.wav` with its transcript beside it.
+"""Samples of spoken digits: each clip is a `.wav` file with a transcript beside it.
 
-They are spoken by espeak-ng, a synthesizer: six accents of English by twelve voices, at varied speed and pitch, and
-with noise. The same arguments give the same clips with the same version of espeak-ng.
+The synthesizer espeak-ng speaks them: six English accents by twelve voices, at varied speed and pitch, with noise. The
+same arguments give the same clips with the same version of espeak-ng.
 """
 
 import io
@@ -21,28 +21,31 @@ _SPEED, _PITCH, _NOISE_DB, _LOUDNESS = (110, 190), (20, 80), (15, 40), (0.2, 0.9
 
 
 def spoken_digits(directory: Path) -> Path:
-    """1,200 clips of one to three English digits, by twelve synthetic voices, with noise; made by espeak-ng. WAV."""
+    """1,200 clips of one to three English digits, by twelve synthetic voices, with noise. Needs espeak-ng. WAV."""
     write_clips(directory / "spoken-digits", clips=1200)
     return directory / "spoken-digits"
 
 
-def write_clips(directory: Path, *, clips: int, most_words: int = 3, seed: int = 0, threads: int = 2) -> None:
-    """Speak clips of 1 to `most_words` digits into a directory.
+def write_clips(directory: Path, *, clips: int, max_words: int = 3, seed: int = 0, threads: int = 2) -> None:
+    """Write clips of 1 to `max_words` digits into a directory.
 
     Raises:
         DataError: espeak-ng is not installed.
     """
     if shutil.which("espeak-ng") is None:
-        raise DataError("espeak-ng is not installed; it speaks the clips. With Debian: apt-get install espeak-ng")
+        raise DataError(
+            "espeak-ng is not installed, but speaks the clips. On Debian: apt-get install espeak-ng",
+            code="program_missing",
+        )
     directory.mkdir(parents=True, exist_ok=True)
-    # Drawn for each clip on its own, so that fewer clips are the first of more.
+    # Each clip has its own random generator, so that a smaller sample is the beginning of a larger one.
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda number: _write(directory, number, most_words, seed), range(clips)))
+        list(pool.map(lambda number: _write(directory, number, max_words, seed), range(clips)))
 
 
-def _write(directory: Path, number: int, most_words: int, seed: int) -> None:
+def _write(directory: Path, number: int, max_words: int, seed: int) -> None:
     random = np.random.default_rng([seed, number])
-    words = " ".join(random.choice(WORDS, size=random.integers(1, most_words + 1)))
+    words = " ".join(random.choice(WORDS, size=random.integers(1, max_words + 1)))
     samples, rate = _spoken(words, random)
     import soundfile
 
@@ -63,7 +66,7 @@ def _spoken(words: str, random: np.random.Generator) -> tuple[np.ndarray, int]:
 
 
 def _recorded(samples: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """As loud as a clip may be, and with noise."""
+    """Samples at a random loudness, with noise."""
     loud = samples / max(np.abs(samples).max(), 1e-6) * random.uniform(*_LOUDNESS)
     noise = random.standard_normal(len(loud)) * np.sqrt(np.mean(loud**2)) * 10 ** (-random.uniform(*_NOISE_DB) / 20)
     recorded: np.ndarray = np.clip(loud + noise, -1, 1).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Images and tables: scikit-learn's own data sets, written as people have theirs, and a series from the library."""
+"""Samples of images and tables: scikit-learn's data sets in common file formats, and a series from the library."""
 
 import sysconfig
 from pathlib import Path
@@ -24,11 +24,11 @@ def digits(directory: Path) -> Path:
 
 
 def diabetes(directory: Path) -> Path:
-    """442 patients: age, sex, body mass and six blood values, and how far the disease was a year later. CSV."""
+    """442 patients: age, sex, body mass, six blood values, and disease progression after a year. CSV."""
     from sklearn.datasets import load_diabetes
 
     table = _table(load_diabetes(scaled=False), "progression")
-    # Written as 1 and 2; nobody means twice as much.
+    # The data set writes 1 and 2, which are categories, not quantities.
     sexes = pa.array([f"sex {value:g}" for value in table["sex"].to_pylist()])
     table = table.set_column(table.column_names.index("sex"), "sex", sexes)
     pyarrow.csv.write_csv(table, directory / "diabetes.csv")
@@ -36,7 +36,7 @@ def diabetes(directory: Path) -> Path:
 
 
 def breast_cancer(directory: Path) -> Path:
-    """569 tumours, 30 measures of their cells each: malignant or benign. Parquet."""
+    """569 tumours, malignant or benign, with 30 measures of their cells. Parquet."""
     from sklearn.datasets import load_breast_cancer
 
     data = load_breast_cancer()
@@ -46,7 +46,7 @@ def breast_cancer(directory: Path) -> Path:
 
 
 def wine(directory: Path) -> Path:
-    """178 wines, 13 chemical measures each: which of three growers made it. CSV with semicolons."""
+    """178 wines of three growers, with 13 chemical measures. CSV with semicolons."""
     from sklearn.datasets import load_wine
 
     data = load_wine()
@@ -56,7 +56,7 @@ def wine(directory: Path) -> Path:
 
 
 def lines(directory: Path) -> Path:
-    """Characters and indentation of each line of the running interpreter's own library, file by file. CSV."""
+    """Length and indentation of each line of the standard library, file by file: a time series. CSV."""
     library = Path(sysconfig.get_path("stdlib"))
     columns: dict[str, list[Any]] = {"file": [], "line": [], "characters": [], "indent": []}
     for path in sorted(library.glob("*.py")):
@@ -69,6 +69,6 @@ def lines(directory: Path) -> Path:
 
 
 def _table(data: Any, target: str, values: Any = None) -> pa.Table:
-    """A data set of scikit-learn's as a table, what is to be predicted in the last column."""
+    """A data set of scikit-learn as a table, with the target in the last column."""
     names = [*data.feature_names, target]
     return pa.table([*map(pa.array, data.data.T), pa.array(data.target if values is None else values)], names=names)

@@ -1,6 +1,6 @@
-"""The tasks, by Hugging Face's pipeline tags. A new one is a module here: it is found by itself.
+"""The tasks, named by Hugging Face's pipeline tags. A task in a module here, or exported by a folder, is discovered.
 
-One of the user's own is named by its import path, `package.module:Name`, and so is a network; see `own`.
+A task or network of the user's own code is named by its import path, `package.module:Name`; see `maas_ray.own`.
 """
 
 import importlib
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import Field, SerializeAsAny, WrapValidator
 
-from maas_ray.errors import CorruptError
+from maas_ray.errors import CorruptError, InvalidError
 from maas_ray.spec import Spec
 from maas_ray.spec.fields import user_type
 from maas_ray.tasks.custom_network import parse_network
@@ -25,7 +25,7 @@ from maas_ray.user_code.source import is_import_path
 from maas_ray.user_code.trust import admitted
 
 
-def _found() -> Iterator[type[Task]]:
+def _discover() -> Iterator[type[Task]]:
     for module in pkgutil.iter_modules(__path__):
         for value in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
             if isinstance(value, type) and issubclass(value, Task) and not isabstract(value):
@@ -37,11 +37,11 @@ def _networks() -> Iterator[type[NetworkSpec]]:
     for network in (network for task in TASKS for network in task.networks):
         name = type_of(network)
         if by_type.setdefault(name, network) is not network:
-            raise TypeError(f"two networks are called {name!r}: {by_type[name]} and {network}")
+            raise TypeError(f"two networks have the type {name!r}: {by_type[name]} and {network}")
     yield from by_type.values()
 
 
-TASKS: tuple[type[Task], ...] = tuple(dict.fromkeys(_found()))
+TASKS: tuple[type[Task], ...] = tuple(dict.fromkeys(_discover()))
 
 
 def _task(value: Any, known: Any) -> Any:
@@ -72,34 +72,38 @@ class _TaskDocument(Spec):
     task: AnyTaskSpec
 
 
+def _name(task: type[Task]) -> str:
+    return type_of(task.spec_type)
+
+
 def find_task(name: str) -> type[Task] | None:
-    """The task of a type such as `image-classification`; None: nobody knows it here."""
-    return next((task for task in TASKS if type_of(task.spec_type) == name), None)
+    """The task of a type such as `image-classification`, or None if there is none."""
+    return next((task for task in TASKS if _name(task) == name), None)
 
 
 def load_task(directory: Path) -> Task:
     """The task that was saved into a local directory: a dataset's `task/`, or a model bundle.
 
     Raises:
-        CorruptError: there is no readable `task.json`.
-        UntrustedCodeError: it is of code that the directory brings, which may not run here.
+        CorruptError: `task.json` is missing or cannot be read.
+        UntrustedCodeError: the directory brings code that may not run here.
     """
     path = directory / TASK_FILE
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         name, state = document["task"]["type"], document["features"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorruptError(f"{path} cannot be read: {error}") from error
+        raise CorruptError(f"{path} cannot be read: {error}", code="unreadable_task") from error
     if is_import_path(name) and "source" in document:
         own = task_type(name, admitted(directory, document["source"], name))
         return own.load_state(own.spec_type.parse(document["task"], source=str(path)), state, directory)
     known = find_task(name)
     try:
         if known is None:
-            raise ValueError(f"nobody knows the task {name!r} here")
+            raise InvalidError("unknown_task", f"unknown task {name!r}; available: {', '.join(map(_name, TASKS))}")
         spec = _TaskDocument.parse({"task": document["task"]}, source=str(path)).task
     except ValueError as error:
-        raise CorruptError(f"{path} cannot be read: {error}") from error
+        raise CorruptError(f"{path} cannot be read: {error}", code="unreadable_task") from error
     return known.load_state(spec, state, directory)
 
 

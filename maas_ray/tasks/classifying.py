@@ -1,4 +1,4 @@
-"""What tasks share that give a row one label of several."""
+"""Classification, of any kind of row: labels, loss, outcomes and answers."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
@@ -18,23 +18,26 @@ if TYPE_CHECKING:
     import torch
 
 
-def fit_labels(found: Iterable[str]) -> list[str]:
-    """The labels of a training split in the order of their ids: numbers by value, before words.
+def fit_labels(names: Iterable[str]) -> list[str]:
+    """The labels of a training split in the order of their ids: numbers by value, then words.
 
     Raises:
         DataError: there are fewer than two.
     """
-    labels = sorted(set(found), key=lambda label: (0, int(label), "") if label.isdecimal() else (1, 0, label))
+    labels = sorted(set(names), key=lambda label: (0, int(label), "") if label.isdecimal() else (1, 0, label))
     if len(labels) < 2:
-        raise DataError(f"classification needs two labels or more; the training split has {labels}.")
+        raise DataError(
+            f"the training split has {len(labels)} labels: {labels}. Classification needs at least two.",
+            code="too_few_labels",
+        )
     return labels
 
 
 class Labelled(AnswerRow):
-    """What a row is."""
+    """The class of a row."""
 
     label: str
-    """The likeliest class."""
+    """The most likely class."""
     scores: dict[str, float]
     """The probability of each class."""
 
@@ -58,25 +61,25 @@ class Classifying(Task):
         """fp32 [B, labels] of a collated batch."""
 
     @cached_property
-    def _label_places(self) -> dict[str, int]:
-        return {label: place for place, label in enumerate(self.labels)}
+    def _label_ids(self) -> dict[str, int]:
+        return {label: index for index, label in enumerate(self.labels)}
 
     def label_ids(self, rows: Iterable[Row], column: str = "label") -> np.ndarray:
-        """Of each row, int64 [n]; -1 where it has no label (a request).
+        """The label's id of each row, int64 [n]; -1 for a row without a label (a request).
 
         Raises:
-            UnlearntError: training has no such label.
+            UnlearntError: the label does not occur in the training split.
         """
-        found = []
+        ids = []
         for row in rows:
-            if column in row and row[column] not in self._label_places:
+            if column in row and row[column] not in self._label_ids:
                 raise UnlearntError(f"label {row[column]!r} does not occur in the training split")
-            found.append(self._label_places[row[column]] if column in row else -1)
-        return np.array(found, np.int64)
+            ids.append(self._label_ids[row[column]] if column in row else -1)
+        return np.array(ids, np.int64)
 
     def label_trait(self, ids: np.ndarray) -> Trait:
         """The classes of rows, from `label_ids`."""
-        return Trait("label", "label", [self.labels[place] if place >= 0 else None for place in ids.tolist()])
+        return Trait("label", "label", [self.labels[index] if index >= 0 else None for index in ids.tolist()])
 
     def loss(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> "torch.Tensor":
         """Cross entropy in nats."""
@@ -95,7 +98,7 @@ class Classifying(Task):
         }
 
     def metrics(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """`loss` in nats a row, and those of `metrics.classification`."""
+        """`loss` in nats per row, and the metrics of `metrics.classification`."""
         return {"loss": mean_loss(outcomes), **classification(outcomes, self.labels)}
 
     @property

@@ -33,10 +33,10 @@ _TASK = "task"
 
 @cache
 def network_type(path: str, source: SourceCode) -> type[NetworkSpec]:
-    """The network's spec that an import path means in a source; made from a signature where it names a module.
+    """The network's spec at an import path of some code, derived from the signature of a module or function.
 
     Raises:
-        DataError: it means something else, or has arguments that no spec can give.
+        DataError: there is no network at that path, or it has arguments that a spec cannot give.
     """
     found = source.attribute(path)
     if isinstance(found, type) and issubclass(found, NetworkSpec):
@@ -44,7 +44,10 @@ def network_type(path: str, source: SourceCode) -> type[NetworkSpec]:
     elif callable(found):
         spec_type = _from_signature(path, found)
     else:
-        raise DataError(f"{path} is neither a class nor a function; give a torch.nn.Module, or what makes one.")
+        raise DataError(
+            f"{path} must be a torch.nn.Module or a function that returns one; it is a {type(found).__name__}.",
+            code="wrong_class",
+        )
     bind(spec_type, source, network_type)
     return spec_type
 
@@ -60,10 +63,10 @@ def parse_network(value: Mapping[str, Any]) -> NetworkSpec:
 
 
 def load_network(document: dict[str, Any], directory: Path, digest: str) -> NetworkSpec:
-    """The network's spec of a bundle, from the code that the bundle brings.
+    """The network's spec in a bundle, defined by code that the bundle brings.
 
     Raises:
-        UntrustedCodeError: that may not run here.
+        UntrustedCodeError: the code may not run here.
     """
     path = document["type"]
     source = admitted(directory, digest, path)
@@ -74,9 +77,9 @@ def load_network(document: dict[str, Any], directory: Path, digest: str) -> Netw
 
 
 class ModuleNetwork(NetworkSpec):
-    """A network that its own constructor, or a function, makes."""
+    """A network that a constructor or a function of the user's code returns."""
 
-    made_by: ClassVar[Callable[..., Any]]
+    factory: ClassVar[Callable[..., Any]]
     takes_task: ClassVar[bool]
 
     def build(self, task: Any) -> "torch.nn.Module":
@@ -84,25 +87,28 @@ class ModuleNetwork(NetworkSpec):
 
         arguments = {name: getattr(self, name) for name in type(self).model_fields if name != "type"}
         with _seeded(torch.initial_seed()):
-            made = self.made_by(**arguments, **({_TASK: task} if self.takes_task else {}))
-        if any(one.__module__.startswith("keras.") for one in type(made).__mro__):
+            network = self.factory(**arguments, **({_TASK: task} if self.takes_task else {}))
+        if any(base.__module__.startswith("keras.") for base in type(network).__mro__):
             from maas_ray.tasks.networks.keras import KerasNetwork
 
-            return KerasNetwork.built(made, task)
-        if not isinstance(made, torch.nn.Module):
-            raise DataError(f"{self.type} made a {type(made).__name__}; it must be a torch.nn.Module or a Keras model.")
-        return made
+            return KerasNetwork.built(network, task)
+        if not isinstance(network, torch.nn.Module):
+            raise DataError(
+                f"{self.type} returned a {type(network).__name__}; it must return a torch.nn.Module or a Keras model.",
+                code="wrong_class",
+            )
+        return network
 
     def skeleton(self, task: Any) -> "torch.nn.Module":
         try:
             return super().skeleton(task)
-        except Exception:  # whatever a constructor that computes with values meets where there are none
+        except Exception:  # a constructor may compute with values, which the meta device lacks
             return self.build(task)
 
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Python's and NumPy's numbers come from Torch's seed, which is the run's: Keras draws weights with the former."""
+    """Seed Python and NumPy with Torch's seed, which is the run's: Keras initialises weights with their generators."""
     before, before_numpy = random.getstate(), np.random.get_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -113,29 +119,33 @@ def _seeded(seed: int) -> Iterator[None]:
         np.random.set_state(before_numpy)
 
 
-def _from_signature(path: str, made_by: Callable[..., Any]) -> type[NetworkSpec]:
+def _from_signature(path: str, factory: Callable[..., Any]) -> type[NetworkSpec]:
     try:
-        hints = typing.get_type_hints(made_by.__init__ if isinstance(made_by, type) else made_by)  # type: ignore[misc]
+        hints = typing.get_type_hints(factory.__init__ if isinstance(factory, type) else factory)  # type: ignore[misc]
     except (NameError, TypeError):
         hints = {}
     fields: dict[str, Any] = {"type": (Literal[path], path)}
     taken = {*dir(NetworkSpec), *NetworkSpec.model_fields} - {_TASK}
     takes_task = False
-    for name, parameter in inspect.signature(made_by).parameters.items():
+    for name, parameter in inspect.signature(factory).parameters.items():
         if parameter.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
             continue
         if name == _TASK:
             takes_task = True
             continue
         if name in taken or name.startswith("_") or parameter.kind is Parameter.POSITIONAL_ONLY:
-            raise DataError(f"{path}: its argument {name!r} cannot be a field of a spec; rename it.")
+            raise DataError(
+                f"{path}: the argument {name!r} cannot be a field of a spec; rename it.", code="invalid_argument"
+            )
         default = ... if parameter.default is Parameter.empty else parameter.default
         fields[name] = (hints.get(name, Any), default)
     try:
-        made: type[ModuleNetwork] = create_model(
+        spec_type: type[ModuleNetwork] = create_model(
             path.partition(":")[2], __base__=ModuleNetwork, __module__=__name__, **fields
         )
     except PydanticUserError as error:
-        raise DataError(f"{path}: an argument's type is none that YAML can give: {error.message}") from error
-    made.made_by, made.takes_task = staticmethod(made_by), takes_task
-    return made
+        raise DataError(
+            f"{path}: the type of an argument cannot be written in YAML: {error.message}", code="invalid_argument"
+        ) from error
+    spec_type.factory, spec_type.takes_task = staticmethod(factory), takes_task
+    return spec_type

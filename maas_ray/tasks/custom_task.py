@@ -28,19 +28,31 @@ def task_type(path: str, source: SourceCode) -> type[Task]:
     """
     found = source.attribute(path)
     if not (isinstance(found, type) and issubclass(found, Task)):
-        raise DataError(f"{path} is no maas_ray.tasks.Task; a bare network has one around it, see maas_ray.own.")
-    if isabstract(found):
-        raise DataError(f"{path} lacks {', '.join(sorted(found.__abstractmethods__))}.")
-    if missing := [name for name in _REQUIRED if not hasattr(found, name)]:
-        raise DataError(f"{path} lacks {', '.join(missing)}; a ModuleTask has features, targets and answers.")
+        raise DataError(
+            f"{path} must be a maas_ray.tasks.Task. To put a task around a bare network, see maas_ray.own.",
+            code="wrong_class",
+        )
+    missing = sorted(found.__abstractmethods__) if isabstract(found) else []
+    if missing := missing or [name for name in _REQUIRED if not hasattr(found, name)]:
+        raise DataError(
+            f"{path} must define {', '.join(missing)}. A ModuleTask has features, targets and answers.",
+            code="members_missing",
+        )
     spec_type = found.spec_type
     if not (isinstance(spec_type, type) and issubclass(spec_type, TaskSpec)) or isabstract(spec_type):
-        raise DataError(f"{path}.spec_type must be a whole maas_ray.tasks.TaskSpec; it is {spec_type!r}.")
-    for made in (found, spec_type):
-        if source_of(made) != source:
-            raise DataError(f"{made.__name__} stands in {made.__module__}, which does not travel; define it in {path}.")
+        raise DataError(
+            f"{path}.spec_type must be a complete maas_ray.tasks.TaskSpec; it is {spec_type!r}.", code="wrong_class"
+        )
+    for defined in (found, spec_type):
+        if source_of(defined) != source:
+            raise DataError(
+                f"{defined.__name__} is defined in {defined.__module__}, which is not carried with the dataset; define "
+                f"it in {path}.",
+                code="defined_elsewhere",
+            )
     bind(spec_type, source, _spec_type)
-    return found
+    task: type[Task] = found
+    return task
 
 
 def _spec_type(path: str, source: SourceCode) -> type[TaskSpec]:
@@ -76,4 +88,4 @@ def check_unchanged(directory: Path) -> None:
         return
     if here.digest != digest:
         carried = SourceCode.load(directory, digest)
-        raise DataError(f"{changed(path, here, carried)} Run `maas prepare` again.")
+        raise DataError(f"{changed(path, here, carried)} Run `maas prepare` again.", code="code_changed")

@@ -27,7 +27,7 @@ class NetworkSpec(Spec, ABC):
     """Which network."""
 
     of_transformers: ClassVar[bool] = False
-    """Whether Transformers builds it."""
+    """True if Transformers builds it."""
     own_source: ClassVar[SourceCode | None] = None
     """The user's code that defines it. None: the platform does."""
 

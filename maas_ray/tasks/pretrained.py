@@ -1,4 +1,4 @@
-"""Networks of Transformers: what a bundle carries of them is Transformers' own configuration."""
+"""Networks that Transformers builds. A bundle holds their configuration in Transformers' own files."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
 
 
 class TransformersNetwork(NetworkSpec):
-    """A network that Transformers builds. Its own `config.json` lies in the bundle, which its Auto class loads."""
+    """A network that Transformers builds. Its `config.json` lies in the bundle, and its Auto class loads the bundle."""
 
     of_transformers: ClassVar[bool] = True
 
     gradient_checkpointing: bool = False
-    """Keep only each layer's input in the forward pass and compute the rest again in the backward pass: less memory."""
+    """Save memory: keep each layer's input alone in the forward pass, and recompute the rest in the backward pass."""
 
     def trainable(self, model: Any) -> "torch.nn.Module":
-        """The model, as these options want it."""
+        """The model with these options applied."""
         if self.gradient_checkpointing:
-            model.activation_checkpointing_enable()  # inert unless the module trains
+            model.activation_checkpointing_enable()  # without effect in eval mode
         return cast("torch.nn.Module", model)
 
     def write_config(self, module: Any, task: Any, directory: Path) -> None:
@@ -36,13 +36,13 @@ class TransformersNetwork(NetworkSpec):
 class Pretrained(TransformersNetwork):
     """Any Transformers model that fits the task, in a local directory, trained further in full.
 
-    A head that the directory does not hold, or holds for other labels, is drawn anew.
+    A head that the directory lacks, or has for other labels, is initialised at random.
     """
 
     type: Literal["pretrained"] = "pretrained"
     """Which network."""
     path: str
-    """Local directory in Hugging Face layout: `config.json`, `*.safetensors`."""
+    """Local directory in Hugging Face layout: `config.json` and `*.safetensors`."""
 
     def build(self, task: Task) -> "torch.nn.Module":
         import torch
@@ -90,34 +90,38 @@ def model_directory(path: str, field: str = "processor") -> Path:
     """The local directory of a Transformers model that a field of a spec names.
 
     Raises:
-        DataError: it is none.
+        DataError: the directory does not hold a model.
     """
     directory = Path(path).expanduser()
     if not (directory / CONFIG_FILE).is_file():
-        raise DataError(f"{field}: {directory} holds no {CONFIG_FILE}; give a Transformers model directory.")
+        raise DataError(
+            f"{field}: {directory} does not hold {CONFIG_FILE}; give the directory of a Transformers model.",
+            code="file_missing",
+        )
     return directory
 
 
 def check_built_whole(config: Any) -> None:
-    """Return if a model is not about to be built in shares; Transformers fails to for vision and speech.
+    """Return unless a model is to be built in ZeRO 3 shards, which Transformers fails to do for vision and speech.
 
     Raises:
-        DataError: it is.
+        DataError: ZeRO 3 is on.
     """
     from transformers.integrations import is_deepspeed_zero3_enabled
 
     if is_deepspeed_zero3_enabled():
         raise DataError(
-            f"network.path: Transformers cannot build a {config.model_type} in shares, as ZeRO 3 wants it; use stage 2 "
-            "or less."
+            f"network.path: Transformers cannot build a {config.model_type} in shards, which ZeRO 3 needs; use stage 2 "
+            "or lower.",
+            code="zero_3_unsupported",
         )
 
 
 def module_of(model: Any) -> Any:
-    """The network itself, of one that DeepSpeed wraps, or that computes on another device."""
+    """The network inside a wrapper of DeepSpeed or `OnDevice`, or the network itself."""
     return getattr(model, "module", model)
 
 
 def as_weights(model: Any, values: "torch.Tensor") -> "torch.Tensor":
-    """Values in the precision of a network's weights, which DeepSpeed chooses; they are not cast on their way."""
+    """Values in the precision of a network's weights. DeepSpeed chooses the precision, but does not cast inputs."""
     return values.to(next(module_of(model).parameters()).dtype)

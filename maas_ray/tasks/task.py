@@ -1,12 +1,11 @@
-"""What a model is for, as training and serving both know it.
+"""The task that a model does, shared by training and serving.
 
     raw row ──TaskSpec.parse_row▶ row ──Task.encode──▶ stored columns ──Task.collate──▶ tensors ──▶ network
                (prepare only)        (prepare, and every request)     (train, evaluate, serve)
 
-A `TaskSpec` is what a user writes under `task:`. Fitting it on the training split gives a `Task`, which
-owns everything that must be the same in training and in serving. A `Task` saves itself into a directory
-(a prepared dataset's `task/`, a model bundle) and is loaded from there; no second copy of any of its
-logic exists. Imports torch only inside the methods that compute.
+A `TaskSpec` holds the fields that a user writes under `task:`. Fitting it on the training split gives a `Task`, which
+owns everything that must be the same in training and in serving. A `Task` saves itself into a directory (a prepared
+dataset's `task/`, a model bundle) and is loaded from there. Torch is imported only inside the methods that compute.
 """
 
 import json
@@ -36,39 +35,39 @@ TASK_FILE = "task.json"
 
 
 class TaskSpec(Spec, ABC):
-    """What a user writes under `task:`; named by Hugging Face's pipeline tags."""
+    """The fields that a user writes under `task:`. Types are Hugging Face's pipeline tags."""
 
     type: str
     """Which task."""
 
     own_source: ClassVar[SourceCode | None] = None
-    """The user's own code that it is from."""
+    """The user's code that defines it. None: the platform does."""
 
     @property
     @abstractmethod
     def columns(self) -> tuple[str, ...]:
-        """Columns a source must give. Those called `image` and `audio` hold files; `REST` is all others."""
+        """Columns that a source must have. `image` and `audio` hold files; `REST` means all other columns."""
 
     @property
     @abstractmethod
     def inputs(self) -> tuple[str, ...]:
-        """What of a parsed row a model sees; rows that agree in it never straddle splits."""
+        """Fields of a parsed row that a model sees. Rows with equal inputs never fall into different splits."""
 
     @property
     def steps(self) -> Steps | None:
-        """How a table's rows are joined before they are parsed; None: each is an example."""
+        """How rows of a table are joined before they are parsed. None: each row is an example."""
         return None
 
     def identity(self) -> dict[str, Any]:
-        """What decides, beside the rows, what fitting gives: the spec, with digests in place of files it names."""
+        """Fingerprint of what this spec decides about a dataset: its fields, with digests in place of named files."""
         return self.document()
 
     @abstractmethod
     def parse_row(self, row: Row) -> Row | None:
-        """A raw row in the types this task works on, or None for an empty one.
+        """A raw row in the types that this task works on, or None if the row is empty.
 
         Raises:
-            ValueError: the row is malformed; says how.
+            ValueError: the row is malformed. Equal mistakes have equal messages, so that they are counted together.
         """
 
     @abstractmethod
@@ -83,19 +82,19 @@ class Task(ABC):
     networks: ClassVar[tuple[type[NetworkSpec], ...]]
     """The networks that can do this task."""
     auto_model: ClassVar[str] = ""
-    """Transformers' Auto class of models for this task. Empty: none of them is."""
+    """Transformers' Auto class of models for this task. Empty: there is none."""
     unit: ClassVar[str]
-    """What throughput counts: `tokens` or `rows`."""
+    """Unit of throughput: `tokens` or `rows`."""
     kind: ClassVar[str]
-    """How it is served: `generate` (token by token, continuous batching) or `predict` (one call a batch)."""
+    """Kind of serving: `generate` (token by token, continuous batching) or `predict` (one call per batch)."""
     headline: ClassVar[tuple[str, ...]]
-    """The metrics a person looks at first, best first."""
+    """The metrics to show first, the most telling one first."""
     request: ClassVar[type[RequestRow]]
-    """One row that is asked the plain way. Fields that are no tensor of `inputs` are parameters of the answer."""
+    """One row of a plain request. Fields that are not tensors of `inputs` are parameters of the answer."""
     answer: ClassVar[type[AnswerRow]]
-    """What is answered to it."""
+    """One row of a plain answer."""
     file: ClassVar[str] = ""
-    """The field of `request` that holds the bytes of a file where one is sent. Empty: it takes none."""
+    """The field of `request` that holds an uploaded file's bytes. Empty: the task takes no files."""
 
     def __init__(self, spec: TaskSpec) -> None:
         self.spec = spec
@@ -105,46 +104,46 @@ class Task(ABC):
     @property
     @abstractmethod
     def stored(self) -> dict[str, Column]:
-        """The columns of a prepared dataset, beside `index`."""
+        """The columns of a prepared dataset, besides `index`."""
 
     @property
     def packing(self) -> Packing | None:
-        """How encoded rows are packed into stored rows; None: they are not, `encode` gives stored rows."""
+        """How encoded rows are packed into stored rows. None: `encode` gives stored rows."""
         return None
 
     @property
     def growth(self) -> float:
-        """About how many times as many bytes `encode` gives as it is given."""
+        """Rough ratio of encoded bytes to the bytes of the parsed rows."""
         return 1.0
 
     @property
     def units_per_row(self) -> int:
-        """How many of `unit` one stored row holds."""
+        """How many `unit`s a stored row holds."""
         return 1
 
     @abstractmethod
     def encode(self, rows: list[Row]) -> dict[str, Any]:
         """Parsed rows to stored columns: an array [n, *shape] each, or a list of n arrays if packed.
 
-        A row may give several stored rows. One that gives none is refused.
+        A row may give several stored rows, but not none.
 
         Raises:
-            ValueError: one cannot be encoded; says why, in words that count alike rows together.
+            ValueError: a row cannot be encoded. Equal causes have equal messages, so that they are counted together.
         """
 
     @property
     def class_names(self) -> Sequence[str]:
-        """Names of the classes that `outcomes` has `scores` of, in their order. Empty: it has none."""
+        """Names of the classes in the order of `scores` in `outcomes`. Empty: there are no scores."""
         return ()
 
-    # --- looking
+    # --- views
 
     def traits(self, rows: list[Row], encoded: Mapping[str, Any]) -> list[Trait]:
-        """What a person wants counted of parsed rows and of what `encode` made of them: lengths, labels, targets."""
+        """Traits to profile, of parsed rows and of their encoded columns: lengths, labels, targets."""
         return []
 
     def describe(self, stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """One stored row in the task's own words: texts, numbers, lists, arrays, or media of `tasks.traits`.
+        """A stored row for a person to read: texts, numbers, lists, arrays, or media of `tasks.traits`.
 
         Args:
             stored: a value of each stored column, [*shape].
@@ -155,12 +154,12 @@ class Task(ABC):
 
     @abstractmethod
     def save_state(self, directory: Path) -> dict[str, Any]:
-        """Write the fitted features as files; what is small is returned and kept in `task.json`."""
+        """Write large features as files, and return small ones to be kept in `task.json`."""
 
     @classmethod
     @abstractmethod
     def load_state(cls, spec: Any, state: dict[str, Any], directory: Path) -> "Task":
-        """The opposite of `save_state`."""
+        """A task from what `save_state` wrote and returned."""
 
     def save(self, directory: Path) -> None:
         """Write `task.json` and the features' files into a directory."""
@@ -218,9 +217,9 @@ class Task(ABC):
 
     @abstractmethod
     def outcomes(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> Outcomes:
-        """What `metrics` are made of: one entry for each row of a collated batch, on the CPU.
+        """The inputs of `metrics`: one entry for each row of a collated batch, on the CPU.
 
-        Always has `loss`, float64 [n]. Beside it stand, by the kind of task:
+        Always has `loss`, float64 [n]. Other entries depend on the kind of task:
         classification: `label` int64 [n], `scores` float32 [n, labels], probabilities;
         regression and forecasting: `target`, `prediction` float64 [n] or [n, horizon];
         labels of a sequence: `label`, `prediction`, arrays of lists of names;
@@ -231,32 +230,33 @@ class Task(ABC):
         """
 
     def by_row(self, outcomes: Outcomes) -> Outcomes:
-        """Outcomes in which each row stands alone: `metrics` of them are the same, and may be made again of rows drawn
-        from them with replacement. Where a row is measured against the others, that is done here, once.
+        """Outcomes that stay valid when rows are resampled with replacement; `metrics` of them are the same.
+
+        Values that depend on other rows, such as a retrieval rank, are computed here, before resampling.
         """
         return outcomes
 
     @abstractmethod
     def metrics(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Metrics from the outcomes of all rows. Always has `loss`; what these rows do not define is left out."""
+        """Metrics from the outcomes of all rows. Always has `loss`; undefined metrics are absent."""
 
     def config_fields(self) -> dict[str, Any]:
-        """What this task sets in the configuration of a model of `auto_model`: its labels, say."""
+        """Fields that this task sets in the configuration of a model of `auto_model`, such as its labels."""
         return {}
 
-    def check_pretrained(self, config: Any, directory: Path) -> None:  # noqa: B027  most tasks take any
+    def check_pretrained(self, config: Any, directory: Path) -> None:  # noqa: B027  most tasks take any model
         """Return if a Transformers model can do this task.
 
         Args:
             config: its configuration.
-            directory: where it lies.
+            directory: the model's directory.
 
         Raises:
-            DataError: it cannot; says what to change.
+            DataError: it cannot; the message says what to change.
         """
 
-    def write_companions(self, config: Any, directory: Path) -> None:  # noqa: B027  most tasks have none
-        """Write into a bundle what tools beside Transformers want to know of a model of Transformers.
+    def write_companions(self, config: Any, directory: Path) -> None:  # noqa: B027  most tasks have no companions
+        """Write files into a bundle that tools other than Transformers need to load a model of Transformers.
 
         Args:
             config: the model's configuration.
@@ -264,10 +264,10 @@ class Task(ABC):
         """
 
     def load_model(self, directory: Path) -> "torch.nn.Module":
-        """The network of a model bundle lying in a local directory: fp32, in eval mode.
+        """The network of a model bundle in a local directory: fp32, in eval mode.
 
         Raises:
-            CorruptError: it holds none that this task knows.
+            CorruptError: the bundle does not hold a network of this task.
         """
         config = load_config(directory)
         document = config.get("maas_network")
@@ -275,12 +275,15 @@ class Task(ABC):
             network = load_network(document, directory, config[SOURCE_FIELD])
             return load_weights(network.build(self), directory)
         if document is not None:
-            found = next((one for one in self.networks if type_of(one) == document.get("type")), None)
-            if found is None:
-                raise CorruptError(f"{directory}/{CONFIG_FILE} names no network for {self.spec.type}: {document}.")
-            return load_weights(found.parse(document, source=f"{directory}/{CONFIG_FILE}").build(self), directory)
+            known = next((network for network in self.networks if type_of(network) == document.get("type")), None)
+            if known is None:
+                raise CorruptError(
+                    f"unknown network for {self.spec.type} in {directory}/{CONFIG_FILE}: {document}.",
+                    code="unknown_network",
+                )
+            return load_weights(known.parse(document, source=f"{directory}/{CONFIG_FILE}").build(self), directory)
         if not self.auto_model:
-            raise CorruptError(f"{directory}/{CONFIG_FILE} names no network of this platform.")
+            raise CorruptError(f"{directory}/{CONFIG_FILE} does not name a network.", code="unknown_network")
         import transformers
 
         auto = getattr(transformers, self.auto_model)
@@ -292,15 +295,15 @@ class Task(ABC):
     @property
     @abstractmethod
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """Tensors that a request carries; the first dimension is the batch."""
+        """Tensors of a request; the first dimension is the batch."""
 
     @property
     @abstractmethod
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """Tensors that an answer carries; the first dimension is the batch."""
+        """Tensors of an answer; the first dimension is the batch."""
 
     def signature(self) -> dict[str, Any]:
-        """Inputs and outputs as JSON, as the Open Inference Protocol's metadata lists them."""
+        """Inputs and outputs as JSON, in the form of the Open Inference Protocol's metadata."""
         return {
             side: [asdict(tensor) | {"shape": list(tensor.shape)} for tensor in tensors]
             for side, tensors in (("inputs", self.inputs), ("outputs", self.outputs))
@@ -311,28 +314,28 @@ class Task(ABC):
         """A `request` as one row of `inputs`.
 
         Raises:
-            RequestError: a value is not one this task can take; `param` is the field.
+            RequestError: the task cannot take a value; `param` is the field.
         """
 
     @abstractmethod
     def to_answer(self, outputs: Mapping[str, Any]) -> AnswerRow:
-        """One row of `outputs` in the task's own words."""
+        """One row of `outputs` as a plain answer."""
 
     def predict(self, model: Forward, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Answer a batch: `inputs` named and shaped as `self.inputs`, the answer as `self.outputs`.
 
-        Only tasks whose `kind` is `predict` have it.
+        Only tasks whose `kind` is `predict` implement it.
 
         Raises:
-            RequestError: a value is not one this task can take.
+            RequestError: the task cannot take a value.
         """
-        raise TypeError(f"{self.spec.type} answers by generating; it has no predict().")
+        raise TypeError(f"{self.spec.type} generates its answers; predict() is not implemented")
 
 
 def outcomes_of(
     task: Task, model: Forward, batches: Iterable[Mapping[str, np.ndarray]], device: "torch.device"
 ) -> Outcomes:
-    """A task's outcomes of batches of stored columns, from which `Task.metrics` are made."""
+    """A task's outcomes of batches of stored columns, for `Task.metrics`."""
     import torch
 
     with torch.inference_mode():
@@ -345,6 +348,6 @@ def outcomes_of(
 
 
 def joined(parts: Iterable[Outcomes]) -> Outcomes:
-    """Outcomes of some rows, and of others behind them."""
+    """The outcomes of several groups of rows, end to end."""
     parts = [part for part in parts if part]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}

@@ -1,7 +1,7 @@
-"""What a person wants to know of a task's rows: traits that are counted, and media that are shown.
+"""Views of a task's rows: traits to profile, and media to show.
 
-A task says what its rows are like (`Task.traits`, while a dataset is prepared) and what a stored row is
-(`Task.describe`, when somebody looks at one). How that is counted and drawn is nobody's business here.
+`Task.traits` gives the former while a dataset is prepared, `Task.describe` the latter for one stored row. Counting and
+drawing happen elsewhere.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 
 Role = Literal["length", "label", "target", "column"]
-"""length: how long a row is, `name` is the unit. label: its class, or its tokens'. target: the number to predict.
-column: a column of a table."""
+"""length: the length of a row; `name` is the unit. label: the class of a row or of its tokens. target: the number to
+predict. column: a column of a table."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Trait:
     """One property of some rows.
 
     Args:
-        role: what kind of property.
-        name: the unit of a length; of others the name.
-        values: numbers, float64 [n], of which NaN is a missing one; or names, of which None is.
+        role: the kind of property.
+        name: the unit if it is a length, else a name.
+        values: numbers, float64 [n], with NaN for missing ones; or names, with None for missing ones.
     """
 
     role: Role
@@ -31,13 +31,13 @@ class Trait:
 
 
 def lengths(unit: str, values: Iterable[float]) -> Trait:
-    """How long rows are, in a unit."""
+    """Lengths of rows, in a unit."""
     return Trait("length", unit, np.fromiter(values, np.float64))
 
 
 @dataclass(frozen=True)
 class Picture:
-    """Something to look at: uint8 [height, width], or [height, width, 3]; `note` says what it is."""
+    """An image to show: uint8 [height, width] or [height, width, 3], with a caption in `note`."""
 
     pixels: np.ndarray
     note: str = ""
@@ -45,7 +45,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Sound:
-    """Something to hear: mono samples, float [n], which need not be scaled, and how many a second has."""
+    """A sound to play: mono samples, float [n], of any scale, and their rate per second."""
 
     samples: np.ndarray
     rate: int
@@ -53,13 +53,13 @@ class Sound:
 
 @dataclass(frozen=True)
 class Curve:
-    """Numbers in the order of time, float [n]."""
+    """A series to plot: numbers in the order of time, float [n]."""
 
     values: np.ndarray
 
 
 def picture_of(values: np.ndarray, note: str) -> Picture:
-    """Numbers of any range as grey values, the lowest black; the first row is drawn below, as spectra have it."""
+    """Numbers of any range as grey values, the lowest black. The first row is drawn at the bottom, as for spectra."""
     low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0))
     scaled = (values.astype(np.float64) - low) / (high - low or 1.0)
     return Picture((scaled[::-1] * 255).astype(np.uint8), note)

@@ -44,5 +44,5 @@ def parse_bound(find: Find, value: Mapping[str, Any], field: str = "type") -> An
     except SpecError as error:
         raise InvalidError(error.codes[0], "; ".join(error.problems)) from error
     except MaasError as error:
-        raise InvalidError(error.code or MaasError.default_code, f"{field}: {error}") from error
+        raise InvalidError(error.code, f"{field}: {error}") from error
     return spec

@@ -24,36 +24,36 @@ from maas_ray.spec import digest_of
 
 DIRECTORY = "source"
 _ROOT = "maas_own_"
-_MOST_BYTES = 16 << 20
+_MAX_BYTES = 16 << 20
 
 _running: dict[str, "SourceCode"] = {}
-"""By the name of the package that they run as."""
+"""Code that this process runs, by the name of its package."""
 
 
 def is_import_path(name: Any) -> bool:
-    """Whether a `type` is written as `package.module:Name`."""
+    """True if a `type` has the form `package.module:Name`."""
     return isinstance(name, str) and ":" in name
 
 
 @dataclass(frozen=True)
 class SourceCode:
-    """Files of one module, or of the package it lies in: (path, content), paths as below the import path."""
+    """Files of one module, or of its whole package: (path, content), with paths relative to the import path."""
 
     files: tuple[tuple[str, bytes], ...]
 
     @cached_property
     def digest(self) -> str:
-        """Of names and content."""
+        """Digest of names and content, 16 hex digits."""
         return digest_of([[path, hashlib.sha256(content).hexdigest()] for path, content in sorted(self.files)])[:16]
 
     @property
     def root(self) -> str:
-        """The package that it runs as."""
+        """Name of the package that the code runs as."""
         return f"{_ROOT}{self.digest}"
 
     @property
     def top(self) -> str:
-        """The module or package that was carried."""
+        """Name of the top module or package."""
         return self.files[0][0].partition("/")[0].removesuffix(".py")
 
     @classmethod
@@ -61,14 +61,15 @@ class SourceCode:
         """The source of a module on the import path.
 
         Raises:
-            DataError: there is no such module, or it is not Python's alone.
+            DataError: there is no such module, or it is not plain Python.
         """
         top = module.partition(".")[0]
         spec = _on_path(top)
         if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-            what = "is no Python file, or a directory without __init__.py" if spec else "is not there"
+            problem = "is not a Python file or a directory with __init__.py" if spec else "was not found"
             raise DataError(
-                f"the module {top!r} {what}; it is looked for in the working directory and where Python does."
+                f"the module {top!r} {problem}; the search path is the working directory, then Python's own.",
+                code="module_missing",
             )
         origin = Path(spec.origin)
         if not spec.submodule_search_locations:
@@ -81,62 +82,66 @@ class SourceCode:
                 for path in sorted(base.rglob("*.py"))
                 if not any(part.startswith(".") for part in path.relative_to(base).parts)
             ]
-        if (size := sum(len(content) for _, content in files)) > _MOST_BYTES:
+        if (size := sum(len(content) for _, content in files)) > _MAX_BYTES:
             raise DataError(
-                f"the package {top!r} has {size / 1e6:.0f} MB of Python; put what is needed into a smaller one."
+                f"the package {top!r} has {size / 1e6:.0f} MB of Python files; move the code that is needed into a "
+                "smaller package.",
+                code="code_too_large",
             )
         return cls(tuple(files))
 
     @classmethod
     def load(cls, directory: Path, digest: str) -> "SourceCode":
-        """The source that lies in an artefact's local copy.
+        """The code in an artefact's local copy.
 
         Raises:
-            CorruptError: it is not there, or is not what its name says.
+            CorruptError: the code is missing or does not match its digest.
         """
         base = directory / DIRECTORY / digest
         paths = sorted(base.rglob("*.py")) if base.is_dir() else []
         source = cls(tuple((path.relative_to(base).as_posix(), path.read_bytes()) for path in paths))
         if not paths or source.digest != digest:
-            raise CorruptError(f"{base} does not hold the code that it is named for.")
+            raise CorruptError(f"the code in {base} does not match its digest.", code="digest_mismatch")
         return source
 
     def write(self, directory: Path) -> None:
-        """Put the files from which `load` reads them."""
+        """Write the files to where `load` reads them."""
         for path, content in self.files:
             target = directory / DIRECTORY / self.digest / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
 
     def module(self, name: str) -> ModuleType:
-        """One of its modules, run once in a process.
+        """One of its modules, imported once in a process.
 
         Raises:
-            DataError: it raises when it is run.
+            DataError: the import fails.
         """
         _install(self)
         try:
             return importlib.import_module(f"{self.root}.{name}")
         except Exception as error:
-            for loaded in [one for one in sys.modules if one.startswith(f"{self.root}.{self.top}")]:
+            for loaded in [name for name in sys.modules if name.startswith(f"{self.root}.{self.top}")]:
                 del sys.modules[loaded]
-            raise DataError(f"importing {name} failed: {type(error).__name__}: {error}") from error
+            raise DataError(
+                f"importing {name} failed: {type(error).__name__}: {error}", code="import_failed"
+            ) from error
 
     def attribute(self, path: str) -> Any:
-        """What `module:Name` means in it.
+        """The object at `module:Name`.
 
         Raises:
-            DataError: there is no such thing.
+            DataError: the module does not define it.
         """
         module, _, name = path.partition(":")
-        found = getattr(self.module(module), name, None)
-        if found is None:
-            raise DataError(f"{module} has no {name!r}.")
-        return found
+        value = getattr(self.module(module), name, None)
+        if value is None:
+            raise DataError(f"the module {module!r} does not define {name!r}.", code="attribute_missing")
+        return value
 
 
 def _on_path(top: str) -> importlib.machinery.ModuleSpec | None:
-    """Where a module lies, the working directory first, as for `python FILE`; nothing is imported."""
+    """The location of a module, the working directory first, as for `python FILE`. Nothing is imported."""
     here = os.getcwd()
     path = sys.path if here in sys.path else [here, *sys.path]
     importlib.invalidate_caches()
@@ -144,11 +149,11 @@ def _on_path(top: str) -> importlib.machinery.ModuleSpec | None:
 
 
 def _refuse_neighbours(origin: Path, top: str) -> None:
-    """A single file travels alone: it may import nothing that lies beside it."""
+    """Refuse a single file that imports a neighbour: the neighbour would not be carried."""
     try:
         tree = ast.parse(origin.read_bytes())
     except SyntaxError as error:
-        raise DataError(f"{origin}, line {error.lineno}: {error.msg}.") from error
+        raise DataError(f"{origin}, line {error.lineno}: {error.msg}.", code="invalid_python") from error
     for node in ast.walk(tree):
         if not isinstance(node, ast.Import | ast.ImportFrom):
             continue
@@ -161,8 +166,9 @@ def _refuse_neighbours(origin: Path, top: str) -> None:
             there = (origin.parent / f"{beside}.py").is_file() or (origin.parent / beside / "__init__.py").is_file()
             if name == "." or (beside not in (top, "maas_ray") and there and origin.parent.name != "site-packages"):
                 raise DataError(
-                    f"{origin}, line {node.lineno}: imports {beside!r}, which lies beside it and would not travel with "
-                    "the model. Make a package of both, a directory with __init__.py, and name its module."
+                    f"{origin}, line {node.lineno}: imports the neighbour {beside!r}, which would not be carried with "
+                    "the model. Put both into a package, a directory with __init__.py, and name its module.",
+                    code="neighbour_import",
                 )
 
 
@@ -170,7 +176,7 @@ def _refuse_neighbours(origin: Path, top: str) -> None:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds modules of sources that this process runs."""
+    """Finds modules of the code that this process runs."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -191,7 +197,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 class _Loader(importlib.abc.InspectLoader):
-    """Runs a file of a source; an import of its own package means this copy of it."""
+    """Runs a file of some code. If the code imports its own package, it gets this copy."""
 
     def __init__(self, source: SourceCode, name: str, file: str, content: bytes) -> None:
         self._source, self._name, self._content = source, name, content
@@ -214,18 +220,18 @@ class _Loader(importlib.abc.InspectLoader):
         top = self._source.top
         if level or name.partition(".")[0] != top:
             return builtins.__import__(name, globals_, locals_, fromlist, level)
-        found = builtins.__import__(f"{self._source.root}.{name}", globals_, locals_, fromlist, 0)
-        return found if fromlist else sys.modules[f"{self._source.root}.{top}"]
+        module = builtins.__import__(f"{self._source.root}.{name}", globals_, locals_, fromlist, 0)
+        return module if fromlist else sys.modules[f"{self._source.root}.{top}"]
 
 
 def _install(source: SourceCode) -> None:
-    """Make a source's modules importable in this process."""
+    """Make the code's modules importable in this process."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
     _running.setdefault(source.root, source)
-    os.environ.setdefault("KERAS_BACKEND", "torch")  # another backend's models are no modules of torch's
+    os.environ.setdefault("KERAS_BACKEND", "torch")  # models of other backends are not torch modules
 
 
-def source_of(made: Any) -> SourceCode | None:
-    """The source that a class or function is from; None: it is no own code."""
-    return _running.get(str(getattr(made, "__module__", "")).partition(".")[0])
+def source_of(value: Any) -> SourceCode | None:
+    """The user code that defines a class or function. None: it is not user code."""
+    return _running.get(str(getattr(value, "__module__", "")).partition(".")[0])

@@ -18,7 +18,7 @@ _vouched: set[str] = set()
 
 
 def trusted() -> bool:
-    """Whether code out of artefacts may run here."""
+    """True if code from artefacts may run here."""
     return Settings.from_environment().trust_remote_code
 
 
@@ -33,10 +33,10 @@ def vouch(digests: Iterable[str]) -> None:
 
 
 def local(path: str) -> SourceCode:
-    """The caller's own code, for an import path; it needs no allowance.
+    """The caller's own code for an import path, which may always run.
 
     Raises:
-        DataError: there is none.
+        DataError: there is no such module.
     """
     source = SourceCode.find(path.partition(":")[0])
     _vouched.add(source.digest)
@@ -47,41 +47,45 @@ def admitted(directory: Path, digest: str, path: str) -> SourceCode:
     """The code that an artefact's local copy brings for an import path, if it may run.
 
     Raises:
-        UntrustedCodeError: it may not.
+        UntrustedCodeError: the code may not run here.
     """
     source = SourceCode.load(directory, digest)
     if digest not in _vouched and not trusted():
         try:
             here = SourceCode.find(path.partition(":")[0])
         except DataError as error:
-            raise UntrustedCodeError(f"{_brings(path, digest)} {error}") from None
+            raise UntrustedCodeError(f"{_brings(path, digest)} {error}", code=error.code) from None
         if here.digest != digest:
-            raise UntrustedCodeError(f"{_brings(path, digest)} {changed(path, here, source)}")
+            raise UntrustedCodeError(f"{_brings(path, digest)} {changed(path, here, source)}", code="code_changed")
         _vouched.add(digest)
     return source
 
 
-def check_carried(directory: Path, what: str) -> None:
-    """See that the code which an artefact's local copy brings may run; nobody on an import path vouches for it here.
+def check_carried(directory: Path, artefact: str) -> None:
+    """Return if all code in an artefact's local copy may run; code on the import path does not vouch for it here.
+
+    Args:
+        directory: the local copy.
+        artefact: its name, for the message.
 
     Raises:
-        UntrustedCodeError: it may not.
+        UntrustedCodeError: it brings code, which may not run here.
     """
     base = directory / DIRECTORY
     files = sorted(path.relative_to(base).as_posix() for path in base.rglob("*.py")) if base.is_dir() else []
     if files and not trusted():
         raise UntrustedCodeError(
-            f"{what} brings code of its own ({', '.join(files)} under {DIRECTORY}/), which this platform is not "
-            f"allowed to run. Read it; where you trust it, set {SETTING}=1 for the deployer and the cluster."
+            f"{artefact} brings code of its own ({', '.join(files)} under {DIRECTORY}/), which this platform may not "
+            f"run. Read the code; if you trust it, set {SETTING}=1 for the deployer and the cluster."
         )
 
 
 def _brings(path: str, digest: str) -> str:
-    return f"this dataset or model brings code of its own ({path}, digest {digest}); {SETTING}=1 lets it run."
+    return f"this dataset or model brings code of its own ({path}, digest {digest}). Set {SETTING}=1 to let it run."
 
 
 def changed(path: str, here: SourceCode, carried: SourceCode) -> str:
-    """A sentence that names the files in which two versions of some code differ."""
+    """A sentence that names the files in which two versions of the code differ."""
     ours, theirs = dict(here.files), dict(carried.files)
     names = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-    return f"{path} has changed since it was prepared ({', '.join(names)})."
+    return f"the code of {path} has changed since it was prepared ({', '.join(names)})."

@@ -1,4 +1,4 @@
-"""Keras 3 models on the torch backend as networks: called by named tensors, with parameters under names that stay."""
+"""Keras 3 models on the torch backend as networks: called with named tensors, with stable parameter names."""
 
 from collections.abc import Iterator
 from typing import Any, Self
@@ -11,31 +11,31 @@ from maas_ray.errors import DataError
 
 
 class KerasNetwork(nn.Module):
-    """A Keras model.
+    """A Keras model, with its variables as this module's parameters.
 
-    Its variables are this module's parameters, by their place: Keras numbers layers through a process (`dense_7`), so
-    its own names are not those of the next process.
+    They are named by position: Keras numbers layers through a process (`dense_7`), so its own names differ in the next
+    process.
 
     Args:
-        model: built.
+        model: the Keras model, already built.
     """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self._held = (model,)  # no submodule: the variables would be there twice
+        self._held = (model,)  # in a tuple, so that torch does not register the variables a second time
         for name, variable in self._variables():
             value = variable.value
             if variable.trainable:
                 self.register_parameter(name, value)
-            else:  # such as the statistics of normalisation
+            else:  # for example, statistics of normalisation
                 self.register_buffer(name, value)
 
     def _variables(self) -> Iterator[tuple[str, Any]]:
-        for place, variable in enumerate(self._held[0].variables):
-            yield f"v{place:03d}_{variable.name.replace('.', '_')}", variable
+        for index, variable in enumerate(self._held[0].variables):
+            yield f"v{index:03d}_{variable.name.replace('.', '_')}", variable
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """Move or convert, as `to` does: torch puts other tensors in place of buffers, which Keras is to write to."""
+        """Move or convert, as `to` does, and point Keras to the tensors that torch put in place of its buffers."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, variable in self._variables():
             variable._value = getattr(self, name)
@@ -53,7 +53,8 @@ class KerasNetwork(nn.Module):
 
         if keras.backend.backend() != "torch":
             raise DataError(
-                f"Keras computes with {keras.backend.backend()} here; set KERAS_BACKEND=torch before it is imported."
+                f"Keras uses the backend {keras.backend.backend()!r}; set KERAS_BACKEND=torch before it is imported.",
+                code="wrong_keras_backend",
             )
         if not model.built:
             rows = {name: np.zeros((2, *column.shape), column.dtype) for name, column in task.stored.items()}
@@ -62,12 +63,12 @@ class KerasNetwork(nn.Module):
         return cls(model)
 
     def forward(self, **tensors: torch.Tensor) -> Any:
-        """What the model answers; training or not is this module's."""
+        """The model's output, in this module's mode: training or not."""
         return _Called(self._held[0])(training=self.training, **tensors)
 
 
 class _Called:
-    """A Keras model called by named tensors: one goes in as it is, several by their names."""
+    """A Keras model called with named tensors: a single one is passed as it is, several as a dict."""
 
     def __init__(self, model: Any) -> None:
         self._model = model

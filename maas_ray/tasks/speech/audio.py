@@ -1,7 +1,7 @@
-"""Sound as tasks take it: an audio file to mono samples at one rate, and samples to the features of speech.
+"""Decoding of audio files to mono samples at one rate, and features of speech from samples.
 
-Files are decoded by libsndfile, resampled by scipy; spectra and mel filters are Transformers', the cosine transform is
-scipy's. They agree with librosa's, which the tests show. Knows nothing of what is said.
+libsndfile decodes, scipy resamples and computes the cosine transform, Transformers the spectra and mel filters. The
+features agree with librosa's, as the tests show.
 """
 
 import io
@@ -11,87 +11,99 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from maas_ray.errors import InvalidError
+
 if TYPE_CHECKING:
     import soundfile
 
-# What is commonly sent, each decoded by code that is fuzzed; libsndfile knows thirty more.
+# Common formats whose decoders are fuzzed. libsndfile supports thirty more.
 FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")
-SHORTEST_S = 0.1
+MIN_SECONDS = 0.1
 _RATES = (1_000, 384_000)
-_MOST_CHANNELS = 16
-_BLOCK_FRAMES = 1 << 16  # decoded at a time: of silence a small file holds gigabytes, all channels together
-_RANGE_DB = 80.0  # librosa's default: what is quieter than the loudest by more than this is as quiet as this
+_MAX_CHANNELS = 16
+_BLOCK_FRAMES = 1 << 16  # frames decoded at a time, since a small file can hold gigabytes of silence
+_RANGE_DB = 80.0  # librosa's default: quieter values are raised to this far below the loudest
 _WINDOW_S, _HOP_S = 0.025, 0.010
 
 
-def decode(content: bytes, rate: int, longest_s: float) -> np.ndarray:
-    """An audio file's bytes as mono samples, float32 [n] in [-1, 1], at a rate. Channels are averaged.
+def decode(content: bytes, rate: int, max_seconds: float) -> np.ndarray:
+    """An audio file as mono samples, float32 [n] in [-1, 1], at a rate. Channels are averaged.
 
     Args:
         content: a WAV, FLAC, OGG or MP3 file.
-        rate: samples a second of the result.
-        longest_s: seconds of the longest that is taken. No more than that is decoded, whatever the file's header says.
+        rate: samples per second of the result.
+        max_seconds: maximum length. No more is decoded, whatever the file's header says.
 
     Raises:
-        ValueError: it is no such file, holds no sound, or is too short or too long; says which.
+        InvalidError: it is not such a file, is empty, too short or too long.
     """
-    samples, own_rate = decode_at_own_rate(content, longest_s)
-    check_length(len(samples), own_rate, longest_s)
+    samples, own_rate = decode_at_own_rate(content, max_seconds)
+    check_length(len(samples), own_rate, max_seconds)
     return resampled(samples, own_rate, rate)
 
 
-def decode_at_own_rate(content: bytes, longest_s: float) -> tuple[np.ndarray, int]:
-    """Likewise, but at the rate that the file has, which is given too; however short. A longer one is a sample longer.
+def decode_at_own_rate(content: bytes, max_seconds: float) -> tuple[np.ndarray, int]:
+    """Mono samples at the file's own rate, and the rate. A file that is too long is cut one sample above the maximum.
 
     Raises:
-        ValueError: it is no such file; says how.
+        InvalidError: it is not an audio file of a supported format.
     """
     import soundfile
 
     if not content:
-        raise ValueError("the audio file is empty (0 bytes)")
+        raise InvalidError("empty_file", "the audio file is empty (0 bytes)")
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
-            samples, own_rate = _read(file, longest_s), file.samplerate
+            samples, own_rate = _read(file, max_seconds), file.samplerate
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"not an audio file of WAV, FLAC, OGG or MP3: {error.error_string}") from error
+        raise InvalidError(
+            "invalid_audio", f"not an audio file in WAV, FLAC, OGG or MP3 format: {error.error_string}"
+        ) from error
     if not np.isfinite(samples).all():
-        raise ValueError("it holds samples that are not finite numbers")
+        raise InvalidError("not_finite", "the audio contains samples that are not finite numbers")
     return samples, own_rate
 
 
-def _read(file: "soundfile.SoundFile", longest_s: float) -> np.ndarray:
-    """Mono samples at the file's own rate: all of them, or a little more than are allowed."""
+def _read(file: "soundfile.SoundFile", max_seconds: float) -> np.ndarray:
+    """Mono samples at the file's own rate, up to one more than is allowed."""
     if file.format not in FORMATS:
-        raise ValueError(f"its format is {file.format}; give WAV, FLAC, OGG or MP3")
+        raise InvalidError("unsupported_format", f"the audio format is {file.format}; use WAV, FLAC, OGG or MP3")
     low, high = _RATES
     if not low <= file.samplerate <= high:
-        raise ValueError(f"its sample rate is {file.samplerate} Hz; give one from {low:,} to {high:,}")
-    if file.channels > _MOST_CHANNELS:
-        raise ValueError(f"it has {file.channels} channels; give {_MOST_CHANNELS} at most")
-    samples = np.empty(min(file.frames, int(longest_s * file.samplerate) + 1), np.float32)
+        raise InvalidError(
+            "unsupported_rate", f"the sample rate is {file.samplerate} Hz; it must be from {low:,} to {high:,}"
+        )
+    if file.channels > _MAX_CHANNELS:
+        raise InvalidError(
+            "too_many_channels", f"the audio has {file.channels} channels; the maximum is {_MAX_CHANNELS}"
+        )
+    samples = np.empty(min(file.frames, int(max_seconds * file.samplerate) + 1), np.float32)
     filled = 0
     while filled < len(samples):
         block = file.read(min(_BLOCK_FRAMES, len(samples) - filled), dtype="float32", always_2d=True)
         if not len(block):
-            break  # the header promised more
+            break  # the header announced more samples than there are
         block.mean(axis=1, out=samples[filled : filled + len(block)])
         filled += len(block)
     return samples[:filled]
 
 
-def check_length(samples: int, rate: int, longest_s: float) -> None:
-    """Return if so many samples are a clip of a length that is taken.
+def check_length(samples: int, rate: int, max_seconds: float) -> None:
+    """Return if a clip has an allowed length.
 
     Raises:
-        ValueError: there are none, too few or too many.
+        InvalidError: it is empty, too short or too long.
     """
     if not samples:
-        raise ValueError("it holds no samples")
-    if samples < SHORTEST_S * rate:
-        raise ValueError(f"it is {samples / rate:.3f} s long; give {SHORTEST_S:g} s at least")
-    if samples > longest_s * rate:
-        raise ValueError(f"it is longer than {longest_s:g} s (max_seconds); cut it into shorter clips")
+        raise InvalidError("empty_clip", "the audio has no samples")
+    if samples < MIN_SECONDS * rate:
+        raise InvalidError(
+            "clip_too_short", f"the audio is {samples / rate:.3f} s long; the minimum is {MIN_SECONDS:g} s"
+        )
+    if samples > max_seconds * rate:
+        raise InvalidError(
+            "clip_too_long", f"the audio is longer than {max_seconds:g} s (max_seconds); cut it into shorter clips"
+        )
 
 
 def resampled(samples: np.ndarray, own_rate: int, rate: int) -> np.ndarray:
@@ -105,7 +117,7 @@ def resampled(samples: np.ndarray, own_rate: int, rate: int) -> np.ndarray:
 
 
 def frames_in(samples: int, rate: int) -> int:
-    """How many frames `log_mel` and `mfcc` give."""
+    """Number of frames of `log_mel` and `mfcc`."""
     return 1 + samples // round(_HOP_S * rate)
 
 
@@ -125,7 +137,7 @@ def mfcc(samples: np.ndarray, rate: int, bins: int, coefficients: int) -> np.nda
 def _decibels(samples: np.ndarray, rate: int, bins: int) -> np.ndarray:
     from transformers.audio_utils import spectrogram
 
-    length = 2 * round(_WINDOW_S * rate / 2)  # an odd one has no middle to centre a frame on
+    length = 2 * round(_WINDOW_S * rate / 2)  # even, so that frames can be centred
     decibels = spectrogram(
         samples,
         _window(length),

@@ -1,6 +1,7 @@
-"""What speech recognition makes of sound and of transcripts, fitted on training rows: frames, and characters.
+"""Sound and transcripts as numbers, fitted on training rows: frames of features, and characters.
 
-`Frontend` is what the task asks; here is the one for its own networks, in `speech_processor` that of Transformers.
+`Frontend` is the interface that the task uses. `Frames` implements it for the platform's networks,
+`processor.Processor` for Transformers' models.
 """
 
 from collections import Counter
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 import numpy as np
 from pydantic import Field, model_validator
 
-from maas_ray.errors import DataError
+from maas_ray.errors import DataError, InvalidError
 from maas_ray.spec import Spec
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.rows import Row, UnlearntError
@@ -23,13 +24,13 @@ if TYPE_CHECKING:
 
 BLANK = 0
 HALVINGS = 2
-"""How often the network ConvLstm halves time: its steps are of 40 ms, and a transcript needs one for each character."""
-_FIT_CLIPS = 1000  # mean and deviation of a bin are known well long before; a spectrum takes milliseconds
-_SPARE = 1.25  # clips of other splits may be longer than the longest of training
+"""Number of times that the network ConvLstm halves time. Its steps last 40 ms; a character needs at least one step."""
+_FIT_CLIPS = 1000  # clips for mean and deviation, which need fewer; computing a spectrum takes milliseconds
+_SPARE = 1.25  # clips of other splits may be longer than the longest training clip
 
 
 class LogMel(Spec):
-    """`features: {type: log-mel}`: energy by pitch band, in decibels; windows of 25 ms, every 10 ms."""
+    """`features: {type: log-mel}`: energy of mel bands in decibels, in windows of 25 ms, every 10 ms."""
 
     type: Literal["log-mel"] = "log-mel"
     """Which features."""
@@ -47,19 +48,21 @@ class LogMel(Spec):
 
 
 class Mfcc(Spec):
-    """`features: {type: mfcc}`: the cosine transform of the bands, of which the first coefficients are kept."""
+    """`features: {type: mfcc}`: the first coefficients of the cosine transform of the mel bands."""
 
     type: Literal["mfcc"] = "mfcc"
     """Which features."""
     bins: int = Field(40, ge=8, le=256)
     """Mel bands."""
     coefficients: int = Field(20, ge=2, le=256)
-    """Coefficients that are kept; `bins` at most."""
+    """Number of coefficients; at most `bins`."""
 
     @model_validator(mode="after")
     def _enough_bins(self) -> "Mfcc":
         if self.coefficients > self.bins:
-            raise ValueError(f"coefficients ({self.coefficients}) of {self.bins} bins; give as many bins at least.")
+            raise InvalidError(
+                "too_many_coefficients", f"coefficients ({self.coefficients}) must not exceed bins ({self.bins})."
+            )
         return self
 
     @property
@@ -76,63 +79,63 @@ AnyFeatures = Annotated[LogMel | Mfcc, Field(discriminator="type")]
 
 
 class SpeechState(Spec):
-    """What was fitted on the training split."""
+    """Sizes, vocabulary and statistics of the training split."""
 
     samples: int
-    """Most samples of a clip that is stored."""
+    """Maximum samples of a stored clip."""
     labels: int
-    """Most labels of a transcript that is stored."""
+    """Maximum labels of a stored transcript."""
     characters: list[str] = []
-    """The vocabulary; a character's label is its place, and 1 more: 0 is the blank. Empty: a processor has it."""
+    """The vocabulary. A character's label is its index plus 1, since 0 is the blank. Empty: the processor has it."""
     mean: list[float] = []
-    """Of each number of a frame."""
+    """Mean of each number of a frame."""
     std: list[float] = []
-    """Of each number of a frame."""
+    """Standard deviation of each number of a frame."""
     convolutions: list[tuple[int, int]] = []
-    """(kernel, stride) of the convolutions over samples of a model that a processor is for."""
+    """(kernel, stride) of the convolutions over samples in the processor's model."""
     start_id: int | None = None
-    """The label that a model with a decoder starts from. None: it has none, and is trained by CTC."""
+    """The start label of a model with a decoder. None: the model is trained by CTC."""
 
 
 class Frontend(Protocol):
-    """Sound and transcripts as numbers, and back."""
+    """Encodes sound and transcripts as numbers, and decodes labels."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one stored row's features. Its first dimension is time, but for a fixed window."""
+        """Shape of a stored row's features. The first dimension is time, unless the window is fixed."""
 
     @property
     def fixed(self) -> bool:
-        """Whether all clips have features of that shape."""
+        """True if all clips have features of exactly that shape."""
 
     @property
     def blank(self) -> int:
-        """The label that CTC writes between two others."""
+        """The label that CTC writes between two equal labels."""
 
     def features(self, samples: np.ndarray) -> np.ndarray:
-        """Samples to what the network takes, float16; time first, but for a fixed window."""
+        """The network's input for samples, float16; time first, unless the window is fixed."""
 
     def steps(self, samples: int) -> int | None:
-        """Steps of CTC in a clip of so many samples. None: the model has a decoder, and no such bound."""
+        """Number of CTC steps in a clip of that many samples. None: the model has a decoder and no such bound."""
 
     def labels(self, text: str) -> list[int]:
         """A transcript's labels.
 
         Raises:
-            ValueError: it holds what the vocabulary does not.
+            InvalidError: it contains characters that are not in the vocabulary.
         """
 
     def text(self, labels: Sequence[int]) -> str:
-        """The opposite of `labels`."""
+        """The transcript of labels, the inverse of `labels`."""
 
-    def heard(self, steps: Sequence[int]) -> str:
-        """The text of the likeliest label at each step (CTC, greedily), or of the labels that a decoder wrote."""
+    def decode(self, steps: Sequence[int]) -> str:
+        """The text of the most likely label at each step (greedy CTC), or of the labels that a decoder wrote."""
 
     def scores(self, model: Forward, batch: Mapping[str, "torch.Tensor"]) -> tuple["torch.Tensor", "torch.Tensor"]:
-        """What a network trained by CTC says of `features` of these `lengths`.
+        """Output of a network trained by CTC for `features` with `lengths`.
 
         Returns:
-            logits fp32 [B, steps, labels], and the steps of each row [B].
+            logits fp32 [B, steps, labels], and the number of steps of each row [B].
         """
 
     def save(self, directory: Path) -> None:
@@ -140,27 +143,27 @@ class Frontend(Protocol):
 
 
 class Extent:
-    """How long clips and transcripts are, seen one by one."""
+    """Running maximum of the lengths of clips and transcripts."""
 
     def __init__(self) -> None:
         self.samples = self.labels = 0
 
     def add(self, samples: int, labels: int) -> None:
-        """One more row."""
+        """Count one row."""
         self.samples, self.labels = max(self.samples, samples), max(self.labels, labels)
 
-    def room(self, most_samples: int) -> tuple[int, int]:
-        """Samples and labels of a row that is stored."""
-        return min(int(self.samples * _SPARE), most_samples), int(self.labels * _SPARE) + 8
+    def stored(self, max_samples: int) -> tuple[int, int]:
+        """Maximum samples and labels of a stored row, with room for longer rows of other splits."""
+        return min(int(self.samples * _SPARE), max_samples), int(self.labels * _SPARE) + 8
 
 
 class Frames:
     """The front end of this platform's networks: normalised frames, and characters.
 
     Args:
-        features: which.
-        rate: samples a second.
-        state: what was fitted.
+        features: the kind of features.
+        rate: samples per second.
+        state: sizes, vocabulary and statistics.
     """
 
     fixed, blank = False, BLANK
@@ -169,11 +172,11 @@ class Frames:
         self._features, self._rate = features, rate
         self._mean, self._std = np.array(state.mean, np.float32), np.array(state.std, np.float32)
         self.characters = state.characters
-        self._labels = {character: place for place, character in enumerate(state.characters, start=BLANK + 1)}
+        self._labels = {character: label for label, character in enumerate(state.characters, start=BLANK + 1)}
         self.shape = (audio.frames_in(state.samples, rate), features.width)
 
     @staticmethod
-    def fit(features: LogMel | Mfcc, rate: int, rows: Iterable[Row], most_samples: int) -> SpeechState:
+    def fit(features: LogMel | Mfcc, rate: int, rows: Iterable[Row], max_samples: int) -> SpeechState:
         """Fit the vocabulary, the extent, and the mean and deviation of each number of a frame."""
         extent, characters, clips = Extent(), Counter[str](), 0
         moments = np.zeros((2, features.width))
@@ -185,10 +188,12 @@ class Frames:
                 moments += frames.mean(axis=0), (frames**2).mean(axis=0)
                 clips += 1
         if not clips:
-            raise DataError("speech recognition needs a clip to be fitted on; the training split has none.")
+            raise DataError(
+                "the training split has no clips; speech recognition needs at least one.", code="split_empty"
+            )
         mean, square = moments / clips
         std = np.sqrt(np.maximum(square - mean**2, 1e-4))
-        samples, labels = extent.room(most_samples)
+        samples, labels = extent.stored(max_samples)
         return SpeechState(
             samples=samples, labels=labels, characters=sorted(characters), mean=mean.tolist(), std=std.tolist()
         )
@@ -203,12 +208,14 @@ class Frames:
         try:
             return [self._labels[character] for character in text]
         except KeyError as error:
-            raise UnlearntError(f"the transcript has {error.args[0]!r}, which no transcript in training has") from None
+            raise UnlearntError(
+                f"the transcript contains {error.args[0]!r}, which does not occur in the training split"
+            ) from None
 
     def text(self, labels: Sequence[int]) -> str:
         return "".join(self.characters[label - BLANK - 1] for label in labels)
 
-    def heard(self, steps: Sequence[int]) -> str:
+    def decode(self, steps: Sequence[int]) -> str:
         return " ".join(self.text([label for label, _ in groupby(steps) if label != BLANK]).split())
 
     def scores(self, model: Forward, batch: Mapping[str, "torch.Tensor"]) -> tuple["torch.Tensor", "torch.Tensor"]:
@@ -216,4 +223,4 @@ class Frames:
         return logits.float(), lengths
 
     def save(self, directory: Path) -> None:
-        """Nothing: all it has is in its state."""
+        """Write nothing: the state holds everything."""

@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 
 
 class ConvLstm(NetworkSpec):
-    """Two convolutions that shorten time to a quarter, LSTMs, and a score for each character and step (CTC, Graves
-    et al. 2006); from scratch.
-    """
+    """Two convolutions that shorten time to a quarter, then LSTMs; trained from scratch by CTC (Graves et al. 2006)."""
 
     type: Literal["conv-lstm"] = "conv-lstm"
     """Which network."""
@@ -26,15 +24,16 @@ class ConvLstm(NetworkSpec):
     layers: int = Field(2, ge=1)
     """Number of LSTMs."""
     bidirectional: bool = True
-    """Whether the LSTMs read the clip from its end, too."""
+    """Add LSTMs that read the clip from its end."""
     dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of values dropped in training between the layers."""
+    """Fraction of values dropped in training between the layers."""
 
     def build(self, task: Any) -> "torch.nn.Module":
         if not isinstance(task.frontend, Frames):
             raise DataError(
-                f"network.type: conv-lstm hears features, and the dataset holds what the processor in "
-                f"{task.spec.processor} gives. Use `pretrained`, or prepare it without `processor`."
+                f"network.type: conv-lstm needs `features`, but the dataset was prepared with the processor in "
+                f"{task.spec.processor}. Use `pretrained`, or prepare it without `processor`.",
+                code="wrong_features",
             )
         from maas_ray.tasks.networks.recurrent_ctc import ConvolutionalRecurrentNetwork
 

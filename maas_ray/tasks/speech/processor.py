@@ -1,7 +1,7 @@
-"""What Transformers' speech models take and give: a processor of a local directory, and how its models are called.
+"""Processors of Transformers' speech models, from a local directory, and calls of these models.
 
-Two kinds: with CTC (Wav2Vec2, HuBERT, WavLM), which take samples; and with a decoder over a window of fixed length
-(Whisper), which take its spectrogram.
+There are two kinds of models: with CTC (Wav2Vec2, HuBERT, WavLM), which take samples; and with a decoder (Whisper),
+which take the spectrogram of a window of fixed length.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from maas_ray.errors import DataError
+from maas_ray.errors import DataError, InvalidError
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.pretrained import as_weights, check_built_whole, model_directory, module_of
 from maas_ray.tasks.rows import Row
@@ -24,18 +24,17 @@ if TYPE_CHECKING:
 
 _PAD, _UNKNOWN, _SPACE = "<pad>", "<unk>", "|"
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.json")
-_START_TOKENS = 4  # most that Whisper is told before it writes: the start, language, task, no timestamps
+_START_TOKENS = 4  # maximum prefix of Whisper's output: start, language, task, no timestamps
 _EXTRACTOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def identity_of(directory: str) -> dict[str, str]:
-    """Digests of the files that decide what a processor does.
+    """Digests of the files that define a processor.
 
     Raises:
-        DataError: it is no directory of a model.
+        DataError: the directory does not hold a model.
     """
-    found = model_directory(directory)
-    files = sorted(path for path in found.glob("*") if path.suffix in (".json", ".txt", ".model"))
+    files = sorted(path for path in model_directory(directory).glob("*") if path.suffix in (".json", ".txt", ".model"))
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in files
@@ -48,8 +47,8 @@ class Processor:
 
     Args:
         directory: holds its files, as `save` writes them.
-        state: what was fitted.
-        language: that a multilingual model is told.
+        state: sizes and vocabulary of the training split.
+        language: language to tell a multilingual model.
 
     Raises:
         DataError: Transformers cannot load it.
@@ -62,7 +61,10 @@ class Processor:
         self.fixed = state.start_id is not None
         self.auto_model = "AutoModelForSpeechSeq2Seq" if self.fixed else "AutoModelForCTC"
         if self._tokenizer.pad_token_id is None and not self.fixed:
-            raise DataError("processor: its tokenizer has no pad_token, which CTC takes for the blank; set it there.")
+            raise DataError(
+                "processor: the tokenizer must define a pad_token, which CTC uses as the blank.",
+                code="invalid_processor",
+            )
         self.blank = int(self._tokenizer.pad_token_id or 0)
         self.window_s = self._extractor.n_samples / self.rate if self.fixed else float("inf")
         self.shape = (
@@ -71,19 +73,22 @@ class Processor:
 
     @classmethod
     def fit(
-        cls, directory: Path, rate: int, rows: Iterable[Row], most_samples: int, language: str | None
+        cls, directory: Path, rate: int, rows: Iterable[Row], max_samples: int, language: str | None
     ) -> tuple["Processor", SpeechState]:
-        """Take over the processor of a model's directory; the vocabulary is fitted where it brings none.
+        """Take over the processor of a model's directory, and fit a vocabulary if it lacks one.
 
         Raises:
-            DataError: it is none for speech, or for clips of another rate.
+            DataError: it is not for speech, or for clips of another rate.
         """
         from transformers import AutoConfig
 
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
         extractor = _extractor(directory)
         if extractor.sampling_rate != rate:
-            raise DataError(f"processor: {directory} takes {extractor.sampling_rate} Hz; set `sample_rate` to that.")
+            raise DataError(
+                f"processor: {directory} takes {extractor.sampling_rate} Hz, not {rate}; set `sample_rate` to that.",
+                code="wrong_sample_rate",
+            )
         state = _state_of(config, extractor, directory)
         with tempfile.TemporaryDirectory() as name:
             scratch = Path(name)
@@ -91,7 +96,10 @@ class Processor:
             given = any((directory / file).is_file() for file in _TOKENIZER_FILES)
             tokenizer = _tokenizer(directory, language) if given else None
             if not tokenizer and state.start_id is not None:
-                raise DataError(f"processor: {directory} holds no tokenizer; save the model's own there.")
+                raise DataError(
+                    f"processor: {directory} does not hold a tokenizer; save the model's own there.",
+                    code="file_missing",
+                )
             extent, characters = Extent(), set[str]()
             for row in rows:
                 text = row["transcript"]
@@ -100,18 +108,18 @@ class Processor:
                 if not tokenizer:
                     characters.update(text)
             (tokenizer or _fitted_tokenizer(characters, scratch)).save_pretrained(scratch)
-            limit = extractor.n_samples if state.start_id is not None else most_samples
-            samples, most_labels = extent.room(min(limit, most_samples))
-            most_labels = min(most_labels, getattr(config, "max_target_positions", None) or most_labels)
+            limit = extractor.n_samples if state.start_id is not None else max_samples
+            samples, max_labels = extent.stored(min(limit, max_samples))
+            max_labels = min(max_labels, getattr(config, "max_target_positions", None) or max_labels)
             fitted = sorted(characters) if not given else []
-            state = state.model_copy(update={"samples": samples, "labels": most_labels, "characters": fitted})
+            state = state.model_copy(update={"samples": samples, "labels": max_labels, "characters": fitted})
             return cls(scratch, state, language), state
 
     # --- a Frontend
 
     def features(self, samples: np.ndarray) -> np.ndarray:
-        found = self._extractor(samples, sampling_rate=self.rate, return_tensors="np")
-        return cast(np.ndarray, found[self._extractor.model_input_names[0]][0].astype(np.float16))
+        output = self._extractor(samples, sampling_rate=self.rate, return_tensors="np")
+        return cast(np.ndarray, output[self._extractor.model_input_names[0]][0].astype(np.float16))
 
     def steps(self, samples: int) -> int | None:
         if self.fixed:
@@ -121,23 +129,24 @@ class Processor:
         return samples
 
     def labels(self, text: str) -> list[int]:
-        found: list[int] = self._tokenizer(text).input_ids
+        labels: list[int] = self._tokenizer(text).input_ids
         if self.fixed:
-            # The model shifts labels, and puts the first one before them itself.
-            return found[1:] if found[:1] == [self._state.start_id] else found
-        if self._tokenizer.unk_token_id in found:
+            # The model shifts labels and adds the start label itself.
+            return labels[1:] if labels[:1] == [self._state.start_id] else labels
+        if self._tokenizer.unk_token_id in labels:
             known = set(self._tokenizer.get_vocab())
-            unknown = sorted({one for one in text.replace(" ", _SPACE) if one not in known}) or [text]
-            raise ValueError(
-                f"the transcript has {unknown[0]!r}, which the processor's vocabulary has not; is `case` right?"
+            unknown = sorted({character for character in text.replace(" ", _SPACE) if character not in known}) or [text]
+            raise InvalidError(
+                "unknown_character",
+                f"the transcript contains {unknown[0]!r}, which is not in the processor's vocabulary; check `case`",
             )
-        return found
+        return labels
 
     def text(self, labels: Sequence[int]) -> str:
         options = {"skip_special_tokens": True} if self.fixed else {"group_tokens": False}
         return " ".join(self._tokenizer.decode(list(labels), **options).split())
 
-    def heard(self, steps: Sequence[int]) -> str:
+    def decode(self, steps: Sequence[int]) -> str:
         return " ".join(self._tokenizer.decode(list(steps), skip_special_tokens=self.fixed).split())
 
     def save(self, directory: Path) -> None:
@@ -148,7 +157,7 @@ class Processor:
 
     @property
     def config_fields(self) -> dict[str, Any]:
-        """What is set in a model's configuration: its labels, where they were fitted here."""
+        """Fields to set in a model's configuration: its labels, if they were fitted here."""
         if self.fixed:
             return {}
         fitted = {"vocab_size": len(self._tokenizer)} if self._state.characters else {}
@@ -164,13 +173,15 @@ class Processor:
         if _form(config) != (self._state.start_id, self._state.convolutions):
             raise DataError(
                 f"network.path: the model in {directory} is not of the kind that the dataset was prepared for. "
-                f"Prepare it with `processor: {directory}`."
+                f"Prepare it with `processor: {directory}`.",
+                code="wrong_model_kind",
             )
         labels = set(self._tokenizer.get_vocab().values()) - set(self._tokenizer.added_tokens_decoder)
         if not self._state.characters and max(labels, default=0) >= config.vocab_size:
             raise DataError(
-                f"network.path: the model in {directory} has {config.vocab_size} labels, the processor that the "
-                f"dataset was prepared with {max(labels) + 1}. Prepare it with `processor: {directory}`."
+                f"network.path: the model in {directory} has {config.vocab_size} labels, but the dataset's processor "
+                f"has {max(labels) + 1}. Prepare it with `processor: {directory}`.",
+                code="vocabulary_too_large",
             )
 
     def scores(self, model: Forward, batch: Mapping[str, "torch.Tensor"]) -> tuple["torch.Tensor", "torch.Tensor"]:
@@ -179,36 +190,36 @@ class Processor:
         module, lengths = module_of(model), batch["lengths"]
         inputs = {"input_values": as_weights(model, batch["features"])}
         if self._extractor.return_attention_mask:
-            places = torch.arange(batch["features"].shape[1], device=lengths.device)
-            inputs["attention_mask"] = (places < lengths[:, None]).long()
+            positions = torch.arange(batch["features"].shape[1], device=lengths.device)
+            inputs["attention_mask"] = (positions < lengths[:, None]).long()
         steps = module._get_feat_extract_output_lengths(lengths)
         return model(**inputs).logits.float(), steps
 
     def decoder_scores(self, model: Forward, batch: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
-        """Scores of each label after those before it, fp32 [B, labels, vocabulary]."""
+        """Scores of each label given those before it, fp32 [B, labels, vocabulary]."""
         features = as_weights(model, batch["features"])
         logits: torch.Tensor = model(input_features=features, labels=batch["labels"], use_cache=False).logits
         return logits.float()
 
-    def generate(self, model: Forward, features: "torch.Tensor", most: int) -> list[list[int]]:
-        """The labels that a model with a decoder writes, the likeliest each time."""
+    def generate(self, model: Forward, features: "torch.Tensor", max_labels: int) -> list[list[int]]:
+        """The labels that a model with a decoder writes, by greedy decoding."""
         module = module_of(model)
         weights = next(module.parameters())
-        told = {}
+        options = {}
         if self._language and getattr(module.generation_config, "lang_to_id", None):
-            told = {"language": self._language, "task": "transcribe"}
-        # A transcript's labels count their own start tokens; what is generated comes behind those.
+            options = {"language": self._language, "task": "transcribe"}
+        # Transcripts count their start tokens, generation does not.
         positions = getattr(module.config, "max_target_positions", None)
-        room = min(most, positions - _START_TOKENS) if positions else most
-        found = module.generate(
-            features.to(weights.device, weights.dtype), max_new_tokens=room, do_sample=False, num_beams=1, **told
+        room = min(max_labels, positions - _START_TOKENS) if positions else max_labels
+        generated = module.generate(
+            features.to(weights.device, weights.dtype), max_new_tokens=room, do_sample=False, num_beams=1, **options
         )
-        rows: list[list[int]] = found.tolist()
+        rows: list[list[int]] = generated.tolist()
         return rows
 
 
 def _form(config: Any) -> tuple[int | None, list[tuple[int, int]]] | None:
-    """What a decoder starts from, or the (kernel, stride) of the convolutions before CTC. None: it is neither kind."""
+    """The decoder's start label, and the (kernel, stride) of convolutions before CTC. None: neither kind of model."""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CTC_MAPPING_NAMES,
         MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
@@ -217,19 +228,20 @@ def _form(config: Any) -> tuple[int | None, list[tuple[int, int]]] | None:
     if config.model_type in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES:
         return config.decoder_start_token_id, []
     convolutions = list(zip(getattr(config, "conv_kernel", ()), getattr(config, "conv_stride", ()), strict=False))
-    adapted = getattr(config, "add_adapter", False)  # it shortens the sequence further
+    adapted = getattr(config, "add_adapter", False)  # an adapter would shorten the sequence further
     ctc = config.model_type in MODEL_FOR_CTC_MAPPING_NAMES and convolutions and not adapted
     return (None, convolutions) if ctc else None
 
 
 def _state_of(config: Any, extractor: Any, directory: Path) -> SpeechState:
-    """Which kind of model it is; its extent is not known yet."""
+    """The state that the kind of model decides; sizes are not known yet."""
     form, takes = _form(config), extractor.model_input_names[0]
     fits = form and (takes == "input_values" if form[0] is None else hasattr(extractor, "n_samples"))
     if not form or not fits:
         raise DataError(
-            f"processor: {directory}: a model of type {config.model_type!r} that takes {takes} cannot be used for "
-            "speech here; give one like Wav2Vec2, HuBERT or WavLM (CTC over samples, without adapter), or like Whisper."
+            f"processor: {directory}: a model of type {config.model_type!r} that takes {takes} is not supported; use a "
+            "model like Wav2Vec2, HuBERT or WavLM (CTC over samples, without adapter), or like Whisper.",
+            code="unsupported_model",
         )
     return SpeechState(samples=0, labels=0, start_id=form[0], convolutions=form[1])
 
@@ -238,11 +250,16 @@ def _extractor(directory: Path) -> Any:
     from transformers import AutoFeatureExtractor
 
     if not any((directory / name).is_file() for name in _EXTRACTOR_FILES):
-        raise DataError(f"processor: {directory} holds no {' or '.join(_EXTRACTOR_FILES)}; save the model's own there.")
+        raise DataError(
+            f"processor: {directory} does not hold {' or '.join(_EXTRACTOR_FILES)}; save the model's own there.",
+            code="file_missing",
+        )
     try:
         return AutoFeatureExtractor.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"processor: {directory} holds no feature extractor of audio: {error}") from error
+        raise DataError(
+            f"processor: {directory} does not hold a feature extractor for audio: {error}", code="invalid_processor"
+        ) from error
 
 
 def _tokenizer(directory: Path, language: str | None) -> Any:
@@ -251,7 +268,9 @@ def _tokenizer(directory: Path, language: str | None) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"processor: the tokenizer in {directory} cannot be loaded: {error}") from error
+        raise DataError(
+            f"processor: the tokenizer in {directory} cannot be loaded: {error}", code="invalid_processor"
+        ) from error
     if language and hasattr(tokenizer, "set_prefix_tokens") and f"<|{language}|>" in tokenizer.get_vocab():
         tokenizer.set_prefix_tokens(language=language, task="transcribe")
     return tokenizer
@@ -263,7 +282,7 @@ def _fitted_tokenizer(characters: Iterable[str], directory: Path) -> Any:
 
     names = [_PAD, _UNKNOWN, _SPACE, *sorted(set(characters) - {" ", _SPACE})]
     vocabulary = directory / "vocab.json"
-    vocabulary.write_text(json.dumps({name: place for place, name in enumerate(names)}), encoding="utf-8")
+    vocabulary.write_text(json.dumps({name: index for index, name in enumerate(names)}), encoding="utf-8")
     return Wav2Vec2CTCTokenizer(
         str(vocabulary),
         bos_token=None,

@@ -1,8 +1,8 @@
-"""`automatic-speech-recognition`: what is said in a clip.
+"""`automatic-speech-recognition`: transcribes a clip of speech.
 
-Stored are features, not samples: for a second of speech 8 KB instead of 32 KB; and to compute them anew, a millisecond
-a clip, would add half to each step of a small network. So a dataset is prepared for a kind of network: for this
-platform's with `features`, for a model of Transformers with its `processor`.
+A dataset stores features, not samples: a second of speech takes 8 KB instead of 32 KB, and computing features in
+training, a millisecond per clip, would lengthen each step of a small network by half. Therefore a dataset is prepared
+for a kind of network: with `features` for the platform's own, with `processor` for a model of Transformers.
 """
 
 import unicodedata
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from pydantic import Field, model_validator
 
-from maas_ray.errors import DataError, RequestError
+from maas_ray.errors import DataError, InvalidError, RequestError
 from maas_ray.tasks.metrics import mean_loss
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.pretrained import Pretrained, model_directory
@@ -30,7 +30,7 @@ from maas_ray.tasks.traits import Sound, Trait, lengths, picture_of
 if TYPE_CHECKING:
     import torch
 
-_NO_LABEL = -100  # what Transformers takes for no label
+_NO_LABEL = -100  # marks positions without a label, as in Transformers
 
 
 class AutomaticSpeechRecognitionSpec(TaskSpec):
@@ -39,18 +39,18 @@ class AutomaticSpeechRecognitionSpec(TaskSpec):
     type: Literal["automatic-speech-recognition"] = "automatic-speech-recognition"
     """Which task."""
     features: AnyFeatures = LogMel()
-    """What the network hears, where there is no `processor`."""
+    """Features of the platform's own networks, without `processor`."""
     processor: str | None = None
-    """Local directory of a Transformers model for speech, such as Wav2Vec2 or Whisper: its features and its vocabulary
-    are taken, for the network `pretrained`. Where it has no vocabulary, the characters of the transcripts are."""
+    """Local directory of a Transformers model for speech, such as Wav2Vec2 or Whisper, for the network `pretrained`. It
+    brings features and vocabulary; if it lacks a vocabulary, the characters of the transcripts are used."""
     sample_rate: int = Field(16_000, ge=4_000, le=96_000)
-    """Samples a second that clips are brought to."""
-    max_seconds: float = Field(30.0, ge=audio.SHORTEST_S, le=600)
-    """Longest clip that is taken, in training and in requests, seconds."""
+    """Samples per second to resample clips to."""
+    max_seconds: float = Field(30.0, ge=audio.MIN_SECONDS, le=600)
+    """Maximum length of a clip, in training and in requests, seconds."""
     case: Literal["lower", "upper", "keep"] | None = None
-    """What becomes of the case of transcripts. None: lower; with a processor, keep."""
+    """Case of transcripts. None: lower, or keep if there is a processor."""
     language: str | None = Field(None, min_length=2, max_length=8)
-    """Language of the transcripts, such as `en`: answers name it, and a multilingual Whisper is told it."""
+    """Language of the transcripts, such as `en`. Answers name it, and a multilingual Whisper needs it."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -63,18 +63,20 @@ class AutomaticSpeechRecognitionSpec(TaskSpec):
     @model_validator(mode="after")
     def _either(self) -> "AutomaticSpeechRecognitionSpec":
         if self.processor is not None and "features" in self.model_fields_set and self.features != LogMel():
-            raise ValueError("features: a processor brings its own; leave out either of them.")
+            raise InvalidError(
+                "conflicting_fields", "features: `processor` brings its own features; remove one of the two."
+            )
         return self
 
     def identity(self) -> dict[str, Any]:
-        """A processor counts by its files, wherever they lie."""
-        found = self.document()
+        """The fields, with digests of its files in place of a processor's path."""
+        document = self.document()
         if self.processor is not None:
-            found["processor"] = identity_of(self.processor)
-        return found
+            document["processor"] = identity_of(self.processor)
+        return document
 
     def parse_row(self, row: Row) -> Row | None:
-        """`audio` as mono float32 samples at the task's rate; `transcript` with single spaces; None if one is empty."""
+        """`audio` as mono samples at the task's rate; `transcript` with single spaces; None if either is empty."""
         content, transcript = row["audio"], row["transcript"]
         if content is None or transcript is None:
             return None
@@ -82,7 +84,7 @@ class AutomaticSpeechRecognitionSpec(TaskSpec):
         if not text:
             return None
         if not isinstance(content, bytes):
-            raise ValueError(f"audio is a {type(content).__name__}; give an audio file")
+            raise InvalidError("wrong_type", f"audio is a {type(content).__name__}, not an audio file")
         return {"audio": audio.decode(content, self.sample_rate, self.max_seconds), "transcript": text}
 
     def _text(self, transcript: Any) -> str:
@@ -90,31 +92,31 @@ class AutomaticSpeechRecognitionSpec(TaskSpec):
             try:
                 transcript = transcript.decode("utf-8-sig")
             except UnicodeDecodeError as error:
-                raise ValueError(f"the transcript is not UTF-8: byte {error.start}") from error
+                raise InvalidError("not_utf_8", f"the transcript is not UTF-8: byte {error.start}") from error
         if not isinstance(transcript, str):
-            raise ValueError(f"transcript is a {type(transcript).__name__}, not a string")
+            raise InvalidError("wrong_type", f"transcript is a {type(transcript).__name__}, not a string")
         text = " ".join(unicodedata.normalize("NFC", transcript).split())
         case = self.case or ("lower" if self.processor is None else "keep")
         return {"lower": text.lower(), "upper": text.upper(), "keep": text}[case]
 
     def fit(self, rows: Iterable[Row]) -> "AutomaticSpeechRecognition":
         """Fit the vocabulary and the statistics of frames, or take over a processor's."""
-        most = int(self.max_seconds * self.sample_rate)
+        max_samples = int(self.max_seconds * self.sample_rate)
         if self.processor is not None:
             processor, state = Processor.fit(
-                model_directory(self.processor), self.sample_rate, rows, most, self.language
+                model_directory(self.processor), self.sample_rate, rows, max_samples, self.language
             )
             return AutomaticSpeechRecognition(self, state, processor)
-        return AutomaticSpeechRecognition(self, Frames.fit(self.features, self.sample_rate, rows, most))
+        return AutomaticSpeechRecognition(self, Frames.fit(self.features, self.sample_rate, rows, max_samples))
 
 
 class AutomaticSpeechRecognition(Task):
     """A fitted `automatic-speech-recognition` task.
 
     Args:
-        spec: what the user wrote.
-        state: what was fitted.
-        processor: the fitted processor, where `spec` names one.
+        spec: the fields under `task:`.
+        state: sizes, vocabulary and statistics of the training split.
+        processor: the fitted processor, if the spec names one.
     """
 
     spec: AutomaticSpeechRecognitionSpec
@@ -133,8 +135,8 @@ class AutomaticSpeechRecognition(Task):
         self._decoder = processor if processor and processor.fixed else None
         self.frontend: Frontend = processor or Frames(spec.features, spec.sample_rate, state)
         if processor:
-            self.auto_model = processor.auto_model  # type: ignore[misc]  # which class fits is known once fitted
-        self._longest_s = min(spec.max_seconds, processor.window_s if processor else spec.max_seconds)
+            self.auto_model = processor.auto_model  # type: ignore[misc]  # the processor decides the class
+        self._max_seconds = min(spec.max_seconds, processor.window_s if processor else spec.max_seconds)
 
     # --- features
 
@@ -148,16 +150,16 @@ class AutomaticSpeechRecognition(Task):
         }
 
     def encode(self, rows: list[Row]) -> dict[str, Any]:
-        """`features` float16 [n, *shape] and their `length`; `labels` int32 [n, most] and theirs; 0 behind the end."""
+        """`features` float16 [n, *shape], `labels` int32 [n, max labels], and the lengths of both [n]."""
         features = np.zeros((len(rows), *self.frontend.shape), np.float16)
         labels = np.full((len(rows), self.state.labels), _NO_LABEL, np.int32)
         lengths, label_lengths = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.int32)
-        for place, row in enumerate(rows):
-            found = self._labels(row)
+        for index, row in enumerate(rows):
+            row_labels = self._labels(row)
             values = self.frontend.features(row["audio"])
-            features[place, : len(values)] = values
-            labels[place, : len(found)] = found
-            lengths[place], label_lengths[place] = len(values), len(found)
+            features[index, : len(values)] = values
+            labels[index, : len(row_labels)] = row_labels
+            lengths[index], label_lengths[index] = len(values), len(row_labels)
         return {"features": features, "length": lengths, "labels": labels, "label_length": label_lengths}
 
     def traits(self, rows: list[Row], encoded: Mapping[str, Any]) -> list[Trait]:
@@ -165,37 +167,37 @@ class AutomaticSpeechRecognition(Task):
         return [seconds, lengths("characters of the transcript", (len(row["transcript"]) for row in rows))]
 
     def describe(self, stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """The sound where samples are stored, else the features as a picture; the transcript."""
-        said = self.frontend.text(stored["labels"][: int(stored["label_length"])].tolist())
+        """The sound if samples are stored, else the features as a picture; and the transcript."""
+        transcript = self.frontend.text(stored["labels"][: int(stored["label_length"])].tolist())
         features = stored["features"] if self.frontend.fixed else stored["features"][: int(stored["length"])]
         if features.ndim == 1:
-            return {"audio": Sound(features, self.spec.sample_rate), "transcript": said}
+            return {"audio": Sound(features, self.spec.sample_rate), "transcript": transcript}
         bands = features if self.frontend.fixed else features.T
         note = f"{bands.shape[0]} features over {bands.shape[1]} frames"
-        return {"audio": picture_of(bands, note), "transcript": said}
+        return {"audio": picture_of(bands, note), "transcript": transcript}
 
     def _labels(self, row: Row) -> list[int]:
         """A row's labels.
 
         Raises:
-            ValueError: it cannot be trained on or measured.
+            InvalidError: the row can be neither trained on nor measured.
         """
         samples, rate = len(row["audio"]), self.spec.sample_rate
         if samples > self.state.samples:
             raise UnlearntError(
-                f"the clip is longer than those in training by more than a quarter, {samples / rate:.0f} s"
+                f"the clip is more than a quarter longer than all clips in training: {samples / rate:.0f} s"
             )
-        found = self.frontend.labels(row["transcript"])
-        if len(found) > self.state.labels:
-            raise UnlearntError("the transcript is longer than those in training by more than a quarter")
+        labels = self.frontend.labels(row["transcript"])
+        if len(labels) > self.state.labels:
+            raise UnlearntError("the transcript is more than a quarter longer than all transcripts in training")
         steps = self.frontend.steps(samples)
-        # CTC writes a label a step, and a blank between two that are alike.
-        repeats = sum(one == other for one, other in pairwise(found))
-        if steps is not None and len(found) + repeats > steps:
-            raise ValueError(
-                "the transcript is longer than can be said in the clip: more labels than the network has steps"
+        # CTC writes one label per step, and a blank between two equal labels.
+        repeats = sum(label == following for label, following in pairwise(labels))
+        if steps is not None and len(labels) + repeats > steps:
+            raise InvalidError(
+                "transcript_too_long", "the transcript has more labels than the network has steps for the clip"
             )
-        return found
+        return labels
 
     def save_state(self, directory: Path) -> dict[str, Any]:
         self.frontend.save(directory)
@@ -210,7 +212,7 @@ class AutomaticSpeechRecognition(Task):
     # --- model
 
     def collate(self, batch: Mapping[str, np.ndarray]) -> dict[str, "torch.Tensor"]:
-        """`features` float32 [B, longest of these, …], `lengths`, `labels` int64 [B, longest], `label_lengths`."""
+        """`features` float32 [B, longest, …], `lengths`, `labels` int64 [B, longest], `label_lengths`."""
         import torch
 
         lengths, label_lengths = batch["length"].astype(np.int64), batch["label_length"].astype(np.int64)
@@ -223,26 +225,26 @@ class AutomaticSpeechRecognition(Task):
         }
 
     def loss(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> "torch.Tensor":
-        return (self._decoded(model, batch) if self._decoder else self._ctc(model, batch)[0]).mean()
+        return (self._decoder_losses(model, batch) if self._decoder else self._ctc(model, batch)[0]).mean()
 
     def outcomes(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> Outcomes:
         if self._decoder:
-            losses, heard = self._decoded(model, batch), self._heard(model, batch)
+            losses, predicted = self._decoder_losses(model, batch), self._predicted(model, batch)
         else:
             losses, *steps = self._ctc(model, batch)
-            heard = _likeliest(*steps)
+            predicted = _most_likely(*steps)
         counts = batch["label_lengths"].tolist()
-        said = [row[:count] for row, count in zip(batch["labels"].tolist(), counts, strict=True)]
+        labels = [row[:count] for row, count in zip(batch["labels"].tolist(), counts, strict=True)]
         return {
             "loss": losses.double().cpu().numpy(),
-            "reference": _texts(map(self.frontend.text, said)),
-            "hypothesis": _texts(map(self.frontend.heard, heard)),
+            "reference": _texts(map(self.frontend.text, labels)),
+            "hypothesis": _texts(map(self.frontend.decode, predicted)),
         }
 
     def _ctc(
         self, model: Forward, batch: dict[str, "torch.Tensor"]
     ) -> tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]:
-        """Each row's loss, for each of its labels; and what `Frontend.scores` gives."""
+        """Each row's loss per label, and the logits and steps of `Frontend.scores`."""
         import torch.nn.functional as F
 
         logits, lengths = self.frontend.scores(model, batch)
@@ -256,31 +258,31 @@ class AutomaticSpeechRecognition(Task):
         )
         return losses / batch["label_lengths"], logits, lengths
 
-    def _decoded(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> "torch.Tensor":
-        """Each row's loss, for each of its labels, of a model with a decoder."""
+    def _decoder_losses(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> "torch.Tensor":
+        """Each row's loss per label, for a model with a decoder."""
         import torch.nn.functional as F
 
         logits = cast(Processor, self._decoder).decoder_scores(model, batch)
         losses = F.cross_entropy(logits.transpose(1, 2), batch["labels"], ignore_index=_NO_LABEL, reduction="none")
         return losses.sum(1) / batch["label_lengths"]
 
-    def _heard(self, model: Forward, batch: Mapping[str, "torch.Tensor"]) -> list[list[int]]:
+    def _predicted(self, model: Forward, batch: Mapping[str, "torch.Tensor"]) -> list[list[int]]:
         if self._decoder:
             return self._decoder.generate(model, batch["features"], self.state.labels)
-        return _likeliest(*self.frontend.scores(model, batch))
+        return _most_likely(*self.frontend.scores(model, batch))
 
     def metrics(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """`loss` in nats a label, mean over rows; `wer` and `cer`, errors for each word and character that was said.
+        """`loss` in nats per label, mean over rows; `wer` and `cer`, error rates of words and characters.
 
-        Both are above 1 where more is heard than was said.
+        An error rate exceeds 1 if the hypothesis has more errors than the reference has words or characters.
         """
         import jiwer
 
-        said, heard = outcomes["reference"].tolist(), outcomes["hypothesis"].tolist()
+        reference, hypothesis = outcomes["reference"].tolist(), outcomes["hypothesis"].tolist()
         return {
             "loss": mean_loss(outcomes),
-            "wer": float(jiwer.wer(said, heard)),
-            "cer": float(jiwer.cer(said, heard)),
+            "wer": float(jiwer.wer(reference, hypothesis)),
+            "cer": float(jiwer.cer(reference, hypothesis)),
         }
 
     def config_fields(self) -> dict[str, Any]:
@@ -289,8 +291,9 @@ class AutomaticSpeechRecognition(Task):
     def check_pretrained(self, config: Any, directory: Path) -> None:
         if self._processor is None:
             raise DataError(
-                f"the dataset was prepared with `features: {self.spec.features.type}`, which no Transformers model "
-                f"takes. Prepare it with `processor: {directory}`, or use the network conv-lstm."
+                f"network.path: the dataset was prepared with `features: {self.spec.features.type}`, which models of "
+                f"Transformers do not take. Prepare it with `processor: {directory}`, or use the network conv-lstm.",
+                code="processor_missing",
             )
         self._processor.check(config, directory)
 
@@ -305,16 +308,16 @@ class AutomaticSpeechRecognition(Task):
         return TensorSpec("text", "BYTES", (-1,)), TensorSpec("duration", "FP32", (-1,))
 
     def to_inputs(self, row: SpeechRow) -> dict[str, Any]:
-        ours = self.spec.language
-        if row.language and ours and row.language.lower() != ours.lower():
+        own = self.spec.language
+        if row.language and own and row.language.lower() != own.lower():
             raise RequestError(
-                f"This model was trained on the language {ours!r}, not {row.language!r}.",
+                f"This model was trained on the language {own!r}, not {row.language!r}.",
                 param="language",
                 code="invalid_value",
             )
         try:
-            return {"audio": audio.decode(row.audio, self.spec.sample_rate, self._longest_s)}
-        except ValueError as error:
+            return {"audio": audio.decode(row.audio, self.spec.sample_rate, self._max_seconds)}
+        except InvalidError as error:
             raise RequestError(f"{_sentence(error)}.", param="audio", code="invalid_audio") from error
 
     def to_answer(self, outputs: Mapping[str, Any]) -> SpeechAnswer:
@@ -327,22 +330,22 @@ class AutomaticSpeechRecognition(Task):
 
         clips, rate = inputs["audio"], self.spec.sample_rate
         if not np.isfinite(clips).all():
-            raise RequestError("audio holds samples that are not finite numbers.", param="audio", code="invalid_audio")
+            raise RequestError("audio holds samples that are not finite.", param="audio", code="invalid_audio")
         try:
-            audio.check_length(clips.shape[1], rate, self._longest_s)
-        except ValueError as error:
+            audio.check_length(clips.shape[1], rate, self._max_seconds)
+        except InvalidError as error:
             message = f"{_sentence(error)}. Samples are counted at {rate} Hz."
             raise RequestError(message, param="audio", code="invalid_audio") from error
         features = np.stack([self.frontend.features(clip) for clip in clips]).astype(np.float32)
         lengths = torch.full((len(clips),), features.shape[1], dtype=torch.int64)
         with torch.inference_mode():
-            heard = self._heard(model, {"features": torch.from_numpy(features), "lengths": lengths})
+            predicted = self._predicted(model, {"features": torch.from_numpy(features), "lengths": lengths})
         duration = np.full(len(clips), clips.shape[1] / rate, np.float32)
-        return {"text": _texts(map(self.frontend.heard, heard)), "duration": duration}
+        return {"text": _texts(map(self.frontend.decode, predicted)), "duration": duration}
 
 
-def _likeliest(logits: "torch.Tensor", lengths: "torch.Tensor") -> list[list[int]]:
-    """The likeliest label at each step of each row."""
+def _most_likely(logits: "torch.Tensor", lengths: "torch.Tensor") -> list[list[int]]:
+    """The most likely label at each step of each row."""
     rows = zip(logits.argmax(-1).tolist(), lengths.tolist(), strict=True)
     return [steps[:length] for steps, length in rows]
 

@@ -10,7 +10,7 @@ from maas_ray.tasks.rows import AnswerRow, RequestRow
 
 
 def _audio(value: Any) -> bytes:
-    """A file, or base64 of one → the file's bytes."""
+    """A file, or its base64 → the file's bytes."""
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str):
@@ -29,18 +29,18 @@ class SpeechRow(RequestRow):
         PlainValidator(_audio),
         WithJsonSchema({"type": "string", "contentEncoding": "base64", "minLength": 1}),
     ]
-    """A WAV, FLAC, OGG or MP3 file in base64. Of any sample rate and number of channels; it is converted as the clips
-    of the training were."""
+    """A WAV, FLAC, OGG or MP3 file in base64. Any sample rate and number of channels is converted as the training clips
+    were."""
     language: str | None = None
-    """The language that is spoken, such as `en`; refused where the model is known to be for another."""
+    """The spoken language, such as `en`. It is refused if the model is known to be for another language."""
 
 
 class SpeechAnswer(AnswerRow):
-    """What is said in the clip."""
+    """The transcript of a clip."""
 
     text: str
     """The transcript."""
     language: str | None
-    """The language that the model was trained on, where that was told."""
+    """The language of the model's training, if it was named."""
     duration: float
     """Length of the clip, seconds."""

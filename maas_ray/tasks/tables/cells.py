@@ -1,4 +1,4 @@
-"""What stands in a cell of a table: a number, a category, or nothing. The same in files and in requests."""
+"""Cells of a table, in files and in requests: a number, a category, or nothing."""
 
 import math
 import re
@@ -10,28 +10,31 @@ from typing import Any
 
 import numpy as np
 
+from maas_ray.errors import InvalidError
+
 Cell = int | float | str | None
-"""A number, a text that may be a number too, or nothing."""
+"""A number, a text (which may spell a number), or nothing."""
 
 
-_LONGEST_WORD = len("false")  # of those that are not themselves
+_MAX_WORD = len("false")  # the longest text with a meaning of its own
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,299})\.0+")
-"""A text that says a whole number as a decimal."""
+"""A text that spells a whole number as a decimal."""
 
 
 def cell(value: Any) -> Cell:
-    """A value of a file or a request: booleans are the texts `true` and `false`, NaN and blank text are nothing.
+    """A value of a file or a request as a cell.
 
-    A text that says one of these is as the value.
+    Booleans become the texts `true` and `false`; NaN and blank text become None. A text that spells such a value is
+    treated as the value.
 
     Raises:
-        ValueError: it is none of these; says what it is.
+        InvalidError: the value is of another type, or infinite.
     """
     if value is None:
         return None
     if isinstance(value, str):
         text = value.strip()
-        if len(text) > _LONGEST_WORD:
+        if len(text) > _MAX_WORD:
             return text
         folded = text.lower()
         if folded in ("true", "false"):
@@ -42,51 +45,51 @@ def cell(value: Any) -> Cell:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Integral):
-        return int(value)  # exactly: it may be an identifier of many digits
+        return int(value)  # not as a float: it may be an identifier of many digits
     if isinstance(value, (Real, Decimal)):
         return _finite(float(value))
     if isinstance(value, (date, time)):  # a datetime is a date
         return value.isoformat()
-    raise ValueError(f"a {type(value).__name__}, no number and no text")
+    raise InvalidError("wrong_type", f"a {type(value).__name__}, which is neither a number nor a text")
 
 
 def number(value: Cell) -> float:
-    """A cell as a number; NaN where there is none.
+    """A cell as a number; NaN if it is empty.
 
     Raises:
-        ValueError: it is a text that is no number.
+        InvalidError: a text does not spell a number, or an integer is too large for a float.
     """
     if isinstance(value, str):
-        if "_" in value:  # which Python would read over
-            raise ValueError(f"{value!r} is no number")
+        if "_" in value:  # Python ignores underscores
+            raise InvalidError("not_a_number", f"{value!r} is not a number")
         try:
             value = _finite(float(value))
         except ValueError:
-            raise ValueError(f"{value!r} is no number") from None
+            raise InvalidError("not_a_number", f"{value!r} is not a number") from None
     try:
         return math.nan if value is None else float(value)
     except OverflowError:
-        raise ValueError("an integer beyond all numbers") from None
+        raise InvalidError("number_too_large", "an integer is too large for a float") from None
 
 
 def numbers(values: Sequence[Cell]) -> np.ndarray:
-    """Cells as numbers, float64, each as `number` has it.
+    """Cells as numbers, float64, with the rules of `number`.
 
     Raises:
-        ValueError: one is a text that is no number.
+        InvalidError: as `number` does.
     """
     try:
-        found = np.array([math.nan if value is None else float(value) for value in values], np.float64)
+        result = np.array([math.nan if value is None else float(value) for value in values], np.float64)
     except (ValueError, OverflowError):
         return np.array([number(value) for value in values], np.float64)
-    # What Python reads and `number` does not.
-    if np.isinf(found).any() or "_" in "".join([value for value in values if isinstance(value, str)]):
+    # Python accepts infinity and underscores, `number` does not.
+    if np.isinf(result).any() or "_" in "".join([value for value in values if isinstance(value, str)]):
         return np.array([number(value) for value in values], np.float64)
-    return found
+    return result
 
 
 def category(value: Cell) -> str:
-    """A cell as the name of a category, a whole number without its point; empty where there is none."""
+    """A cell as the name of a category; empty if the cell is. Whole numbers lose their decimals."""
     if isinstance(value, str) and value.endswith("0") and _WHOLE.fullmatch(value):
         value = float(value)
     if isinstance(value, float):
@@ -95,30 +98,32 @@ def category(value: Cell) -> str:
 
 
 def cell_of(column: str, value: Any) -> Cell:
-    """A value of a named column, as `cell` has it.
+    """A value of a named column as a cell.
 
     Raises:
-        ValueError: names the column.
+        InvalidError: as `cell` does; names the column.
     """
     try:
         return cell(value)
-    except ValueError as error:
-        raise ValueError(f"column {column!r} holds {error}; leave it out by `exclude` or `features`") from error
+    except InvalidError as error:
+        raise InvalidError(
+            error.code, f"column {column!r} holds {error}; drop it with `exclude` or `features`"
+        ) from error
 
 
 def number_of(column: str, value: Cell) -> float:
-    """A cell of a named column, as `number` has it.
+    """A cell of a named column as a number.
 
     Raises:
-        ValueError: names the column.
+        InvalidError: as `number` does; names the column.
     """
     try:
         return number(value)
-    except ValueError as error:
-        raise ValueError(f"column {column!r} is a number: {error}") from error
+    except InvalidError as error:
+        raise InvalidError(error.code, f"column {column!r} must be a number: {error}") from error
 
 
 def _finite(value: float) -> float | None:
     if math.isinf(value):
-        raise ValueError("an infinite number")
+        raise InvalidError("not_finite", "an infinite number")
     return None if math.isnan(value) else value

@@ -39,7 +39,7 @@ class TabularClassificationSpec(TableSpec):
 
         training = watched()
         features = fit_features(self, training)
-        for _ in training:  # every label counts, however rare
+        for _ in training:  # collect the labels of all rows
             pass
         return TabularClassification(self, features, fit_labels(labels))
 

@@ -1,4 +1,4 @@
-"""What is fitted of a table's columns on the training split: which are numbers, their statistics, the categories."""
+"""Columns of a table as fitted on the training split: their types, statistics of numbers, and categories."""
 
 import math
 from collections import Counter
@@ -14,24 +14,24 @@ from maas_ray.tasks.rows import Row
 from maas_ray.tasks.tables.cells import Cell, category, number, numbers
 from maas_ray.tasks.tables.spec import TableSpec
 
-# Rows by which columns are told to be numbers, and of which medians are. Rows come in the order of hashes of their
-# content: the first of them are a sample.
+# Sample of rows that decides which columns are numbers, and that medians are taken over. Rows come in the order of
+# their content hashes, so the first ones are a random sample.
 _HEAD = 10_000
-_MOST_COUNTED = 1 << 16  # categories of a column; what is common is among the first
+_MAX_COUNTED = 1 << 16  # distinct categories of a column; frequent ones are among the first
 _BATCH = 1024
 
 
 class NumberColumn(Spec):
-    """A column of numbers. What is computed with is (x - center) / scale."""
+    """A column of numbers. The network sees (x - center) / scale."""
 
     name: str
     """The column."""
     fill: float
-    """What a missing one becomes."""
+    """Replacement of a missing number."""
     center: float
-    """What is taken off."""
+    """Number to subtract."""
     scale: float
-    """What is divided by."""
+    """Number to divide by."""
 
 
 class CategoryColumn(Spec):
@@ -40,36 +40,36 @@ class CategoryColumn(Spec):
     name: str
     """The column."""
     categories: list[str]
-    """Those that are told apart, the commonest first."""
+    """The distinct categories, the most frequent first."""
     fill: str | None
-    """What a missing one becomes. None: unknown."""
+    """Replacement of a missing category. None: unknown."""
 
 
 class TableFeatures(Spec):
-    """What was fitted on the training split."""
+    """Columns as fitted on the training split."""
 
     order: list[str]
-    """All columns, as the sources have them."""
+    """All columns, in the order of the sources."""
     numbers: list[NumberColumn]
-    """Those that are numbers."""
+    """Columns of numbers."""
     categories: list[CategoryColumn]
-    """Those that are categories."""
+    """Columns of categories."""
 
 
 class Moments:
-    """Count, mean, standard deviation, least and most of numbers, column by column, whatever their size.
+    """Count, mean, standard deviation, minimum and maximum of each column, computed in one stable pass.
 
     Args:
-        columns: how many columns.
+        columns: number of columns.
     """
 
     def __init__(self, columns: int) -> None:
         self.count = np.zeros(columns, np.int64)
         self.mean, self._squares = np.zeros(columns), np.zeros(columns)
-        self.least, self.most = np.full(columns, math.inf), np.full(columns, -math.inf)
+        self.min, self.max = np.full(columns, math.inf), np.full(columns, -math.inf)
 
     def add(self, values: np.ndarray) -> None:
-        """Count rows [n, columns] in; NaN is missing. By Chan, Golub and LeVeque (1979)."""
+        """Add rows [n, columns]; NaN is missing. The update is that of Chan, Golub and LeVeque (1979)."""
         known = ~np.isnan(values)
         count = known.sum(0)
         mean = np.where(known, values, 0.0).sum(0) / np.maximum(count, 1)
@@ -79,21 +79,21 @@ class Moments:
         self._squares += squares + apart**2 * self.count * weight
         self.mean += apart * weight
         self.count = total
-        self.least = np.minimum(self.least, np.where(known, values, math.inf).min(0, initial=math.inf))
-        self.most = np.maximum(self.most, np.where(known, values, -math.inf).max(0, initial=-math.inf))
+        self.min = np.minimum(self.min, np.where(known, values, math.inf).min(0, initial=math.inf))
+        self.max = np.maximum(self.max, np.where(known, values, -math.inf).max(0, initial=-math.inf))
 
     @property
     def std(self) -> np.ndarray:
-        """Of all of them; 1 where they are the same."""
+        """Standard deviation of each column; 1 if all its values are equal."""
         std: np.ndarray = np.sqrt(self._squares / np.maximum(self.count, 1))
-        return np.where(self.most > self.least, std, 1.0)
+        return np.where(self.max > self.min, std, 1.0)
 
 
 def fit_features(spec: TableSpec, rows: Iterable[Row]) -> TableFeatures:
     """Fit on parsed rows of the training split.
 
     Raises:
-        DataError: there is no column to predict from, or one that holds nothing.
+        DataError: there is no column to predict from, or a column is empty.
     """
     features = (row["features"] for row in islice(rows, spec.fit_rows))
     head = list(islice(features, _HEAD))
@@ -108,29 +108,31 @@ def fit_features(spec: TableSpec, rows: Iterable[Row]) -> TableFeatures:
     moments = Moments(len(numeric))
     counts = {name: Counter[str]() for name in order if name not in numeric}
     for batch in _batches(chain(head, features)):
-        # A text that comes late in a column of numbers is missing here; encoding leaves its row out, and says so.
+        # A text in a column of numbers, after the sample, counts as missing. Encoding drops its row and reports it.
         values = np.empty((len(batch), len(numeric)))
-        for place, name in enumerate(numeric):
-            values[:, place] = _numbers_or_nan([row.get(name) for row in batch])
+        for index, name in enumerate(numeric):
+            values[:, index] = _numbers_or_nan([row.get(name) for row in batch])
         moments.add(values)
         for name, counted in counts.items():
             for value in (category(row.get(name)) for row in batch):
-                if value and (value in counted or len(counted) < _MOST_COUNTED):
+                if value and (value in counted or len(counted) < _MAX_COUNTED):
                     counted[value] += 1
     return TableFeatures(
         order=order,
-        numbers=[_number_column(spec, name, place, moments, samples[name]) for place, name in enumerate(numeric)],
+        numbers=[_number_column(spec, name, index, moments, samples[name]) for index, name in enumerate(numeric)],
         categories=[_category_column(spec, name, counted) for name, counted in counts.items()],
     )
 
 
 def _check(spec: TableSpec, samples: Mapping[str, list[Cell]]) -> None:
     if not samples:
-        raise DataError(f"there is no column to predict {spec.target!r} from.")
+        raise DataError(f"there are no columns to predict {spec.target!r} from.", code="column_missing")
     if strange := [name for name in (*spec.numeric, *spec.categorical) if name not in samples]:
-        raise DataError(f"there is no column {strange[0]!r}; there are: {', '.join(samples)}.")
+        raise DataError(f"unknown column {strange[0]!r}; columns: {', '.join(samples)}.", code="column_missing")
     if empty := [name for name, values in samples.items() if not values]:
-        raise DataError(f"column {empty[0]!r} holds nothing in the training split; leave it out by `exclude`.")
+        raise DataError(
+            f"column {empty[0]!r} is empty in the training split; drop it with `exclude`.", code="column_empty"
+        )
 
 
 def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
@@ -138,9 +140,9 @@ def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
         yield batch
 
 
-def _number_column(spec: TableSpec, name: str, place: int, moments: Moments, sample: list[Cell]) -> NumberColumn:
-    mean, std, least, most = (float(of[place]) for of in (moments.mean, moments.std, moments.least, moments.most))
-    center, scale = {"standard": (mean, std), "minmax": (least, most - least or 1.0), "none": (0.0, 1.0)}[spec.scale]
+def _number_column(spec: TableSpec, name: str, index: int, moments: Moments, sample: list[Cell]) -> NumberColumn:
+    mean, std, low, high = (float(values[index]) for values in (moments.mean, moments.std, moments.min, moments.max))
+    center, scale = {"standard": (mean, std), "minmax": (low, high - low or 1.0), "none": (0.0, 1.0)}[spec.scale]
     fill = mean
     if spec.fill_numbers == "median":
         fill = median(map(number, sample))

@@ -1,12 +1,11 @@
-"""`time-series-forecasting`: the next `horizon` values of a series, from its last `context_length` ones.
+"""`time-series-forecasting`: the next `horizon` values of a series, predicted from its last `context_length` values.
 
-Two layouts are read. In a table whose rows are steps, steps are joined by `series` in the order of `time`, and the end
-of each series is held out, see `maas_ray.data.pipeline.series`. A row that holds lists is a whole series and falls
-into a split as a whole, by its content: for many short series. Either way no step is in two splits, so windows
-never straddle them.
-The price: a held-out end shorter than context and horizon together gives no window, and is dropped, counted.
+There are two layouts. In a table whose rows are steps, steps are joined by `series` in the order of `time`, and the end
+of each series is held out (see `maas_ray.data.pipeline.series`). A row that holds lists is a whole series; its content
+decides its split, which suits many short series. Either way no step is in two splits, so no window is either. A
+held-out end that is shorter than context and horizon together gives no window; it is dropped and counted.
 
-Covariates are known up to the present, as the target is; what will be known of the future is not taken.
+Covariates, like the target, are known up to the present. Future covariates are not supported.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from maas_ray.errors import DataError, RequestError
+from maas_ray.errors import DataError, InvalidError, RequestError
 from maas_ray.spec import Spec
 from maas_ray.tasks.metrics import mean_loss, regression
 from maas_ray.tasks.network import Forward
@@ -37,39 +36,42 @@ class TimeSeriesForecastingSpec(TaskSpec):
     type: Literal["time-series-forecasting"] = "time-series-forecasting"
     """Which task."""
     target: str = Field(min_length=1)
-    """Column to foretell: a number, or a list of them."""
+    """Column to predict: numbers, or lists of numbers."""
     covariates: tuple[str, ...] = ()
-    """Columns of numbers that are known up to the present, and help."""
+    """Further columns of numbers to predict from, known up to the present."""
     series: str | None = None
     """Column that tells series apart. None: all rows of a file are one series."""
     time: str | None = None
-    """Column by which steps are ordered: numbers, or dates as ISO 8601 writes them. None: they stand in order."""
+    """Column to order steps by: numbers or ISO 8601 dates. None: rows are in order."""
     context_length: int = Field(ge=2)
-    """Steps that a forecast is made from."""
+    """Number of steps to predict from."""
     horizon: int = Field(ge=1)
-    """Steps of a forecast."""
+    """Number of steps to predict."""
     stride: int = Field(1, ge=1)
-    """Steps from one window to the next."""
+    """Number of steps from one window to the next."""
     season: int = Field(1, ge=1)
-    """Steps after which the series repeats itself; what MASE's naive forecast goes by. 1: it does not."""
+    """Period of the series in steps, for the naive forecast of MASE. 1: the series is not periodic."""
     normalize: Literal["global", "context"] = "global"
-    """What values are normalised by: mean and standard deviation of the training split, or of each context by itself,
-    where series differ much in level or drift."""
+    """Statistics to normalise by. global: mean and standard deviation of the training split. context: those of each
+    context, for series that differ in level or drift."""
 
     @model_validator(mode="after")
     def _columns_differ(self) -> "TimeSeriesForecastingSpec":
         twice = [name for name in self.columns if self.columns.count(name) > 1]
         if twice:
-            raise ValueError(f"target, covariates, series, time: {twice[0]!r} stands twice; keep one.")
+            raise InvalidError(
+                "duplicate_column", f"target, covariates, series, time: {twice[0]!r} is named twice; keep one."
+            )
         if self.season >= self.context_length:
-            raise ValueError(
-                f"season ({self.season}) must be shorter than context_length ({self.context_length}); lengthen that."
+            raise InvalidError(
+                "season_too_long",
+                f"season ({self.season}) must be shorter than context_length ({self.context_length}).",
             )
         return self
 
     @property
     def channels(self) -> tuple[str, ...]:
-        """The columns that are values, the target first."""
+        """The columns of values, the target first."""
         return (self.target, *self.covariates)
 
     @property
@@ -85,7 +87,7 @@ class TimeSeriesForecastingSpec(TaskSpec):
         return Steps(self.channels, self.series, self.time, self.context_length + self.horizon, self.stride)
 
     def parse_row(self, row: Row) -> Row | None:
-        """`values` float64 [steps, channels]; a missing one is the one before it. None where a column holds nothing."""
+        """`values` float64 [steps, channels], missing ones filled from before. None if a column is empty."""
         if "values" not in row:
             name = category(cell(row[self.series])) if self.series else ""
             row = {"series": name, "start": 0, "values": self._of_lists(row)}
@@ -97,14 +99,14 @@ class TimeSeriesForecastingSpec(TaskSpec):
         lists = []
         for name in self.channels:
             if not isinstance(row[name], (list, tuple)):
-                raise ValueError(f"column {name!r} holds no list, where {self.target!r} does")
+                raise InvalidError("wrong_type", f"column {name!r} must hold a list, as {self.target!r} does")
             try:
                 lists.append([number(cell(value)) for value in row[name]])
-            except ValueError as error:
-                raise ValueError(f"column {name!r}: {error}") from error
+            except InvalidError as error:
+                raise InvalidError(error.code, f"column {name!r}: {error}") from error
         if len({*map(len, lists)}) > 1:
-            found = " and ".join(f"{len(values)}" for values in lists)
-            raise ValueError(f"lists of {found} values in one row; they are to be of one length")
+            counts = " and ".join(f"{len(values)}" for values in lists)
+            raise InvalidError("length_mismatch", f"the lists of a row have {counts} values; they must be equally long")
         return np.array(lists, np.float64).reshape(len(lists), -1).T
 
     def fit(self, rows: Iterable[Row]) -> "TimeSeriesForecasting":
@@ -115,29 +117,30 @@ class TimeSeriesForecastingSpec(TaskSpec):
             longest = max(longest, len(row["values"]))
         if longest < self.context_length + self.horizon:
             raise DataError(
-                f"context_length and horizon take {self.context_length + self.horizon} steps together, but the longest "
-                f"series of the training split has {longest}."
+                f"context_length plus horizon is {self.context_length + self.horizon} steps, but the longest series of "
+                f"the training split has {longest}.",
+                code="series_too_short",
             )
         return TimeSeriesForecasting(self, SeriesFeatures(mean=moments.mean.tolist(), std=moments.std.tolist()))
 
 
 class SeriesFeatures(Spec):
-    """What was fitted on the training split."""
+    """Statistics of the training split."""
 
     mean: list[float]
-    """Of each channel, in the user's unit."""
+    """Mean of each channel, in the user's unit."""
     std: list[float]
-    """Standard deviation of each; 1 where all values are the same."""
+    """Standard deviation of each channel; 1 if all its values are equal."""
 
 
 def filled(values: np.ndarray) -> np.ndarray:
-    """Float64 [steps, channels] with the last known value in place of NaN; before the first known one, with that."""
+    """Fill NaN in float64 [steps, channels] with the last known value, and before the first known value with that."""
     known = ~np.isnan(values)
     if known.all():
         return values
-    places = np.where(known, np.arange(len(values))[:, None], 0)
-    places = np.maximum(np.maximum.accumulate(places, axis=0), known.argmax(0))
-    return np.take_along_axis(values, places, axis=0)
+    steps = np.where(known, np.arange(len(values))[:, None], 0)
+    steps = np.maximum(np.maximum.accumulate(steps, axis=0), known.argmax(0))
+    return np.take_along_axis(values, steps, axis=0)
 
 
 _Value = Annotated[float, Field(allow_inf_nan=False)] | None
@@ -147,12 +150,12 @@ class SeriesRow(RequestRow):
     """The last steps of a series."""
 
     values: Annotated[list[_Value | list[_Value]], Field(min_length=1)]
-    """At least as many steps as the model's context, the newest last; of more, the last ones count. A step is a number;
-    with covariates, it is a list: the target, and the covariates in their order. null is missing."""
+    """At least as many steps as the model's context, the newest last; earlier steps are ignored. A step is a number, or
+    with covariates a list of the target and the covariates in their order. null is missing."""
 
 
 class SeriesForecast(AnswerRow):
-    """What follows."""
+    """The forecast of a series."""
 
     forecast: list[float]
     """The target at each of the next steps."""
@@ -190,7 +193,9 @@ class TimeSeriesForecasting(Task):
         contexts, targets = [], []
         for row in rows:
             if len(row["values"]) < length + horizon:
-                raise ValueError("too short a series, or held-out end of one, for context_length and horizon")
+                raise InvalidError(
+                    "series_too_short", "a series, or the held-out end of one, is shorter than context_length + horizon"
+                )
             windows = np.lib.stride_tricks.sliding_window_view(row["values"], length + horizon, axis=0)
             windows = windows[:: self.spec.stride]  # [windows, channels, steps]
             contexts.append(windows[:, :, :length].transpose(0, 2, 1))
@@ -198,13 +203,13 @@ class TimeSeriesForecasting(Task):
         return {"context": np.concatenate(contexts), "target": np.concatenate(targets)}
 
     def traits(self, rows: list[Row], encoded: Mapping[str, Any]) -> list[Trait]:
-        """Lengths of the stretches that windows are cut from; the first target of each window."""
+        """Lengths of the series that windows are cut from; the first target of each window."""
         steps = lengths("steps", (len(row["values"]) for row in rows))
         return [steps, Trait("target", self.spec.target, encoded["target"][:, 0])]
 
     def describe(self, stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """A window: each channel of the context, and the target behind it."""
-        channels = {name: Curve(stored["context"][:, place]) for place, name in enumerate(self.spec.channels)}
+        """A window: each channel of the context, and the target that follows."""
+        channels = {name: Curve(stored["context"][:, index]) for index, name in enumerate(self.spec.channels)}
         return channels | {f"{self.spec.target}, next {self.spec.horizon}": Curve(stored["target"])}
 
     def save_state(self, directory: Path) -> dict[str, Any]:
@@ -215,9 +220,10 @@ class TimeSeriesForecasting(Task):
         return cls(spec, SeriesFeatures.parse(state, source=f"{directory}: features"))
 
     def collate(self, batch: Mapping[str, np.ndarray]) -> dict[str, "torch.Tensor"]:
-        """`context` float32 [B, steps, channels], normalised; `level` and `spread` float64 [B, 1] take the target
-        back to the user's unit. Where targets are known: `target` float64 [B, horizon], and `naive` float64 [B], the
-        mean error of the seasonal naive forecast within the context.
+        """`context` float32 [B, steps, channels], normalised; `level` and `spread` float64 [B, 1] to undo it.
+
+        If targets are known, also `target` float64 [B, horizon], and `naive` float64 [B], the mean error of the
+        seasonal naive forecast within the context.
         """
         import torch
 
@@ -228,22 +234,22 @@ class TimeSeriesForecasting(Task):
         else:
             shape = (len(context), 1, len(self.spec.channels))
             mean, std = np.broadcast_to(self.features.mean, shape), np.broadcast_to(self.features.std, shape)
-        found = {
+        tensors = {
             "context": ((context - mean) / std).astype(np.float32),
             "level": np.array(mean[:, :, 0]),
             "spread": np.array(std[:, :, 0]),
         }
         if "target" in batch:
             season, known = self.spec.season, context[:, :, 0]
-            found["naive"] = np.abs(known[:, season:] - known[:, :-season]).mean(1)
-            found["target"] = np.ascontiguousarray(batch["target"])
-        return {name: torch.from_numpy(values) for name, values in found.items()}
+            tensors["naive"] = np.abs(known[:, season:] - known[:, :-season]).mean(1)
+            tensors["target"] = np.ascontiguousarray(batch["target"])
+        return {name: torch.from_numpy(values) for name, values in tensors.items()}
 
     @staticmethod
-    def _said(model: Forward, batch: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
+    def _predicted(model: Forward, batch: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
         """fp32 [B, horizon], normalised."""
-        said: torch.Tensor = model(context=batch["context"])
-        return said.float()
+        predicted: torch.Tensor = model(context=batch["context"])
+        return predicted.float()
 
     @staticmethod
     def _target(batch: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
@@ -254,30 +260,30 @@ class TimeSeriesForecasting(Task):
         """Mean squared error of normalised values."""
         import torch.nn.functional as F
 
-        return F.mse_loss(self._said(model, batch), self._target(batch))
+        return F.mse_loss(self._predicted(model, batch), self._target(batch))
 
     def outcomes(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> Outcomes:
-        said = self._said(model, batch)
+        predicted = self._predicted(model, batch)
         return {
-            "loss": (said - self._target(batch)).double().square().mean(-1).cpu().numpy(),
+            "loss": (predicted - self._target(batch)).double().square().mean(-1).cpu().numpy(),
             "target": batch["target"].cpu().numpy(),
-            "prediction": (said.double() * batch["spread"] + batch["level"]).cpu().numpy(),
+            "prediction": (predicted.double() * batch["spread"] + batch["level"]).cpu().numpy(),
             "naive": batch["naive"].cpu().numpy(),
         }
 
     def metrics(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """`loss`, those of `metrics.regression`, and `mase`.
+        """`loss`, the metrics of `metrics.regression`, and `mase`.
 
-        The mean absolute scaled error of Hyndman and Koehler (2006), "Another look at measures of forecast accuracy": a
-        window's mean error over the horizon, in units of the seasonal naive forecast's, one season ahead within the
-        context. Windows whose context repeats itself exactly have no such unit, and are left out.
+        `mase` is the mean absolute scaled error of Hyndman and Koehler (2006), "Another look at measures of forecast
+        accuracy": a window's mean error over the horizon, divided by the error of the seasonal naive forecast within
+        the context. Windows whose context repeats exactly are excluded, since that error is zero.
         """
-        found = {"loss": mean_loss(outcomes), **regression(outcomes)}
+        metrics = {"loss": mean_loss(outcomes), **regression(outcomes)}
         errors = np.abs(outcomes["prediction"] - outcomes["target"]).mean(-1)
         defined = outcomes["naive"] > 0
         if defined.any():
-            found["mase"] = float((errors[defined] / outcomes["naive"][defined]).mean())
-        return found
+            metrics["mase"] = float((errors[defined] / outcomes["naive"][defined]).mean())
+        return metrics
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -290,16 +296,16 @@ class TimeSeriesForecasting(Task):
     def to_inputs(self, row: SeriesRow) -> dict[str, Any]:
         length, names = self.spec.context_length, self.spec.channels
         steps = [step if isinstance(step, list) else [step] for step in row.values]
-        wrong = next((place for place, step in enumerate(steps) if len(step) != len(names)), None)
+        wrong = next((index for index, step in enumerate(steps) if len(step) != len(names)), None)
         if wrong is not None:
             raise RequestError(
-                f"a step of {len(steps[wrong])} values; here it has {len(names)}: {', '.join(names)}.",
+                f"This step has {len(steps[wrong])} values; a step has {len(names)}: {', '.join(names)}.",
                 param=f"values[{wrong}]",
                 code="invalid_value",
             )
         if len(steps) < length:
             raise RequestError(
-                f"{len(steps)} steps; this model needs the last {length}.",
+                f"The series has {len(steps)} steps; this model needs the last {length}.",
                 param="values",
                 code="invalid_value",
             )
@@ -316,8 +322,8 @@ class TimeSeriesForecasting(Task):
         if np.isinf(values).any():
             raise RequestError("values holds a number that is not finite.", param="values", code="invalid_value")
         if np.isnan(values).all(1).any():
-            raise RequestError("values holds nothing of a column.", param="values", code="invalid_value")
-        batch = self.collate({"context": np.stack([filled(one) for one in values])})
+            raise RequestError("values is null throughout a column.", param="values", code="invalid_value")
+        batch = self.collate({"context": np.stack([filled(series) for series in values])})
         with torch.inference_mode():
-            said = self._said(model, batch).double()
-        return {"forecast": (said * batch["spread"] + batch["level"]).numpy()}
+            predicted = self._predicted(model, batch).double()
+        return {"forecast": (predicted * batch["spread"] + batch["level"]).numpy()}

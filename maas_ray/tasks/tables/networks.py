@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Linear(NetworkSpec):
-    """Linear regression; for classes, logistic regression."""
+    """Linear regression, or logistic regression for classes."""
 
     type: Literal["linear"] = "linear"
     """Which network."""
@@ -27,9 +27,9 @@ class Mlp(NetworkSpec):
     type: Literal["mlp"] = "mlp"
     """Which network."""
     hidden_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field((64, 64), min_length=1)
-    """Widths of the hidden layers, the first next to the columns."""
+    """Widths of the hidden layers, from the columns on."""
     activation: Literal["relu", "gelu", "tanh"] = "relu"
-    """What stands behind each of them."""
+    """Activation after each hidden layer."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Share of each hidden layer's values dropped in training."""
 
@@ -44,7 +44,7 @@ class Recurrent(NetworkSpec):
     type: Literal["recurrent"] = "recurrent"
     """Which network."""
     cell: Literal["rnn", "gru", "lstm"] = "lstm"
-    """What it is made of."""
+    """The recurrent unit."""
     hidden_size: int = Field(64, ge=1)
     """Width of each layer."""
     layers: int = Field(1, ge=1)

@@ -1,7 +1,7 @@
 """`tabular-regression`: a number for a row of a table.
 
-The network learns the target less its mean, in standard deviations, both of the training split; what is answered and
-measured is in the user's unit.
+The network learns the target normalised by its mean and standard deviation in the training split. Answers and metrics
+are in the user's unit.
 """
 
 from array import array
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from maas_ray.errors import InvalidError
 from maas_ray.spec import Spec
 from maas_ray.tasks.metrics import mean_loss, regression
 from maas_ray.tasks.network import Forward
@@ -38,8 +39,8 @@ class TabularRegressionSpec(TableSpec):
     def parse_target(self, target: float | str) -> float:
         try:
             return number(target)
-        except ValueError as error:
-            raise ValueError(f"the target {self.target!r} is a number: {error}") from error
+        except InvalidError as error:
+            raise InvalidError(error.code, f"the target {self.target!r} must be a number: {error}") from error
 
     def fit(self, rows: Iterable[Row]) -> "TabularRegression":
         moments, targets = Moments(1), array("d")
@@ -55,26 +56,26 @@ class TabularRegressionSpec(TableSpec):
             moments.add(np.array(targets).reshape(-1, 1))
             del targets[:]
 
-        features = fit_features(self, watched())  # may end before the rows do
+        features = fit_features(self, watched())  # reads `fit_rows` rows at most
         count()
         target = TargetScale(mean=float(moments.mean[0]), std=float(moments.std[0]))
         return TabularRegression(self, features, target)
 
 
 class TargetScale(Spec):
-    """Of the target in the training split."""
+    """Statistics of the target in the training split."""
 
     mean: float
-    """In the user's unit."""
+    """Mean, in the user's unit."""
     std: float
-    """Standard deviation, in the user's unit; 1 where all targets are the same."""
+    """Standard deviation, in the user's unit; 1 if all targets are equal."""
 
 
 class TableNumber(AnswerRow):
-    """What is predicted of a row."""
+    """The prediction for a row."""
 
     prediction: float
-    """In the unit of the training's target."""
+    """Predicted target, in the unit of the training data."""
 
 
 class TabularRegression(TableTask):
@@ -114,7 +115,7 @@ class TabularRegression(TableTask):
         return cls(spec, TableFeatures.parse(columns, source=source), TargetScale.parse(state["target"], source=source))
 
     def _errors(self, model: Forward, batch: Mapping[str, "torch.Tensor"]) -> "tuple[torch.Tensor, torch.Tensor]":
-        """What the network says, and what it should have said; fp32 [B] each."""
+        """The network's outputs and the normalised targets; fp32 [B] each."""
         target = (batch["target"].double() - self.target.mean) / self.target.std
         return self.network_outputs(model, batch).squeeze(-1), target.float()
 
@@ -125,15 +126,15 @@ class TabularRegression(TableTask):
         return F.mse_loss(*self._errors(model, batch))
 
     def outcomes(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> Outcomes:
-        said, target = self._errors(model, batch)
+        output, target = self._errors(model, batch)
         return {
-            "loss": (said - target).double().square().cpu().numpy(),
+            "loss": (output - target).double().square().cpu().numpy(),
             "target": batch["target"].double().cpu().numpy(),
-            "prediction": said.double().cpu().numpy() * self.target.std + self.target.mean,
+            "prediction": output.double().cpu().numpy() * self.target.std + self.target.mean,
         }
 
     def metrics(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """`loss`, and those of `metrics.regression` in the user's unit."""
+        """`loss`, and the metrics of `metrics.regression` in the user's unit."""
         return {"loss": mean_loss(outcomes), **regression(outcomes)}
 
     @property
@@ -145,5 +146,5 @@ class TabularRegression(TableTask):
 
     def predict(self, model: Forward, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """A tensor for each column, [n] → `prediction` float64 [n]."""
-        said = self.network_answers(model, inputs).squeeze(-1)
-        return {"prediction": said.double().numpy() * self.target.std + self.target.mean}
+        output = self.network_answers(model, inputs).squeeze(-1)
+        return {"prediction": output.double().numpy() * self.target.std + self.target.mean}

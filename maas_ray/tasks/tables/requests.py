@@ -12,7 +12,7 @@ from maas_ray.tasks.tables.features import TableFeatures
 
 
 class TableRow(RequestRow):
-    """A row of a table: a number, a text or null for each of the model's columns; one that is left out is missing."""
+    """A row of a table: a number, a text or null for each of the model's columns. An absent column counts as null."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, float | str | bool | None]
@@ -27,12 +27,12 @@ def _as_category(value: Any) -> Any:
 
 def _as_number(value: Any) -> Any:
     try:
-        found = number(cell(value))
+        result = number(cell(value))
     except ValueError:
-        if isinstance(value, str):  # which pydantic may read otherwise
+        if isinstance(value, str):  # pydantic would accept other spellings
             raise PydanticKnownError("float_type") from None
         return value
-    return None if math.isnan(found) else found
+    return None if math.isnan(result) else result
 
 
 _Number = Annotated[float | None, Field(allow_inf_nan=False), BeforeValidator(_as_number)]
@@ -40,15 +40,15 @@ _Category = Annotated[str | None, BeforeValidator(_as_category)]
 
 
 def attribute(column: str) -> str:
-    """A column's name as a field of a request: its own, unless that has a meaning in Python's classes."""
+    """The attribute for a column: its own name, unless the name is private or taken by Python's classes."""
     return f"column:{column}" if column.startswith("_") or hasattr(RequestRow, column) else column
 
 
 def request_type(features: TableFeatures) -> type[RequestRow]:
-    """The row that a model of these columns takes."""
+    """The request row of a model with these columns."""
     numbers = {column.name for column in features.numbers}
     fields: dict[str, Any] = {
         attribute(name): (_Number if name in numbers else _Category, Field(None, alias=name)) for name in features.order
     }
-    found: type[RequestRow] = create_model("TableRow", __base__=RequestRow, **fields)
-    return found
+    row: type[RequestRow] = create_model("TableRow", __base__=RequestRow, **fields)
+    return row

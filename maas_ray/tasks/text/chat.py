@@ -1,17 +1,17 @@
-"""Chats as one text, by a tokenizer's own template: the same in training and in serving."""
+"""Chats as one text, rendered by the tokenizer's own template in training and in serving."""
 
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from maas_ray.errors import RequestError
+from maas_ray.errors import InvalidError, RequestError
 
 if TYPE_CHECKING:
     import tokenizers
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 
-# A model trained on plain text knows no roles: its "chat" is the contents, one after the other.
+# A model trained on plain text does not know roles. Its "chat" is the contents, one after the other.
 PLAIN = "{% for message in messages %}{{ message['content'] }}{% if not loop.last %}{{ '\\n' }}{% endif %}{% endfor %}"
 START, END = "<|im_start|>", "<|im_end|>"
 # ChatML (OpenAI 2023, "Chat Markup Language"). The last turn ends with the token that ends an answer.
@@ -23,19 +23,23 @@ MARKED = (
 
 
 def parse_chat(messages: Any) -> dict[str, Any] | None:
-    """A chat as JSON, always the same for the same one; None when it is empty."""
+    """A chat in canonical JSON; None if it is empty.
+
+    Raises:
+        InvalidError: it is not a list of messages with a role and a content.
+    """
     if not messages:
         return None
     if not isinstance(messages, list):
-        raise ValueError(f"messages is a {type(messages).__name__}, not a list")
+        raise InvalidError("wrong_type", f"messages is a {type(messages).__name__}, not a list")
     kept = []
-    for place, message in enumerate(messages):
+    for index, message in enumerate(messages):
         fields = (
             {key: value for key, value in message.items() if value is not None} if isinstance(message, dict) else {}
         )
         for name in ("role", "content"):
             if not isinstance(fields.get(name), str):
-                raise ValueError(f"messages[{place}] has no text as its {name!r}")
+                raise InvalidError("wrong_type", f"messages[{index}].{name} must be a string")
         kept.append(fields)
     return {"messages": json.dumps(kept, ensure_ascii=False, sort_keys=True)}
 
@@ -53,7 +57,7 @@ class ChatTemplate:
 
     @classmethod
     def of(cls, files: Mapping[str, bytes]) -> "ChatTemplate | None":
-        """The template in a tokenizer's files by name, or None where there is none."""
+        """The template in a tokenizer's files, by name; None if they hold none."""
         config = json.loads(files.get("tokenizer_config.json", b"{}"))
         written = files.get("chat_template.jinja")
         template = config.get("chat_template") if written is None else written.decode("utf-8")
@@ -68,10 +72,10 @@ class ChatTemplate:
         return cls(template, special)
 
     def whole(self, messages: list[dict[str, Any]]) -> str:
-        """A chat that is over, as a model learns it.
+        """A finished chat, as a model learns it.
 
         Raises:
-            RequestError: the template refuses it.
+            RequestError: the template raises an error for it.
         """
         return self._render(messages, None, answer=False)
 
@@ -79,22 +83,22 @@ class ChatTemplate:
         """The messages as one prompt, ready for the assistant's answer.
 
         Raises:
-            RequestError: the template refuses them, such as for the order of the roles; or it leaves tools, calls
-                of tools or what these answered out of the prompt.
+            RequestError: the template raises an error, such as for the order of roles, or it omits tools, tool calls
+                or tool answers from the prompt.
         """
         rendered = self._render(messages, tools)
-        if tools and self._says(rendered, messages, None):
+        if tools and self._renders(rendered, messages, None):
             raise _unknown_to_template("tools", "tools")
         calls = [{key: value for key, value in message.items() if key != "tool_calls"} for message in messages]
-        if calls != messages and self._says(rendered, calls, tools):
-            raise _unknown_to_template("messages", "calls of tools")
+        if calls != messages and self._renders(rendered, calls, tools):
+            raise _unknown_to_template("messages", "tool calls")
         answers = [message for message in messages if message["role"] != "tool"]
-        if answers != messages and self._says(rendered, answers, tools):
+        if answers != messages and self._renders(rendered, answers, tools):
             raise _unknown_to_template("messages", "the role 'tool'")
         return rendered
 
-    def _says(self, rendered: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> bool:
-        """Whether the prompt would be the same with these."""
+    def _renders(self, rendered: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> bool:
+        """True if these messages and tools render to the same prompt."""
         try:
             return self._render(messages, tools) == rendered
         except RequestError:
@@ -116,12 +120,12 @@ class ChatTemplate:
             )
         except TemplateError as error:
             raise RequestError(
-                f"The model's chat template refuses these messages: {error}", param="messages", code="invalid_value"
+                f"The model's chat template rejects these messages: {error}", param="messages", code="invalid_value"
             ) from error
         return str(rendered[0])
 
     def writes_special_tokens(self, tokenizer: "tokenizers.Tokenizer") -> bool:
-        """Whether the template itself writes special tokens around what people say."""
+        """True if the template itself writes special tokens around the contents."""
         special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
         try:
             rendered = self.render([{"role": "user", "content": "x"}])
@@ -130,9 +134,9 @@ class ChatTemplate:
         return any(token in rendered for token in special)
 
 
-def _unknown_to_template(param: str, what: str) -> RequestError:
+def _unknown_to_template(param: str, part: str) -> RequestError:
     return RequestError(
-        f"The model's chat template does not show the model {what}; leave that out.",
+        f"The model's chat template does not pass {part} to the model; remove them.",
         param=param,
         code="unsupported_parameter",
     )

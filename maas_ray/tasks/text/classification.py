@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from maas_ray.errors import CorruptError, RequestError
+from maas_ray.errors import CorruptError, InvalidError, RequestError
 from maas_ray.tasks.classifying import Classifying, fit_labels
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.pretrained import Pretrained
@@ -31,16 +31,16 @@ class TextClassificationSpec(EncoderTaskSpec):
     inputs: ClassVar[tuple[str, ...]] = ("text",)
 
     def parse_row(self, row: Row) -> Row | None:
-        """`text` and `label` as strings; None when either is missing."""
+        """`text` and `label` as strings; None if either is missing."""
         text, label = row["text"], row["label"]
         if text is None or label is None or str(label) == "":
             return None
         if not isinstance(text, str):
-            raise ValueError(f"text is a {type(text).__name__}, not a string")
+            raise InvalidError("wrong_type", f"text is a {type(text).__name__}, not a string")
         return {"text": text, "label": str(label)} if text.strip() else None
 
     def fit(self, rows: Iterable[Row]) -> "TextClassification":
-        """Label names, sorted; the tokenizer, unless one is given."""
+        """Collect the labels, sorted, and fit the tokenizer unless it is given."""
         labels: set[str] = set()
 
         def texts() -> Iterable[str]:
@@ -50,7 +50,7 @@ class TextClassificationSpec(EncoderTaskSpec):
 
         reading = texts()
         files = self.tokenizer_files(reading)
-        for _ in reading:  # what the tokenizer was not fitted on has labels too
+        for _ in reading:  # collect the labels of the rows that the tokenizer did not need
             pass
         return TextClassification(self, files, fit_labels(labels))
 
@@ -59,7 +59,7 @@ class ClassifiedText(RequestRow):
     """A text."""
 
     text: str = Field(min_length=1)
-    """What to classify. Only its beginning is read, where it is longer than the texts of the training could be."""
+    """The text to classify. If it is longer than the dataset's `max_length`, only its beginning is read."""
 
 
 class TextClassification(EncoderTask, Classifying):
@@ -89,13 +89,13 @@ class TextClassification(EncoderTask, Classifying):
         }
 
     def encode(self, rows: list[Row]) -> dict[str, Any]:
-        """`input_ids` [n, max_length], `length` [n]; `label` [n], -1 where a row has none (a request)."""
+        """`input_ids` [n, max_length], `length` [n]; `label` [n], -1 for a row without a label (a request)."""
         encodings = self.encoder.encode([row["text"] for row in rows])
         ids, lengths = self.encoder.padded([encoding.ids for encoding in encodings])
         return {"input_ids": ids, "length": lengths, "label": self.label_ids(rows)}
 
     def traits(self, rows: list[Row], encoded: Mapping[str, Any]) -> list[Trait]:
-        """Tokens are those that are read, of a text that is cut `max_length`."""
+        """Lengths in tokens, after truncation, and in characters; labels."""
         characters = lengths("characters", (len(row["text"]) for row in rows))
         return [lengths("tokens", encoded["length"]), characters, self.label_trait(encoded["label"])]
 
@@ -108,7 +108,7 @@ class TextClassification(EncoderTask, Classifying):
     @classmethod
     def load_state(cls, spec: Any, state: dict[str, Any], directory: Path) -> "TextClassification":
         if not isinstance(state.get("labels"), list):
-            raise CorruptError(f"{directory}: the features of {spec.type} name no labels.")
+            raise CorruptError(f"{directory}: the features of {spec.type} lack `labels`.", code="features_incomplete")
         return cls(spec, read_files(directory), state["labels"])
 
     def collate(self, batch: Mapping[str, np.ndarray]) -> dict[str, "torch.Tensor"]:
@@ -130,7 +130,7 @@ class TextClassification(EncoderTask, Classifying):
 
         try:
             stored = self.encode([{"text": str(text)} for text in inputs["text"]])
-        except ValueError as error:
+        except InvalidError as error:
             raise RequestError(f"{error}.", param="text", code="invalid_value") from error
         with torch.inference_mode():
             return self.answered(self.logits(model, trimmed(stored["input_ids"], stored["length"])))

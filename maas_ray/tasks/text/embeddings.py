@@ -1,8 +1,8 @@
-"""`feature-extraction`: a vector for a text, near those of texts that belong with it.
+"""`feature-extraction`: embeds a text as a vector, close to the vectors of texts that belong with it.
 
-Trained on pairs with InfoNCE (van den Oord et al. 2018): of all the positives in its batch, each anchor must find its
-own. Similarity is the cosine, in training as in the metrics. The batch is what one worker passes through the network at
-once (`micro_batch_size`): more workers do not add negatives, a larger micro batch does.
+It is trained on pairs with InfoNCE (van den Oord et al. 2018): each anchor must find its own positive among all
+positives of its micro batch. Similarity is the cosine, in training as in the metrics. Negatives come from the same
+worker's micro batch, so a larger `micro_batch_size` adds negatives, and more workers do not.
 """
 
 import json
@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from maas_ray.errors import CorruptError, DataError, RequestError
+from maas_ray.errors import CorruptError, DataError, InvalidError, RequestError
 from maas_ray.spec import Spec
 from maas_ray.tasks.metrics import mean_loss
 from maas_ray.tasks.network import Forward
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
     import torch
 
 _RECALL_AT = (1, 5, 10)
-_QUERIES = 1024  # ranked at once
+_QUERIES = 1024  # rows ranked at once, to bound memory
 
 
 class Pooling(Spec):
-    """How a text's states become its vector."""
+    """Pooling of a text's states into its vector."""
 
     pooling: Literal["mean", "cls"] = "mean"
-    """mean: the mean of all tokens' states. cls: the first token's."""
+    """mean: the mean of all tokens' states. cls: the first token's state."""
     normalize: bool = True
-    """Whether the vector has length 1."""
+    """Scale vectors to length 1."""
 
 
 class FeatureExtractionSpec(EncoderTaskSpec):
@@ -48,14 +48,14 @@ class FeatureExtractionSpec(EncoderTaskSpec):
     type: Literal["feature-extraction"] = "feature-extraction"
     """Which task."""
     max_length: int = Field(128, ge=8)
-    """Most tokens of a text that the model reads, the tokenizer's special ones among them. What is longer is cut."""
+    """Maximum tokens of a text, including the tokenizer's special ones. Longer texts are truncated."""
     pooling: Literal["mean", "cls"] | None = None
-    """mean: the mean of all tokens' states. cls: the first token's. None: as the tokenizer's directory says, where it
-    holds a model of sentence-transformers; else mean."""
+    """mean: the mean of all tokens' states. cls: the first token's state. None: the setting in the tokenizer's
+    directory, if that holds a model of sentence-transformers, else mean."""
     normalize: bool | None = None
-    """Whether vectors are given length 1. None: as the tokenizer's directory says, likewise; else yes."""
+    """Scale vectors to length 1. None: the setting in the tokenizer's directory, else true."""
     temperature: float = Field(0.05, gt=0)
-    """What cosines are divided by in the loss: the lower, the more the nearest wrong positives count."""
+    """Divisor of cosines in the loss. The lower it is, the more the closest wrong positives count."""
 
     columns: ClassVar[tuple[str, ...]] = ("anchor", "positive")
     inputs: ClassVar[tuple[str, ...]] = ("anchor",)
@@ -64,24 +64,24 @@ class FeatureExtractionSpec(EncoderTaskSpec):
         return super().identity() | self.pooled().document()
 
     def pooled(self) -> Pooling:
-        """The pooling that these fields, and the directory, mean."""
-        found = Pooling()
+        """The pooling after applying these fields over the directory's settings."""
+        pooling = Pooling()
         if isinstance(self.tokenizer, str):
-            found = _pooling_of(Path(self.tokenizer).expanduser()) or found
+            pooling = _pooling_of(Path(self.tokenizer).expanduser()) or pooling
         chosen = {"pooling": self.pooling, "normalize": self.normalize}
-        return found.model_copy(update={name: value for name, value in chosen.items() if value is not None})
+        return pooling.model_copy(update={name: value for name, value in chosen.items() if value is not None})
 
     def parse_row(self, row: Row) -> Row | None:
-        """`anchor` and `positive` as strings; None when either is missing."""
+        """`anchor` and `positive` as strings; None if either is missing."""
         for name in self.columns:
             if row[name] is not None and not isinstance(row[name], str):
-                raise ValueError(f"{name} is a {type(row[name]).__name__}, not a string")
+                raise InvalidError("wrong_type", f"{name} is a {type(row[name]).__name__}, not a string")
         if not all(row[name] and row[name].strip() for name in self.columns):
             return None
         return {name: row[name] for name in self.columns}
 
     def fit(self, rows: Iterable[Row]) -> "FeatureExtraction":
-        """The tokenizer, unless one is given."""
+        """Fit the tokenizer unless it is given."""
         files = self.tokenizer_files(row[name] for row in rows for name in self.columns)
         return FeatureExtraction(self, files, self.pooled())
 
@@ -90,11 +90,11 @@ class EmbeddedText(RequestRow):
     """A text."""
 
     text: Annotated[str, Field(min_length=1)] | None = None
-    """What to embed."""
+    """The text to embed."""
     tokens: list[Annotated[int, Field(ge=0)]] | None = None
-    """In place of `text`: ids of this model's own tokenizer, special tokens included."""
+    """Instead of `text`: ids of this model's own tokenizer, including special tokens."""
     truncate: bool = True
-    """Whether a text that is longer than the model reads is cut. Else it is refused."""
+    """Truncate a text that is longer than the model reads. If false, such a text is refused."""
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
@@ -109,7 +109,7 @@ class Embedding(AnswerRow):
     embedding: list[float]
     """The vector."""
     tokens: int
-    """How many tokens of the text were read."""
+    """Number of tokens read."""
 
 
 class FeatureExtraction(EncoderTask):
@@ -132,12 +132,12 @@ class FeatureExtraction(EncoderTask):
         return {"anchor_ids": ids, "anchor_length": length, "positive_ids": ids, "positive_length": length}
 
     def encode(self, rows: list[Row]) -> dict[str, Any]:
-        """Of each column `_ids` [n, max_length] and `_length` [n]."""
-        found = {}
+        """`anchor_ids` and `positive_ids` [n, max_length], with `anchor_length` and `positive_length` [n]."""
+        columns = {}
         for name in self.spec.columns:
             encodings = self.encoder.encode([row[name] for row in rows])
-            found[f"{name}_ids"], found[f"{name}_length"] = self.encoder.padded([one.ids for one in encodings])
-        return found
+            columns[f"{name}_ids"], columns[f"{name}_length"] = self.encoder.padded([e.ids for e in encodings])
+        return columns
 
     def traits(self, rows: list[Row], encoded: Mapping[str, Any]) -> list[Trait]:
         return [lengths(f"tokens of the {name}", encoded[f"{name}_length"]) for name in self.spec.columns]
@@ -151,16 +151,16 @@ class FeatureExtraction(EncoderTask):
     @classmethod
     def load_state(cls, spec: Any, state: dict[str, Any], directory: Path) -> "FeatureExtraction":
         if not state:
-            raise CorruptError(f"{directory}: the features of {spec.type} name no pooling.")
+            raise CorruptError(f"{directory}: the features of {spec.type} lack `pooling`.", code="features_incomplete")
         return cls(spec, read_files(directory), Pooling.parse(state, source=f"{directory}: features"))
 
     def write_companions(self, config: Any, directory: Path) -> None:
-        """The files by which sentence-transformers pools as this task does."""
+        """Write the files that make sentence-transformers pool like this task."""
         modules = ["Transformer", "Pooling", *(["Normalize"] if self.pooling.normalize else [])]
         listed = [
-            {"idx": place, "name": str(place), "path": f"{place}_{module}" if place else ""}
+            {"idx": index, "name": str(index), "path": f"{index}_{module}" if index else ""}
             | {"type": f"sentence_transformers.models.{module}"}
-            for place, module in enumerate(modules)
+            for index, module in enumerate(modules)
         ]
         pooling = {
             "word_embedding_dimension": config.get_text_config().hidden_size,
@@ -177,7 +177,7 @@ class FeatureExtraction(EncoderTask):
             (directory / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
     def collate(self, batch: Mapping[str, np.ndarray]) -> dict[str, "torch.Tensor"]:
-        """The anchors, and behind them the positives, so that one forward pass takes both."""
+        """The anchors followed by the positives, so that one forward pass takes both."""
         ids, lengths = (
             np.concatenate([batch[f"{name}_{part}"] for name in self.spec.columns]) for part in ("ids", "length")
         )
@@ -205,13 +205,13 @@ class FeatureExtraction(EncoderTask):
         anchors, positives = F.normalize(vectors, dim=-1).chunk(2)
         cosines = anchors @ positives.T / self.spec.temperature
         rows = torch.arange(len(cosines), device=cosines.device)
-        # What another row has word for word is no wrong answer for this one.
+        # Equal texts of another row are not wrong answers, so they are masked.
         same = [(ids[:, None] == ids[None]).all(-1) for ids in input_ids.chunk(2)]
         others = (same[0] | same[1]) & (rows[:, None] != rows[None])
         return F.cross_entropy(cosines.masked_fill(others, -torch.inf), rows, reduction="none")
 
     def outcomes(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> Outcomes:
-        """Beside the usual ones `positive_id`, the same for rows whose positives are the same."""
+        """The usual outcomes, and `positive_id`, which is equal for rows with equal positives."""
         vectors = self.embed(model, batch)
         query, positive = vectors.cpu().numpy().astype(np.float32).reshape(2, -1, vectors.shape[-1])
         ids, lengths = batch["input_ids"].cpu().numpy(), batch["attention_mask"].sum(1).tolist()
@@ -223,32 +223,34 @@ class FeatureExtraction(EncoderTask):
         }
 
     def by_row(self, outcomes: Outcomes) -> Outcomes:
-        """Beside `loss` the `rank` of each row's positive among the different positives of all these rows, and how many
-        those are, `pool`. Of rows that are drawn from them the pool must not be made again: it would be a smaller one.
+        """`loss`, the `rank` of each row's positive among the distinct positives of all rows, and their number, `pool`.
+
+        Both are fixed before resampling, because the positives of resampled rows would be a smaller pool.
         """
         if "rank" in outcomes:
             return outcomes
-        _, first, place = np.unique(outcomes["positive_id"], return_index=True, return_inverse=True)
+        _, first, positive = np.unique(outcomes["positive_id"], return_index=True, return_inverse=True)
         pool = _unit(outcomes["positive"][first])
         ranks = []
-        for start in range(0, len(place), _QUERIES):
+        for start in range(0, len(positive), _QUERIES):
             rows = slice(start, start + _QUERIES)
             scores = _unit(outcomes["query"][rows]) @ pool.T
-            right = np.take_along_axis(scores, place[rows][:, None], axis=1)
-            ranks.append(len(pool) - (scores < right).sum(1))  # what scores the same comes before, as in scikit-learn
-        return {"loss": outcomes["loss"], "rank": np.concatenate(ranks), "pool": np.full(len(place), len(pool))}
+            right = np.take_along_axis(scores, positive[rows][:, None], axis=1)
+            ranks.append(len(pool) - (scores < right).sum(1))  # ties rank first, as in scikit-learn
+        return {"loss": outcomes["loss"], "rank": np.concatenate(ranks), "pool": np.full(len(positive), len(pool))}
 
     def metrics(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """`loss`, in nats a row, which depends on the rows of a pass; and how each row's query finds its positive among
-        the different positives of these very rows, by cosine: `mrr` (mean of 1 / rank) and `recall_at_k` (share within
-        the first k), which are easier the fewer rows there are. Of a pool of k or fewer `recall_at_k` is left out.
+        """`loss`, in nats per row, and retrieval metrics by cosine among the distinct positives of all rows.
+
+        `mrr` is the mean of 1 / rank, `recall_at_k` the share of ranks up to k; it is absent for pools of k or fewer.
+        Retrieval is easier with fewer rows, and the loss depends on the rows of a forward pass.
         """
         outcomes = self.by_row(dict(outcomes))
         rank, pool = outcomes["rank"], outcomes["pool"][0]
-        found = {"loss": mean_loss(outcomes)}
+        metrics = {"loss": mean_loss(outcomes)}
         if pool > 1:
-            found["mrr"] = float(np.mean(1 / rank))
-        return found | {f"recall_at_{k}": float(np.mean(rank <= k)) for k in _RECALL_AT if k < pool}
+            metrics["mrr"] = float(np.mean(1 / rank))
+        return metrics | {f"recall_at_{k}": float(np.mean(rank <= k)) for k in _RECALL_AT if k < pool}
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -264,7 +266,7 @@ class FeatureExtraction(EncoderTask):
             return {"tokens": np.array(row.tokens, np.int64)}
         if not row.truncate and self._encodings([row.text or ""])[0].overflowing:
             raise RequestError(
-                f"The text has more than the {self.spec.max_length} tokens that this model reads; send it in parts.",
+                f"The text has more than the {self.spec.max_length} tokens that this model reads; split it.",
                 param="text",
                 code="context_length_exceeded",
             )
@@ -273,8 +275,8 @@ class FeatureExtraction(EncoderTask):
     def _check_tokens(self, tokens: list[int]) -> None:
         if max(tokens) >= self.vocab_size:
             raise RequestError(
-                f"{max(tokens)} is no token of this model, which has {self.vocab_size}. They must come from "
-                "its own tokenizer.",
+                f"{max(tokens)} is not a token id of this model, which has {self.vocab_size}. Ids must come from the "
+                "model's own tokenizer.",
                 param="tokens",
                 code="invalid_value",
             )
@@ -305,7 +307,7 @@ class FeatureExtraction(EncoderTask):
     def _encodings(self, texts: list[str]) -> list[Any]:
         try:
             return self.encoder.encode(texts)
-        except ValueError as error:
+        except InvalidError as error:
             raise RequestError(f"{error}.", param="text", code="invalid_value") from error
 
 
@@ -316,17 +318,17 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def _digest(ids: np.ndarray) -> int:
-    """A number that stands for a text, by its tokens."""
+    """An integer hash of a text's tokens."""
     from hashlib import sha256
 
     return int.from_bytes(sha256(ids.astype(np.int64).tobytes()).digest()[:8], "little", signed=True)
 
 
 def _pooling_of(directory: Path) -> Pooling | None:
-    """How a model of sentence-transformers pools; None: the directory holds none.
+    """The pooling of a model of sentence-transformers; None if the directory does not hold such a model.
 
     Raises:
-        DataError: in a way that this task does not know.
+        DataError: the model pools in a way that this task does not support.
     """
     path = directory / "modules.json"
     if not path.is_file():
@@ -335,11 +337,17 @@ def _pooling_of(directory: Path) -> Pooling | None:
     kinds = {module["type"].rpartition(".")[2]: module.get("path", "") for module in modules}
     unknown = kinds.keys() - {"Transformer", "Pooling", "Normalize"}
     if unknown or "Pooling" not in kinds:
-        raise DataError(f"{path} has modules that this task cannot do: {', '.join(sorted(unknown or kinds))}.")
+        raise DataError(
+            f"{path} lists modules that this task does not support: {', '.join(sorted(unknown or kinds))}.",
+            code="unsupported_pooling",
+        )
     config = json.loads((directory / kinds["Pooling"] / "config.json").read_text(encoding="utf-8"))
     prefix = "pooling_mode_"
     modes = tuple(name.removeprefix(prefix) for name, on in config.items() if name.startswith(prefix) and on)
     known: dict[tuple[str, ...], Literal["mean", "cls"]] = {("mean_tokens",): "mean", ("cls_token",): "cls"}
     if modes not in known:
-        raise DataError(f"{directory} pools by {' and '.join(modes)}; this task knows mean_tokens and cls_token.")
+        raise DataError(
+            f"{directory} pools by {' and '.join(modes)}; this task supports mean_tokens or cls_token.",
+            code="unsupported_pooling",
+        )
     return Pooling(pooling=known[modes], normalize="Normalize" in kinds)

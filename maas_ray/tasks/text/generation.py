@@ -1,8 +1,7 @@
 """`text-generation`: a causal language model over tokens.
 
-Documents are tokenised, each ends with the end-of-text token, and are packed end to end into sequences
-of fixed length. Text is never taken for a special token, so the end-of-text token stands exactly where a
-document ends.
+Documents are tokenised, end with the end-of-text token, and are packed end to end into sequences of fixed length. Text
+that spells a special token stays text, so the end-of-text token occurs exactly at the ends of documents.
 """
 
 import json
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, StringConstraints
 
-from maas_ray.errors import DataError, RequestError
+from maas_ray.errors import DataError, InvalidError, RequestError
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.pretrained import Pretrained
 from maas_ray.tasks.rows import AnswerRow, Column, Packing, RequestRow, Row, TensorSpec
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 END_OF_TEXT = "<|endoftext|>"
-_POSITIONS = 16  # parts of a sequence that loss is told of
+_POSITIONS = 16  # parts of a sequence with a loss of their own
 
 
 class TextGenerationSpec(TaskSpec):
@@ -39,12 +38,12 @@ class TextGenerationSpec(TaskSpec):
     type: Literal["text-generation"] = "text-generation"
     """Which task."""
     tokenizer: FittedTokenizer | str = FittedTokenizer()
-    """A tokenizer to fit, or a local directory holding one in Hugging Face layout (`tokenizer.json`)."""
+    """A tokenizer to fit, or a local directory with a tokenizer in Hugging Face layout (`tokenizer.json`)."""
     sequence_length: int = Field(512, ge=8)
     """Tokens in a training sequence."""
     column: Literal["text", "messages"] = "text"
-    """What a row is. text: a document. messages: a chat, a list of `{role: user, content: …}`; it becomes text by the
-    tokenizer's own chat template, or by ChatML where the tokenizer is fitted. Every token of it is learnt."""
+    """Kind of rows. text: documents. messages: chats, lists of `{role: user, content: …}`, rendered by the tokenizer's
+    own chat template, or as ChatML if the tokenizer is fitted. Every token of a chat is learnt."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -55,16 +54,16 @@ class TextGenerationSpec(TaskSpec):
         return self.columns
 
     def identity(self) -> dict[str, Any]:
-        """A given tokenizer counts by its files, wherever they lie."""
+        """The fields, with digests of its files in place of a given tokenizer's path."""
         document = self.document()
         if self.column == "text":
-            del document["column"]  # as before there were others
+            del document["column"]  # absent in fingerprints from before chats
         if isinstance(self.tokenizer, str):
             document["tokenizer"] = digests(read_files(Path(self.tokenizer).expanduser()))
         return document
 
     def parse_row(self, row: Row) -> Row | None:
-        """`text` as a string, or `messages` as JSON; None when it holds nothing but white space."""
+        """`text` as a string, or `messages` as JSON; None if it is blank."""
         if self.column == "messages":
             return parse_chat(row["messages"])
         text = row["text"]
@@ -74,13 +73,15 @@ class TextGenerationSpec(TaskSpec):
             try:
                 text = text.decode("utf-8-sig")
             except UnicodeDecodeError as error:
-                raise ValueError(f"not UTF-8: byte {text[error.start]:#04x} at {error.start}") from error
+                raise InvalidError(
+                    "not_utf_8", f"the text is not UTF-8: byte {text[error.start]:#04x} at {error.start}"
+                ) from error
         if not isinstance(text, str):
-            raise ValueError(f"text is a {type(text).__name__}, not a string")
+            raise InvalidError("wrong_type", f"text is a {type(text).__name__}, not a string")
         return {"text": text} if text.strip() else None
 
     def fit(self, rows: Iterable[Row]) -> "TextGeneration":
-        """Fit the tokenizer, or load the one given."""
+        """Fit the tokenizer, or load the given one."""
         if isinstance(self.tokenizer, str):
             return TextGeneration(self, Path(self.tokenizer).expanduser())
         chat = self.column == "messages"
@@ -92,36 +93,36 @@ _Stop = Annotated[str, StringConstraints(min_length=1)]
 
 
 class TextRow(RequestRow):
-    """A prompt, and how to go on with it."""
+    """A prompt, and parameters of its continuation."""
 
     prompt: str
-    """The text to go on with."""
+    """The text to continue."""
     max_tokens: int = Field(16, ge=1)
-    """Most new tokens."""
+    """Maximum number of new tokens."""
     temperature: float = Field(1.0, ge=0, le=2)
-    """0 takes the likeliest token each time; higher is more varied."""
+    """0 always takes the most likely token; higher values give more varied text."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Sample among the likeliest tokens whose probabilities sum to this."""
+    """Sample among the most likely tokens whose probabilities sum to this."""
     stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] | None = None
-    """Text that ends the answer and is not part of it, or up to four such texts."""
+    """A text that ends the answer and is not part of it, or up to four such texts."""
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    """The same request with the same seed gives the same answer. null: a new one each time."""
+    """Seed: equal requests with equal seeds get equal answers. null: a new seed each time."""
 
 
 class TextAnswer(AnswerRow):
-    """How the model went on."""
+    """The model's continuation."""
 
     text: str
-    """What follows the prompt."""
+    """The text after the prompt."""
 
 
 class TextGeneration(Task):
     """A fitted `text-generation` task: it holds the tokenizer.
 
     Args:
-        spec: what the user wrote.
-        directory: a directory holding a tokenizer in Hugging Face layout, or
-        fitted: the files of a tokenizer just fitted.
+        spec: the fields under `task:`.
+        directory: a directory with a tokenizer in Hugging Face layout.
+        fitted: instead of `directory`, the files of a tokenizer.
     """
 
     spec: TextGenerationSpec
@@ -144,12 +145,14 @@ class TextGeneration(Task):
 
         self._files = fitted or read_files(directory or Path("."))
         self.tokenizer = Tokenizer.from_buffer(self._files["tokenizer.json"])
-        # A document that spells a special token out means the text, not the token.
+        # A document that spells out a special token means the text, not the token.
         self.tokenizer.encode_special_tokens = True
         self.end_of_text = _end_of_text(self._files)
         token_id = self.tokenizer.token_to_id(self.end_of_text)
         if token_id is None:
-            raise DataError(f"the tokenizer in {directory} has no token {self.end_of_text!r}.")
+            raise DataError(
+                f"the tokenizer in {directory} lacks its end-of-text token {self.end_of_text!r}.", code="no_end_of_text"
+            )
         self.end_of_text_id = int(token_id)
 
     @property
@@ -171,59 +174,63 @@ class TextGeneration(Task):
         return self.spec.sequence_length
 
     def encode(self, rows: list[Row]) -> dict[str, Any]:
-        """One array of token ids a document, ending with the end-of-text token."""
+        """One array of token ids per document, ending with the end-of-text token."""
         dtype, end = self.stored["input_ids"].dtype, [self.end_of_text_id]
         if self.spec.column == "messages":
             chats = [self._whole_chat(row["messages"]) for row in rows]
-            # A template may write the token itself.
+            # The template may have written the end token already.
             return {"input_ids": [np.array(ids if ids[-1:] == end else ids + end, dtype=dtype) for ids in chats]}
         encodings = self.tokenizer.encode_batch_fast([row["text"] for row in rows], add_special_tokens=False)
         return {"input_ids": [np.array(encoding.ids + end, dtype=dtype) for encoding in encodings]}
 
     def traits(self, rows: list[Row], encoded: Mapping[str, Any]) -> list[Trait]:
-        """Of whole documents, before they are packed."""
-        found = [lengths("tokens", map(len, encoded["input_ids"]))]
+        """Lengths of whole documents, before packing."""
+        traits = [lengths("tokens", map(len, encoded["input_ids"]))]
         if self.spec.column == "text":
-            found.append(lengths("characters", (len(row["text"]) for row in rows)))
-        return found
+            traits.append(lengths("characters", (len(row["text"]) for row in rows)))
+        return traits
 
     def describe(self, stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """The text of a sequence: the end of a document, others, and the beginning of one."""
+        """The text of a sequence, which may begin and end inside a document."""
         return {"text": self.tokenizer.decode(stored["input_ids"].tolist(), skip_special_tokens=False)}
 
     @cached_property
     def chat(self) -> ChatTemplate | None:
-        """How a chat becomes text; None: this tokenizer does not say."""
+        """The tokenizer's chat template, if it has one."""
         return ChatTemplate.of(self._files)
 
     @cached_property
     def _chat_tokenizer(self) -> "tokenizers.Tokenizer":
-        """Made for the first chat: rendering imports a part of Transformers, which takes a second."""
+        """Built for the first chat, since rendering imports a part of Transformers, which takes a second."""
         if self.chat is not None and self.chat.writes_special_tokens(self.tokenizer):
             from tokenizers import Tokenizer
 
-            # The template's own special tokens must become tokens; the other tokenizer takes all for text.
+            # Special tokens that the template writes must become tokens; `self.tokenizer` treats them as text.
             return Tokenizer.from_buffer(self._files["tokenizer.json"])
         return self.tokenizer
 
     def chat_ids(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[int]:
-        """The prompt that the assistant's answer to some messages follows.
+        """Token ids of the prompt for the assistant's answer to messages.
 
         Raises:
-            RequestError: the template refuses the messages, or would leave some of them out.
+            RequestError: the template rejects the messages, or would omit some of them.
+            InvalidError: the tokenizer does not have a chat template.
         """
         if self.chat is None:
-            raise ValueError("the tokenizer has no chat template")
+            raise InvalidError("no_chat_template", "the tokenizer does not have a chat template")
         ids: list[int] = self._chat_tokenizer.encode(self.chat.render(messages, tools), add_special_tokens=False).ids
         return ids
 
     def _whole_chat(self, messages: str) -> list[int]:
         if self.chat is None:
-            raise DataError("task.tokenizer has no chat template; give `column: text`, or a tokenizer with a template.")
+            raise DataError(
+                "task.tokenizer: does not have a chat template; set `column: text`, or use another tokenizer.",
+                code="no_chat_template",
+            )
         try:
             text = self.chat.whole(json.loads(messages))
         except RequestError as error:
-            raise ValueError(str(error)) from error
+            raise InvalidError("invalid_chat", str(error)) from error
         ids: list[int] = self._chat_tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
@@ -251,7 +258,7 @@ class TextGeneration(Task):
         starts = np.unique(np.linspace(0, tokens, _POSITIONS, endpoint=False, dtype=np.int64))
         sums = np.add.reduceat(losses, starts, axis=1)
         counts = np.diff(starts, append=tokens)
-        missing = ((0, 0), (0, _POSITIONS - len(starts)))  # of a sequence with fewer tokens
+        missing = ((0, 0), (0, _POSITIONS - len(starts)))  # padding for sequences with fewer tokens than parts
         return {
             "loss": losses.sum(1),
             "tokens": np.full(rows, tokens, np.int64),
@@ -261,32 +268,33 @@ class TextGeneration(Task):
         }
 
     def metrics(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """`loss` in nats a token, `perplexity` = exp(loss), and `bits_per_byte` of the text."""
+        """`loss` in nats per token, `perplexity` = exp(loss), and `bits_per_byte` of the text."""
         total = float(outcomes["loss"].sum())
         loss = total / float(outcomes["tokens"].sum())
-        found = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+        metrics = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
         if length := int(outcomes["bytes"].sum()):
-            found["bits_per_byte"] = total / math.log(2) / length
-        return found
+            metrics["bits_per_byte"] = total / math.log(2) / length
+        return metrics
 
     @cached_property
     def _byte_lengths(self) -> np.ndarray:
-        """How many bytes of text each token stands for, int64 [vocabulary]; a special token for none."""
-        special = {place for place, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
+        """Number of bytes of text that each token stands for, int64 [vocabulary]; 0 for special tokens."""
+        special = {index for index, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
         if '"ByteLevel"' in json.dumps(json.loads(self._files["tokenizer.json"]).get("decoder")):
-            # Its alphabet has one character for each byte; a token alone may be no whole character of the text.
-            lengths = [len(self.tokenizer.id_to_token(place) or "") for place in range(self.vocab_size)]
+            # Its alphabet has one character per byte. Decoding a single token could yield half a character.
+            lengths = [len(self.tokenizer.id_to_token(index) or "") for index in range(self.vocab_size)]
         else:
-            tokens = self.tokenizer.decode_batch([[place] for place in range(self.vocab_size)])
+            tokens = self.tokenizer.decode_batch([[index] for index in range(self.vocab_size)])
             lengths = [len(token.encode()) for token in tokens]
-        return np.array([0 if place in special else length for place, length in enumerate(lengths)], np.int64)
+        return np.array([0 if index in special else length for index, length in enumerate(lengths)], np.int64)
 
     def check_pretrained(self, config: Any, directory: Path) -> None:
         embeds = config.get_text_config().vocab_size
         if self.vocab_size > embeds:
             raise DataError(
-                f"the dataset's tokenizer has {self.vocab_size} tokens, the model in {directory} embeds "
-                f"{embeds}. Prepare the dataset with `tokenizer: {directory}`."
+                f"the dataset's tokenizer has {self.vocab_size} tokens, but the model in {directory} embeds only "
+                f"{embeds}. Prepare the dataset with `tokenizer: {directory}`.",
+                code="vocabulary_too_large",
             )
 
     @property
@@ -305,7 +313,7 @@ class TextGeneration(Task):
 
 
 def _next_token_losses(model: Forward, input_ids: "torch.Tensor") -> "torch.Tensor":
-    """Cross-entropy, nats, of each token after the first. input_ids: [B, T] → fp32 [B, T - 1]."""
+    """Cross-entropy of each token after the first, nats. input_ids: [B, T] → fp32 [B, T - 1]."""
     import torch.nn.functional as F
 
     logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
@@ -314,7 +322,7 @@ def _next_token_losses(model: Forward, input_ids: "torch.Tensor") -> "torch.Tens
 
 
 def _fit_tokenizer(spec: FittedTokenizer, texts: Iterable[str], chat: bool) -> dict[str, bytes]:
-    """The files of a tokenizer in Hugging Face layout; for chats one that marks who speaks."""
+    """The files of a fitted tokenizer in Hugging Face layout; for chats, with tokens that mark turns."""
     tokenizer = fit_byte_level(spec, texts, [END_OF_TEXT, *((START, END) if chat else ())])
     files = hugging_face_files(tokenizer, {"bos_token": END_OF_TEXT, "eos_token": END if chat else END_OF_TEXT})
     return files | {"chat_template.jinja": (MARKED if chat else PLAIN).encode()}
@@ -324,5 +332,7 @@ def _end_of_text(files: dict[str, bytes]) -> str:
     token = json.loads(files.get("tokenizer_config.json", b"{}")).get("eos_token")
     token = token.get("content") if isinstance(token, dict) else token
     if not token:
-        raise DataError("tokenizer_config.json names no eos_token; documents need a token that ends them.")
+        raise DataError(
+            "tokenizer_config.json does not name an eos_token, which must end each document.", code="no_end_of_text"
+        )
     return str(token)

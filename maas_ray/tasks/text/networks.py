@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from maas_ray.errors import InvalidError
 from maas_ray.tasks.network import NetworkSpec
 from maas_ray.tasks.pretrained import TransformersNetwork
 
@@ -30,21 +31,22 @@ class Llama(TransformersNetwork):
     intermediate_size: int | None = Field(None, ge=8)
     """Width inside the feed-forward block. None: 8/3 of `hidden_size`, rounded up to a multiple of 32."""
     context_length: int | None = Field(None, ge=8)
-    """Longest sequence the model serves, tokens. None: the dataset's sequence length."""
+    """Maximum sequence length in serving, tokens. None: the dataset's sequence length."""
     rope_theta: float = Field(10_000.0, gt=0)
     """Base of the rotary position embedding."""
     tie_embeddings: bool = True
-    """Whether input and output embeddings are one matrix."""
+    """Share one matrix between input and output embeddings."""
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
         if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
-            raise ValueError(
+            raise InvalidError(
+                "not_divisible",
                 f"hidden_size ({self.hidden_size}) divided by heads ({self.heads}) must be an even whole number; "
-                f"try heads: {max(1, self.hidden_size // 64)} with a hidden_size that is a multiple of 64."
+                f"try heads: {max(1, self.hidden_size // 64)} with a hidden_size that is a multiple of 64.",
             )
         if self.kv_heads and self.heads % self.kv_heads:
-            raise ValueError(f"kv_heads ({self.kv_heads}) must divide heads ({self.heads}).")
+            raise InvalidError("not_divisible", f"kv_heads ({self.kv_heads}) must divide heads ({self.heads}).")
         return self
 
     def build(self, task: Any) -> "torch.nn.Module":
@@ -83,12 +85,12 @@ class Bert(TransformersNetwork):
     intermediate_size: int | None = Field(None, ge=8)
     """Width inside the feed-forward block. None: four times `hidden_size`."""
     dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of values, and of attention weights, dropped in training."""
+    """Fraction of values, and of attention weights, dropped in training."""
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
         if self.hidden_size % self.heads:
-            raise ValueError(f"heads ({self.heads}) must divide hidden_size ({self.hidden_size}).")
+            raise InvalidError("not_divisible", f"heads ({self.heads}) must divide hidden_size ({self.hidden_size}).")
         return self
 
     def build(self, task: Any) -> "torch.nn.Module":
@@ -112,25 +114,25 @@ class Bert(TransformersNetwork):
 
 
 class RecurrentText(NetworkSpec):
-    """Token embeddings and a recurrent network; then a classifier of the text, or of each token."""
+    """Token embeddings, a recurrent network, then a classifier of the text or of each token."""
 
     type: Literal["recurrent-text"] = "recurrent-text"
     """Which network."""
     cell: Literal["rnn", "gru", "lstm"] = "lstm"
-    """The recurrent unit: Elman's, GRU (Cho et al. 2014), or LSTM (Hochreiter and Schmidhuber 1997)."""
+    """The recurrent unit: Elman's RNN, GRU (Cho et al. 2014), or LSTM (Hochreiter and Schmidhuber 1997)."""
     bidirectional: bool = True
-    """Whether a second one reads from the end."""
+    """Add a second recurrent network that reads from the end."""
     embedding_size: int = Field(128, ge=1)
     """Width of a token's embedding."""
     hidden_size: int = Field(128, ge=1)
     """Width of the recurrent state, in each direction."""
     layers: int = Field(1, ge=1)
-    """Recurrent layers, one on the other."""
+    """Number of stacked recurrent layers."""
     pooling: Literal["attention", "mean", "last"] = "attention"
-    """How a text's states become one vector: attention learnt over them (Yang et al. 2016), their mean, or the last
-    state of each direction. Tasks that label tokens have no use for it."""
+    """Pooling of a text's states into one vector: learnt attention (Yang et al. 2016), the mean, or the last state of
+    each direction. Tasks that label tokens ignore it."""
     dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of values dropped in training, of the embeddings and before the classifier."""
+    """Fraction of values dropped in training, after the embeddings and before the classifier."""
 
     def build(self, task: Any) -> "torch.nn.Module":
         from maas_ray.tasks.networks.text import RecurrentNetwork
@@ -149,7 +151,7 @@ class RecurrentText(NetworkSpec):
 
 
 class AttentionText(NetworkSpec):
-    """Token embeddings pooled by attention, whatever their order (Lin et al. 2017), then a classifier of the text."""
+    """Token embeddings pooled by attention, regardless of order (Lin et al. 2017), then a classifier of the text."""
 
     type: Literal["attention-pooling"] = "attention-pooling"
     """Which network."""
@@ -158,9 +160,9 @@ class AttentionText(NetworkSpec):
     hidden_size: int = Field(128, ge=1)
     """Width of the layer before the classifier."""
     heads: int = Field(4, ge=1)
-    """How many weighted means are taken, each with an attention of its own."""
+    """Number of weighted means, each with its own attention."""
     dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of values dropped in training, of the embeddings and before the classifier."""
+    """Fraction of values dropped in training, after the embeddings and before the classifier."""
 
     def build(self, task: Any) -> "torch.nn.Module":
         from maas_ray.tasks.networks.text import AttentionNetwork

@@ -1,9 +1,9 @@
-"""`token-classification`: a tag for each token of a text that is cut into tokens: words, say.
+"""`token-classification`: a tag for each token (such as a word) of a text.
 
-The tokenizer cuts tokens further into pieces; the first piece of each carries its tag (Devlin et al. 2019). Tags are
-in BIO form (`B-name` begins a span, `I-name` goes on with it, `O` is outside) if all of the training are; else
-they are plain, and neighbours with the same tag are one span. As CoNLL's evaluation has it, an `I-` that follows
-nothing of its name begins a span.
+The tokenizer splits tokens into pieces; the first piece of a token carries its tag (Devlin et al. 2019). If all tags in
+training have BIO form (`B-name` begins a span, `I-name` continues it, `O` is outside), tags are read so. Otherwise they
+are plain, and neighbours with the same tag form one span. As in CoNLL's evaluation, an `I-` tag that does not continue
+a span begins one.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from maas_ray.errors import CorruptError, DataError, RequestError
+from maas_ray.errors import CorruptError, DataError, InvalidError, RequestError
 from maas_ray.tasks.metrics import mean_loss
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.pretrained import Pretrained
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 OUTSIDE = "O"
-_NO_TAG = -100  # of pieces that carry none; torch's own loss leaves it out
+_NO_TAG = -100  # marks pieces without a tag; torch's cross entropy ignores it
 
 
 class TokenClassificationSpec(EncoderTaskSpec):
@@ -42,19 +42,19 @@ class TokenClassificationSpec(EncoderTaskSpec):
     inputs: ClassVar[tuple[str, ...]] = ("tokens",)
 
     def parse_row(self, row: Row) -> Row | None:
-        """`tokens` and `tags`, lists of strings of one length; None when there are none."""
+        """`tokens` and `tags`, lists of strings of one length; None if they are empty."""
         tokens, tags = row["tokens"], row["tags"]
         if not tokens or not tags:
             return None
         for name, values in (("tokens", tokens), ("tags", tags)):
             if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-                raise ValueError(f"{name} is no list of strings")
+                raise InvalidError("wrong_type", f"{name} must be a list of strings")
         if len(tokens) != len(tags):
-            raise ValueError(f"{len(tokens)} tokens, but {len(tags)} tags")
+            raise InvalidError("length_mismatch", f"the row has {len(tokens)} tokens, but {len(tags)} tags")
         return {"tokens": tokens, "tags": tags}
 
     def fit(self, rows: Iterable[Row]) -> "TokenClassification":
-        """Tags, sorted; the tokenizer, unless one is given."""
+        """Collect the tags, sorted, and fit the tokenizer unless it is given."""
         labels: set[str] = set()
 
         def texts() -> Iterable[str]:
@@ -64,20 +64,23 @@ class TokenClassificationSpec(EncoderTaskSpec):
 
         reading = texts()
         files = self.tokenizer_files(reading, of_words=True)
-        for _ in reading:  # what the tokenizer was not fitted on has tags too
+        for _ in reading:  # collect the tags of the rows that the tokenizer did not need
             pass
         if len(labels) < 2:
-            raise DataError(f"there must be two tags or more; the training split has {sorted(labels)}.")
+            raise DataError(
+                f"the training split has {len(labels)} tags: {sorted(labels)}. There must be at least two.",
+                code="too_few_labels",
+            )
         return TokenClassification(self, files, sorted(labels))
 
 
 class TaggedText(RequestRow):
-    """A text, or the tokens that it is cut into."""
+    """A text, or its tokens."""
 
     text: Annotated[str, Field(min_length=1)] | None = None
-    """It is cut into words and single punctuation marks, as by BERT. Send `tokens` where the training's were others."""
+    """A text, to be split into words and punctuation marks as BERT does. If training split otherwise, send `tokens`."""
     tokens: list[Annotated[str, Field(min_length=1)]] | None = None
-    """The tokens, cut as in the training."""
+    """The tokens, split as in training."""
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
@@ -92,28 +95,28 @@ class Entity(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     entity_group: str
-    """What it is: a tag without its `B-` or `I-`."""
+    """Name of the span: its tag without `B-` or `I-`."""
     score: float
-    """Mean over its tokens of the probability of their tags."""
+    """Mean probability of its tokens' tags."""
     word: str
     """Its tokens, joined by spaces."""
     start: int
-    """Where it begins, characters of `text`; of the tokens joined by spaces, where they were sent."""
+    """Offset of its first character in `text`, or in the tokens joined by spaces if tokens were sent."""
     end: int
-    """Where it ends; the character there is not part of it."""
+    """Offset after its last character."""
 
 
 class Tags(AnswerRow):
-    """What each token is, and the spans that makes."""
+    """The tags of the tokens, and the spans that they form."""
 
     entities: list[Entity]
-    """The spans, as Hugging Face's pipeline tells them."""
+    """The spans, in the form of Hugging Face's pipeline."""
     tokens: list[str]
     """The tokens."""
     tags: list[str]
-    """The likeliest tag of each."""
+    """The most likely tag of each token."""
     scores: list[float]
-    """Its probability."""
+    """Probability of each tag."""
 
 
 class TokenClassification(EncoderTask):
@@ -129,12 +132,12 @@ class TokenClassification(EncoderTask):
 
     def __init__(self, spec: TokenClassificationSpec, files: Files, labels: list[str]) -> None:
         super().__init__(spec, files)
-        self._labels, self._label_ids = labels, {label: place for place, label in enumerate(labels)}
+        self._labels, self._label_ids = labels, {label: index for index, label in enumerate(labels)}
         self._names = np.array(labels, dtype=object)
         self.prefixed = all(label == OUTSIDE or label[:2] in ("B-", "I-") for label in labels)
-        before = self.encoder.tokenizer.pre_tokenizer
-        if type(before).__name__ == "ByteLevel":
-            before.add_prefix_space = True  # as such a tokenizer's words look within a text
+        splitter = self.encoder.tokenizer.pre_tokenizer
+        if type(splitter).__name__ == "ByteLevel":
+            splitter.add_prefix_space = True  # words are encoded as they are inside a text
 
     @property
     def labels(self) -> list[str]:
@@ -151,25 +154,26 @@ class TokenClassification(EncoderTask):
         }
 
     def encode(self, rows: list[Row]) -> dict[str, Any]:
-        """`input_ids` and `label` [n, max_length], `length` [n]. Tokens without any piece, or behind the cut, have no
-        label; nor has a row without tags (a request).
+        """`input_ids` and `label` [n, max_length], `length` [n].
+
+        Tokens without pieces, truncated tokens and rows without tags (requests) have no label.
         """
         encodings = self.encoder.encode([row["tokens"] for row in rows], words=True)
         ids, lengths = self.encoder.padded([encoding.ids for encoding in encodings])
         labels = np.full(ids.shape, _NO_TAG, np.int32)
-        for place, (row, encoding) in enumerate(zip(rows, encodings, strict=True)):
+        for index, (row, encoding) in enumerate(zip(rows, encodings, strict=True)):
             for piece, token in _firsts(encoding) if "tags" in row else ():
-                labels[place, piece] = self._label_id(row["tags"][token])
+                labels[index, piece] = self._label_id(row["tags"][token])
         return {"input_ids": ids, "length": lengths, "label": labels}
 
     def traits(self, rows: list[Row], encoded: Mapping[str, Any]) -> list[Trait]:
-        """Pieces are what the tokenizer makes of tokens; tags those of tokens that are read."""
+        """Lengths in pieces, after truncation, and in tokens; tags of the tokens that are read."""
         tags = self._names[encoded["label"][encoded["label"] != _NO_TAG]].tolist()
         tokens = lengths("tokens", (len(row["tokens"]) for row in rows))
         return [lengths("pieces", encoded["length"]), tokens, Trait("label", "tag", tags)]
 
     def describe(self, stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Tokens, as their pieces read, and their tags."""
+        """Tokens, decoded from their pieces, and their tags."""
         ids, length = stored["input_ids"], int(stored["length"])
         tags = stored["label"][:length]
         firsts = np.flatnonzero(tags != _NO_TAG)
@@ -188,59 +192,61 @@ class TokenClassification(EncoderTask):
     @classmethod
     def load_state(cls, spec: Any, state: dict[str, Any], directory: Path) -> "TokenClassification":
         if not isinstance(state.get("labels"), list):
-            raise CorruptError(f"{directory}: the features of {spec.type} name no labels.")
+            raise CorruptError(f"{directory}: the features of {spec.type} lack `labels`.", code="features_incomplete")
         return cls(spec, read_files(directory), state["labels"])
 
     def collate(self, batch: Mapping[str, np.ndarray]) -> dict[str, "torch.Tensor"]:
         import torch
 
-        found = trimmed(batch["input_ids"], batch["length"])
-        label = batch["label"][:, : found["input_ids"].shape[1]].astype(np.int64)
-        return {**found, "label": torch.from_numpy(label)}
+        tensors = trimmed(batch["input_ids"], batch["length"])
+        label = batch["label"][:, : tensors["input_ids"].shape[1]].astype(np.int64)
+        return {**tensors, "label": torch.from_numpy(label)}
 
     def loss(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> "torch.Tensor":
-        """Each row weighs the same, whatever the number of its tokens."""
+        """The mean of the rows' losses; rows have equal weight, whatever their length."""
         return _row_losses(self.logits(model, batch), batch["label"]).mean()
 
     def outcomes(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> Outcomes:
         logits, label = self.logits(model, batch), batch["label"]
         losses = _row_losses(logits, label).double().cpu().numpy()
-        truth, said = label.cpu().numpy(), logits.argmax(-1).cpu().numpy()
-        found: Outcomes = {"loss": losses} | {name: np.empty(len(truth), object) for name in ("label", "prediction")}
-        for row, (true, predicted) in enumerate(zip(truth, said, strict=True)):
+        truth, predictions = label.cpu().numpy(), logits.argmax(-1).cpu().numpy()
+        outcomes: Outcomes = {"loss": losses} | {name: np.empty(len(truth), object) for name in ("label", "prediction")}
+        for row, (true, predicted) in enumerate(zip(truth, predictions, strict=True)):
             tagged = true != _NO_TAG
-            found["label"][row] = self._names[true[tagged]].tolist()
-            found["prediction"][row] = self._names[predicted[tagged]].tolist()
-        return found
+            outcomes["label"][row] = self._names[true[tagged]].tolist()
+            outcomes["prediction"][row] = self._names[predicted[tagged]].tolist()
+        return outcomes
 
     def metrics(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """`loss` in nats a token, rows weighing the same; `accuracy` of tokens; of spans that agree in both ends and in
-        name `precision`, `recall` and `f1`, over all names together.
+        """`loss` in nats per token, with equal weight for rows; `accuracy` of tokens; span metrics.
+
+        Span metrics are `precision`, `recall` and `f1`. A span is right if its start, end and name are.
+        They are over all names together (micro).
         """
         from sklearn import metrics
 
-        found = {"loss": mean_loss(outcomes)}
+        result = {"loss": mean_loss(outcomes)}
         pairs = list(zip(outcomes["label"], outcomes["prediction"], strict=True))
         truth = [tag for tags, _ in pairs for tag in tags]
         if truth:
-            found["accuracy"] = float(metrics.accuracy_score(truth, [tag for _, tags in pairs for tag in tags]))
+            result["accuracy"] = float(metrics.accuracy_score(truth, [tag for _, tags in pairs for tag in tags]))
         true: dict[tuple[int, int, int], str] = {}
-        said: dict[tuple[int, int, int], str] = {}
+        predicted: dict[tuple[int, int, int], str] = {}
         for row, sides in enumerate(pairs):
-            for spans, tags in zip((true, said), sides, strict=True):
+            for spans, tags in zip((true, predicted), sides, strict=True):
                 spans.update({(row, start, end): name for start, end, name in spans_of(tags, self.prefixed)})
-        places = sorted(true.keys() | said.keys())
-        names = sorted({*true.values(), *said.values()})
+        spans_seen = sorted(true.keys() | predicted.keys())
+        names = sorted({*true.values(), *predicted.values()})
         if names:
             precision, recall, f1, _ = metrics.precision_recall_fscore_support(
-                [true.get(place, "") for place in places],
-                [said.get(place, "") for place in places],
+                [true.get(span, "") for span in spans_seen],
+                [predicted.get(span, "") for span in spans_seen],
                 labels=names,
                 average="micro",
                 zero_division=0.0,
             )
-            found |= {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
-        return found
+            result |= {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
+        return result
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -258,14 +264,14 @@ class TokenClassification(EncoderTask):
 
     def to_inputs(self, row: TaggedText) -> dict[str, Any]:
         if row.tokens is not None:
-            self._pieces([row.tokens])  # checked here, an error names the row
+            self._pieces([row.tokens])  # checked here so that an error names the row
             return {"tokens": np.array(row.tokens, dtype=object)}
         words = _words(row.text or "")
         if not words:
-            raise RequestError("It holds no word.", param="text", code="invalid_value")
-        tokens, places = zip(*words, strict=True)
+            raise RequestError("The text does not contain a word.", param="text", code="invalid_value")
+        tokens, offsets = zip(*words, strict=True)
         self._pieces([list(tokens)])
-        start, end = np.array(places, np.int64).T
+        start, end = np.array(offsets, np.int64).T
         return {"tokens": np.array(tokens, dtype=object), "start": start, "end": end}
 
     def to_answer(self, outputs: Mapping[str, Any]) -> Tags:
@@ -284,8 +290,9 @@ class TokenClassification(EncoderTask):
         return Tags(entities=entities, tokens=tokens, tags=tags, scores=scores)
 
     def predict(self, model: Forward, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """`tokens` [n, T] → `tags` and `scores` [n, T], `tokens` as they came, and where each token stands: `start` and
-        `end`, as they came too, or in the row's tokens joined by spaces.
+        """`tokens` [n, T] → `tokens`, `tags`, `scores` and the offsets `start` and `end`, each [n, T].
+
+        Offsets are those of the input, or else those in the row's tokens joined by spaces.
         """
         import torch
 
@@ -294,14 +301,14 @@ class TokenClassification(EncoderTask):
         ids, lengths = self.encoder.padded([encoding.ids for encoding in pieces])
         with torch.inference_mode():
             scores = self.logits(model, trimmed(ids, lengths)).softmax(-1).numpy()
-        places = np.array([[piece for piece, _ in _firsts(encoding)] for encoding in pieces])
-        of_tokens = np.take_along_axis(scores, places[..., None], 1)  # [n, T, tags]
+        firsts = np.array([[piece for piece, _ in _firsts(encoding)] for encoding in pieces])
+        token_scores = np.take_along_axis(scores, firsts[..., None], 1)  # [n, T, tags]
         widths = np.array([[len(token) + 1 for token in row] for row in rows])
         end = inputs.get("end", widths.cumsum(1) - 1)
         return {
             "tokens": inputs["tokens"],
-            "tags": self._names[of_tokens.argmax(-1)],
-            "scores": of_tokens.max(-1),
+            "tags": self._names[token_scores.argmax(-1)],
+            "scores": token_scores.max(-1),
             "start": inputs.get("start", end - widths + 1),
             "end": end,
         }
@@ -310,52 +317,52 @@ class TokenClassification(EncoderTask):
         """The pieces of each row's tokens.
 
         Raises:
-            RequestError: some tokens would have no tag.
+            RequestError: some tokens would not get a tag.
         """
         try:
             encodings = self.encoder.encode(rows, words=True)
-        except ValueError as error:
+        except InvalidError as error:
             raise RequestError(f"{error}.", param="tokens", code="invalid_value") from error
         for row, encoding in zip(rows, encodings, strict=True):
             if encoding.overflowing:
                 raise RequestError(
-                    f"These {len(row)} tokens make more pieces than the {self.spec.max_length} that the model reads; "
-                    "send them in parts.",
+                    f"The {len(row)} tokens have more than the {self.spec.max_length} pieces that this model reads; "
+                    "split them.",
                     param="tokens",
                     code="context_length_exceeded",
                 )
             missing = set(range(len(row))) - {token for _, token in _firsts(encoding)}
             if missing:
-                place = min(missing)
+                index = min(missing)
                 raise RequestError(
-                    f"{row[place]!r} holds nothing that the tokenizer has a token for.",
-                    param=f"tokens[{place}]",
+                    f"The tokenizer has no token for anything in {row[index]!r}.",
+                    param=f"tokens[{index}]",
                     code="invalid_value",
                 )
         return encodings
 
 
 def spans_of(tags: Sequence[str], prefixed: bool) -> list[tuple[int, int, str]]:
-    """The spans that tags tell: first token, one past the last, name.
+    """The spans that tags form: first token, one past the last, name.
 
     Args:
-        tags: of a row's tokens.
-        prefixed: whether they are in BIO form.
+        tags: tags of a row's tokens.
+        prefixed: True if they have BIO form.
     """
-    found: list[tuple[int, int, str]] = []
+    spans: list[tuple[int, int, str]] = []
     start, name = 0, ""
-    for place, tag in enumerate([*tags, OUTSIDE]):
-        of = "" if tag == OUTSIDE else tag[2:] if prefixed else tag
-        if name and (of != name or (prefixed and tag[0] == "B")):
-            found.append((start, place, name))
+    for index, tag in enumerate([*tags, OUTSIDE]):
+        group = "" if tag == OUTSIDE else tag[2:] if prefixed else tag
+        if name and (group != name or (prefixed and tag[0] == "B")):
+            spans.append((start, index, name))
             name = ""
-        if of and not name:
-            start, name = place, of
-    return found
+        if group and not name:
+            start, name = index, group
+    return spans
 
 
 def _firsts(encoding: Any) -> list[tuple[int, int]]:
-    """The place of each token's first piece, and the token's; in order."""
+    """The index of each token's first piece, with the token's index, in order."""
     seen: dict[int, int] = {}
     for piece, token in enumerate(encoding.word_ids):
         if token is not None:
@@ -364,7 +371,7 @@ def _firsts(encoding: Any) -> list[tuple[int, int]]:
 
 
 def _words(text: str) -> list[tuple[str, tuple[int, int]]]:
-    """Words and single punctuation marks, and where they stand."""
+    """Words and punctuation marks with their offsets."""
     from tokenizers.pre_tokenizers import BertPreTokenizer
 
     words: list[tuple[str, tuple[int, int]]] = BertPreTokenizer().pre_tokenize_str(text)
@@ -372,7 +379,7 @@ def _words(text: str) -> list[tuple[str, tuple[int, int]]]:
 
 
 def _row_losses(logits: "torch.Tensor", label: "torch.Tensor") -> "torch.Tensor":
-    """Mean cross-entropy, nats, of each row's tags. logits: [B, T, tags], label: [B, T] → [B]."""
+    """Mean cross-entropy of each row's tags, nats. logits: [B, T, tags], label: [B, T] → [B]."""
     import torch.nn.functional as F
 
     losses = F.cross_entropy(logits.flatten(0, 1), label.flatten(), ignore_index=_NO_TAG, reduction="none")

@@ -1,7 +1,7 @@
-"""Tokenizers: fitted ones (byte-level BPE), and given ones in Hugging Face layout.
+"""Tokenizers: fitted here (byte-level BPE), or given in Hugging Face layout.
 
-Byte-level BPE (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"): every text has tokens
-and comes back byte for byte. Text is never taken for a special token, whoever's tokenizer it is.
+With byte-level BPE (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"), every text has tokens
+and is restored byte for byte. With any tokenizer, text that spells a special token stays text.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field
 
-from maas_ray.errors import DataError
+from maas_ray.errors import DataError, InvalidError
 from maas_ray.spec import Spec
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ class FittedTokenizer(Spec):
     """A byte-level BPE tokenizer, fitted on the training split."""
 
     vocab_size: int = Field(8192, ge=257, le=1_000_000)
-    """Number of tokens, the 256 bytes and the special tokens among them."""
+    """Number of tokens, including the 256 bytes and the special tokens."""
     fit_megabytes: float = Field(64, gt=0)
-    """How much text to fit on, MB; the first documents in the stable order."""
+    """Amount of text to fit on, MB: the first documents in the stable order."""
 
 
 def fit_byte_level(
@@ -46,10 +46,10 @@ def fit_byte_level(
     """A byte-level BPE tokenizer.
 
     Args:
-        spec: what the user wrote.
-        texts: what to fit it on; no more of it is read than the spec says.
+        spec: size of the vocabulary and of the text to fit on.
+        texts: texts to fit on, read only as far as the spec says.
         special: special tokens, which get the first ids.
-        add_prefix_space: whether a word at the beginning is as one within.
+        add_prefix_space: encode the first word of a text like any other word.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -75,19 +75,22 @@ def _some_text(texts: Iterable[str], limit: int) -> Iterator[str]:
 
 
 def read_files(directory: Path) -> Files:
-    """The tokenizer's files of a directory in Hugging Face layout.
+    """The tokenizer's files in a directory in Hugging Face layout.
 
     Raises:
-        DataError: it holds none.
+        DataError: the directory does not hold a tokenizer.
     """
     files = {name: (directory / name).read_bytes() for name in TOKENIZER_FILES if (directory / name).is_file()}
     if "tokenizer.json" not in files:
-        raise DataError(f"{directory} holds no tokenizer.json; give a directory saved by `save_pretrained`.")
+        raise DataError(
+            f"{directory} does not hold tokenizer.json; give a directory saved by `save_pretrained`.",
+            code="file_missing",
+        )
     return files
 
 
 def digests(files: Files) -> dict[str, str]:
-    """What a given tokenizer counts by, wherever it lies."""
+    """Digests of a given tokenizer's files, its identity in a dataset's fingerprint."""
     return {name: sha256(content).hexdigest() for name, content in files.items()}
 
 
@@ -101,13 +104,13 @@ def hugging_face_files(tokenizer: "tokenizers.Tokenizer", config: dict[str, Any]
 
 
 def fit_encoder(spec: FittedTokenizer, texts: Iterable[str], max_length: int, *, of_words: bool) -> Files:
-    """The files of a tokenizer for tasks that read a text whole: `[CLS] text [SEP]`, as BERT has it.
+    """The files of a tokenizer for encoders, with BERT's format `[CLS] text [SEP]`.
 
     Args:
-        spec: what the user wrote.
-        texts: what to fit it on.
-        max_length: the longest that the model reads.
-        of_words: whether it will be given texts cut into words.
+        spec: size of the vocabulary and of the text to fit on.
+        texts: texts to fit on.
+        max_length: maximum tokens that the model reads.
+        of_words: True if its inputs will be lists of words.
     """
     from tokenizers import processors
 
@@ -121,11 +124,11 @@ def fit_encoder(spec: FittedTokenizer, texts: Iterable[str], max_length: int, *,
 
 
 class TextEncoder:
-    """Texts, or words, to token ids: at most so many, with the tokenizer's own special tokens.
+    """Encodes texts, or lists of words, as token ids with the tokenizer's own special tokens.
 
     Args:
-        files: the tokenizer's.
-        max_length: most tokens of a text, special ones among them; what is longer is cut.
+        files: the tokenizer's files.
+        max_length: maximum tokens of a text, including special ones; longer texts are truncated.
     """
 
     def __init__(self, files: Files, max_length: int) -> None:
@@ -133,9 +136,9 @@ class TextEncoder:
 
         self.files, self.max_length = files, max_length
         self.tokenizer = Tokenizer.from_buffer(files["tokenizer.json"])
-        # A text that spells a special token out means the text, not the token.
+        # A text that spells out a special token means the text, not the token.
         self.tokenizer.encode_special_tokens = True
-        self.tokenizer.no_padding()  # a given tokenizer's file may have either turned on
+        self.tokenizer.no_padding()  # a given tokenizer may have turned padding or truncation on
         self.tokenizer.enable_truncation(max_length)
 
     @property
@@ -145,7 +148,7 @@ class TextEncoder:
 
     @cached_property
     def pad_id(self) -> int:
-        """What stands behind a text's end; masked, so any token will do where the tokenizer has none for it."""
+        """The padding token's id. Padding is masked, so any token serves if the tokenizer does not define one."""
         config = json.loads(self.files.get("tokenizer_config.json", b"{}"))
         for name in ("pad_token", "eos_token"):
             token = config.get(name)
@@ -157,34 +160,34 @@ class TextEncoder:
 
     @property
     def dtype(self) -> str:
-        """Of stored ids."""
+        """Dtype of stored ids."""
         return "uint16" if self.vocab_size <= 1 << 16 else "int32"
 
     def encode(self, texts: Sequence[str] | Sequence[Sequence[str]], *, words: bool = False) -> list[Any]:
         """The `tokenizers.Encoding` of each text.
 
         Args:
-            texts: strings; or lists of them, with `words`.
-            words: whether each text is cut into words.
+            texts: strings; with `words`, lists of strings.
+            words: True if each text is a list of words.
 
         Raises:
-            ValueError: a text has no token at all.
+            InvalidError: a text has no tokens.
         """
-        found: list[Any] = self.tokenizer.encode_batch(texts, is_pretokenized=words)
-        if not all(found):
-            raise ValueError("the text holds nothing that the tokenizer has a token for")
-        return found
+        encodings: list[Any] = self.tokenizer.encode_batch(texts, is_pretokenized=words)
+        if not all(encodings):
+            raise InvalidError("no_tokens", "the tokenizer has no token for anything in the text")
+        return encodings
 
     def padded(self, ids: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids to stored columns: [n, max_length], and how many of each row are the text's, int32 [n]."""
+        """Token ids as stored columns: ids [n, max_length] with padding, and lengths without it, int32 [n]."""
         rows = np.full((len(ids), self.max_length), self.pad_id, self.dtype)
-        for row, some in zip(rows, ids, strict=True):
-            row[: len(some)] = some
-        return rows, np.array([len(some) for some in ids], np.int32)
+        for row, values in zip(rows, ids, strict=True):
+            row[: len(values)] = values
+        return rows, np.array([len(values) for values in ids], np.int32)
 
 
 def trimmed(ids: np.ndarray, lengths: np.ndarray) -> dict[str, Any]:
-    """Stored ids and lengths to `input_ids` and `attention_mask`, int64 tensors [n, length of the longest]."""
+    """Stored ids and lengths as `input_ids` and `attention_mask`, int64 tensors [n, longest length]."""
     import torch
 
     longest = int(lengths.max())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import model_validator
 
-from maas_ray.errors import DataError, RequestError
+from maas_ray.errors import DataError, InvalidError, RequestError
 from maas_ray.spec import Spec
 from maas_ray.tasks.classifying import Classifying, fit_labels
 from maas_ray.tasks.network import CONFIG_FILE, Forward
@@ -35,12 +35,12 @@ class ImageClassificationSpec(TaskSpec):
     type: Literal["image-classification"] = "image-classification"
     """Which task."""
     image_size: int | tuple[int, int] | None = None
-    """Side, or (height, width), that images are resized to, pixels. None: the commonest size in training."""
+    """Side, or (height, width), to resize images to, pixels. None: the most frequent size in training."""
     color: Literal["rgb", "grey"] | None = None
-    """Colour mode that images are converted to. None: grey if every training image is, else rgb."""
+    """Colour mode to convert images to. None: grey if every training image is grey, else rgb."""
     processor: str | None = None
     """Local directory of a Transformers vision model: images get its size, cropping and normalisation, for the network
-    `pretrained`. Where it has no `preprocessor_config.json`: its size, and the normalisation of the training images."""
+    `pretrained`. Without a `preprocessor_config.json`: its size, with the normalisation of the training images."""
 
     columns: ClassVar[tuple[str, ...]] = ("image", "label")
     inputs: ClassVar[tuple[str, ...]] = ("image",)
@@ -48,33 +48,36 @@ class ImageClassificationSpec(TaskSpec):
     @model_validator(mode="after")
     def _either(self) -> "ImageClassificationSpec":
         if self.processor is not None and (self.image_size is not None or self.color is not None):
-            raise ValueError("processor: it decides image_size and color; leave these out, or it.")
+            raise InvalidError(
+                "conflicting_fields",
+                "processor: already sets `image_size` and `color`. Remove those two, or `processor`.",
+            )
         return self
 
     def identity(self) -> dict[str, Any]:
-        """A processor counts by its files, wherever they lie."""
-        found = self.document()
+        """The fields, with digests of its files in place of a processor's path."""
+        document = self.document()
         if self.processor is None:
-            del found["processor"]  # so that datasets keep the fingerprints that they had before there was any
-            return found
+            del document["processor"]  # absent in fingerprints from before processors
+            return document
         directory = model_directory(self.processor)
         files = [directory / name for name in (CONFIG_FILE, PROCESSOR_FILE)]
         digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()}
-        return found | {"processor": digests}
+        return document | {"processor": digests}
 
     def parse_row(self, row: Row) -> Row | None:
-        """`image` decoded to uint8 [H, W, 1 or 3]; `label` as a string; None when either is missing."""
+        """`image` decoded to uint8 [H, W, 1 or 3]; `label` as a string; None if either is missing."""
         image, label = row["image"], row["label"]
         if image is None or label is None or (isinstance(image, bytes) and not image) or str(label) == "":
             return None
         return {"image": images.decode(image), "label": str(label)}
 
     def fit(self, rows: Iterable[Row]) -> "ImageClassification":
-        """Label names, sorted; image size and colour; per-channel mean and standard deviation."""
+        """Fit labels, image size and colour, and the mean and standard deviation of each channel."""
         sizes: Counter[tuple[int, int]] = Counter()
         labels: set[str] = set()
         colored = False
-        # Per-channel sums over pixels of value and value², in [0, 1], each image weighing the same.
+        # Per-channel sums of each image's mean value and mean squared value, in [0, 1].
         moments, count = np.zeros((2, 3)), 0
         for row in rows:
             image = row["image"]
@@ -113,10 +116,10 @@ class ImageClassificationSpec(TaskSpec):
 
 
 class ImageFeatures(Spec):
-    """What was fitted on the training split."""
+    """Labels, image size and pixel statistics of the training split."""
 
     labels: list[str]
-    """Names of the classes; a class's id is its place."""
+    """Names of the classes, in the order of their ids."""
     height: int
     """Pixels."""
     width: int
@@ -133,9 +136,9 @@ class ImageClassification(Classifying):
     """A fitted `image-classification` task.
 
     Args:
-        spec: what the user wrote.
-        features: what was fitted.
-        processor: that of the model that `spec` names, where it has one.
+        spec: the fields under `task:`.
+        features: labels, size and statistics of the training split.
+        processor: the image processor of `spec.processor`, if it has one.
     """
 
     spec: ImageClassificationSpec
@@ -167,13 +170,13 @@ class ImageClassification(Classifying):
         return {"pixel_values": Column("uint8", self.shape), "label": Column("int64")}
 
     def encode(self, rows: list[Row]) -> dict[str, Any]:
-        """`pixel_values` uint8 [n, C, H, W]; `label` int64 [n], -1 where a row has none (a request)."""
+        """`pixel_values` uint8 [n, C, H, W]; `label` int64 [n], -1 for a row without a label (a request)."""
         pixels = np.stack([self._resize(row["image"]) for row in rows])
         return {"pixel_values": pixels, "label": self.label_ids(rows)}
 
     def traits(self, rows: list[Row], encoded: Mapping[str, Any]) -> list[Trait]:
-        """Of images as they came, before they were resized."""
-        high, wide = (lengths(f"pixels {way}", (row["image"].shape[n] for row in rows)) for n, way in _SIDES)
+        """Heights and widths before resizing; labels."""
+        high, wide = (lengths(f"pixels {side}", (row["image"].shape[n] for row in rows)) for n, side in _SIDES)
         return [high, wide, self.label_trait(encoded["label"])]
 
     def describe(self, stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -217,7 +220,7 @@ class ImageClassification(Classifying):
         }
 
     def _tensor(self, pixels: np.ndarray) -> "torch.Tensor":
-        """uint8 [B, C, H, W] as the network takes them: Transformers' want them normalised, in float32."""
+        """uint8 [B, C, H, W] as the network takes them; Transformers' networks take normalised float32."""
         import torch
 
         tensor = torch.from_numpy(np.ascontiguousarray(pixels))
@@ -228,19 +231,20 @@ class ImageClassification(Classifying):
 
     def logits(self, model: Forward, batch: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
         pixels = batch["pixel_values"]
-        found: Any = model(pixel_values=as_weights(model, pixels) if pixels.is_floating_point() else pixels)
-        logits: torch.Tensor = getattr(found, "logits", found).float()
+        output: Any = model(pixel_values=as_weights(model, pixels) if pixels.is_floating_point() else pixels)
+        logits: torch.Tensor = getattr(output, "logits", output).float()
         return logits
 
     def config_fields(self) -> dict[str, Any]:
         names = dict(enumerate(self.labels))
-        return {"num_labels": len(names), "id2label": names, "label2id": {name: place for place, name in names.items()}}
+        return {"num_labels": len(names), "id2label": names, "label2id": {name: index for index, name in names.items()}}
 
     def check_pretrained(self, config: Any, directory: Path) -> None:
         if self.spec.processor is None:
             raise DataError(
-                "network.path: the dataset's images are not as a Transformers model wants them; prepare it with "
-                f"`processor: {directory}`."
+                "network.path: the dataset was prepared without a processor, so a Transformers model cannot read it. "
+                f"Prepare it with `processor: {directory}`.",
+                code="processor_missing",
             )
         check_takes(config, directory, self.shape)
 
@@ -251,7 +255,7 @@ class ImageClassification(Classifying):
 
     def to_inputs(self, row: ImageRow) -> dict[str, Any]:
         try:
-            pixels = images.decode(row.image, most=images.MOST_PIXELS, formats=images.FORMATS)
+            pixels = images.decode(row.image, max_pixels=images.MAX_PIXELS, formats=images.FORMATS)
         except ValueError as error:
             raise RequestError(f"{error}.", param="image", code="invalid_image") from error
         return {"image": np.ascontiguousarray(self._resize(pixels).transpose(1, 2, 0))}
@@ -263,10 +267,10 @@ class ImageClassification(Classifying):
         images = inputs["image"]
         if images.ndim != 4 or images.shape[-1] not in (1, 3):
             raise RequestError(
-                f"image has shape {list(images.shape)}; give [n, height, width, channels].", param="image"
+                f"image has shape {list(images.shape)}; it must be [n, height, width, channels].", param="image"
             )
         _, height, width = self.shape
-        # What has the shape that `inputs` says is ready for the network: a processor would crop it once more.
+        # An image of the shape in `inputs` is ready for the network; a processor would crop it again.
         ready = images.shape[1:] == (height, width, self.features.channels)
         pixels = images.transpose(0, 3, 1, 2) if ready else np.stack([self._resize(image) for image in images])
         with torch.inference_mode():

@@ -20,7 +20,7 @@ class Cnn(NetworkSpec):
     hidden_size: int = Field(128, ge=1)
     """Width of the layer before the classifier."""
     dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of that layer's values dropped in training."""
+    """Fraction of that layer's values dropped in training."""
 
     def build(self, task: Any) -> "torch.nn.Module":
         from maas_ray.tasks.networks.convolutional import ConvolutionalNetwork
@@ -37,16 +37,16 @@ class Cnn(NetworkSpec):
 
 
 class ResNet(NetworkSpec):
-    """A residual network, from scratch (He et al. 2015). Images of less than 96 pixels keep their size at first."""
+    """A residual network, from scratch (He et al. 2015). The first layer keeps the size of images below 96 pixels."""
 
     type: Literal["resnet"] = "resnet"
     """Which network."""
     blocks: tuple[Annotated[int, Field(ge=1)], ...] = Field((2, 2, 2), min_length=1, max_length=8)
-    """Blocks of two convolutions in each stage; each stage is half as large and twice as wide as the one before."""
+    """Number of blocks of two convolutions in each stage. Each stage halves the size and doubles the channels."""
     width: int = Field(32, ge=1)
     """Channels of the first stage."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of the values before the classifier dropped in training."""
+    """Fraction of the values before the classifier dropped in training."""
 
     def build(self, task: Any) -> "torch.nn.Module":
         from maas_ray.tasks.networks.residual import ResidualNetwork

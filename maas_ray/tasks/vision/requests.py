@@ -16,7 +16,7 @@ _PIXELS = TypeAdapter(Annotated[list[_Line], Field(min_length=1), FailFast()], c
 
 
 def _image(value: Any) -> bytes | np.ndarray:
-    """A file, base64 of one, or nested lists of pixels → the file's bytes, or uint8 [H, W] or [H, W, channels]."""
+    """A file, its base64, or nested lists of pixels → the file's bytes, or uint8 [H, W] or [H, W, channels]."""
     if isinstance(value, bytes):
         return value
     if isinstance(value, str):
@@ -44,5 +44,5 @@ class ImageRow(RequestRow):
             {"anyOf": [{"type": "string", "contentEncoding": "base64", "minLength": 1}, _PIXELS.json_schema()]}
         ),
     ]
-    """A PNG, JPEG, WebP, GIF, BMP or TIFF file in base64, or rows of pixels: numbers, or [red, green, blue]. Of any
-    size and colour; it is converted as the images of the training were."""
+    """A PNG, JPEG, WebP, GIF, BMP or TIFF file in base64, or rows of pixels: numbers, or [red, green, blue]. Any
+    size and colour is converted as the training images were."""

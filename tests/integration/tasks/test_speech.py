@@ -33,7 +33,7 @@ class Heard:
 @pytest.fixture(scope="module")
 def heard(cluster: str, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Heard:
     clips = tmp_path_factory.mktemp("clips")
-    write_clips(clips, clips=CLIPS, most_words=2)
+    write_clips(clips, clips=CLIPS, max_words=2)
     (clips / "picture.wav").write_bytes(b"\x89PNG\r\n\x1a\n")
     (clips / "picture.txt").write_text("one")
     (clips / "hurried.wav").write_bytes(speech.file_of(np.random.default_rng(0).standard_normal(3200) / 9))
