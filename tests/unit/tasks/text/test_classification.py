@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maas_ray.errors import CorruptError, DataError, RequestError, SpecError
+from maas_ray.errors import CorruptError, DataError, InvalidError, RequestError, SpecError
 from maas_ray.tasks import AnyNetworkSpec, NetworkSpec, load_task
 from maas_ray.tasks.pretrained import Pretrained
+from maas_ray.tasks.rows import UnlearntError
 from maas_ray.tasks.text.classification import TextClassification, TextClassificationSpec
 from maas_ray.tasks.text.tokenization import FittedTokenizer, TextEncoder
 from tests.support.encoders import save_bundle, wordpiece_bert
+from tests.support.errors import raises
 
 TEXTS = {
     "code": ["def add(a, b): return a + b", "for name in sorted(names): print(name)", "import os, sys"],
@@ -74,11 +76,11 @@ def test_rows_have_a_text_and_a_label(row: dict[str, Any], expected: Any) -> Non
 
 
 def test_a_malformed_row_says_how() -> None:
-    with pytest.raises(ValueError, match="text is a int, not a string"):
+    with raises(InvalidError, "wrong_type", "text", "int"):
         TextClassificationSpec().parse_row({"text": 5, "label": "a"})
-    with pytest.raises(ValueError, match="label 'other' does not occur"):
+    with raises(UnlearntError, "not_in_training", "'other'"):
         fitted().encode([{"text": "a", "label": "other"}])
-    with pytest.raises(DataError, match=r"two labels or more; the training split has \['code'\]"):
+    with raises(DataError, "too_few_labels", "['code']"):
         TextClassificationSpec().fit(ROWS[:3])
 
 
@@ -230,17 +232,17 @@ def test_pretrained_models_of_other_architectures_classify_and_are_not_changed_b
     assert np.ptp(together, axis=0).min() > 1e-4
     if architecture == "roberta":
         longer = TextClassificationSpec(tokenizer=str(tmp_path), max_length=34).fit(ROWS)
-        with pytest.raises(DataError, match="reads 33 tokens"):
+        with raises(DataError, "texts_too_long", 33, 34):
             Pretrained(path=str(tmp_path)).build(longer)
 
 
 def test_a_pretrained_model_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     wordpiece_bert(tmp_path / "pretrained", ["a b"], positions=16)
     pretrained = Pretrained(path=str(tmp_path / "pretrained"))
-    with pytest.raises(DataError, match=r"the dataset's tokenizer has \d+ tokens"):
+    with raises(DataError, "vocabulary_too_large", TASK.vocab_size, pretrained.path):
         pretrained.build(TASK)
     task = TextClassificationSpec(tokenizer=pretrained.path, max_length=32).fit(ROWS)
-    with pytest.raises(DataError, match=r"reads 16 tokens, the dataset has texts of up to 32. .*`max_length: 16`"):
+    with raises(DataError, "texts_too_long", 32, "`max_length: 16`"):
         pretrained.build(task)
 
 
@@ -252,19 +254,20 @@ def test_a_text_without_tokens_is_refused_and_not_computed(tmp_path: Path) -> No
     tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     task = TextClassificationSpec(tokenizer=str(tmp_path)).fit(ROWS)
-    with pytest.raises(RequestError, match="holds nothing that the tokenizer has a token for"):
+    with raises(RequestError, "invalid_value", "token") as caught:
         task.predict(lambda **_: None, {"text": np.array([" "], dtype=object)})
+    assert caught.value.param == "text"
 
 
 def test_bad_networks_and_files_are_refused(tmp_path: Path) -> None:
     from maas_ray.tasks.text.networks import Bert
 
-    with pytest.raises(SpecError, match=r"heads \(3\) must divide hidden_size \(16\)"):
+    with raises(SpecError, "not_divisible", "heads (3)", "hidden_size (16)"):
         Bert.parse({"type": "bert", "hidden_size": 16, "heads": 3})
     TASK.save(tmp_path)
     path = tmp_path / "task.json"
     path.write_text(path.read_text().replace('"labels"', '"names"'))
-    with pytest.raises(CorruptError, match="name no labels"):
+    with raises(CorruptError, "features_incomplete", tmp_path, "labels"):
         load_task(tmp_path)
 
 

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maas_ray.errors import DataError, RequestError
+from maas_ray.errors import DataError, InvalidError, RequestError
 from maas_ray.tasks import load_task
 from maas_ray.tasks.pretrained import Pretrained
 from maas_ray.tasks.text.embeddings import EmbeddedText, FeatureExtraction, FeatureExtractionSpec
 from maas_ray.tasks.text.networks import Bert
 from maas_ray.tasks.text.tokenization import FittedTokenizer
 from tests.support.encoders import save_bundle, wordpiece_bert
+from tests.support.errors import raises
 
 ROWS = [
     {"anchor": "add two numbers", "positive": "def add(a, b): return a + b"},
@@ -49,7 +50,7 @@ def test_rows_have_two_texts() -> None:
     assert spec.parse_row(ROWS[0]) == ROWS[0]
     assert spec.parse_row({"anchor": "a", "positive": " "}) is None
     assert spec.parse_row({"anchor": None, "positive": "b"}) is None
-    with pytest.raises(ValueError, match="positive is a int"):
+    with raises(InvalidError, "wrong_type", "positive", "int"):
         spec.parse_row({"anchor": "a", "positive": 5})
 
 
@@ -207,25 +208,24 @@ def test_pooling_comes_from_sentence_transformers_files_unless_it_is_written(tmp
 
 
 @pytest.mark.parametrize(
-    ("modes", "more", "why"),
-    [(["max_tokens"], "", "pools by max_tokens"), (["mean_tokens"], "Dense", "cannot do: Dense")],
+    ("modes", "more", "named"),
+    [(["max_tokens"], "", "max_tokens"), (["mean_tokens"], "Dense", "Dense")],
 )
-def test_a_pooling_that_this_task_does_not_know_is_refused(
-    modes: list[str], more: str, why: str, tmp_path: Path
+def test_a_pooling_that_this_task_does_not_support_is_refused(
+    modes: list[str], more: str, named: str, tmp_path: Path
 ) -> None:
     directory = sentence_transformer(tmp_path, *modes, normalize=True, more=more)
-    with pytest.raises(DataError, match=why):
+    with raises(DataError, "unsupported_pooling", directory, named):
         fitted(tokenizer=str(directory))
 
 
 def test_requests_that_a_model_cannot_read_are_refused() -> None:
     assert TASK.to_inputs(EmbeddedText(text="a " * 100))["text"].item() == "a " * 100
-    with pytest.raises(RequestError, match="more than the 32 tokens") as caught:
+    with raises(RequestError, "context_length_exceeded", 32):
         TASK.to_inputs(EmbeddedText(text="a " * 100, truncate=False))
-    assert caught.value.code == "context_length_exceeded"
-    with pytest.raises(RequestError, match="999999 is no token of this model"):
+    with raises(RequestError, "invalid_value", 999999, TASK.vocab_size):
         TASK.to_inputs(EmbeddedText(tokens=[1, 999999]))
-    with pytest.raises(RequestError, match="33 tokens are more than the 32"):
+    with raises(RequestError, "context_length_exceeded", 33, 32):
         TASK.to_inputs(EmbeddedText(tokens=[5] * 33))
     with pytest.raises(ValueError, match="Give either 'text' or 'tokens'"):
         EmbeddedText()
