@@ -2,6 +2,7 @@
 
     MaasError
     ├── InvalidError         (ValueError)    one value is wrong: a field's in a validator, a cell's in a row
+    │   └── UnlearntError                    a row holds a value that its task was not fitted on
     ├── SpecError            (ValueError)    a spec, an override or a setting is wrong
     ├── NotFoundError        (LookupError)   a dataset, bundle, version or endpoint does not exist
     ├── ConflictError        (RuntimeError)  the name has other content already, or another writer was faster
@@ -67,6 +68,18 @@ class InvalidError(MaasError, ValueError):
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message, code=code)
+
+
+class UnlearntError(InvalidError):
+    """A row holds a value that fitting did not see, such as an unknown label; `Task.encode` raises it.
+
+    When such rows arrive later, the dataset must be prepared again to learn the new values.
+    """
+
+    default_code = "not_in_training"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(self.default_code, message)
 
 
 class Problem(str):

@@ -26,11 +26,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field, TypeAdapter, create_model
 
-from maas_ray.errors import DataError, InvalidError, RequestError
+from maas_ray.errors import DataError, InvalidError, RequestError, UnlearntError
 from maas_ray.tasks import AnswerRow, Column, RequestRow, Row, Task, TaskSpec, TensorSpec
 from maas_ray.tasks.metrics import classification, mean_loss, regression
 from maas_ray.tasks.network import Forward
-from maas_ray.tasks.rows import UnlearntError
 from maas_ray.tasks.task import Outcomes
 from maas_ray.tasks.traits import Trait
 

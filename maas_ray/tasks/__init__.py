@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import Field, SerializeAsAny, WrapValidator
 
-from maas_ray.errors import CorruptError, InvalidError
+from maas_ray.errors import CorruptError, InvalidError, UnlearntError
 from maas_ray.spec import Spec
 from maas_ray.spec.fields import user_type
 from maas_ray.tasks.custom_network import parse_network
 from maas_ray.tasks.custom_task import parse_task, task_type
-from maas_ray.tasks.network import NetworkSpec, type_of
-from maas_ray.tasks.rows import AnswerRow, Column, Packing, RequestRow, Row, TensorSpec
-from maas_ray.tasks.task import TASK_FILE, Task, TaskSpec
+from maas_ray.tasks.network import Forward, NetworkSpec, type_of
+from maas_ray.tasks.rows import REST, AnswerRow, Column, OptionalTensor, Packing, RequestRow, Row, Steps, TensorSpec
+from maas_ray.tasks.task import TASK_FILE, Outcomes, Task, TaskSpec
 from maas_ray.user_code.source import is_import_path
 from maas_ray.user_code.trust import admitted
 
@@ -108,18 +108,24 @@ def load_task(directory: Path) -> Task:
 
 
 __all__ = [
+    "REST",
     "TASKS",
     "AnswerRow",
     "AnyNetworkSpec",
     "AnyTaskSpec",
     "Column",
+    "Forward",
     "NetworkSpec",
+    "OptionalTensor",
+    "Outcomes",
     "Packing",
     "RequestRow",
     "Row",
+    "Steps",
     "Task",
     "TaskSpec",
     "TensorSpec",
+    "UnlearntError",
     "find_task",
     "load_task",
 ]

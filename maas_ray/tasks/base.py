@@ -1,5 +1,6 @@
 """The path that tasks written for 0.1 import from; their code lies in saved datasets and bundles."""
 
+from maas_ray.errors import UnlearntError
 from maas_ray.tasks.network import CONFIG_FILE, Forward, NetworkSpec, OnDevice, load_config, load_weights, type_of
 from maas_ray.tasks.rows import (
     REST,
@@ -11,7 +12,6 @@ from maas_ray.tasks.rows import (
     Row,
     Steps,
     TensorSpec,
-    UnlearntError,
     shortest,
 )
 from maas_ray.tasks.task import TASK_FILE, Outcomes, Task, TaskSpec, joined, outcomes_of

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from maas_ray.errors import DataError
+from maas_ray.errors import DataError, UnlearntError
 from maas_ray.tasks.metrics import classification, mean_loss
 from maas_ray.tasks.network import Forward
-from maas_ray.tasks.rows import AnswerRow, Row, TensorSpec, UnlearntError, shortest
+from maas_ray.tasks.rows import AnswerRow, Row, TensorSpec, shortest
 from maas_ray.tasks.task import Outcomes, Task
 from maas_ray.tasks.traits import Trait
 

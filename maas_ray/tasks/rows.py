@@ -7,25 +7,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from maas_ray.bodies import Body
-from maas_ray.errors import InvalidError
 
 Row = dict[str, Any]
 """One example by column name."""
 
 REST = "*"
 """In `TaskSpec.columns`: every column of a row that is not named there, as a dict."""
-
-
-class UnlearntError(InvalidError):
-    """A row holds a value that fitting did not see, such as an unknown label; `encode` raises it.
-
-    When such rows arrive later, the dataset must be prepared again to learn the new values.
-    """
-
-    default_code = "not_in_training"
-
-    def __init__(self, message: str) -> None:
-        super().__init__(self.default_code, message)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class Image(CleaningStep):
     """Minimum length of the shorter side, pixels."""
     max_aspect_ratio: float | None = Field(None, ge=1)
     """Maximum ratio of the longer side to the shorter side. None: no limit."""
-    max_pixels: int = Field(images.MOST_PIXELS, ge=1)
+    max_pixels: int = Field(images.MAX_PIXELS, ge=1)
     """Maximum number of pixels. An image with more pixels is not decoded, and counts as corrupt."""
     min_contrast: int = Field(1, ge=0, le=255)
     """Minimum range from the darkest to the lightest value of 255, in the channel with the largest range. 0: blank
@@ -38,7 +38,7 @@ class Image(CleaningStep):
         if content is None:
             return row  # the task counts it as empty
         try:
-            pixels = images.decode(content, most=self.max_pixels, formats=images.FORMATS)
+            pixels = images.decode(content, max_pixels=self.max_pixels, formats=images.FORMATS)
         except ValueError as error:
             if self.corrupt == "drop":
                 raise Dropped("corrupt") from None

@@ -27,9 +27,8 @@ from maas_ray.data.pipeline.row_steps import Kept, kept_rows
 from maas_ray.data.profile import Profile, from_json, merge, of_rows, to_json
 from maas_ray.data.shards import from_numpy, write_table
 from maas_ray.data.splits.hashing import shuffled
-from maas_ray.errors import DataError
+from maas_ray.errors import DataError, UnlearntError
 from maas_ray.tasks import Column, Row, Task, TaskSpec, load_task
-from maas_ray.tasks.rows import UnlearntError
 
 NO_ROWS = (0,) * len(SPLITS)
 _BATCH_ROWS, _BATCH_BYTES = 4096, 2 << 20

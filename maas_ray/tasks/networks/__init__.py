@@ -1,1 +1,1 @@
-"""The networks as torch modules, imported where one is built: the tasks themselves know no torch."""
+"""Networks as torch modules. They import torch, so tasks import them only to build a network."""

@@ -1,4 +1,4 @@
-"""The convolutional network. Imported where it is built, since it imports torch."""
+"""A convolutional network for images."""
 
 import torch
 from torch import nn
@@ -9,17 +9,16 @@ from maas_ray.tasks.networks.pixels import Pixels
 class ConvolutionalNetwork(nn.Module):
     """Blocks of 3×3 convolution, group norm, ReLU and 2×2 max pooling; then a classifier.
 
-    Group norm with one group (Wu and He 2018), not batch norm: it holds no running statistics, so training on
-    N workers and serving compute the same function.
-
-    Pixel normalisation is part of the network, so that uint8 pixels go in wherever it runs.
+    It uses group norm with one group (Wu and He 2018) because batch norm keeps running statistics; without them,
+    training on any number of workers and serving compute the same function. Pixel normalisation is part of the
+    network, so that its input is uint8 pixels everywhere.
 
     Args:
         shape: (channels, height, width) of an image.
         labels: number of classes.
         channels: output channels of each block.
         hidden: width of the layer before the classifier.
-        dropout: share of that layer's values dropped in training.
+        dropout: fraction of that layer's values dropped in training.
         mean, std: see `Pixels`.
     """
 

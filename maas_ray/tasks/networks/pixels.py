@@ -1,15 +1,15 @@
-"""Pixels to the numbers that a network computes with."""
+"""Normalisation of pixels inside a network."""
 
 import torch
 from torch import nn
 
 
 class Pixels(nn.Module):
-    """Normalises uint8 pixels, so that a network takes them wherever it runs. Floats are normalised already.
+    """Normalises uint8 pixels, in training as in serving. Floats are taken as already normalised.
 
     Args:
         mean: per-channel mean of the training pixels, scaled to [0, 1].
-        std: per-channel standard deviation, likewise.
+        std: per-channel standard deviation, in the same scale.
     """
 
     mean: torch.Tensor

@@ -1,19 +1,19 @@
-"""Recurrent networks over series. Imported where one is built, since it imports torch."""
+"""A recurrent network over time series."""
 
 import torch
 from torch import nn
 
 
 class RecurrentForecaster(nn.Module):
-    """A recurrent network reads the context; what it then knows says how far each later step lies from the last one.
+    """Reads the context with a recurrent network and predicts the offset of each later step from the last value.
 
     Args:
         cell: `RNN`, `GRU` or `LSTM`, as torch.nn calls them.
-        channels: values of a step; the first is foretold.
+        channels: number of values of a step; the first is the target.
         hidden: width of each layer.
-        layers: recurrent layers.
-        horizon: steps to foretell.
-        dropout: share of the values between layers dropped in training.
+        layers: number of recurrent layers.
+        horizon: number of steps to predict.
+        dropout: fraction of the values between layers dropped in training.
     """
 
     def __init__(self, cell: str, channels: int, hidden: int, layers: int, horizon: int, dropout: float) -> None:

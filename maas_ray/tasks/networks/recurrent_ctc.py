@@ -1,4 +1,4 @@
-"""Convolutions that shorten a sequence of frames, a recurrent network over them, and scores for each label and step."""
+"""A network for speech: convolutions that shorten time, LSTMs, and scores of each label at each step."""
 
 from itertools import pairwise
 
@@ -10,18 +10,18 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 class ConvolutionalRecurrentNetwork(nn.Module):
     """1-D convolutions, each halving time, then LSTMs (Amodei et al. 2015, "Deep Speech 2", in small).
 
-    What is behind a row's end is made zero after each convolution and packed away from the LSTM, so a row's scores do
-    not depend on what it is padded to. No normalisation runs over time or over rows, for the same reason.
+    Frames behind a row's end are set to zero after each convolution and hidden from the LSTM by packing, so a row's
+    scores do not depend on its padding. For the same reason there is no normalisation over time or rows.
 
     Args:
-        bins: features of a frame.
-        labels: scores of a step.
+        bins: number of features of a frame.
+        labels: number of scores of a step.
         halvings: number of convolutions.
         channels: output channels of the convolutions.
-        hidden: width of each LSTM, and direction.
-        layers: LSTMs.
-        bidirectional: whether each also reads from the end.
-        dropout: share of values dropped in training before and after the LSTMs, and between them.
+        hidden: width of each LSTM in each direction.
+        layers: number of LSTMs.
+        bidirectional: add LSTMs that read from the end.
+        dropout: fraction of values dropped in training before and after the LSTMs, and between them.
     """
 
     def __init__(
@@ -75,6 +75,6 @@ class ConvolutionalRecurrentNetwork(nn.Module):
 
 
 def _masked(frames: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """[B, C, T] with zeros from each row's length on."""
+    """[B, C, T] with zeros after each row's length."""
     inside = torch.arange(frames.shape[2], device=frames.device) < lengths[:, None]
     return frames * inside[:, None].to(frames.dtype)

@@ -5,16 +5,18 @@ from torch import nn
 
 from maas_ray.tasks.networks.pixels import Pixels
 
-_LARGE = 96  # pixels from which images are first made a quarter as large, as He et al. do with those of ImageNet
+_LARGE = 96  # pixels; larger images are first reduced to a quarter of their size, as in He et al. for ImageNet
 
 
 class _Norm(nn.GroupNorm):
-    """Group norm of 16 channels a group (Wu and He 2018), not batch norm: it holds no running statistics, so training
-    on N workers and serving compute the same function.
+    """Group norm with 16 channels per group (Wu and He 2018).
+
+    Unlike batch norm it keeps no running statistics, so training on any number of workers and serving compute the same
+    function.
 
     Args:
-        channels: of what comes in.
-        silent: whether it gives zeros at first. Set here, since under ZeRO 3 a module is taken apart once it is made.
+        channels: channels of the input.
+        silent: return zeros at first. It must be set here, because ZeRO 3 shards a module once it is constructed.
     """
 
     def __init__(self, channels: int, *, silent: bool = False) -> None:
@@ -28,7 +30,7 @@ class _Norm(nn.GroupNorm):
 
 
 class _Block(nn.Module):
-    """Two 3×3 convolutions, added to what came in."""
+    """Two 3×3 convolutions, added to the input."""
 
     def __init__(self, incoming: int, outgoing: int, stride: int) -> None:
         super().__init__()
@@ -37,7 +39,7 @@ class _Block(nn.Module):
             _Norm(outgoing),
             nn.ReLU(),
             nn.Conv2d(outgoing, outgoing, 3, padding=1, bias=False),
-            _Norm(outgoing, silent=True),  # a block begins as the identity (Goyal et al. 2017)
+            _Norm(outgoing, silent=True),  # a block starts as the identity (Goyal et al. 2017)
         )
         alike = incoming == outgoing and stride == 1
         self.shortcut: nn.Module = (
@@ -51,14 +53,14 @@ class _Block(nn.Module):
 
 
 class ResidualNetwork(nn.Module):
-    """Stages of blocks, each stage twice as wide and half as large as the one before; then mean over places.
+    """Stages of blocks, each stage twice as wide and half as large as the one before; then the mean over positions.
 
     Args:
         shape: (channels, height, width) of an image.
         labels: number of classes.
-        blocks: of each stage.
+        blocks: number of blocks of each stage.
         width: channels of the first stage.
-        dropout: share of the last values dropped in training.
+        dropout: fraction of the last values dropped in training.
         mean, std: see `Pixels`.
     """
 
@@ -85,8 +87,8 @@ class ResidualNetwork(nn.Module):
         incoming = width
         for stage, count in enumerate(blocks):
             outgoing = width << stage
-            for place in range(count):
-                layers.append(_Block(incoming, outgoing, stride=2 if stage and not place else 1))
+            for index in range(count):
+                layers.append(_Block(incoming, outgoing, stride=2 if stage and not index else 1))
                 incoming = outgoing
         self.stages = nn.Sequential(*layers)
         self.classifier = nn.Sequential(

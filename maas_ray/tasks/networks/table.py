@@ -1,4 +1,4 @@
-"""Networks over the columns of a table. Imported where one is built, since it imports torch."""
+"""Networks over the columns of a table."""
 
 import math
 
@@ -7,21 +7,21 @@ from torch import nn
 
 
 class Columns(nn.Module):
-    """A linear map of all columns: of the numbers, and of the categories one-hot.
+    """A linear map of all columns: numbers, and one-hot categories.
 
-    The matrix that a one-hot vector picks a row of is an embedding. Its row 0 is for categories that training has not
-    seen: it stays zero, as the one-hot vector that has no place for them.
+    The map of the one-hot categories is an embedding. Its row 0 is for categories that training has not seen; it stays
+    zero, because their one-hot vector is zero.
 
     Args:
-        numbers: columns of numbers.
-        categories: columns of categories.
-        values: categories in all of them together.
+        numbers: number of columns of numbers.
+        categories: number of columns of categories.
+        values: number of categories of all columns together.
         outgoing: width of the result.
     """
 
     def __init__(self, numbers: int, categories: int, values: int, outgoing: int) -> None:
         super().__init__()
-        bound = 1 / math.sqrt(numbers + categories)  # as nn.Linear, of which each row has so many terms
+        bound = 1 / math.sqrt(numbers + categories)  # the bound of nn.Linear with as many inputs
         self.bias = nn.Parameter(torch.empty(outgoing).uniform_(-bound, bound))
         self.numbers = _Weights(numbers, outgoing, bound) if numbers else None
         self.categories = _Rows(values, outgoing, bound) if categories else None
@@ -62,8 +62,8 @@ class TableNetwork(nn.Module):
         numbers, categories, values: see `Columns`.
         hidden: widths of the hidden layers.
         outputs: width of the result.
-        activation: what stands behind each hidden layer, by its name in torch.nn.
-        dropout: share of each hidden layer's values dropped in training.
+        activation: activation after each hidden layer, by its name in torch.nn.
+        dropout: fraction of each hidden layer's values dropped in training.
     """
 
     def __init__(
@@ -85,6 +85,6 @@ class TableNetwork(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, numbers: torch.Tensor | None = None, categories: torch.Tensor | None = None) -> torch.Tensor:
-        """The columns as `Columns` takes them → [B, outputs]."""
+        """Columns in the form of `Columns.forward` → [B, outputs]."""
         result: torch.Tensor = self.layers(self.columns(numbers, categories))
         return result

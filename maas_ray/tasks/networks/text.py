@@ -1,4 +1,4 @@
-"""Networks from scratch that read token ids. Imported where one is built, since it imports torch."""
+"""Networks from scratch that read token ids."""
 
 import torch
 from torch import nn
@@ -7,11 +7,11 @@ _CELLS: dict[str, type[nn.RNN] | type[nn.GRU] | type[nn.LSTM]] = {"rnn": nn.RNN,
 
 
 class AttentionPool(nn.Module):
-    """Means of a sequence's vectors, weighted by attention: several, side by side.
+    """Attention-weighted means of a sequence's vectors, concatenated.
 
     Args:
-        width: of a vector.
-        heads: how many means.
+        width: width of a vector.
+        heads: number of means.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -33,7 +33,7 @@ class AttentionNetwork(nn.Module):
         labels: number of logits.
         embedding: width of an embedding.
         hidden: width of the layer before the classifier.
-        heads: weighted means taken.
+        heads: number of weighted means.
         dropout: share of values dropped in training.
     """
 
@@ -53,13 +53,13 @@ class AttentionNetwork(nn.Module):
 
 
 class RecurrentNetwork(nn.Module):
-    """Embeddings, a recurrent network over the tokens that are there, and a classifier.
+    """Embeddings, a recurrent network over the tokens without padding, and a classifier.
 
     Args:
         vocabulary: number of token ids.
         labels: number of logits.
         cell: `rnn`, `gru` or `lstm`.
-        bidirectional: whether a second one reads from the end.
+        bidirectional: add a second recurrent network that reads from the end.
         embedding: width of an embedding.
         hidden: width of the state in each direction.
         layers: recurrent layers.
@@ -97,7 +97,7 @@ class RecurrentNetwork(nn.Module):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """[B, T] each → logits [B, labels], or [B, T, labels]. The mask is ones, then zeros."""
         embedded = self.dropout(self.embedding(input_ids))
-        # Packed, the direction that reads from the end begins at the text's, not at the padding's.
+        # Packing makes the direction that reads from the end begin at the text's end, not at the padding's.
         lengths = attention_mask.sum(1).cpu()
         packed = nn.utils.rnn.pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
         states, last = self.recurrent(packed)
@@ -109,6 +109,6 @@ class RecurrentNetwork(nn.Module):
         if self.pooling == "attention":
             pooled = self.pool(pooled, attention_mask)
         elif self.pooling == "mean":
-            pooled = pooled.sum(1) / lengths.to(pooled.device, pooled.dtype)[:, None]  # padding's states are zero
+            pooled = pooled.sum(1) / lengths.to(pooled.device, pooled.dtype)[:, None]  # states of padding are zero
         logits: torch.Tensor = self.classifier(self.dropout(pooled))
         return logits

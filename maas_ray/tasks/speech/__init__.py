@@ -1,4 +1,4 @@
-"""Tasks: speech."""
+"""Tasks on speech: recognition."""
 
 from maas_ray.tasks.speech.recognition import AutomaticSpeechRecognition
 

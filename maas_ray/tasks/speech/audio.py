@@ -57,7 +57,7 @@ def decode_at_own_rate(content: bytes, max_seconds: float) -> tuple[np.ndarray, 
             samples, own_rate = _read(file, max_seconds), file.samplerate
     except soundfile.LibsndfileError as error:
         raise InvalidError(
-            "invalid_audio", f"not an audio file in WAV, FLAC, OGG or MP3 format: {error.error_string}"
+            "invalid_audio", f"not an audio file of WAV, FLAC, OGG or MP3: {error.error_string}"
         ) from error
     if not np.isfinite(samples).all():
         raise InvalidError("not_finite", "the audio contains samples that are not finite numbers")

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 import numpy as np
 from pydantic import Field, model_validator
 
-from maas_ray.errors import DataError, InvalidError
+from maas_ray.errors import DataError, InvalidError, UnlearntError
 from maas_ray.spec import Spec
 from maas_ray.tasks.network import Forward
-from maas_ray.tasks.rows import Row, UnlearntError
+from maas_ray.tasks.rows import Row
 from maas_ray.tasks.speech import audio
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from pydantic import Field, model_validator
 
-from maas_ray.errors import DataError, InvalidError, RequestError
+from maas_ray.errors import DataError, InvalidError, RequestError, UnlearntError
 from maas_ray.tasks.metrics import mean_loss
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.pretrained import Pretrained, model_directory
-from maas_ray.tasks.rows import Column, Row, TensorSpec, UnlearntError
+from maas_ray.tasks.rows import Column, Row, TensorSpec
 from maas_ray.tasks.speech import audio
 from maas_ray.tasks.speech.features import AnyFeatures, Frames, Frontend, LogMel, SpeechState
 from maas_ray.tasks.speech.networks import ConvLstm

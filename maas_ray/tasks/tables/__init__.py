@@ -1,4 +1,4 @@
-"""Tasks: tables."""
+"""Tasks on tables: classification, regression and forecasting."""
 
 from maas_ray.tasks.tables.classification import TabularClassification
 from maas_ray.tasks.tables.forecasting import TimeSeriesForecasting

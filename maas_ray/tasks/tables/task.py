@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from maas_ray.errors import InvalidError, RequestError
+from maas_ray.errors import InvalidError, RequestError, UnlearntError
 from maas_ray.tasks.network import Forward
-from maas_ray.tasks.rows import Column, OptionalTensor, RequestRow, Row, TensorSpec, UnlearntError
+from maas_ray.tasks.rows import Column, OptionalTensor, RequestRow, Row, TensorSpec
 from maas_ray.tasks.tables.cells import Cell, category, cell, number
 from maas_ray.tasks.tables.cells import numbers as numbers_of
 from maas_ray.tasks.tables.features import TableFeatures

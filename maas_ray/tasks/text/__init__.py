@@ -1,4 +1,4 @@
-"""Tasks: text."""
+"""Tasks on text: generation, classification of texts and tokens, embeddings."""
 
 from maas_ray.tasks.text.classification import TextClassification
 from maas_ray.tasks.text.embeddings import FeatureExtraction

@@ -14,11 +14,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from maas_ray.errors import CorruptError, DataError, InvalidError, RequestError
+from maas_ray.errors import CorruptError, DataError, InvalidError, RequestError, UnlearntError
 from maas_ray.tasks.metrics import mean_loss
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.pretrained import Pretrained
-from maas_ray.tasks.rows import AnswerRow, Column, RequestRow, Row, TensorSpec, UnlearntError, shortest
+from maas_ray.tasks.rows import AnswerRow, Column, RequestRow, Row, TensorSpec, shortest
 from maas_ray.tasks.task import Outcomes
 from maas_ray.tasks.text.encoders import EncoderTask, EncoderTaskSpec
 from maas_ray.tasks.text.networks import Bert, RecurrentText

@@ -1,4 +1,4 @@
-"""Tasks: vision."""
+"""Tasks on images: classification."""
 
 from maas_ray.tasks.vision.classification import ImageClassification
 

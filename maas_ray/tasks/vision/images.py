@@ -40,7 +40,7 @@ def decode(image: Any, max_pixels: float = math.inf, formats: tuple[str, ...] | 
         with Image.open(io.BytesIO(image), formats=formats) as picture:
             if picture.width * picture.height > max_pixels:
                 size = f"{picture.width} × {picture.height} pixels"
-                raise InvalidError("image_too_large", f"the image has {size}; the maximum is {max_pixels:,} in all")
+                raise InvalidError("image_too_large", f"the image has {size}, more than {max_pixels:,} in all")
             if picture.mode == "F":
                 raise InvalidError(
                     "unknown_range", "the pixels are floating point numbers of unknown range; save it with 8 or 16 bits"
@@ -52,9 +52,9 @@ def decode(image: Any, max_pixels: float = math.inf, formats: tuple[str, ...] | 
             grey = picture.mode in ("1", "L", "LA")
             return np.array(picture.convert("L"))[..., None] if grey else np.array(picture.convert("RGB"))
     except UnidentifiedImageError as error:
-        known = ", ".join(formats) if formats else "a known format"
-        raise InvalidError("invalid_image", f"the file is not an image of {known}") from error
+        known = ", ".join(formats) if formats else "any known format"
+        raise InvalidError("invalid_image", f"not an image of {known}") from error
     except InvalidError:
         raise
     except Exception as error:  # Pillow's decoders raise all kinds of errors for damaged files
-        raise InvalidError("invalid_image", f"the image cannot be read: {error or type(error).__name__}") from error
+        raise InvalidError("invalid_image", f"not a readable image: {error or type(error).__name__}") from error

@@ -1,4 +1,4 @@
-"""docs/own-model.md, as it is written: its code, its specs, its commands; and what stands between code and a server."""
+"""The code, specs and commands of docs/own-model.md, and the checks between user code and a server."""
 
 import json
 import re
@@ -15,6 +15,7 @@ from maas_ray.registry.versions import Registry
 from maas_ray.settings import Settings
 from maas_ray.user_code import trust
 from tests.support import ROOT
+from tests.support.errors import raises
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -52,7 +53,7 @@ def test_the_tutorial_from_code_to_answer(here: Path, settings: Settings, monkey
     monkeypatch.chdir(here)
     commands = [line for block in _blocks("sh") for line in block.splitlines()]
     first = [line for line in commands if line.startswith(("maas prepare", "maas train"))]
-    # Preparing and training on one's own code asks for no allowance.
+    # Preparing and training with one's own code needs no permission.
     monkeypatch.setenv("MAAS_TRUST_REMOTE_CODE", "0")
     monkeypatch.setattr(trust, "_vouched", set())
     for command in first:
@@ -61,12 +62,12 @@ def test_the_tutorial_from_code_to_answer(here: Path, settings: Settings, monkey
     assert version.metrics["validation/accuracy"] > 0.8
 
     allowance, deployed = [line for line in commands if line not in first][:2]
-    with pytest.raises(UntrustedCodeError, match="MAAS_TRUST_REMOTE_CODE=1"):
+    with raises(UntrustedCodeError, "untrusted_code", "MAAS_TRUST_REMOTE_CODE=1"):
         deploy(DeploySpec(version="own-wine@champion"), settings=settings)
     assert not [one for one in diff(settings=settings) if one.endpoint == "own-wine"]
     assert allowance == "export MAAS_TRUST_REMOTE_CODE=1"
     monkeypatch.setenv("MAAS_TRUST_REMOTE_CODE", "1")
-    (here / "my_wine.py").rename(here / "my_wine.away")  # the server has it from the bundle alone
+    (here / "my_wine.py").rename(here / "my_wine.away")  # the server reads the code from the bundle alone
     try:
         _run(deployed)
         (asked,) = re.findall(r"^curl (\S+) -d '(.*)'$", "\n".join(commands), re.MULTILINE)
@@ -101,7 +102,7 @@ def test_training_on_a_dataset_of_other_code_is_refused(
     (tmp_path / "my_wine.py").write_text(code.replace("hidden: int = 32", "hidden: int = 16"))
 
     spec = TrainSpec.from_yaml("train.yaml", ["dataset=changed-wine", "model=changed-wine"])
-    with pytest.raises(DataError, match=r"my_wine:Wine has changed since it was prepared \(my_wine.py\)"):
+    with raises(DataError, "code_changed", "my_wine:Wine", "(my_wine.py)"):
         train(spec, settings=settings)
     again = prepare(PrepareSpec.from_yaml("prepare.yaml", ["dataset=changed-wine"]), settings=settings)
     assert again.fingerprint != dataset.fingerprint

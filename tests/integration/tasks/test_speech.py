@@ -49,7 +49,7 @@ def heard(cluster: str, settings: Settings, tmp_path_factory: pytest.TempPathFac
     counts = dataset.meta.counts
     assert counts.read == CLIPS + 2
     assert counts.quarantined == 2  # the picture, and the clip that has lost its transcript
-    assert [reason for reason in counts.dropped if "longer than can be said" in reason]
+    assert [reason for reason in counts.dropped if "more labels than" in reason]
     assert sum(counts.kept.values()) + counts.duplicates == CLIPS - 1
     version = train(TrainSpec.from_yaml(specs / "spoken-digits-train.yaml", overrides=["epochs=10"]), settings=settings)
     return Heard(version, clips)
@@ -65,7 +65,7 @@ def url(heard: Heard, settings: Settings) -> Iterator[str]:
     undeploy_all(settings)
 
 
-def test_it_hears_clips_that_it_was_not_trained_on(heard: Heard, settings: Settings) -> None:
+def test_a_recogniser_transcribes_clips_it_was_not_trained_on(heard: Heard, settings: Settings) -> None:
     metrics = evaluate(
         EvaluateSpec(version=heard.version.reference, resamples=20, split="test"), settings=settings
     ).metrics
@@ -75,7 +75,7 @@ def test_it_hears_clips_that_it_was_not_trained_on(heard: Heard, settings: Setti
     assert heard.version.metrics["validation/wer"] < 0.4
 
 
-def test_openais_client_gets_what_is_said(heard: Heard, url: str) -> None:
+def test_openais_client_gets_the_transcript(heard: Heard, url: str) -> None:
     from openai import BadRequestError, OpenAI
 
     rows = [(path, path.with_suffix(".txt").read_text().strip()) for path in sorted(heard.clips.glob("000[1-4]?.wav"))]
@@ -130,7 +130,7 @@ def test_predict_and_the_open_inference_protocol_say_the_same(heard: Heard, url:
     assert several.json()["error"]["param"] == "instances[1].audio"
 
 
-def test_shared_replicas_hear_the_same(heard: Heard, url: str, settings: Settings) -> None:
+def test_shared_replicas_give_the_same_transcripts(heard: Heard, url: str, settings: Settings) -> None:
     path, content = f"{url}/v1/models/spoken-digits/predict", (heard.clips / "00007.wav").read_bytes()
     said = httpx.post(path, files={"file": ("clip.wav", content)}, timeout=60).json()["text"]
     deployed(heard, settings, replicas="shared")

@@ -16,7 +16,15 @@ import pytest
 from pydantic import ValidationError
 
 from maas_ray.data.spec import PrepareSpec
-from maas_ray.errors import CorruptError, DataError, InvalidError, RequestError, SpecError, UntrustedCodeError
+from maas_ray.errors import (
+    CorruptError,
+    DataError,
+    InvalidError,
+    RequestError,
+    SpecError,
+    UnlearntError,
+    UntrustedCodeError,
+)
 from maas_ray.evaluation.tables import details
 from maas_ray.own import Tensor
 from maas_ray.registry.bundle import Bundle, BundleMeta, Lineage, publish_bundle
@@ -25,7 +33,6 @@ from maas_ray.serve.spec import ServingOptions
 from maas_ray.settings import Settings
 from maas_ray.tasks import Task, load_task
 from maas_ray.tasks.custom_task import check_unchanged
-from maas_ray.tasks.rows import UnlearntError
 from maas_ray.training.spec import TrainSpec
 from maas_ray.user_code import trust
 from maas_ray.user_code.source import SourceCode
@@ -102,7 +109,7 @@ def _bundle(task: Task, directory: Path, **arguments: Any) -> Path:
     return directory
 
 
-def test_a_task_and_a_network_go_the_whole_way(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_custom_task_and_network_train_save_and_serve(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     task = _fitted(_prepare_spec())
@@ -142,7 +149,7 @@ def test_a_task_and_a_network_go_the_whole_way(here: Path, monkeypatch: pytest.M
         ("float32", np.array([1.5, 2.0]), [1.5, 2.0]),
     ],
 )
-def test_a_value_is_read(dtype: str, value: Any, expected: Any) -> None:
+def test_a_tensor_parses_values_and_texts_that_spell_them(dtype: str, value: Any, expected: Any) -> None:
     found = Tensor(dtype, (2,) if isinstance(expected, list) else ()).parse("x", value)
 
     assert (found.dtype.name, found.tolist()) == (dtype, expected)

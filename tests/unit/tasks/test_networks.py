@@ -118,7 +118,7 @@ print("done")
 """
 
 
-def test_a_network_built_in_shares_is_the_one_that_is_built_whole(tmp_path: Path):
+def test_a_network_built_in_zero_3_shards_equals_the_whole_network(tmp_path: Path):
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}
     command = [sys.executable, "-W", "ignore", "-c", SHARDED, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)

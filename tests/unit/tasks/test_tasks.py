@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from maas_ray.errors import CorruptError, DataError, InvalidError, RequestError
+from maas_ray.errors import CorruptError, DataError, InvalidError, RequestError, UnlearntError
 from maas_ray.tasks import load_task
-from maas_ray.tasks.rows import UnlearntError
 from maas_ray.tasks.text.generation import END_OF_TEXT, TextGeneration, TextGenerationSpec
 from maas_ray.tasks.text.tokenization import FittedTokenizer
 from maas_ray.tasks.vision.classification import ImageClassification, ImageClassificationSpec
@@ -148,7 +147,7 @@ def test_transformers_tokenizer_gives_the_same_tokens(text_task: TextGeneration,
     assert theirs.apply_chat_template(chat, tokenize=False) == "a\nb"
 
 
-def test_a_tokenizer_that_is_given_is_taken_as_it_is(text_task: TextGeneration, tmp_path: Path) -> None:
+def test_a_given_tokenizer_is_used_unchanged(text_task: TextGeneration, tmp_path: Path) -> None:
     text_task.save(tmp_path)
 
     given_one = TextGenerationSpec(tokenizer=str(tmp_path), sequence_length=16).fit([])
@@ -156,7 +155,9 @@ def test_a_tokenizer_that_is_given_is_taken_as_it_is(text_task: TextGeneration, 
     assert ids_of(given_one, CORPUS[1]) == ids_of(text_task, CORPUS[1])  # type: ignore[arg-type]
 
 
-def test_a_tokenizer_directory_that_lacks_something_says_what(text_task: TextGeneration, tmp_path: Path) -> None:
+def test_an_incomplete_tokenizer_directory_is_refused_with_what_is_missing(
+    text_task: TextGeneration, tmp_path: Path
+) -> None:
     with raises(DataError, "file_missing", tmp_path, "tokenizer.json"):
         TextGenerationSpec(tokenizer=str(tmp_path)).fit([])
     text_task.save(tmp_path)
@@ -193,7 +194,7 @@ def test_a_network_learns_the_text_and_measures_what_it_trains_on(text_task: Tex
     assert measured["perplexity"] == pytest.approx(np.exp(measured["loss"]))
 
 
-def test_loss_is_told_by_row_by_position_and_by_byte(text_task: TextGeneration) -> None:
+def test_text_outcomes_have_losses_by_row_position_and_byte(text_task: TextGeneration) -> None:
     import torch
 
     from maas_ray.tasks.text.networks import Llama
@@ -294,7 +295,7 @@ def fitted(images: list[np.ndarray], labels: list[Any] | None = None, **spec: An
     return made.fit(parsed(made, rows))  # type: ignore[return-value]
 
 
-def test_features_are_fitted_on_what_there_is() -> None:
+def test_labels_size_and_pixel_means_are_fitted_on_the_images() -> None:
     task = fitted([RGB, RGB, np.zeros((5, 5), np.uint8)], ["10", "2", "cat"])
 
     assert task.features.labels == ["2", "10", "cat"]
@@ -304,7 +305,7 @@ def test_features_are_fitted_on_what_there_is() -> None:
 
 
 @pytest.mark.parametrize(("color", "channels"), [(None, 1), ("rgb", 3), ("grey", 1)])
-def test_colour_may_be_forced(color: Any, channels: int) -> None:
+def test_a_spec_may_set_the_colour(color: Any, channels: int) -> None:
     assert fitted([GREY, GREY], color=color).shape[0] == channels
 
 

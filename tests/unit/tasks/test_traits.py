@@ -1,4 +1,4 @@
-"""What each task says of its rows while they are encoded, and what it makes of what is stored of them."""
+"""Traits that tasks report of encoded rows, and their descriptions of stored rows."""
 
 import math
 from collections.abc import Callable
@@ -84,7 +84,7 @@ def encoded(make: Callable[[], tuple[TaskSpec, list[dict[str, Any]]]]) -> tuple[
 
 
 COLUMNS: Said = {("column", "rooms"): [3.0, None, 5.0], ("column", "town"): ["Köln", "Bonn", None]}
-ROOMS = [3, 4, 5]  # what is missing is filled with the mean of 3 and 5
+ROOMS = [3, 4, 5]  # the missing value is filled with the mean of 3 and 5
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ ROOMS = [3, 4, 5]  # what is missing is filled with the mean of 3 and 5
         ),
     ],
 )
-def test_traits_are_of_rows_as_they_came_and_stored_rows_read_as_they_did(
+def test_traits_describe_rows_before_encoding_and_stored_rows_decode_to_them(
     make: Callable[[], Any], expected: Said, described: dict[str, list[Any]]
 ) -> None:
     _, said, shown = encoded(make)
@@ -124,7 +124,7 @@ def test_traits_are_of_rows_as_they_came_and_stored_rows_read_as_they_did(
         assert [row[name] for row in shown] == values, name
 
 
-def test_tokens_that_are_counted_are_those_that_are_stored() -> None:
+def test_token_lengths_count_the_stored_tokens() -> None:
     spec, raw = pairs()
     task = spec.fit(raw)
     columns = task.encode(raw)
@@ -137,7 +137,7 @@ def test_tokens_that_are_counted_are_those_that_are_stored() -> None:
         assert all(said[f"tokens of the {name}"] > 0)
 
 
-def test_a_window_is_curves_in_the_users_unit() -> None:
+def test_a_window_is_described_as_curves_in_the_users_unit() -> None:
     _, _, shown = encoded(series)
 
     assert [*shown[0]] == ["y", "x", "y, next 2"]
@@ -146,7 +146,7 @@ def test_a_window_is_curves_in_the_users_unit() -> None:
     assert [row["y, next 2"].values.tolist() for row in shown] == [[4, 5], [5, 6], [6, 7]]
 
 
-def test_a_clip_of_features_is_a_picture_of_its_own_length() -> None:
+def test_stored_features_of_a_clip_are_described_as_a_picture_of_its_length() -> None:
     task, _, shown = encoded(clips)
 
     short, long = (row["audio"] for row in shown)

@@ -120,7 +120,7 @@ def test_files_of_every_kind_are_decoded(format: str, subtype: str, tolerance: f
 
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000])
-def test_other_rates_and_channels_sound_the_same(rate: int) -> None:
+def test_clips_of_other_rates_and_channels_decode_to_the_same_sound(rate: int) -> None:
     own = speech.tone(0.5, rate)
     stereo = np.stack([own * 1.5, own * 0.5], axis=1)
     found = audio.decode(speech.file_of(stereo, rate, subtype="FLOAT"), speech.RATE, 10)
@@ -157,7 +157,7 @@ def test_a_file_that_is_not_a_usable_clip_is_refused(content: bytes, code: str, 
         audio.decode(content, speech.RATE, 2)
 
 
-def test_a_header_does_not_decide_how_much_is_decoded() -> None:
+def test_decoding_is_bounded_whatever_the_header_announces() -> None:
     assert len(audio.decode(_headed(speech.tone(0.5), 1 << 29), speech.RATE, 2)) == 8000
     silence = speech.file_of(np.zeros(600 * 8000, np.float32), 8000, format="FLAC")
     assert len(silence) < 200_000
@@ -165,11 +165,11 @@ def test_a_header_does_not_decide_how_much_is_decoded() -> None:
         audio.decode(silence, speech.RATE, 2)
 
 
-def test_channels_and_rate_do_not_decide_how_much_memory_a_file_takes() -> None:
+def test_memory_of_decoding_does_not_depend_on_channels_and_rate() -> None:
     """Silence in eight channels at 384 kHz: 25 MB a second and more decoded whole, from a file of kilobytes."""
     content = speech.file_of(np.zeros((2 * 384_000, 8), np.int16), 384_000, format="FLAC")
     assert len(content) < 20_000
-    audio.decode(content, speech.RATE, 2)  # what is imported and cached takes memory, too
+    audio.decode(content, speech.RATE, 2)  # a first call, since imports and caches take memory, too
     tracemalloc.start()
     try:
         samples = audio.decode(content, speech.RATE, 2)
@@ -181,7 +181,7 @@ def test_channels_and_rate_do_not_decide_how_much_memory_a_file_takes() -> None:
 
 
 @pytest.mark.parametrize("format", ["WAV", "FLAC", "OGG", "MP3"])
-def test_a_clip_of_many_blocks_is_the_clip(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_block_by_block_gives_the_whole_clip(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, (3 * speech.RATE, 2)).astype(np.float32)
     content = speech.file_of(noise, format=format)
     whole = audio.decode(content, speech.RATE, 4)
@@ -192,7 +192,7 @@ def test_a_clip_of_many_blocks_is_the_clip(format: str, monkeypatch: pytest.Monk
 # --- rows ------------------------------------------------------------------------------------------
 
 
-def test_rows_are_parsed() -> None:
+def test_a_clip_and_its_transcript_are_parsed_and_normalised() -> None:
     content = speech.file_of(speech.tone(0.5))
     row = spec_of().parse_row({"audio": content, "transcript": b"\xef\xbb\xbfOne \n Two\n"})
     assert row is not None
@@ -286,7 +286,7 @@ def test_padding_does_not_change_a_row(task: AutomaticSpeechRecognition) -> None
         assert alone["hypothesis"][0] == together["hypothesis"][place]
 
 
-def test_it_computes_in_16_bits(task: AutomaticSpeechRecognition) -> None:
+def test_a_recogniser_computes_in_16_bits(task: AutomaticSpeechRecognition) -> None:
     model = SMALL.build(task).bfloat16()
     loss = task.loss(model, task.collate(task.encode(rows_of(task.spec))))
     loss.backward()

@@ -81,7 +81,7 @@ def test_all_steps_fall_into_the_split_that_their_source_names(split: int) -> No
     assert [raw.error for raw in found if raw.row is None] == ["broken"]
 
 
-def test_numbers_are_ordered_as_numbers_and_rows_without_a_time_as_they_stand() -> None:
+def test_steps_are_ordered_by_numeric_time_or_else_as_in_the_file() -> None:
     table = [{"t": str(t), "y": t} for t in (10, 9, 100, 2)]
     values = [raw.row["values"][:, 0].tolist() for raw in stretches(table, spec_of(time="t")) if raw.row]
     assert values == [[2, 9, 10], [100]]
@@ -89,7 +89,7 @@ def test_numbers_are_ordered_as_numbers_and_rows_without_a_time_as_they_stand() 
     assert values == [[10, 9, 100], [2]]
 
 
-def test_a_broken_step_is_told_and_a_missing_one_stands_in_its_place() -> None:
+def test_a_broken_step_is_quarantined_and_counts_as_missing_in_its_series() -> None:
     table: list[dict[str, Any]] = [{"t": t, "y": t} for t in range(10)]
     table[3]["y"] = "n/k"
     table[5]["y"] = None
@@ -192,7 +192,7 @@ def test_windows_of_a_file_reach_the_dataset_however_it_is_cut(tmp_path: Path) -
         )
 
 
-def test_every_row_is_accounted_for(tmp_path: Path) -> None:
+def test_every_row_of_a_series_is_kept_or_quarantined(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_text("\n".join(json.dumps({"y": value}) for value in [*range(40), "x", None, [1.0, 2.0], [3]]))
     source = JsonlSource(path=str(path))
@@ -212,7 +212,7 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
 # --- features --------------------------------------------------------------------------------------
 
 
-def test_missing_values_are_the_last_known_ones() -> None:
+def test_missing_values_are_filled_with_the_last_known_ones() -> None:
     nan = math.nan
     values = np.array([[nan, 1], [2, nan], [nan, nan], [5, 4], [nan, nan]])
     np.testing.assert_array_equal(filled(values), [[2, 1], [2, 1], [2, 1], [5, 4], [5, 4]])
@@ -242,7 +242,7 @@ def test_windows_and_what_they_are_normalised_by() -> None:
     assert flat["context"].tolist() == [[[0.0]] * 4]
 
 
-def test_a_saved_task_is_the_same(tmp_path: Path) -> None:
+def test_a_task_loads_as_it_was_saved(tmp_path: Path) -> None:
     task = fitted([np.arange(10.0)], season=2)
     task.save(tmp_path)
     loaded = load_task(tmp_path)
@@ -346,7 +346,7 @@ def request(task: Any, row: Any) -> dict[str, Any]:
     return found
 
 
-def test_a_series_is_asked_as_numbers_or_as_lists() -> None:
+def test_a_request_gives_steps_as_numbers_or_as_lists() -> None:
     task = fitted([np.arange(10.0)])
     for values in ([1, 2, None, 4], [[1], [2], [None], [4]], [9, 1, 2, None, 4]):
         np.testing.assert_array_equal(request(task, {"values": values})["values"], [[1], [2], [math.nan], [4]])
@@ -358,7 +358,7 @@ def test_a_series_is_asked_as_numbers_or_as_lists() -> None:
         ([1, 2, 3], "invalid_value", ("values: ", 3, 4)),
         ([1, 2, 3, "x"], "invalid_type", ("'values[3]'", "number or an array", "string")),
         ([1, 2, 3, [1, 2]], "invalid_value", ("values[3]: ", 2, "1: y")),
-        ([], "empty_array", ("'values'",)),
+        ([], "invalid_value", ("'values'", 1)),
         ("1, 2", "invalid_type", ("'values'", "array")),
     ],
 )

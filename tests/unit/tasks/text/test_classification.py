@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maas_ray.errors import CorruptError, DataError, InvalidError, RequestError, SpecError
+from maas_ray.errors import CorruptError, DataError, InvalidError, RequestError, SpecError, UnlearntError
 from maas_ray.tasks import AnyNetworkSpec, NetworkSpec, load_task
 from maas_ray.tasks.pretrained import Pretrained
-from maas_ray.tasks.rows import UnlearntError
 from maas_ray.tasks.text.classification import TextClassification, TextClassificationSpec
 from maas_ray.tasks.text.tokenization import FittedTokenizer, TextEncoder
 from tests.support.encoders import save_bundle, wordpiece_bert
@@ -41,7 +40,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Of networks as small as these, threads do nothing but wait for each other."""
+    """Use one thread: for networks as small as these, more threads only wait for each other."""
     import torch
 
     threads = torch.get_num_threads()
@@ -75,7 +74,7 @@ def test_rows_have_a_text_and_a_label(row: dict[str, Any], expected: Any) -> Non
     assert TextClassificationSpec().parse_row(row) == expected
 
 
-def test_a_malformed_row_says_how() -> None:
+def test_malformed_rows_and_unknown_labels_are_refused() -> None:
     with raises(InvalidError, "wrong_type", "text", "int"):
         TextClassificationSpec().parse_row({"text": 5, "label": "a"})
     with raises(UnlearntError, "not_in_training", "'other'"):
@@ -121,7 +120,7 @@ def test_a_special_token_that_is_spelled_out_is_text() -> None:
     assert ids.count(TASK.encoder.tokenizer.token_to_id("[SEP]")) == 1
 
 
-def test_a_given_tokenizer_is_taken_as_it_is_but_for_its_padding(tmp_path: Path) -> None:
+def test_a_given_tokenizer_is_used_unchanged_except_for_padding(tmp_path: Path) -> None:
     from tokenizers import Tokenizer
 
     TASK.save(tmp_path)
@@ -155,7 +154,7 @@ def test_padding_does_not_change_a_rows_answer(document: dict[str, Any], tmp_pat
 
 
 @pytest.mark.parametrize("document", NETWORKS.values(), ids=NETWORKS)
-def test_every_network_learns_what_it_is_measured_by(document: dict[str, Any]) -> None:
+def test_every_network_learns_and_its_metrics_agree_with_scikit_learn(document: dict[str, Any]) -> None:
     import torch
 
     torch.manual_seed(0)
@@ -259,7 +258,7 @@ def test_a_text_without_tokens_is_refused_and_not_computed(tmp_path: Path) -> No
     assert caught.value.param == "text"
 
 
-def test_bad_networks_and_files_are_refused(tmp_path: Path) -> None:
+def test_invalid_networks_and_incomplete_features_are_refused(tmp_path: Path) -> None:
     from maas_ray.tasks.text.networks import Bert
 
     with raises(SpecError, "not_divisible", "heads (3)", "hidden_size (16)"):

@@ -27,7 +27,7 @@ ROWS = [
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Of networks as small as these, threads do nothing but wait for each other."""
+    """Use one thread: for networks as small as these, more threads only wait for each other."""
     import torch
 
     threads = torch.get_num_threads()
@@ -45,7 +45,7 @@ def texts(*values: str) -> dict[str, np.ndarray]:
     return {"text": np.array(values, dtype=object)}
 
 
-def test_rows_have_two_texts() -> None:
+def test_a_row_needs_two_texts() -> None:
     spec = FeatureExtractionSpec()
     assert spec.parse_row(ROWS[0]) == ROWS[0]
     assert spec.parse_row({"anchor": "a", "positive": " "}) is None
@@ -72,7 +72,7 @@ def test_the_loss_is_infonce_and_takes_no_duplicate_for_a_wrong_answer() -> None
     assert len(set(found["positive_id"])) == 3
 
 
-def test_a_network_learns_to_find_what_belongs_together() -> None:
+def test_an_embedding_network_learns_to_find_each_positive() -> None:
     import torch
 
     torch.manual_seed(0)
@@ -99,7 +99,7 @@ def retrieved(rows: int, pool: int) -> dict[str, np.ndarray]:
     return {"loss": np.ones(rows), "query": query, "positive": vectors[place], "positive_id": place * 7}
 
 
-def test_metrics_are_scikit_learns_among_the_different_positives_of_the_rows() -> None:
+def test_retrieval_metrics_equal_scikit_learns_over_distinct_positives() -> None:
     from sklearn.metrics import label_ranking_average_precision_score, top_k_accuracy_score
 
     outcomes = retrieved(3000, 40)  # more queries than are ranked at once
@@ -116,13 +116,13 @@ def test_metrics_are_scikit_learns_among_the_different_positives_of_the_rows() -
     assert found == TASK.metrics(TASK.by_row(outcomes))
 
 
-def test_a_network_that_gives_all_texts_one_vector_finds_nothing() -> None:
+def test_equal_vectors_for_all_texts_rank_every_positive_last() -> None:
     outcomes = retrieved(20, 20) | {"query": np.ones((20, 8)), "positive": np.ones((20, 8))}
     expected = {"loss": 1, "mrr": 1 / 20} | {f"recall_at_{k}": 0 for k in (1, 5, 10)}
     assert TASK.metrics(outcomes) == pytest.approx(expected)
 
 
-def test_intervals_hold_what_was_measured_since_rows_are_drawn_and_their_pool_is_not() -> None:
+def test_bootstrap_intervals_contain_the_metric_because_the_pool_is_fixed() -> None:
     from maas_ray.evaluation.measure import Measured
     from maas_ray.evaluation.run import _drawn, _intervals, _slices
     from maas_ray.evaluation.spec import EvaluateSpec
@@ -140,7 +140,7 @@ def test_intervals_hold_what_was_measured_since_rows_are_drawn_and_their_pool_is
 
 
 @pytest.mark.parametrize("pool", [1, 2, 3])
-def test_metrics_of_few_rows_leave_out_what_they_do_not_define(pool: int) -> None:
+def test_undefined_metrics_of_few_rows_are_absent(pool: int) -> None:
     vectors = np.eye(3, dtype=np.float32)[:pool]
     outcomes = {"loss": np.zeros(pool), "query": vectors, "positive": vectors, "positive_id": np.arange(pool)}
     expected = {"loss": 0.0} | ({"mrr": 1.0, "recall_at_1": 1.0} if pool > 1 else {})

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maas_ray.errors import DataError, InvalidError, RequestError
+from maas_ray.errors import DataError, InvalidError, RequestError, UnlearntError
 from maas_ray.tasks import NetworkSpec, load_task
 from maas_ray.tasks.pretrained import Pretrained
-from maas_ray.tasks.rows import UnlearntError
 from maas_ray.tasks.text.networks import Bert, RecurrentText
 from maas_ray.tasks.text.token_classification import TaggedText, TokenClassification, TokenClassificationSpec, spans_of
 from maas_ray.tasks.text.tokenization import FittedTokenizer
@@ -34,7 +33,7 @@ NETWORKS: dict[str, NetworkSpec] = {
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Of networks as small as these, threads do nothing but wait for each other."""
+    """Use one thread: for networks as small as these, more threads only wait for each other."""
     import torch
 
     threads = torch.get_num_threads()
@@ -87,7 +86,7 @@ def test_rows_without_tokens_are_empty_and_unknown_tags_are_named() -> None:
         ("", []),
     ],
 )
-def test_spans_of_bio_tags(tags: str, expected: list[tuple[int, int, str]]) -> None:
+def test_bio_tags_form_spans(tags: str, expected: list[tuple[int, int, str]]) -> None:
     assert spans_of(tags.split(), prefixed=True) == expected
 
 

@@ -96,7 +96,7 @@ def test_a_residual_network_learns_and_is_the_same_in_a_bundle(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("size", "side"), [(32, 8), (96, 6), (7, 2)])
-def test_a_residual_network_is_for_small_and_large_images(size: int, side: int) -> None:
+def test_a_residual_network_takes_small_and_large_images(size: int, side: int) -> None:
     network = ResNet(blocks=(2, 2, 1), width=16)
     model = network.build(image_task(size=size))
     places = model.stages(model.stem(torch.zeros(1, 1, size, size)))
