@@ -146,7 +146,7 @@ def test_outliers_are_dropped_or_clipped(method: Any) -> None:
         (["1", "Paris"], "not_a_number", ["outliers", "'x'", "'Paris'"]),
         ([None], "column_empty", ["outliers", "'x'"]),
         ([1, 1, 1, 1, 9], "no_spread", ["outliers", "'x' are 1;", "`method: zscore`"]),
-        ([math.inf], "not_a_number", ["outliers", "'x'", "infinite"]),
+        ([math.inf], "not_finite", ["outliers", "'x'", "infinite"]),
     ],
 )
 def test_a_column_that_cannot_be_fitted_is_an_error(values: list[Any], code: str, named: list[str]) -> None:
