@@ -46,30 +46,30 @@ def finite(points: Points) -> list[tuple[int, float]]:
 
 def draw(chart: Chart, width: int) -> Text:
     """A chart as lines of at most `width` characters. At least one point must be finite."""
-    series = [Series(one.label, finite(one.points), one.marked) for one in chart.series]
-    low, high = _range([value for one in series for _, value in one.points], chart.from_zero)
-    last = max(step for one in series for step, _ in one.points)
+    series = [Series(curve.label, finite(curve.points), curve.marked) for curve in chart.series]
+    low, high = _range([value for curve in series for _, value in curve.points], chart.from_zero)
+    last = max(step for curve in series for step, _ in curve.points)
     names = [short(low + (high - low) * above / (chart.rows - 1)) for above in reversed(range(chart.rows))]
     margin = max(9, *(len(name) for name in names))
     columns = max(width - margin - 2, 10)
 
     cells: dict[tuple[int, int], tuple[str, str]] = {}
-    for one, colour in zip(series, _COLOURS, strict=False):
+    for curve, colour in zip(series, _COLOURS, strict=False):
         placed = [
             (step / max(last, 1) * (2 * columns - 1), (high - value) / (high - low) * (4 * chart.rows - 1))
-            for step, value in one.points
+            for step, value in curve.points
         ]
-        if one.marked:
+        if curve.marked:
             cells |= {(int(y) // 4, int(x) // 2): ("●", colour) for x, y in placed}
         else:
             cells |= {cell: (chr(0x2800 + bits), colour) for cell, bits in _line(placed).items()}
 
     text = Text()
     text.append(f"{chart.title:<{margin}}  ", style="bold")
-    for one, colour in zip(series, _COLOURS, strict=False):
-        if one.points:
-            text.append("●" if one.marked else "──", style=colour)
-            text.append(f" {one.label} {short(one.points[-1][1])}   ")
+    for curve, colour in zip(series, _COLOURS, strict=False):
+        if curve.points:
+            text.append("●" if curve.marked else "──", style=colour)
+            text.append(f" {curve.label} {short(curve.points[-1][1])}   ")
     for row, name in enumerate(names):
         named = row in (0, chart.rows // 2, chart.rows - 1)
         text.append(f"\n{name if named else '':>{margin}} {'┤' if named else '│'}")
@@ -91,10 +91,12 @@ def write_png(charts: Sequence[Chart], path: Path, title: str) -> None:
     figure = Figure(figsize=(9, 2.2 * len(charts) + 1.2), layout="constrained")
     figure.suptitle(title)
     for chart, axes in zip(charts, figure.subplots(len(charts), sharex=True, squeeze=False)[:, 0], strict=True):
-        for one, colour in zip(chart.series, _PNG_COLOURS, strict=False):
-            points = finite(one.points)
+        for curve, colour in zip(chart.series, _PNG_COLOURS, strict=False):
+            points = finite(curve.points)
             steps, values = [step for step, _ in points], [value for _, value in points]
-            axes.plot(steps, values, label=one.label, color=colour, marker="o" if one.marked else None, markersize=4)
+            axes.plot(
+                steps, values, label=curve.label, color=colour, marker="o" if curve.marked else None, markersize=4
+            )
             if chart.from_zero and values:
                 low, high = _range(values, from_zero=True)
                 axes.set_ylim(low, high + (high - low) / 20)

@@ -86,9 +86,16 @@ def _show_slices(report: Report, column: str) -> None:
 
 def _show_comparison(report: Report, comparison: Comparison) -> None:
     table = new_table("METRIC", report.version, comparison.against, "DIFFERENCE", "INTERVAL", "P")
-    for name, one in comparison.metrics.items():
-        p = "" if one.p is None else f"{one.p:.3g}"
-        table.add_row(name, f"{one.first:.4g}", f"{one.second:.4g}", f"{one.difference:+.4g}", _bounds(one.interval), p)
+    for name, metric in comparison.metrics.items():
+        p = "" if metric.p is None else f"{metric.p:.3g}"
+        table.add_row(
+            name,
+            f"{metric.first:.4g}",
+            f"{metric.second:.4g}",
+            f"{metric.difference:+.4g}",
+            _bounds(metric.interval),
+            p,
+        )
     _show(table)
     if comparison.mcnemar is not None:
         say(f"accuracy by McNemar's exact test: p {comparison.mcnemar:.3g}")

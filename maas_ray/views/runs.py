@@ -156,13 +156,15 @@ def _newest(registry: Registry, limit: int, query: str = _OURS) -> list[Run]:
         page = registry.client.search_experiments(page_token=token)
         models |= {experiment.experiment_id: experiment.name for experiment in page}
         token = page.token or ""
-    found = registry.client.search_runs(list(models), query, max_results=limit, order_by=_NEWEST)
+    mlflow_runs = registry.client.search_runs(list(models), query, max_results=limit, order_by=_NEWEST)
     versions = {
         version.lineage.run_id: version.reference
-        for model in {models[one.info.experiment_id] for one in found}
+        for model in {models[run.info.experiment_id] for run in mlflow_runs}
         for version in registry.versions(model)
     }
-    return [_run(registry, one, models[one.info.experiment_id], versions.get(one.info.run_id, "")) for one in found]
+    return [
+        _run(registry, run, models[run.info.experiment_id], versions.get(run.info.run_id, "")) for run in mlflow_runs
+    ]
 
 
 def _find(registry: Registry, reference: str) -> Run:
@@ -183,8 +185,8 @@ def _find(registry: Registry, reference: str) -> Run:
     raise NotFoundError(f"unknown run {reference!r}; the newest are: {known}.", code="unknown_run")
 
 
-def _run(registry: Registry, found: Any, model: str, version: str) -> Run:
-    info, data = found.info, found.data
+def _run(registry: Registry, mlflow_run: Any, model: str, version: str) -> Run:
+    info, data = mlflow_run.info, mlflow_run.data
     total = int(data.tags[TAG_TOTAL_STEPS]) if TAG_TOTAL_STEPS in data.tags else None
     running = info.status == "RUNNING"
     step, heard = total or 0, None

@@ -72,7 +72,7 @@ def _jobs(cluster: clusters.Cluster) -> list[dict[str, Any]]:
 
 
 def _show_cluster(cluster: dict[str, Any]) -> None:
-    used = [f"{one['used']:g}/{one['total']:g} {name}s" for name, one in cluster["resources"].items()]
+    used = [f"{amount['used']:g}/{amount['total']:g} {name}s" for name, amount in cluster["resources"].items()]
     say(f"cluster    {cluster['address']}, {cluster['origin']}")
     say(f"           {cluster['nodes']} {'node' if cluster['nodes'] == 1 else 'nodes'}, {', '.join(used)} in use")
     if cluster["dashboard"]:

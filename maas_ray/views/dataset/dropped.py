@@ -98,16 +98,16 @@ def dropped_rows(dataset: PreparedDataset, examples: int) -> Dropped:
     """
     chosen, likes, groups, seen = _chosen(dataset, examples)
     kept = {*likes.values(), *(row for row, _ in groups)}
-    found = _rows(dataset, kept.union(*chosen.values()), kept)
+    by_index = _rows(dataset, kept.union(*chosen.values()), kept)
     pairs: dict[str, list[Pair]] = {}
     others: dict[str, list[Row]] = {}
     for outcome, rows in sorted(chosen.items()):
         if outcome in (DUPLICATE, NEAR_DUPLICATE):
-            pairs[outcome] = [Pair(found[row], found.get(likes.get(row, -1))) for row in rows if row in found]
+            pairs[outcome] = [Pair(by_index[row], by_index.get(likes.get(row, -1))) for row in rows if row in by_index]
         else:
-            others[outcome] = [found[row] for row in rows if row in found]
+            others[outcome] = [by_index[row] for row in rows if row in by_index]
     broken, more = _broken(dataset, examples)
-    grouped = [Group(found.get(row), count) for row, count in groups]
+    grouped = [Group(by_index.get(row), count) for row, count in groups]
     return Dropped(pairs, grouped, others, broken, seen + more, max(seen, more) < _MAX_ROWS)
 
 
@@ -134,8 +134,8 @@ def _chosen(dataset: PreparedDataset, examples: int) -> tuple[Chosen, dict[int, 
                 continue
             of_fate = np.flatnonzero(codes == code)
             heap = lowest.setdefault(outcome, [])
-            for place in of_fate[np.argsort(hashes[of_fate], kind="stable")[:examples]]:
-                heapq.heappush(heap, (-int(hashes[place]), int(numbers[place]), int(likes[place])))
+            for index in of_fate[np.argsort(hashes[of_fate], kind="stable")[:examples]]:
+                heapq.heappush(heap, (-int(hashes[index]), int(numbers[index]), int(likes[index])))
                 if len(heap) > examples:
                     heapq.heappop(heap)
             if outcome in (DUPLICATE, NEAR_DUPLICATE):
@@ -145,8 +145,8 @@ def _chosen(dataset: PreparedDataset, examples: int) -> tuple[Chosen, dict[int, 
     chosen = {outcome: [row for _, row, _ in sorted(heap, reverse=True)] for outcome, heap in lowest.items()}
     pairs = {row: like for heap in lowest.values() for _, row, like in heap if like >= 0}
     kept, counts = np.unique(np.concatenate(alike), return_counts=True)
-    most = [place for place in np.argsort(-counts, kind="stable")[:examples] if counts[place] > 1]
-    return chosen, pairs, [(int(kept[place]), int(counts[place])) for place in most], seen
+    most = [index for index in np.argsort(-counts, kind="stable")[:examples] if counts[index] > 1]
+    return chosen, pairs, [(int(kept[index]), int(counts[index])) for index in most], seen
 
 
 def _hashed(numbers: np.ndarray) -> np.ndarray:
@@ -165,7 +165,7 @@ def _rows(dataset: PreparedDataset, wanted: set[int], kept: set[int]) -> dict[in
     A `kept` row can be recorded twice if a dataset has grown: once in full, and later by its index alone. The record
     with an excerpt is taken, whichever comes first.
     """
-    found: dict[int, Row] = {}
+    by_index: dict[int, Row] = {}
     left = np.array(sorted(wanted), np.int64)
     seen = 0
     for group in _groups(dataset, REMOVED_DIRECTORY):
@@ -177,10 +177,10 @@ def _rows(dataset: PreparedDataset, wanted: set[int], kept: set[int]) -> dict[in
         if not len(places):
             continue
         for record in group.read(["row", "path", "position", "excerpt"]).take(places).to_pylist():
-            if record["excerpt"] or record["row"] not in found:
-                found[record["row"]] = _row(record)
-        left = left[[row not in found or (row in kept and not found[row].excerpt) for row in left.tolist()]]
-    return found
+            if record["excerpt"] or record["row"] not in by_index:
+                by_index[record["row"]] = _row(record)
+        left = left[[row not in by_index or (row in kept and not by_index[row].excerpt) for row in left.tolist()]]
+    return by_index
 
 
 def _broken(dataset: PreparedDataset, examples: int) -> tuple[list[QuarantineError], int]:
@@ -200,15 +200,15 @@ def _broken(dataset: PreparedDataset, examples: int) -> tuple[list[QuarantineErr
         if seen >= _MAX_ROWS:
             break
     common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:examples]
-    found = []
+    errors = []
     for kind, rows in common:
         path, position, error, excerpt = first[kind]
-        found.append(
+        errors.append(
             QuarantineError(
                 without_secrets(error), rows, _row({"path": path, "position": position, "excerpt": excerpt})
             )
         )
-    return found, seen
+    return errors, seen
 
 
 def _row(record: dict[str, Any]) -> Row:
