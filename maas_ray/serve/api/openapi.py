@@ -103,7 +103,7 @@ def _openai(routes: Sequence[Route]) -> _Document:
     generating = [route for route in routes if route.kind == "generate"]
     embedding = [route for route in routes if route.task == embeddings.TASK]
     hearing = [route for route in routes if route.task == transcriptions.TASK]
-    one = [_path("name", "Public model name.", _names([*generating, *embedding, *hearing]))]
+    name = [_path("name", "Public model name.", _names([*generating, *embedding, *hearing]))]
     listed = _operation(
         "list_models",
         "Models for text, embeddings and speech",
@@ -113,14 +113,20 @@ def _openai(routes: Sequence[Route]) -> _Document:
         {200: schemas.ModelList},
     )
     card = _operation(
-        "get_model", "One of them", "OpenAI", schemas.Error, (400, *_READ_ERRORS), {200: schemas.Model}, parameters=one
+        "get_model",
+        "One of these models",
+        "OpenAI",
+        schemas.Error,
+        (400, *_READ_ERRORS),
+        {200: schemas.Model},
+        parameters=name,
     )
     paths: _Document = {"/v1/models": {"get": listed}, "/v1/models/{name}": {"get": card}}
     for path, body, answer, chunk in (
         ("completions", openai.CompletionBody, schemas.Completion, schemas.CompletionChunk),
         ("chat/completions", openai.ChatBody, schemas.ChatCompletion, schemas.ChatCompletionChunk),
     ):
-        asked = _operation(
+        operation = _operation(
             f"create_{path.replace('/', '_')}",
             "Text that follows a prompt" if body is openai.CompletionBody else "Next message of a chat",
             "OpenAI",
@@ -129,8 +135,8 @@ def _openai(routes: Sequence[Route]) -> _Document:
             {200: answer},
             body={_JSON: _of_models(body, generating)},
         )
-        asked["responses"]["200"]["content"]["text/event-stream"] = {"schema": _event(chunk)}
-        paths[f"/v1/{path}"] = {"post": asked}
+        operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": _event(chunk)}
+        paths[f"/v1/{path}"] = {"post": operation}
     embedded = _operation(
         "create_embeddings",
         "Texts as vectors",
@@ -159,7 +165,7 @@ def _speech(routes: Sequence[Route]) -> _Document:
     }
     properties[f"{_SEVERAL}[]"] = properties.pop(_SEVERAL)
     form = fields | {"properties": properties}
-    asked = _operation(
+    operation = _operation(
         "create_transcription",
         "Text of an audio file",
         "OpenAI",
@@ -168,8 +174,8 @@ def _speech(routes: Sequence[Route]) -> _Document:
         {200: {"anyOf": [_ref(schemas.Transcription), _ref(schemas.TranscriptionVerbose)]}},
         body={FORM_TYPE: form},
     )
-    asked["responses"]["200"]["content"]["text/plain"] = {"schema": {"type": "string"}}
-    return {"/v1/audio/transcriptions": {"post": asked}}
+    operation["responses"]["200"]["content"]["text/plain"] = {"schema": {"type": "string"}}
+    return {"/v1/audio/transcriptions": {"post": operation}}
 
 
 def _event(chunk: type[BaseModel]) -> _Document:

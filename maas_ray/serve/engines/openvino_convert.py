@@ -215,11 +215,11 @@ def _stateful(model: Any, layers: int, heads: int, width: int) -> Any:
     past = [torch.zeros(_ROWS, heads, _OLD, width) for _ in range(2 * layers)]
     positions = torch.arange(_OLD, _OLD + _NEW).expand(_ROWS, _NEW).contiguous()
     ones = torch.ones(_ROWS, _OLD + _NEW, dtype=torch.long)
-    found = openvino.convert_model(_wrapped(model), example_input=(ones[:, :_NEW], ones, positions, *past))
+    network = openvino.convert_model(_wrapped(model), example_input=(ones[:, :_NEW], ones, positions, *past))
 
     tensors = [f"{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
     caches = {f"past_key_values.{tensor}": f"present.{tensor}" for tensor in tensors}
-    for port, name in zip(found.inputs, ["input_ids", "attention_mask", "position_ids", *caches], strict=True):
+    for port, name in zip(network.inputs, ["input_ids", "attention_mask", "position_ids", *caches], strict=True):
         port.get_tensor().set_names({name})
         node = port.get_node()
         node.set_friendly_name(name)
@@ -228,37 +228,37 @@ def _stateful(model: Any, layers: int, heads: int, width: int) -> Any:
         else:
             node.set_partial_shape(PartialShape([-1, -1]))
             node.set_element_type(Type.i64)
-    for port, name in zip(found.outputs, ["logits", *caches.values()], strict=True):
+    for port, name in zip(network.outputs, ["logits", *caches.values()], strict=True):
         port.get_tensor().set_names({name})
-    _shift_scores(found)
-    found.validate_nodes_and_infer_types()
+    _shift_scores(network)
+    network.validate_nodes_and_infer_types()
 
     # GenAI reorders the rows of a cache with the input `beam_idx`.
     beam = opset13.parameter(PartialShape([-1]), Type.i32, name="beam_idx")
     beam.output(0).get_tensor().add_names({"beam_idx"})
-    found.add_parameters([beam])
+    network.add_parameters([beam])
     for name in caches:
-        port = found.input(name)
+        port = network.input(name)
         readers = port.get_target_inputs()
         gathered = opset13.gather(port, beam, opset13.constant(0, dtype=np.int64))
         for reader in readers:
             reader.replace_source_output(gathered.output(0))
-    found.validate_nodes_and_infer_types()
-    apply_make_stateful_transformation(found, caches)
+    network.validate_nodes_and_infer_types()
+    apply_make_stateful_transformation(network, caches)
 
     # Each state is empty at first: [rows, heads, 0, width].
-    shape = opset13.shape_of(found.input("input_ids"), output_type="i64")
+    shape = opset13.shape_of(network.input("input_ids"), output_type="i64")
     rows = opset13.gather(shape, opset13.constant(np.array([0])), opset13.constant(0))
-    for node in found.get_ops():
+    for node in network.get_ops():
         if node.get_type_name() == "ReadValue":
             empty = opset13.concat([rows, opset13.constant(np.array([heads, 0, width]))], axis=0)
             zero = opset13.constant(0.0, dtype=node.get_output_element_type(0))
             node.set_arguments([opset13.broadcast(zero, empty)])
-    found.validate_nodes_and_infer_types()
-    return found
+    network.validate_nodes_and_infer_types()
+    return network
 
 
-def _shift_scores(found: Any) -> None:
+def _shift_scores(network: Any) -> None:
     """Shift the scores of each row so that the lowest is 4, which changes no probability.
 
     OpenVINO GenAI subtracts a penalty from scores that are 0 or more, and adds it to scores below 0, which would make
@@ -268,7 +268,7 @@ def _shift_scores(found: Any) -> None:
     import numpy as np
     from openvino import opset13
 
-    result = found.output("logits").get_node().input(0)
+    result = network.output("logits").get_node().input(0)
     scores = result.get_source_output()
     lowest = opset13.reduce_min(scores, opset13.constant(np.array([-1])), keep_dims=True)
     shifted = opset13.add(scores, opset13.subtract(opset13.constant(np.float32(4)), lowest))

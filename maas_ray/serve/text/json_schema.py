@@ -76,7 +76,9 @@ class _Check:
         # Schemas that some finite document fits: repeated until a round adds none.
         finite: set[int] = set()
         while more := {
-            key for key, (_, one) in self._schemas.items() if key not in finite and self._is_finite(one, finite)
+            key
+            for key, (_, subschema) in self._schemas.items()
+            if key not in finite and self._is_finite(subschema, finite)
         }:
             finite |= more
         if id(self._root) not in finite:
@@ -91,8 +93,8 @@ class _Check:
         if len(self._schemas) > _SCHEMAS:
             raise _refusal(where, f"it contains more than {_SCHEMAS} schemas")
         for name in _DEFINITIONS:
-            for key, one in self._mapping(schema, name, where):
-                self._schema(one, f"{where}.{name}.{key}", depth + 1)
+            for key, subschema in self._mapping(schema, name, where):
+                self._schema(subschema, f"{where}.{name}.{key}", depth + 1)
         keywords = set(schema) - _NOTES - set(_DEFINITIONS)
         if "$ref" in schema:
             self._alone(keywords, "$ref", where)
@@ -114,9 +116,9 @@ class _Check:
                 self._alone(keywords - {"type"}, name, where)
                 self._values(schema, name, types, where)
                 return
-        known = set().union(*(_OF_TYPE[one] for one in types))
+        known = set().union(*(_OF_TYPE[kind] for kind in types))
         for name in sorted(keywords - {"type"} - known):
-            owner = next((one for one, names in _OF_TYPE.items() if name in names), None)
+            owner = next((kind for kind, names in _OF_TYPE.items() if name in names), None)
             why = "is not supported" if owner is None or types else f"needs type: {owner} beside it"
             beside = f" with type {' or '.join(types)}" if types else ""
             raise _refusal(where, f"the keyword '{name}' {why}{beside}")
@@ -137,9 +139,9 @@ class _Check:
         """The types that the schema allows. Empty: any."""
         given = schema.get("type", [])
         types = given if isinstance(given, list) else [given]
-        for one in types:
-            if not isinstance(one, str) or one not in _OF_TYPE:
-                raise _refusal(f"{where}.type", f"{json.dumps(one)} is not one of {', '.join(_OF_TYPE)}")
+        for kind in types:
+            if not isinstance(kind, str) or kind not in _OF_TYPE:
+                raise _refusal(f"{where}.type", f"{json.dumps(kind)} is not one of {', '.join(_OF_TYPE)}")
         if "type" in schema and not types:
             raise _refusal(f"{where}.type", "must name a type")
         return types
@@ -151,18 +153,18 @@ class _Check:
         self._enum_values += len(values)
         if self._enum_values > _ENUM_VALUES:
             raise _refusal(where, f"the schema has more than {_ENUM_VALUES} enum values in all")
-        if types and not all(any(_is(value, one) for one in types) for value in values):
+        if types and not all(any(_is(value, kind) for kind in types) for value in values):
             raise _refusal(f"{where}.{name}", "a value is not of the type")
 
     def _object(self, schema: dict[str, Any], where: str, depth: int) -> None:
         names = []
-        for key, one in self._mapping(schema, "properties", where):
+        for key, subschema in self._mapping(schema, "properties", where):
             if not _NAME.fullmatch(key):
                 raise _refusal(f"{where}.properties", f"{json.dumps(key)} has a quote, backslash or control character")
             names.append(key)
-            self._schema(one, f"{where}.properties.{key}", depth + 1)
+            self._schema(subschema, f"{where}.properties.{key}", depth + 1)
         required = schema.get("required", [])
-        if not isinstance(required, list) or not all(isinstance(one, str) for one in required):
+        if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
             raise _refusal(f"{where}.required", "it must be an array of names")
         if missing := sorted(set(required) - set(names)):
             raise _refusal(f"{where}.required", f"'{missing[0]}' is not among the properties")
@@ -200,21 +202,21 @@ class _Check:
         seen: set[int] = set()
         at = list(self._directly(schema))
         while at:
-            one = at.pop()
-            if one is schema:
+            other = at.pop()
+            if other is schema:
                 raise _refusal(where, "it refers to itself before it requires a character")
-            if id(one) not in seen:
-                seen.add(id(one))
-                at += self._directly(one)
+            if id(other) not in seen:
+                seen.add(id(other))
+                at += self._directly(other)
 
     def _is_finite(self, schema: dict[str, Any], finite: set[int]) -> bool:
         if direct := self._directly(schema):
-            return any(id(one) in finite for one in direct)
+            return any(id(other) in finite for other in direct)
         properties = schema.get("properties", {})
         needed = [properties[name] for name in schema.get("required", [])]
         if schema.get("minItems", 0) and "items" in schema:
             needed.append(schema["items"])
-        return isinstance(schema.get("type"), list) or all(id(one) in finite for one in needed)
+        return isinstance(schema.get("type"), list) or all(id(other) in finite for other in needed)
 
 
 def _is(value: Any, kind: str) -> bool:

@@ -68,7 +68,7 @@ def claim(address: Address, owner: str) -> int:
 
 def listening(address: Address) -> set[int]:
     """The descriptors of this process's sockets that listen on a port."""
-    return {descriptor for descriptor, one in _sockets(address.port) if _listens(one)}
+    return {descriptor for descriptor, sock in _sockets(address.port) if _listens(sock)}
 
 
 async def leave(listening: set[int]) -> None:
@@ -79,33 +79,33 @@ async def leave(listening: set[int]) -> None:
     """
     for change in (_turn_away, _end):
         for descriptor in listening:
-            with suppress(OSError), _opened(descriptor) as one:
-                change(one)
+            with suppress(OSError), _opened(descriptor) as sock:
+                change(sock)
         await asyncio.sleep(_TAKEN_SECONDS)
 
 
 def has_connections(address: Address) -> bool:
     """True if this process has a connection on a port."""
-    return any(not _listens(one) for _, one in _sockets(address.port))
+    return any(not _listens(sock) for _, sock in _sockets(address.port))
 
 
-def _turn_away(one: socket.socket) -> None:
+def _turn_away(sock: socket.socket) -> None:
     code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in _DROP_SYN))
     program = struct.pack("@HP", len(_DROP_SYN), ctypes.addressof(code))
-    one.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
-def _end(one: socket.socket) -> None:
-    one.shutdown(socket.SHUT_RD)
+def _end(sock: socket.socket) -> None:
+    sock.shutdown(socket.SHUT_RD)
 
 
 def _sockets(port: int) -> Iterator[tuple[int, socket.socket]]:
     for descriptor in map(int, os.listdir("/dev/fd")):
         with suppress(OSError):  # other threads open and close descriptors meanwhile
             if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-                with _opened(descriptor) as one:
-                    if one.family in (socket.AF_INET, socket.AF_INET6) and one.getsockname()[1] == port:
-                        yield descriptor, one
+                with _opened(descriptor) as sock:
+                    if sock.family in (socket.AF_INET, socket.AF_INET6) and sock.getsockname()[1] == port:
+                        yield descriptor, sock
 
 
 @contextmanager
@@ -113,16 +113,16 @@ def _opened(descriptor: int) -> Iterator[socket.socket]:
     """The socket of a descriptor, which stays open."""
     copy = os.dup(descriptor)
     try:
-        one = socket.socket(fileno=copy)
+        sock = socket.socket(fileno=copy)
     except OSError:
         os.close(copy)
         raise
-    with one:
-        yield one
+    with sock:
+        yield sock
 
 
-def _listens(one: socket.socket) -> bool:
-    return bool(one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+def _listens(sock: socket.socket) -> bool:
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def _check_free(address: Address) -> None:
