@@ -73,9 +73,7 @@ class TextGenerationSpec(TaskSpec):
             try:
                 text = text.decode("utf-8-sig")
             except UnicodeDecodeError as error:
-                raise InvalidError(
-                    "not_utf_8", f"the text is not UTF-8: byte {text[error.start]:#04x} at {error.start}"
-                ) from error
+                raise InvalidError("not_utf_8", f"not UTF-8: byte {text[error.start]:#04x} at {error.start}") from error
         if not isinstance(text, str):
             raise InvalidError("wrong_type", f"text is a {type(text).__name__}, not a string")
         return {"text": text} if text.strip() else None
