@@ -1,6 +1,6 @@
-"""A version that answers rows: by the very code that a replica answers by, without Serve.
+"""A model that answers batches of rows with a replica's own code, without Serve.
 
-Rows come in batches, and each batch's answers in the order of its rows; where one cannot be had, the error stands.
+Answers are in the order of the rows. A row that cannot be answered gets its error instead.
 """
 
 import asyncio
@@ -23,23 +23,23 @@ from maas_ray.serve.spec import Resources, ServingOptions
 from maas_ray.tasks import AnswerRow, RequestRow, Task
 
 Answered = AnswerRow | Exception
-"""A row's answer, or why there is none."""
+"""A row's answer, or the error that prevented it."""
 
 
 class Model(Protocol):
-    """What answers."""
+    """A loaded model."""
 
     task: Task
 
     def answer(self, rows: Iterator[list[RequestRow | Exception]]) -> Iterator[list[Answered]]:
-        """Batches of requests to batches of answers; what is no request is handed on."""
+        """Batches of answers for batches of requests. An exception among the requests is passed on in its position."""
 
     def close(self) -> None:
-        """Let go of what it holds."""
+        """Release the model's resources."""
 
 
 def load(bundle: Bundle, spec: PredictSpec) -> Model:
-    """The model of a bundle, loaded; it takes as long as a replica's start."""
+    """The loaded model of a bundle; this takes as long as a replica's start."""
     directory = bundle.fetch()
     task = bundle.load_task(directory)
     options = ServingOptions(
@@ -53,7 +53,7 @@ def load(bundle: Bundle, spec: PredictSpec) -> Model:
 
 
 class Predicting:
-    """A model that predicts: the next batch is made while one is computed."""
+    """A model that predicts: the next batch is prepared while one is computed."""
 
     def __init__(self, bundle: Bundle, task: Task, options: ServingOptions) -> None:
         from maas_ray.serve.engines import network
@@ -63,12 +63,12 @@ class Predicting:
 
     def answer(self, rows: Iterator[list[RequestRow | Exception]]) -> Iterator[list[Answered]]:
         with ThreadPoolExecutor(1) as thread:
-            made = thread.submit(self._next, rows)
-            while (batch := made.result()) is not None:
-                made = thread.submit(self._next, rows)
-                inputs = [one for one in batch if not isinstance(one, Exception)]
-                found = iter(self._answers(self.task, self._network, inputs) if inputs else [])
-                yield [self._answer(one if isinstance(one, Exception) else next(found)) for one in batch]
+            pending = thread.submit(self._next, rows)
+            while (batch := pending.result()) is not None:
+                pending = thread.submit(self._next, rows)
+                inputs = [row for row in batch if not isinstance(row, Exception)]
+                outputs = iter(self._answers(self.task, self._network, inputs) if inputs else [])
+                yield [self._answer(row if isinstance(row, Exception) else next(outputs)) for row in batch]
 
     def close(self) -> None:
         del self._network
@@ -87,12 +87,12 @@ class Predicting:
         if not isinstance(outputs, Exception):
             return self.task.to_answer(outputs)
         if not isinstance(outputs, ValueError):  # RequestError is one
-            raise outputs  # out of memory, or a device that failed: not the row's fault, and not to stand for good
+            raise outputs  # out of memory, or a failed device: the row is not at fault, and a retry may answer it
         return outputs
 
 
 class Generating:
-    """A model that generates: a batch's rows are in flight together, each ends on its own."""
+    """A model that generates: the rows of a batch are in flight together, and each ends on its own."""
 
     def __init__(self, bundle: Bundle, task: Task, options: ServingOptions) -> None:
         from maas_ray.serve.model_app import Generator
@@ -106,7 +106,7 @@ class Generating:
         self.engine = self._generator.engine()
 
     def answer(self, rows: Iterator[list[RequestRow | Exception]]) -> Iterator[list[Answered]]:
-        # Of few batches at once, so that the engine need not wait for the longest answer of each.
+        # Several batches run at once, so that the engine need not wait for the longest answer of each.
         while window := list(islice(rows, 8)):
             flat = iter(self._loop.run(self._all([row for batch in window for row in batch])))
             for batch in window:
@@ -135,15 +135,15 @@ class Generating:
 
 
 def request_of(task: Task, fields: Fields, parameters: dict[str, Any], raw: Raw) -> RequestRow | Exception:
-    """A row as it was read to a request, or what is wrong with it."""
+    """The request of a row as it was read, or the error in it."""
     if raw.row is None:
         return ValueError(raw.error)
     try:
         values = parameters | fields.request(raw.row)
         if "seed" in task.request.model_fields and values.get("seed") is None:
-            # Answered again after a crash, it says the same.
-            place = hashlib.sha256(f"{raw.path}\0{raw.position}".encode(errors="replace")).digest()
-            values["seed"] = int.from_bytes(place[:4])
+            # With a seed of its own, a row gets the same answer again after a crash.
+            digest = hashlib.sha256(f"{raw.path}\0{raw.position}".encode(errors="replace")).digest()
+            values["seed"] = int.from_bytes(digest[:4])
         return task.request.model_validate(values, strict=None if fields.strict else False)
     except ValidationError as error:
         return request_error(error)

@@ -1,18 +1,17 @@
 """`predict`: a version's answers to the rows of files, each row once, through crashes.
 
-    list and inspect the input ─▶ pieces ─▶ those not answered yet ─▶ Ray Data: actors that hold the model ─▶ manifest
+    list and inspect the input ─▶ pieces ─▶ unanswered pieces ─▶ Ray Data: actors that hold the model ─▶ manifest
 
-    OUTPUT/prediction.json          what is being predicted; another prediction is refused here
-    OUTPUT/part-<digest>.parquet    a piece's answers, put there whole; named by the piece's content
+    OUTPUT/prediction.json            identity of the prediction; the output refuses any other
+    OUTPUT/part-<digest>.parquet      a piece's answers, written whole; named by the piece's content
     OUTPUT/quarantine/part-….parquet  its rows that could not be answered, with path, position, error, excerpt
-    OUTPUT/manifest.json            every file with its sha256, written last: the prediction is complete
+    OUTPUT/manifest.json              every file with its sha256, written last: the prediction is complete
 
-A piece whose file is there is not answered again, whoever was killed since: this process, an actor, a machine.
+A piece whose file exists is not answered again, whether this process, an actor or a machine was killed.
 """
 
 import time
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from maas_ray import storage
 from maas_ray.batch import plan, writing
+from maas_ray.batch.counts import Counts, report, too_many
 from maas_ray.batch.plan import Fields, Piece
 from maas_ray.batch.spec import PredictSpec
 from maas_ray.cluster import connect
@@ -48,13 +48,13 @@ _THREADS = 16
 
 @dataclass(frozen=True)
 class Predictions:
-    """What was predicted.
+    """A complete prediction.
 
     Args:
         uri: the output directory.
-        version: whose answers they are, `name/number`.
-        rows: answers.
-        quarantined: rows without one; they lie under `quarantine/` with their error.
+        version: the version that answered, `name/number`.
+        rows: number of answers.
+        quarantined: number of rows without an answer; they are under `quarantine/` with their error.
     """
 
     uri: str
@@ -65,22 +65,22 @@ class Predictions:
 
 @dataclass(frozen=True)
 class _Work:
-    """What every actor is told."""
+    """Everything that an actor is sent."""
 
     bundle: Bundle
     spec: PredictSpec
     fields: Fields
     kept: "dict[str, pa.DataType]"
     uri: str
-    most_quarantined: float
+    max_quarantined: float
 
 
 def predict(spec: PredictSpec, *, settings: Settings | None = None) -> Predictions:
-    """Answer the rows of the input; goes on where an earlier run into the same output stopped.
+    """Answer the rows of the input; resumes where an earlier run into the same output stopped.
 
     Raises:
-        NotFoundError: there is no such version.
-        DataError: the input cannot be read, is not what the version can answer, or too much of it is broken.
+        NotFoundError: the version does not exist.
+        DataError: the input cannot be read or does not suit the version, or too many rows cannot be answered.
         ConflictError: the output holds something else.
     """
     started = time.monotonic()
@@ -100,7 +100,7 @@ def predict(spec: PredictSpec, *, settings: Settings | None = None) -> Predictio
     with quiet(sum(file.size for file in files)):
         inspected = _inspected(spec, source, files, fields)
         pieces = plan.pieces(source, inspected, spec.part_rows)
-        # Before the output is claimed: what is refused here, and mended, is another prediction.
+        # These checks come before the output is claimed: with a corrected input, it is another prediction.
         rows = plan.sample(source, inspected, fields)
         with spec.at("input"):
             lacking = fields.lacking(task, rows)
@@ -112,18 +112,18 @@ def predict(spec: PredictSpec, *, settings: Settings | None = None) -> Predictio
             say(f"{uri}: all {done.rows:,} rows are answered by {done.version} already; nothing to do")
             return done
         if lacking:
-            say(f"the input has no column {', '.join(lacking)}, which the model knows; answers go without")
+            say(f"the input has no column {', '.join(lacking)}, which the model was trained with; it is left out")
         total = sum(piece.rows for piece in pieces)
         work = _Work(bundle, spec, fields, kept, uri, spec.max_quarantined * total)
         counts = _predicted(work, version.reference, pieces, total)
-    files_there = sorted(counts.entries, key=lambda entry: entry.path)
+    files_written = sorted(counts.entries, key=lambda entry: entry.path)
     meta = {"prediction": document, "rows": counts.rows, "quarantined": counts.quarantined}
-    storage.commit(uri, KIND, tuple(files_there), meta)
+    storage.commit(uri, KIND, tuple(files_written), meta)
     for directory in (uri, storage.join(uri, writing.QUARANTINE_DIRECTORY)):
         for name in storage.list_directory(directory):
-            if name.startswith(".") and name.endswith(".partial"):  # of a write that was killed
+            if name.startswith(".") and name.endswith(".partial"):  # left by a killed write
                 storage.delete(storage.join(directory, name))
-    _report(spec, counts, time.monotonic() - started)
+    report(spec, counts, time.monotonic() - started)
     return Predictions(uri, version.reference, counts.rows, counts.quarantined)
 
 
@@ -135,10 +135,10 @@ def _task(bundle: Bundle) -> Task:
 
 
 def _inspected(spec: PredictSpec, source: AnySource, files: Sequence[Any], fields: Fields) -> list[Inspected]:
-    """Every file, looked at once.
+    """Every input file, inspected once.
 
     Raises:
-        DataError: some cannot be used; names the first few.
+        DataError: some files cannot be used; names the first few.
     """
     import ray
 
@@ -154,14 +154,14 @@ def _inspected(spec: PredictSpec, source: AnySource, files: Sequence[Any], field
         found = [file for table in tables(looked) for _, file in unpacked(table)]
     if problems := [file.problem for file in found if file.problem]:
         more = f"\n… and {len(problems) - 5:,} more." if len(problems) > 5 else ""
-        raise DataError(f"{spec.where('input')}: " + "\n".join(problems[:5]) + more)
+        raise DataError(f"{spec.where('input')}: " + "\n".join(problems[:5]) + more, code="file_unusable")
     if not sum(file.rows for file in found):
-        raise DataError(f"{spec.where('input')}: holds no rows at all.")
+        raise DataError(f"{spec.where('input')}: does not hold any rows.", code="input_empty")
     return sorted(found, key=lambda file: file.file.relative)
 
 
 def _document(spec: PredictSpec, version: ModelVersion, source: AnySource, pieces: Sequence[Piece]) -> dict[str, Any]:
-    """What decides what the output holds, and nothing else."""
+    """Everything that decides the content of the output, and nothing else."""
     return {
         "version": version.reference,
         "digest": version.digest,
@@ -172,7 +172,7 @@ def _document(spec: PredictSpec, version: ModelVersion, source: AnySource, piece
 
 
 def _begin(uri: str, document: dict[str, Any]) -> Predictions | None:
-    """Claim the output for a prediction; gives what was predicted, where it is complete.
+    """Claim the output for a prediction; gives the prediction if it is complete already.
 
     Raises:
         ConflictError: the output holds something else.
@@ -183,16 +183,18 @@ def _begin(uri: str, document: dict[str, Any]) -> Predictions | None:
     except NotFoundError:
         if there := [name for name in storage.list_directory(uri) if not name.startswith(".")]:
             raise ConflictError(
-                f"output: {uri} holds other files ({', '.join(there[:3])}…); name an empty or a new directory."
+                f"output: {uri} holds other files ({', '.join(there[:3])}…); choose an empty or a new directory.",
+                code="output_not_empty",
             ) from None
         storage.write_json(path, document)
         return None
     if begun != document:
         names = [name for name in dict.fromkeys([*document, *begun]) if begun.get(name) != document.get(name)]
-        told = [f"{name} ({begun.get(name)!s:.60}, now {document.get(name)!s:.60})" for name in names]
+        differing = [f"{name} ({begun.get(name)!s:.60}, now {document.get(name)!s:.60})" for name in names]
         raise ConflictError(
-            f"output: {uri} holds another prediction; what differs: {', '.join(told)}. Name another "
-            "directory, or remove that one."
+            f"output: {uri} holds another prediction; what differs: {', '.join(differing)}. Choose another "
+            "directory, or remove this one.",
+            code="output_of_another_prediction",
         )
     try:
         meta = storage.open_artifact(uri, KIND).meta
@@ -204,66 +206,34 @@ def _begin(uri: str, document: dict[str, Any]) -> Predictions | None:
 # --- on the cluster --------------------------------------------------------------------------------
 
 
-class _Counts:
-    """What has been answered, of all pieces."""
-
-    def __init__(self) -> None:
-        self.entries: list[FileEntry] = []
-        self.rows = self.quarantined = self.found = 0
-        self.errors: Counter[str] = Counter()
-        self.nulled: Counter[str] = Counter()
-        self.seconds = 0.0
-
-    def add(self, entries: Sequence[FileEntry], counts: dict[str, Any]) -> None:
-        self.entries += entries
-        self.rows += counts["rows"]
-        self.quarantined += counts["quarantined"]
-        self.errors.update(counts["errors"])
-        self.nulled.update(counts["nulled"])
-
-    def check(self, most: float, total: int, share: float) -> None:
-        if self.quarantined > most:
-            raise too_many(self.quarantined, total, share, self.errors)
-
-
-def too_many(quarantined: int, total: int, share: float, errors: Counter[str]) -> DataError:
-    """Why predicting stops."""
-    lines = "".join(f"\n  {count:,} × {error}" for error, count in errors.most_common(3))
-    return DataError(
-        f"{quarantined:,} of {total:,} rows cannot be answered, more than max_quarantined ({share:g}) allows. What was "
-        f"answered stays; run again, it is not repeated. The commonest errors:{lines}\n"
-        "Mend the input, or raise max_quarantined."
-    )
-
-
-def _predicted(work: _Work, reference: str, pieces: Sequence[Piece], total: int) -> _Counts:
-    """Answer every piece that is not answered yet."""
-    counts = _Counts()
+def _predicted(work: _Work, reference: str, pieces: Sequence[Piece], total: int) -> Counts:
+    """Answer every unfinished piece."""
+    counts = Counts()
     with ThreadPoolExecutor(_THREADS) as threads:
-        there = list(threads.map(lambda piece: writing.found(work.uri, piece.name), pieces))
-    for finished in there:
+        results = list(threads.map(lambda piece: writing.finished(work.uri, piece.name), pieces))
+    for finished in results:
         if finished is not None:
             counts.add(*finished)
-    left = [piece for piece, finished in zip(pieces, there, strict=True) if finished is None]
-    counts.found = counts.rows + counts.quarantined
-    if counts.found:
-        say(f"{counts.found:,} of {total:,} rows were answered before")
-    counts.check(work.most_quarantined, total, work.spec.max_quarantined)
+    left = [piece for piece, finished in zip(pieces, results, strict=True) if finished is None]
+    counts.resumed = counts.rows + counts.quarantined
+    if counts.resumed:
+        say(f"{counts.resumed:,} of {total:,} rows were answered before")
+    counts.check(work.max_quarantined, total, work.spec.max_quarantined)
     began = time.monotonic()
     with progress(f"{reference} answers", total) as bar:
-        bar.update(counts.found)
-        for entries, found in _answered(work, left):
-            counts.add(entries, found)
+        bar.update(counts.resumed)
+        for entries, added in _answered(work, left):
+            counts.add(entries, added)
             done = counts.rows + counts.quarantined
             seconds = time.monotonic() - began
-            bar.update(done, f"{(done - counts.found) / seconds:,.0f} rows/s")
-            counts.check(work.most_quarantined, total, work.spec.max_quarantined)
+            bar.update(done, f"{(done - counts.resumed) / seconds:,.0f} rows/s")
+            counts.check(work.max_quarantined, total, work.spec.max_quarantined)
     counts.seconds = time.monotonic() - began
     return counts
 
 
 def _answered(work: _Work, left: Sequence[Piece]) -> Iterator[tuple[list[FileEntry], dict[str, Any]]]:
-    """The pieces as they are finished: their files and counts."""
+    """Files and counts of pieces, each when it is finished."""
     if not left:
         return
     import ray
@@ -275,8 +245,8 @@ def _answered(work: _Work, left: Sequence[Piece]) -> Iterator[tuple[list[FileEnt
     ray.data.DataContext.get_current().execution_options.preserve_order = False
     spec = work.spec
     with warnings.catch_warnings():
-        # Ray will take the two last arguments away, in 2.64, and has nothing in their place yet: by default an actor
-        # that dies is started again for ever, also where it is the input that kills it.
+        # Ray will remove the two last arguments in 2.64 and does not have a replacement yet. By default an actor that
+        # dies is restarted for ever, even if the input kills it.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         dataset = ray.data.from_arrow_refs([ray.put(packed([piece])) for piece in left]).map_batches(
             Worker,
@@ -294,7 +264,7 @@ def _answered(work: _Work, left: Sequence[Piece]) -> Iterator[tuple[list[FileEnt
 
 
 class Worker:
-    """An actor of Ray Data's that holds the model; called with pieces, it writes their answers."""
+    """An actor of Ray Data that holds the model and writes the answers of pieces."""
 
     def __init__(self, work: _Work) -> None:
         from maas_ray.batch import answering
@@ -310,7 +280,7 @@ class Worker:
             yield packed([self._piece(piece)])
 
     def close(self) -> None:
-        """Let go of the model; an actor that ends need not."""
+        """Release the model; an actor that ends need not."""
         self._model.close()
 
     def _piece(self, piece: Piece) -> tuple[list[FileEntry], dict[str, Any]]:
@@ -333,7 +303,7 @@ class Worker:
         with writing.Output(work.uri, piece.name, self._schema) as output:
             for answers in self._model.answer(batches()):
                 self._write(output, rows.pop(0), answers)
-                if output.quarantined > work.most_quarantined:
+                if output.quarantined > work.max_quarantined:
                     spec = work.spec
                     raise too_many(output.quarantined, piece.rows, spec.max_quarantined, output.errors)
             entries = output.commit()
@@ -343,38 +313,38 @@ class Worker:
         from maas_ray.batch.answering import request_of
 
         work = self._work
-        place = {"path": _printable(raw.path), "position": raw.position}
+        kept = {"path": _printable(raw.path), "position": raw.position}
         nulled: list[str] = []
         request = request_of(self._model.task, work.fields, work.spec.parameters, raw)
         if raw.row is not None and not isinstance(request, Exception):
             values = work.fields.kept(raw.row)
             for name, kind in work.kept.items():
                 try:
-                    place[self._names[name]] = writing.fitted(values.get(name), kind)
+                    kept[self._names[name]] = writing.fitted(values.get(name), kind)
                 except ValueError as error:
-                    if work.spec.keep is None:  # nobody asked for it: the answer counts more
+                    if work.spec.keep is None:  # the column was not requested, so the answer matters more
                         nulled.append(f"{name} ({kind})")
                     else:
-                        request = ValueError(f"column {name!r} {error}; leave it out of `keep`, or mend it")
-        return _Row(raw, place, request, tuple(nulled))
+                        request = ValueError(f"column {name!r} {error}; remove it from `keep`, or correct the value")
+        return _Row(raw, kept, request, tuple(nulled))
 
     def _write(self, output: writing.Output, rows: "Sequence[_Row]", answers: Sequence[Any]) -> None:
         good, broken = [], []
         for row, answer in zip(rows, answers, strict=True):
             if isinstance(answer, Exception):
-                told = str(answer) or type(answer).__name__
-                place = {"path": row.kept["path"], "position": row.raw.position, "rows": row.raw.rows}
-                broken.append(place | {"error": _printable(told), "excerpt": row.raw.excerpt})
+                problem = str(answer) or type(answer).__name__
+                origin = {"path": row.kept["path"], "position": row.raw.position, "rows": row.raw.rows}
+                broken.append(origin | {"error": _printable(problem), "excerpt": row.raw.excerpt})
             else:
                 good.append(row.kept | writing.answer_values(answer, self._schema))
                 output.nulled.update(row.nulled)
         output.write(good)
-        output.set_aside(broken)
+        output.quarantine(broken)
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A row as it was read, what is kept of it, what is asked, and columns whose values cannot be kept."""
+    """A row as it was read, its kept columns, its request, and columns whose values became null."""
 
     raw: Raw
     kept: dict[str, Any]
@@ -384,16 +354,3 @@ class _Row:
 
 def _printable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
-
-
-def _report(spec: PredictSpec, counts: _Counts, seconds: float) -> None:
-    """Say what became of the rows."""
-    new = counts.rows + counts.quarantined - counts.found
-    speed = f", {new / counts.seconds:,.0f} rows/s" if new and counts.seconds else ""
-    say(f"{counts.rows:,} rows answered in {seconds:.1f} s{speed}")
-    if counts.quarantined:
-        reasons = "; ".join(f"{count:,} × {error}" for error, count in counts.errors.most_common(3))
-        say(f"  {counts.quarantined:,} could not be, and lie under {writing.QUARANTINE_DIRECTORY}/: {reasons}")
-    for column, count in counts.nulled.most_common():
-        say(f"  column {column}: {count:,} values are of another type than in the first rows, and null in the output")
-    say(f"  {spec.output}")

@@ -1,4 +1,4 @@
-"""What a user writes to have a version answer the rows of files."""
+"""`PredictSpec`: what a user writes to predict the rows of files."""
 
 from typing import Any, Literal
 
@@ -6,30 +6,31 @@ from pydantic import Field, model_validator
 
 from maas_ray import storage
 from maas_ray.data.sources import AnySource
+from maas_ray.errors import InvalidError
 from maas_ray.spec import Spec
 
 
 class PredictSpec(Spec):
-    """What `maas predict` reads."""
+    """`maas predict SPEC.yaml`: answers of a version to the rows of files."""
 
     version: str = Field(min_length=1)
     """The version: `name@alias`, `name/number`, or `name` for the newest."""
     input: str | AnySource
-    """Rows to answer: a file, directory or glob whose names say the format, or a source as `prepare` takes it. Columns
-    are named as the fields of a request; labels need not be there."""
+    """Rows to answer: a file, directory or glob whose names tell the format, or a source as `prepare` takes it. Columns
+    are named like the fields of a request; labels are not needed."""
     output: str = Field(min_length=1)
-    """Directory for the answers, any fsspec URI; one that is empty, or holds this very prediction, begun before.
-    What lies there is never input."""
+    """Directory for the answers, any fsspec URI. It must be empty, or hold an unfinished run of the same prediction.
+    Files in it are never input."""
     keep: tuple[str, ...] | None = None
-    """Columns of the input to write beside the answers. None: those that hold numbers or short strings; a value
-    of another type than the first rows have is then null, and counted, while in a column named here it sets the row
-    aside. `path` and `position`, which say where a row stands in the input, always are."""
+    """Columns of the input to write beside the answers. None: columns of numbers or short strings; a value whose type
+    differs from the first rows is then null, and counted. In a column named here, such a value quarantines its row.
+    `path` and `position`, the origin of a row, are always written."""
     parameters: dict[str, Any] = {}
-    """Fields of the task's request that are the same for every row, such as `max_tokens`; a row's own go before."""
+    """Fields of the request for every row, such as `max_tokens`; a row's own value takes precedence."""
     part_rows: int = Field(10_000, ge=1)
-    """About how many rows an output file holds: what is repeated after a crash. A compressed file is not cut."""
+    """Approximate rows of an output file, the unit that is repeated after a crash. A compressed file is not cut."""
     max_quarantined: float = Field(0.2, ge=0, le=1)
-    """Share of rows that may be impossible to answer; above it, predicting stops."""
+    """Largest share of rows that may be quarantined; above it, predicting stops."""
 
     workers: int = Field(1, ge=1)
     """Actors that each hold the model."""
@@ -38,17 +39,18 @@ class PredictSpec(Spec):
     gpus_per_worker: float = Field(0.0, ge=0)
     """GPUs that Ray reserves for each."""
     batch_size: int = Field(32, ge=1)
-    """Rows computed together; of a model that generates, most that are in flight."""
+    """Rows computed together. For a model that generates: the largest number in flight."""
     engine: Literal["auto", "openvino", "transformers", "vllm", "onnxruntime", "torch", "torch.compile"] = "auto"
-    """What computes, as in a deployment."""
+    """The inference engine, as in a deployment."""
     compression: Literal["none", "int8", "int4"] = "none"
-    """Bits that OpenVINO keeps of a weight, as in a deployment."""
+    """Bits per weight in OpenVINO, as in a deployment."""
 
     @model_validator(mode="after")
     def _not_into_itself(self) -> "PredictSpec":
         path = storage.join(self.input if isinstance(self.input, str) else self.input.location)
         if f"{storage.join(self.output)}/".startswith(f"{path}/"):
-            raise ValueError(
-                f"output: {self.output} lies inside the input, which would grow by it; name another directory."
+            raise InvalidError(
+                "output_in_input",
+                f"output: {self.output} is inside the input, which would grow by it; choose another directory.",
             )
         return self

@@ -1,4 +1,4 @@
-"""Answers to Parquet: the columns that a row of the output has, and a piece's two files."""
+"""Answers to Parquet: the columns of an output row, and the two files of a piece."""
 
 import hashlib
 import io
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from maas_ray import storage
-from maas_ray.errors import NotFoundError
+from maas_ray.errors import InvalidError, NotFoundError
 from maas_ray.storage import FileEntry
 from maas_ray.tasks import AnswerRow
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 QUARANTINE_DIRECTORY = "quarantine"
-PLACE = ("path", "position")
+ORIGIN = ("path", "position")
 _COUNTS = "maas.counts"
 _PLAIN = {str: "string", bool: "bool", int: "int64", float: "float64", bytes: "binary"}
 
 
 def arrow_type(annotation: Any) -> "pa.DataType":
-    """The Arrow type of an answer's field. A dict becomes a map; what has no type there is written as JSON."""
+    """The Arrow type of an answer's field. A dict becomes a map; a value without an Arrow type is written as JSON."""
     import pyarrow as pa
 
     origin, arguments = get_origin(annotation), get_args(annotation)
@@ -48,22 +48,22 @@ def arrow_type(annotation: Any) -> "pa.DataType":
 
 
 def schema_of(answer: type[AnswerRow], kept: Mapping[str, "pa.DataType"]) -> "pa.Schema":
-    """A row of the output: where it stood, what was kept of it, and the answer in the task's own words.
+    """The columns of an output row: its origin, the kept columns, and the answer's fields.
 
-    A column that was kept under a name of the answer's is called `input_NAME`.
+    A kept column with the name of an answer's field is renamed to `input_NAME`.
     """
     import pyarrow as pa
 
     answers = {name: arrow_type(field.annotation) for name, field in answer.model_fields.items()}
-    columns = dict(zip(PLACE, (pa.string(), pa.int64()), strict=True))
+    columns = dict(zip(ORIGIN, (pa.string(), pa.int64()), strict=True))
     names = output_names(kept, answers)
     columns |= {names[name]: kind for name, kind in kept.items()}
     return pa.schema(list((columns | answers).items()))
 
 
 def output_names(kept: Iterable[str], answer: Iterable[str]) -> dict[str, str]:
-    """What columns of the input are called in the output: `input_` stands before a name until it is free."""
-    taken = {*PLACE, *answer}
+    """Names of input columns in the output: `input_` is put before a name until the name is free."""
+    taken = {*ORIGIN, *answer}
     names = {name: name for name in kept if name not in taken}
     taken |= names.keys()
     for name in kept:
@@ -77,10 +77,10 @@ def output_names(kept: Iterable[str], answer: Iterable[str]) -> dict[str, str]:
 
 
 def fitted(value: Any, kind: "pa.DataType") -> Any:
-    """A value as a column of a type takes it.
+    """A value converted for a column of a type.
 
     Raises:
-        ValueError: it is of another type, or would be another value there.
+        InvalidError: it is of another type, or conversion would change it.
     """
     import pyarrow as pa
 
@@ -89,22 +89,22 @@ def fitted(value: Any, kind: "pa.DataType") -> Any:
     if pa.types.is_string(kind) and not isinstance(value, str):
         return json.dumps(value, ensure_ascii=False, default=str)
     try:
-        found = pa.scalar(value, kind).as_py()
-        if _is_same(found, value):
-            return found
+        converted = pa.scalar(value, kind).as_py()
+        if _is_same(converted, value):
+            return converted
         problem = None
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         problem = error
-    raise ValueError(f"holds {str(value)[:80]!r}, where other rows have {kind}") from problem
+    raise InvalidError("type_differs", f"holds {str(value)[:80]!r}, but other rows hold {kind}") from problem
 
 
-def _is_same(found: Any, value: Any) -> bool:
-    """Whether Arrow kept a value: it cuts 2.75 to 2 among integers, and leaves out fields that a struct has not."""
+def _is_same(converted: Any, value: Any) -> bool:
+    """True if Arrow kept the value. It cuts 2.75 to 2 for integers, and omits fields that a struct does not have."""
     if isinstance(value, dict):
-        return isinstance(found, dict) and all(_is_same(found.get(name), one) for name, one in value.items())
+        return isinstance(converted, dict) and all(_is_same(converted.get(key), item) for key, item in value.items())
     if isinstance(value, list | tuple):
-        return len(found) == len(value) and all(map(_is_same, found, value))
-    return bool(found == value or str(found) == str(value) == "nan")
+        return len(converted) == len(value) and all(map(_is_same, converted, value))
+    return bool(converted == value or str(converted) == str(value) == "nan")
 
 
 def answer_values(answer: AnswerRow, schema: "pa.Schema") -> dict[str, Any]:
@@ -117,7 +117,7 @@ def answer_values(answer: AnswerRow, schema: "pa.Schema") -> dict[str, Any]:
 
 
 def quarantine_schema() -> "pa.Schema":
-    """What could not be answered."""
+    """The columns of quarantined rows."""
     import pyarrow as pa
 
     kinds = {"path": "string", "position": "int64", "rows": "int64", "error": "string", "excerpt": "binary"}
@@ -125,12 +125,12 @@ def quarantine_schema() -> "pa.Schema":
 
 
 class Output:
-    """The two files of a piece, written to a local directory and put into place when all its rows are there.
+    """The two files of a piece, written to a local directory and uploaded when all its rows are written.
 
     Args:
         uri: the output directory.
-        name: the piece's.
-        schema: of its answers.
+        name: the piece's name.
+        schema: the columns of its answers.
     """
 
     def __init__(self, uri: str, name: str, schema: "pa.Schema") -> None:
@@ -146,7 +146,7 @@ class Output:
         self.rows = self.quarantined = 0
         self.errors: Counter[str] = Counter()
         self.nulled: Counter[str] = Counter()
-        """Values written as null, since they did not fit, by column."""
+        """Number of values written as null because their type did not fit, by column."""
 
     def __enter__(self) -> "Output":
         return self
@@ -157,15 +157,15 @@ class Output:
         self._scratch.cleanup()
 
     def write(self, rows: list[dict[str, Any]]) -> None:
-        """Answers."""
+        """Write answers."""
         import pyarrow as pa
 
         if rows:
             self._answers.write_table(pa.Table.from_pylist(rows, self._schema))
             self.rows += len(rows)
 
-    def set_aside(self, rows: list[dict[str, Any]]) -> None:
-        """Rows without an answer."""
+    def quarantine(self, rows: list[dict[str, Any]]) -> None:
+        """Quarantine rows that cannot be answered."""
         import pyarrow as pa
 
         if rows:
@@ -175,12 +175,12 @@ class Output:
                 self.errors[row["error"]] += row["rows"]
 
     def counts(self) -> dict[str, Any]:
-        """What has been written, as far as it is told; of errors, the commonest."""
+        """Counts of what has been written, with the commonest errors."""
         errors = dict(self.errors.most_common(3))
         return {"rows": self.rows, "quarantined": self.quarantined, "errors": errors, "nulled": dict(self.nulled)}
 
     def commit(self) -> list[FileEntry]:
-        """Put the files where they belong, that of the answers last: where it is, both are whole."""
+        """Upload both files, that of the answers last: if it exists, both are whole."""
         self._answers.add_key_value_metadata({_COUNTS: json.dumps(self.counts())})
         self._answers.close()
         self._broken.close()
@@ -192,12 +192,12 @@ class Output:
 
 
 def paths_of(name: str) -> tuple[str, str]:
-    """Where a piece's answers lie, and what had none, inside the output."""
+    """Paths of a piece's answers and of its quarantined rows, inside the output."""
     return f"{name}.parquet", f"{QUARANTINE_DIRECTORY}/{name}.parquet"
 
 
-def found(uri: str, name: str) -> tuple[list[FileEntry], dict[str, Any]] | None:
-    """The files of a piece that was finished before, and its counts. None: it was not, or they are damaged."""
+def finished(uri: str, name: str) -> tuple[list[FileEntry], dict[str, Any]] | None:
+    """The files of a finished piece, and its counts. None: it is not finished, or a file is damaged."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

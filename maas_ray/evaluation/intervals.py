@@ -1,10 +1,10 @@
-"""How sure a metric is: bootstrap over rows, and what it says of the difference of two versions.
+"""Confidence intervals by the bootstrap, and tests of the difference of two versions.
 
-Rows are drawn with replacement, as many as there are, and the metrics are made of them again by the task's own
-function; so a metric needs to know nothing of intervals. These are percentile intervals (Efron and Tibshirani, An
-Introduction to the Bootstrap, 1993, chapter 13). Two versions see the same draws, so their difference is paired; its
-p-value is the level of the widest percentile interval that leaves nought out (Davison and Hinkley, Bootstrap Methods
-and their Application, 1997, chapters 4 and 5). Knows no cluster, no task and no files.
+Rows are drawn with replacement, as many as there are, and the task's own function computes the metrics of each draw; so
+a metric knows nothing of intervals. They are percentile intervals (Efron and Tibshirani, An Introduction to the
+Bootstrap, 1993, chapter 13). Two versions see the same draws, so their difference is paired. Its p-value is the level
+of the widest percentile interval that excludes zero (Davison and Hinkley, Bootstrap Methods and their Application,
+1997, chapters 4 and 5). The module knows no cluster, no task and no files.
 """
 
 import math
@@ -15,20 +15,20 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 Metrics = Callable[[Mapping[str, np.ndarray]], dict[str, float]]
-"""Metrics from the outcomes of rows."""
+"""A function that computes metrics from the outcomes of rows."""
 Values = dict[str, np.ndarray]
-"""Of each metric its values, float64 [resamples]; NaN where the rows drawn do not define it."""
+"""Values of each metric, float64 [resamples]; NaN if the rows drawn do not define it."""
 
 _ROWS = 10_000_000
-_FEWEST = 100
+_MIN_RESAMPLES = 100
 
 
 def affordable(resamples: int, rows: int) -> int:
-    """How many resamples to draw: all that are wanted, but no more than ten million rows in all, or 100 resamples.
+    """Resamples to draw: as many as requested, but at most ten million rows in all, and at least 100 resamples.
 
-    With many rows an interval is narrow, and how well its ends are known matters less.
+    With many rows an interval is narrow, and the precision of its ends matters less.
     """
-    return min(resamples, max(_FEWEST, _ROWS // max(1, rows)))
+    return min(resamples, max(_MIN_RESAMPLES, _ROWS // max(1, rows)))
 
 
 def resampled(
@@ -42,42 +42,42 @@ def resampled(
     """Metrics of rows drawn with replacement. The same seed and number of rows give the same draws.
 
     Args:
-        metrics: makes metrics of outcomes.
-        outcomes: one entry a row in each array.
-        resamples: how often to draw.
-        seed: what to draw with.
-        watch: told how many draws are done.
-        seconds: after this time no more are made than 100.
+        metrics: computes metrics from outcomes.
+        outcomes: arrays with one entry for each row.
+        resamples: number of draws.
+        seed: seeds the draws.
+        watch: called with the number of draws so far.
+        seconds: after this time, drawing stops at 100 draws.
     """
     ends = time.monotonic() + seconds
     rows = len(next(iter(outcomes.values())))
     draws = np.random.default_rng(seed)
-    found: Values = {}
+    drawn: Values = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a draw may lack a label; a metric that minds has been told of it once
+        warnings.simplefilter("ignore")  # a draw may lack a label, of which a metric may warn
         for number in range(resamples):
-            drawn = draws.integers(0, rows, rows)
-            for name, value in metrics({key: values[drawn] for key, values in outcomes.items()}).items():
-                found.setdefault(name, np.full(resamples, np.nan))[number] = value
+            chosen = draws.integers(0, rows, rows)
+            for name, value in metrics({key: values[chosen] for key, values in outcomes.items()}).items():
+                drawn.setdefault(name, np.full(resamples, np.nan))[number] = value
             watch(number + 1)
-            if number + 1 >= _FEWEST and time.monotonic() > ends:
-                return {name: values[: number + 1] for name, values in found.items()}
-    return found
+            if number + 1 >= _MIN_RESAMPLES and time.monotonic() > ends:
+                return {name: values[: number + 1] for name, values in drawn.items()}
+    return drawn
 
 
 def count(values: Values) -> int:
-    """How many draws were made."""
+    """Number of draws."""
     return max(map(len, values.values()), default=0)
 
 
 def differences(first: Values, second: Values) -> Values:
-    """Of each metric that both have, the first's minus the second's for the same drawn rows."""
+    """The first's values minus the second's for the same draws, for each metric that both have."""
     draws = min(count(first), count(second))
     return {name: first[name][:draws] - second[name][:draws] for name in first if name in second}
 
 
 def interval(values: np.ndarray, level: float) -> tuple[float, float] | None:
-    """The percentile interval that holds a share `level` of the values; None where more than half are undefined."""
+    """The percentile interval that holds a share `level` of the values. None: more than half are undefined."""
     values = values[np.isfinite(values)] if np.isfinite(values).mean() >= 0.5 else values[:0]
     if not len(values):
         return None
@@ -86,9 +86,9 @@ def interval(values: np.ndarray, level: float) -> tuple[float, float] | None:
 
 
 def p_value(differences: np.ndarray) -> float | None:
-    """Two-sided, of the hypothesis that the difference is nought; None where more than half are undefined.
+    """Two-sided p-value of the hypothesis that the difference is zero. None: more than half are undefined.
 
-    Never 0: it cannot be smaller than the number of resamples can tell.
+    It is never 0, because the number of resamples limits how small it can be.
     """
     differences = differences[np.isfinite(differences)] if np.isfinite(differences).mean() >= 0.5 else differences[:0]
     if not len(differences):
@@ -98,16 +98,17 @@ def p_value(differences: np.ndarray) -> float | None:
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
-    """The exact McNemar test of whether two versions are right equally often, on the same rows.
+    """p-value of McNemar's exact test that two versions are right equally often on the same rows.
 
-    McNemar, Psychometrika 12 (1947); for classifiers, Dietterich, Neural Computation 10 (1998). Only rows where one is
-    right and the other is wrong count: without a difference they fall either way like a coin.
+    McNemar, Psychometrika 12 (1947); for classifiers, Dietterich, Neural Computation 10 (1998). It counts
+    only rows on which one version is right and the other wrong: without a difference, either is equally likely.
 
     Args:
-        first: whether the first is right, bool [n].
-        second: whether the second is.
+        first: True if the first version is right, bool [n].
+        second: the same for the second version.
     """
     from scipy.stats import binomtest
 
-    one, other = int((first & ~second).sum()), int((second & ~first).sum())
-    return float(binomtest(one, one + other, 0.5).pvalue) if one + other else 1.0
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    differing = only_first + only_second
+    return float(binomtest(only_first, differing, 0.5).pvalue) if differing else 1.0

@@ -1,7 +1,7 @@
-"""What came of every row of a split, computed over the cluster.
+"""The outcomes of every row of a split, computed on the cluster.
 
-Ray Data hands row groups to actors that each hold the model, and starts an actor anew that dies; what it had not
-finished is done again. To the driver come the outcomes, which are small beside the rows, in the order of the rows.
+Ray Data sends row groups to actors that each hold the model. It restarts an actor that dies, and repeats its unfinished
+row groups. Only outcomes return to the driver; they are small compared with the rows, and in the order of the rows.
 """
 
 import pickle
@@ -29,7 +29,7 @@ class Measured:
 
     Args:
         outcomes: the task's.
-        kept: of each column that was asked for, its values, str [n].
+        kept: values of each requested column, str [n].
     """
 
     outcomes: Outcomes
@@ -37,11 +37,11 @@ class Measured:
 
 
 def measure(spec: EvaluateSpec, bundle: Bundle, dataset: PreparedDataset, label: str) -> Measured:
-    """What a model makes of every row of `spec.split`. A cluster must be joined.
+    """The outcomes of a model for every row of `spec.split`. This process must have joined a cluster.
 
     Raises:
         CorruptError: a row group is damaged.
-        DataError: what came of a row is no number, or an infinite one.
+        DataError: the outcome of a row is not a finite number.
     """
     import ray
 
@@ -50,7 +50,7 @@ def measure(spec: EvaluateSpec, bundle: Bundle, dataset: PreparedDataset, label:
 
     groups = dataset.row_groups(spec.split)
     with progress(f"evaluating {label}, row groups", len(groups)) as shown, quiet(0):
-        found = run(
+        blocks = run(
             [ray.put(packed([group])) for group in groups],
             _Measurer,
             lambda done, _: shown.update(done),
@@ -59,11 +59,11 @@ def measure(spec: EvaluateSpec, bundle: Bundle, dataset: PreparedDataset, label:
             num_cpus=spec.cpus_per_worker,
             num_gpus=spec.gpus_per_worker,
         )
-        parts = [part for table in tables(found) for part in unpacked(table)]
+        parts = [part for table in tables(blocks) for part in unpacked(table)]
     rows = joined(parts)
     order = np.argsort(rows.pop(_INDEX), kind="stable")
     if not np.array_equal(np.sort(order), np.arange(dataset.split(spec.split).rows)):
-        raise RuntimeError(f"{label}: {len(order):,} rows were measured, not those of {dataset.name}/{spec.split}")
+        raise RuntimeError(f"{label}: {len(order):,} rows were measured, not the rows of {dataset.name}/{spec.split}")
     rows = {name: values[order] for name, values in rows.items()}
     kept = {column: rows.pop(_KEPT + column) for column in spec.slices}
     _check_numbers(rows, label)
@@ -83,12 +83,13 @@ def _check_numbers(outcomes: Outcomes, label: str) -> None:
                 raise DataError(
                     f"{label}: `{name}` is not finite for {len(broken):,} of {len(values):,} rows ({name} "
                     f"{first[~np.isfinite(first)][0]} for row {broken[0]:,} of the split). The model's weights are "
-                    "broken, or the rows hold what it was not trained on, such as numbers that are far too large."
+                    "broken, or the rows hold values unlike its training data, such as numbers that are far too large.",
+                    code="outcome_not_finite",
                 )
 
 
 class _Measurer:
-    """Holds the model in an actor; turns a block of row groups into a block of outcomes."""
+    """An actor that holds the model and turns a block of row groups into a block of outcomes."""
 
     def __init__(self, bundle: Bundle, dataset: PreparedDataset, spec: EvaluateSpec) -> None:
         import torch

@@ -19,9 +19,9 @@ def plots(report: Report, outcomes: Mapping[str, np.ndarray], headline: tuple[st
     """PNG files by name.
 
     Args:
-        report: what was measured.
-        outcomes: what it was made of.
-        headline: metrics, of which the first that is there is drawn by slices.
+        report: the report to plot.
+        outcomes: the outcomes that it was computed from.
+        headline: names of metrics; slices show the first one that the report has.
     """
     below = f"{report.version} on {report.dataset}/{report.split}"
     return {

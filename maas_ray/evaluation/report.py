@@ -1,9 +1,9 @@
-"""What an evaluation found, as it is kept: an artefact of kind `evaluation`, `report.json` with its plots beside it.
+"""The report of an evaluation, stored as an artefact: `report.json` with its plots beside it.
 
     <storage>/evaluations/<model>/<digest>/report.json  *.png  manifest.json
 
-Storage is where any machine can read it, whatever MLflow's own artefact store may be. A tag on the version, see
-`registry/versions.py`, says which report is the newest of a dataset and split.
+The report is in storage, where any machine can read it, whatever MLflow's own artefact store is. A tag on the version,
+see `registry/versions.py`, names the newest report for each dataset and split.
 """
 
 import json
@@ -29,17 +29,17 @@ class LabelRow(Spec):
     label: str
     """Its name."""
     precision: float
-    """Share of the rows called so that are so."""
+    """Share of the rows predicted as this class that belong to it."""
     recall: float
-    """Share of the rows that are so that are called so."""
+    """Share of the rows of this class that are predicted as it."""
     f1: float
     """Harmonic mean of both."""
     support: int
-    """Rows that are so."""
+    """Rows of this class."""
 
 
 class Confusion(Spec):
-    """How often which class was taken for which."""
+    """Confusion matrix: how often each class was predicted as each other class."""
 
     labels: tuple[str, ...]
     """Names, in the order of rows and columns."""
@@ -48,21 +48,21 @@ class Confusion(Spec):
 
 
 class Calibration(Spec):
-    """Whether a model that says 0.8 is right eight times in ten: of the likeliest class of each row."""
+    """Calibration of the likeliest class of each row: a model that says 0.8 should be right eight times in ten."""
 
     ece: float
     """Expected calibration error (Naeini et al., AAAI 2015; Guo et al., ICML 2017): mean distance of both, weighted by
     rows, over ten bins of equal width."""
     confidence: tuple[float, ...]
-    """Mean probability of each bin that has rows."""
+    """Mean probability in each bin that has rows."""
     accuracy: tuple[float, ...]
-    """Share of it that is right."""
+    """Share of its rows that are right."""
     rows: tuple[int, ...]
-    """How many rows it has."""
+    """Rows of each bin."""
 
 
 class Residuals(Spec):
-    """Prediction minus target; where a row has several, of all of them."""
+    """Prediction minus target, over all values of all rows."""
 
     bias: float
     """Mean."""
@@ -71,38 +71,38 @@ class Residuals(Spec):
     quantiles: dict[str, float]
     """At 0.05, 0.25, 0.5, 0.75, 0.95."""
     mae_by_step: tuple[float, ...] = ()
-    """Mean absolute error of each step ahead. Empty: there is one number a row."""
+    """Mean absolute error of each step ahead. Empty: a row has a single value."""
 
 
 class Position(Spec):
     """A stretch of a sequence."""
 
     start: float
-    """Where it begins, as a share of the sequence."""
+    """Its beginning, as a share of the sequence."""
     loss: float
     """Mean loss of a token in it, nats."""
     tokens: int
-    """How many tokens that is the mean of."""
+    """Tokens in it."""
 
 
 class Transcript(Spec):
-    """A row of speech, and what was heard."""
+    """A row of speech and its transcript."""
 
     reference: str
-    """What was said."""
+    """The spoken text."""
     hypothesis: str
-    """What was heard."""
+    """The recognised text."""
     word_errors: int
-    """Words to put in, take out or change (jiwer)."""
+    """Word insertions, deletions and substitutions (jiwer)."""
 
 
 class Details(Spec):
-    """Tables beside the metrics, by what the task's outcomes are."""
+    """Tables beside the metrics; the task's outcomes decide which ones there are."""
 
     by_label: tuple[LabelRow, ...] = ()
     """For labels."""
     confusion: Confusion | None = None
-    """For labels, of which there are no more than 100."""
+    """For at most 100 labels."""
     calibration: Calibration | None = None
     """For probabilities of labels."""
     residuals: Residuals | None = None
@@ -119,26 +119,26 @@ class Slice(Spec):
     value: str
     """The value."""
     rows: int
-    """How many they are."""
+    """Number of these rows."""
     metrics: dict[str, float]
-    """Of these rows."""
+    """Metrics of these rows, by name."""
     intervals: dict[str, Interval]
-    """Of their metrics."""
+    """Intervals of these metrics."""
 
 
 class Difference(Spec):
     """A metric of two versions on the same rows."""
 
     first: float
-    """Of the version that was evaluated."""
+    """Value of the version that was evaluated."""
     second: float
-    """Of the other one."""
+    """Value of the other version."""
     difference: float
     """The first minus the second."""
     interval: Interval | None
-    """Of the difference."""
+    """Interval of the difference."""
     p: float | None
-    """Two-sided, paired bootstrap."""
+    """Two-sided p-value, paired bootstrap."""
 
 
 class Comparison(Spec):
@@ -153,7 +153,7 @@ class Comparison(Spec):
 
 
 class Report(Spec):
-    """What was measured, on what."""
+    """Metrics of a version on a split, with intervals, tables, slices and a comparison."""
 
     version: str
     """`name/number`."""
@@ -166,31 +166,31 @@ class Report(Spec):
     rows: int
     """Its rows."""
     created: datetime
-    """When."""
+    """When it was measured."""
     metrics: dict[str, float]
     """By name."""
     intervals: dict[str, Interval]
-    """By metric: where it lies, given that the rows are a sample."""
+    """Confidence interval of each metric, given that the rows are a sample."""
     level: float
     """Level of all intervals."""
     resamples: int
     """Bootstrap draws for each interval of the whole split."""
     seed: int
-    """What they were drawn with."""
+    """Seed of the draws."""
     details: Details = Details()
     """Tables."""
     slices: dict[str, tuple[Slice, ...]] = {}
-    """By column."""
+    """Slices by column."""
     comparison: Comparison | None = None
-    """With another version."""
+    """Comparison with another version."""
     uri: str = ""
-    """Where the report lies."""
+    """URI of the report."""
 
 
 def keep(report: Report, plots: dict[str, bytes], version: ModelVersion, registry: Registry, settings: Settings) -> str:
-    """Put a report and its plots into storage, and its numbers on the version; gives where the report lies.
+    """Store a report and its plots, and record its metrics with the version; gives the URI of the report.
 
-    The metrics are also logged to the MLflow run that made the version, where there is one.
+    The metrics are also logged to the MLflow run that made the version, if there is one.
     """
     home = storage.join(settings.storage, "evaluations", version.name)
     with tempfile.TemporaryDirectory(prefix="maas-evaluation-") as directory:
@@ -208,10 +208,10 @@ def keep(report: Report, plots: dict[str, bytes], version: ModelVersion, registr
 
 
 def find(uri: str) -> tuple[Report, list[str]]:
-    """A report that was kept, and the names of its plots.
+    """A stored report, and the names of its plots.
 
     Raises:
-        NotFoundError: there is none.
+        NotFoundError: there is no report at the URI.
         CorruptError: it is damaged.
     """
     artifact = storage.open_artifact(uri, KIND)

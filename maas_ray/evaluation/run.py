@@ -1,9 +1,9 @@
-"""`evaluate`: a version's metrics on a split of a prepared dataset, with how sure they are.
+"""`evaluate`: a version's metrics on a split of a prepared dataset, with confidence intervals.
 
     outcomes of every row ─▶ metrics, intervals ─▶ tables, slices, comparison ─▶ report and plots in storage ─▶ version
         (the cluster)                  (here: the task's own metrics, bootstrapped over rows)              (a tag)
 
-Metrics are made by the task, all else by what its outcomes are: a new task gets all of it.
+The task computes metrics; all else depends only on the kind of its outcomes, so a new task gets it without code.
 """
 
 from collections import Counter
@@ -27,18 +27,18 @@ from maas_ray.tasks import Task
 from maas_ray.tasks.task import Outcomes
 from maas_ray.terminal.lines import progress, say
 
-_MOST_SLICES = 20
+_MAX_SLICES = 20
 _SLICE_RESAMPLES = 200
 OTHER = "other"
-"""The slice of all values but the most frequent."""
+"""The slice of all other values than the most frequent ones."""
 
 
 def evaluate(spec: EvaluateSpec, *, settings: Settings | None = None) -> Report:
-    """Measure a version on a split; report, plots and metrics are kept with the version.
+    """Measure a version on a split; store report, plots and metrics with the version.
 
     Raises:
-        NotFoundError: no such version or dataset.
-        DataError: the split has no rows, the dataset's features are not the model's, or it kept no such column.
+        NotFoundError: the version or the dataset does not exist.
+        DataError: the split has no rows, the dataset's features are not the model's, or it did not keep a column.
     """
     settings = settings or Settings.from_environment()
     registry = Registry(settings)
@@ -91,33 +91,43 @@ def evaluate(spec: EvaluateSpec, *, settings: Settings | None = None) -> Report:
 
 def _dataset(settings: Settings, version: ModelVersion, name: str | None) -> PreparedDataset:
     if not name and not version.lineage.dataset_uri:
-        raise NotFoundError(f"{version.reference} says of no dataset that it was trained on it; name one.")
+        raise NotFoundError(
+            f"{version.reference} does not record the dataset it was trained on; name one with `dataset`.",
+            code="dataset_unknown",
+        )
     try:
         return open_dataset(settings, name or version.lineage.dataset_uri)
     except NotFoundError as error:
         if name:
             raise
         raise NotFoundError(
-            f"the dataset that {version.reference} was trained on is gone ({error}); name another with `dataset:`."
+            f"the dataset that {version.reference} was trained on does not exist any more ({error}); name another with "
+            "`dataset`.",
+            code="dataset_gone",
         ) from error
 
 
 def _check_features(version: ModelVersion, bundle: Bundle, dataset: PreparedDataset) -> None:
-    """The dataset's stored columns must be what the model was trained on: the same fitted features."""
+    """Check that the dataset was prepared with the same fitted features as the model's training data.
+
+    Raises:
+        DataError: it was not; names the files that differ.
+    """
     ours = {entry.path: entry.sha256 for entry in bundle.artifact.files}
     theirs = {e.path.removeprefix("task/"): e.sha256 for e in dataset.artifact.files if e.path.startswith("task/")}
     differing = [path for path, sha256 in theirs.items() if ours.get(path) != sha256]
     if differing:
         raise DataError(
             f"dataset {dataset.name} was prepared with other features than those of {version.reference} "
-            f"({', '.join(differing)} differ). Prepare it with the model's tokenizer or labels."
+            f"({', '.join(differing)} differ). Prepare it with the model's tokenizer or labels.",
+            code="features_differ",
         )
 
 
 def _drawn(
     spec: EvaluateSpec, task: Task, outcomes: Outcomes, resamples: int, label: str
 ) -> tuple[dict[str, float], Values]:
-    """Metrics of rows, and of those drawn from them."""
+    """Metrics of all rows, and of rows drawn from them."""
     outcomes = task.by_row(outcomes)
     with progress(f"bootstrapping {label}", resamples) as shown:
         drawn = resampled(task.metrics, outcomes, resamples, spec.seed, shown.update, spec.resample_seconds)
@@ -125,20 +135,20 @@ def _drawn(
 
 
 def _intervals(drawn: Values, level: float) -> dict[str, Interval]:
-    found = {name: interval(values, level) for name, values in drawn.items()}
-    return {name: bounds for name, bounds in found.items() if bounds}
+    intervals = {name: interval(values, level) for name, values in drawn.items()}
+    return {name: bounds for name, bounds in intervals.items() if bounds}
 
 
 def _slices(spec: EvaluateSpec, task: Task, measured: Measured, column: str) -> tuple[Slice, ...]:
-    """The most frequent values, most rows first, and all the others together."""
+    """Slices of the most frequent values, most rows first, and one slice of all other values."""
     values = measured.kept[column]
     counted = sorted(Counter(values.tolist()).items(), key=lambda item: (-item[1], item[0]))
-    slices = [(value, values == value) for value, _ in counted[:_MOST_SLICES]]
-    if len(counted) > _MOST_SLICES:
+    slices = [(value, values == value) for value, _ in counted[:_MAX_SLICES]]
+    if len(counted) > _MAX_SLICES:
         slices.append((OTHER, ~np.any([chosen for _, chosen in slices], axis=0)))
-    made = []
+    measured_slices = []
     for value, chosen in slices:
-        outcomes = task.by_row({name: found[chosen] for name, found in measured.outcomes.items()})
+        outcomes = task.by_row({name: values[chosen] for name, values in measured.outcomes.items()})
         rows = int(chosen.sum())
         resamples, seconds = (
             affordable(min(spec.resamples, _SLICE_RESAMPLES), rows),
@@ -146,8 +156,8 @@ def _slices(spec: EvaluateSpec, task: Task, measured: Measured, column: str) -> 
         )
         drawn = resampled(task.metrics, outcomes, resamples, spec.seed, seconds=seconds)
         intervals = _intervals(drawn, spec.level)
-        made.append(Slice(value=value, rows=rows, metrics=task.metrics(outcomes), intervals=intervals))
-    return tuple(made)
+        measured_slices.append(Slice(value=value, rows=rows, metrics=task.metrics(outcomes), intervals=intervals))
+    return tuple(measured_slices)
 
 
 def _comparison(
@@ -159,7 +169,7 @@ def _comparison(
     theirs: Measured,
     apart: Values,
 ) -> Comparison:
-    """Metrics of both; their draws are of the same rows, so differences of draws are paired."""
+    """The comparison of both versions; their draws are of the same rows, so differences of draws are paired."""
     metrics = {
         name: Difference(
             first=report.metrics[name],

@@ -15,17 +15,17 @@ class EvaluateSpec(Spec):
     split: str = "test"
     """Split to measure on: `train`, `validation` or `test`."""
     slices: tuple[str, ...] = ()
-    """Columns, each value of which is measured by itself; those that the dataset was prepared to `keep`."""
+    """Columns whose values are each measured separately; the dataset must be prepared to `keep` them."""
     against: str | None = None
-    """Another version to compare with on the same rows. None: none."""
+    """Another version to compare with on the same rows. None: no comparison."""
     resamples: int = Field(1000, ge=0)
-    """Bootstrap draws for an interval; fewer where rows are many, and 200 at most for a slice. 0: no intervals."""
+    """Bootstrap draws for an interval; fewer if there are many rows, and at most 200 for a slice. 0: no intervals."""
     resample_seconds: float = Field(60.0, ge=0)
-    """Time for the draws of a version, and for those of a column of slices; after it no more are made than 100."""
+    """Time limit for the draws of a version, and for those of a column's slices; after it, drawing stops at 100."""
     level: float = Field(0.95, gt=0, lt=1)
     """Level of the intervals."""
     seed: int = Field(0, ge=0)
-    """What the draws are made with."""
+    """Seeds the draws."""
     batch_size: int = Field(16, ge=1)
     """Rows in one forward pass."""
     workers: int = Field(1, ge=1)

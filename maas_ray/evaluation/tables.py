@@ -1,4 +1,4 @@
-"""Tables beside the metrics. What is made depends on what the outcomes are, never on which task they are of.
+"""Tables beside the metrics. They depend on the kind of the outcomes, never on the task.
 
     label, scores              classes, confusion, calibration
     label, prediction          classes, of sequences of labels
@@ -6,7 +6,7 @@
     position_loss, …_tokens    loss by position
     reference, hypothesis      the worst transcripts
 
-The numbers are scikit-learn's and jiwer's.
+scikit-learn and jiwer compute the numbers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ import numpy as np
 from maas_ray.evaluation.report import Calibration, Confusion, Details, LabelRow, Position, Residuals, Transcript
 
 BINS = 10
-_MOST_CONFUSED = 100
+_MAX_CONFUSED = 100
 _WORST = 20
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -29,27 +29,27 @@ def details(outcomes: Outcomes, labels: Sequence[str]) -> Details:
     """The tables of some outcomes.
 
     Args:
-        outcomes: of all rows.
-        labels: names of the task's classes; empty: it has none, and scores go by their places.
+        outcomes: outcomes of all rows.
+        labels: names of the task's classes. Empty: classes are named by their position in the scores.
     """
     names = outcomes.keys()
-    found: dict[str, Any] = {}
+    tables: dict[str, Any] = {}
     if {"label", "scores"} <= names:
-        labels = labels or [str(place) for place in range(outcomes["scores"].shape[1])]
-        found = _of_labels(outcomes["label"], predicted(outcomes), range(len(labels)), labels)
-        found["calibration"] = calibration(outcomes)
+        labels = labels or [str(position) for position in range(outcomes["scores"].shape[1])]
+        tables = _of_labels(outcomes["label"], predicted(outcomes), range(len(labels)), labels)
+        tables["calibration"] = calibration(outcomes)
     elif {"label", "prediction"} <= names:
         truth, said = (list(chain.from_iterable(outcomes[name])) for name in ("label", "prediction"))
         if len(truth) == len(said):
             known = sorted({*truth, *said})
-            found = _of_labels(truth, said, known, known)
+            tables = _of_labels(truth, said, known, known)
     elif {"target", "prediction"} <= names:
-        found["residuals"] = residuals(outcomes)
+        tables["residuals"] = residuals(outcomes)
     if {"position_loss", "position_tokens"} <= names:
-        found["by_position"] = by_position(outcomes)
+        tables["by_position"] = by_position(outcomes)
     if {"reference", "hypothesis"} <= names:
-        found["worst"] = worst(outcomes)
-    return Details(**found)
+        tables["worst"] = worst(outcomes)
+    return Details(**tables)
 
 
 def predicted(outcomes: Outcomes) -> np.ndarray:
@@ -68,11 +68,11 @@ def _of_labels(truth: Any, said: Any, ids: Sequence[Any], names: Sequence[str]) 
         LabelRow(label=name, precision=float(p), recall=float(r), f1=float(f), support=int(n))
         for name, p, r, f, n in zip(names, *columns, strict=True)
     ]
-    found: dict[str, Any] = {"by_label": tuple(rows)}
-    if len(names) <= _MOST_CONFUSED:
+    tables: dict[str, Any] = {"by_label": tuple(rows)}
+    if len(names) <= _MAX_CONFUSED:
         counts = confusion_matrix(truth, said, labels=list(ids))
-        found["confusion"] = Confusion(labels=tuple(names), counts=tuple(map(tuple, counts.tolist())))
-    return found
+        tables["confusion"] = Confusion(labels=tuple(names), counts=tuple(map(tuple, counts.tolist())))
+    return tables
 
 
 def calibration(outcomes: Outcomes) -> Calibration:
@@ -82,7 +82,7 @@ def calibration(outcomes: Outcomes) -> Calibration:
     confidence = np.clip(outcomes["scores"].max(-1).astype(np.float64), 0, 1)
     right = (predicted(outcomes) == outcomes["label"]).astype(int)
     accuracy, mean = calibration_curve(right, confidence, n_bins=BINS, pos_label=1)
-    # As calibration_curve puts them into bins, of which it leaves out the empty ones.
+    # The same bins as those of calibration_curve, which omits empty ones.
     edges = np.linspace(0, 1, BINS + 1)
     rows = np.bincount(np.searchsorted(edges[1:-1], confidence), minlength=BINS)
     rows = rows[rows > 0]
@@ -95,7 +95,7 @@ def calibration(outcomes: Outcomes) -> Calibration:
 
 
 def residuals(outcomes: Outcomes) -> Residuals:
-    """What predictions are off by."""
+    """Distribution of the errors of predictions."""
     from sklearn.metrics import mean_absolute_error
 
     target, prediction = outcomes["target"], outcomes["prediction"]
@@ -108,7 +108,7 @@ def residuals(outcomes: Outcomes) -> Residuals:
 
 
 def by_position(outcomes: Outcomes) -> tuple[Position, ...]:
-    """Mean loss of each stretch of the sequences; those that hold no token are left out."""
+    """Mean loss of each stretch of the sequences; stretches without a token are omitted."""
     loss, tokens = (outcomes[name].sum(0) for name in ("position_loss", "position_tokens"))
     total = tokens.sum()
     starts = (np.cumsum(tokens) - tokens) / total if total else tokens
@@ -130,10 +130,10 @@ def worst(outcomes: Outcomes) -> tuple[Transcript, ...]:
 
 
 def word_errors(reference: str, hypothesis: str) -> int:
-    """Words to put in, take out or change; jiwer's count."""
+    """Word insertions, deletions and substitutions, as jiwer counts them."""
     if not reference.split():
         return len(hypothesis.split())
     import jiwer
 
-    found = jiwer.process_words(reference, hypothesis)
-    return int(found.substitutions + found.deletions + found.insertions)
+    alignment = jiwer.process_words(reference, hypothesis)
+    return int(alignment.substitutions + alignment.deletions + alignment.insertions)

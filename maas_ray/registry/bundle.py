@@ -1,12 +1,11 @@
-"""The model bundle: an immutable directory from which anybody can load the model.
+"""The model bundle: an immutable directory from which any tool can load the model.
 
     config.json  model.safetensors  tokenizer.json  …   Hugging Face layout, for other tools too
     task.json                                           the fitted task: features and signature
     README.md                                           the model card
     manifest.json                                       every file's sha256; under `meta`, the lineage
 
-A bundle lies at `<storage>/models/<name>/<digest>`. Weights are safetensors; nothing in a bundle is
-ever unpickled.
+Its URI is `<storage>/models/<name>/<digest>`. Weights are safetensors; nothing in a bundle is ever unpickled.
 """
 
 import json
@@ -27,27 +26,27 @@ from maas_ray.user_code.trust import check_carried
 KIND = "bundle"
 WEIGHTS_SUFFIX = ".safetensors"
 WEIGHT_SUFFIXES = (WEIGHTS_SUFFIX, ".onnx", ".onnx.data")
-"""What needs not be read to know what a model does."""
+"""Suffixes of files that hold nothing but weights. Every other file says what the model does."""
 UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 class Lineage(Spec):
-    """Where a model comes from."""
+    """The origin of a model."""
 
     dataset: str = ""
     """Name of the dataset."""
     dataset_fingerprint: str = ""
     """Fingerprint of the dataset."""
     dataset_uri: str = ""
-    """Where it lay."""
+    """URI of the dataset when it was trained on."""
     measured_rows: dict[str, int] = {}
-    """How many of a split's rows, the first ones, the training measured the metrics of that split on."""
+    """Rows of each split, the first ones, that the training measured its metrics on."""
     run: str = ""
     """Name of the training run."""
     run_id: str = ""
     """MLflow's id of the run."""
     code_revision: str = ""
-    """Git revision of the working directory; ends with `+dirty` when it had changes. Empty: no checkout."""
+    """Git revision of the working directory, with `+dirty` if it had changes. Empty: not a checkout."""
     packages: dict[str, str] = {}
     """Versions of the packages that made it."""
     spec: dict[str, object] = {}
@@ -68,7 +67,7 @@ class BundleMeta(Spec):
     metrics: dict[str, float]
     """Metrics by `split/metric`, such as `validation/loss`."""
     lineage: Lineage
-    """Where it comes from."""
+    """Its origin."""
 
 
 @dataclass(frozen=True)
@@ -115,19 +114,21 @@ class Bundle:
         """The shape of every weight by name; only the heads of the files are read, and are not verified.
 
         Raises:
-            CorruptError: a file is no safetensors file.
+            CorruptError: a file is not a safetensors file.
         """
-        found: dict[str, tuple[int, ...]] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         for entry in self.artifact.files:
             if entry.path.endswith(WEIGHTS_SUFFIX):
                 with storage.open_file(storage.join(self.uri, entry.path)) as file:
                     size = int.from_bytes(file.read(8), "little")
                     try:
                         head = json.loads(file.read(size) if size < entry.size else b"")
-                        found |= {name: tuple(head[name]["shape"]) for name in head if name != "__metadata__"}
+                        shapes |= {name: tuple(head[name]["shape"]) for name in head if name != "__metadata__"}
                     except (ValueError, KeyError, TypeError) as error:
-                        raise CorruptError(f"{self.uri}: {entry.path} is no safetensors file: {error}") from error
-        return found
+                        raise CorruptError(
+                            f"{self.uri}: {entry.path} is not a safetensors file: {error}", code="weights_unreadable"
+                        ) from error
+        return shapes
 
     def load_task(self, directory: Path) -> Task:
         """The fitted task, from a fetched copy.
@@ -148,14 +149,15 @@ def open_bundle(uri: str) -> Bundle:
     """A committed bundle.
 
     Raises:
-        NotFoundError: none is committed there.
-        CorruptError: it is damaged, or holds what could run code when loaded.
+        NotFoundError: no bundle is committed there.
+        CorruptError: it is damaged, or holds files that could run code when loaded.
     """
     artifact = storage.open_artifact(uri, KIND)
     unsafe = [entry.path for entry in artifact.files if entry.path.endswith(UNSAFE_SUFFIXES)]
     if unsafe or not any(entry.path.endswith(WEIGHTS_SUFFIX) for entry in artifact.files):
-        found = f"holds {unsafe}" if unsafe else "holds no weights"
-        raise CorruptError(f"{uri} {found}; a bundle's weights are safetensors and nothing else.")
+        content = f"holds {unsafe}" if unsafe else "does not hold weights"
+        code = "bundle_unsafe" if unsafe else "weights_missing"
+        raise CorruptError(f"{uri} {content}; a bundle's weights must be safetensors files.", code=code)
     return Bundle(artifact)
 
 
@@ -166,6 +168,6 @@ def publish_bundle(
     retry_seconds: float = 0.0,
     say: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
-    """Publish a local directory as a bundle; the rest as for `storage.publish`. The same content is the same bundle."""
+    """Publish a local directory as a bundle, like `storage.publish`. The same content is the same bundle."""
     home = bundle_home(settings, meta.name)
     return Bundle(storage.publish(directory, home, KIND, meta.document(), retry_seconds, say))

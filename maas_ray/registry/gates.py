@@ -1,14 +1,14 @@
-"""Gates: what must hold of a version before an alias moves to it.
+"""Gates: conditions on a version's metrics that decide whether an alias moves to it.
 
     f1 >= 0.9                                   a number
-    f1 >= champion - 0.005                      what champion has in the same metric, plus or minus a number
-    test/accuracy >= champion * 0.99            or times one
-    validation/loss <= digits/3                 any version, also of another model
+    f1 >= champion - 0.005                      the same metric of champion, plus or minus a number
+    test/accuracy >= champion * 0.99            the same metric of champion, times a number
+    validation/loss <= digits/3                 the same metric of any version, also of another model
 
-A metric's own name means the newest evaluation on another split than `train`. With a split before it, it means the
-newest evaluation on that split, else what the training measured there. Two versions are compared on the same rows of
-the same dataset, or not at all; a training may have measured only the first rows of a split. A gate fails closed: what
-is missing, and numbers that cannot be compared, keep the alias where it is.
+A metric's bare name means the newest evaluation on any split but `train`. With a split before it, it means the newest
+evaluation on that split, otherwise the training's own measurement there. Two versions are compared on the same rows of
+the same dataset, or not at all: a training may have measured only the first rows of a split. A gate fails closed: if a
+metric is missing, or numbers cannot be compared, the alias does not move.
 """
 
 import operator
@@ -19,7 +19,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from maas_ray.errors import GateError, NotFoundError, SpecError
+from maas_ray.errors import GateError, InvalidError, NotFoundError, SpecError
 from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.terminal.lines import say
 
@@ -46,11 +46,11 @@ class Gate:
     offset: float
 
     def bound(self, value: float) -> float:
-        """What is compared with, given what the reference has."""
+        """The value to compare with, given the reference's value."""
         return self.factor * value + self.offset
 
     def holds(self, value: float, bound: float) -> bool:
-        """Whether the comparison holds; never of a NaN."""
+        """True if the comparison holds. It never holds for a NaN."""
         return _COMPARE[self.compare](value, bound)
 
 
@@ -58,13 +58,13 @@ def parse_gate(text: str) -> Gate:
     """Read a gate.
 
     Raises:
-        ValueError: it is none; says what one is.
+        InvalidError: it does not follow the grammar, which the message gives.
     """
-    found = _GATE.match(text)
-    if not found:
-        raise ValueError(f"{text!r} is no gate; write {_GRAMMAR}.")
+    parts = _GATE.match(text)
+    if not parts:
+        raise InvalidError("gate_invalid", f"{text!r} is not a gate; write {_GRAMMAR}.")
     reference, factor, offset = "", 1.0, 0.0
-    match found["right"].split():
+    match parts["right"].split():
         case [word] if (number := _number(word)) is not None:
             offset = number
         case [word]:
@@ -76,11 +76,12 @@ def parse_gate(text: str) -> Gate:
         case [amount, "*", word] if _number(word) is None and (number := _number(amount)) is not None:
             reference, factor = word, number
         case _:
-            raise ValueError(
-                f"{text!r}: {found['right']!r} is neither a number nor what a version has; write {_GRAMMAR}, with "
-                "spaces around + - *."
+            raise InvalidError(
+                "gate_invalid",
+                f"{text!r}: {parts['right']!r} is neither a number nor a version's metric; write {_GRAMMAR}, with "
+                "spaces around + - *.",
             )
-    return Gate(text.strip(), found["metric"], found["compare"], reference, factor, offset)
+    return Gate(text.strip(), parts["metric"], parts["compare"], reference, factor, offset)
 
 
 def _number(word: str) -> float | None:
@@ -98,11 +99,13 @@ GateText = Annotated[str, AfterValidator(_checked)]
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a gate lets a version through, and the numbers that decided it."""
+    """The result of a gate for a version, with the numbers that decided it."""
 
     gate: Gate
     passed: bool
     why: str
+    code: str = ""
+    """Why a metric cannot be compared: the code of the error. Empty: it was compared."""
 
     def __str__(self) -> str:
         return f"gate {self.gate.text}: {'passed' if self.passed else 'NOT passed'}, {self.why}"
@@ -110,7 +113,15 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Measured:
-    """A metric of a version, and on which rows it was measured: the first `count` of a split; None: nobody knows."""
+    """A metric of a version and the rows it was measured on.
+
+    Args:
+        value: the metric.
+        version: `name/number`.
+        dataset, fingerprint, split: where the rows are.
+        count: number of rows, the first ones of the split. None: unknown.
+        by: who measured it, in words. Empty: an evaluation.
+    """
 
     value: float
     version: str
@@ -127,30 +138,30 @@ class _Measured:
         return f"{self.dataset}/{self.split}{count}{self.by}"
 
     def same_rows(self, other: "_Measured") -> bool:
-        """Whether both were measured on the same rows; not where that is not known."""
-        ours, theirs = ((one.fingerprint, one.split, one.count) for one in (self, other))
+        """True if both were measured on the same rows; False if that is unknown."""
+        ours, theirs = ((rows.fingerprint, rows.split, rows.count) for rows in (self, other))
         return bool(self.fingerprint) and self.count is not None and ours == theirs
 
 
 def judge(registry: Registry, version: ModelVersion, alias: str, gates: Iterable[str]) -> list[Verdict]:
-    """What gates say of moving an alias to a version.
+    """A verdict of each gate on moving an alias to a version.
 
     Raises:
-        SpecError: one of them is no gate.
+        SpecError: a gate does not follow the grammar.
     """
     try:
         parsed = [parse_gate(text) for text in gates]
-    except ValueError as error:
-        raise SpecError("gate", [str(error)]) from None
+    except InvalidError as error:
+        raise SpecError("gate", [str(error)], code=error.code) from None
     return [_judged(registry, version, alias, gate) for gate in parsed]
 
 
 def pass_gates(registry: Registry, version: ModelVersion, alias: str, gates: Iterable[str]) -> None:
-    """Return if all gates let a version through to an alias; says what each had to say.
+    """Return if all gates pass; prints a line for each gate that passes.
 
     Raises:
-        SpecError: one of them is no gate.
-        GateError: one does not let it through.
+        SpecError: a gate does not follow the grammar.
+        GateError: a gate does not pass.
     """
     verdicts = judge(registry, version, alias, gates)
     failed = [str(verdict) for verdict in verdicts if not verdict.passed]
@@ -175,8 +186,8 @@ def _judged(registry: Registry, version: ModelVersion, alias: str, gate: Gate) -
     except (NotFoundError, SpecError) as error:
         hint = ""
         if re.search(r"[-+*][\d.]+$", gate.reference):
-            hint = " Spaces stand around + - * in a gate."
-        return Verdict(gate, False, f"{error}{hint}")
+            hint = " Write spaces around + - * in a gate."
+        return Verdict(gate, False, f"{error}{hint}", error.code or "")
 
 
 def _compared(gate: Gate, version: ModelVersion, ours: _Measured, bound: float, theirs: str) -> Verdict:
@@ -186,36 +197,42 @@ def _compared(gate: Gate, version: ModelVersion, ours: _Measured, bound: float, 
 
 
 def _measured(version: ModelVersion, metric: str, like: _Measured | None = None) -> _Measured:
-    """A metric by its name in a gate; with `like`, on the very rows that another value was measured on.
+    """A metric by its name in a gate.
+
+    Args:
+        version: the version that has it.
+        metric: its name, with or without a split before it.
+        like: another value; the metric must be measured on the same rows. None: on any rows.
 
     Raises:
-        NotFoundError: it was not measured; says what was.
+        NotFoundError: it was not measured. The message names the metrics that were.
     """
     split, _, name = metric.rpartition("/")
-    found = [
-        _Measured(one.metrics[name], version.reference, one.dataset, one.fingerprint, one.split, one.rows)
-        for one in version.evaluations
-        if name in one.metrics and (one.split == split if split else one.split != "train")
+    measured = [
+        _Measured(e.metrics[name], version.reference, e.dataset, e.fingerprint, e.split, e.rows)
+        for e in version.evaluations
+        if name in e.metrics and (e.split == split if split else e.split != "train")
     ]
     if split and metric in version.metrics:
         lineage = version.lineage
         rows = lineage.dataset, lineage.dataset_fingerprint, split, lineage.measured_rows.get(split)
-        found.append(_Measured(version.metrics[metric], version.reference, *rows, by=", measured by the training"))
+        measured.append(_Measured(version.metrics[metric], version.reference, *rows, by=", measured by the training"))
     if like is None:
-        if found:
-            return found[0]
+        if measured:
+            return measured[0]
         known = sorted({*version.metrics, *(f"{e.split}/{key}" for e in version.evaluations for key in e.metrics)})
         if split or not version.evaluations:
             missing = f"{version.reference} has no {metric}" + ("" if split else ", since it was never evaluated")
         else:
             missing = f"no evaluation of {version.reference} on validation or test has {metric}"
-        raise NotFoundError(f"{missing}; it has: {', '.join(known) or 'none'}.")
-    for one in found:
-        if one.same_rows(like):
-            return one
+        raise NotFoundError(f"{missing}; it has: {', '.join(known) or 'none'}.", code="metric_missing")
+    for candidate in measured:
+        if candidate.same_rows(like):
+            return candidate
     on = f"{like.dataset or 'DATASET'} --split {like.split}"
-    others = f" (but on {' and on '.join(one.rows for one in found)})" if found else ""
+    others = f" (but on {' and on '.join(candidate.rows for candidate in measured)})" if measured else ""
     raise NotFoundError(
         f"{version.reference} has no {metric} on the same rows ({like.rows}){others}; evaluate both versions on one "
-        f"dataset: maas evaluate {like.version} {on}, and maas evaluate {version.reference} {on}."
+        f"dataset: maas evaluate {like.version} {on}, and maas evaluate {version.reference} {on}.",
+        code="metric_on_other_rows",
     )

@@ -1,10 +1,10 @@
-"""Model versions, kept in MLflow's registry: MLflow's own client and UI see the same things.
+"""Model versions in MLflow's registry, where MLflow's own client and UI see them too.
 
-Names, numbers and aliases are MLflow's own. What MLflow has no field for stands in tags: `maas.digest`
-(the bundle's), `maas.task`, `maas.metrics` and `maas.lineage` (JSON). A version is written in one
-transaction together with its tags, so there is none or a whole one; registering a bundle that a version
-already stands for gives that version. What it is measured at later stands in a tag for each dataset and
-split, `maas.evaluation/<dataset>/<split>`, so that no evaluation overwrites another one's.
+Names, numbers and aliases are MLflow's own. Everything that MLflow has no field for is in tags: `maas.digest` (the
+bundle's), `maas.task`, `maas.metrics` and `maas.lineage` (JSON). A version is written in one transaction together with
+its tags, so it is whole or does not exist. Registering is idempotent: a bundle that is registered already gives its
+version. Each evaluation is in a tag for its dataset and split, `maas.evaluation/<dataset>/<split>`, so that it never
+overwrites another one.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, TypeAdapter, ValidationError
 
-from maas_ray.errors import ConflictError, NotFoundError, SpecError
+from maas_ray.errors import ConflictError, InvalidError, NotFoundError, SpecError
 from maas_ray.registry.bundle import Bundle, Lineage, open_bundle
 from maas_ray.settings import Settings
 from maas_ray.spec import Name, Spec
@@ -31,16 +31,18 @@ TAG_EVALUATION = "maas.evaluation/"
 
 def _no_version(alias: str) -> str:
     if alias == "latest" or (alias[:1] == "v" and alias[1:].isdigit()):
-        raise ValueError(f"{alias!r} means a version by itself, in MLflow too; take a name such as champion")
+        raise InvalidError(
+            "alias_reserved", f"{alias!r} already names a version, in MLflow too; choose a name such as champion."
+        )
     return alias
 
 
 Alias = Annotated[Name, AfterValidator(_no_version)]
-"""A name for a version that moves, such as `champion`."""
+"""A movable name for a version, such as `champion`."""
 
 
 class Evaluation(Spec):
-    """What a version was last measured at on a split of a dataset; the whole report lies in storage."""
+    """The metrics of a version's last evaluation on a split of a dataset; the whole report is in storage."""
 
     dataset: str
     """Name of the dataset."""
@@ -53,14 +55,14 @@ class Evaluation(Spec):
     metrics: dict[str, float]
     """By name."""
     uri: str
-    """Where the report and its plots lie."""
+    """URI of the report and its plots."""
     created: datetime
     """When it was measured."""
 
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """One registered version; immutable but for its aliases and its evaluations."""
+    """One registered version. Only its aliases and its evaluations change."""
 
     name: str
     number: int
@@ -72,7 +74,7 @@ class ModelVersion:
     lineage: Lineage
     created: datetime
     evaluations: tuple[Evaluation, ...] = ()
-    """The newest one of each dataset and split; newest first."""
+    """The newest evaluation on each dataset and split; newest first."""
 
     @property
     def reference(self) -> str:
@@ -80,14 +82,17 @@ class ModelVersion:
         return f"{self.name}/{self.number}"
 
     def open(self) -> Bundle:
-        """The version's bundle, checked to be the very one that was registered.
+        """The version's bundle, checked to be the one that was registered.
 
         Raises:
-            ConflictError: other bytes lie at its URI now.
+            ConflictError: its URI holds another bundle now.
         """
         bundle = open_bundle(self.uri)
         if bundle.digest != self.digest:
-            raise ConflictError(f"{self.reference}: the bundle at {self.uri} is not the one that was registered.")
+            raise ConflictError(
+                f"{self.reference}: the bundle at {self.uri} is not the one that was registered.",
+                code="bundle_differs",
+            )
         return bundle
 
 
@@ -142,15 +147,15 @@ class Registry:
         return {name: self.versions(name) for name in sorted(names)}
 
     def versions(self, name: str) -> list[ModelVersion]:
-        """A model's versions, newest first; those that this platform did not make are left out."""
-        found: list[Any] = []
+        """A model's versions that this platform registered, newest first."""
+        entries: list[Any] = []
         token: str | None = None
         while token != "":
             page = self.client.search_model_versions(f"name = '{name}'", max_results=1000, page_token=token)
-            found += page
+            entries += page
             token = page.token or ""
         aliases = self._aliases(name)
-        versions = [_version(found_one, aliases) for found_one in found if TAG_DIGEST in found_one.tags]
+        versions = [_version(entry, aliases) for entry in entries if TAG_DIGEST in entry.tags]
         return sorted(versions, key=lambda version: -version.number)
 
     def resolve(self, reference: str) -> ModelVersion:
@@ -158,13 +163,13 @@ class Registry:
 
         Raises:
             SpecError: the reference is not of that form.
-            NotFoundError: there is none; says what there is.
+            NotFoundError: it does not exist. The message lists those that do.
         """
         name, alias, number = parse_reference(reference)
         versions = self.versions(name) if self._exists(name) else []
         if not versions:
             known = ", ".join(self.models()) or "none"
-            raise NotFoundError(f"there is no model {name!r}; there are: {known}.")
+            raise NotFoundError(f"model {name!r} does not exist; there are: {known}.", code="model_not_found")
         for version in versions:
             if alias is None and number is None:
                 return version
@@ -172,20 +177,21 @@ class Registry:
                 return version
         if alias is not None:
             known = ", ".join(sorted({a for v in versions for a in v.aliases})) or "none"
-            raise NotFoundError(f"{name} has no alias {alias!r}; it has: {known}.")
-        raise NotFoundError(f"{name} has no version {number}; it has: {', '.join(str(v.number) for v in versions)}.")
+            raise NotFoundError(f"{name} has no alias {alias!r}; it has: {known}.", code="alias_not_found")
+        known = ", ".join(str(version.number) for version in versions)
+        raise NotFoundError(f"{name} has no version {number}; it has: {known}.", code="version_not_found")
 
     def set_alias(self, version: ModelVersion, alias: str) -> None:
-        """Point an alias at a version, taking it from any other.
+        """Point an alias at a version; it no longer points at any other.
 
         Raises:
-            SpecError: the registry takes no such alias.
+            SpecError: the alias is reserved, or is not a name.
         """
         check_alias(alias)
         self.client.set_registered_model_alias(version.name, alias, str(version.number))
 
     def record(self, version: ModelVersion, evaluation: Evaluation) -> None:
-        """Keep what a version was measured at; it takes the place of an earlier one on the same dataset and split."""
+        """Record an evaluation of a version; it replaces an earlier one on the same dataset and split."""
         key = f"{TAG_EVALUATION}{evaluation.dataset}/{evaluation.split}"
         self.client.set_model_version_tag(version.name, str(version.number), key, json.dumps(evaluation.document()))
 
@@ -193,9 +199,9 @@ class Registry:
         return bool(self.client.search_registered_models(f"name = '{name}'", max_results=1))
 
     def _aliases(self, name: str) -> dict[int, tuple[str, ...]]:
-        found = self.client.search_registered_models(f"name = '{name}'", max_results=1)
+        models = self.client.search_registered_models(f"name = '{name}'", max_results=1)
         aliases: dict[int, tuple[str, ...]] = {}
-        for alias, number in sorted((found[0].aliases if found else {}).items()):
+        for alias, number in sorted((models[0].aliases if models else {}).items()):
             aliases[int(number)] = (*aliases.get(int(number), ()), alias)
         return aliases
 
@@ -221,7 +227,7 @@ def parse_reference(reference: str) -> tuple[str, str | None, int | None]:
     """`name@alias`, `name/number` or `name` as (name, alias, number).
 
     Raises:
-        SpecError: it is none of these.
+        SpecError: it is not of this form.
     """
     name, at, alias = reference.partition("@")
     if at and name and alias:
@@ -233,16 +239,18 @@ def parse_reference(reference: str) -> tuple[str, str | None, int | None]:
 
 
 def check_alias(alias: str) -> str:
-    """An alias that can be told from a version's number.
+    """The alias, which must be a name and must not look like a version.
 
     Raises:
-        SpecError: it cannot, or is no name.
+        SpecError: it is reserved, or is not a name.
     """
     try:
         return TypeAdapter(Alias).validate_python(alias)
     except ValidationError as error:
-        message = error.errors()[0]["msg"].removeprefix("Value error, ").replace("String should", "must")
-        raise SpecError(f"alias {alias!r}", [message]) from None
+        detail = error.errors()[0]
+        message = detail["msg"].removeprefix("Value error, ").replace("String should", "must")
+        code = getattr(detail.get("ctx", {}).get("error"), "code", "name_invalid")
+        raise SpecError(f"alias {alias!r}", [message], code=code) from None
 
 
 def _name(name: str, reference: str) -> str:
@@ -250,26 +258,28 @@ def _name(name: str, reference: str) -> str:
         return TypeAdapter(Name).validate_python(name)
     except ValidationError:
         raise SpecError(
-            "version", [f"{reference!r}: write `name@alias` or `name/number`; names hold letters, digits, . _ -"]
+            "version",
+            [f"{reference!r}: write `name@alias` or `name/number`; names consist of letters, digits, . _ -"],
+            code="reference_invalid",
         ) from None
 
 
-def _version(found: Any, aliases: dict[int, tuple[str, ...]]) -> ModelVersion:
-    number = int(found.version)
+def _version(entry: Any, aliases: dict[int, tuple[str, ...]]) -> ModelVersion:
+    number = int(entry.version)
     evaluations = [
-        Evaluation.parse(json.loads(value), source=f"{found.name}/{number}: {key}")
-        for key, value in found.tags.items()
+        Evaluation.parse(json.loads(value), source=f"{entry.name}/{number}: {key}")
+        for key, value in entry.tags.items()
         if key.startswith(TAG_EVALUATION)
     ]
     return ModelVersion(
-        name=found.name,
+        name=entry.name,
         number=number,
-        uri=found.source,
-        digest=found.tags[TAG_DIGEST],
-        task=found.tags.get(TAG_TASK, ""),
+        uri=entry.source,
+        digest=entry.tags[TAG_DIGEST],
+        task=entry.tags.get(TAG_TASK, ""),
         aliases=aliases.get(number, ()),
-        metrics=json.loads(found.tags.get(TAG_METRICS, "{}")),
-        lineage=Lineage.parse(json.loads(found.tags.get(TAG_LINEAGE, "{}")), source=f"{found.name}/{number}"),
-        created=datetime.fromtimestamp(found.creation_timestamp / 1000, tz=UTC),
-        evaluations=tuple(sorted(evaluations, key=lambda one: one.created, reverse=True)),
+        metrics=json.loads(entry.tags.get(TAG_METRICS, "{}")),
+        lineage=Lineage.parse(json.loads(entry.tags.get(TAG_LINEAGE, "{}")), source=f"{entry.name}/{number}"),
+        created=datetime.fromtimestamp(entry.creation_timestamp / 1000, tz=UTC),
+        evaluations=tuple(sorted(evaluations, key=lambda evaluation: evaluation.created, reverse=True)),
     )

@@ -1,7 +1,7 @@
-"""What happens in a run, on its way from the workers to whoever watches: the driver's terminal and MLflow.
+"""Events of a run, on their way from the workers to the driver's terminal and to MLflow.
 
-Workers push events without waiting; the driver drains them. Workers so need no access to MLflow, whose
-database may lie on one machine.
+Workers push events without waiting, and the driver drains them. So workers need no access to MLflow, whose database may
+be on one machine.
 """
 
 import time
@@ -10,7 +10,7 @@ from typing import Any
 
 from maas_ray.terminal.lines import Progress
 
-# Metrics of the training itself, as MLflow has them; seconds are those that no step was made in.
+# Names of the training's metrics in MLflow. Seconds of checkpoints and validations are those in which training waits.
 LOSS = "train/loss"
 LEARNING_RATE = "train/learning_rate"
 GRADIENT_NORM = "train/gradient_norm"
@@ -25,13 +25,13 @@ VALIDATION_SECONDS = "train/validation_seconds"
 
 
 def in_words(metrics: dict[str, float]) -> str:
-    """Metrics by `split/metric`, for a person."""
+    """Metrics by `split/metric`, as one line of text."""
     return "  ".join(f"{name.replace('/', ' ')} {value:.4g}" for name, value in metrics.items())
 
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened. `metrics` go to MLflow; `text` is a line for a person."""
+    """One event. `metrics` go to MLflow, `text` is a line for the terminal."""
 
     step: int
     metrics: dict[str, float] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Event:
 
 
 class EventBuffer:
-    """The body of a small Ray actor: events wait here until they are drained, and so does word for the workers."""
+    """The body of a small Ray actor that holds events until they are drained, and a request to the workers to leave."""
 
     def __init__(self) -> None:
         self._events: list[Event] = []
@@ -55,7 +55,7 @@ class EventBuffer:
         return events
 
     def set_leaving(self, leaving: bool) -> None:
-        """Whether the workers are asked to save and leave; rank 0 takes it back when they have."""
+        """Ask the workers to save and leave, or withdraw the request; rank 0 withdraws it when they have saved."""
         self._leaving = leaving
 
     def leaving(self) -> bool:
@@ -69,7 +69,7 @@ class Watcher:
         self._shown, self._client, self._run_id, self._unit = shown, client, run_id, unit
 
     def handle(self, events: list[Event]) -> None:
-        """Show and log what came, MLflow in one call."""
+        """Show and log events, with one call of MLflow."""
         from mlflow.entities import Metric
 
         metrics = [

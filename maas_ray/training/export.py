@@ -1,11 +1,11 @@
-"""From the last checkpoint of a run to a directory in Hugging Face layout.
+"""The export: from a checkpoint to a directory in Hugging Face layout.
 
-A function of the checkpoint, the task and the spec alone: done again after a crash it writes the same bytes.
+It is a function of the checkpoint, the task and the spec alone: repeated after a crash, it writes the same bytes.
 
 No process holds the whole model. The network is built without values, the checkpoint's files are mapped into memory
-rather than read, and one output file is put together at a time: it needs memory for one of them (`SHARD_SIZE`, or
-the largest tensor if that is larger), and as much again for the mapped pages it is read from, which the system can
-take back at any time. Measured with a model of 271 MiB on 2 workers and files of 20 MB: 60 MiB, under ZeRO 1 and 3.
+rather than read, and one output file is assembled at a time. So it needs memory for one file (`SHARD_SIZE`, or the
+largest tensor if that is larger), and as much again for the mapped pages, which the system can reclaim at any time.
+Measured with a model of 271 MiB on 2 workers and files of 20 MB: 60 MiB, under ZeRO 1 and 3.
 """
 
 import contextlib
@@ -28,16 +28,16 @@ _INDEX = "model.safetensors.index.json"
 
 
 def export(saved: Path, dataset: PreparedDataset, network: NetworkSpec, directory: Path) -> None:
-    """Consolidate a checkpoint's shards into safetensors, fp32, with all that is needed to load them.
+    """Consolidate a checkpoint's shards into fp32 safetensors, with every file that is needed to load them.
 
     Args:
         saved: local directory of a whole checkpoint.
-        dataset: what it was trained on: the fitted task comes from it.
+        dataset: the training dataset, which holds the fitted task.
         network: the network's spec.
         directory: an empty local directory to fill.
 
     Raises:
-        TrainingError: the checkpoint cannot be read, or holds another network than this one.
+        TrainingError: the checkpoint cannot be read, or is of another network.
     """
     task = dataset.task
     task.save(directory)
@@ -69,14 +69,14 @@ def write_weights(
     Args:
         saved: local directory of a whole checkpoint.
         skeleton: a tensor of the right shape and dtype for each name; its values do not matter.
-        tied: names to leave out, since they share another's values. Left in, safetensors would name them in the
-            files' metadata, which it writes in no certain order.
-        directory: where the files go.
+        tied: names to omit, because they share another parameter's values. Otherwise safetensors would list them in
+            the files' metadata, in an order that varies.
+        directory: target directory.
         shard_size: largest size of a file, such as `5GB`; a tensor larger than that has one to itself.
         order: names of the parameters in the order of the optimizer. None: the module's.
 
     Raises:
-        TrainingError: the checkpoint cannot be read, or its names or shapes are not the skeleton's.
+        TrainingError: the checkpoint cannot be read, or its names or shapes differ from the skeleton's.
     """
     from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors.torch import save_file
@@ -87,7 +87,7 @@ def write_weights(
         {name: tensor.to("meta") for name, tensor in wanted.items()}, max_shard_size=shard_size
     )
     for filename, names in split.filename_to_tensors.items():
-        state = consolidated(saved, order)  # mapped anew for each file, so that the pages of the one before are let go
+        state = consolidated(saved, order)  # mapped again for each file, to release the pages of the previous one
         tensors = {name: state[name].contiguous().to(wanted[name].dtype) for name in names}
         save_file(tensors, directory / filename, metadata={"format": "pt"})
         del state, tensors
@@ -99,8 +99,12 @@ def write_weights(
 def consolidated(saved: Path, order: Sequence[str] | None = None) -> dict[str, Any]:
     """The whole model's parameters and buffers by name, from the shards of all ranks; parameters are in fp32.
 
-    Nothing is read yet: each has a `shape`, and `contiguous()` makes a tensor of it. While one is held, the
+    Nothing is read yet: each value has a `shape`, and `contiguous()` makes a tensor of it. While one is held, the
     checkpoint's files stay mapped.
+
+    Args:
+        saved: local directory of a whole checkpoint.
+        order: names of the parameters in the order of the optimizer. None: the module's.
 
     Raises:
         TrainingError: DeepSpeed cannot read its own checkpoint.
@@ -115,7 +119,7 @@ def consolidated(saved: Path, order: Sequence[str] | None = None) -> dict[str, A
     states = saved / layout.TAG
     sharded = any(states.glob("*zero_pp_rank_*optim_states.pt"))
     try:
-        # It prints each of its steps; what goes wrong it raises.
+        # DeepSpeed prints each step, and raises its errors.
         with (
             config.patch("load.mmap", True),  # type: ignore[attr-defined]  # added when torch is imported
             contextlib.redirect_stdout(io.StringIO()),
@@ -127,33 +131,35 @@ def consolidated(saved: Path, order: Sequence[str] | None = None) -> dict[str, A
                 return _cut_from_groups(str(states))
             return dict(get_fp32_state_dict_from_zero_checkpoint(str(saved), tag=layout.TAG, lazy_mode=True))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise TrainingError(f"checkpoint {saved} cannot be consolidated: {error}") from error
+        raise TrainingError(
+            f"checkpoint {saved} cannot be consolidated: {error}", code="checkpoint_unreadable"
+        ) from error
 
 
 @dataclass(frozen=True)
 class _Cut:
-    """A parameter inside a vector that lies in pieces."""
+    """A parameter inside a vector that is stored in pieces."""
 
     pieces: list[Any]
     start: int
-    """Its first value's place in the vector."""
+    """Position of its first value in the vector."""
     shape: Any
 
     def contiguous(self) -> Any:
         import torch
 
-        low, high, found = self.start, self.start + self.shape.numel(), []
+        low, high, parts = self.start, self.start + self.shape.numel(), []
         for piece in self.pieces:
-            found.append(piece[max(low, 0) : max(high, 0)])
+            parts.append(piece[max(low, 0) : max(high, 0)])
             low, high = low - piece.numel(), high - piece.numel()
-        return torch.cat(found).view(self.shape)
+        return torch.cat(parts).view(self.shape)
 
 
 def _unsharded(path: str, order: Sequence[str] | None) -> dict[str, Any]:
-    """What rank 0's file holds under ZeRO 0. In 16 bits its module is rounded, and the weights are the optimizer's."""
+    """The weights in rank 0's file under ZeRO 0. In 16 bits the module's are rounded, the optimizer's exact."""
     import torch
 
-    saved = torch.load(path, map_location="cpu", weights_only=False)  # a pickle of our own making
+    saved = torch.load(path, map_location="cpu", weights_only=False)  # this platform wrote it
     state: dict[str, Any] = dict(saved["module"])
     groups = saved["optimizer"] or {}
     masters = [tensor for group in groups.get("fp32_groups", ()) for tensor in group]
@@ -170,18 +176,18 @@ def _unsharded(path: str, order: Sequence[str] | None) -> dict[str, Any]:
         masters.append(_Cut(list(vectors), start, shape))
         start += shape.numel()
     if start != sum(vector.numel() for vector in vectors):
-        raise ValueError(f"parameters of {start:,} values, but a copy of other length in fp32")
+        raise ValueError(f"parameters have {start:,} values, but their fp32 copy has another length")
     for name, value in zip(shapes, masters, strict=True):
         if value.shape != shapes[name]:
-            raise ValueError(f"{name} has shape {list(shapes[name])}, but its copy in fp32 {list(value.shape)}")
+            raise ValueError(f"{name} has shape {list(shapes[name])}, but its fp32 copy has {list(value.shape)}")
         state[name] = value
     return state
 
 
 def _cut_from_groups(states: str) -> dict[str, Any]:
-    """What DeepSpeed itself gives of ZeRO 1 and 2, but lazily; there it copies the whole model, whatever it is told.
+    """The weights of a checkpoint of ZeRO 1 or 2, read lazily. DeepSpeed's own function copies the whole model.
 
-    A group of parameters is one long vector there, cut into a piece for each rank.
+    A group of parameters is stored as one long vector, cut into a piece for each rank.
     """
     import torch
     from deepspeed.utils import zero_to_fp32
@@ -192,12 +198,12 @@ def _cut_from_groups(states: str) -> dict[str, Any]:
     for group, shapes in enumerate(model.param_shapes):
         pieces = [of_rank[group] for of_rank in ranks]
         held, offset = sum(piece.numel() for piece in pieces), 0
-        for place, (name, shape) in enumerate(shapes.items()):
+        for position, (name, shape) in enumerate(shapes.items()):
             size = torch.Size(shape)
             state[name] = _Cut(pieces, offset, size)
-            offset += size.numel() + (paddings[group][place] if paddings else 0)
+            offset += size.numel() + (paddings[group][position] if paddings else 0)
         if not offset <= held < offset + 2 * workers:  # DeepSpeed pads the end of a group
-            raise ValueError(f"parameters of {offset:,} values, but the ranks hold {held:,}")
+            raise ValueError(f"parameters have {offset:,} values, but the ranks hold {held:,}")
     for name, other in model.shared_params:
         if other in state:
             state[name] = state[other]
@@ -216,6 +222,7 @@ def _check(saved: Path, state: dict[str, Any], wanted: dict[str, Any], tied: set
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise TrainingError(
-            f"checkpoint {saved} holds other weights than its network has: {'; '.join(problems[:5])}{more}. "
-            "Was `network` changed since?"
+            f"checkpoint {saved} does not fit its network: {'; '.join(problems[:5])}{more}. "
+            "Was `network` changed since?",
+            code="network_differs",
         )

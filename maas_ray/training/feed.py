@@ -1,7 +1,7 @@
-"""The feed: a worker's rows, step after step, read by Ray Data ahead of the training that takes them.
+"""The feed: a worker's rows of each step, which Ray Data reads ahead of the training.
 
-Which rows is the plan's affair (see `plan`); here its reads become Ray Data tasks, a few megabytes each, and
-their rows one batch for every optimizer step. Every row carries its `index` and its `epoch`.
+The plan decides which rows (see `plan`). Its reads become Ray Data tasks of a few megabytes each, and their rows one
+batch for each optimizer step. Every row carries its `index` and its `epoch`.
 """
 
 from collections.abc import Iterator
@@ -23,10 +23,10 @@ def batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """One worker's rows of each step from `start_step` on: stored columns [n, *shape], `index` and `epoch` int64 [n].
 
-    In the short last step a worker may have no rows at all; then there is no batch for it.
+    If a worker has no rows in the short last step, there is no batch for it.
 
-    Runs as Ray Data tasks that need no CPU of their own reserved, so that a cluster whose CPUs are all
-    taken by training workers still feeds them; at most two at a time for each worker.
+    The Ray Data tasks reserve no CPU, so that a cluster whose CPUs are all reserved by training workers still feeds
+    them. At most two tasks run at a time for each worker.
     """
     import ray.data
     from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
@@ -49,7 +49,7 @@ def batches(
     pool = TaskPoolStrategy(size=2)
     source = ray.data.read_datasource(numbers, num_cpus=0, compute=pool, override_num_blocks=len(reads))
     stream = source.map_batches(read, batch_size=None, num_cpus=0, compute=pool)
-    # Whole blocks, cut here: a batch from Ray Data costs some of the step's own processor, a slice of an array none.
+    # Whole blocks are cut into batches here: slicing an array is free, while a batch of Ray Data costs CPU in the step.
     blocks = iter(stream.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2))
     held: dict[str, np.ndarray] = {}
     for step in range(start_step, plan.total_steps):
@@ -65,7 +65,7 @@ def batches(
 def rows_of(
     dataset: PreparedDataset, plan: Plan, rank: int, workers: int, first: int, last: int
 ) -> dict[str, np.ndarray]:
-    """A worker's rows of the steps [first, last), which are one of the plan's reads: step by step, lane by lane."""
+    """A worker's rows of the steps [first, last), one of the plan's reads, ordered by step and then by lane."""
     lanes = []
     for lane in plan.lanes_of(rank, workers, first, last):
         pieces = []

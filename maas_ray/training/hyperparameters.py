@@ -19,7 +19,7 @@ class WorkerSpec(Spec):
     cpus_per_worker: float = Field(1.0, gt=0)
     """Logical CPUs that Ray reserves for each worker; also its number of compute threads, at least one."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where to train. auto: on GPUs if the cluster has enough of them."""
+    """Device to train on. auto: on GPUs if the cluster has enough of them."""
     max_failures: int = Field(2, ge=0)
     """How often a run is restarted from its last checkpoint after a worker died."""
 
@@ -38,7 +38,7 @@ class WorkerSpec(Spec):
 
 
 class Hyperparameters(WorkerSpec):
-    """What DeepSpeed's configuration is made of."""
+    """The fields that DeepSpeed's configuration is made of."""
 
     deepspeed: DeepSpeedDocument = Field(default_factory=lambda: {"zero_optimization": {"stage": 1}})
     """DeepSpeed configuration: a path to a JSON file, or inline. `"auto"` values are filled from this spec."""

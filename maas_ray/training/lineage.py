@@ -1,4 +1,4 @@
-"""What made a model: the code revision and the packages of this process."""
+"""Code revision and package versions of this process, recorded with the model it makes."""
 
 import subprocess
 from importlib import metadata
@@ -8,7 +8,7 @@ PACKAGES = ("maas-ray", "ray", "torch", "deepspeed", "transformers", "tokenizers
 
 
 def code_revision(directory: Path) -> str:
-    """Git revision of a directory, with `+dirty` when files differ from it; empty outside a checkout."""
+    """Git revision of a directory, with `+dirty` if files differ from it. Empty: not a checkout."""
     try:
         revision = _git(directory, "rev-parse", "HEAD")
         changed = _git(directory, "status", "--porcelain", "--untracked-files=no")

@@ -1,4 +1,4 @@
-"""The model card: a bundle's README, made from what is known and nothing else."""
+"""The model card: a bundle's README, made from recorded facts alone."""
 
 import json
 from typing import Any

@@ -1,17 +1,17 @@
-"""The plan: which rows each worker trains on at each step. A pure function of a few numbers; knows no Ray.
+"""The plan: the rows that each worker trains on at each step. It is a pure function of a few numbers, without Ray.
 
 The rows of all epochs are one stream: in each epoch the row groups in a seeded order, the rows of each in a
 seeded order. The stream is cut into batches of `batch_size` rows, so which rows a step trains on does not
-depend on how many workers share them, and a position in a run is one number, the optimizer steps taken. From
-there any number of workers goes on with the rows that are left: none twice, none left out.
+depend on the number of workers, and a position in a run is one number, the optimizer steps taken. From there any
+number of workers continues with the remaining rows: none is repeated, none is left out.
 
-    stream    epoch 0 ────────────────┊── epoch 1 ──────────────┊──…      ┊ where an epoch ends
+    stream    epoch 0 ────────────────┊── epoch 1 ──────────────┊──…      ┊ the end of an epoch
     chunks    │ lane 0 │ lane 1 │ … ││ lane 0 │ lane 1 │ …  ││…  tail     ║ the last whole batch before it
     a step       ▪        ▪              (a batch takes `width` rows of every lane)
 
 So that a worker reads whole row groups instead of a piece of each, a chunk (the whole batches up to an
 epoch's end) is laid out in `lanes`: a batch takes the same number of rows from each. Lanes are fixed for a
-run; workers share them out. What is left when the stream ends, fewer rows than a batch, is one short step.
+run, and workers divide them. If fewer rows than a batch are left when the stream ends, they are one short step.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Slice:
-    """Places [low, high) of a row group in its shuffled order of an epoch."""
+    """Positions [low, high) of a row group in its shuffled order of an epoch."""
 
     epoch: int
     group: int
@@ -39,12 +39,12 @@ class Slice:
 
 @dataclass(frozen=True)
 class Lane:
-    """Part of a read: the lane's rows of every step, end to end, and which of each step's rows are the worker's.
+    """Part of a read: a lane's rows of every step, end to end, and the worker's share of each step.
 
     Args:
-        slices: where the rows lie, in order.
+        slices: the rows, in order.
         width: rows of the lane in a step.
-        low, high: the worker's own among them.
+        low, high: the worker's own rows in each step, [low, high).
     """
 
     slices: tuple[Slice, ...]
@@ -55,14 +55,14 @@ class Lane:
 
 @dataclass(frozen=True)
 class Ledger:
-    """What has been trained on, as a multiset of (epoch, index): two numbers, however many rows.
+    """The rows that have been trained on, a multiset of (epoch, index) kept as two numbers.
 
     The sum of a 64-bit hash of every row is a hash of the multiset (Clarke et al. 2003, "Incremental Multiset Hash
-    Functions", MSet-Add-Hash): ledgers of workers add up in any order, and one that repeats a row or leaves one out
+    Functions", MSet-Add-Hash): ledgers of workers add up in any order, and a ledger that repeats or omits a row
     differs from the plan's.
 
     Args:
-        rows: how many.
+        rows: number of rows.
         digest: the sum, modulo 2⁶⁴.
     """
 
@@ -93,13 +93,13 @@ def default_lanes(batch_size: int, workers: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """How a training split is dealt to steps and workers.
+    """The division of a training split into steps and workers.
 
     Args:
         sizes: rows of each row group of the split, int64 [groups], in index order.
         batch_size: rows in one optimizer step, over all workers.
-        lanes: places of the stream that a batch is taken from; divides `batch_size`. As many as there will be workers
-            is best; any number of workers can share them.
+        lanes: positions of the stream that a batch is taken from; divides `batch_size`. One for each worker is best,
+            but any number of workers can share them.
         epochs: passes over the split.
         seed: seeds the order.
         max_steps: limit of optimizer steps; None: no limit.
@@ -117,15 +117,15 @@ class Plan:
     _orders: dict[int, tuple[np.ndarray, np.ndarray]] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rows", int(np.sum(self.sizes)))  # once: it is asked for at every turn
+        object.__setattr__(self, "rows", int(np.sum(self.sizes)))  # computed once, because every method reads it
         if not self.rows:
-            raise DataError("the training split has no rows; prepare more data.")
+            raise DataError("the training split has no rows; prepare more data.", code="split_empty")
         if self.batch_size % self.lanes:
             raise ValueError(f"{self.lanes} lanes do not divide a batch of {self.batch_size}")
         object.__setattr__(self, "_starts", np.concatenate([[0], np.cumsum(self.sizes)[:-1]]))
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_orders": {}}  # made again where it is needed
+        return self.__dict__ | {"_orders": {}}  # computed again when it is needed
 
     @property
     def stream_rows(self) -> int:
@@ -134,13 +134,13 @@ class Plan:
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps in the whole run, the short last one among them."""
+        """Optimizer steps in the whole run, including the short last one."""
         steps = -(-self.stream_rows // self.batch_size)
         return min(steps, self.max_steps) if self.max_steps else steps
 
     @property
     def steps_per_epoch(self) -> float:
-        """Optimizer steps that one epoch takes; seldom a whole number."""
+        """Optimizer steps in an epoch; rarely a whole number."""
         return self.rows / self.batch_size
 
     def rows_in(self, step: int) -> int:
@@ -148,7 +148,7 @@ class Plan:
         return min(self.batch_size, self.stream_rows - step * self.batch_size)
 
     def share(self, step: int, rank: int, workers: int) -> tuple[int, int]:
-        """Which rows of a step's batch are a worker's: [low, high). Shares differ by one row at most."""
+        """A worker's rows of a step's batch, [low, high). Shares differ by at most one row."""
         rows = self.rows_in(step)
         return rows * rank // workers, rows * (rank + 1) // workers
 
@@ -157,15 +157,15 @@ class Plan:
     def reads(self, rank: int, workers: int, start: int, read_rows: int) -> list[tuple[int, int]]:
         """The optimizer steps [first, last) of each of a worker's reads, in order, from step `start` to the end.
 
-        In the short last step a worker may have no rows; then it has no read for it.
+        If a worker has no rows in the short last step, it has no read for it.
 
-        A read takes about `read_rows` rows, and more where it would otherwise take less than a row group of each of
-        the worker's lanes.
+        A read takes about `read_rows` rows. It takes more if that would be less than a row group of each of the
+        worker's lanes.
         """
         low, high = self.share(0, rank, workers)
         lanes = -(-max(1, high - low) // self._width)
-        most = max(read_rows, lanes * int(self.sizes.max()))
-        steps = max(1, most // max(1, high - low))
+        max_rows = max(read_rows, lanes * int(self.sizes.max()))
+        steps = max(1, max_rows // max(1, high - low))
         bounds: list[int] = [start]
         while bounds[-1] < self.total_steps:
             bounds.append(min(bounds[-1] + steps, self._chunk_end(bounds[-1]), self.total_steps))
@@ -174,7 +174,7 @@ class Plan:
         return reads[:-1] if reads and low == high else reads
 
     def lanes_of(self, rank: int, workers: int, first: int, last: int) -> list[Lane]:
-        """What a worker reads for the steps [first, last), which lie in one chunk."""
+        """The lanes that a worker reads for the steps [first, last), which must be in one chunk."""
         low, high = self.share(first, rank, workers)
         if self.rows_in(first) < self.batch_size:  # the tail
             start = first * self.batch_size
@@ -190,19 +190,19 @@ class Plan:
         return lanes
 
     def rows_of(self, piece: Slice) -> np.ndarray:
-        """Places in the row group, int64, that a slice stands for, in the order in which they are trained on."""
+        """Positions in the row group, int64, of a slice's rows, in the order of training."""
         seed = [self.seed, piece.epoch, int(self._starts[piece.group])]
         order = np.random.default_rng(seed).permutation(int(self.sizes[piece.group]))
         return order[piece.low : piece.high]
 
     def indices_of(self, piece: Slice) -> np.ndarray:
-        """Indices in the split, int64, that a slice stands for."""
+        """Indices in the split, int64, of a slice's rows."""
         return int(self._starts[piece.group]) + self.rows_of(piece)
 
     # --- accounting
 
     def ledger_at(self, step: int) -> Ledger:
-        """What the first `step` steps train on, whoever did them."""
+        """The ledger of the first `step` steps, whichever workers took them."""
         if step * self.batch_size >= self.stream_rows:
             return self._ledger_of_epochs(self.epochs)
         begin, segment = self._chunk_begin(step), (self._chunk_end(step) - self._chunk_begin(step)) * self._width
@@ -215,7 +215,7 @@ class Plan:
 
     def _ledger_of_slice(self, piece: Slice) -> Ledger:
         size, start = int(self.sizes[piece.group]), int(self._starts[piece.group])
-        if piece.high - piece.low == size:  # in which order does not matter then
+        if piece.high - piece.low == size:  # the order of a whole row group does not matter
             return Ledger.of(piece.epoch, np.arange(start, start + size))
         return Ledger.of(piece.epoch, self.indices_of(piece))
 
@@ -236,12 +236,12 @@ class Plan:
         return self.batch_size // self.lanes
 
     def _chunk_begin(self, step: int) -> int:
-        """First step of the chunk that a step lies in."""
+        """The first step of a step's chunk."""
         epoch = -(-(step + 1) * self.batch_size // self.rows) - 1
         return min(epoch * self.rows // self.batch_size, self.stream_rows // self.batch_size)
 
     def _chunk_end(self, step: int) -> int:
-        """The step after the last one of the chunk that a step lies in; the tail is a chunk of its own."""
+        """The step after the last one of a step's chunk. The tail is a chunk of its own."""
         whole = self.stream_rows // self.batch_size
         if step >= whole:
             return step + 1
@@ -249,25 +249,25 @@ class Plan:
         return min((epoch + 1) * self.rows // self.batch_size, whole)
 
     def _slices(self, low: int, high: int) -> Iterator[Slice]:
-        """Where the rows [low, high) of the stream lie."""
+        """The slices of the rows [low, high) of the stream."""
         while low < high:
-            epoch, place = divmod(low, self.rows)
+            epoch, position = divmod(low, self.rows)
             stop = min(high - epoch * self.rows, self.rows)
             order, ends = self._order(epoch)
-            number = int(np.searchsorted(ends, place, side="right"))
-            while place < stop:
+            number = int(np.searchsorted(ends, position, side="right"))
+            while position < stop:
                 group, end = int(order[number]), int(ends[number])
                 begin = end - int(self.sizes[group])
-                if end > place:
-                    yield Slice(epoch, group, place - begin, min(stop, end) - begin)
-                place, number = min(stop, max(end, place)), number + 1
+                if end > position:
+                    yield Slice(epoch, group, position - begin, min(stop, end) - begin)
+                position, number = min(stop, max(end, position)), number + 1
             low = epoch * self.rows + stop
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """An epoch's row groups in order, and where each ends in it."""
+        """An epoch's row groups in order, and the position at which each ends."""
         if epoch not in self._orders:
             order = np.random.default_rng([self.seed, epoch]).permutation(len(self.sizes))
-            while len(self._orders) > 1:  # a chunk reaches over two epochs
+            while len(self._orders) > 1:  # a chunk may span two epochs
                 self._orders.pop(next(iter(self._orders)))
             self._orders[epoch] = order, np.cumsum(self.sizes[order])
         return self._orders[epoch]

@@ -25,7 +25,7 @@ def _listed(gate: object) -> object:
 
 
 class SubjectSpec(Spec):
-    """What is trained, and how the result is named."""
+    """The subject of a training: its dataset, its network, and the name of the result."""
 
     dataset: str
     """Prepared dataset: a name, `name/fingerprint`, or a URI."""

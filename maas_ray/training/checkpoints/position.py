@@ -7,7 +7,7 @@ from maas_ray.training.plan import Ledger
 
 
 class Position(Spec):
-    """Where a run stands."""
+    """A run's position."""
 
     step: int
     """Optimizer steps taken."""

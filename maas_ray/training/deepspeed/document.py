@@ -10,7 +10,7 @@ from maas_ray.errors import InvalidError
 
 AUTO = "auto"
 FieldPath = tuple[str, ...]
-"""Where a field stands in a document, such as `("optimizer", "params", "lr")`."""
+"""The path of a field in a document, such as `("optimizer", "params", "lr")`."""
 
 
 def read_document(value: Any) -> Any:
@@ -53,5 +53,5 @@ def value_at(document: dict[str, Any], path: FieldPath) -> Any:
 
 
 def zero_stage(document: dict[str, Any]) -> int:
-    """What ZeRO shards over the workers: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too."""
+    """ZeRO's stage. It shards over the workers: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too."""
     return int(value_at(document, ("zero_optimization", "stage")) or 0)

@@ -1,6 +1,6 @@
-"""Ray Train's controller: what it does to the workers, in words; and it lets them save before it resizes them.
+"""Callbacks in Ray Train's controller: they report restarts and resizes, and let workers save before a resize.
 
-Runs in the controller's process, where an exception would end the run.
+They run in the controller's process, where an exception would end the run.
 """
 
 import time
@@ -30,18 +30,18 @@ _LONGEST = 300
 
 
 class Trainer(TorchTrainer):  # type: ignore[misc]
-    """Ray Train's, but an elastic run does not count on machines that are gone or about to go.
+    """Ray Train's trainer, except that an elastic run ignores machines that are gone or about to go.
 
-    Ray Train would wait for a place on one, and give up and try it again, for as long as it is there.
+    Ray Train would wait for room on such a machine, give up and retry, as long as the machine exists.
     """
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         if self.scaling_config.elasticity_enabled:
-            arguments["scaling_policy"] = _OnThoseThatStay(self.scaling_config)
+            arguments["scaling_policy"] = _StayingNodes(self.scaling_config)
         return super()._initialize_and_run_controller(**arguments)
 
 
-class _OnThoseThatStay(ElasticScalingPolicy):  # type: ignore[misc]
+class _StayingNodes(ElasticScalingPolicy):  # type: ignore[misc]
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
         if (
@@ -49,26 +49,26 @@ class _OnThoseThatStay(ElasticScalingPolicy):  # type: ignore[misc]
             and decision.num_workers < worker_group_state.num_workers
             and draining_nodes()
         ):
-            return NoopDecision()  # the workers leave by the notice itself, which says why and counts as no failure
+            return NoopDecision()  # the notice makes the workers leave; it says why and does not count as a failure
         return decision
 
     def _count_possible_workers(self, reserved_resources: dict[str, dict[str, float]]) -> int:
         staying = _staying()
-        there = {node: resources for node, resources in reserved_resources.items() if node in staying}
-        return int(super()._count_possible_workers(there))
+        available = {node: resources for node, resources in reserved_resources.items() if node in staying}
+        return int(super()._count_possible_workers(available))
 
 
 def _staying() -> set[str]:
-    """Ids of the nodes that are there, and of which Ray knows no notice."""
+    """Ids of the living nodes without a notice of preemption."""
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]} - draining_nodes()
 
 
 class Attendant(ControllerCallback, ReportCallback):  # type: ignore[misc]
-    """Pushes a line for each thing that happens to the workers as a whole; asks them to save, and for validations.
+    """Reports what happens to all workers together, asks them to save, and starts validations.
 
     Args:
-        job: what the workers are told.
-        each: what each worker reserves, by resource.
+        job: the job that the workers are sent.
+        each: resources of each worker.
     """
 
     def __init__(self, job: Job, each: dict[str, float]) -> None:
@@ -100,7 +100,7 @@ class Attendant(ControllerCallback, ReportCallback):  # type: ignore[misc]
                 self._validator.measure.remote(metrics[0]["validate"], self._events)
 
     def _let_them_save(self) -> None:
-        """Ask the workers to save and leave, and wait until they have: the steps since the last checkpoint stay."""
+        """Ask the workers to save and leave, and wait until they have, so that no step is lost."""
         deadline = time.monotonic() + _LEAVING_SECONDS
         try:
             ray.get(self._events.set_leaving.remote(True))
@@ -123,7 +123,7 @@ class Attendant(ControllerCallback, ReportCallback):  # type: ignore[misc]
             )
 
     def _room(self) -> int:
-        """How many workers fit on the machines that stay, whatever else runs on them."""
+        """Workers that fit on the staying machines, if nothing else ran on them."""
         staying = _staying()
         return sum(
             int(min(node["Resources"].get(name, 0.0) // amount for name, amount in self._each.items()))
@@ -136,13 +136,13 @@ class Attendant(ControllerCallback, ReportCallback):  # type: ignore[misc]
 
 
 def _cause(error: Any) -> str:
-    """Why the workers are started again, such as `worker 1 died (the process was killed)`, in one line."""
+    """The cause of a restart in one line, such as `worker 1 died (the process was killed)`."""
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
     if isinstance(error, PreemptionError) or any(is_preempted_actor(failure) for failure in failures.values()):
         return "a machine of this run was taken away"
     if not failures:
         return _last_line(error)
-    # Where one process is gone, those of the other ranks that waited for it fail as well.
+    # If one process is gone, those of the other ranks that waited for it fail as well.
     gone = {rank: failure for rank, failure in failures.items() if isinstance(failure, WorkerHealthCheckFailedError)}
     rank, failure = min((gone or failures).items())
     if gone:
@@ -153,5 +153,5 @@ def _cause(error: Any) -> str:
 def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     last = lines[-1] if lines else type(error).__name__
-    # Of a process that is gone Ray says much around what it knows.
+    # Ray's message about a dead process has a long preamble and a list of common causes.
     return last.rpartition("Worker exit detail: ")[2].partition(" Some common causes")[0][:_LONGEST]

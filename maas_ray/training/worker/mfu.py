@@ -1,4 +1,4 @@
-"""How much of a GPU's arithmetic training uses: model FLOPs utilisation, MFU (Chowdhery et al. 2022, "PaLM", B)."""
+"""Model FLOPs utilisation, MFU: the share of a GPU's peak arithmetic that training uses (PaLM, 2022, appendix B)."""
 
 import re
 from typing import Any
@@ -22,7 +22,7 @@ _PEAK_OF_CARDS = {("H100", "PCIe"): 756e12, ("H100", "NVL"): 835e12}
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Dense 16-bit FLOP/s of a GPU by the name that CUDA gives it. None: not known."""
+    """Dense 16-bit FLOP/s of a GPU by its CUDA name. None: unknown."""
     words = re.split(r"[^A-Za-z0-9]+", device_name)
     for (chip, form), peak in _PEAK_OF_CARDS.items():
         if chip in words and form in words:
@@ -31,11 +31,11 @@ def peak_flops(device_name: str) -> float | None:
 
 
 def flops_per_token(parameters: int, config: Any, length: int) -> float:
-    """FLOPs that a decoder needs to train on one token, without what is computed again.
+    """FLOPs that a decoder needs to train on one token, without recomputed activations.
 
     Args:
-        parameters: of the network.
-        config: Transformers' configuration of it; without one, attention itself is left out.
+        parameters: parameters of the network.
+        config: its Transformers configuration. None: attention is not counted.
         length: tokens in a sequence.
     """
     layers, width = getattr(config, "num_hidden_layers", 0), getattr(config, "hidden_size", 0)

@@ -24,6 +24,7 @@ from maas_ray.serve.spec import ServingOptions
 from maas_ray.settings import Settings
 from maas_ray.storage import open_artifact
 from tests.support import bundles
+from tests.support.errors import raises
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -95,14 +96,14 @@ def test_another_prediction_into_the_same_output_is_refused(
     spec = PredictSpec(version="batch-digits/1", input=str(small), output=str(tmp_path / "out"))
     predict(spec, settings=settings)
 
-    with pytest.raises(ConflictError, match=r"what differs: keep \(None, now \['id'\]\)"):
+    with raises(ConflictError, "output_of_another_prediction", spec.output, "keep (None, now ['id'])"):
         predict(spec.model_copy(update={"keep": ("id",)}), settings=settings)
     pq.write_table(digits["rows"].slice(1, 40), small)
-    with pytest.raises(ConflictError, match="what differs: input"):
+    with raises(ConflictError, "output_of_another_prediction", spec.output, "input ("):
         predict(spec, settings=settings)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("x")
-    with pytest.raises(ConflictError, match=r"holds other files \(thesis.tex"):
+    with raises(ConflictError, "output_not_empty", tmp_path / "other", "thesis.tex"):
         predict(spec.model_copy(update={"output": str(tmp_path / "other")}), settings=settings)
 
 
@@ -142,7 +143,7 @@ def test_bad_rows_are_set_aside_with_their_reasons(settings: Settings, digits: d
     assert errors[10]["error"] == "no field 'image'"
     assert errors[4]["excerpt"] == b"{not json\n"
 
-    with pytest.raises(DataError, match=r"3 of 20 rows cannot be answered, more than max_quarantined \(0.1\)"):
+    with raises(DataError, "too_many_quarantined", "3 of 20 rows", "max_quarantined (0.1)"):
         predict(spec.model_copy(update={"max_quarantined": 0.1, "output": str(tmp_path / "strict")}), settings=settings)
     assert not (tmp_path / "strict" / "manifest.json").exists()
 

@@ -26,6 +26,7 @@ from maas_ray.evaluation.report import Report, find
 from maas_ray.settings import Settings
 from maas_ray.tasks import Task
 from tests.support import bundles, datasets
+from tests.support.errors import raises
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -210,7 +211,8 @@ def test_what_cannot_be_measured_is_refused(
     assert "did not keep the column 'weather'; kept columns: scanner, label. Prepare it with `keep: [" in err
     status, _, err = run("evaluate", versions[0], *LIGHT)
     assert status == 1
-    assert f"{versions[0]} says of no dataset that it was trained on it; name one." in err
+    assert versions[0] in err
+    assert "name one with `dataset`" in err
     assert run("evaluate", "nobody/1", "scans")[0] == 1
 
 
@@ -232,12 +234,16 @@ def test_columns_to_keep_change_nothing_else(settings: Settings, scans: Prepared
 def test_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"image": "eA==", "label": "a", "tags": ["a"]}\n')
 
-    for changes, says in (
-        ({"keep": ["image"]}, "keep: 'image' holds files"),
-        ({"sources": [{"format": "image-folder", "path": "x"}]}, r"keep: sources\[0\] is image-folder, which has no "),
-        ({"task": {"type": "text-generation"}, "keep": ["author"]}, "keep: text-generation joins rows to sequences"),
+    for changes, code, values in (
+        ({"keep": ["image"]}, "keep_unsupported", ["keep: 'image'"]),
+        (
+            {"sources": [{"format": "image-folder", "path": "x"}]},
+            "column_missing",
+            ["keep: sources[0]", "image-folder"],
+        ),
+        ({"task": {"type": "text-generation"}, "keep": ["author"]}, "keep_unsupported", ["keep: text-generation"]),
     ):
-        with pytest.raises(SpecError, match=says):
+        with raises(SpecError, code, *values):
             spec_of(tmp_path / "rows.jsonl", **changes)
     with pytest.raises(DataError, match="has no column 'scanner'"):
         prepare(spec_of(tmp_path / "rows.jsonl"), settings=Settings(home=str(tmp_path)))

@@ -13,6 +13,7 @@ from maas_ray.settings import Settings
 from maas_ray.training.run import train
 from maas_ray.training.spec import TrainSpec
 from tests.support import ROOT
+from tests.support.errors import raises
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -118,7 +119,7 @@ def test_gradients_that_no_loss_scale_fits_stop_the_run(settings: Settings, digi
             "deepspeed": {"fp16": {"enabled": True, "loss_scale": 0}, "zero_optimization": {"stage": 1}},
         }
     )
-    with pytest.raises(NonFiniteLossError, match=r"became (inf|nan) at step \d+; training stopped") as caught:
+    with raises(NonFiniteLossError, "non_finite_loss") as caught:
         train(spec, settings=settings)
     assert "try precision: fp32" in str(caught.value)
 

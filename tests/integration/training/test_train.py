@@ -90,7 +90,7 @@ def test_a_network_for_another_task_is_refused_before_anything_starts(settings: 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_when(settings: Settings, digits: PreparedDataset):
     spec = digits_spec(digits, "diverges", learning_rate=1e30, gradient_clipping=0, warmup_steps=0)
-    with pytest.raises(NonFiniteLossError, match=r"at step \d+; training stopped") as caught:
+    with raises(NonFiniteLossError, "non_finite_loss") as caught:
         train(spec, settings=settings)
     assert 1 < caught.value.step <= 10
     assert "gradients are not clipped" in str(caught.value)

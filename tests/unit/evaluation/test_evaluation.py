@@ -19,6 +19,7 @@ from maas_ray.settings import Settings
 from maas_ray.tasks.metrics import classification, regression
 from maas_ray.views.evaluations import show_report
 from tests.support import bundles
+from tests.support.errors import raises
 
 LABELS = ["ant", "bee", "cow"]
 
@@ -55,7 +56,7 @@ def test_an_interval_is_scipys() -> None:
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
-    """Of 200 samples' 90 % intervals, about 180 hold the mean that the samples were drawn with."""
+    """About 180 of 200 samples' 90 % intervals hold the mean that the samples were drawn with."""
     draws = np.random.default_rng(2)
     held = 0
     for _ in range(200):
@@ -105,13 +106,21 @@ def test_slow_metrics_are_drawn_a_hundred_times_at_least() -> None:
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
-def test_what_is_not_finite_is_named_with_its_row(value: float) -> None:
+def test_outcomes_that_are_not_finite_are_named_with_their_row(value: float) -> None:
     outcomes = guessed(10, 3) | {"loss": np.ones(10)}
     _check_numbers(outcomes, "sales/1")
     outcomes["target"][[4, 6], 1] = value
 
-    with pytest.raises(DataError, match=rf"`target` is not finite for 2 of 10 rows \(target {value} for row 4"):
+    with raises(DataError, "outcome_not_finite", "`target`", "2 of 10 rows", f"target {value} for row 4"):
         _check_numbers(outcomes, "sales/1")
+
+
+@pytest.mark.parametrize(("defined", "known"), [(6, True), (5, True), (4, False), (0, False)])
+def test_an_interval_needs_at_least_half_of_the_draws(defined: int, known: bool) -> None:
+    values = np.concatenate([np.linspace(1.0, 2.0, defined), np.full(10 - defined, np.nan)])
+
+    assert (interval(values, 0.9) is not None) == known
+    assert (p_value(values) is not None) == known
 
 
 # --- two versions ----------------------------------------------------------------------------------

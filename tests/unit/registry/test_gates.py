@@ -1,4 +1,4 @@
-"""Gates: what is one, what it says, and that it fails closed."""
+"""Gates: their grammar, their verdicts, and that they fail closed."""
 
 import shutil
 from datetime import UTC, datetime, timedelta
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from maas_ray.errors import GateError, SpecError
+from maas_ray.errors import GateError, InvalidError, SpecError
 from maas_ray.registry.bundle import BundleMeta, Lineage, publish_bundle
 from maas_ray.registry.gates import judge, parse_gate, pass_gates
 from maas_ray.registry.versions import Evaluation, ModelVersion, Registry
@@ -34,7 +34,7 @@ NOW = datetime(2026, 11, 1, tzinfo=UTC)
         ("f1 >= my-champion.2 - 1", "f1", "my-champion.2", -0.5),
     ],
 )
-def test_what_a_gate_compares_with(text: str, metric: str, reference: str, bound: float) -> None:
+def test_a_gate_is_parsed_into_metric_reference_and_bound(text: str, metric: str, reference: str, bound: float) -> None:
     gate = parse_gate(text)
 
     assert (gate.metric, gate.reference) == (metric, reference)
@@ -48,8 +48,8 @@ def test_what_a_gate_compares_with(text: str, metric: str, reference: str, bound
         *("f1 >= a / 2", "f1 >= 0.9 < 1", "a b >= 1"),
     ],
 )
-def test_what_is_no_gate_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="METRIC >= NUMBER"):
+def test_text_that_is_not_a_gate_is_refused(text: str) -> None:
+    with raises(InvalidError, "gate_invalid", repr(text), "METRIC >= NUMBER"):
         parse_gate(text)
 
 
@@ -64,7 +64,7 @@ def test_what_is_no_gate_is_refused(text: str) -> None:
         ("f1 <= 0.9", float("nan"), False),
     ],
 )
-def test_whether_it_holds(text: str, value: float, holds: bool) -> None:
+def test_a_gate_holds_by_its_comparison_and_never_for_nan(text: str, value: float, holds: bool) -> None:
     gate = parse_gate(text)
 
     assert gate.holds(value, gate.bound(0.0)) is holds
@@ -116,7 +116,7 @@ def test_a_version_is_compared_with_what_another_has_on_the_same_rows(registry: 
         "(scans/test, 180 rows)"
     )
     assert not better.passed
-    with pytest.raises(GateError, match=r"digits@champion does not move to digits/2:\ngate f1 > champion: NOT passed"):
+    with raises(GateError, "gate_not_passed", "digits@champion", "digits/2", "gate f1 > champion: NOT passed"):
         pass_gates(registry, second, "champion", ["f1 >= champion - 0.005", "f1 > champion"])
 
 
@@ -132,22 +132,22 @@ def test_the_newest_evaluation_counts_and_each_split_has_its_own(registry: Regis
 
 
 @pytest.mark.parametrize(
-    ("theirs", "says"),
+    "theirs",
     [
-        ({}, r"digits/1 has no f1 on the same rows \(scans/test, 180 rows\); evaluate both versions on one dataset"),
-        ({"metrics": {"f1": 0.1}, "fingerprint": "another"}, "digits/1 has no f1 on the same rows"),
-        ({"metrics": {"f1": 0.1}, "split": "validation"}, "digits/1 has no f1 on the same rows"),
-        ({"metrics": {"accuracy": 0.1}}, "digits/1 has no f1 on the same rows"),
+        {},
+        {"metrics": {"f1": 0.1}, "fingerprint": "another"},
+        {"metrics": {"f1": 0.1}, "split": "validation"},
+        {"metrics": {"accuracy": 0.1}},
     ],
 )
-def test_what_was_measured_on_other_rows_is_not_compared(
-    registry: Registry, theirs: dict[str, object], says: str
-) -> None:
+def test_metrics_of_other_rows_are_not_compared(registry: Registry, theirs: dict[str, object]) -> None:
     if theirs:
         evaluated(registry, 1, **theirs)
     second = evaluated(registry, 2, metrics={"f1": 0.9})
 
-    with pytest.raises(GateError, match=says):
+    (verdict,) = judge(registry, second, "champion", ["f1 >= champion"])
+    assert verdict.code == "metric_on_other_rows"
+    with raises(GateError, "gate_not_passed", "digits/1", "f1", "scans/test, 180 rows", "maas evaluate"):
         pass_gates(registry, second, "champion", ["f1 >= champion"])
 
 
@@ -156,6 +156,7 @@ def test_a_metric_that_is_not_there_fails_and_those_that_are_are_named(registry:
 
     (verdict,) = judge(registry, second, "champion", ["f1 > 0"])
     assert not verdict.passed
+    assert verdict.code == "metric_missing"
     assert "digits/2 has no f1, since it was never evaluated; it has: validation/loss." in verdict.why
 
     second = evaluated(registry, 2, metrics={"f1": 0.9})
@@ -165,9 +166,10 @@ def test_a_metric_that_is_not_there_fails_and_those_that_are_are_named(registry:
     )
     (verdict,) = judge(registry, second, "champion", ["f1 >= winner"])
     assert not verdict.passed
-    assert "digits has no alias 'winner'; it has: champion." in verdict.why
+    assert verdict.code == "alias_not_found"
+    assert "'winner'; it has: champion." in verdict.why
     (verdict,) = judge(registry, second, "champion", ["f1 >= champion-0.005"])
-    assert "Spaces stand around + - * in a gate." in verdict.why
+    assert "spaces around + - *" in verdict.why
 
 
 def test_the_first_of_all_champions_has_nobody_to_be_compared_with(registry: Registry) -> None:
@@ -180,7 +182,7 @@ def test_the_first_of_all_champions_has_nobody_to_be_compared_with(registry: Reg
     assert not other.passed
 
 
-def test_what_training_measured_is_compared_on_one_dataset(registry: Registry) -> None:
+def test_training_metrics_are_compared_on_one_dataset(registry: Registry) -> None:
     first, second = registry.resolve("digits/1"), registry.resolve("digits/2")
 
     (verdict,) = judge(registry, second, "champion", ["validation/loss <= champion"])
@@ -190,7 +192,7 @@ def test_what_training_measured_is_compared_on_one_dataset(registry: Registry) -
 
 
 @pytest.mark.parametrize("fingerprints", [{1: "one", 2: "other"}, {1: "", 2: ""}])
-def test_what_trainings_measured_on_other_datasets_or_on_nobody_knows_which_is_not_compared(
+def test_training_metrics_of_other_or_unknown_datasets_are_not_compared(
     registry: Registry, monkeypatch: pytest.MonkeyPatch, fingerprints: dict[int, str]
 ) -> None:
     versions = {
@@ -209,7 +211,7 @@ def test_what_trainings_measured_on_other_datasets_or_on_nobody_knows_which_is_n
 
 
 @pytest.mark.parametrize("measured", [{1: 60, 2: 40}, {1: 40, 2: 60}, {1: None, 2: 60}, {1: None, 2: None}])
-def test_what_trainings_measured_on_other_numbers_of_rows_or_on_nobody_knows_how_many_is_not_compared(
+def test_training_metrics_of_other_or_unknown_row_counts_are_not_compared(
     registry: Registry, monkeypatch: pytest.MonkeyPatch, measured: dict[int, int | None]
 ) -> None:
     versions = {
@@ -227,7 +229,7 @@ def test_what_trainings_measured_on_other_numbers_of_rows_or_on_nobody_knows_how
     assert not compared.passed
 
 
-def test_what_a_training_measured_is_compared_with_an_evaluation_of_as_many_rows_alone(registry: Registry) -> None:
+def test_a_training_metric_is_compared_only_with_an_evaluation_of_as_many_rows(registry: Registry) -> None:
     gate = ["validation/loss <= champion"]
     second = evaluated(registry, 2, split="validation", rows=90, metrics={"loss": 0.9})
     (more,) = judge(registry, second, "champion", gate)
@@ -265,7 +267,7 @@ def test_a_version_says_how_many_rows_its_training_measured(ended: str, most: in
     assert _measured_rows(run, position) == rows
 
 
-def test_what_is_measured_on_the_training_split_counts_only_where_it_is_named(registry: Registry) -> None:
+def test_metrics_of_the_training_split_count_only_if_the_gate_names_it(registry: Registry) -> None:
     second = evaluated(registry, 2, split="train", metrics={"f1": 0.99})
     plain, named = judge(registry, second, "champion", ["f1 >= 0.9", "train/f1 >= 0.9"])
     assert not plain.passed
@@ -289,7 +291,7 @@ def test_a_training_has_gates_of_what_it_measures() -> None:
     assert len(TrainSpec.parse({**given, "gate": ["validation/loss <= champion", "validation/f1 > 0.5"]}).gate) == 2
     with raises(SpecError, "gate_needs_split", "'f1'", "validation/f1"):
         TrainSpec.parse({**given, "gate": "f1 > 0.5"})
-    with pytest.raises(SpecError, match="is no gate; write METRIC >= NUMBER"):
+    with raises(SpecError, "gate_invalid", "'f1'", "METRIC >= NUMBER"):
         TrainSpec.parse({**given, "gate": "f1"})
     with raises(SpecError, "gate_without_alias", "gate", "alias"):
         TrainSpec.parse({**given, "alias": None, "gate": "validation/f1 > 0.5"})

@@ -13,6 +13,7 @@ from maas_ray.training.checkpoints import layout
 from maas_ray.training.checkpoints.catalog import best, inspect, newest, prune, put_validation, saved
 from maas_ray.training.checkpoints.position import Position
 from maas_ray.training.checkpoints.snapshot import Snapshot, copied
+from tests.support.errors import raises
 
 
 def snapshot(rank: int, step: int, loss: float | None = None) -> Snapshot:
@@ -32,7 +33,7 @@ def write(home: Path, step: int, loss: float | None = None, ranks: tuple[int, ..
     return target
 
 
-def test_what_was_written_is_whole_and_says_where_the_run_stood(tmp_path: Path):
+def test_a_written_checkpoint_is_whole_and_holds_the_position(tmp_path: Path):
     target = write(tmp_path, 7, 1.5)
     uri, position = newest(str(tmp_path), pytest.fail)  # type: ignore[misc]
     assert (uri, position.step, position.metrics) == (str(target), 7, {"validation/loss": 1.5})
@@ -41,9 +42,9 @@ def test_what_was_written_is_whole_and_says_where_the_run_stood(tmp_path: Path):
     assert (target / "state" / "swapped-0.bin").read_bytes() == b"from nvme"
 
 
-def test_a_rank_that_did_not_deliver_is_missed(tmp_path: Path):
+def test_a_checkpoint_without_a_rank_is_incomplete(tmp_path: Path):
     target = write(tmp_path, 7, ranks=(0,))
-    with pytest.raises(CorruptError, match=r"is not whole: .*rank-00001.json does not exist"):
+    with raises(CorruptError, "checkpoint_incomplete", target, "rank-00001.json"):
         inspect(str(target))
 
 
@@ -73,7 +74,7 @@ def test_a_run_falls_back_to_the_checkpoint_before_and_says_so(tmp_path: Path, d
     assert "falling back to the checkpoint before" in said[0]
 
 
-def test_where_none_is_whole_a_run_starts_anew(tmp_path: Path):
+def test_a_run_without_a_whole_checkpoint_starts_from_the_beginning(tmp_path: Path):
     assert newest(str(tmp_path / "nowhere"), pytest.fail) is None
     write(tmp_path, 3, ranks=(1,))
     assert newest(str(tmp_path), lambda _: None) is None
@@ -88,7 +89,7 @@ def test_the_newest_and_the_best_stay_and_what_was_cut_off_goes(tmp_path: Path):
     assert not cut_off.exists()
 
 
-def test_one_that_is_being_validated_stays_and_what_was_measured_on_it_counts(tmp_path: Path):
+def test_a_checkpoint_under_validation_is_kept_and_its_metrics_count(tmp_path: Path):
     steps = [write(tmp_path, step) for step in (10, 20, 30, 40)]
     prune(str(tmp_path), keep=1, validating=steps[1].name)
     assert [Path(uri) for uri in saved(str(tmp_path))] == [steps[3], steps[1]]
@@ -99,7 +100,7 @@ def test_one_that_is_being_validated_stays_and_what_was_measured_on_it_counts(tm
     assert (uri, position.step, position.metrics) == (str(steps[1]), 20, {"validation/loss": 1.0})
 
 
-def test_the_last_good_one_is_never_deleted(tmp_path: Path):
+def test_the_last_whole_checkpoint_is_never_deleted(tmp_path: Path):
     good = write(tmp_path, 10)
     for step in (20, 30):
         write(tmp_path, step, ranks=(0,))

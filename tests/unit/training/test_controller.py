@@ -1,4 +1,4 @@
-"""What a person is told of workers that are started again."""
+"""Restarts of workers, in words."""
 
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from maas_ray.errors import DataError
 from maas_ray.training.plan import Ledger, Plan
+from tests.support.errors import raises
 
 Rows = list[tuple[int, int]]
 
@@ -56,7 +57,7 @@ def test_every_row_of_every_epoch_once_through_failures_and_other_numbers_of_wor
     step, seen = 0, []
     for workers, steps, read_rows in [*attempts, (2, plan.total_steps, 7)]:
         dealt = [rows_by_step(plan, rank, workers, step, read_rows) for rank in range(workers)]
-        stop = min(step + steps, plan.total_steps)  # where this attempt's last checkpoint was; what came after is void
+        stop = min(step + steps, plan.total_steps)  # this attempt's last checkpoint; later steps are void
         for number in range(step, stop):
             shares = [dealt[rank].get(number, []) for rank in range(workers)]
             assert sum(map(len, shares)) == plan.rows_in(number)
@@ -130,6 +131,14 @@ def test_a_ledger_tells_a_row_that_is_missing_doubled_or_of_another_epoch():
         assert ledger_of(other) != whole
 
 
+def test_a_worker_without_rows_in_the_last_step_has_no_read_for_it():
+    plan = make_plan([9], batch_size=4, lanes=2)  # two whole steps and one row
+    assert plan.total_steps == 3
+    assert plan.share(2, 0, 2) == (0, 0)
+    assert [plan.reads(rank, 2, 0, 1) for rank in (0, 1)] == [[(0, 2)], [(0, 2), (2, 3)]]
+    assert [plan.reads(rank, 2, 2, 1) for rank in (0, 1)] == [[], [(2, 3)]]
+
+
 def test_plans_travel_without_what_they_can_make_again():
     plan = make_plan([1000] * 1000, batch_size=100)
     plan.lanes_of(0, 1, 0, 10)
@@ -137,7 +146,7 @@ def test_plans_travel_without_what_they_can_make_again():
 
 
 def test_no_rows_and_lanes_that_do_not_divide_are_errors():
-    with pytest.raises(DataError, match="the training split has no rows"):
+    with raises(DataError, "split_empty"):
         make_plan([])
     with pytest.raises(ValueError, match="3 lanes do not divide a batch of 4"):
         make_plan([7], lanes=3)

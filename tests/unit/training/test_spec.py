@@ -28,7 +28,7 @@ def filled(spec: TrainSpec, **changes):
     )
 
 
-def test_a_contradiction_is_told_together_with_a_wrong_field():
+def test_a_contradiction_is_reported_together_with_a_wrong_field():
     with pytest.raises(SpecError) as caught:
         parse("batch_size: 32\nepochs: 0\n", train_batch_size=64)
     wrong, contradiction = caught.value.problems
@@ -96,13 +96,13 @@ def test_a_document_as_the_hugging_face_documentation_writes_it():
     assert "torch_adam" not in config["optimizer"]["params"]
 
 
-def test_what_the_document_says_and_we_do_not_know_goes_through_whole():
+def test_blocks_of_the_document_that_the_platform_does_not_know_pass_through():
     config = filled(parse(activation_checkpointing={"partition_activations": True}, zero_optimization={"stage": 2}))
     assert config["activation_checkpointing"] == {"partition_activations": True}
     assert config["zero_optimization"] == {"stage": 2}
 
 
-def test_the_documents_numbers_count_before_our_defaults():
+def test_numbers_of_the_document_take_precedence_over_defaults():
     spec = parse("workers: 2\n", train_micro_batch_size_per_gpu=2, gradient_accumulation_steps=3)
     assert batch_geometry(spec, 2) == (12, 2, 3)
     config = filled(parse(optimizer={"type": "Adam", "params": {"lr": 0.5}}))
@@ -155,7 +155,7 @@ def test_contradictions_are_refused_with_both_values(text, document, code, value
 
 
 def test_a_field_that_stands_twice_is_refused():
-    with raises(SpecError, "invalid_value", "network"):
+    with raises(SpecError, "duplicate_key", "network"):
         parse("network: {type: cnm}\n")
 
 
@@ -187,7 +187,7 @@ def test_documents_as_people_have_them_work_unchanged(path: Path, on_cpu: bool):
     config = filled(parse(f"deepspeed: {path}\nworkers: 2\n"), on_cpu=on_cpu)
     assert "auto" not in json.dumps(config).replace("autotuning", "")
     check_with_deepspeed(config)
-    # What is written stands.
+    # Written values stay.
     written = json.loads(path.read_text())
     for block, fields in written.items():
         for name, value in fields.items() if isinstance(fields, dict) else ():
@@ -237,7 +237,7 @@ def test_autos_of_a_large_model_are_what_hugging_face_makes_of_them():
     }
 
 
-def test_what_the_spec_says_is_used_where_the_document_leaves_it_open():
+def test_values_of_the_spec_fill_parameters_that_the_document_omits():
     spec = parse(
         "learning_rate: 3e-4\nbetas: [0.8, 0.9]\nwarmup_steps: 5\n",
         optimizer={"type": "AdamW", "params": {"weight_decay": 0.1}},
@@ -313,7 +313,7 @@ def test_the_identity_of_a_run_is_the_one_that_version_0_1_recorded(text: str, i
     assert identity_of(parse(text), "fp") == identity
 
 
-def test_what_deepspeed_no_longer_has_is_told_before_anything_starts():
+def test_a_configuration_that_deepspeed_refuses_is_refused_before_workers_start():
     with raises(SpecError, "deepspeed_refused", "compression library has been removed"):  # DeepSpeed's own words
         check_with_deepspeed(filled(parse(compression_training={"weight_quantization": {}})))
     with raises(SpecError, "deepspeed_unknown_field", "deepspeed.zero_optimisation", "`zero_optimization`"):
