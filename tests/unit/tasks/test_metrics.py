@@ -42,6 +42,14 @@ def test_roc_auc_is_absent_if_a_label_does_not_occur(label: list[int], labels: l
     assert found.keys() == {"accuracy", "precision", "recall", "f1"}
 
 
+def test_a_label_that_neither_occurs_nor_is_predicted_counts_as_zero() -> None:
+    outcomes = {"label": np.array([0, 1]), "scores": np.array([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1]])}
+
+    assert classification(outcomes, ["a", "b", "c"]) == pytest.approx(
+        {"accuracy": 1.0, "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3}
+    )
+
+
 def test_regression_leaves_r2_out_if_all_targets_are_equal() -> None:
     found = regression({"target": np.array([1.0, 2.0, 6.0]), "prediction": np.array([1.0, 4.0, 5.0])})
 

@@ -553,18 +553,20 @@ def test_each_column_is_a_tensor_and_null_is_missing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "changes", "message"),
+    ("index", "changes", "named"),
     [
-        (0, {"data": [3, "x"]}, r"inputs\[0\].data: holds a value that is not FP64"),
-        (0, {"data": [3, 1e999]}, "not valid JSON"),
-        (2, {"data": ["Köln", 3]}, r"inputs\[2\].data: holds a value that is not BYTES"),
-        (0, {"datatype": "BYTES", "data": ["a", "b"]}, r"inputs\[0\].datatype: rooms is FP64, not 'BYTES'"),
-        (0, {"name": "floor"}, r"inputs\[0\]: there is no 'floor'; this model takes rooms, mean area, town, lift"),
+        (0, {"data": [3, "x"]}, ("inputs[0].data", "FP64")),
+        (0, {"data": [3, 1e999]}, ("JSON",)),
+        (2, {"data": ["Köln", 3]}, ("inputs[2].data", "BYTES")),
+        (0, {"datatype": "BYTES", "data": ["a", "b"]}, ("inputs[0].datatype", "rooms", "FP64", "'BYTES'")),
+        (0, {"name": "floor"}, ("inputs[0]", "'floor'", "rooms, mean area, town, lift")),
     ],
 )
-def test_a_wrong_tensor_is_refused(place: int, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(RequestError, match=message):
-        infer(houses(), lambda inputs: inputs[place].update(changes))
+def test_a_wrong_tensor_is_refused(index: int, changes: dict[str, Any], named: tuple[str, ...]) -> None:
+    with pytest.raises(RequestError) as caught:
+        infer(houses(), lambda inputs: inputs[index].update(changes))
+    for value in named:
+        assert value in str(caught.value)
 
 
 def test_null_is_refused_in_tensors_that_are_not_optional() -> None:
@@ -572,7 +574,7 @@ def test_null_is_refused_in_tensors_that_are_not_optional() -> None:
 
     task = image_task()
     tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 8, 8, 1], "data": [None] * 64}
-    with pytest.raises(RequestError, match="holds a value that is not UINT8"):
+    with pytest.raises(RequestError, match=r"inputs\[0\].*UINT8"):
         parse_infer(InferBody(json.dumps({"inputs": [tensor]}).encode()), task.inputs, task.outputs)
 
 
