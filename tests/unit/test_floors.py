@@ -69,8 +69,6 @@ INNER_FLOORS = {
         {"deployment"},
     ],
 }
-# Rooms whose circles, inner floors or sizes are not in order yet.
-PENDING: set[str] = set()
 # room: packages that it must never import
 NEVER = {
     "serve": {"maas_ray.training", "maas_ray.data", "maas_ray.evaluation", "deepspeed"},
@@ -170,10 +168,6 @@ def all_circles() -> list[set[str]]:
     return list(circles(graph))
 
 
-def rooms_or_pending(rooms: list[str]) -> list[object]:
-    return [pytest.param(room, marks=[pytest.mark.xfail] if room in PENDING else []) for room in rooms]
-
-
 def test_every_room_has_a_floor() -> None:
     assert {room_of(module) for module in modules()} <= set(ROOMS)
 
@@ -188,7 +182,7 @@ def test_a_room_imports_only_from_lower_floors(room: str) -> None:
             assert height[target] < height[room], f"{imported.place}: {room} imports {imported.name}"
 
 
-@pytest.mark.parametrize("room", rooms_or_pending(sorted(INNER_FLOORS)))
+@pytest.mark.parametrize("room", sorted(INNER_FLOORS))
 def test_inside_a_large_room_imports_lead_downwards_too(room: str) -> None:
     height = heights(INNER_FLOORS[room])
     for module in members(room):
@@ -204,7 +198,7 @@ def test_inside_a_large_room_imports_lead_downwards_too(room: str) -> None:
             assert target == unit or height[target] < height[unit], f"{imported.place}: imports {imported.name}"
 
 
-@pytest.mark.parametrize("room", rooms_or_pending(ROOMS))
+@pytest.mark.parametrize("room", ROOMS)
 def test_no_imports_run_in_a_circle(room: str) -> None:
     assert [sorted(circle) for circle in all_circles() if circle & set(members(room))] == []
 
@@ -241,7 +235,7 @@ def test_only_storage_opens_bytes_by_uri() -> None:
             assert not (isinstance(node, ast.Attribute) and node.attr == "url_to_fs"), f"{path}:{node.lineno}"
 
 
-@pytest.mark.parametrize("room", rooms_or_pending(ROOMS))
+@pytest.mark.parametrize("room", ROOMS)
 def test_modules_and_folders_stay_small(room: str) -> None:
     paths = [modules()[module] for module in members(room)]
     long = [path for path in paths if path.read_text(encoding="utf-8").count("\n") > MAX_LINES]
