@@ -184,7 +184,9 @@ def test_an_unexpected_error_begins_with_its_own_message(capsys: pytest.CaptureF
 def test_a_signal_ends_with_one_line(number: signal.Signals, status: int, tmp_path: Path, settings: Settings) -> None:
     fifo = tmp_path / "spec.yaml"
     os.mkfifo(fifo)  # reading it waits until somebody writes
-    command = [sys.executable, "-c", "from maas_ray.cli import main; main()", "train", str(fifo)]
+    # A shell starts background commands with SIGINT ignored, and their children inherit that; a terminal does not.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", f"{code}; from maas_ray.cli import main; main()", "train", str(fifo)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     handle = None
     while handle is None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maas_ray.errors import PromptTooLongError, RequestError
+from maas_ray.errors import InvalidError, PromptTooLongError, RequestError
 from maas_ray.serve.text.codec import Detokenizer, StopStrings, TextCodec
 from maas_ray.serve.text.streaming import Spelling, StreamedAnswer, merge_answers
 from maas_ray.serve.text.types import Delta, GenerateRequest, SamplingParams, TextRequest, Tokens
@@ -222,8 +222,8 @@ def test_a_chat_prompt_equals_the_training_text() -> None:
     assert task.tokenizer.decode(rest, skip_special_tokens=True) == "It is 1."
     assert rest.count(task.end_of_text_id) == 1  # at the end of the answer
     assert rest[-1] in asked.end_ids
-    for wrong, why in (("x", "a str, not a list"), ([{"role": "user"}], r"messages\[0\] has no text as its 'content'")):
-        with pytest.raises(ValueError, match=why):
+    for wrong, named in (("x", "str"), ([{"role": "user"}], "messages[0].content")):
+        with raises(InvalidError, "wrong_type", named):
             spec.parse_row({"messages": wrong})
     assert spec.parse_row({"messages": []}) is None
 
