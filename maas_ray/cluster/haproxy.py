@@ -1,4 +1,7 @@
-"""Settings of the HAProxy that Ray Serve puts before its replicas; Serve reads them when a cluster starts."""
+"""Settings of the HAProxy that Ray Serve puts before its replicas; Serve reads them when a cluster starts.
+
+`cluster.yaml` repeats these settings; a test demands that they are equal.
+"""
 
 import os
 from pathlib import Path

@@ -100,7 +100,7 @@ class PreparedDataset:
         return self.artifact.fetch(directory, paths) / TASK_DIRECTORY
 
     def check_unchanged(self) -> None:
-        """Check that a task of the user's own code is the one that the dataset was prepared with.
+        """Check that a user-defined task is the one that the dataset was prepared with.
 
         Raises:
             DataError: the code was changed since.

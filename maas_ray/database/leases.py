@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from sqlalchemy import delete, text
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
+from maas_ray.database.base import Base
 from maas_ray.database.engine import Database
-from maas_ray.database.tables import Base
 from maas_ray.errors import ConflictError, MaasError
 
 _POLL_SECONDS = 0.3

@@ -8,7 +8,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect, text
 
-from maas_ray.database.tables import VERSION_TABLE
+from maas_ray.database.base import VERSION_TABLE
 
 _LOCK_KEY = 0x6D616173  # "maas", for PostgreSQL's advisory locks
 _migrating = threading.Lock()

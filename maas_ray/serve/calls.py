@@ -24,7 +24,7 @@ from maas_ray.serve.text.types import Adapter, Delta, TextRequest
 
 _log = logging.getLogger("ray.serve")
 _STATUS_SECONDS = 1.0
-_MAX_RETRIES = 1  # after the death of a replica: the request itself may be what kills replicas
+_MAX_REPLICA_DEATH_RETRIES = 1  # after the death of a replica: the request itself may be what kills replicas
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,8 @@ class Models:
         """Send a request to a replica, and retry it if the replica dies or the route moves before there is an answer.
 
         A request is idempotent, because answering changes nothing in a model. So it is retried on another replica when
-        its own died (`_MAX_RETRIES` times), and along the new route when its application went before any replica
-        accepted the request. A retry does not wait: Serve's router already knows that the replica is gone.
+        its own died (`_MAX_REPLICA_DEATH_RETRIES` times), and along the new route when its application went before any
+        replica accepted the request. A retry does not wait: Serve's router already knows that the replica is gone.
 
         Returns:
             The result, or the first piece of a stream; and Serve's response, which yields the further pieces.
@@ -153,7 +153,7 @@ class Models:
             try:
                 return await (anext(response) if method == "generate" else response), response
             except RayActorError:
-                if retries == _MAX_RETRIES:
+                if retries == _MAX_REPLICA_DEATH_RETRIES:
                     raise
                 retries += 1
             except asyncio.CancelledError:

@@ -33,6 +33,7 @@ KEYS = pa.schema(
         "exact": pa.bool_(),
     }
 )
+# Must agree with `survival_rank`, which decides among rows that differ.
 SURVIVAL_ORDER = (
     ("key", "ascending"),
     ("digest", "ascending"),

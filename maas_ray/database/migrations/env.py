@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from maas_ray.database.tables import VERSION_TABLE, Base
+from maas_ray.database.base import VERSION_TABLE, Base
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import JSON, DateTime, delete
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
+from maas_ray.database.base import Base, utc
 from maas_ray.database.engine import Database
-from maas_ray.database.tables import Base, utc
 from maas_ray.errors import ConflictError
 from maas_ray.serve.routes import Route, Table
 

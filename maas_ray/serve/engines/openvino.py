@@ -43,7 +43,7 @@ class OpenVinoEngine:
         threads: number of threads that compute.
         max_requests: most requests in a batch.
         kv_cache_bytes: most memory for keys and values; at least one full sequence must fit.
-        prefill_tokens: most tokens in one step.
+        prefill_tokens: maximum number of prompt tokens in one step.
         adapter: files of a LoRA adapter that is added to the model. None: the model itself.
 
     Raises:

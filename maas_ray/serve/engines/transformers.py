@@ -26,7 +26,7 @@ class TransformersEngine:
         context: longest sequence that it accepts, tokens.
         max_requests: most requests in a batch.
         kv_cache_bytes: most memory for keys and values; at least one full sequence must fit.
-        prefill_tokens: most tokens in one step.
+        prefill_tokens: maximum number of prompt tokens in one step.
 
     Raises:
         DeploymentError: the key-value cache is too small for one sequence.

@@ -90,7 +90,7 @@ def read_files(directory: Path) -> Files:
 
 
 def digests(files: Files) -> dict[str, str]:
-    """Digests of a given tokenizer's files, its identity in a dataset's fingerprint."""
+    """SHA-256 of each file of a given tokenizer. They are part of the dataset's fingerprint."""
     return {name: sha256(content).hexdigest() for name, content in files.items()}
 
 

@@ -1,6 +1,7 @@
 """Defaults of the DeepSpeed configuration: blocks that are added if the user's document does not have them.
 
-`"auto"` in a default is filled like any other `"auto"`, see `resolve`.
+The default ZeRO stage and gradient clipping are fields of the spec, see `training/hyperparameters.py`. `"auto"` in a
+default is filled like any other `"auto"`, see `resolve`.
 """
 
 import copy

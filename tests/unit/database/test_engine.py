@@ -9,9 +9,9 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from maas_ray.database.base import VERSION_TABLE, Base
 from maas_ray.database.engine import Database, open_engine
 from maas_ray.database.leases import LeaseRow
-from maas_ray.database.tables import VERSION_TABLE, Base
 from maas_ray.errors import StorageError
 from maas_ray.serve.deployment.endpoints import EndpointRow, Endpoints, ServedRow
 from maas_ray.settings import Settings
