@@ -27,7 +27,7 @@ attribute, because they are raised in one process of a cluster and read in anoth
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 
 class MaasError(Exception):
@@ -62,7 +62,11 @@ def _rebuild(cls: type[MaasError], message: str, state: dict[str, Any]) -> MaasE
 
 
 class InvalidError(MaasError, ValueError):
-    """One value is wrong: a field's, in a spec's or a body's validator, or a cell's, in a row."""
+    """One value is wrong: a field's, in a spec's or a body's validator, or a cell's, in a row.
+
+    The code that asks for the value adds its place and raises another error. So an `InvalidError` that ends a process
+    is a fault of the program, as any `ValueError` there would be; see `is_final`.
+    """
 
     default_code = "invalid_value"
 
@@ -94,6 +98,11 @@ class Problem(str):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Problem, (str(self), self.code)
+
+
+def is_final(error: BaseException | None) -> TypeGuard[MaasError]:
+    """True if an error in a chain of causes is one that a person should see: raised on purpose, with its place."""
+    return isinstance(error, MaasError) and not isinstance(error, InvalidError)
 
 
 class SpecError(MaasError, ValueError):

@@ -52,14 +52,14 @@ def reported() -> Iterator[None]:
 
 def cause_of(error: BaseException) -> BaseException:
     """The platform's own error, taken out of Ray's wrappers around errors of other processes."""
-    from maas_ray.errors import MaasError
+    from maas_ray.errors import is_final
 
     inner: BaseException | None = error
     while inner is not None:
         wrapped = getattr(inner, "cause", None)  # a RayTaskError holds its cause and looks like it
         if isinstance(wrapped, BaseException) and wrapped is not inner:
             inner = wrapped
-        elif isinstance(inner, MaasError):
+        elif is_final(inner):
             return inner
         else:
             inner = inner.__cause__

@@ -16,6 +16,7 @@ from maas_ray.user_code.binding import bind, parse_bound
 from maas_ray.user_code.source import SourceCode, source_of
 from maas_ray.user_code.trust import changed
 
+_METHODS = ("weights", "parameters", "augment")
 _REQUIRED = ("spec_type", "networks", "unit", "kind", "headline", "request", "answer")
 
 
@@ -37,6 +38,12 @@ def task_type(path: str, source: SourceCode) -> type[Task]:
         raise DataError(
             f"{path} must define {', '.join(missing)}. A ModuleTask has features, targets and answers.",
             code="members_missing",
+        )
+    if taken := [name for name in _METHODS if not callable(getattr(found, name))]:
+        raise DataError(
+            f"{path} must not use the name of a method of maas_ray.tasks.Task for other data: {', '.join(taken)}. "
+            "Rename it.",
+            code="reserved_name",
         )
     spec_type = found.spec_type
     if not (isinstance(spec_type, type) and issubclass(spec_type, TaskSpec)) or isabstract(spec_type):

@@ -17,7 +17,7 @@ from ray.data import DataContext
 from ray.experimental import get_object_locations
 
 from maas_ray.data.pipeline.objects import unpacked
-from maas_ray.errors import MaasError
+from maas_ray.errors import is_final
 from maas_ray.terminal.lines import Progress, progress, say
 
 Blocks = list[Any]
@@ -75,7 +75,7 @@ def _as_raised() -> Iterator[None]:
         yield
     except ray.exceptions.RayError as error:
         cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, MaasError):
+        while cause is not None and not is_final(cause):
             cause = getattr(cause, "cause", None) or cause.__cause__
         if cause is None:
             raise

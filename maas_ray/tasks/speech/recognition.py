@@ -317,7 +317,7 @@ class AutomaticSpeechRecognition(Task):
             )
         try:
             return {"audio": audio.decode(row.audio, self.spec.sample_rate, self._max_seconds)}
-        except InvalidError as error:
+        except ValueError as error:
             raise RequestError(f"{_sentence(error)}.", param="audio", code="invalid_audio") from error
 
     def to_answer(self, outputs: Mapping[str, Any]) -> SpeechAnswer:
@@ -333,7 +333,7 @@ class AutomaticSpeechRecognition(Task):
             raise RequestError("audio holds samples that are not finite.", param="audio", code="invalid_audio")
         try:
             audio.check_length(clips.shape[1], rate, self._max_seconds)
-        except InvalidError as error:
+        except ValueError as error:
             message = f"{_sentence(error)}. Samples are counted at {rate} Hz."
             raise RequestError(message, param="audio", code="invalid_audio") from error
         features = np.stack([self.frontend.features(clip) for clip in clips]).astype(np.float32)

@@ -105,10 +105,9 @@ def cell_of(column: str, value: Any) -> Cell:
     """
     try:
         return cell(value)
-    except InvalidError as error:
-        raise InvalidError(
-            error.code, f"column {column!r} holds {error}; drop it with `exclude` or `features`"
-        ) from error
+    except ValueError as error:  # a signalling NaN raises Python's own
+        code = error.code if isinstance(error, InvalidError) else "invalid_number"
+        raise InvalidError(code, f"column {column!r} holds {error}; drop it with `exclude` or `features`") from error
 
 
 def number_of(column: str, value: Cell) -> float:

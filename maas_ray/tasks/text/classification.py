@@ -130,7 +130,7 @@ class TextClassification(EncoderTask, Classifying):
 
         try:
             stored = self.encode([{"text": str(text)} for text in inputs["text"]])
-        except InvalidError as error:
+        except ValueError as error:
             raise RequestError(f"{error}.", param="text", code="invalid_value") from error
         with torch.inference_mode():
             return self.answered(self.logits(model, trimmed(stored["input_ids"], stored["length"])))

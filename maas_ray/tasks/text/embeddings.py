@@ -307,7 +307,7 @@ class FeatureExtraction(EncoderTask):
     def _encodings(self, texts: list[str]) -> list[Any]:
         try:
             return self.encoder.encode(texts)
-        except InvalidError as error:
+        except ValueError as error:
             raise RequestError(f"{error}.", param="text", code="invalid_value") from error
 
 

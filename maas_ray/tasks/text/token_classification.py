@@ -321,7 +321,7 @@ class TokenClassification(EncoderTask):
         """
         try:
             encodings = self.encoder.encode(rows, words=True)
-        except InvalidError as error:
+        except ValueError as error:
             raise RequestError(f"{error}.", param="tokens", code="invalid_value") from error
         for row, encoding in zip(rows, encodings, strict=True):
             if encoding.overflowing:

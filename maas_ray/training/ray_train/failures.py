@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from maas_ray.errors import MaasError, StorageError, TrainingError
+from maas_ray.errors import MaasError, StorageError, TrainingError, is_final
 
 
 def translated(error: Any, run: str) -> MaasError:
@@ -36,6 +36,6 @@ def translated(error: Any, run: str) -> MaasError:
 
 def _platform_error(failure: Any) -> MaasError | None:
     """The error of this platform in a chain of causes."""
-    while failure is not None and not isinstance(failure, MaasError):
+    while failure is not None and not is_final(failure):
         failure = getattr(failure, "cause", None) or failure.__cause__
     return failure

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from maas_ray.errors import NonFiniteLossError
+from maas_ray.errors import DataError, NonFiniteLossError
 from maas_ray.tasks import Task
 from maas_ray.training import events
 from maas_ray.training.deepspeed.engine import missing_loss_scale
@@ -93,6 +93,12 @@ class Steps:
         import torch
 
         weights = self._task.weights(rows) if count else np.zeros(0, np.int64)
+        if weights.dtype.kind not in "iu" or weights.shape != (count,):
+            raise DataError(
+                f"weights of {type(self._task).__name__} must return integers [{count}], such as tokens; "
+                f"it returned {weights.dtype} {list(weights.shape)}.",
+                code="invalid_weights",
+            )
         total = torch.tensor([int(weights.sum())], device=self._rank.device)
         torch.distributed.all_reduce(total)
         return weights, int(total.item())

@@ -17,7 +17,7 @@ import pytest
 from maas_ray import cli, cluster
 from maas_ray.cli.outcome import cause_of
 from maas_ray.cluster import connection
-from maas_ray.errors import DataError, SpecError
+from maas_ray.errors import DataError, InvalidError, SpecError
 from maas_ray.serve.deployment import serve_control
 from maas_ray.settings import Settings
 from tests.support import ROOT
@@ -161,8 +161,11 @@ def test_the_platforms_error_is_taken_out_of_rays_wrappers() -> None:
     assert cause_of(wrapped) is inner
     assert cause_of(inner) is inner
     assert cause_of(outer.with_traceback(None)) is inner
-    strange = ValueError("x")
-    assert cause_of(strange) is strange
+    for strange in (ValueError("x"), InvalidError("wrong_type", "x")):
+        outer = RuntimeError("a fault of the program")
+        outer.__cause__ = strange
+        assert cause_of(strange) is strange
+        assert cause_of(outer) is outer
 
 
 def test_an_error_caused_by_another_of_ours_is_shown_itself() -> None:

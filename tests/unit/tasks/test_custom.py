@@ -304,6 +304,7 @@ def test_the_arguments_of_a_network_are_checked_against_its_signature(here: Path
             "decode, row_loss",
         ),
         (CODE.replace("answers =", "replies ="), "mine:Mine", "members_missing", "features, targets and answers"),
+        (CODE + "    weights = [0.3, 0.7]\n", "mine:Mine", "reserved_name", "weights"),
         ("import beside", "mine:Mine", "neighbour_import", "mine.py, line 1: imports the neighbour 'beside'"),
         ("", "nowhere:Mine", "module_missing", "'nowhere'"),
     ],

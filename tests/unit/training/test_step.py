@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from maas_ray.errors import NonFiniteLossError
+from maas_ray.errors import DataError, NonFiniteLossError
 from maas_ray.training.plan import Plan
 from maas_ray.training.worker.batches import Batches
 from maas_ray.training.worker.job import Rank
@@ -250,3 +250,17 @@ def test_gradients_that_never_fit_stop_the_run(monkeypatch: pytest.MonkeyPatch):
     with raises(NonFiniteLossError, "non_finite_loss", "gradient norm", "step 7", "advice"):
         steps(engine, task, [], monkeypatch).take(7, weighing.rows(8), 8)
     assert len(engine.seen) == 2 * MAX_TRIES
+
+
+@pytest.mark.parametrize(
+    ("weights", "named"),
+    [(np.full(8, 0.5), "float64"), (np.ones((8, 1), np.int64), "[8, 1]"), (np.ones(3, int), "[3]")],
+)
+def test_weights_must_be_an_integer_for_each_row(
+    weights: np.ndarray, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Weighing()
+    monkeypatch.setattr(Weighing, "weights", lambda self, rows: weights)
+    engine = Overflowing(Perceptron().build(task), overflows=0)
+    with raises(DataError, "invalid_weights", "Weighing", named):
+        steps(engine, task, [], monkeypatch).take(1, weighing.rows(8), 8)

@@ -106,7 +106,6 @@ NATIONAL_IDS = (
     ),
     Kind("CN_RIC", "CN", r"\d{17}[\dX]", "cn.ric"),
 )
-COUNTRIES = tuple(dict.fromkeys(kind.country for kind in NATIONAL_IDS))
 
 _CARD = re.compile(
     r"(?<![\w.])(?:\d{14,16}(?![\w-]|\.\d)"

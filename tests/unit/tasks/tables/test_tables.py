@@ -21,7 +21,7 @@ from maas_ray.serve.api.open_inference.tensors import InferBody, parse_infer
 from maas_ray.serve.api.predict import PredictBody, parse_rows
 from maas_ray.tasks import load_task
 from maas_ray.tasks.rows import REST
-from maas_ray.tasks.tables.cells import category, cell, number, numbers
+from maas_ray.tasks.tables.cells import category, cell, cell_of, number, numbers
 from maas_ray.tasks.tables.classification import TabularClassification, TabularClassificationSpec
 from maas_ray.tasks.tables.features import Moments
 from maas_ray.tasks.tables.networks import Linear, Mlp
@@ -93,6 +93,11 @@ def test_a_cell_is_a_number_a_text_or_nothing(value: Any, expected: Any) -> None
 def test_a_value_that_cannot_be_a_cell_is_named(value: Any, code: str, named: str) -> None:
     with raises(InvalidError, code, named):
         cell(value)
+
+
+def test_a_number_that_python_refuses_is_named_with_its_column() -> None:
+    with raises(InvalidError, "invalid_number", "'price'"):
+        cell_of("price", Decimal("sNaN"))
 
 
 def test_cells_parse_as_numbers_and_as_categories() -> None:
