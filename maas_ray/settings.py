@@ -6,19 +6,23 @@
     MAAS_DATABASE       sqlite:///$MAAS_HOME/maas.db  SQLAlchemy URL of the endpoints
     MAAS_HTTP_HOST      127.0.0.1                     address the gateway listens on
     MAAS_HTTP_PORT      8000                          port the gateway listens on
-    MAAS_SHARED                                       YAML file with the options of shared replicas, see `SharedArgs`
+    MAAS_SHARED                                       YAML file with the options of shared replicas, see `SharedArgs`,
+                                                      or the options themselves: {max_models: 4}
     MAAS_GRPC_PORT      8001                          port of the gateway's gRPC; 0 turns gRPC off
     MAAS_RECONCILE_SECONDS  60                    pause between unattended reconciliations; 0 reconciles on request
     MAAS_TRUST_REMOTE_CODE  0                         1 runs the code that datasets and bundles contain
     MAAS_VERBOSE        0                             1 shows Ray's own log lines and tracebacks of errors
 
+Relative paths are taken from the working directory, once: other processes of the platform get them as absolute ones.
 The Ray cluster is chosen by Ray's own variables: `RAY_ADDRESS`, `RAY_AUTH_MODE`.
 """
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -26,6 +30,7 @@ from maas_ray.errors import Problem, SpecError
 from maas_ray.spec import Spec
 
 PREFIX = "MAAS_"
+_SQLITE_FILE = re.compile(r"(sqlite(?:\+\w+)?:///)(?!:memory:|file:)(.+)")
 
 
 class Settings(Spec):
@@ -44,7 +49,8 @@ class Settings(Spec):
     http_port: int = Field(8000, ge=1, le=65535)
     """Port that the gateway listens on."""
     shared: str = ""
-    """YAML file with the options of the platform's shared replicas. Empty: the defaults."""
+    """YAML file with the options of the platform's shared replicas, or the options as a YAML mapping in braces.
+    Empty: the defaults."""
     grpc_port: int = Field(8001, ge=0, le=65535)
     """Port of the gateway's gRPC, at the same address. 0: gRPC is off."""
     reconcile_seconds: float = Field(60, ge=0)
@@ -63,7 +69,8 @@ class Settings(Spec):
             "mlflow": f"sqlite:///{home}/mlflow.db",
             "database": f"sqlite:///{home}/maas.db",
         }
-        return {**values, "home": str(home)} | {k: v for k, v in defaults.items() if not values.get(k)}
+        filled = {**values, "home": str(home)} | {k: v for k, v in defaults.items() if not values.get(k)}
+        return {name: _absolute(name, value) for name, value in filled.items()}
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
@@ -93,6 +100,16 @@ class Settings(Spec):
     def environment(self) -> dict[str, str]:
         """The environment variables that give another process the same settings."""
         return {PREFIX + name.upper(): str(value) for name, value in self.document().items()}
+
+
+def _absolute(name: str, value: Any) -> Any:
+    """A setting with its local path made absolute, if it has one: a cluster's processes work in other directories."""
+    if not isinstance(value, str):
+        return value
+    if name in ("mlflow", "database"):
+        return _SQLITE_FILE.sub(lambda url: url[1] + os.path.abspath(url[2]), value)
+    path = (name == "storage" and "://" not in value) or (name == "shared" and value and not value.startswith("{"))
+    return os.path.abspath(os.path.expanduser(value)) if path else value
 
 
 def exists(database: str) -> bool:

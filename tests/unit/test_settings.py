@@ -26,6 +26,36 @@ def test_home_is_absolute_whatever_was_written(monkeypatch: pytest.MonkeyPatch, 
     assert Settings.from_environment({"MAAS_HOME": "x"}).storage == f"{tmp_path}/x/storage"
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "absolute"),
+    [
+        ("database", "sqlite:///maas.db", "sqlite:///{}/maas.db"),
+        ("database", "sqlite+pysqlite:///../maas.db?timeout=5", "sqlite+pysqlite:///{parent}/maas.db?timeout=5"),
+        ("database", "sqlite:////srv/maas.db", "sqlite:////srv/maas.db"),
+        ("database", "sqlite:///:memory:", "sqlite:///:memory:"),
+        ("database", "postgresql://db/maas", "postgresql://db/maas"),
+        ("mlflow", "sqlite:///mlflow.db", "sqlite:///{}/mlflow.db"),
+        ("mlflow", "databricks", "databricks"),
+        ("storage", "data", "{}/data"),
+        ("storage", "~/data", "{}/home/data"),
+        ("storage", "s3://bucket/maas", "s3://bucket/maas"),
+        ("shared", "shared.yaml", "{}/shared.yaml"),
+        ("shared", "{max_models: 4}", None),
+        ("shared", "", ""),
+    ],
+)
+def test_local_paths_are_absolute_so_that_they_mean_the_same_in_every_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, value: str, absolute: str | None
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    settings = Settings.from_environment({f"MAAS_{name.upper()}": value})
+
+    assert getattr(settings, name) == (value if absolute is None else absolute.format(tmp_path, parent=tmp_path.parent))
+    monkeypatch.chdir("/")
+    assert Settings.from_environment(settings.environment()) == settings
+
+
 def test_variables_are_read_and_handed_on() -> None:
     variables = {
         "MAAS_STORAGE": "s3://bucket/maas",
