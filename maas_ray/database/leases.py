@@ -7,7 +7,7 @@ expires and another owner takes over. Expiry is read on the database's clock, so
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from sqlalchemy import delete, text
 from sqlalchemy.orm import Mapped, Session, mapped_column
@@ -47,9 +47,9 @@ class Lease:
 
     def acquire(self) -> bool:
         """Take or renew the lease. False: another owner holds it."""
-        began = time.monotonic()  # earlier than the database's, so this process never believes longer than the row says
         with self._database.transaction(lock=LeaseRow.__tablename__) as session:
-            row = session.get(LeaseRow, self.name)
+            row = session.get(LeaseRow, self.name)  # may wait for other writers
+            began = time.monotonic()  # before the database's clock is read, so the row outlives this process's belief
             now = _now(session)
             if row is not None and row.owner != self.owner and row.expires > now:
                 return False
@@ -63,14 +63,24 @@ class Lease:
         with self._database.transaction() as session:
             session.execute(delete(LeaseRow).where(LeaseRow.name == self.name, LeaseRow.owner == self.owner))
 
+    def taken(self) -> bool:
+        """True if an owner holds the lease."""
+        with self._database.transaction() as session:
+            row = session.get(LeaseRow, self.name)
+            return row is not None and row.expires > _now(session)
+
     def check(self) -> None:
-        """Do nothing while the lease is valid.
+        """Do nothing while the lease is valid. If renewal was late, try once to take the lease again.
 
         Raises:
-            ConflictError: it expired, because it could not be renewed in time.
+            ConflictError: it expired, and another owner holds it or the database does not answer.
         """
-        if time.monotonic() >= self._valid_until:
-            raise ConflictError(f"the lease {self.name!r} of {self.owner} has expired", code="lease_lost")
+        if time.monotonic() < self._valid_until:
+            return
+        with suppress(MaasError):
+            if self.acquire():
+                return
+        raise ConflictError(f"the lease {self.name!r} of {self.owner} has expired", code="lease_lost")
 
     @contextmanager
     def held(self, *, wait_seconds: float) -> Iterator[None]:
@@ -98,16 +108,14 @@ class Lease:
         finally:
             ended.set()
             renewing.join()
-            self.release()
+            with suppress(MaasError):  # the work is done; a row that stays expires
+                self.release()
 
     def _renew(self, ended: threading.Event) -> None:
         while not ended.wait(self._seconds / 3):
-            try:
+            with suppress(MaasError):  # the database may answer at the next attempt; `check` fails after expiry
                 if not self.acquire():
                     self._valid_until = 0.0
-                    return
-            except MaasError:  # the database may answer at the next attempt; `check` fails after expiry
-                continue
 
     def _holder(self) -> str:
         with self._database.transaction() as session:

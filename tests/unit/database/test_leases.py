@@ -4,12 +4,14 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from maas_ray.database.engine import Database
-from maas_ray.database.leases import Lease
+from maas_ray.database.leases import Lease, LeaseRow
 from maas_ray.errors import ConflictError
 from maas_ray.settings import Settings
 from tests.support.errors import raises
@@ -66,6 +68,28 @@ def test_a_lease_in_use_is_renewed(database: Database) -> None:
         with raises(ConflictError, "lease_held", "work", "owner"), other.held(wait_seconds=0):
             pass
     assert other.acquire()
+
+
+def test_a_lease_whose_renewal_was_late_is_taken_again_if_nobody_else_has_it(database: Database) -> None:
+    late = Lease(database, "work", "late", seconds=0.1)
+    assert late.acquire()
+    assert late.taken()
+    time.sleep(0.2)
+    assert not late.taken()
+    late.check()
+    assert late.taken()
+
+
+def test_a_lease_counts_from_the_moment_at_which_the_database_let_the_writer_in(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/maas.db")
+    lease = Lease(database, "work", "owner", seconds=0.5)
+    with ThreadPoolExecutor(1) as pool:
+        with database.transaction() as session:
+            session.get(LeaseRow, "work")  # now every other writer waits
+            taken = pool.submit(lease.acquire)
+            time.sleep(0.7)
+        assert taken.result(10)
+    assert lease._valid_until > time.monotonic()
 
 
 def test_two_processes_never_hold_a_lease_at_once(each_database: Settings) -> None:
