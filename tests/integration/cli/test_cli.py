@@ -122,7 +122,7 @@ def test_a_cluster_that_cannot_start_says_why(own: dict[str, str]) -> None:
     assert "No module named 'no'" in failed.stderr
     assert time.monotonic() - started < 60
     unknown = run("up", own=own | {"RAY_AUTH_MODE": "tokn"})
-    assert (unknown.returncode, "RAY_AUTH_MODE: 'tokn' is not known" in unknown.stderr) == (2, True)
+    assert (unknown.returncode, "RAY_AUTH_MODE" in unknown.stderr, "'tokn'" in unknown.stderr) == (2, True, True)
     assert not (Path(own["MAAS_HOME"]) / "cluster.json").exists()
 
 
