@@ -6,6 +6,8 @@ Every change carries the revision that it was made from, so two deployers cannot
 an endpoint begins to serve is added to its history in the same transaction.
 """
 
+import os
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +20,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from maas_ray.database.base import Base, utc
 from maas_ray.database.engine import Database
+from maas_ray.database.leases import Lease
 from maas_ray.errors import ConflictError
 from maas_ray.serve.routes import Route, Table
 
@@ -135,6 +138,15 @@ class Endpoints:
         with self._database.transaction() as session:
             row = session.get(EndpointRow, name)
             return _record(row) if row else None
+
+    def lease(self, change: Record) -> Lease:
+        """The lease that the deployer of a change holds while it works.
+
+        Args:
+            change: the record as written when the change began.
+        """
+        name = f"{change.name}, revision {change.revision} of {change.updated}"
+        return Lease(self._database, name, f"{socket.gethostname()}, process {os.getpid()}")
 
     def put(self, record: Record) -> Record:
         """Write a record that was made from the newest one.

@@ -4,9 +4,11 @@ It restores endpoints that should serve and do not, continues changes that have 
 done), gives the gateway its routes, and deletes applications that no endpoint needs. Endpoints are independent: a
 failure of one does not stop the others. A pass may be interrupted and repeated at any moment, also beside deployers.
 
-An unattended pass, which nobody asked for, does less. It leaves a change to its deployer until that must have given
-up, deletes no applications, and touches neither a Serve that was shut down nor a gateway with other routes than this
-database has ever had.
+No pass deletes applications while the gateway has routes that this database does not know: they may be another's.
+
+An unattended pass, which nobody asked for, does less. It leaves a change to its deployer while that holds the lease of
+the change, starts shared replicas only if they are lost, deletes no applications, and touches neither a Serve that was
+shut down nor a gateway with routes that this database does not know.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +27,7 @@ from maas_ray.serve.deployment.gateway_routes import apply_gateway, check_gatewa
 from maas_ray.serve.spec import GATEWAY_APP, SHARED_APP, DeploySpec
 from maas_ray.settings import Settings, exists
 
-_GRACE_SECONDS = 60.0
+_GRACE_SECONDS = 60.0  # in which a deployer takes the lease of a change that it has recorded
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,16 @@ def reconcile_once(
     running = control.applications()
     endpoints = Endpoints(settings)
     records = endpoints.all()
-    if unattended and (strangers := drift.unknown_routes(records, running)):
-        problem = f"it also routes to {', '.join(strangers)}, which this database does not know"
+    strangers = ", ".join(drift.unknown_routes(records, running))
+    if unattended and strangers:
+        problem = f"it also routes to {strangers}, which this database does not know"
         return [Outcome(GATEWAY_APP, "was not touched", problem)]
     outcomes = []
     for outcome in _repairs(endpoints, records, running, settings, url, unattended):
         outcomes.append(outcome)
         check()
+    if not unattended:
+        outcomes += _delete_unwanted(endpoints, drift.unwanted(records, running), strangers)
     return outcomes
 
 
@@ -92,8 +97,9 @@ def _repairs(
     url: str,
     unattended: bool,
 ) -> Iterator[Outcome]:
-    differences = drift.differences(records, running, rollout.shared_args(settings))
-    mine = [record for record in records if not (unattended and _deployer_may_live(record))]
+    # Only who asks for a pass has the newest options of the shared replicas.
+    differences = drift.differences(records, running, None if unattended else rollout.shared_args(settings))
+    mine = [record for record in records if not (unattended and _deployer_may_live(endpoints, record))]
     for record in mine:
         if record.state is State.REMOVING:
             yield _remove(endpoints, record, settings)
@@ -117,23 +123,26 @@ def _repairs(
     for change in changes:
         yield _finish(endpoints, change, settings, url)
     yield from _restore_paths(endpoints, {found.endpoint for found in differences if found.what == "path"})
-    if not unattended:
-        left = drift.unwanted(records, running)
-        rollout.delete_unused(endpoints, left)
-        yield from (Outcome(name, "deleted: no endpoint needs it") for name in left)
+
+
+def _delete_unwanted(endpoints: Endpoints, names: list[str], strangers: str) -> list[Outcome]:
+    """Delete applications that no endpoint needs. `strangers`: routes of the gateway when the pass began."""
+    if strangers:
+        problem = f"the gateway routed to {strangers}, which this database does not know. Reconcile again to delete it"
+        return [Outcome(name, "was not deleted", problem) for name in names]
+    rollout.delete_unused(endpoints, names)
+    return [Outcome(name, "deleted: no endpoint needs it") for name in names]
 
 
 def _unsettled(record: Record) -> bool:
     return record.state in (State.DEPLOYING, State.REMOVING)
 
 
-def _deployer_may_live(record: Record) -> bool:
+def _deployer_may_live(endpoints: Endpoints, record: Record) -> bool:
     """True if whoever began a change of this endpoint may still be carrying it out."""
     if not _unsettled(record) or record.updated is None:
         return False
-    spec = DeploySpec.parse(record.spec, source=f"endpoint {record.name}")
-    longest = timedelta(seconds=spec.placement_timeout_s + spec.startup_timeout_s + _GRACE_SECONDS)
-    return datetime.now(UTC) - record.updated < longest
+    return datetime.now(UTC) - record.updated < timedelta(seconds=_GRACE_SECONDS) or endpoints.lease(record).taken()
 
 
 def _routes_differ(differences: list[drift.Difference]) -> bool:

@@ -6,7 +6,7 @@ no verbs.
 """
 
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 
 from maas_ray.errors import ConflictError, DeploymentError
@@ -80,21 +80,24 @@ def served(endpoints: Endpoints, record: Record | None) -> Record | None:
 
 
 def carry_out(endpoints: Endpoints, changes: Sequence[Change], settings: Settings, url: str) -> None:
-    """Carry out all changes, or none.
+    """Carry out all changes, or none. Meanwhile this process holds their leases.
 
     Raises:
         DeploymentError: an application could not be started; the endpoints serve what they served before.
         ConflictError: another writer changed one of the endpoints meanwhile.
     """
-    try:
-        for change in changes:
-            submit(change, settings)
-        ready = [make_ready(change) for change in changes]
-    except BaseException as error:
-        for change in changes:
-            take_back(endpoints, change.begun, change.before, error)
-        raise
-    switch(endpoints, ready, settings, url)
+    with ExitStack() as leases:
+        try:
+            for change in changes:
+                leases.enter_context(endpoints.lease(change.begun).held(wait_seconds=0))
+            for change in changes:
+                submit(change, settings)
+            ready = [make_ready(change) for change in changes]
+        except BaseException as error:
+            for change in changes:
+                take_back(endpoints, change.begun, change.before, error)
+            raise
+        switch(endpoints, ready, settings, url)
 
 
 def submit(change: Change, settings: Settings) -> None:
@@ -115,6 +118,8 @@ def shared_args(settings: Settings) -> SharedArgs:
     Raises:
         SpecError: the file that MAAS_SHARED names is wrong.
     """
+    if settings.shared.startswith("{"):
+        return SharedArgs.from_text(settings.shared, source="MAAS_SHARED")
     return SharedArgs.from_yaml(settings.shared) if settings.shared else SharedArgs()
 
 
@@ -262,13 +267,14 @@ def remove(endpoints: Endpoints, record: Record, settings: Settings, *, connecte
     """
     applications = [record.application, *(record.route.applications if record.route else ())]
     record = endpoints.put(replace(record, route=None, state=State.REMOVING, problem=""))
-    if connected:
-        if GATEWAY_APP in control.applications():
-            control.start(settings)
-            apply_gateway(endpoints, settings)
-        others = needed_by(other for other in endpoints.all() if other.name != record.name)
-        control.delete([name for name in applications if name not in others])
-    endpoints.remove(record)
+    with endpoints.lease(record).held(wait_seconds=0):
+        if connected:
+            if GATEWAY_APP in control.applications():
+                control.start(settings)
+                apply_gateway(endpoints, settings)
+            others = needed_by(other for other in endpoints.all() if other.name != record.name)
+            control.delete([name for name in applications if name not in others])
+        endpoints.remove(record)
 
 
 def delete_unused(endpoints: Endpoints, applications: Iterable[str]) -> None:
