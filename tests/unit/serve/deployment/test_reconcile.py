@@ -1,23 +1,27 @@
 """One pass repairs what is recorded; an unattended pass does less; passes exclude each other."""
 
+import os
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from maas_ray import cluster
 from maas_ray.database.engine import Database
 from maas_ray.database.leases import Lease
-from maas_ray.errors import ConflictError, DeploymentError
+from maas_ray.errors import ClusterError, ConflictError, DeploymentError, MaasError
 from maas_ray.serve.deployment import drift, reconcile, reconciler, rollout
 from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.deployment.endpoints import Endpoints, Record, State
 from maas_ray.serve.deployment.reconcile import Outcome, reconcile_once
 from maas_ray.serve.deployment.reconciler import Reconciler, leased_pass
-from maas_ray.serve.spec import GATEWAY_APP
-from maas_ray.settings import Settings
+from maas_ray.serve.spec import GATEWAY_APP, SHARED_APP, SHARED_DEPLOYMENT
+from maas_ray.settings import Settings, exists
 from tests.support.errors import raises
 from tests.support.models import route
 from tests.unit.serve.deployment.test_drift import ROUTE, RUNNING, SERVING, application, gateway
@@ -44,6 +48,12 @@ class Platform:
         self.resumed.append(record.name)
         return Outcome(record.name, "resumed")
 
+    def routes_can_be_written(self) -> None:
+        def apply(endpoints: Endpoints, _: Settings) -> None:
+            self.running[GATEWAY_APP] = gateway(*(record.route for record in endpoints.all() if record.route))
+
+        self._monkeypatch.setattr(reconcile, "apply_gateway", apply)
+
     def record(self, *records: Record, age: timedelta = timedelta()) -> None:
         Endpoints(self.settings).put_all([replace(record, revision=0) for record in records])
         written = Endpoints.all
@@ -68,14 +78,83 @@ def test_a_pass_on_request_resumes_changes_and_deletes_unneeded_applications(pla
     assert [outcome.endpoint for outcome in outcomes] == ["a", "model-left"]
 
 
-def test_an_unattended_pass_leaves_a_change_to_its_deployer_until_that_has_given_up(platform: Platform) -> None:
-    platform.record(BEGUN, age=timedelta(seconds=60))
+def test_an_unattended_pass_leaves_a_change_that_has_just_begun(platform: Platform) -> None:
+    platform.record(BEGUN, age=timedelta(seconds=50))
     platform.running["model-left"] = application()
     assert reconcile_once(platform.settings, unattended=True) == []
-    platform.record(replace(BEGUN, name="b"), age=timedelta(seconds=60 + 300 + 61))
+    platform.record(replace(BEGUN, name="b"), age=timedelta(seconds=61))
     reconcile_once(platform.settings, unattended=True)
     assert platform.resumed == ["a", "b"]
     assert platform.deleted == []
+
+
+def test_an_unattended_pass_leaves_a_change_while_its_deployer_holds_the_lease(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconcile, "_GRACE_SECONDS", 0)
+    endpoints = Endpoints(platform.settings)
+    (begun,) = endpoints.put_all([replace(BEGUN, revision=0)])
+    with endpoints.lease(begun).held(wait_seconds=0):
+        assert endpoints.lease(endpoints.all()[0]).taken()  # as read by another process
+        assert reconcile_once(platform.settings, unattended=True) == []
+        assert not endpoints.lease(replace(begun, revision=2)).taken()  # a later change has its own
+        reconcile_once(platform.settings)  # on request, it is continued
+        assert platform.resumed == ["a"]
+    reconcile_once(platform.settings, unattended=True)
+    assert platform.resumed == ["a", "a"]
+
+
+def test_a_deployer_holds_the_leases_of_its_changes(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoints = Endpoints(settings)
+    changes = rollout.begin(endpoints, [(replace(SERVING, name=name, revision=0), None) for name in ("a", "b")])
+    taken: list[bool] = []
+
+    def note(*_: Any) -> None:
+        taken.extend(endpoints.lease(change.begun).taken() for change in changes)
+
+    monkeypatch.setattr(rollout, "submit", note)
+    monkeypatch.setattr(rollout, "make_ready", lambda change: change)
+    monkeypatch.setattr(rollout, "switch", note)
+    rollout.carry_out(endpoints, changes, settings, "http://localhost")
+    assert taken == [True] * 6
+    assert not any(endpoints.lease(change.begun).taken() for change in changes)
+
+
+def test_a_pass_on_request_deletes_nothing_while_the_gateway_has_routes_of_another_database(
+    platform: Platform,
+) -> None:
+    platform.record(SERVING)
+    platform.running |= {GATEWAY_APP: gateway(ROUTE, route("stranger", "predict")), "model-stranger": application()}
+    platform.routes_can_be_written()
+    written, left = reconcile_once(platform.settings)
+    assert (written.endpoint, written.problem) == (GATEWAY_APP, "")
+    assert (left.endpoint, "stranger" in left.problem) == ("model-stranger", True)
+    assert platform.deleted == []
+    reconcile_once(platform.settings)
+    assert platform.deleted == ["model-stranger"]
+
+
+def test_an_unattended_pass_starts_lost_shared_replicas_but_leaves_their_options(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = ROUTE.with_target(application=SHARED_APP)
+    platform.record(replace(SERVING, application=SHARED_APP, route=shared))
+    options = {"deployment_config": {"user_config": {"max_models": 2}}, "replicas": [{"state": "RUNNING"}]}
+    platform.running |= {
+        SHARED_APP: application(deployments={SHARED_DEPLOYMENT: options}),
+        GATEWAY_APP: gateway(shared),
+    }
+    started: list[int] = []
+    monkeypatch.setattr(rollout, "submit_shared", lambda used: started.append(rollout.shared_args(used).max_models))
+    monkeypatch.setattr(control, "wait", lambda *_, **__: None)
+    settings = platform.settings.model_copy(update={"shared": "{max_models: 3}"})
+    reconcile_once(settings, unattended=True)
+    assert started == []
+    reconcile_once(settings)
+    assert started == [3]
+    del platform.running[SHARED_APP]
+    reconcile_once(settings, unattended=True)
+    assert started == [3, 3]
 
 
 def test_an_unattended_pass_restores_a_lost_endpoint(platform: Platform) -> None:
@@ -114,10 +193,98 @@ def test_a_pass_stops_when_its_lease_is_lost(platform: Platform) -> None:
 
 def test_a_pass_waits_for_no_other(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconciler, "reconcile_once", lambda *_, **__: [Outcome("a", "done")])
+    monkeypatch.setattr(reconciler, "work", lambda _: True)
     other = Lease(Database(settings.database), "reconcile", "another process")
     with other.held(wait_seconds=0), raises(ConflictError, "lease_held", "another process"):
         leased_pass(settings, wait_seconds=0)
     assert leased_pass(settings, wait_seconds=0) == [Outcome("a", "done")]
+
+
+def test_a_pass_does_not_create_a_database(settings: Settings) -> None:
+    assert leased_pass(settings, wait_seconds=0, unattended=True) == []
+    assert not exists(settings.database)
+
+
+def test_the_reconciler_gets_the_options_that_the_file_of_shared_replicas_had(
+    settings: Settings, tmp_path: Path
+) -> None:
+    file = tmp_path / "shared.yaml"
+    file.write_text("max_models: 3")
+    portable = reconciler._portable(settings.model_copy(update={"shared": str(file)}))
+    before = reconciler._identity(settings.model_copy(update={"shared": str(file)}))
+    file.write_text("max_models: 4")
+    assert rollout.shared_args(portable).max_models == 3
+    assert reconciler._identity(settings.model_copy(update={"shared": str(file)})) != before
+    assert Settings.parse(portable.document()) == portable
+
+
+def test_a_reconciler_with_other_settings_or_code_has_another_identity(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings.model_copy(update={"reconcile_seconds": 0})
+    actor = Reconciler(settings.document())
+    assert actor.identity() == reconciler._identity(settings)
+    for change in ({"trust_remote_code": True}, {"reconcile_seconds": 1.0}, {"shared": "{max_models: 3}"}):
+        assert actor.identity() != reconciler._identity(settings.model_copy(update=change))
+    monkeypatch.setattr(reconciler, "compute_code_version", lambda: "other")
+    assert actor.identity() != reconciler._identity(settings)
+
+
+def test_a_reconciler_ends_when_an_installation_is_complete(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    actor = Reconciler(settings.model_copy(update={"reconcile_seconds": 0}).document())
+    assert not actor._superseded()
+    for installed in ("half", "more"):
+        monkeypatch.setattr(reconciler, "compute_code_version", lambda installed=installed: installed)
+        assert actor._superseded()
+    assert ended == []
+    assert actor._superseded()
+    assert ended == [0]
+
+
+def test_a_deployment_does_not_fail_because_of_the_reconciler(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(_: Settings) -> None:
+        raise ClusterError("no room")
+
+    monkeypatch.setattr(reconciler, "_existing", full)
+    reconciler.ensure(settings)
+    assert "no room" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "code"),
+    [
+        (GetTimeoutError("late"), ClusterError, "reconciler_silent"),
+        (RayActorError(), ConflictError, "reconciler_replaced"),
+    ],
+)
+def test_waiting_for_the_reconciler_is_announced_and_ends_in_words(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    kind: type[MaasError],
+    code: str,
+) -> None:
+    def get(_: Any, *, timeout: float) -> None:
+        assert timeout == 90
+        raise error
+
+    monkeypatch.setattr(ray, "wait", lambda answers, timeout: ([], answers))
+    monkeypatch.setattr(ray, "get", get)
+    with raises(kind, code):
+        reconciler._outcomes(object(), 90)
+    assert "1 min 30 s" in capsys.readouterr().out
+
+
+def test_the_wait_for_the_reconciler_covers_the_timeouts_of_all_endpoints(settings: Settings) -> None:
+    assert reconciler._longest_wait(settings) == 660
+    Endpoints(settings).put(replace(SERVING, revision=0))
+    assert reconciler._longest_wait(settings) == 660 + 2 * (60 + 2 * 300 + 600)
 
 
 def test_the_reconciler_answers_requests_and_passes_their_errors_on(
@@ -151,7 +318,6 @@ def test_the_loop_makes_unattended_passes_and_slows_down_while_they_fail(
         raise DeploymentError("no room")
 
     monkeypatch.setattr(reconciler, "leased_pass", leased)
-    monkeypatch.setattr(reconciler, "work", lambda _: True)
     monkeypatch.setattr(reconciler, "compute_code_version", lambda: "same")
     actor = Reconciler(settings.model_copy(update={"reconcile_seconds": 0.1}).document())
     deadline = time.monotonic() + 20
