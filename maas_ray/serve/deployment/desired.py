@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import replace
 from functools import cache
 
+from maas_ray.errors import SpecError
 from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.serve.deployment.drift import MODEL_PREFIX
 from maas_ray.serve.deployment.endpoints import Record, State
@@ -39,7 +40,8 @@ def wanted(spec: DeploySpec, version: ModelVersion, registry: Registry) -> Recor
     adapters = resolve_adapters(spec, registry)
     pinned = {adapter: resolved.reference for adapter, resolved in adapters.items()}
     spec = chosen(spec, version.task).model_copy(update={"endpoint": name, "adapters": pinned})
-    application = SHARED_APP if spec.replicas == "shared" else _application_name(spec, version)
+    shared = spec.replicas == "shared"
+    application = SHARED_APP if shared else _application_name(spec, version.reference, version.uri, version.digest)
     timeout_s = spec.request_timeout_s
     route = make_route(version, endpoint=name, application=application, timeout_s=timeout_s, adapters=adapters)
     spec.check_kind(route.kind)
@@ -51,7 +53,7 @@ def wanted(spec: DeploySpec, version: ModelVersion, registry: Registry) -> Recor
         uri=version.uri,
         digest=version.digest,
         application=application,
-        route=share(route, version, spec) if spec.replicas == "shared" else route,
+        route=share(route, version, spec) if shared else route,
         state=State.SERVING,
     )
 
@@ -76,13 +78,24 @@ def same(old: Record, new: Record) -> bool:
     return old == replace(new, revision=old.revision, problem=old.problem, updated=old.updated)
 
 
-def _application_name(spec: DeploySpec, version: ModelVersion) -> str:
+def is_outdated(record: Record) -> bool:
+    """True if the endpoint's own replicas run code of another version of the package."""
+    if record.state is not State.SERVING or record.application == SHARED_APP:
+        return False
+    try:
+        spec = DeploySpec.parse(record.spec, source=f"endpoint {record.name}")
+    except SpecError:  # an earlier version had other fields
+        return True
+    return record.application != _application_name(spec, record.version, record.uri, record.digest)
+
+
+def _application_name(spec: DeploySpec, reference: str, uri: str, digest: str) -> str:
     """The application's name, which contains a digest of everything that needs new replicas when it changes."""
     identity = digest_of(
         {
             "endpoint": spec.endpoint,
-            "version": version.reference,
-            "bundle": [version.uri, version.digest],
+            "version": reference,
+            "bundle": [uri, digest],
             "options": spec.model_dump(mode="json", exclude=_LIVE_OPTIONS),
             "code": code_version(),
         }

@@ -6,7 +6,7 @@ failed deployment changes nothing for clients. The desired state is recorded in 
 table is always written from there, so two deployers cannot lose each other's routes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -70,6 +70,7 @@ def deploy(spec: DeploySpec, *, settings: Settings | None = None) -> Endpoint:
     with spec.at("version"):
         version = Registry(settings).resolve(spec.version)
     (endpoint,) = _serve([(spec, version)], settings)
+    reconciler.ensure(settings)
     return endpoint
 
 
@@ -106,6 +107,8 @@ def promote(version: str, alias: str, *, gates: Sequence[str] = (), settings: Se
     ]
     moved = _serve([(spec, resolved) for spec in specs], settings) if specs else []
     registry.set_alias(resolved, alias)
+    if moved:
+        reconciler.ensure(settings)
     return moved
 
 
@@ -142,6 +145,7 @@ def rollback(name: str, *, to: int | None = None, settings: Settings | None = No
             code="version_changed",
         )
     (endpoint,) = _serve([(DeploySpec.parse(target.spec, source=f"endpoint {name}"), version)], settings)
+    reconciler.ensure(settings)
     return endpoint
 
 
@@ -215,6 +219,7 @@ def _serve(requested: Sequence[tuple[DeploySpec, ModelVersion]], settings: Setti
     differences = drift.differences(records, running, rollout.shared_args(settings))
     differing = {difference.endpoint for difference in differences}
     present = {record.name: record for record in records}
+    _name_outdated(record for name, record in present.items() if name not in {new.name for new in wanted})
     changing = []
     for new in wanted:
         old = present.get(new.name)
@@ -226,9 +231,16 @@ def _serve(requested: Sequence[tuple[DeploySpec, ModelVersion]], settings: Setti
             changing.append((new, old))
     if changing:
         rollout.carry_out(endpoints, rollout.begin(endpoints, changing), settings, url)
-    reconciler.ensure(settings)
     names, running = {new.name for new in wanted}, control.applications()
     return [_endpoint(record, running, url) for record in endpoints.all() if record.name in names]
+
+
+def _name_outdated(others: Iterable[Record]) -> None:
+    if names := [record.name for record in others if desired.is_outdated(record)]:
+        say(
+            f"{', '.join(names)}: these endpoints run the code of another version of maas_ray, which may not "
+            "understand this version's gateway. Deploy each of them again."
+        )
 
 
 def _running(settings: Settings) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A dry run checks what a deployment checks, and says what it would do, without a cluster."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,11 @@ import pytest
 
 from maas_ray.errors import DeploymentError, NotFoundError, SpecError
 from maas_ray.registry.versions import ModelVersion, Registry
-from maas_ray.serve.deployment import desired
+from maas_ray.serve.deployment import desired, verbs
 from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.deployment.dry_run import dry_run
-from maas_ray.serve.deployment.endpoints import Endpoints
-from maas_ray.serve.spec import GATEWAY_APP, DeploySpec
+from maas_ray.serve.deployment.endpoints import Endpoints, State
+from maas_ray.serve.spec import GATEWAY_APP, SHARED_APP, DeploySpec
 from maas_ray.settings import Settings
 from tests.support.bundles import image_task, register
 from tests.support.errors import raises
@@ -54,6 +55,19 @@ def test_an_unchanged_endpoint_would_be_left_alone(
     *changes, last = dry_run(SPEC.model_copy(update={"max_batch_size": 3}), settings=settings)[1:]
     assert changes == ["  max_batch_size: 16 → 3"]
     assert last.startswith("would start the application model-img-")
+
+
+def test_an_endpoint_that_runs_other_code_is_named(
+    settings: Settings, version: ModelVersion, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = Endpoints(settings).put(desired.wanted(SPEC, version, Registry(settings)))
+    verbs._name_outdated([record])
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(desired, "code_version", lambda: "other")
+    shared = replace(record, name="shared", application=SHARED_APP)
+    verbs._name_outdated([record, shared, replace(record, name="half", state=State.DEPLOYING)])
+    assert capsys.readouterr().out.startswith("img: ")
+    assert desired.is_outdated(replace(record, spec={"version": "img/1", "unknown": 1}))
 
 
 def test_errors_are_those_of_a_deployment(
