@@ -88,7 +88,7 @@ def cluster(settings: Settings) -> Iterator[str]:
         ).items():
             patch.setenv(name, value)
         import ray
-        from ray._private import ray_constants
+        from ray._private import auto_init_hook, ray_constants
 
         if os.environ.get("TEST_FORK") != "0":
             patch.setattr(
@@ -108,5 +108,7 @@ def cluster(settings: Settings) -> Iterator[str]:
         try:
             yield context.address_info["gcs_address"]
         finally:
+            # Threads of Serve's handles outlive the cluster, and a call of theirs would start another one.
+            auto_init_hook.enable_auto_connect = False
             ray.shutdown()
             shutil.rmtree(directory, ignore_errors=True)
