@@ -4,7 +4,9 @@
 # Effect: a small body of mistakes can exhaust a server. `maas_ray/bodies.py` ends a list at its first wrong item
 #   (`FailFast`), so that a refusal is cheap.
 # Needs: pydantic==2.14.3
+# Seen: a valid body of 2.0 MB 6 MiB and 0.04 s; wrong 565 MiB and 2.18 s; wrong with FailFast 15 MiB and 0.02 s
 set -euo pipefail
+source "$(dirname "$0")/environment.sh"
 
 python - <<'PY'
 import resource, sys, time

@@ -4,7 +4,9 @@
 # Effect: nothing is validated and defaults are missing, without a warning. `maas_ray/serve/spec.py`, `gateway.py`,
 #   `model_app.py` and `shared.py` do not postpone annotations.
 # Needs: ray[serve]==2.60.0
+# Seen: "Args" without the import, "dict" with it
 set -euo pipefail
+source "$(dirname "$0")/environment.sh"
 
 for first in "" "from __future__ import annotations"; do
   cat >builder.py <<PY

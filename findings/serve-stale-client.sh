@@ -4,7 +4,9 @@
 # Effect: a long-lived process fails with ActorDiedError; a pass of the reconciler begins with
 #   `maas_ray/ray_private/serve.py` forgetting the cached client.
 # Needs: ray[serve]==2.60.0
+# Seen: "before: 0 applications", then "after: ActorDiedError"
 set -euo pipefail
+source "$(dirname "$0")/environment.sh"
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV=0
 python - <<'PY'
 import os

@@ -145,12 +145,13 @@ def test_the_picture_is_what_the_script_draws() -> None:
 
 def test_every_finding_is_listed_and_pins_its_packages() -> None:
     listed = (ROOT / "findings/README.md").read_text(encoding="utf-8")
-    scripts = [path for path in (ROOT / "findings").glob("*.sh") if path.name != "run_all.sh"]
+    scripts = [path for path in (ROOT / "findings").glob("*.sh") if path.name not in ("run_all.sh", "environment.sh")]
 
     assert scripts
     for script in scripts:
         head = script.read_text(encoding="utf-8").split("set -euo pipefail")[0]
         assert f"[{script.stem}]({script.name})" in listed, script.name
-        assert re.findall(r"(?m)^# (Expected|Effect|Needs): \S", head) == ["Expected", "Effect", "Needs"], script.name
+        parts = re.findall(r"(?m)^# (Expected|Effect|Needs|Seen): \S", head)
+        assert parts == ["Expected", "Effect", "Needs", "Seen"], script.name
         assert re.search(r"(?m)^# Needs:(?: [\w.\[\],-]+==[\w.]+)+$", head), script.name
         assert "maas_ray" not in script.read_text(encoding="utf-8").split("set -euo pipefail")[1], script.name
