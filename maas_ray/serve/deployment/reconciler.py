@@ -28,7 +28,7 @@ from maas_ray.serve.deployment.endpoints import Endpoints
 from maas_ray.serve.deployment.reconcile import Outcome, reconcile_once, work
 from maas_ray.serve.deployment.rollout import shared_args
 from maas_ray.serve.spec import DeploySpec
-from maas_ray.settings import Settings
+from maas_ray.settings import PREFIX, Settings
 from maas_ray.spec import digest_of
 from maas_ray.terminal.lines import duration, say
 
@@ -293,7 +293,7 @@ def _actor(settings: Settings) -> Any:
         if local
         else {"resources": {_HEAD: 0.001}}
     )
-    options = {
+    options: dict[str, Any] = {
         "name": _name(settings),
         "namespace": _NAMESPACE,
         "get_if_exists": True,
@@ -302,7 +302,10 @@ def _actor(settings: Settings) -> Any:
         "max_restarts": -1,
         "max_task_retries": -1,
         "max_concurrency": 8,
-        # Exactly the variables of a deployer's job: replicas inherit them, and other ones would replace the replicas.
-        "runtime_env": {"env_vars": cluster.worker_environment(settings)},
     }
+    # The actor inherits this job's runtime environment, and replicas inherit the one of the process that submits them.
+    # So replicas that the actor submits are the same as this job's, and the next deployment replaces none of them.
+    inherited = (ray.get_runtime_context().runtime_env or {}).get("env_vars") or {}
+    if f"{PREFIX}HOME" not in inherited:
+        options["runtime_env"] = {"env_vars": cluster.worker_environment(settings)}
     return ray.remote(Reconciler).options(**options, **place).remote(_portable(settings).document())

@@ -191,8 +191,8 @@ def _check_logs(head: Head, storage: dict[str, str], run: str, port: int) -> Non
         threading.Thread(target=ask, daemon=True).start()
         assert any("-- POST " in line for line in following.stdout)
         asking.set()
-        following.send_signal(signal.SIGINT)
-        assert following.wait(30) == 130
+        following.send_signal(signal.SIGTERM)  # as Ctrl-C, which commands that run in the background ignore
+        assert following.wait(30) == 143
         watchdog.cancel()
     finally:
         following.kill()

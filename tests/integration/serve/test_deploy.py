@@ -382,8 +382,8 @@ def test_what_is_wrong_with_a_row_is_told(served: Served) -> None:
     wrong = [
         (post(f"{url}/img/predict", {"image": "aGVsbG8="}), "image", "not an image"),
         (post(f"{url}/img/predict", {"prompt": "x"}), "image", "Missing required parameter"),
-        (httpx.post(f"{url}/img/predict", files={"picture": b"x"}), "picture", "a file is sent as 'file'"),
-        (httpx.post(f"{url}/img/predict", files={"other": (None, "x")}), "file", "send it as the field 'file'"),
+        (httpx.post(f"{url}/img/predict", files={"picture": b"x"}), "picture", "'file'"),
+        (httpx.post(f"{url}/img/predict", files={"other": (None, "x")}), "file", "'file'"),
         (post(f"{url}/lm/predict", {"prompt": "x", "max_tokens": 900}), "prompt", "maximum context length"),
         (post(f"{url}/lm/predict", {"instances": [{"prompt": "x"}, 5]}), "instances[1]", "expected an object"),
     ]
