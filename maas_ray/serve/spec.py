@@ -39,9 +39,9 @@ class Scaling(Spec):
     """Minimum of replicas. 0 lets an idle model stop, at the price of a cold start."""
     max_replicas: int = Field(4, ge=1)
     """Maximum of replicas."""
-    target_ongoing_requests: float = Field(16, gt=0)
+    target_ongoing_requests: float = Field(16.0, gt=0)
     """Requests in flight that one replica should have. Above it, replicas are added."""
-    downscale_delay_s: float = Field(600, ge=0)
+    downscale_delay_s: float = Field(600.0, ge=0)
     """Time for which fewer replicas must suffice before one is removed, seconds. It also holds for the last one."""
 
     @model_validator(mode="after")
@@ -57,9 +57,9 @@ class Scaling(Spec):
 class Resources(Spec):
     """Resources that one replica reserves on the cluster."""
 
-    cpus: float = Field(1, gt=0)
+    cpus: float = Field(1.0, gt=0)
     """CPUs, and the number of threads that it computes with."""
-    gpus: float = Field(0, ge=0)
+    gpus: float = Field(0.0, ge=0)
     """GPUs. 0 computes on the CPU."""
 
 
@@ -87,13 +87,13 @@ class ServingOptions(Spec):
     """Requests that a replica works on at once, and the largest continuous batch of a model that generates."""
     max_queued_requests: int = Field(64, ge=1)
     """Requests that wait for a replica at each gateway. Further ones get status 429."""
-    request_timeout_s: float = Field(300, gt=0, le=MAX_TIMEOUT_S)
+    request_timeout_s: float = Field(300.0, gt=0, le=MAX_TIMEOUT_S)
     """Timeout of one request, seconds. It is then cancelled and gets status 504."""
     max_batch_size: int = Field(16, ge=1)
     """Rows in one batch, for tasks that predict."""
-    batch_wait_ms: float = Field(2, ge=0)
+    batch_wait_ms: float = Field(2.0, ge=0)
     """Longest wait of a row for others in its batch, milliseconds."""
-    kv_cache_gb: float = Field(2, gt=0)
+    kv_cache_gb: float = Field(2.0, gt=0)
     """Memory for keys and values, GB, for tasks that generate. Less is used if less suffices."""
     prefill_tokens: int = Field(512, ge=32)
     """Tokens of a prompt in one step, for tasks that generate. Longer prompts take several steps."""
@@ -177,9 +177,9 @@ class DeploySpec(ServingOptions):
     replicas: Literal["own", "shared"] = "own"
     """own: replicas that serve only this endpoint. shared: the platform's shared replicas (`MAAS_SHARED`), which load a
     model at its first request and evict the least recently used. They suit models that are small or rarely used."""
-    placement_timeout_s: float = Field(60, gt=0)
+    placement_timeout_s: float = Field(60.0, gt=0)
     """Longest wait for free resources on the cluster, seconds. Raise it if nodes are started on demand."""
-    startup_timeout_s: float = Field(300, gt=0)
+    startup_timeout_s: float = Field(300.0, gt=0)
     """Longest time for a replica to load once it has its resources, seconds."""
     direct: bool = False
     """true bypasses the gateway for `/v2/models/NAME`. Throughput rises several-fold, but the requests of a replica
@@ -235,14 +235,14 @@ class SharedArgs(Spec):
     """Resources of each replica, for all its models together."""
     max_models: int = Field(16, ge=1)
     """Models that a replica keeps loaded. The least recently used one is evicted."""
-    weights_gb: float = Field(4, gt=0)
+    weights_gb: float = Field(4.0, gt=0)
     """Weights that a replica keeps loaded, GB of their files. A larger model needs replicas of its own. Models that
     generate also use up to `kv_cache_gb` each."""
     max_ongoing_requests: int = Field(128, ge=1)
     """Requests that a replica works on at once, for all models. Each model also has its own limit."""
     max_queued_requests: int = Field(256, ge=1)
     """Requests that wait for a replica at each gateway. Further ones get status 429."""
-    request_timeout_s: float = Field(300, gt=0, le=MAX_TIMEOUT_S)
+    request_timeout_s: float = Field(300.0, gt=0, le=MAX_TIMEOUT_S)
     """Longest time for a replica that is removed to finish its requests, seconds."""
 
 
@@ -282,7 +282,7 @@ class ServedModel(Spec):
     """The Serve application that serves it."""
     replicas: Literal["own", "shared"] = "own"
     """shared: the application was built by `maas_ray.serve.shared:build`, and the model has the default options."""
-    request_timeout_s: float = Field(300, gt=0, le=MAX_TIMEOUT_S)
+    request_timeout_s: float = Field(300.0, gt=0, le=MAX_TIMEOUT_S)
     """Timeout of one request, seconds."""
     adapters: dict[Name, str] = {}
     """LoRA adapters by name, as in a `DeploySpec`."""
@@ -293,7 +293,7 @@ class GatewayArgs(Spec):
 
     models: tuple[ServedModel, ...] = ()
     """The models and their public names."""
-    body_limit_mb: float = Field(16, gt=0)
+    body_limit_mb: float = Field(16.0, gt=0)
     """Largest request body, MB (10⁶ bytes). A larger one gets status 413."""
     min_replicas: int = Field(1, ge=1)
     """Minimum of gateway replicas."""
