@@ -1,6 +1,6 @@
 """Tasks by import path: `type: "my_package.my_tasks:MyTask"`, from the user's own code.
 
-Such a task is a `Task` with a `TaskSpec`, as the platform's own are.
+A user's task is a `Task` with a `TaskSpec`, as the platform's own are.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Which duplicate survives: the rule, and the decision over all rows.
 
-Of several duplicates, one row is kept (`survival_rank`, `SURVIVAL_ORDER`):
+One row of several duplicates is kept (`survival_rank`, `SURVIVAL_ORDER`):
 
 1. the row of the split that is evaluated: test before validation before train, if splits are given;
 2. then the row whose content has the lowest hash, which depends neither on files nor on the order of rows;

@@ -1,6 +1,6 @@
 """Cleaning steps of the user's own code, by import path: `step: "my_module:DropBoilerplate"`.
 
-Such a step is a `CleaningStep`, as the platform's own are, and the fields beside `step` are checked against its class.
+A user's step is a `CleaningStep`, as the platform's own are. The fields beside `step` are checked against its class.
 It travels between processes as its document and the code itself, see `maas_ray.user_code`.
 """
 
