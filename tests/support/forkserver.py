@@ -135,7 +135,8 @@ def _import_modules() -> dict[str, str | None]:
     assert "ray" not in sys.modules
     gc.collect()
     gc.freeze()  # forks share these pages
-    return {name: before.get(name) for name in read - HARMLESS}
+    # Nothing in maas_ray reads a variable when it is imported.
+    return {name: before.get(name) for name in read - HARMLESS if not str(name).startswith("MAAS_")}
 
 
 def _different(variables: dict[str, str | None], environment: dict[str, str]) -> list[str]:
@@ -143,9 +144,15 @@ def _different(variables: dict[str, str | None], environment: dict[str, str]) ->
 
 
 def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """The request and the worker's standard streams. A worker that was killed while it asked is a ConnectionError."""
     data, files, _, _ = socket.recv_fds(connection, 1 << 16, 3)
     while not data.endswith(b"\n"):
-        data += connection.recv(1 << 16)
+        more = connection.recv(1 << 16)
+        if not more:
+            for file in files:
+                os.close(file)
+            raise ConnectionResetError("the worker ended before it had asked")
+        data += more
     return json.loads(data), files
 
 
