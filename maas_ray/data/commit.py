@@ -55,6 +55,7 @@ def commit(spec: PrepareSpec, plan: Plan, built: Built, attempt: str) -> Prepare
         parent=None if parent is None else parent.dataset.fingerprint,
         grown=None if parent is None else built.counts,
         recipe=digest_of(plan.recipe),
+        pipeline=plan.recipe["pipeline"],
         input=plan.input,
         parts=pa.compute.sum(inputs["parts"]).as_py(),
     )

@@ -108,6 +108,8 @@ class DatasetMeta(Spec):
     """Counts of the rows that were added to the parent's."""
     recipe: str = ""
     """Sha256 of everything that decides the content except the files. Empty: the dataset cannot grow."""
+    pipeline: int = 3
+    """Version of the pipeline that prepared it, see `maas_ray.data.plan`. maas_ray 0.2 did not write it."""
     input: str = ""
     """Sha256 of the spec and the content of every input file, whether the dataset has grown or not."""
     parts: int = 0

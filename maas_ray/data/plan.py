@@ -20,7 +20,7 @@ from maas_ray.data.spec import PrepareSpec
 from maas_ray.errors import CorruptError, DataError, MaasError, NotFoundError, Problem, SpecError
 from maas_ray.spec import digest_of
 
-PIPELINE = 3
+PIPELINE = 4
 """Version of the pipeline, part of every fingerprint. It is raised when the same input would give another dataset."""
 _MAX_PROBLEMS = 5
 

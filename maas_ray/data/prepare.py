@@ -24,6 +24,9 @@ from maas_ray.errors import DataError, MaasError
 from maas_ray.settings import Settings
 from maas_ray.terminal.lines import say
 
+_MANY = 0.2
+"""Share of rows above which the report says how to keep duplicates."""
+
 
 def prepare(
     spec: PrepareSpec, *, fresh: bool = False, settings: Settings | None = None, parallelism: int | None = None
@@ -115,7 +118,7 @@ def report(dataset: PreparedDataset, errors: list[str], seconds: float) -> None:
     lines = [("new", meta.grown.read, f"rows, {sum(meta.grown.kept.values()):,} kept")] if meta.grown else []
     lines += [("read", counts.read, "rows in all" if meta.grown else "rows")]
     lines += [("dropped", count, reason) for reason, count in counts.dropped.items()]
-    lines += [("duplicates", counts.duplicates, "")] if counts.duplicates else []
+    lines += [("duplicates", counts.duplicates, _duplicates_note(dataset))] if counts.duplicates else []
     lines += [("duplicates", counts.near_duplicates, "near-duplicates")] if counts.near_duplicates else []
     lines += [("cleaned", count, change) for change, count in counts.cleaned.items()]
     lines += [("quarantined", counts.quarantined, "; ".join(errors))] if counts.quarantined else []
@@ -125,6 +128,12 @@ def report(dataset: PreparedDataset, errors: list[str], seconds: float) -> None:
         say(f"  {label:<12}{count:>12,}  {note}".rstrip())
     say(f"  {dataset.uri}")
     say(f"  maas data {dataset.name}  shows lengths, labels, examples, and dropped rows")
+
+
+def _duplicates_note(dataset: PreparedDataset) -> str:
+    counts = dataset.meta.counts
+    share = counts.duplicates / counts.read
+    return "" if share <= _MANY else f"{share:.0%} of the rows; to keep them: `deduplicate: {{exact: false}}`"
 
 
 def _split_note(dataset: PreparedDataset, split: str) -> str:

@@ -12,6 +12,7 @@ from maas_ray.errors import InvalidError
 from maas_ray.spec import Name, Spec
 from maas_ray.tasks import AnyTaskSpec, Task, find_task
 from maas_ray.tasks.rows import REST
+from maas_ray.tasks.tables.spec import TableSpec
 
 
 class PrepareSpec(Spec):
@@ -82,7 +83,7 @@ class PrepareSpec(Spec):
         for field, value in compared.items():
             if value is not None and (self.task.steps is not None or {REST, *FILE_COLUMNS} & {*self.task.inputs}):
                 raise InvalidError("no_text", f"{field}: {self.task.type} has no text to compare; remove it.")
-        if self.deduplicate.near is not None and not self.deduplicate.exact:
+        if self.deduplicate.near is not None and not self.drops_duplicates:
             raise InvalidError(
                 "near_without_exact",
                 "deduplicate: near-duplicates cannot be dropped while exact duplicates stay; remove `exact: false`.",
@@ -104,9 +105,16 @@ class PrepareSpec(Spec):
         return self.splits.column is not None or any(source.split is not None for source in self.sources)
 
     @property
+    def drops_duplicates(self) -> bool:
+        """True if only one of several rows with the same content is kept."""
+        if self.deduplicate.exact is not None:
+            return self.deduplicate.exact
+        return self.task.steps is None and REST not in self.task.columns and not isinstance(self.task, TableSpec)
+
+    @property
     def may_straddle(self) -> bool:
-        """True if rows of the same content may be assigned to different splits."""
-        return self.deduplicate.exact and (self.has_given_splits or self.splits.group is not None)
+        """True if rows of the same content are compared, and may be assigned to different splits."""
+        return self.drops_duplicates and (self.has_given_splits or self.splits.group is not None)
 
     @property
     def early_steps(self) -> tuple[CleaningStep, ...]:

@@ -160,7 +160,7 @@ def _read(spec: PrepareSpec, groups: list[list[Any]], total: int, cache: ResumeC
         # Rows take more memory than their files; rows of a table take several times as much.
         ranges = max(len(groups), math.ceil(total_bytes(raw) / BLOCK_BYTES))
         boundaries = row_steps.key_ranges(_shares(spec, raw, ranges), ranges)
-        settle = partial(row_steps.settle, exact=spec.deduplicate.exact)
+        settle = partial(row_steps.settle, exact=spec.drops_duplicates)
         return run_sorted(raw, "key", boundaries, settle, lambda _, done: bar.update(done))
 
 
@@ -305,7 +305,7 @@ def _write_row_files(
     """Write the index of the kept rows, and the files about quarantined and dropped rows."""
     files: list[FileEntry] = []
     outcomes = tally.outcomes
-    if spec.deduplicate.exact or spec.splits.stratify is not None:
+    if spec.drops_duplicates or spec.splits.stratify is not None:
         dropped = None
         if outcomes[NEAR_DUPLICATE]:
             dropped = np.array([row["row"] for row in records(run(ordered, dropped_survivors))], np.int64)

@@ -43,7 +43,7 @@ def decide_duplicates_and_splits(spec: PrepareSpec, raw: Blocks, rows: int, old:
             input that occurs among them falls into its split.
     """
     decisions = Decisions()
-    if spec.deduplicate.near is not None or spec.may_straddle or (spec.deduplicate.exact and old is not None):
+    if spec.deduplicate.near is not None or spec.may_straddle or (spec.drops_duplicates and old is not None):
         decisions = _survivors(spec, raw, rows, old)
     if spec.splits.stratify is not None:
         inputs, splits = _stratified_splits(spec, raw, decisions, old)

@@ -229,7 +229,7 @@ def recipe_of(spec: PrepareSpec, identity: dict[str, Any], pipeline: int) -> dic
 def refusal(spec: PrepareSpec, recipe: dict[str, Any], dataset: PreparedDataset) -> str:
     """The reason why a dataset cannot grow by this spec, whatever its files are. Empty: it can."""
     meta = dataset.meta
-    if not meta.recipe:
+    if not meta.recipe or meta.pipeline != recipe["pipeline"]:
         return "it was prepared by an earlier version of maas_ray"
     now = spec.document()
     differing = [name for name in sorted({*now, *meta.spec} - {"sources"}) if now.get(name) != meta.spec.get(name)]

@@ -35,10 +35,11 @@ from maas_ray.data.pipeline.series import joined
 from maas_ray.data.reading import Part, Raw, inspect, read
 from maas_ray.data.sources import AnySource
 from maas_ray.data.spec import PrepareSpec
-from maas_ray.data.splits.assignment import split_of, stratum_of
+from maas_ray.data.splits.assignment import named, split_of, stratum_of
 from maas_ray.data.splits.hashing import content_bytes, fraction, leading, sort_key
 from maas_ray.data.splits.spec import Splits
 from maas_ray.tasks import Row, TaskSpec
+from maas_ray.tasks.tables.cells import category
 
 _BATCH_ROWS, _BATCH_BYTES = 1 << 14, 8 << 20
 
@@ -97,11 +98,15 @@ def inspect_files(items: pa.Table, sources: tuple[AnySource, ...], columns: tupl
 
 
 class _Cleaned(NamedTuple):
-    """A raw row as cleaned, or the reason why a step dropped it; and the changes that steps made."""
+    """A raw row as cleaned, or the reason why a step dropped it; and the changes that steps made.
+
+    `named` is the value that decides its split, as the source gave it; see `assignment.named`.
+    """
 
     raw: Raw
     reason: str = ""
     notes: Notes = Notes()
+    named: str = ""
 
 
 def read_rows(parts: pa.Table, reading: Reading) -> Iterator[pa.Table]:
@@ -141,7 +146,7 @@ def _table(batch: dict[str, list[Any]], reading: Reading) -> pa.Table:
 
 def _cleaned_rows(part: Part, reading: Reading) -> Iterator[_Cleaned]:
     """The cleaned rows of a part. Steps of series are joined after cleaning; their notes go with the joined rows."""
-    cleaned = (_cleaned(raw, reading.steps) for raw in read(part, reading.names))
+    cleaned = (_cleaned(raw, reading) for raw in read(part, reading.names))
     if reading.task.steps is None:
         yield from cleaned
         return
@@ -162,12 +167,16 @@ def _cleaned_rows(part: Part, reading: Reading) -> Iterator[_Cleaned]:
     yield from dropped
 
 
-def _cleaned(raw: Raw, steps: tuple[CleaningStep, ...]) -> _Cleaned:
-    if raw.row is None or not steps:
+def _cleaned(raw: Raw, reading: Reading) -> _Cleaned:
+    if raw.row is None:
         return _Cleaned(raw)
+    name = named(reading.splits, raw.row) if raw.split is None else ""
+    if not reading.steps:
+        return _Cleaned(raw, named=name)
     notes = Notes()
     try:
-        return _Cleaned(replace(raw, row=clean_row(steps, raw.row, notes), error=""), notes=notes)
+        row = clean_row(reading.steps, raw.row, notes)
+        return _Cleaned(replace(raw, row=row, error=""), notes=notes, named=name)
     except Dropped as dropped:
         return _Cleaned(raw, str(dropped), notes)
     except ValueError as error:
@@ -183,7 +192,7 @@ def _record(cleaned: _Cleaned, reading: Reading, packer: Packer, weight: float) 
             kept(raw.row, reading.keep)
             parsed = task.parse_row(raw.row)
             if parsed is not None:
-                return _parsed_record(raw, raw.row, parsed, reading, packer, weight)
+                return _parsed_record(raw, raw.row, parsed, cleaned.named, reading, packer, weight)
             outcome = EMPTY
         except ValueError as caught:
             error = str(caught)
@@ -193,10 +202,12 @@ def _record(cleaned: _Cleaned, reading: Reading, packer: Packer, weight: float) 
     return record | {"fate": outcome, "error": printable(error), "payload": excerpt}
 
 
-def _parsed_record(raw: Raw, row: Row, parsed: Row, reading: Reading, packer: Packer, weight: float) -> dict[str, Any]:
+def _parsed_record(
+    raw: Raw, row: Row, parsed: Row, name: str, reading: Reading, packer: Packer, weight: float
+) -> dict[str, Any]:
     digests = _digests(parsed, reading)
-    split = raw.split if raw.split is not None else split_of(reading.splits, row, digests.inputs)
-    stratum = None if raw.split is not None else stratum_of(reading.splits, row)
+    split = raw.split if raw.split is not None else split_of(reading.splits, name, digests.inputs)
+    stratum = None if raw.split is not None else stratum_of(reading.splits, name)
     inputs = leading(digests.inputs)
     # A row dropped by weight is dropped before rows are compared, so that no other row is dropped as its duplicate.
     sampled_out = weight < 1 and split == 0 and stratum is None and fraction(np.array([inputs]))[0] >= weight
@@ -226,23 +237,31 @@ class _Digests(NamedTuple):
 def _digests(parsed: Row, reading: Reading) -> _Digests:
     parts = {name: content_bytes(parsed[name]) for name in sorted(parsed)}
     exact = digest = sha256(b"".join(parts.values())).digest()
-    if reading.normalise:
-        changed = False
-        for name, value in parsed.items():
-            if (compared := _compared(value)) is not value:
-                parts[name], changed = content_bytes(compared), True
-        if changed:
-            digest = sha256(b"".join(parts.values())).digest()
+    changed = False
+    for name, value in parsed.items():
+        if (compared := _compared(value, reading.normalise)) is not value:
+            parts[name], changed = content_bytes(compared), True
+    if changed:
+        digest = sha256(b"".join(parts.values())).digest()
     inputs = digest
     if {*reading.task.inputs} != {*parsed}:
         inputs = sha256(b"".join([parts[name] for name in reading.task.inputs])).digest()
     return _Digests(exact, digest, inputs)
 
 
-def _compared(value: Any) -> Any:
-    """A value in the form in which it is compared. Texts are normalised. Cells are not: their case may count."""
+def _compared(value: Any, normalise: bool) -> Any:
+    """A value in the form in which it is compared; the same object if that is how it was written.
+
+    Texts are normalised. Cells of a table are not, because their case may count, but a cell has one form whether its
+    file holds integers or floats, and whether it is null or absent.
+    """
+    if isinstance(value, dict):
+        cells = ((name, cell) for name, cell in value.items() if cell is not None)
+        return {name: category(cell) if isinstance(cell, int | float | str) else cell for name, cell in cells}
+    if not normalise:
+        return value
     if isinstance(value, str):
         return normalised(value)
     if isinstance(value, (list, tuple)):
-        return [_compared(item) for item in value]
+        return [_compared(item, normalise) for item in value]
     return value

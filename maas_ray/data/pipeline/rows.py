@@ -38,7 +38,7 @@ ROWS = pa.schema(
         "digest": pa.binary(32),  # content by which rows are exact duplicates
         "exact": pa.int64(),  # hash of the content as written: decides which of several duplicates is kept
         "inputs": pa.int64(),  # hash of the content without the answer
-        "stratum": pa.string(),
+        "stratum": pa.int64(),  # hash of the label, if its share is held out
         "bands": pa.binary(),  # keys that near-duplicates share, uint64 each
         "file": _SHARED,  # file that the row was read from, see `paths_of`
         "path": pa.string(),  # null: the same as `file`

@@ -10,49 +10,56 @@ import numpy as np
 
 from maas_ray.data.cleaning import value
 from maas_ray.data.names import SPLITS
-from maas_ray.data.splits.hashing import SPLIT_BITS
+from maas_ray.data.splits.hashing import SPLIT_BITS, leading
 from maas_ray.data.splits.spec import Splits
 from maas_ray.errors import InvalidError
 from maas_ray.tasks import Row
+from maas_ray.tasks.tables.cells import name_of
 
 NUMBERS = {name: number for number, name in enumerate(SPLITS)} | dict.fromkeys(("val", "valid", "dev"), 1)
 """Split numbers by the names that a column may use, in any case."""
 
 
-def split_of(splits: Splits, row: Row, inputs: bytes) -> int:
+def named(splits: Splits, row: Row) -> str:
+    """The group, the label or the split that a row names in the column that decides; empty if it is missing.
+
+    Args:
+        splits: the user's choice.
+        row: the row as the source gave it: a step that masks e-mail addresses would make all users one group.
+    """
+    return "".join(name_of(value(row, column)) for column in splits.reads)  # one column at most
+
+
+def split_of(splits: Splits, name: str, inputs: bytes) -> int:
     """The number of a row's split. 0 if the split is still open, because `stratify` decides later.
 
     Args:
         splits: the user's choice.
-        row: the raw row.
+        name: see `named`.
         inputs: digest of the row's content without the answer.
 
     Raises:
         InvalidError: the column of the split, or of the group, holds no usable value.
     """
     if splits.column is not None:
-        name = _text(value(row, splits.column))
         if name.strip().lower() not in NUMBERS:
             allowed = ", ".join(SPLITS)
             raise InvalidError("unknown_split", f"{splits.column}: {name[:50]!r} is not a split; use one of {allowed}")
         return NUMBERS[name.strip().lower()]
     if splits.group is not None:
-        group = _text(value(row, splits.group))
-        if not group:
+        if not name:
             raise InvalidError("group_missing", f"{splits.group}: the value by which rows are grouped is missing")
-        return hashed_split(sha256(group.encode(errors="surrogatepass")).digest(), splits.shares)
+        return hashed_split(_hashed(name), splits.shares)
     return 0 if splits.stratify is not None else hashed_split(inputs, splits.shares)
 
 
-def stratum_of(splits: Splits, row: Row) -> str | None:
-    """The label whose share is held out. None: shares hold overall."""
-    return None if splits.stratify is None else _text(value(row, splits.stratify))
+def stratum_of(splits: Splits, name: str) -> int | None:
+    """A hash of the label whose share is held out; `name` as in `named`. None: shares hold overall."""
+    return None if splits.stratify is None else leading(_hashed(name))
 
 
-def _text(content: object) -> str:
-    if isinstance(content, bytes):
-        return content.decode(errors="backslashreplace")
-    return "" if content is None else str(content)
+def _hashed(name: str) -> bytes:
+    return sha256(name.encode(errors="surrogatepass")).digest()
 
 
 def hashed_split(digest: bytes, shares: Iterable[float]) -> int:

@@ -17,6 +17,7 @@ Cell = int | float | str | None
 
 
 _MAX_WORD = len("false")  # the longest text with a meaning of its own
+_MAX_DIGITS = 310  # a decimal beyond them is too large for a float
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,299})\.0+")
 """A text that spells a whole number as a decimal."""
 
@@ -46,6 +47,8 @@ def cell(value: Any) -> Cell:
         return "true" if value else "false"
     if isinstance(value, Integral):
         return int(value)  # not as a float: it may be an identifier of many digits
+    if isinstance(value, Decimal) and value.is_finite() and value == value.to_integral_value():
+        return int(value) if value.adjusted() < _MAX_DIGITS else _finite(float(value))
     if isinstance(value, (Real, Decimal)):
         return _finite(float(value))
     if isinstance(value, (date, time)):  # a datetime is a date
@@ -95,6 +98,17 @@ def category(value: Cell) -> str:
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() else repr(value)
     return "" if value is None else str(value)
+
+
+def name_of(value: Any) -> str:
+    """A value of any type as the name of a group or class; empty if it is missing.
+
+    17, 17.0 and the text "17.0" have one name, so it does not depend on the type that a file gives its column.
+    """
+    try:
+        return category(cell(value.decode(errors="backslashreplace") if isinstance(value, bytes) else value))
+    except ValueError:
+        return str(value)
 
 
 def cell_of(column: str, value: Any) -> Cell:

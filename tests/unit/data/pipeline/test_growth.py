@@ -80,7 +80,8 @@ def spec_of(**changes: Any) -> PrepareSpec:
 
 def refused(before: PrepareSpec, now: PrepareSpec, **meta: Any) -> str:
     recipe = digest_of(recipe_of(before, before.task.identity(), PIPELINE))
-    dataset: Any = SimpleNamespace(meta=SimpleNamespace(**{"recipe": recipe, "spec": before.document(), **meta}))
+    known = {"recipe": recipe, "pipeline": PIPELINE, "spec": before.document()}
+    dataset: Any = SimpleNamespace(meta=SimpleNamespace(**{**known, **meta}))
     return refusal(now, recipe_of(now, now.task.identity(), PIPELINE), dataset)
 
 
@@ -90,6 +91,7 @@ def test_a_dataset_grows_only_if_spec_and_old_files_are_unchanged() -> None:
     assert refused(one, one) == ""
     assert refused(one, spec_of(sources=two)) == ""
     assert refused(one, spec_of(), recipe="") == "it was prepared by an earlier version of maas_ray"
+    assert refused(one, spec_of(seed=1), pipeline=PIPELINE - 1) == "it was prepared by an earlier version of maas_ray"
     assert refused(one, spec_of(), recipe="0") == "the code of its task or of a cleaning step differs"
     assert refused(one, spec_of(seed=1, splits={"test": 0.3})) == "the spec differs in `seed`, `splits`"
     assert refused(one, spec_of(keep=["name"])) == "the spec differs in `keep`"

@@ -78,9 +78,7 @@ def test_a_row_that_is_dropped_keeps_an_excerpt_only() -> None:
 
 
 def test_decisions_over_all_rows_mark_duplicates_and_move_open_rows() -> None:
-    rows = block(
-        {"stratum": "x", "inputs": 5}, {"stratum": "x", "inputs": 6}, {"inputs": 5}, {"stratum": "x", "inputs": 9}
-    )
+    rows = block({"stratum": 1, "inputs": 5}, {"stratum": 1, "inputs": 6}, {"inputs": 5}, {"stratum": 1, "inputs": 9})
     decisions = Decisions(
         rows=np.array([1, 3]),
         likes=np.array([0, 0]),
