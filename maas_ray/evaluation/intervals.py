@@ -1,30 +1,32 @@
 """Confidence intervals by the bootstrap, and tests of the difference of two versions.
 
-Rows are drawn with replacement, as many as there are, and the task's own function computes the metrics of each draw; so
-a metric knows nothing of intervals. They are percentile intervals (Efron and Tibshirani, An Introduction to the
-Bootstrap, 1993, chapter 13). Two versions see the same draws, so their difference is paired. Its p-value is the level
-of the widest percentile interval that excludes zero (Davison and Hinkley, Bootstrap Methods and their Application,
-1997, chapters 4 and 5). The module knows no cluster, no task and no files.
+Rows are drawn with replacement, as many as there are. A draw is how often each row counts, and the task's own function
+computes its metrics; so a metric knows nothing of intervals. They are percentile intervals (Efron and Tibshirani, An
+Introduction to the Bootstrap, 1993, chapter 13). Two versions see the same draws, so their difference is paired. Its
+p-value is the level of the widest percentile interval that excludes zero (Davison and Hinkley, Bootstrap Methods and
+their Application, 1997, chapters 4 and 5). The module knows no cluster, no task and no files.
 """
 
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
-Metrics = Callable[[Mapping[str, np.ndarray]], dict[str, float]]
-"""A function that computes metrics from the outcomes of rows."""
+from maas_ray.tasks.metrics import CountedMetrics
+
 Values = dict[str, np.ndarray]
 """Values of each metric, float64 [resamples]; NaN if the rows drawn do not define it."""
 
+MIN_DRAWS = 20
+"""Draws without which there are no intervals: fewer say little about the tails."""
 _ROWS = 10_000_000
 _MIN_RESAMPLES = 100
 
 
 def affordable(resamples: int, rows: int) -> int:
-    """Resamples to draw: as many as requested, but at most ten million rows in all, and at least 100 resamples.
+    """Resamples to draw: as many as requested, but at most ten million rows in all, or 100 resamples if that is more.
 
     With many rows an interval is narrow, and the precision of its ends matters less.
     """
@@ -32,8 +34,8 @@ def affordable(resamples: int, rows: int) -> int:
 
 
 def resampled(
-    metrics: Metrics,
-    outcomes: Mapping[str, np.ndarray],
+    metrics: CountedMetrics,
+    rows: int,
     resamples: int,
     seed: int,
     watch: Callable[[int], None] = lambda done: None,
@@ -42,25 +44,24 @@ def resampled(
     """Metrics of rows drawn with replacement. The same seed and number of rows give the same draws.
 
     Args:
-        metrics: computes metrics from outcomes.
-        outcomes: arrays with one entry for each row.
+        metrics: the metrics of a draw.
+        rows: number of rows.
         resamples: number of draws.
         seed: seeds the draws.
         watch: called with the number of draws so far.
-        seconds: after this time, drawing stops at 100 draws.
+        seconds: drawing stops after this time; one draw is always made.
     """
     ends = time.monotonic() + seconds
-    rows = len(next(iter(outcomes.values())))
     draws = np.random.default_rng(seed)
     drawn: Values = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a draw may lack a label, of which a metric may warn
         for number in range(resamples):
-            chosen = draws.integers(0, rows, rows)
-            for name, value in metrics({key: values[chosen] for key, values in outcomes.items()}).items():
+            counts = np.bincount(draws.integers(0, rows, rows), minlength=rows)
+            for name, value in metrics(counts).items():
                 drawn.setdefault(name, np.full(resamples, np.nan))[number] = value
             watch(number + 1)
-            if number + 1 >= _MIN_RESAMPLES and time.monotonic() > ends:
+            if time.monotonic() > ends:
                 return {name: values[: number + 1] for name, values in drawn.items()}
     return drawn
 

@@ -24,15 +24,18 @@ Interval = tuple[float, float]
 
 
 class LabelRow(Spec):
-    """One class; scikit-learn's precision_recall_fscore_support."""
+    """One class; scikit-learn's precision_recall_fscore_support.
+
+    A class that neither occurs nor is predicted has no numbers, and is not in the means over classes.
+    """
 
     label: str
     """Its name."""
-    precision: float
-    """Share of the rows predicted as this class that belong to it."""
-    recall: float
-    """Share of the rows of this class that are predicted as it."""
-    f1: float
+    precision: float | None
+    """Share of the rows predicted as this class that belong to it; 0 if there are none."""
+    recall: float | None
+    """Share of the rows of this class that are predicted as it; 0 if there are none."""
+    f1: float | None
     """Harmonic mean of both."""
     support: int
     """Rows of this class."""
@@ -124,6 +127,8 @@ class Slice(Spec):
     """Metrics of these rows, by name."""
     intervals: dict[str, Interval]
     """Intervals of these metrics."""
+    resamples: int | None = None
+    """Bootstrap draws for them. None: unknown, the report is of an older version."""
 
 
 class Difference(Spec):

@@ -14,7 +14,17 @@ import numpy as np
 from maas_ray.cluster import connect
 from maas_ray.data.dataset import PreparedDataset, open_dataset
 from maas_ray.errors import DataError, NotFoundError
-from maas_ray.evaluation.intervals import Values, affordable, count, differences, interval, mcnemar, p_value, resampled
+from maas_ray.evaluation.intervals import (
+    MIN_DRAWS,
+    Values,
+    affordable,
+    count,
+    differences,
+    interval,
+    mcnemar,
+    p_value,
+    resampled,
+)
 from maas_ray.evaluation.measure import Measured, measure
 from maas_ray.evaluation.plots import plots
 from maas_ray.evaluation.report import Comparison, Difference, Interval, Report, Slice, keep
@@ -128,13 +138,23 @@ def _drawn(
     spec: EvaluateSpec, task: Task, outcomes: Outcomes, resamples: int, label: str
 ) -> tuple[dict[str, float], Values]:
     """Metrics of all rows, and of rows drawn from them."""
-    outcomes = task.by_row(outcomes)
+    rows = len(next(iter(outcomes.values())))
     with progress(f"bootstrapping {label}", resamples) as shown:
-        drawn = resampled(task.metrics, outcomes, resamples, spec.seed, shown.update, spec.resample_seconds)
+        drawn = resampled(
+            task.counted_metrics(outcomes), rows, resamples, spec.seed, shown.update, spec.resample_seconds
+        )
+    if count(drawn) < resamples:
+        few = "" if count(drawn) >= MIN_DRAWS else f"; intervals need {MIN_DRAWS}"
+        say(
+            f"{label}: {count(drawn):,} of {resamples:,} bootstrap draws were made in {spec.resample_seconds:g} s"
+            f"{few}. Raise `resample_seconds` for more."
+        )
     return task.metrics(outcomes), drawn
 
 
 def _intervals(drawn: Values, level: float) -> dict[str, Interval]:
+    if count(drawn) < MIN_DRAWS:
+        return {}
     intervals = {name: interval(values, level) for name, values in drawn.items()}
     return {name: bounds for name, bounds in intervals.items() if bounds}
 
@@ -148,15 +168,22 @@ def _slices(spec: EvaluateSpec, task: Task, measured: Measured, column: str) -> 
         slices.append((OTHER, ~np.any([chosen for _, chosen in slices], axis=0)))
     measured_slices = []
     for value, chosen in slices:
-        outcomes = task.by_row({name: values[chosen] for name, values in measured.outcomes.items()})
+        outcomes = {name: values[chosen] for name, values in measured.outcomes.items()}
         rows = int(chosen.sum())
         resamples, seconds = (
             affordable(min(spec.resamples, _SLICE_RESAMPLES), rows),
             spec.resample_seconds / len(slices),
         )
-        drawn = resampled(task.metrics, outcomes, resamples, spec.seed, seconds=seconds)
-        intervals = _intervals(drawn, spec.level)
-        measured_slices.append(Slice(value=value, rows=rows, metrics=task.metrics(outcomes), intervals=intervals))
+        drawn = resampled(task.counted_metrics(outcomes), rows, resamples, spec.seed, seconds=seconds)
+        measured_slices.append(
+            Slice(
+                value=value,
+                rows=rows,
+                metrics=task.metrics(outcomes),
+                intervals=_intervals(drawn, spec.level),
+                resamples=count(drawn),
+            )
+        )
     return tuple(measured_slices)
 
 
@@ -170,6 +197,7 @@ def _comparison(
     apart: Values,
 ) -> Comparison:
     """The comparison of both versions; their draws are of the same rows, so differences of draws are paired."""
+    apart = apart if count(apart) >= MIN_DRAWS else {}
     metrics = {
         name: Difference(
             first=report.metrics[name],

@@ -21,7 +21,7 @@ class EvaluateSpec(Spec):
     resamples: int = Field(1000, ge=0)
     """Bootstrap draws for an interval; fewer if there are many rows, and at most 200 for a slice. 0: no intervals."""
     resample_seconds: float = Field(60.0, ge=0)
-    """Time limit for the draws of a version, and for those of a column's slices; after it, drawing stops at 100."""
+    """Time limit for the draws of a version, and for those of a column's slices. Fewer than 20 draws: no intervals."""
     level: float = Field(0.95, gt=0, lt=1)
     """Level of the intervals."""
     seed: int = Field(0, ge=0)

@@ -64,9 +64,12 @@ def _of_labels(truth: Any, said: Any, ids: Sequence[Any], names: Sequence[str]) 
     if not len(truth):
         return {}
     columns = precision_recall_fscore_support(truth, said, labels=list(ids), zero_division=0.0)
+    seen = {*np.unique(truth).tolist(), *np.unique(said).tolist()}
     rows = [
         LabelRow(label=name, precision=float(p), recall=float(r), f1=float(f), support=int(n))
-        for name, p, r, f, n in zip(names, *columns, strict=True)
+        if id in seen
+        else LabelRow(label=name, precision=None, recall=None, f1=None, support=0)
+        for id, name, p, r, f, n in zip(ids, names, *columns, strict=True)
     ]
     tables: dict[str, Any] = {"by_label": tuple(rows)}
     if len(names) <= _MAX_CONFUSED:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from maas_ray.errors import DataError, UnlearntError
-from maas_ray.tasks.metrics import classification, mean_loss
+from maas_ray.tasks.metrics import CountedMetrics, classification, counted_classification, mean_loss
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.rows import AnswerRow, Row, TensorSpec, shortest
 from maas_ray.tasks.task import Outcomes, Task
@@ -100,6 +100,10 @@ class Classifying(Task):
     def metrics(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
         """`loss` in nats per row, and the metrics of `metrics.classification`."""
         return {"loss": mean_loss(outcomes), **classification(outcomes, self.labels)}
+
+    def counted_metrics(self, outcomes: Outcomes) -> CountedMetrics:
+        loss, rest = outcomes["loss"], counted_classification(outcomes, self.labels)
+        return lambda counts: {"loss": float(counts @ loss / counts.sum()), **rest(counts)}
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:

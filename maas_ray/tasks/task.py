@@ -20,6 +20,7 @@ import numpy as np
 from maas_ray.errors import CorruptError
 from maas_ray.spec import Spec
 from maas_ray.tasks.custom_network import load_network
+from maas_ray.tasks.metrics import CountedMetrics
 from maas_ray.tasks.network import CONFIG_FILE, SOURCE_FIELD, Forward, NetworkSpec, load_config, load_weights, type_of
 from maas_ray.tasks.rows import AnswerRow, Column, Packing, RequestRow, Row, Steps, TensorSpec
 from maas_ray.tasks.traits import Trait
@@ -239,6 +240,19 @@ class Task(ABC):
     @abstractmethod
     def metrics(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Metrics from the outcomes of all rows. Always has `loss`; undefined metrics are absent."""
+
+    def counted_metrics(self, outcomes: Outcomes) -> CountedMetrics:
+        """`metrics` of rows that count several times or not at all, as the bootstrap draws them.
+
+        A task whose metrics need no copies of the rows overrides this.
+        """
+        outcomes = self.by_row(outcomes)
+
+        def metrics(counts: np.ndarray) -> dict[str, float]:
+            chosen = np.repeat(np.arange(len(counts)), counts)
+            return self.metrics({name: values[chosen] for name, values in outcomes.items()})
+
+        return metrics
 
     def config_fields(self) -> dict[str, Any]:
         """Fields that this task sets in the configuration of a model of `auto_model`, such as its labels."""

@@ -19,6 +19,8 @@ def show_report(report: Report, plots: list[str]) -> None:
     for name, value in report.metrics.items():
         table.add_row(name, f"{value:.4g}", _bounds(report.intervals.get(name)))
     show_table(table)
+    if report.resamples:
+        say(f"{report.resamples:,} bootstrap draws" + ("" if report.intervals else ", too few for intervals"))
     _show_details(report.details)
     for column in report.slices:
         _show_slices(report, column)
@@ -37,13 +39,14 @@ def _bounds(interval: Interval | None) -> str:
 
 def _show_details(details: Details) -> None:
     if details.by_label:
-        rows = sorted(details.by_label, key=lambda row: (row.f1, row.label)) if len(details.by_label) > _ROWS else ()
+        rows = [row for row in details.by_label if row.f1 is not None] if len(details.by_label) > _ROWS else []
+        rows.sort(key=lambda row: (row.f1 or 0.0, row.label))
         table = new_table("CLASS", "PRECISION", "RECALL", "F1", "ROWS")
         for row in rows[:_ROWS] or details.by_label:
-            numbers = (f"{value:.4f}" for value in (row.precision, row.recall, row.f1))
+            numbers = ("" if value is None else f"{value:.4f}" for value in (row.precision, row.recall, row.f1))
             table.add_row(escape(row.label), *numbers, f"{row.support:,}")
         _show(table)
-        if rows:
+        if len(rows) > _ROWS:
             say(f"the {_ROWS} classes with the lowest F1 of {len(rows):,}; the report has all")
     if details.calibration:
         say("")

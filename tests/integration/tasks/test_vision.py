@@ -31,7 +31,7 @@ def test_digits(settings: Settings, tmp_path: Path) -> None:
     report = evaluate(EvaluateSpec(version="digits-cnn@champion", resamples=20, cpus_per_worker=0.5), settings=settings)
     assert report.metrics["accuracy"] > 0.9
     assert report.metrics["accuracy"] == pytest.approx(version.metrics["test/accuracy"], abs=1e-6)
-    assert set(report.metrics) == {"loss", "accuracy", "precision", "recall", "f1", "roc_auc"}
+    assert set(report.metrics) == {"loss", "accuracy", "precision", "recall", "f1", "roc_auc", "classes"}
 
     spec = {"version": "digits-cnn@champion", "resources": {"cpus": 0.5}, "scaling": {"max_replicas": 1}}
     url = deploy(DeploySpec.parse(spec), settings=settings).url

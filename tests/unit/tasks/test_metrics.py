@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from sklearn import metrics
 
-from maas_ray.tasks.metrics import classification, regression
+from maas_ray.tasks.metrics import classification, counted_classification, regression
 
 
 def test_two_labels_are_measured_on_the_second_alone() -> None:
@@ -27,27 +28,71 @@ def test_more_labels_are_averaged_with_equal_weight() -> None:
             "recall": (1 + 0 + 1) / 3,
             "f1": (1 + 0 + 4 / 5) / 3,
             "roc_auc": (1 + 1 + 7 / 8) / 3,
+            "classes": 3,
         }
     )
 
 
-@pytest.mark.parametrize(
-    ("label", "labels"), [([1, 1, 1], ["no", "yes"]), ([0, 0, 0], ["no", "yes"]), ([0, 1, 1], ["a", "b", "c"])]
-)
-def test_roc_auc_is_absent_if_a_label_does_not_occur(label: list[int], labels: list[str]) -> None:
-    scores = np.full((3, len(labels)), 1 / len(labels))
-
-    found = classification({"label": np.array(label), "scores": scores}, labels)
-
-    assert found.keys() == {"accuracy", "precision", "recall", "f1"}
+@pytest.mark.parametrize("label", [[1, 1, 1], [0, 0, 0]])
+def test_roc_auc_is_absent_if_a_single_label_occurs(label: list[int]) -> None:
+    for labels in (["no", "yes"], ["a", "b", "c"]):
+        scores = np.full((3, len(labels)), 1 / len(labels))
+        assert "roc_auc" not in classification({"label": np.array(label), "scores": scores}, labels)
 
 
-def test_a_label_that_neither_occurs_nor_is_predicted_counts_as_zero() -> None:
-    outcomes = {"label": np.array([0, 1]), "scores": np.array([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1]])}
+def test_two_labels_of_which_the_second_is_nowhere_have_no_precision_and_recall() -> None:
+    outcomes = {"label": np.array([0, 0]), "scores": np.array([[0.9, 0.1], [0.8, 0.2]])}
 
-    assert classification(outcomes, ["a", "b", "c"]) == pytest.approx(
-        {"accuracy": 1.0, "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3}
+    assert classification(outcomes, ["no", "yes"]) == {"accuracy": 1.0}
+    # If it is predicted, scikit-learn's zero_division=0 applies.
+    outcomes["scores"][0] = [0.1, 0.9]
+    assert classification(outcomes, ["no", "yes"]) == {"accuracy": 0.5, "precision": 0.0, "recall": 0.0, "f1": 0.0}
+
+
+def test_means_are_over_the_labels_that_occur_or_are_predicted() -> None:
+    label = np.repeat([0, 1, 2], 5)
+    labels = [str(one) for one in range(10)]
+    perfect = {"label": label, "scores": np.eye(10)[label]}
+
+    ones = dict.fromkeys(("accuracy", "precision", "recall", "f1", "roc_auc"), 1.0)
+    assert classification(perfect, labels) == {**ones, "classes": 3.0}
+    perfect["scores"][0] = np.eye(10)[7]
+    found = classification(perfect, labels)
+    assert found["classes"] == 4
+    assert found["f1"] == pytest.approx(metrics.f1_score(label, perfect["scores"].argmax(1), average="macro"))
+
+
+@pytest.mark.parametrize("classes", [2, 3, 20])
+def test_counted_metrics_are_scikit_learns_of_repeated_rows(classes: int) -> None:
+    draws = np.random.default_rng(classes)
+    rows, labels = 200, [str(one) for one in range(classes)]
+    label = draws.integers(0, classes, rows)
+    scores = np.round(draws.dirichlet(np.ones(classes), rows) + 0.2 * np.eye(classes)[label], 2)  # with ties
+    counts = np.bincount(draws.integers(0, rows, rows), minlength=rows)
+
+    found = counted_classification({"label": label, "scores": scores}, labels)(counts)
+
+    drawn = np.repeat(np.arange(rows), counts)
+    label, scores = label[drawn], scores[drawn]
+    said = scores.argmax(1)
+    average = "binary" if classes == 2 else "macro"
+    areas = [metrics.roc_auc_score(label == one, scores[:, one]) for one in np.unique(label)]
+    assert found == pytest.approx(
+        {
+            "accuracy": metrics.accuracy_score(label, said),
+            "precision": metrics.precision_score(label, said, average=average, zero_division=0),
+            "recall": metrics.recall_score(label, said, average=average, zero_division=0),
+            "f1": metrics.f1_score(label, said, average=average),
+            "roc_auc": areas[1] if classes == 2 else np.mean(areas),
+        }
     )
+
+
+def test_rows_without_a_label_do_not_count() -> None:
+    outcomes = {"label": np.array([0, 1, -1]), "scores": np.array([[0.8, 0.2], [0.4, 0.6], [0.9, 0.1]])}
+
+    assert classification(outcomes, ["no", "yes"])["accuracy"] == 1.0
+    assert classification({name: values[2:] for name, values in outcomes.items()}, ["no", "yes"]) == {}
 
 
 def test_regression_leaves_r2_out_if_all_targets_are_equal() -> None:
