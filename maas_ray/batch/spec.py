@@ -7,13 +7,14 @@ from pydantic import Field, model_validator
 from maas_ray import storage
 from maas_ray.data.sources import AnySource
 from maas_ray.errors import InvalidError
+from maas_ray.registry.references import Reference
 from maas_ray.spec import Spec
 
 
 class PredictSpec(Spec):
     """`maas predict SPEC.yaml`: answers of a version to the rows of files."""
 
-    version: str = Field(min_length=1)
+    version: Reference = Field(min_length=1)
     """The version: `name@alias`, `name/number`, or `name` for the newest."""
     input: str | AnySource
     """Rows to answer: a file, directory or glob whose names tell the format, or a source as `prepare` takes it. Columns

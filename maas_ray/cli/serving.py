@@ -171,11 +171,13 @@ def alias(
       maas alias digits 4 champion --if 'f1 >= champion - 0.005' --if 'loss < 0.3'
     """
     from maas_ray.registry.gates import pass_gates
-    from maas_ray.registry.versions import Registry, check_alias
+    from maas_ray.registry.references import check_alias
+    from maas_ray.registry.versions import Registry
     from maas_ray.terminal.lines import say
 
+    check_alias(alias)
     registry = Registry(settings())
     resolved = registry.resolve(f"{name}/{version}")
-    pass_gates(registry, resolved, check_alias(alias), gates or ())
+    pass_gates(registry, resolved, alias, gates or ())
     registry.set_alias(resolved, alias)
     say(f"{name}@{alias} is now {resolved.reference}")

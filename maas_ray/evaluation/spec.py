@@ -2,13 +2,14 @@
 
 from pydantic import Field
 
+from maas_ray.registry.references import Reference
 from maas_ray.spec import Spec
 
 
 class EvaluateSpec(Spec):
     """`maas evaluate SPEC.yaml`: measure a registered version."""
 
-    version: str
+    version: Reference
     """The version: `name@alias`, `name/number`, or `name` for the newest."""
     dataset: str | None = None
     """Prepared dataset. None: the one the version was trained on."""
@@ -16,7 +17,7 @@ class EvaluateSpec(Spec):
     """Split to measure on: `train`, `validation` or `test`."""
     slices: tuple[str, ...] = ()
     """Columns whose values are each measured separately; the dataset must be prepared to `keep` them."""
-    against: str | None = None
+    against: Reference | None = None
     """Another version to compare with on the same rows. None: no comparison."""
     resamples: int = Field(1000, ge=0)
     """Bootstrap draws for an interval; fewer if there are many rows, and at most 200 for a slice. 0: no intervals."""

@@ -20,6 +20,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from maas_ray.errors import GateError, InvalidError, NotFoundError, SpecError
+from maas_ray.registry.references import check_alias, parse_reference
 from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.terminal.lines import say
 
@@ -81,7 +82,18 @@ def parse_gate(text: str) -> Gate:
                 f"{text!r}: {parts['right']!r} is neither a number nor a version's metric; write {_GRAMMAR}, with "
                 "spaces around + - *.",
             )
+    if reference:
+        _check_reference(text, reference)
     return Gate(text.strip(), parts["metric"], parts["compare"], reference, factor, offset)
+
+
+def _check_reference(text: str, reference: str) -> None:
+    """Refuse a reference that no version can have."""
+    try:
+        parse_reference(reference) if {"@", "/"} & set(reference) else check_alias(reference)
+    except SpecError as error:
+        hint = " Write spaces around + - * in a gate." if re.search(r"[-+*][\d.]+$", reference) else ""
+        raise InvalidError(error.code, f"{text!r}: {'; '.join(error.problems)}{hint}") from None
 
 
 def _number(word: str) -> float | None:

@@ -10,14 +10,13 @@ overwrites another one.
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import AfterValidator, TypeAdapter, ValidationError
-
-from maas_ray.errors import ConflictError, InvalidError, NotFoundError, SpecError
+from maas_ray.errors import ConflictError, NotFoundError
 from maas_ray.registry.bundle import Bundle, Lineage, open_bundle
+from maas_ray.registry.references import check_alias, parse_reference
 from maas_ray.settings import Settings
-from maas_ray.spec import Name, Spec
+from maas_ray.spec import Spec
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,18 +26,7 @@ TAG_TASK = "maas.task"
 TAG_METRICS = "maas.metrics"
 TAG_LINEAGE = "maas.lineage"
 TAG_EVALUATION = "maas.evaluation/"
-
-
-def _no_version(alias: str) -> str:
-    if alias == "latest" or (alias[:1] == "v" and alias[1:].isdigit()):
-        raise InvalidError(
-            "alias_reserved", f"{alias!r} already names a version, in MLflow too; choose a name such as champion."
-        )
-    return alias
-
-
-Alias = Annotated[Name, AfterValidator(_no_version)]
-"""A movable name for a version, such as `champion`."""
+TAG_DUE = "maas.alias_due"
 
 
 class Evaluation(Spec):
@@ -73,6 +61,8 @@ class ModelVersion:
     metrics: dict[str, float]
     lineage: Lineage
     created: datetime
+    due: str = ""
+    """Alias that its training asked for, until it is decided whether the alias moves. Empty: it is decided."""
     evaluations: tuple[Evaluation, ...] = ()
     """The newest evaluation on each dataset and split; newest first."""
 
@@ -110,8 +100,14 @@ class Registry:
             self._client = mlflow_client(self._uri)
         return self._client
 
-    def register(self, bundle: Bundle, *, run_id: str | None = None) -> ModelVersion:
-        """Register a bundle as the next version of its model; the same bundle again is the same version."""
+    def register(self, bundle: Bundle, *, run_id: str | None = None, alias: str | None = None) -> ModelVersion:
+        """Register a bundle as the next version of its model; the same bundle again is the same version.
+
+        Args:
+            bundle: the bundle.
+            run_id: MLflow's id of the run that made it.
+            alias: alias that the version is to have, see `ModelVersion.due`.
+        """
         from mlflow.exceptions import MlflowException
 
         meta = bundle.meta
@@ -132,6 +128,7 @@ class Registry:
                 TAG_TASK: meta.task,
                 TAG_METRICS: json.dumps(meta.metrics),
                 TAG_LINEAGE: json.dumps(meta.lineage.document()),
+                **({TAG_DUE: alias} if alias else {}),
             },
         )
         return self.resolve(f"{meta.name}/{created.version}")
@@ -190,6 +187,11 @@ class Registry:
         check_alias(alias)
         self.client.set_registered_model_alias(version.name, alias, str(version.number))
 
+    def settle(self, version: ModelVersion) -> None:
+        """Record that it is decided whether the alias that a version was registered for moves to it."""
+        if version.due:
+            self.client.delete_model_version_tag(version.name, str(version.number), TAG_DUE)
+
     def record(self, version: ModelVersion, evaluation: Evaluation) -> None:
         """Record an evaluation of a version; it replaces an earlier one on the same dataset and split."""
         key = f"{TAG_EVALUATION}{evaluation.dataset}/{evaluation.split}"
@@ -223,47 +225,6 @@ def mlflow_client(uri: str) -> "MlflowClient":
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def parse_reference(reference: str) -> tuple[str, str | None, int | None]:
-    """`name@alias`, `name/number` or `name` as (name, alias, number).
-
-    Raises:
-        SpecError: it is not of this form.
-    """
-    name, at, alias = reference.partition("@")
-    if at and name and alias:
-        return _name(name, reference), _name(alias, reference), None
-    name, slash, number = reference.partition("/")
-    if slash and number.isdigit():
-        return _name(name, reference), None, int(number)
-    return _name(reference, reference), None, None
-
-
-def check_alias(alias: str) -> str:
-    """The alias, which must be a name and must not look like a version.
-
-    Raises:
-        SpecError: it is reserved, or is not a name.
-    """
-    try:
-        return TypeAdapter(Alias).validate_python(alias)
-    except ValidationError as error:
-        detail = error.errors()[0]
-        message = detail["msg"].removeprefix("Value error, ").replace("String should", "must")
-        code = getattr(detail.get("ctx", {}).get("error"), "code", "name_invalid")
-        raise SpecError(f"alias {alias!r}", [message], code=code) from None
-
-
-def _name(name: str, reference: str) -> str:
-    try:
-        return TypeAdapter(Name).validate_python(name)
-    except ValidationError:
-        raise SpecError(
-            "version",
-            [f"{reference!r}: write `name@alias` or `name/number`; names consist of letters, digits, . _ -"],
-            code="reference_invalid",
-        ) from None
-
-
 def _version(entry: Any, aliases: dict[int, tuple[str, ...]]) -> ModelVersion:
     number = int(entry.version)
     evaluations = [
@@ -280,6 +241,7 @@ def _version(entry: Any, aliases: dict[int, tuple[str, ...]]) -> ModelVersion:
         aliases=aliases.get(number, ()),
         metrics=json.loads(entry.tags.get(TAG_METRICS, "{}")),
         lineage=Lineage.parse(json.loads(entry.tags.get(TAG_LINEAGE, "{}")), source=f"{entry.name}/{number}"),
+        due=entry.tags.get(TAG_DUE, ""),
         created=datetime.fromtimestamp(entry.creation_timestamp / 1000, tz=UTC),
         evaluations=tuple(sorted(evaluations, key=lambda evaluation: evaluation.created, reverse=True)),
     )

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from maas_ray.errors import DeploymentError, InvalidError
+from maas_ray.registry.references import Reference
 from maas_ray.spec import Name, Spec
 
 GATEWAY_APP = "maas-gateway"
@@ -170,7 +171,7 @@ class ServingOptions(Spec):
 class DeploySpec(ServingOptions):
     """`maas deploy`: a version that is served at an endpoint."""
 
-    version: str = Field(min_length=1)
+    version: Reference = Field(min_length=1)
     """The version: `name@alias` or `name/number`."""
     endpoint: Name | None = None
     """Public model name. None: the registered model's name."""
@@ -184,7 +185,7 @@ class DeploySpec(ServingOptions):
     direct: bool = False
     """true bypasses the gateway for `/v2/models/NAME`. Throughput rises several-fold, but the requests of a replica
     that dies fail. The gateway would have retried them on another."""
-    adapters: dict[Name, str] = {}
+    adapters: dict[Name, Reference] = {}
     """LoRA adapters by name, each a version `name@alias` or `name/number`. The adapter `french` is the public model
     `ENDPOINT:french`. Aliases are resolved now. Adapters are added and removed without a restart of the model."""
     smoke: dict[str, Any] | None = None
@@ -222,7 +223,7 @@ class ModelArgs(ServingOptions):
 
     endpoint: Name
     """Public model name."""
-    version: str = Field(min_length=1)
+    version: Reference = Field(min_length=1)
     """The version, `name@alias` or `name/number`. It is resolved when the application is built."""
 
 
@@ -276,7 +277,7 @@ class ServedModel(Spec):
 
     endpoint: Name
     """Public model name."""
-    version: str = Field(min_length=1)
+    version: Reference = Field(min_length=1)
     """The version, as the model application's arguments have it."""
     application: str = Field(min_length=1)
     """The Serve application that serves it."""
@@ -284,7 +285,7 @@ class ServedModel(Spec):
     """shared: the application was built by `maas_ray.serve.shared:build`, and the model has the default options."""
     request_timeout_s: float = Field(300.0, gt=0, le=MAX_TIMEOUT_S)
     """Timeout of one request, seconds."""
-    adapters: dict[Name, str] = {}
+    adapters: dict[Name, Reference] = {}
     """LoRA adapters by name, as in a `DeploySpec`."""
 
 

@@ -45,7 +45,7 @@ def finish(run: TrainingRun, plan: Plan, last: Checkpoint | None) -> tuple[Bundl
         card = model_card(meta, run.dataset.task, parameters=_parameters_in(directory), rows=rows)
         (directory / "README.md").write_text(card, encoding="utf-8")
         bundle = publish_bundle(run.settings, directory, meta, run.spec.checkpoint.retry_seconds, say)
-    version = run.registry.register(bundle, run_id=run.run_id)
+    version = run.registry.register(bundle, run_id=run.run_id, alias=run.spec.alias)
     return bundle, version
 
 

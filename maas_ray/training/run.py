@@ -44,7 +44,7 @@ def train(spec: TrainSpec, *, settings: Settings | None = None) -> ModelVersion:
             f"{registered.reference} was trained from this very spec and data; reusing it. "
             "To train again, give the run a name: --set run=NAME"
         )
-        return _move_alias(run, registered)
+        return _move_alias(run, registered) if registered.due else _told(run, registered)
     say(
         f"training {spec.model} on {dataset.name}: {plan.total_steps:,} steps of {plan.batch_size} rows, "
         f"{workers_in_words(spec)}, run {run.name}"
@@ -64,8 +64,21 @@ def train(spec: TrainSpec, *, settings: Settings | None = None) -> ModelVersion:
     return _move_alias(run, version)
 
 
+def _told(run: TrainingRun, version: ModelVersion) -> ModelVersion:
+    """The version of an earlier start. Its alias may have moved on since, so it stays; say where it is."""
+    alias = run.spec.alias
+    if alias and alias not in version.aliases:
+        holder = next((other for other in run.registry.versions(version.name) if alias in other.aliases), None)
+        place = f"is {holder.reference}" if holder else "does not exist"
+        say(
+            f"{version.name}@{alias} {place} and stays so, because only a new version moves it. To move it: "
+            f"maas alias {version.name} {version.number} {alias}"
+        )
+    return version
+
+
 def _move_alias(run: TrainingRun, version: ModelVersion) -> ModelVersion:
-    """The version after its alias has moved to it, if the spec names one and every gate passes."""
+    """A new version after its alias has moved to it, if the spec names one and every gate passes."""
     alias = run.spec.alias
     if alias and alias not in version.aliases:
         verdicts = judge(run.registry, version, alias, run.spec.gate)
@@ -76,4 +89,5 @@ def _move_alias(run: TrainingRun, version: ModelVersion) -> ModelVersion:
             say(f"{run.spec.model}@{alias} is now {version.reference}")
         else:
             say(f"{run.spec.model}@{alias} stays where it is; {version.reference} is registered without it")
+    run.registry.settle(version)
     return run.registry.resolve(version.reference)

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from maas_ray.errors import InvalidError
 from maas_ray.registry.gates import GateText, parse_gate
-from maas_ray.registry.versions import Alias
+from maas_ray.registry.references import Alias
 from maas_ray.spec import Name, Spec
 from maas_ray.tasks import AnyNetworkSpec
 from maas_ray.training.checkpoints.spec import CheckpointSpec

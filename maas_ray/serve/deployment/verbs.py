@@ -14,7 +14,8 @@ from typing import Any
 from maas_ray import cluster
 from maas_ray.errors import ConflictError, NotFoundError
 from maas_ray.registry.gates import pass_gates
-from maas_ray.registry.versions import ModelVersion, Registry, check_alias
+from maas_ray.registry.references import check_alias
+from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.serve.deployment import desired, drift, reconciler, rollout
 from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.deployment.endpoints import Endpoints, Record, Served, State
@@ -96,8 +97,9 @@ def promote(version: str, alias: str, *, gates: Sequence[str] = (), settings: Se
     """
     settings = settings or Settings.from_environment()
     registry = Registry(settings)
+    check_alias(alias)
     resolved = registry.resolve(version)
-    reference = f"{resolved.name}@{check_alias(alias)}"
+    reference = f"{resolved.name}@{alias}"
     pass_gates(registry, resolved, alias, gates)
     records = Endpoints(settings).all() if exists(settings.database) else []
     specs = [

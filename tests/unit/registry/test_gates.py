@@ -31,7 +31,7 @@ NOW = datetime(2026, 11, 1, tzinfo=UTC)
         ("test/f1 > champion + 0.01", "test/f1", "champion", 0.51),
         ("f1 >= champion * 0.98", "f1", "champion", 0.49),
         ("f1 >= 0.98 * digits/3", "f1", "digits/3", 0.49),
-        ("f1 >= my-champion.2 - 1", "f1", "my-champion.2", -0.5),
+        ("f1 >= my-champion_2 - 1", "f1", "my-champion_2", -0.5),
     ],
 )
 def test_a_gate_is_parsed_into_metric_reference_and_bound(text: str, metric: str, reference: str, bound: float) -> None:
@@ -39,6 +39,15 @@ def test_a_gate_is_parsed_into_metric_reference_and_bound(text: str, metric: str
 
     assert (gate.metric, gate.reference) == (metric, reference)
     assert gate.bound(0.5 if reference else 0.0) == pytest.approx(bound)
+
+
+def test_a_gate_names_an_alias_that_the_registry_accepts() -> None:
+    with raises(InvalidError, "alias_invalid", "'champion-0.005'", "spaces around + - *"):
+        parse_gate("f1 >= champion-0.005")
+    with raises(InvalidError, "alias_reserved", "'V2'"):
+        parse_gate("f1 >= V2")
+    with raises(InvalidError, "reference_invalid", "'digits/x'"):
+        parse_gate("f1 >= digits/x")
 
 
 @pytest.mark.parametrize(
@@ -168,7 +177,7 @@ def test_a_metric_that_is_not_there_fails_and_those_that_are_are_named(registry:
     assert not verdict.passed
     assert verdict.code == "alias_not_found"
     assert "'winner'; it has: champion." in verdict.why
-    (verdict,) = judge(registry, second, "champion", ["f1 >= champion-0.005"])
+    (verdict,) = judge(registry, second, "champion", ["f1 >= champion-5"])  # could be an alias
     assert "spaces around + - *" in verdict.why
 
 
@@ -315,4 +324,5 @@ def test_a_training_moves_its_alias_only_where_the_gate_lets_it(
         "measured by the training)\ndigits@champion stays where it is; digits/2 is registered without it\n"
     )
     assert end("validation/loss <= champion") == ("champion",)
+    assert not registry.resolve("digits/2").due
     assert capsys.readouterr().out.endswith("\ndigits@champion is now digits/2\n")
