@@ -50,6 +50,8 @@ class Trainer:
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM
 
+        from maas_ray.training.deepspeed.untrained import Untrained
+
         on_cpu = not torch.cuda.is_available()
         self.device = torch.device("cpu" if on_cpu else f"cuda:{rank}")
         torch.set_num_threads(1)
@@ -69,6 +71,7 @@ class Trainer:
         self.engine, _, _, _ = deepspeed.initialize(
             model=network, model_parameters=network.parameters(), config=config_of(stage), dist_init_required=False
         )
+        self.engine.untrained = Untrained([])
         self.engine.train()
         self.rank, self.directory, self.own = rank, Path(directory), self.engine.checkpoint_engine
         self.batch = torch.randint(VOCABULARY, (ROWS, LENGTH), device=self.device)

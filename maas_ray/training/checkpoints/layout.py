@@ -15,6 +15,8 @@ TAG = "state"
 UNIVERSAL_TAG = f"{TAG}_universal"
 POSITION = "position.json"
 VALIDATION = "validation.json"
+UNTRAINED = "maas_untrained"
+"""In a rank's model states: names of the trained parameters, and exact values of the others."""
 PREFIX = "step-"
 
 

@@ -11,6 +11,7 @@ from maas_ray import storage
 from maas_ray.training.checkpoints import layout
 from maas_ray.training.checkpoints.catalog import inspect
 from maas_ray.training.checkpoints.position import Position
+from maas_ray.training.checkpoints.weights import consolidated
 
 
 def fetch(uri: str, directory: Path) -> Path:
@@ -61,6 +62,7 @@ def load(engine: Any, directory: Path, tag: str, source: Path, rank: int, seed: 
     import torch
 
     engine.load_checkpoint(str(directory), tag=tag)
+    engine.untrained.restore(engine, rank, consolidated(source))
     path = source / layout.random_state(rank)
     if not path.is_file():
         torch.manual_seed(int(np.random.default_rng(seed).integers(2**62)))

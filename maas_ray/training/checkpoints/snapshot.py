@@ -60,11 +60,12 @@ class Snapshot:
 
 
 def take(engine: Any, rank: int, position: Position) -> Snapshot:
-    """Copy one rank's state to host memory. All ranks call it together, after `hold`."""
+    """Copy one rank's state to host memory. All ranks call it together, after `build_engine` and `hold`."""
     import torch
 
     scratch = tempfile.TemporaryDirectory(prefix="maas-checkpoint-")
-    engine.save_checkpoint(scratch.name, tag=layout.TAG, save_latest=False)
+    untrained = {layout.UNTRAINED: engine.untrained.state()}
+    engine.save_checkpoint(scratch.name, tag=layout.TAG, client_state=untrained, save_latest=False)
     states = {
         Path(path).relative_to(scratch.name).as_posix(): state for path, state in engine.checkpoint_engine.taken.items()
     }

@@ -5,6 +5,7 @@ from typing import Any
 from maas_ray.tasks import NetworkSpec, Task
 from maas_ray.training.deepspeed.build import load_communication
 from maas_ray.training.deepspeed.document import zero_stage
+from maas_ray.training.deepspeed.untrained import Untrained
 from maas_ray.training.deepspeed.zero3 import build_sharded
 
 
@@ -14,6 +15,12 @@ def build_engine(
     """Build the network and DeepSpeed's engine around it. All workers call it together.
 
     The initial weights are the same on every rank; dropout differs.
+
+    Returns:
+        DeepSpeed's engine, whose `untrained` are the parameters that are not trained.
+
+    Raises:
+        TrainingError: there is nothing to train.
     """
     import deepspeed
     import torch
@@ -23,9 +30,12 @@ def build_engine(
     torch.manual_seed(seed)
     module = build_sharded(network, task, config) if zero_stage(config) == 3 else network.build(task)
     torch.manual_seed(seed + 1 + rank)
+    untrained = Untrained.of(task, module)
     engine, _, _, _ = deepspeed.initialize(
         model=module, model_parameters=task.parameters(module), config=config, dist_init_required=False
     )
+    untrained.keep(engine, rank)
+    engine.untrained = untrained
     return engine
 
 

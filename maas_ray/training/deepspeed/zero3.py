@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from maas_ray.tasks import NetworkSpec
+from maas_ray.training.deepspeed.untrained import SHARE, share_of
 
 if TYPE_CHECKING:
     import torch
@@ -41,8 +42,12 @@ def build_sharded(network: NetworkSpec, task: Any, config: dict[str, Any]) -> "t
         """
 
         def _zero_init_param(self, param: Any) -> None:
-            param.data = param.data.to(self.dtype)
+            built = param.data
+            if built.is_floating_point():
+                param.data = built.to(self.dtype)
             super()._zero_init_param(param)
+            if built.dtype != param.dtype:  # in case it turns out to be frozen
+                setattr(param, SHARE, share_of(built, param.ds_tensor.numel(), self.get_partition_rank()))
 
     with Sharded(config_dict_or_path=config, tensor_overrides=[DeepSpeedTensorOverride.device]):
         return network.build(task)

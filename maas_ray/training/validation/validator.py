@@ -18,8 +18,9 @@ from maas_ray.tasks import NetworkSpec
 from maas_ray.tasks.base import outcomes_of
 from maas_ray.training.checkpoints import catalog, loading
 from maas_ray.training.checkpoints.position import Position
+from maas_ray.training.checkpoints.weights import consolidated
 from maas_ray.training.events import Event, in_words
-from maas_ray.training.export import consolidated, optimizer_order
+from maas_ray.training.export import optimizer_order
 
 
 class Validator:
@@ -96,5 +97,7 @@ class Validator:
             del state  # it keeps the files mapped
         for field, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
             if position.deepspeed.get(field, {}).get("enabled"):
-                model = model.to(dtype)
+                for parameter in model.parameters():  # DeepSpeed keeps buffers as they are
+                    if parameter.is_floating_point():
+                        parameter.data = parameter.data.to(dtype)
         return model.to(self._device).eval()

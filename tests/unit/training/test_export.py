@@ -14,7 +14,8 @@ from maas_ray.tasks.text.generation import Pretrained
 from maas_ray.tasks.text.networks import Llama
 from maas_ray.tasks.vision.networks import Cnn
 from maas_ray.training import export as exporting
-from maas_ray.training.export import consolidated, export
+from maas_ray.training.checkpoints.weights import consolidated
+from maas_ray.training.export import export
 from tests.support.bundles import image_task, save_bundle, text_task
 from tests.support.errors import raises
 

@@ -36,7 +36,8 @@ from pathlib import Path
 from maas_ray.training.checkpoints import layout, loading, snapshot
 from maas_ray.training.checkpoints.position import Position
 from maas_ray.training.deepspeed.engine import build_engine
-from maas_ray.training.export import consolidated, optimizer_order
+from maas_ray.training.checkpoints.weights import consolidated
+from maas_ray.training.export import optimizer_order
 from maas_ray.training.plan import Plan
 from maas_ray.training.worker.batches import Batches
 from maas_ray.training.worker.job import Rank

@@ -1,0 +1,152 @@
+"""Parameters that a run does not train: frozen ones, and those that the task leaves out of the optimizer.
+
+They are exported with the values that they were built with. In 16 bits the engine rounds them, so their exact values
+are kept beside it and saved in each checkpoint. Weights that were published in the training's own precision need no
+such copy.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from maas_ray.errors import TrainingError
+from maas_ray.tasks import Task
+
+if TYPE_CHECKING:
+    import torch
+
+SHARE = "_maas_exact_share"
+"""Attribute of a parameter under ZeRO 3: this rank's share of the values it was built with."""
+
+
+def parameter_groups(task: Task, module: "torch.nn.Module") -> list[list["torch.nn.Parameter"]]:
+    """The parameters of each group of the optimizer, as `Task.parameters` gives them."""
+    groups: list[list[torch.nn.Parameter]] = []
+    single: list[torch.nn.Parameter] = []
+    for item in task.parameters(module):
+        if isinstance(item, dict):
+            groups.append(list(item["params"]))
+        else:
+            single.append(item)
+    return [*groups, single] if single else groups
+
+
+def trained_names(module: "torch.nn.Module", groups: list[list["torch.nn.Parameter"]]) -> list[str]:
+    """Names of the parameters that the optimizer updates, in its order. A tied one has its first name."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    return [names[id(p)] for group in groups for p in group if p.requires_grad and _numel(p)]
+
+
+@dataclass
+class Untrained:
+    """The parameters that are not trained.
+
+    Args:
+        trained: names of the trained ones, in the order of the optimizer.
+        values: exact values on the CPU, by name, of those that the engine's precision rounds. ZeRO 3: of each, this
+            rank's share. Otherwise only rank 0, which saves them, has any.
+        built: values while the engine is built, by name.
+    """
+
+    trained: list[str]
+    values: dict[str, Any] = field(default_factory=dict)
+    built: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, task: Task, module: "torch.nn.Module") -> "Untrained":
+        """The untrained parameters of a network that is built and not yet in an engine.
+
+        A parameter that is in no group of the optimizer is frozen: its gradient would have no effect.
+
+        Raises:
+            TrainingError: there is nothing to train.
+        """
+        groups = parameter_groups(task, module)
+        trained = trained_names(module, groups)
+        if not trained:
+            raise TrainingError(
+                f"{type(module).__name__} has no parameter to train: each is frozen, or not in `Task.parameters`. "
+                "Leave at least one with requires_grad.",
+                code="nothing_to_train",
+            )
+        optimized = {id(parameter) for group in groups for parameter in group}
+        for parameter in module.parameters():
+            if id(parameter) not in optimized:
+                parameter.requires_grad_(False)
+        # These keep the built tensors, of which the engine makes rounded copies; nothing is copied here.
+        built = {name: getattr(p, SHARE, p.data) for name, p in _untrained(module)}
+        for parameter in module.parameters():
+            parameter.__dict__.pop(SHARE, None)
+        return cls(trained, built=built)
+
+    def keep(self, engine: Any, rank: int) -> None:
+        """Keep the values that the engine has rounded, and release the others."""
+        import torch
+
+        for name, parameter in _untrained(engine.module):
+            sharded, value = hasattr(parameter, "ds_id"), self.built.get(name)
+            if value is None or not value.numel() or (rank and not sharded):
+                continue
+            held = _held(parameter, value)
+            rounded = value.to(held)
+            # Under ZeRO 3 a share counts if it is what rank 0 has sent to all.
+            if torch.equal(rounded, held) and not torch.equal(rounded.to(value), value):
+                self.values[name] = value.to("cpu")
+        self.built = {}
+
+    def restore(self, engine: Any, rank: int, state: Mapping[str, Any]) -> None:
+        """Put the untrained parameters and the buffers of a checkpoint into the engine.
+
+        DeepSpeed does so too, except from its universal format, which has neither.
+
+        Args:
+            engine: DeepSpeed's.
+            rank: this worker's.
+            state: as `consolidated` gives it.
+        """
+        import torch
+
+        with torch.no_grad():
+            for name, parameter in _untrained(engine.module):
+                if name not in state:
+                    continue
+                value = state[name].contiguous()
+                if sharded := hasattr(parameter, "ds_id"):
+                    number = torch.distributed.get_rank(parameter.ds_process_group)
+                    value = share_of(value, parameter.ds_tensor.numel(), number)
+                held = _held(parameter, value)
+                before = self.values.pop(name, None)
+                if before is not None and value.dtype == held.dtype and torch.equal(before.to(value.dtype), value):
+                    value = before  # saved by a version that kept the rounded values alone
+                held.copy_(value)
+                if (sharded or not rank) and not torch.equal(held.to("cpu").to(value.dtype), value):
+                    self.values[name] = value.clone()
+            for name, buffer in engine.module.named_buffers():
+                if name in state:
+                    buffer.copy_(state[name].contiguous())
+
+    def state(self) -> dict[str, Any]:
+        """The entry of a checkpoint."""
+        return {"trained": self.trained, "values": self.values}
+
+
+def share_of(value: "torch.Tensor", size: int, rank: int) -> "torch.Tensor":
+    """A rank's share of a parameter's values, as ZeRO 3 divides them: `size` values for each rank, the rest fewer."""
+    return value.detach().flatten()[rank * size : (rank + 1) * size]
+
+
+def _untrained(module: "torch.nn.Module") -> list[tuple[str, Any]]:
+    """Every parameter without a gradient, under all its names."""
+    return [(n, p) for n, p in module.named_parameters(remove_duplicate=False) if not (p.requires_grad and _numel(p))]
+
+
+def _held(parameter: Any, value: "torch.Tensor") -> Any:
+    """A parameter's values on this rank: all of them, or as many as `value` has of its share under ZeRO 3.
+
+    DeepSpeed leaves the padding behind a share as it finds it.
+    """
+    return parameter.ds_tensor.data[: value.numel()] if hasattr(parameter, "ds_id") else parameter.data
+
+
+def _numel(parameter: Any) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
