@@ -63,6 +63,7 @@ class Steps:
         time: column to order by. None: rows are in order already.
         window: steps that an example needs; windows overlap where a long series is cut, so that none is lost.
         stride: steps from one window to the next.
+        time_format: format of `time`, as for Python's `strptime`. None: numbers or ISO 8601.
     """
 
     values: tuple[str, ...]
@@ -70,6 +71,7 @@ class Steps:
     time: str | None
     window: int = 1
     stride: int = 1
+    time_format: str | None = None
 
 
 class RequestRow(Body):

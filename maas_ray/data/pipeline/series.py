@@ -16,7 +16,8 @@ import numpy as np
 from maas_ray.data.reading import Raw
 from maas_ray.errors import InvalidError
 from maas_ray.tasks.rows import Row, Steps
-from maas_ray.tasks.tables.cells import Cell, category, cell, number
+from maas_ray.tasks.tables.cells import category, cell, number
+from maas_ray.tasks.tables.times import instant
 
 MAX_STEPS = 1 << 14
 """Approximate length at which a longer stretch is cut, because its windows are many times as large as itself."""
@@ -54,7 +55,8 @@ class _Series:
         self.values, self.positions = array("d"), array("q")
         # 1 for a good row; 0 for a quarantined row, which becomes a missing step.
         self.counted = bytearray()
-        self.times: dict[Any, int] = {}  # index of each step by its time, which is a number or a text
+        self.times: dict[int | float, int] = {}  # index of each step by its time
+        self.kind = ""  # kind of its times
 
     def add(self, raw: Raw, steps: Steps) -> None:
         """Add a step.
@@ -65,21 +67,7 @@ class _Series:
         """
         row: Row = raw.row or {}
         if steps.time:
-            when = _when(cell(row[steps.time]))
-            if when is None:
-                raise InvalidError("time_missing", f"column {steps.time!r} does not say when this step was")
-            first = next(iter(self.times), when)
-            if type(first) is not type(when):
-                raise InvalidError(
-                    "mixed_times", f"column {steps.time!r} holds {when!r}; this series began at {first!r}"
-                )
-            if when in self.times:
-                raise InvalidError(
-                    "duplicate_time",
-                    f"column {steps.time!r} has {when!r} twice in one series; name the column that tells series "
-                    "apart in `series`",
-                )
-            self.times[when] = len(self.positions)
+            self._add_time(steps.time, row[steps.time], steps.time_format)
         numbers, problem = [], ""
         for name in steps.values:
             try:
@@ -93,6 +81,27 @@ class _Series:
         if problem:
             raise ValueError(problem)
 
+    def _add_time(self, column: str, value: Any, form: str | None) -> None:
+        try:
+            when = instant(value, form)
+        except ValueError as error:
+            raise InvalidError("invalid_time", f"column {column!r} holds {error}") from error
+        if when is None:
+            raise InvalidError("time_missing", f"column {column!r} does not say when this step was")
+        self.kind = self.kind or when.kind
+        if when.kind != self.kind:
+            raise InvalidError(
+                "mixed_times",
+                f"column {column!r} holds {str(value)!r}, {when.kind}; this series began with {self.kind}",
+            )
+        if when.value in self.times:
+            raise InvalidError(
+                "duplicate_time",
+                f"column {column!r} has {str(value)!r} twice in one series; name the column that tells series apart in "
+                "`series`, and write local times with their UTC offsets",
+            )
+        self.times[when.value] = len(self.positions)
+
     def stretches(self, path: str, name: str, splits: tuple[float, ...] | int, steps: Steps) -> Iterator[Raw]:
         """The series, cut at the ends of splits. Each stretch of a split has windows that no other stretch has.
 
@@ -104,7 +113,7 @@ class _Series:
         """
         order = np.arange(len(self.positions))
         if steps.time is not None:
-            order = np.array([self.times[when] for when in sorted(self.times)])
+            order = np.array([self.times[when] for when in sorted(self.times)], np.int64)
         values = np.frombuffer(self.values, np.float64).reshape(-1, self.columns)[order]
         counted = np.frombuffer(self.counted, np.uint8)[order]
         positions = np.frombuffer(self.positions, np.int64)[order]
@@ -134,11 +143,3 @@ def _cuts(start: int, end: int, window: int, stride: int) -> Iterator[tuple[int,
         start += step
     if start < end:
         yield start, end
-
-
-def _when(time: Cell) -> float | str | None:
-    """The time as a number or a text. Dates sort as texts if they are written in ISO 8601."""
-    try:
-        return None if time is None else number(time)
-    except ValueError:
-        return category(time)

@@ -23,6 +23,7 @@ from maas_ray.tasks.rows import AnswerRow, Column, OptionalTensor, RequestRow, R
 from maas_ray.tasks.tables.cells import category, cell, number
 from maas_ray.tasks.tables.features import Moments
 from maas_ray.tasks.tables.networks import Recurrent
+from maas_ray.tasks.tables.times import check_format, instant
 from maas_ray.tasks.task import Outcomes, Task, TaskSpec
 from maas_ray.tasks.traits import Curve, Trait, lengths
 
@@ -42,7 +43,10 @@ class TimeSeriesForecastingSpec(TaskSpec):
     series: str | None = None
     """Column that tells series apart. None: all rows of a file are one series."""
     time: str | None = None
-    """Column to order steps by: numbers or ISO 8601 dates. None: rows are in order."""
+    """Column to order steps by: numbers, dates, or texts in ISO 8601. Times with UTC offsets are compared as instants.
+    None: rows are in order."""
+    time_format: str | None = None
+    """Format of the texts in `time`, as for Python's `strptime`: '%d/%m/%Y %H:%M'. None: numbers or ISO 8601."""
     context_length: int = Field(ge=2)
     """Number of steps to predict from."""
     horizon: int = Field(ge=1)
@@ -62,6 +66,10 @@ class TimeSeriesForecastingSpec(TaskSpec):
             raise InvalidError(
                 "duplicate_column", f"target, covariates, series, time: {twice[0]!r} is named twice; keep one."
             )
+        if self.time_format is not None:
+            if self.time is None:
+                raise InvalidError("time_missing", "time_format: is the format of `time`, which is not given.")
+            check_format(self.time_format)
         if self.season >= self.context_length:
             raise InvalidError(
                 "season_too_long",
@@ -84,7 +92,8 @@ class TimeSeriesForecastingSpec(TaskSpec):
 
     @property
     def steps(self) -> Steps:
-        return Steps(self.channels, self.series, self.time, self.context_length + self.horizon, self.stride)
+        window = self.context_length + self.horizon
+        return Steps(self.channels, self.series, self.time, window, self.stride, self.time_format)
 
     def parse_row(self, row: Row) -> Row | None:
         """`values` float64 [steps, channels], missing ones filled from before. None if a column is empty."""
@@ -104,10 +113,26 @@ class TimeSeriesForecastingSpec(TaskSpec):
                 lists.append([number(cell(value)) for value in row[name]])
             except InvalidError as error:
                 raise InvalidError(error.code, f"column {name!r}: {error}") from error
+        order = self._order(row, len(lists[0]))
         if len({*map(len, lists)}) > 1:
             counts = " and ".join(f"{len(values)}" for values in lists)
             raise InvalidError("length_mismatch", f"the lists of a row have {counts} values; they must be equally long")
-        return np.array(lists, np.float64).reshape(len(lists), -1).T
+        return np.array(lists, np.float64).reshape(len(lists), -1).T[order]
+
+    def _order(self, row: Row, steps: int) -> np.ndarray | slice:
+        """The order of a row's steps in time, if it lists their times."""
+        if self.time is None or not isinstance(times := row.get(self.time), (list, tuple)):
+            return slice(None)
+        try:
+            instants = [instant(value, self.time_format) for value in times]
+        except InvalidError as error:
+            raise InvalidError(error.code, f"column {self.time!r} holds {error}") from error
+        values = [when.value for when in instants if when is not None]
+        if len(values) != steps or len({*values}) != steps or len({when.kind for when in instants if when}) > 1:
+            raise InvalidError(
+                "invalid_times", f"column {self.time!r} must list a time of one kind for each step, and none twice"
+            )
+        return np.array(sorted(range(steps), key=values.__getitem__), np.int64)
 
     def fit(self, rows: Iterable[Row]) -> "TimeSeriesForecasting":
         """Mean and standard deviation of each channel."""

@@ -5,6 +5,7 @@ import json
 import math
 import struct
 from collections.abc import Iterator
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,59 @@ def test_steps_are_ordered_by_numeric_time_or_else_as_in_the_file() -> None:
     assert values == [[10, 9, 100], [2]]
 
 
+DAYS = [date(2023, 11, 1) + timedelta(days=10 * step) for step in range(12)]
+
+
+@pytest.mark.parametrize("form", ["%m/%d/%Y", "%d.%m.%Y", "%d/%m/%y", "%b-%d-%Y", "%Y%m%d"])
+def test_steps_are_ordered_by_instants_whatever_their_format(form: str) -> None:
+    table = [{"t": day.strftime(form), "y": step} for step, day in enumerate(DAYS)]
+    shuffled = [table[step] for step in np.random.default_rng(0).permutation(len(table))]
+    values = [
+        raw.row["values"][:, 0].tolist() for raw in stretches(shuffled, spec_of(time="t", time_format=form)) if raw.row
+    ]
+    assert values == [list(range(9)), [9], [10, 11]]
+
+
+@pytest.mark.parametrize("form", ["%m/%d/%Y", "%d.%m.%Y", "%b-%d-%Y"])
+def test_a_text_that_is_no_iso_date_is_refused_and_named(form: str) -> None:
+    table = [{"t": day.strftime(form), "y": step} for step, day in enumerate(DAYS)]
+    errors = [raw.error for raw in stretches(table, spec_of(time="t"))]
+    assert len(errors) == len(DAYS)
+    for error, row in zip(errors, table, strict=True):
+        assert repr(row["t"]) in error
+        assert "time_format" in error
+
+
+# Paris leaves summer time at 03:00+02:00 on 2024-10-27; from there the clock shows 02:00 again.
+PARIS = ["01:30:00+02:00", "02:00:00+02:00", "02:30:00+02:00", "02:00:00+01:00", "02:30:00+01:00", "03:00:00+01:00"]
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_times_with_offsets_are_compared_as_instants(typed: bool) -> None:
+    texts = [f"2024-10-27T{clock}" for clock in PARIS]
+    table = [{"t": datetime.fromisoformat(t) if typed else t, "y": step} for step, t in enumerate(texts)]
+    found = stretches([table[step] for step in (3, 0, 5, 1, 4, 2)], spec_of(time="t"))
+    assert [raw.row["values"][:, 0].tolist() for raw in found if raw.row] == [[0, 1, 2, 3], [4], [5]]
+
+    again = stretches(
+        [{"t": "2024-10-27T02:30:00+02:00", "y": 0}, {"t": "2024-10-27T00:30Z", "y": 1}], spec_of(time="t")
+    )
+    assert [raw.error.partition(" twice")[0] for raw in again if raw.error] == ["column 't' has '2024-10-27T00:30Z'"]
+    mixed = stretches([{"t": "2024-10-27T02:30", "y": 0}, {"t": "2024-10-27T00:30Z", "y": 1}], spec_of(time="t"))
+    assert [raw.position for raw in mixed if raw.error] == [1]
+
+
+def test_lists_of_a_whole_series_are_ordered_by_their_times() -> None:
+    spec = spec_of(time="t", time_format="%d/%m/%Y", covariates=["x"])
+    parsed = spec.parse_row({"y": [3, 1, 2], "x": [30, 10, 20], "t": ["01/02/2024", "30/01/2024", "31/01/2024"]})
+    assert parsed is not None
+    assert parsed["values"].tolist() == [[1, 10], [2, 20], [3, 30]]
+    for times in (["01/02/2024"], ["01/02/2024", "01/02/2024", "02/02/2024"], ["01/02/2024", None, "02/02/2024"]):
+        with raises(InvalidError, "invalid_times", "'t'"):
+            spec.parse_row({"y": [3, 1, 2], "x": [30, 10, 20], "t": times})
+    assert spec.parse_row({"y": [3, 1], "x": [4, 5], "t": "2024"})["values"].tolist() == [[3, 4], [1, 5]]  # type: ignore[index]
+
+
 def test_a_broken_step_is_quarantined_and_counts_as_missing_in_its_series() -> None:
     table: list[dict[str, Any]] = [{"t": t, "y": t} for t in range(10)]
     table[3]["y"] = "n/k"
@@ -99,9 +153,17 @@ def test_a_broken_step_is_quarantined_and_counts_as_missing_in_its_series() -> N
     found = stretches(table, spec_of(time="t"))
     assert [(raw.position, raw.error) for raw in found if raw.error] == [
         (3, "column 'y': 'n/k' is not a number"),
-        (6, "column 't' has 2.0 twice in one series; name the column that tells series apart in `series`"),
+        (
+            6,
+            "column 't' has '2' twice in one series; name the column that tells series apart in `series`, and write "
+            "local times with their UTC offsets",
+        ),
         (7, "column 't' does not say when this step was"),
-        (8, "column 't' holds 'later'; this series began at 0.0"),
+        (
+            8,
+            "column 't' holds 'later', which is neither a number nor an ISO 8601 date; give its format, such as "
+            "`time_format: '%d/%m/%Y %H:%M'`",
+        ),
     ]
     rows = [raw for raw in found if raw.row]
     assert sum(raw.rows for raw in found) == 10
@@ -258,6 +320,8 @@ def test_a_task_loads_as_it_was_saved(tmp_path: Path) -> None:
     [
         ({"covariates": ["y"]}, "duplicate_column", ("'y'",)),
         ({"season": 4}, "season_too_long", ("season (4)", "context_length (4)")),
+        ({"time_format": "%d/%m/%Y"}, "time_missing", ("time_format",)),
+        ({"time": "t", "time_format": "dd/mm/yyyy"}, "invalid_time_format", ("'dd/mm/yyyy'",)),
         ({"horizon": 0}, "greater_than_equal", ("horizon",)),
     ],
 )
