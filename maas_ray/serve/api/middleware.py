@@ -8,6 +8,7 @@ Serve adds to each request and each answer. It knows no model and no API: the sh
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import suppress
 from copy import copy
 from typing import Any
 
@@ -74,9 +75,30 @@ class EdgeMiddleware:
         if refusal.status in (429, 503):
             headers["retry-after"] = str(refusals.RETRY_AFTER_S)
         if refusal.status in (408, 413):
-            headers["connection"] = "close"  # the rest of the body is not read
+            headers["connection"] = "close"  # the rest of the body is not read, or not to its end
         shape = next(shape for prefix, shape in self._shapes.items() if scope["path"].startswith(prefix))
-        await JSONResponse(shape(refusal), refusal.status, headers)(scope, receive, send)
+        response = JSONResponse(shape(refusal), refusal.status, headers)
+        if refusal.status == 413:
+            await _send_and_drain(response, receive, send)
+        else:
+            await response(scope, receive, send)
+
+
+async def _send_and_drain(response: JSONResponse, receive: Receive, send: Send) -> None:
+    """Send the response, and drop what still arrives before the connection is closed.
+
+    Many clients read nothing before they have sent everything. If the connection closed at once, the proxy before this
+    process would at times stop reading without closing its own side, and the client would wait for its timeout.
+    """
+    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+    await send({"type": "http.response.body", "body": response.body, "more_body": True})
+    loop, more = asyncio.get_running_loop(), True
+    deadline = loop.time() + refusals.DRAIN_SECONDS
+    while more and loop.time() < deadline:
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                more = (await receive()).get("more_body", False)  # a client that is gone has no more either
+    await send({"type": "http.response.body", "body": b""})
 
 
 def _bounded(scope: Scope, receive: Receive, limit: int) -> Receive:

@@ -5,10 +5,11 @@ import gc
 import json
 import tracemalloc
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, MutableMapping
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import httpx
 import numpy as np
@@ -523,22 +524,28 @@ def test_a_body_over_the_limit_is_refused(call: Call, path: str) -> None:
     assert call("POST", path, content=in_pieces(LIMIT)).status_code == 400  # within it: merely no JSON
 
 
-def test_reading_a_body_stops_at_the_limit() -> None:
+@pytest.mark.parametrize("pieces", [50, None])
+def test_a_large_body_is_refused_at_the_limit_and_dropped(pieces: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refusals, "DRAIN_SECONDS", 0.1)
     app = create_app(EchoAndSums(), body_limit=LIMIT)
-    read = 0
+    read, seen = 0, []
 
-    async def endless() -> AsyncIterator[bytes]:
+    async def receive() -> dict[str, Any]:
         nonlocal read
-        while True:
-            read += 1000
-            yield b" " * 1000
+        read += 1
+        return {"type": "http.request", "body": b" " * 1000, "more_body": read != pieces}
 
-    async def send() -> int:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            return (await client.post("/v1/completions", content=endless())).status_code
+    async def send(message: MutableMapping[str, Any]) -> None:
+        seen.append((message, read))
 
-    assert asyncio.run(send()) == 413
-    assert read <= LIMIT + 1000
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], "query_string": b""}
+    asyncio.run(app(scope, receive, send))
+    (start, at_start), (body, at_body), (end, _) = seen
+    assert (start["status"], at_start) == (413, LIMIT // 1000 + 1)
+    assert (at_body, body["more_body"]) == (at_start, True)  # the client has the whole response
+    assert int(dict(start["headers"])[b"content-length"]) == len(body["body"])
+    assert end == {"type": "http.response.body", "body": b""}
+    assert read == pieces or (pieces is None and read > at_start)  # and what came after it
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v2/models/sums/infer"])
