@@ -35,6 +35,14 @@ class NetworkSpec(Spec, ABC):
     def build(self, task: Any) -> "torch.nn.Module":
         """The network for a fitted task, with its initial (random or pretrained) weights in fp32."""
 
+    def check(self, task: Any) -> list[str]:
+        """Return if the network can be built for a fitted task; gives lines about what a user may not expect of it.
+
+        Raises:
+            DataError: it cannot; the message says what to change.
+        """
+        return []
+
     def skeleton(self, task: Any) -> "torch.nn.Module":
         """The network without values, on torch's meta device: its config, names, shapes and dtypes."""
         import torch

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from maas_ray.errors import DataError
 from maas_ray.tasks.network import CONFIG_FILE, NetworkSpec
+from maas_ray.tasks.pretrained_weights import check_format, check_weights, quiet, stored_apart
 from maas_ray.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -45,18 +46,14 @@ class Pretrained(TransformersNetwork):
     """Local directory in Hugging Face layout: `config.json` and `*.safetensors`."""
 
     def build(self, task: Task) -> "torch.nn.Module":
-        import torch
-
-        directory, config = self._config(task)
-        fields = task.config_fields()
-        model = self._auto(task).from_pretrained(
-            directory,
-            config=config,
-            local_files_only=True,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=bool(fields),
-        )
+        model, _ = self._loaded(task)
         return self.trainable(model)
+
+    def check(self, task: Task) -> list[str]:
+        """Load it on the meta device, which takes no memory; weights that are new or not used are in the lines."""
+        with quiet():
+            model, report = self._loaded(task, device_map="meta")
+        return check_weights(model, report, Path(self.path).expanduser(), labelled=bool(task.config_fields()))
 
     def skeleton(self, task: Task) -> "torch.nn.Module":
         import torch
@@ -69,14 +66,41 @@ class Pretrained(TransformersNetwork):
             model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
         return cast("torch.nn.Module", model)
 
+    def _loaded(self, task: Task, **options: Any) -> tuple[Any, dict[str, Any]]:
+        """The model, and Transformers' report of weights that it could not load."""
+        import torch
+
+        directory, config = self._config(task)
+        try:
+            model, report = self._auto(task).from_pretrained(
+                directory,
+                config=config,
+                local_files_only=True,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=bool(task.config_fields()),
+                output_loading_info=True,
+                **options,
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            if type(error) not in (OSError, RuntimeError, ValueError):
+                raise  # a lack of memory, for one
+            raise DataError(
+                f"network.path: Transformers cannot load the model in {directory}: {error}", code="model_unreadable"
+            ) from error
+        return model, report
+
     def _config(self, task: Task) -> tuple[Path, Any]:
         from transformers import AutoConfig
 
         directory = model_directory(self.path, "network.path")
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        check_format(config, directory)
         task.check_pretrained(config, directory)
         for name, value in task.config_fields().items():
             setattr(config, name, value)
+        # Transformers looks at the values too, but not under ZeRO 3, and it leaves the configuration as it is.
+        if getattr(config, "tie_word_embeddings", False) and stored_apart(directory, self._auto(task), config):
+            config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
         return directory, config
 
     @staticmethod

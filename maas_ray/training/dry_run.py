@@ -9,7 +9,7 @@ from maas_ray.training.deepspeed.batch import batch_geometry
 from maas_ray.training.deepspeed.defaults import precision
 from maas_ray.training.deepspeed.document import zero_stage
 from maas_ray.training.plan import Plan
-from maas_ray.training.preflight import check_deepspeed, make_plan, open_for
+from maas_ray.training.preflight import check_deepspeed, check_network, make_plan, open_for
 from maas_ray.training.ray_train.launch import workers_in_words
 from maas_ray.training.record import TAG_LANES, RunKey, run_home, version_of
 from maas_ray.training.spec import TrainSpec
@@ -28,7 +28,7 @@ def dry_run(spec: TrainSpec, *, settings: Settings | None = None) -> list[str]:
     key, registry = RunKey.of(spec, dataset), Registry(settings)
     run = key.find(spec, registry) if exists(settings.mlflow) else None
     plan = make_plan(spec, dataset, lanes=int(run.data.tags[TAG_LANES]) if run else None)
-    warnings = check_deepspeed(spec, plan)
+    warnings = [*check_network(spec, dataset), *check_deepspeed(spec, plan)]
     version = version_of(registry, spec.model, run.info.run_id) if run else None
     return [
         _dataset(dataset),

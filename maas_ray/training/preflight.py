@@ -35,6 +35,15 @@ def open_for(spec: TrainSpec, settings: Settings) -> PreparedDataset:
     return dataset
 
 
+def check_network(spec: TrainSpec, dataset: PreparedDataset) -> list[str]:
+    """Check that the network can be built for the dataset's task; gives lines about what a user may not expect of it.
+
+    Raises:
+        DataError: it cannot be built.
+    """
+    return spec.network.check(dataset.task)
+
+
 def make_plan(spec: TrainSpec, dataset: PreparedDataset, *, lanes: int | None = None) -> Plan:
     """The division of the training split into steps and workers.
 

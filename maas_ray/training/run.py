@@ -15,7 +15,7 @@ from maas_ray.terminal.lines import say
 from maas_ray.training.checkpoints.catalog import newest
 from maas_ray.training.events import in_words
 from maas_ray.training.finish import finish
-from maas_ray.training.preflight import check_deepspeed, make_plan, open_for
+from maas_ray.training.preflight import check_deepspeed, check_network, make_plan, open_for
 from maas_ray.training.ray_train.launch import fit, workers_in_words
 from maas_ray.training.record import TrainingRun, open_run
 from maas_ray.training.spec import TrainSpec
@@ -49,7 +49,7 @@ def train(spec: TrainSpec, *, settings: Settings | None = None) -> ModelVersion:
         f"training {spec.model} on {dataset.name}: {plan.total_steps:,} steps of {plan.batch_size} rows, "
         f"{workers_in_words(spec)}, run {run.name}"
     )
-    for warning in check_deepspeed(spec, plan):
+    for warning in [*check_network(spec, dataset), *check_deepspeed(spec, plan)]:
         say(warning)
     connect(settings)
     with run.recorded():

@@ -50,7 +50,7 @@ INNER_FLOORS = {
         {"prepare", "dry_run"},
     ],
     "tasks": [
-        {"traits", "metrics", "networks", "rows"},
+        {"traits", "metrics", "networks", "rows", "pretrained_weights"},
         {"network"},
         {"custom_network"},
         {"task"},

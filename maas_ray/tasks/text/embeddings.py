@@ -5,7 +5,6 @@ positives of its micro batch. Similarity is the cosine, in training as in the me
 worker's micro batch, so a larger `micro_batch_size` adds negatives, and more workers do not.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
@@ -15,7 +14,6 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from maas_ray.errors import CorruptError, DataError, InvalidError, RequestError
-from maas_ray.spec import Spec
 from maas_ray.tasks.metrics import mean_loss
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.pretrained import Pretrained
@@ -23,6 +21,7 @@ from maas_ray.tasks.rows import AnswerRow, Column, RequestRow, Row, TensorSpec, 
 from maas_ray.tasks.task import Outcomes
 from maas_ray.tasks.text.encoders import EncoderTask, EncoderTaskSpec
 from maas_ray.tasks.text.networks import Bert
+from maas_ray.tasks.text.pooling import Pooling
 from maas_ray.tasks.text.tokenization import Files, read_files, trimmed
 from maas_ray.tasks.traits import Trait, lengths
 
@@ -31,15 +30,6 @@ if TYPE_CHECKING:
 
 _RECALL_AT = (1, 5, 10)
 _QUERIES = 1024  # rows ranked at once, to bound memory
-
-
-class Pooling(Spec):
-    """Pooling of a text's states into its vector."""
-
-    pooling: Literal["mean", "cls"] = "mean"
-    """mean: the mean of all tokens' states. cls: the first token's state."""
-    normalize: bool = True
-    """Scale vectors to length 1."""
 
 
 class FeatureExtractionSpec(EncoderTaskSpec):
@@ -67,7 +57,11 @@ class FeatureExtractionSpec(EncoderTaskSpec):
         """The pooling after applying these fields over the directory's settings."""
         pooling = Pooling()
         if isinstance(self.tokenizer, str):
-            pooling = _pooling_of(Path(self.tokenizer).expanduser()) or pooling
+            pooling = Pooling.of(Path(self.tokenizer).expanduser()) or pooling
+        return self.over(pooling)
+
+    def over(self, pooling: Pooling) -> Pooling:
+        """A pooling with these fields in place of its own, if they are set."""
         chosen = {"pooling": self.pooling, "normalize": self.normalize}
         return pooling.model_copy(update={name: value for name, value in chosen.items() if value is not None})
 
@@ -156,25 +150,20 @@ class FeatureExtraction(EncoderTask):
 
     def write_companions(self, config: Any, directory: Path) -> None:
         """Write the files that make sentence-transformers pool like this task."""
-        modules = ["Transformer", "Pooling", *(["Normalize"] if self.pooling.normalize else [])]
-        listed = [
-            {"idx": index, "name": str(index), "path": f"{index}_{module}" if index else ""}
-            | {"type": f"sentence_transformers.models.{module}"}
-            for index, module in enumerate(modules)
-        ]
-        pooling = {
-            "word_embedding_dimension": config.get_text_config().hidden_size,
-            "pooling_mode_cls_token": self.pooling.pooling == "cls",
-            "pooling_mode_mean_tokens": self.pooling.pooling == "mean",
-        }
-        documents = {
-            "modules.json": listed,
-            "sentence_bert_config.json": {"max_seq_length": self.spec.max_length, "do_lower_case": False},
-            "1_Pooling/config.json": pooling,
-        }
-        for name, document in documents.items():
-            (directory / name).parent.mkdir(exist_ok=True)
-            (directory / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        width = config.get_text_config().hidden_size
+        self.pooling.write(directory, width=width, max_length=self.spec.max_length)
+
+    def check_pretrained(self, config: Any, directory: Path) -> None:
+        super().check_pretrained(config, directory)
+        if self.spec.pooling is not None and self.spec.normalize is not None:
+            return
+        own = Pooling.of(directory)
+        if own and self.spec.over(own) != self.pooling:
+            raise DataError(
+                f"network.path: the model in {directory} has {own.words()}, but the dataset {self.pooling.words()}. "
+                f"Prepare it with `tokenizer: {directory}`, or with `pooling` and `normalize` as you want them.",
+                code="pooling_differs",
+            )
 
     def collate(self, batch: Mapping[str, np.ndarray]) -> dict[str, "torch.Tensor"]:
         """The anchors followed by the positives, so that one forward pass takes both."""
@@ -322,32 +311,3 @@ def _digest(ids: np.ndarray) -> int:
     from hashlib import sha256
 
     return int.from_bytes(sha256(ids.astype(np.int64).tobytes()).digest()[:8], "little", signed=True)
-
-
-def _pooling_of(directory: Path) -> Pooling | None:
-    """The pooling of a model of sentence-transformers; None if the directory does not hold such a model.
-
-    Raises:
-        DataError: the model pools in a way that this task does not support.
-    """
-    path = directory / "modules.json"
-    if not path.is_file():
-        return None
-    modules = json.loads(path.read_text(encoding="utf-8"))
-    kinds = {module["type"].rpartition(".")[2]: module.get("path", "") for module in modules}
-    unknown = kinds.keys() - {"Transformer", "Pooling", "Normalize"}
-    if unknown or "Pooling" not in kinds:
-        raise DataError(
-            f"{path} lists modules that this task does not support: {', '.join(sorted(unknown or kinds))}.",
-            code="unsupported_pooling",
-        )
-    config = json.loads((directory / kinds["Pooling"] / "config.json").read_text(encoding="utf-8"))
-    prefix = "pooling_mode_"
-    modes = tuple(name.removeprefix(prefix) for name, on in config.items() if name.startswith(prefix) and on)
-    known: dict[tuple[str, ...], Literal["mean", "cls"]] = {("mean_tokens",): "mean", ("cls_token",): "cls"}
-    if modes not in known:
-        raise DataError(
-            f"{directory} pools by {' and '.join(modes)}; this task supports mean_tokens or cls_token.",
-            code="unsupported_pooling",
-        )
-    return Pooling(pooling=known[modes], normalize="Normalize" in kinds)

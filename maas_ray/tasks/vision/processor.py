@@ -1,7 +1,7 @@
 """Image processors of Transformers: size, cropping and normalisation from a local directory."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -27,34 +27,75 @@ class ImageProcessor:
 
         try:
             self._processor = AutoImageProcessor.from_pretrained(directory, local_files_only=True)
+            self._gain, self._shift = self._measured(directory, channels)
             probe = self.resized(np.zeros((40, 50, channels), np.uint8))
         except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
+            if isinstance(error, DataError):
+                raise
             raise DataError(
                 f"processor: {directory} does not hold an image processor that works here: {error}",
                 code="invalid_processor",
             ) from error
-        if probe.ndim != 3 or probe.dtype != np.uint8 or probe.shape != self.resized(_OTHER[..., :channels]).shape:
+        if probe.ndim != 3 or probe.shape != self.resized(_OTHER[..., :channels]).shape:
             raise DataError(
                 f"processor: {directory} does not resize images to one size, so they cannot be stored.",
                 code="invalid_processor",
             )
         self.height, self.width = probe.shape[1:]
-        processor = self._processor
-        scale = 255 * (processor.rescale_factor if processor.do_rescale else 1.0)
-        mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0], [1.0])
-        self.mean, self.std = ([float(value) / scale for value in _each(values, channels)] for values in (mean, std))
-        if len(self.mean) != channels:
+        # (pixel / 255 - mean) / std = gain * pixel + shift
+        self.mean = [round(float(-shift / gain / 255), 6) for gain, shift in zip(self._gain, self._shift, strict=True)]
+        self.std = [round(float(1 / gain / 255), 6) for gain in self._gain]
+
+    def _measured(self, directory: Path, channels: int) -> tuple[np.ndarray, np.ndarray]:
+        """The gain and the shift by which each channel of a pixel becomes a value for the model, float64 [C].
+
+        They are measured, because processors differ in the fields that they are written in.
+
+        Raises:
+            DataError: values do not follow from pixels by a gain and a shift.
+        """
+        shades = [np.full((40, 50, channels), shade, np.uint8) for shade in (0, 102, 255)]
+        several = np.concatenate(shades)
+        pixels, values = self._pixels(several), self._values(several)
+        if pixels.dtype != np.uint8:  # it rescales whatever it is told
+            values = np.concatenate([self._values(shade) for shade in shades], axis=-1)
+            pixels = np.broadcast_to(np.repeat((0, 102, 255), values.shape[-1] // 3), values.shape)
+        if values.ndim != 3 or len(values) != channels:
             raise DataError(
-                f"processor: {directory} is for {len(self.mean)} channels, but the model for {channels}.",
+                f"processor: {directory} makes values of shape {list(values.shape)} of an image with {channels} "
+                "channels; it must be [channels, height, width].",
                 code="invalid_processor",
             )
+        pixels, values = pixels.reshape(channels, -1).astype(np.float64), values.reshape(channels, -1)
+        low, high = pixels.argmin(axis=1)[:, None], pixels.argmax(axis=1)[:, None]
+        rise, run = (np.take_along_axis(each, high, 1) - np.take_along_axis(each, low, 1) for each in (values, pixels))
+        gain = rise / run
+        shift = np.take_along_axis(values, low, 1) - gain * np.take_along_axis(pixels, low, 1)
+        if not np.allclose(values, gain * pixels + shift, rtol=0, atol=1e-4 * float(np.abs(rise).max())):
+            raise DataError(
+                f"processor: {directory} does more to a pixel than to multiply it and to add to it, so its images "
+                "cannot be stored as pixels.",
+                code="invalid_processor",
+            )
+        return gain[:, 0], shift[:, 0]
+
+    def _values(self, image: np.ndarray, **options: bool) -> np.ndarray:
+        output = self._processor(image, input_data_format="channels_last", return_tensors="np", **options)
+        return np.asarray(output["pixel_values"][0])
+
+    def _pixels(self, image: np.ndarray) -> np.ndarray:
+        return self._values(image, do_rescale=False, do_normalize=False)
 
     def resized(self, image: np.ndarray) -> np.ndarray:
         """uint8 [H, W, C] of any size → uint8 [C, height, width], resized and cropped for the model."""
-        output = self._processor(
-            image, do_rescale=False, do_normalize=False, input_data_format="channels_last", return_tensors="np"
-        )
-        return cast(np.ndarray, output["pixel_values"][0])
+        pixels = self._pixels(image)
+        if pixels.dtype == np.uint8:
+            return pixels
+        # Resized pixels are whole numbers, as Pillow makes them, so nothing is lost by going back to them.
+        values = self._values(image).astype(np.float64)
+        pixels = np.rint((values - self._shift[:, None, None]) / self._gain[:, None, None])
+        stored: np.ndarray = np.clip(pixels, 0, 255).astype(np.uint8)
+        return stored
 
     def save(self, directory: Path) -> None:
         """Write its file into a directory."""
@@ -62,11 +103,6 @@ class ImageProcessor:
 
 
 _OTHER = np.zeros((90, 30, 3), np.uint8)
-
-
-def _each(values: Any, channels: int) -> list[Any]:
-    each = list(values) if isinstance(values, (list, tuple)) else [values]
-    return each * channels if len(each) == 1 else each
 
 
 def check_takes(config: Any, directory: Path, shape: tuple[int, int, int]) -> None:

@@ -13,6 +13,7 @@ from maas_ray.tasks import load_task
 from maas_ray.tasks.pretrained import Pretrained
 from maas_ray.tasks.text.embeddings import EmbeddedText, FeatureExtraction, FeatureExtractionSpec
 from maas_ray.tasks.text.networks import Bert
+from maas_ray.tasks.text.pooling import Pooling
 from maas_ray.tasks.text.tokenization import FittedTokenizer
 from tests.support.encoders import save_bundle, wordpiece_bert
 from tests.support.errors import raises
@@ -209,7 +210,7 @@ def test_pooling_comes_from_sentence_transformers_files_unless_it_is_written(tmp
 
 @pytest.mark.parametrize(
     ("modes", "more", "named"),
-    [(["max_tokens"], "", "max_tokens"), (["mean_tokens"], "Dense", "Dense")],
+    [(["max_tokens"], "", "max"), (["mean_tokens"], "Dense", "Dense")],
 )
 def test_a_pooling_that_this_task_does_not_support_is_refused(
     modes: list[str], more: str, named: str, tmp_path: Path
@@ -217,6 +218,70 @@ def test_a_pooling_that_this_task_does_not_support_is_refused(
     directory = sentence_transformer(tmp_path, *modes, normalize=True, more=more)
     with raises(DataError, "unsupported_pooling", directory, named):
         fitted(tokenizer=str(directory))
+
+
+def release_6(directory: Path, pooling_mode: str | list[str]) -> Path:
+    """A directory as sentence-transformers 6.2.0 writes it."""
+    wordpiece_bert(directory, ["a b"])
+    kinds = {
+        "": "base.modules.transformer.Transformer",
+        "1_Pooling": "sentence_transformer.modules.pooling.Pooling",
+        "2_Normalize": "base.modules.normalize.Normalize",
+    }
+    modules = [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.{kind}"}
+        for index, (path, kind) in enumerate(kinds.items())
+    ]
+    pooling = {"embedding_dimension": 32, "pooling_mode": pooling_mode, "include_prompt": True}
+    (directory / "modules.json").write_text(json.dumps(modules))
+    (directory / "1_Pooling").mkdir()
+    (directory / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    return directory
+
+
+@pytest.mark.parametrize("mode", ["cls", "mean", ["cls"]])
+def test_pooling_files_of_release_6_are_read(mode: str | list[str], tmp_path: Path) -> None:
+    pooling = fitted(tokenizer=str(release_6(tmp_path, mode))).pooling
+    assert pooling == Pooling(pooling="mean" if mode == "mean" else "cls", normalize=True)
+
+
+@pytest.mark.parametrize("mode", ["lasttoken", ["cls", "mean"]])
+def test_other_poolings_of_release_6_are_refused(mode: str | list[str], tmp_path: Path) -> None:
+    with raises(DataError, "unsupported_pooling", tmp_path):
+        fitted(tokenizer=str(release_6(tmp_path, mode)))
+
+
+def test_without_a_flag_the_mean_is_taken_as_sentence_transformers_does(tmp_path: Path) -> None:
+    assert fitted(tokenizer=str(sentence_transformer(tmp_path, normalize=False))).pooling.pooling == "mean"
+
+
+@pytest.mark.parametrize(
+    ("file", "document"),
+    [
+        ("config_sentence_transformers.json", {"prompts": {"query": "query: "}, "default_prompt_name": "query"}),
+        ("sentence_bert_config.json", {"max_seq_length": 128, "do_lower_case": True}),
+    ],
+)
+def test_a_model_that_changes_texts_first_is_refused(file: str, document: dict[str, Any], tmp_path: Path) -> None:
+    directory = sentence_transformer(tmp_path, "mean_tokens", normalize=True)
+    (directory / file).write_text(json.dumps(document))
+    cased = json.loads((directory / "tokenizer.json").read_text())
+    if "do_lower_case" in document:
+        assert fitted(tokenizer=str(directory)).pooling.pooling == "mean"  # its tokenizer lowers the case too
+    cased["normalizer"]["lowercase"] = False
+    (directory / "tokenizer.json").write_text(json.dumps(cased))
+    with raises(DataError, "unsupported_pooling", file):
+        fitted(tokenizer=str(directory))
+
+
+def test_a_dataset_must_pool_as_its_pretrained_model_does_unless_it_says_otherwise(tmp_path: Path) -> None:
+    directory = sentence_transformer(tmp_path / "model", "cls_token", normalize=False)
+    wordpiece_bert(tmp_path / "tokenizer", ["a b"])
+    network, other = Pretrained(path=str(directory)), str(tmp_path / "tokenizer")
+    with raises(DataError, "pooling_differs", directory):
+        network.check(fitted(tokenizer=other))
+    network.check(fitted(tokenizer=str(directory)))
+    network.check(fitted(tokenizer=other, pooling="mean", normalize=True))
 
 
 def test_requests_that_a_model_cannot_read_are_refused() -> None:

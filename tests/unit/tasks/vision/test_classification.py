@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -16,6 +17,7 @@ from maas_ray.tasks import load_task
 from maas_ray.tasks.pretrained import Pretrained
 from maas_ray.tasks.vision.classification import ImageClassification, ImageClassificationSpec
 from maas_ray.tasks.vision.networks import Cnn, ResNet
+from maas_ray.tasks.vision.processor import ImageProcessor
 from maas_ray.tasks.vision.requests import ImageRow
 from tests.support.bundles import image_task
 from tests.support.errors import raises
@@ -187,3 +189,20 @@ def test_fingerprints_stay_where_no_processor_is_named(tmp_path: Path) -> None:
     assert "processor" not in ImageClassificationSpec().identity()
     found = ImageClassificationSpec(processor=str(vit(tmp_path / "given"))).identity()["processor"]
     assert found.keys() == {"config.json", "preprocessor_config.json"}
+
+
+@pytest.mark.parametrize("kind", ["EfficientNet", "ViT", "CLIP", "Levit", "MobileNetV2", "MobileViT", "Bit"])
+def test_values_are_the_processors_own_whatever_it_calls_rescaling(kind: str, tmp_path: Path) -> None:
+    getattr(transformers, f"{kind}ImageProcessorPil")().save_pretrained(tmp_path)
+    image = np.random.default_rng(0).integers(0, 256, (61, 47, 3), dtype=np.uint8)
+    processor = ImageProcessor(tmp_path, 3)
+    mean, std = (np.array(values)[:, None, None] for values in (processor.mean, processor.std))
+    expected = transformers.AutoImageProcessor.from_pretrained(tmp_path)(image, return_tensors="np")["pixel_values"][0]
+    np.testing.assert_allclose((processor.resized(image) / 255 - mean) / std, expected, atol=1e-5)
+
+
+def test_a_processor_that_does_more_than_to_rescale_is_refused(tmp_path: Path) -> None:
+    clusters = [[-1.0, -1.0, -1.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
+    transformers.ImageGPTImageProcessorPil(clusters=clusters, size={"height": 8, "width": 8}).save_pretrained(tmp_path)
+    with raises(DataError, "invalid_processor", tmp_path):
+        ImageProcessor(tmp_path, 3)
