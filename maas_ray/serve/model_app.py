@@ -121,9 +121,9 @@ class Generator:
         except RequestError as error:
             yield error
             return
-        tokenizer = self._codec.task.tokenizer
+        task, lead = self._codec.task, self._codec.lead(request)
         answers = [
-            stream_answer(self._engine.generate(part), StreamedAnswer(tokenizer, part, request.stop, index))
+            stream_answer(self._engine.generate(part), StreamedAnswer(task, part, request.stop, index, lead))
             for index, part in enumerate(prepared)
         ]
         async with aclosing(answers[0] if len(answers) == 1 else merge_answers(answers)) as deltas:

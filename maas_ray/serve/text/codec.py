@@ -6,6 +6,7 @@ Serve; needs only `tokenizers` (and Jinja, for chats).
 
 import hashlib
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from maas_ray.tasks.text.generation import TextGeneration
 
 _UNFINISHED = "\ufffd"
+_CONTEXT = 8  # tokens of the prompt that an answer is decoded after
 _ALWAYS_SUPPORTED = {"temperature", "top_p"}
 
 
@@ -105,7 +107,7 @@ class TextCodec:
                 )
             ids = self.task.chat_ids(prompt, list(request.tools))
         elif isinstance(prompt, str):
-            ids = self.task.tokenizer.encode(prompt, add_special_tokens=False).ids
+            ids = self.task.prompt_ids(prompt)
         else:
             ids = prompt
             highest, lowest = max(ids, default=0), min(ids, default=0)
@@ -113,6 +115,10 @@ class TextCodec:
                 raise self._outside_vocabulary("prompt", lowest if lowest < 0 else highest)
         # In training, each document follows the end of another one. So does an answer to an empty prompt.
         return list(ids) or [self.task.end_of_text_id]
+
+    def lead(self, request: TextRequest) -> str:
+        """White space that the chat template writes before an answer, which is not part of it."""
+        return self.task.chat.lead if request.is_chat and self.task.chat is not None else ""
 
 
 def _seed(seed: int, index: int) -> int:
@@ -122,18 +128,40 @@ def _seed(seed: int, index: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {index}".encode()).digest()[:8]) >> 1
 
 
+def context_of(prompt_ids: Sequence[int], task: "TextGeneration") -> list[int]:
+    """The last tokens of a prompt, as far as the text of an answer depends on them."""
+    context: list[int] = []
+    for token in reversed(prompt_ids):
+        if token in task.special:
+            if task.restarts_after_special:
+                break
+        else:
+            context.append(token)
+        if len(context) == _CONTEXT:
+            break
+    return context[::-1]
+
+
 class Detokenizer:
     """Token ids to text: after each token, the text that no later token can change.
 
     A character may span several tokens, and some tokenizers decode a token depending on its neighbour. Therefore a
     window of tokens is decoded, which starts where the text is certain, and text that could still change is held back.
+    SentencePiece's decoder removes the space before the first word, so an answer is decoded after its prompt.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        context: the last tokens before the text, see `context_of`.
     """
 
-    def __init__(self, tokenizer: "tokenizers.Tokenizer") -> None:
+    def __init__(self, tokenizer: "tokenizers.Tokenizer", context: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._start = self._read = 0  # start of the window, and end of its certain part
-        self._sent = 0  # characters of the window's text that were returned
+        self._ids = list(context)
+        text = self._decode(0, len(self._ids))
+        certain = text.rstrip(_UNFINISHED)
+        self._start = 0  # start of the window
+        self._read = len(self._ids) if certain == text else 0  # end of its certain part
+        self._sent = len(certain)  # characters of the window's text that were returned, or belong to the context
 
     def push(self, ids: list[int]) -> str:
         """Add ids; returns the text that has become certain."""
@@ -153,6 +181,29 @@ class Detokenizer:
 
     def _decode(self, start: int, end: int) -> str:
         return str(self._tokenizer.decode(self._ids[start:end], skip_special_tokens=True))
+
+
+class Lead:
+    """Removes a text from the beginning of a streamed text that begins with all of it."""
+
+    def __init__(self, lead: str) -> None:
+        self._lead, self._held = lead, ""
+
+    def push(self, text: str) -> str:
+        """Add text; returns the text that is not part of the lead."""
+        if not self._lead:
+            return text
+        self._held += text
+        if len(self._held) < len(self._lead) and self._lead.startswith(self._held):
+            return ""
+        held, lead = self._held, self._lead
+        self._held = self._lead = ""
+        return held.removeprefix(lead)
+
+    def flush(self) -> str:
+        """The rest of the text at the end: the beginning of a lead that was not completed."""
+        held, self._held, self._lead = self._held, "", ""
+        return held
 
 
 class StopStrings:

@@ -8,11 +8,12 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from maas_ray.serve.text.codec import Detokenizer, StopStrings
+from maas_ray.serve.text.codec import Detokenizer, Lead, StopStrings, context_of
 from maas_ray.serve.text.types import Delta, GenerateRequest, TokenLogprob, Tokens
+from maas_ray.tasks.text.spelling import Spelling
 
 if TYPE_CHECKING:
-    import tokenizers
+    from maas_ray.tasks.text.generation import TextGeneration
 
 _MIN_LOGPROB = -9999.0  # OpenAI's value for a probability of 0, because JSON cannot express minus infinity
 
@@ -21,18 +22,25 @@ class StreamedAnswer:
     """One answer, from its tokens.
 
     Args:
-        tokenizer: the model's tokenizer.
+        task: the model's task.
         request: the engine's request.
         stop: strings that end the answer.
         index: position among the answers to the client's request.
+        lead: text that may come before the answer and is not part of it.
     """
 
     def __init__(
-        self, tokenizer: "tokenizers.Tokenizer", request: GenerateRequest, stop: tuple[str, ...], index: int = 0
+        self,
+        task: "TextGeneration",
+        request: GenerateRequest,
+        stop: tuple[str, ...],
+        index: int = 0,
+        lead: str = "",
     ) -> None:
-        self._text, self._stops = Detokenizer(tokenizer), StopStrings(stop)
+        self._text = Detokenizer(task.tokenizer, context_of(request.prompt_ids, task))
+        self._lead, self._stops = Lead(lead), StopStrings(stop)
         self._request, self._index, self._count = request, index, 0
-        self._spelling = Spelling(tokenizer) if request.sampling.logprobs else None
+        self._spelling = Spelling(task.tokenizer) if request.sampling.logprobs else None
         self._decoded = self._returned = 0  # characters
         self._held: list[TokenLogprob] = []
 
@@ -42,15 +50,15 @@ class StreamedAnswer:
         for index, token in enumerate(tokens.ids):  # one by one, so that the count does not depend on their grouping
             self._count += 1
             ended = token in self._request.end_ids
-            new = self._text.push([token])
+            new = self._lead.push(self._text.push([token]))
             if self._spelling is not None and not ended:
-                self._held.append(self._spelling.logprob(token, tokens.logprobs[index], self._decoded))
+                self._held.append(_logprob(self._spelling, token, tokens.logprobs[index], self._decoded))
                 self._decoded += len(new)
             more, stopped = self._stops.push(new)
             piece += more
             if stopped or ended or self._count >= self._request.max_tokens:
                 if not stopped:
-                    rest, stopped = self._stops.push(self._text.flush())
+                    rest, stopped = self._stops.push(self._lead.push(self._text.flush()) + self._lead.flush())
                     piece += rest + ("" if stopped else self._stops.flush())
                 reason = "stop" if stopped or ended else "length"
                 break
@@ -67,39 +75,10 @@ class StreamedAnswer:
         return tuple(released)
 
 
-class Spelling:
-    """The bytes of single tokens; a character may span several tokens."""
-
-    def __init__(self, tokenizer: "tokenizers.Tokenizer") -> None:
-        self._tokenizer = tokenizer
-        self._byte_level = "ByteLevel" in repr(tokenizer.decoder)
-        self._added = {token: added.content for token, added in tokenizer.get_added_tokens_decoder().items()}
-
-    def logprob(self, token: int, logprob: float, offset: int) -> TokenLogprob:
-        """A token's entry; `offset` is the position of its text in the answer."""
-        spelled = self.bytes_of(token)
-        return TokenLogprob(spelled.decode(errors="replace"), spelled, max(logprob, _MIN_LOGPROB), offset)
-
-    def bytes_of(self, token: int) -> bytes:
-        """A token's bytes."""
-        if token in self._added:
-            return self._added[token].encode()
-        piece = self._tokenizer.id_to_token(token) or ""
-        if self._byte_level:
-            return bytes(_BYTES[character] for character in piece)
-        if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
-            return bytes([int(piece[3:5], 16)])
-        return piece.replace("▁", " ").encode()
-
-
-def _byte_characters() -> dict[str, int]:
-    """The characters that byte-level BPE writes for bytes (GPT-2): a visible character stands for itself."""
-    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    hidden = [byte for byte in range(256) if byte not in visible]
-    return {chr(byte): byte for byte in visible} | {chr(256 + index): byte for index, byte in enumerate(hidden)}
-
-
-_BYTES = _byte_characters()
+def _logprob(spelling: Spelling, token: int, logprob: float, offset: int) -> TokenLogprob:
+    """A token's entry; `offset` is the position of its text in the answer."""
+    spelled = spelling.bytes_of(token)
+    return TokenLogprob(spelled.decode(errors="replace"), spelled, max(logprob, _MIN_LOGPROB), offset)
 
 
 async def stream_answer(tokens: AsyncGenerator[Tokens, None], answer: StreamedAnswer) -> AsyncGenerator[Delta, None]:

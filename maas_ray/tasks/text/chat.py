@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from maas_ray.errors import InvalidError, RequestError
@@ -124,11 +125,28 @@ class ChatTemplate:
             ) from error
         return str(rendered[0])
 
-    def writes_special_tokens(self, tokenizer: "tokenizers.Tokenizer") -> bool:
-        """True if the template itself writes special tokens around the contents."""
-        special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+    @cached_property
+    def lead(self) -> str:
+        """White space that the template writes before an answer."""
+        question, answer = {"role": "user", "content": "x"}, {"role": "assistant", "content": "answer"}
         try:
-            rendered = self.render([{"role": "user", "content": "x"}])
+            prompt, whole = self._render([question], None), self.whole([question, answer])
+        except RequestError:
+            return ""
+        lead = whole.removeprefix(prompt).partition("answer")[0]
+        return lead if whole.startswith(prompt) and lead.isspace() else ""
+
+    def writes_special_tokens(self, tokenizer: "tokenizers.Tokenizer", *, after_answers: bool = True) -> bool:
+        """True if the template itself writes special tokens around the contents.
+
+        Args:
+            tokenizer: the tokenizer of these tokens.
+            after_answers: whether tokens count that it writes around answers alone.
+        """
+        special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+        chat = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
+        try:
+            rendered = self._render(chat[:1], None) + (self._render(chat, None, answer=False) if after_answers else "")
         except RequestError:
             return True
         return any(token in rendered for token in special)

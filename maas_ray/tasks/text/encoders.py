@@ -15,7 +15,15 @@ from pydantic import Field
 from maas_ray.errors import DataError
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.task import Task, TaskSpec
-from maas_ray.tasks.text.tokenization import Files, FittedTokenizer, TextEncoder, digests, fit_encoder, read_files
+from maas_ray.tasks.text.tokenization import (
+    Files,
+    FittedTokenizer,
+    TextEncoder,
+    digests,
+    fit_encoder,
+    given_tokenizer,
+    write_files,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -37,13 +45,13 @@ class EncoderTaskSpec(TaskSpec):
         """The fields, with digests of its files in place of a given tokenizer's path."""
         document = self.document()
         if isinstance(self.tokenizer, str):
-            document["tokenizer"] = digests(read_files(Path(self.tokenizer).expanduser()))
+            document["tokenizer"] = digests(given_tokenizer(Path(self.tokenizer).expanduser(), "pad_token"))
         return document
 
     def tokenizer_files(self, texts: Iterable[str], *, of_words: bool = False) -> Files:
         """The given tokenizer, or a tokenizer fitted on texts; `of_words` as for `fit_encoder`."""
         if isinstance(self.tokenizer, str):
-            return read_files(Path(self.tokenizer).expanduser())
+            return given_tokenizer(Path(self.tokenizer).expanduser(), "pad_token")
         return fit_encoder(self.tokenizer, texts, self.max_length, of_words=of_words)
 
 
@@ -76,8 +84,7 @@ class EncoderTask(Task):
         return text
 
     def save_state(self, directory: Path) -> dict[str, Any]:
-        for name, content in self.encoder.files.items():
-            (directory / name).write_bytes(content)
+        write_files(self.encoder.files, directory)
         return {"labels": self.labels} if self.labels else {}
 
     def config_fields(self) -> dict[str, Any]:

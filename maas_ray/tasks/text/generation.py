@@ -1,12 +1,14 @@
 """`text-generation`: a causal language model over tokens.
 
-Documents are tokenised, end with the end-of-text token, and are packed end to end into sequences of fixed length. Text
-that spells a special token stays text, so the end-of-text token occurs exactly at the ends of documents.
+Documents are tokenised, begin with the tokenizer's own first token (BOS) if it has one, end with the end-of-text token,
+and are packed end to end into sequences of fixed length. In the document of plain text, a spelled-out special token
+stays text, so the end-of-text token occurs exactly at the ends of documents; the beginnings of chats are stored.
 """
 
 import json
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,8 +22,21 @@ from maas_ray.tasks.pretrained import Pretrained
 from maas_ray.tasks.rows import AnswerRow, Column, Packing, RequestRow, Row, TensorSpec
 from maas_ray.tasks.task import Outcomes, Task, TaskSpec
 from maas_ray.tasks.text.chat import END, MARKED, PLAIN, START, ChatTemplate, contents_of, parse_chat
+from maas_ray.tasks.text.documents import Layout, learnt, next_token_losses, sees_other_documents
 from maas_ray.tasks.text.networks import Llama
-from maas_ray.tasks.text.tokenization import FittedTokenizer, digests, fit_byte_level, hugging_face_files, read_files
+from maas_ray.tasks.text.spelling import byte_lengths, special_contents
+from maas_ray.tasks.text.tokenization import (
+    Files,
+    FittedTokenizer,
+    digests,
+    fit_byte_level,
+    given_tokenizer,
+    hugging_face_files,
+    read_files,
+    special_tokens,
+    tokenizer_of,
+    write_files,
+)
 from maas_ray.tasks.traits import Trait, lengths
 
 if TYPE_CHECKING:
@@ -41,6 +56,9 @@ class TextGenerationSpec(TaskSpec):
     """A tokenizer to fit, or a local directory with a tokenizer in Hugging Face layout (`tokenizer.json`)."""
     sequence_length: int = Field(512, ge=8)
     """Tokens in a training sequence."""
+    documents: Literal["isolated", "joined"] = "isolated"
+    """Documents that share a sequence. isolated: a token sees its own document alone, whose positions begin at 0, as in
+    serving. joined: a token sees everything before it, as GPT-3 was trained."""
     column: Literal["text", "messages"] = "text"
     """Kind of rows. text: documents. messages: chats, lists of `{role: user, content: …}`, rendered by the tokenizer's
     own chat template, or as ChatML if the tokenizer is fitted. Every token of a chat is learnt."""
@@ -59,7 +77,7 @@ class TextGenerationSpec(TaskSpec):
         if self.column == "text":
             del document["column"]  # absent in fingerprints from before chats
         if isinstance(self.tokenizer, str):
-            document["tokenizer"] = digests(read_files(Path(self.tokenizer).expanduser()))
+            document["tokenizer"] = digests(_given(self.tokenizer))
         return document
 
     def parse_row(self, row: Row) -> Row | None:
@@ -81,10 +99,12 @@ class TextGenerationSpec(TaskSpec):
     def fit(self, rows: Iterable[Row]) -> "TextGeneration":
         """Fit the tokenizer, or load the given one."""
         if isinstance(self.tokenizer, str):
-            return TextGeneration(self, Path(self.tokenizer).expanduser())
+            files = _given(self.tokenizer)
+            return TextGeneration(self, files, Layout.of(files, chats=self.column == "messages"))
         chat = self.column == "messages"
         texts = (contents_of(row) if chat else row["text"] for row in rows)
-        return TextGeneration(self, fitted=_fit_tokenizer(self.tokenizer, texts, chat))
+        files = _fit_tokenizer(self.tokenizer, texts, chat)
+        return TextGeneration(self, files, Layout.of(files, chats=self.column == "messages"))
 
 
 _Stop = Annotated[str, StringConstraints(min_length=1)]
@@ -119,8 +139,9 @@ class TextGeneration(Task):
 
     Args:
         spec: the fields under `task:`.
-        directory: a directory with a tokenizer in Hugging Face layout.
-        fitted: instead of `directory`, the files of a tokenizer.
+        files: the tokenizer's files.
+        layout: how documents are stored.
+        end_of_text: the token that ends a document. None: the tokenizer's `eos_token`.
     """
 
     spec: TextGenerationSpec
@@ -132,24 +153,17 @@ class TextGeneration(Task):
     headline = ("perplexity", "loss")
     request, answer = TextRow, TextAnswer
 
-    def __init__(
-        self,
-        spec: TextGenerationSpec,
-        directory: Path | None = None,
-        fitted: dict[str, bytes] | None = None,
-    ) -> None:
+    def __init__(self, spec: TextGenerationSpec, files: Files, layout: Layout, end_of_text: str | None = None) -> None:
         super().__init__(spec)
-        from tokenizers import Tokenizer
-
-        self._files = fitted or read_files(directory or Path("."))
-        self.tokenizer = Tokenizer.from_buffer(self._files["tokenizer.json"])
+        self._files, self.layout = files, layout
+        self.tokenizer = tokenizer_of(files)
         # A document that spells out a special token means the text, not the token.
         self.tokenizer.encode_special_tokens = True
-        self.end_of_text = _end_of_text(self._files)
+        self.end_of_text = end_of_text or _end_of_text(files)
         token_id = self.tokenizer.token_to_id(self.end_of_text)
         if token_id is None:
             raise DataError(
-                f"the tokenizer in {directory} lacks its end-of-text token {self.end_of_text!r}.", code="no_end_of_text"
+                f"the tokenizer does not know its end-of-text token {self.end_of_text!r}.", code="no_end_of_text"
             )
         self.end_of_text_id = int(token_id)
 
@@ -161,7 +175,10 @@ class TextGeneration(Task):
     @property
     def stored(self) -> dict[str, Column]:
         dtype = "uint16" if self.vocab_size <= 1 << 16 else "int32"
-        return {"input_ids": Column(dtype, (self.spec.sequence_length,))}
+        shape = (self.spec.sequence_length,)
+        return {"input_ids": Column(dtype, shape)} | {
+            name: Column(dtype, shape) for name, dtype in self.layout.further.items()
+        }
 
     @property
     def packing(self) -> Packing:
@@ -172,14 +189,26 @@ class TextGeneration(Task):
         return self.spec.sequence_length
 
     def encode(self, rows: list[Row]) -> dict[str, Any]:
-        """One array of token ids per document, ending with the end-of-text token."""
-        dtype, end = self.stored["input_ids"].dtype, [self.end_of_text_id]
+        """One array for each document: its token ids, ending with the end-of-text token, and what is stored of them."""
         if self.spec.column == "messages":
-            chats = [self._whole_chat(row["messages"]) for row in rows]
-            # The template may have written the end token already.
-            return {"input_ids": [np.array(ids if ids[-1:] == end else ids + end, dtype=dtype) for ids in chats]}
-        encodings = self.tokenizer.encode_batch_fast([row["text"] for row in rows], add_special_tokens=False)
-        return {"input_ids": [np.array(encoding.ids + end, dtype=dtype) for encoding in encodings]}
+            tokenizer, texts, written = self._chat_tokenizer, [self._whole_chat(row) for row in rows], self.special
+        else:
+            tokenizer, texts, written = self.tokenizer, [row["text"] for row in rows], {}
+        encode = tokenizer.encode_batch if self.layout.bytes else tokenizer.encode_batch_fast  # the latter: no offsets
+        encodings = encode(texts, add_special_tokens=False)
+        documents = [
+            self.layout.document(text, encoding, self.end_of_text_id, written)
+            for text, encoding in zip(texts, encodings, strict=True)
+        ]
+        return {
+            name: [document[name].astype(column.dtype, copy=False) for document in documents]
+            for name, column in self.stored.items()
+        }
+
+    @cached_property
+    def special(self) -> dict[int, str]:
+        """Special tokens by id."""
+        return special_contents(self.tokenizer)
 
     def traits(self, rows: list[Row], encoded: Mapping[str, Any]) -> list[Trait]:
         """Lengths of whole documents, before packing."""
@@ -200,12 +229,23 @@ class TextGeneration(Task):
     @cached_property
     def _chat_tokenizer(self) -> "tokenizers.Tokenizer":
         """Built for the first chat, since rendering imports a part of Transformers, which takes a second."""
-        if self.chat is not None and self.chat.writes_special_tokens(self.tokenizer):
-            from tokenizers import Tokenizer
-
+        # Chats whose beginnings are not stored were encoded before the tokens around answers counted.
+        current = self.layout.begins or self.spec.column == "text"
+        if self.chat is not None and self.chat.writes_special_tokens(self.tokenizer, after_answers=current):
             # Special tokens that the template writes must become tokens; `self.tokenizer` treats them as text.
-            return Tokenizer.from_buffer(self._files["tokenizer.json"])
+            return tokenizer_of(self._files)
         return self.tokenizer
+
+    @cached_property
+    def restarts_after_special(self) -> bool:
+        """True if text after a special token is encoded like the beginning of a text (Llama 2: with a space)."""
+        tokenizer, token = tokenizer_of(self._files), self.end_of_text
+        whole = tokenizer.encode(f"{token}a", add_special_tokens=False).ids
+        return bool(whole[1:] == tokenizer.encode("a", add_special_tokens=False).ids)
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Token ids of a text to continue, encoded like the beginning of a document."""
+        return [*self.layout.prefix, *self.tokenizer.encode(prompt, add_special_tokens=False).ids]
 
     def chat_ids(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[int]:
         """Token ids of the prompt for the assistant's answer to messages.
@@ -219,50 +259,55 @@ class TextGeneration(Task):
         ids: list[int] = self._chat_tokenizer.encode(self.chat.render(messages, tools), add_special_tokens=False).ids
         return ids
 
-    def _whole_chat(self, messages: str) -> list[int]:
+    def _whole_chat(self, row: Row) -> str:
         if self.chat is None:
             raise DataError(
                 "task.tokenizer: does not have a chat template; set `column: text`, or use another tokenizer.",
                 code="no_chat_template",
             )
         try:
-            text = self.chat.whole(json.loads(messages))
+            return self.chat.whole(json.loads(row["messages"]))
         except RequestError as error:
             raise InvalidError("invalid_chat", str(error)) from error
-        ids: list[int] = self._chat_tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
 
     def save_state(self, directory: Path) -> dict[str, Any]:
-        for name, content in self._files.items():
-            (directory / name).write_bytes(content)
-        return {}
+        write_files(self._files, directory)
+        return asdict(self.layout)
 
     @classmethod
     def load_state(cls, spec: Any, state: dict[str, Any], directory: Path) -> "TextGeneration":
-        return cls(spec, directory)
+        files = read_files(directory)
+        if state:
+            return cls(spec, files, Layout.parse(state))
+        # From before layouts were recorded, when `special_tokens_map.json` was not read.
+        config = {name: content for name, content in files.items() if name != "special_tokens_map.json"}
+        return cls(spec.model_copy(update={"documents": "joined"}), files, Layout(), _end_of_text(config))
 
     def collate(self, batch: Mapping[str, np.ndarray]) -> dict[str, "torch.Tensor"]:
-        import torch
+        return self.layout.collated(batch, self.end_of_text_id, isolated=self.spec.documents == "isolated")
 
-        return {"input_ids": torch.from_numpy(batch["input_ids"].astype(np.int64))}
+    def weights(self, rows: Mapping[str, np.ndarray]) -> np.ndarray:
+        counts = self.layout.learnt_per_row(rows, self.end_of_text_id)
+        return super().weights(rows) if counts is None else counts
 
     def loss(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> "torch.Tensor":
-        return _next_token_losses(model, batch["input_ids"]).mean()
+        losses = next_token_losses(model, batch)
+        return losses.sum() / learnt(batch).sum().clamp(min=1)
 
     def outcomes(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> Outcomes:
-        losses = _next_token_losses(model, batch["input_ids"]).double().cpu().numpy()
-        ids = batch["input_ids"][:, 1:].cpu().numpy()
-        rows, tokens = losses.shape
+        losses = next_token_losses(model, batch).double().cpu().numpy()
+        counted = learnt(batch).cpu().numpy()
+        tokens = losses.shape[1]
         starts = np.unique(np.linspace(0, tokens, _POSITIONS, endpoint=False, dtype=np.int64))
-        sums = np.add.reduceat(losses, starts, axis=1)
-        counts = np.diff(starts, append=tokens)
         missing = ((0, 0), (0, _POSITIONS - len(starts)))  # padding for sequences with fewer tokens than parts
+        stored = "bytes" in batch
+        spelled = batch["bytes"].cpu().numpy() if stored else self._byte_lengths[batch["input_ids"].cpu().numpy()]
         return {
             "loss": losses.sum(1),
-            "tokens": np.full(rows, tokens, np.int64),
-            "bytes": self._byte_lengths[ids].sum(1),
-            "position_loss": np.pad(sums, missing),
-            "position_tokens": np.pad(np.tile(counts, (rows, 1)), missing),
+            "tokens": counted.sum(1),
+            "bytes": spelled[:, 1:].sum(1),
+            "position_loss": np.pad(np.add.reduceat(losses, starts, axis=1), missing),
+            "position_tokens": np.pad(np.add.reduceat(counted.astype(np.int64), starts, axis=1), missing),
         }
 
     def metrics(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -277,14 +322,7 @@ class TextGeneration(Task):
     @cached_property
     def _byte_lengths(self) -> np.ndarray:
         """Number of bytes of text that each token stands for, int64 [vocabulary]; 0 for special tokens."""
-        special = {index for index, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
-        if '"ByteLevel"' in json.dumps(json.loads(self._files["tokenizer.json"]).get("decoder")):
-            # Its alphabet has one character per byte. Decoding a single token could yield half a character.
-            lengths = [len(self.tokenizer.id_to_token(index) or "") for index in range(self.vocab_size)]
-        else:
-            tokens = self.tokenizer.decode_batch([[index] for index in range(self.vocab_size)])
-            lengths = [len(token.encode()) for token in tokens]
-        return np.array([0 if index in special else length for index, length in enumerate(lengths)], np.int64)
+        return byte_lengths(self.tokenizer)
 
     def check_pretrained(self, config: Any, directory: Path) -> None:
         embeds = config.get_text_config().vocab_size
@@ -293,6 +331,12 @@ class TextGeneration(Task):
                 f"the dataset's tokenizer has {self.vocab_size} tokens, but the model in {directory} embeds only "
                 f"{embeds}. Prepare the dataset with `tokenizer: {directory}`.",
                 code="vocabulary_too_large",
+            )
+        if self.spec.documents == "isolated" and (reason := sees_other_documents(config)):
+            raise DataError(
+                f"the documents of the dataset are isolated, but the model in {directory} ({config.model_type}) "
+                f"{reason}. Prepare the dataset with `documents: joined`.",
+                code="documents_not_isolated",
             )
 
     @property
@@ -310,15 +354,6 @@ class TextGeneration(Task):
         return TextAnswer(text=outputs["text"])
 
 
-def _next_token_losses(model: Forward, input_ids: "torch.Tensor") -> "torch.Tensor":
-    """Cross-entropy of each token after the first, nats. input_ids: [B, T] → fp32 [B, T - 1]."""
-    import torch.nn.functional as F
-
-    logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
-    losses = F.cross_entropy(logits.flatten(0, 1).float(), input_ids[:, 1:].flatten(), reduction="none")
-    return losses.view(len(input_ids), -1)
-
-
 def _fit_tokenizer(spec: FittedTokenizer, texts: Iterable[str], chat: bool) -> dict[str, bytes]:
     """The files of a fitted tokenizer in Hugging Face layout; for chats, with tokens that mark turns."""
     tokenizer = fit_byte_level(spec, texts, [END_OF_TEXT, *((START, END) if chat else ())])
@@ -326,11 +361,16 @@ def _fit_tokenizer(spec: FittedTokenizer, texts: Iterable[str], chat: bool) -> d
     return files | {"chat_template.jinja": (MARKED if chat else PLAIN).encode()}
 
 
-def _end_of_text(files: dict[str, bytes]) -> str:
-    token = json.loads(files.get("tokenizer_config.json", b"{}")).get("eos_token")
-    token = token.get("content") if isinstance(token, dict) else token
-    if not token:
+def _given(directory: str) -> Files:
+    """The files of a given tokenizer, with the end-of-text token that its class in Transformers defines."""
+    return given_tokenizer(Path(directory).expanduser(), "eos_token")
+
+
+def _end_of_text(files: Files) -> str:
+    if not (token := special_tokens(files).get("eos_token")):
         raise DataError(
-            "tokenizer_config.json does not name an eos_token, which must end each document.", code="no_end_of_text"
+            "the tokenizer's files do not name an eos_token, which must end each document. Add it to "
+            'tokenizer_config.json, such as {"eos_token": "</s>"}.',
+            code="no_end_of_text",
         )
-    return str(token)
+    return token

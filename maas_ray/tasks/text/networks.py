@@ -63,7 +63,7 @@ class Llama(TransformersNetwork):
             max_position_embeddings=self.context_length or task.spec.sequence_length,
             rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
             tie_word_embeddings=self.tie_embeddings,
-            bos_token_id=task.end_of_text_id,
+            bos_token_id=(*task.layout.prefix, task.end_of_text_id)[0],
             eos_token_id=task.end_of_text_id,
             pad_token_id=None,
             use_cache=True,

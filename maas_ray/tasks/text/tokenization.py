@@ -28,6 +28,8 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
+TEMPLATES = "additional_chat_templates"
+"""Directory of further chat templates, `NAME.jinja`, beside the tokenizer's files."""
 PAD, CLS, SEP, MASK = "[PAD]", "[CLS]", "[SEP]", "[MASK]"
 
 
@@ -80,13 +82,85 @@ def read_files(directory: Path) -> Files:
     Raises:
         DataError: the directory does not hold a tokenizer.
     """
-    files = {name: (directory / name).read_bytes() for name in TOKENIZER_FILES if (directory / name).is_file()}
+    templates = sorted(f"{TEMPLATES}/{path.name}" for path in (directory / TEMPLATES).glob("*.jinja"))
+    names = [name for name in (*TOKENIZER_FILES, *templates) if (directory / name).is_file()]
+    files = {name: (directory / name).read_bytes() for name in names}
     if "tokenizer.json" not in files:
         raise DataError(
             f"{directory} does not hold tokenizer.json; give a directory saved by `save_pretrained`.",
             code="file_missing",
         )
     return files
+
+
+def write_files(files: Files, directory: Path) -> None:
+    """Write a tokenizer's files into a directory."""
+    for name, content in files.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(content)
+
+
+def special_tokens(files: Files) -> dict[str, str]:
+    """The special tokens that a tokenizer's files name, such as `eos_token`, read as Transformers reads them.
+
+    Of older files, `special_tokens_map.json` takes precedence. If `tokenizer_config.json` lists all added tokens
+    (`added_tokens_decoder`), it is the only file that counts.
+    """
+    config = json.loads(files.get("tokenizer_config.json", b"{}"))
+    if "added_tokens_decoder" not in config:
+        config |= json.loads(files.get("special_tokens_map.json", b"{}"))
+    if isinstance(extra := config.get("extra_special_tokens"), dict):  # a model's own, such as `image_token`
+        config |= extra
+    contents = {name: token.get("content") if isinstance(token, dict) else token for name, token in config.items()}
+    return {
+        name: token for name, token in contents.items() if name.endswith("_token") and isinstance(token, str) and token
+    }
+
+
+def default_special_tokens(directory: Path) -> dict[str, str]:
+    """The special tokens of a directory's tokenizer with the defaults of its class in Transformers.
+
+    GPT-2's and RoBERTa's own files name none. Empty if Transformers cannot load the tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError):
+        return {}
+    return {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+
+
+def given_tokenizer(directory: Path, needed: str) -> Files:
+    """The files of a tokenizer that a user gives.
+
+    Args:
+        directory: holds the tokenizer.
+        needed: a special token, such as `eos_token`. If the files do not name it, Transformers' default is added to
+            `tokenizer_config.json`.
+    """
+    files = read_files(directory)
+    if needed in special_tokens(files) or (token := default_special_tokens(directory).get(needed)) is None:
+        return files
+    config = json.loads(files.get("tokenizer_config.json", b"{}")) | {needed: token}
+    return files | {"tokenizer_config.json": (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()}
+
+
+def tokenizer_of(files: Files) -> "tokenizers.Tokenizer":
+    """The tokenizer in its files. It neither truncates nor pads, whatever the files say."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_buffer(files["tokenizer.json"])
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def first_tokens(tokenizer: "tokenizers.Tokenizer") -> tuple[int, ...]:
+    """The tokens that the tokenizer itself puts before a text, such as BOS."""
+    encoding = tokenizer.encode("a")
+    added = encoding.special_tokens_mask
+    return tuple(encoding.ids[: added.index(0)]) if 0 in added else ()
 
 
 def digests(files: Files) -> dict[str, str]:
@@ -132,13 +206,10 @@ class TextEncoder:
     """
 
     def __init__(self, files: Files, max_length: int) -> None:
-        from tokenizers import Tokenizer
-
         self.files, self.max_length = files, max_length
-        self.tokenizer = Tokenizer.from_buffer(files["tokenizer.json"])
+        self.tokenizer = tokenizer_of(files)
         # A text that spells out a special token means the text, not the token.
         self.tokenizer.encode_special_tokens = True
-        self.tokenizer.no_padding()  # a given tokenizer may have turned padding or truncation on
         self.tokenizer.enable_truncation(max_length)
 
     @property
@@ -149,10 +220,9 @@ class TextEncoder:
     @cached_property
     def pad_id(self) -> int:
         """The padding token's id. Padding is masked, so any token serves if the tokenizer does not define one."""
-        config = json.loads(self.files.get("tokenizer_config.json", b"{}"))
+        named = special_tokens(self.files)
         for name in ("pad_token", "eos_token"):
-            token = config.get(name)
-            token = token.get("content") if isinstance(token, dict) else token
+            token = named.get(name)
             token_id = self.tokenizer.token_to_id(token) if token else None
             if token_id is not None:
                 return int(token_id)

@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 
 from maas_ray.errors import InvalidError, PromptTooLongError, RequestError
 from maas_ray.serve.text.codec import Detokenizer, StopStrings, TextCodec
-from maas_ray.serve.text.streaming import Spelling, StreamedAnswer, merge_answers
+from maas_ray.serve.text.streaming import StreamedAnswer, merge_answers
 from maas_ray.serve.text.types import Delta, GenerateRequest, SamplingParams, TextRequest, Tokens
 from maas_ray.tasks import load_task
 from maas_ray.tasks.text.chat import ChatTemplate
-from maas_ray.tasks.text.generation import TextGenerationSpec
+from maas_ray.tasks.text.generation import TextGeneration, TextGenerationSpec
 from maas_ray.tasks.text.tokenization import FittedTokenizer
 from tests.support.bundles import TEXT, text_task
 from tests.support.errors import raises
+from tests.support.tokenizer_families import BOS, FAMILIES, save
 
 TASK = text_task()
 CHAT_ML = (
@@ -55,6 +56,89 @@ def test_a_character_is_held_back_until_it_is_complete() -> None:
     detokenizer = Detokenizer(TASK.tokenizer)
     pieces = [detokenizer.push([one]) for one in ids]
     assert [piece for piece in pieces if piece] == ["é", "🚀"]
+
+
+# --- text of every tokenizer family
+
+
+def family_task(family: str, directory: Path, **config) -> TextGeneration:
+    return TextGenerationSpec(tokenizer=str(save(family, directory, **config)), sequence_length=16).fit([])
+
+
+def streamed(task: TextGeneration, prompt: list[int], ids: list[int], lead: str = "", size: int = 1) -> list[Delta]:
+    asked = GenerateRequest(prompt, 1000, 0, (task.end_of_text_id,), SamplingParams(logprobs=True))
+    growing, ids = StreamedAnswer(task, asked, (), 0, lead), [*ids, task.end_of_text_id]
+    pieces = [growing.push(Tokens(ids[at : at + size], [-1.0] * size)) for at in range(0, len(ids), size)]
+    return [piece for piece in pieces if piece]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompt_and_answer_are_one_text(family: str, tmp_path: Path) -> None:
+    """The text of all tokens is what the `tokenizers` library decodes."""
+    task = family_task(family, tmp_path)
+    codec = TextCodec(task, context=64, end_ids=())
+    for text in ["Hello world, how are you?", "Grüße 東京 🙂é x", " a  b \n c", "the town"]:
+        ids = task.tokenizer.encode(text, add_special_tokens=False).ids
+        whole = task.tokenizer.decode(ids)
+        for cut in range(len(ids) + 1):
+            beginning = task.tokenizer.decode(ids[:cut])
+            asked = [[*task.layout.prefix, *ids[:cut]]]  # token ids
+            [prepared] = codec.prepare(ask(beginning))
+            if prepared.prompt_ids[len(task.layout.prefix) :] == ids[:cut]:
+                asked.append(prepared.prompt_ids)  # a text
+            for prompt in asked:
+                for size in (1, 3):
+                    deltas = streamed(task, prompt, ids[cut:], size=size)
+                    answer = "".join(delta.text for delta in deltas)
+                    assert beginning.rstrip("\ufffd") + answer == whole
+                    logprobs = [one for delta in deltas for one in delta.logprobs]
+                    # Each token is where its text begins.
+                    assert all(0 <= one.offset <= len(answer) for one in logprobs)
+                    for one in logprobs if beginning.isascii() and beginning.strip() else ():
+                        assert (
+                            answer[one.offset :].startswith(one.token)
+                            or one.token == "<unk>"
+                            or not one.token.isascii()
+                        )
+
+
+def test_an_answer_after_a_special_token_begins_as_a_text_does(tmp_path: Path) -> None:
+    """Llama 2 writes a space after each special token, which is not text; Mistral writes none."""
+    for family, text in (("llama_2", "Hello"), ("mistral", " Hello")):
+        task = family_task(family, tmp_path / family)
+        ids = task.tokenizer.encode("Hello", add_special_tokens=False).ids
+        prompt = [*task.prompt_ids("x"), task.end_of_text_id]
+        assert "".join(delta.text for delta in streamed(task, prompt, ids)) == text
+
+
+def test_a_prompt_begins_as_a_document_does(tmp_path: Path) -> None:
+    task = family_task("llama_2", tmp_path)
+    codec = TextCodec(task, context=64, end_ids=())
+    document = task.encode([{"text": "Hello world"}])["input_ids"][0].tolist()
+    assert codec.prepare(ask("Hello world"))[0].prompt_ids == document[:-1]
+    assert document[0] == BOS["llama_2"]
+    assert codec.prepare(ask(""))[0].prompt_ids == [BOS["llama_2"]]
+    assert codec.prepare(ask([5, 6]))[0].prompt_ids == [5, 6]  # tokens are the client's own
+
+
+def test_the_space_that_a_chat_template_writes_is_not_part_of_the_answer(tmp_path: Path) -> None:
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+        "{% else %} {{ m.content }}</s>{% endif %}{% endfor %}"
+    )
+    task = family_task("llama_2", tmp_path, chat_template=template)
+    codec, asked = TextCodec(task, 64, ()), ask([{"role": "user", "content": "x"}])
+    chat = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "Hello world"}]
+    spec = TextGenerationSpec(tokenizer=str(tmp_path), sequence_length=16, column="messages")
+    learnt = spec.fit([]).encode([spec.parse_row({"messages": chat})])["input_ids"][0].tolist()
+    [prepared] = codec.prepare(asked)
+    prompt = prepared.prompt_ids
+    assert learnt[: len(prompt)] == prompt
+    for size in (1, 3):
+        deltas = streamed(task, prompt, learnt[len(prompt) : -1], codec.lead(asked), size)
+        assert "".join(delta.text for delta in deltas) == "Hello world"
+        assert deltas[0].logprobs[0].offset == 0
+    assert "".join(delta.text for delta in streamed(task, prompt, [], codec.lead(asked))) == ""
 
 
 def test_bytes_that_never_become_a_character_come_at_the_end() -> None:
@@ -282,7 +366,7 @@ def asked_of_engine() -> GenerateRequest:
 @settings(deadline=None)
 def test_log_probabilities_come_with_their_text(text: str, sizes: list[int], stop: tuple[str, ...]) -> None:
     ids = [*TASK.tokenizer.encode(text).ids, 0]
-    growing, deltas, at = StreamedAnswer(TASK.tokenizer, asked_of_engine(), stop, 3), [], 0
+    growing, deltas, at = StreamedAnswer(TASK, asked_of_engine(), stop, 3), [], 0
     for size in [*sizes, *[1] * len(ids)]:
         some = ids[at : at + size]
         delta = growing.push(Tokens(some, [-float(at + place) for place in range(len(some))])) if some else None
@@ -311,14 +395,10 @@ def test_log_probabilities_come_with_their_text(text: str, sizes: list[int], sto
         begins += len(one.spelled)
 
 
-def test_tokens_of_other_alphabets_are_spelled() -> None:
-    from tokenizers import Tokenizer, decoders, models
-
-    tokenizer = Tokenizer(models.WordLevel({"▁Hello": 0, "<0xC3>": 1, "x": 2}, unk_token="x"))
-    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
-    assert [Spelling(tokenizer).bytes_of(token) for token in range(3)] == [b" Hello", b"\xc3", b"x"]
-    assert Spelling(TASK.tokenizer).bytes_of(0) == b"<|endoftext|>"
-    assert Spelling(tokenizer).logprob(2, float("-inf"), 0).logprob == -9999.0
+def test_an_impossible_token_has_the_least_log_probability_of_json() -> None:
+    delta = StreamedAnswer(TASK, asked_of_engine(), ()).push(Tokens([9], [float("-inf")]))
+    assert delta is not None
+    assert delta.logprobs[0].logprob == -9999.0
 
 
 def test_merged_answers_are_concurrent_and_are_closed_together() -> None:

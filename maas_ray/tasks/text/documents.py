@@ -1,0 +1,163 @@
+"""Documents in stored rows of tokens: their first and last tokens, their beginnings, and the loss of their tokens.
+
+A row holds documents laid end to end, and may begin and end inside one. If documents are isolated, positions begin anew
+at each of them. Transformers derives from this that a token sees its own document alone, but only if it is called
+without a mask and without a cache (`masking_utils._preprocess_mask_arguments`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from maas_ray.tasks.network import Forward
+from maas_ray.tasks.text.spelling import counted_bytes, spells_every_text
+from maas_ray.tasks.text.tokenization import Files, first_tokens, special_tokens, tokenizer_of
+
+if TYPE_CHECKING:
+    import torch
+
+_NOT_LEARNT = -100
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How documents are stored. The defaults are the layout of datasets that do not record theirs.
+
+    Args:
+        prefix: tokens before each document and each prompt, such as BOS.
+        begins: the beginnings of documents are stored, because the end-of-text token also occurs within them.
+        bytes: the number of bytes that each token stands for is stored, because the token alone does not tell it.
+    """
+
+    prefix: tuple[int, ...] = ()
+    begins: bool = False
+    bytes: bool = False
+
+    @classmethod
+    def of(cls, files: Files, *, chats: bool) -> "Layout":
+        """The layout for new datasets.
+
+        Args:
+            files: the tokenizer's files.
+            chats: documents are chats, whose template writes their first tokens and ends each turn.
+        """
+        tokenizer, end = tokenizer_of(files), special_tokens(files).get("eos_token", "")
+        tokenizer.encode_special_tokens = True
+        # Unigram takes a spelled-out token from its vocabulary.
+        ends_within = tokenizer.token_to_id(end) in tokenizer.encode(end, add_special_tokens=False).ids
+        return cls(
+            prefix=() if chats else first_tokens(tokenizer),
+            begins=chats or ends_within,
+            bytes=not spells_every_text(files["tokenizer.json"]),
+        )
+
+    @classmethod
+    def parse(cls, state: Mapping[str, Any]) -> "Layout":
+        """The layout in a task's state."""
+        return cls(tuple(state["prefix"]), bool(state["begins"]), bool(state["bytes"])) if state else cls()
+
+    @property
+    def further(self) -> dict[str, str]:
+        """Dtypes of the columns that are stored beside the tokens."""
+        return ({"begins": "uint8"} if self.begins else {}) | ({"bytes": "int32"} if self.bytes else {})
+
+    def document(self, text: str, encoding: Any, end: int, special: Mapping[int, str]) -> dict[str, np.ndarray]:
+        """The columns of one document.
+
+        Args:
+            text: its text.
+            encoding: the text's `tokenizers.Encoding`.
+            end: id of the end-of-text token, which the template of a chat may have written already.
+            special: special tokens by id that may have been written by a chat template.
+        """
+        written = self.begins and encoding.ids[-1:] == [end]
+        ids = np.array([*self.prefix, *encoding.ids, *([] if written else [end])], np.int64)
+        columns = {"input_ids": ids}
+        if self.begins:
+            columns["begins"] = np.arange(len(ids)) == 0
+        if self.bytes:
+            counts = counted_bytes(text, encoding, special)
+            columns["bytes"] = np.pad(counts, (len(self.prefix), len(ids) - len(self.prefix) - len(counts)))
+        return columns
+
+    def collated(self, batch: Mapping[str, np.ndarray], end: int, *, isolated: bool) -> dict[str, "torch.Tensor"]:
+        """Stored columns [B, T] as int64 tensors.
+
+        `input_ids`; `labels`, those of the same position as in Transformers, if some tokens are not learnt (-100);
+        `position_ids`, if documents are isolated; `bytes`, if they are stored.
+
+        Args:
+            batch: the stored columns.
+            end: id of the end-of-text token.
+            isolated: a token sees its own document alone.
+        """
+        import torch
+
+        ids = batch["input_ids"].astype(np.int64)
+        columns = {"input_ids": ids}
+        begins = self._begins(batch, end)
+        if self.prefix:
+            columns["labels"] = np.where(begins, _NOT_LEARNT, ids)
+        if isolated:
+            index = np.arange(ids.shape[1])
+            columns["position_ids"] = index - np.maximum.accumulate(np.where(begins, index, 0), axis=1)
+        if self.bytes:
+            columns["bytes"] = batch["bytes"].astype(np.int64)
+        return {name: torch.from_numpy(values) for name, values in columns.items()}
+
+    def learnt_per_row(self, batch: Mapping[str, np.ndarray], end: int) -> np.ndarray | None:
+        """The number of learnt tokens of each stored row, int64 [B]. None: rows do not differ in it."""
+        if not self.prefix:
+            return None
+        return np.asarray((~self._begins(batch, end)[:, 1:]).sum(axis=1), np.int64)
+
+    def _begins(self, batch: Mapping[str, np.ndarray], end: int) -> np.ndarray:
+        """True for the first token of each document, bool [B, T]."""
+        if self.begins:
+            return batch["begins"].astype(bool)
+        begins = np.zeros(batch["input_ids"].shape, bool)
+        begins[:, 1:] = batch["input_ids"][:, :-1] == end
+        return begins
+
+
+def next_token_losses(model: Forward, batch: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
+    """Cross-entropy of each token after the first, nats; 0 if it is not learnt. [B, T] → fp32 [B, T - 1]."""
+    import torch.nn.functional as F
+
+    inputs = {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
+    logits = model(**inputs, use_cache=False).logits[:, :-1]
+    labels = _labels(batch)
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none", ignore_index=_NOT_LEARNT)
+    return losses.view(labels.shape)
+
+
+def learnt(batch: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
+    """True for each token after the first that is learnt, bool [B, T - 1]."""
+    return _labels(batch) != _NOT_LEARNT
+
+
+def _labels(batch: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
+    return batch.get("labels", batch["input_ids"])[:, 1:]
+
+
+def sees_other_documents(config: Any) -> str:
+    """The reason why a causal language model cannot isolate documents. Empty: it can.
+
+    Args:
+        config: the model's configuration.
+    """
+    import inspect
+
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    model = model[0] if isinstance(model, tuple) else model
+    if model is None:
+        return ""
+    if getattr(model, "_is_stateful", False):
+        return "reads a sequence as a recurrent state"
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return "does not take positions"
+    return ""
