@@ -1,6 +1,6 @@
 """The text of a row, and the forms in which texts are compared.
 
-    normalised    Unicode NFKC, case folded, white space collapsed
+    normalised    Unicode NFKC, case folded, without invisible characters, white space collapsed
     words         letters, marks and digits of that form; everything between them separates words
     gram_hashes   n-grams of words, each as a number
 
@@ -9,6 +9,7 @@ tokenizer for Chinese (Devlin et al. 2019).
 """
 
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -33,6 +34,11 @@ _UNSPACED = (
     (0xF900, 0xFAFF),
     (0x20000, 0x3FFFF),
 )
+_IGNORABLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
+    "\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]+"
+)
+"""Unicode's Default_Ignorable_Code_Point, such as soft hyphens and zero-width spaces, which a page shows as nothing."""
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 """2**64 over the golden ratio (Knuth, TAOCP 3, 6.4). It is odd, so that multiplication is reversible."""
 _CACHED_WORDS = 1 << 16
@@ -64,7 +70,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def normalised(text: str) -> str:
-    """NFKC, case folded, white space collapsed. Rows with the same normalised text are exact duplicates."""
+    """Unicode's NFKC_Casefold, white space collapsed. Rows with the same normalised text are exact duplicates."""
     return " ".join(_folded(text).split())
 
 
@@ -72,7 +78,7 @@ def _folded(text: str) -> str:
     if text.isascii():
         return text.lower()
     # Case folding may undo NFKC, so it is applied again (Unicode 3.13, toNFKC_Casefold).
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", _IGNORABLE.sub("", text)).casefold())
 
 
 class _Separated(dict[int, str | int]):
@@ -111,6 +117,29 @@ class _Hashes(dict[str, int]):
 
 
 _HASHES = _Hashes()
+
+
+def word_hashes(text: str) -> np.ndarray:
+    """The words of a text as numbers, uint64, in order."""
+    found = words(text)
+    return np.fromiter(map(_HASHES.__getitem__, found), np.uint64, len(found))
+
+
+def run_hashes(hashes: np.ndarray, lengths: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Every run of words of each length as a number, uint64, in order.
+
+    Args:
+        hashes: the words, see `word_hashes`.
+        lengths: numbers of words, ascending. Longer runs than the text has are left out.
+    """
+    runs, length = hashes.copy(), 1
+    for wanted in lengths:
+        if wanted > len(hashes):
+            return
+        while length < wanted:
+            runs = runs[:-1] * _MULTIPLIER + hashes[length:]
+            length += 1
+        yield length, mixed(runs)
 
 
 def gram_hashes(texts: Iterable[str], size: int) -> tuple[np.ndarray, np.ndarray]:

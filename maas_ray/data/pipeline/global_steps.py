@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import ray
 
 from maas_ray.data.cleaning import CleaningStep
-from maas_ray.data.dedup.decontaminate import Decontaminate, NgramIndex
+from maas_ray.data.dedup.decontaminate import MIN_WORDS, Decontaminate, HeldOutRuns, held_out_runs
 from maas_ray.data.dedup.survivors import Decisions, duplicate_keys, linked, survivors_of
 from maas_ray.data.pipeline import row_steps
 from maas_ray.data.pipeline.blocks import Blocks, run, run_over, run_sorted, tables
@@ -27,6 +27,7 @@ from maas_ray.data.splits.assignment import stratified
 from maas_ray.data.splits.hashing import SPLIT_BITS
 from maas_ray.errors import DataError
 from maas_ray.tasks import Row, TaskSpec
+from maas_ray.terminal.lines import say
 
 _RANGE_BYTES = 32 << 20
 _KEY_BYTES = 33
@@ -101,23 +102,44 @@ def _open(block: pa.Table) -> pa.Table:
 
 def decontaminated(ordered: Blocks, task: TaskSpec, how: Decontaminate) -> Blocks:
     """Rows in their splits; training rows that share too much text with a row to evaluate with are marked."""
-    index = NgramIndex(
-        hashes["hash"].to_numpy() for hashes in tables(run(ordered, partial(_hashes, task=task, how=how)))
-    )
+    short = 0
+
+    def held_out() -> Iterator[tuple[int, np.ndarray]]:
+        nonlocal short
+        for table in tables(run(ordered, partial(_runs, task=task, how=how))):
+            short += table["short"][0].as_py()
+            lengths, hashes = table["length"].to_numpy(), table["hash"].to_numpy()
+            yield from ((int(length), hashes[lengths == length]) for length in np.unique(lengths))
+
+    index = HeldOutRuns(held_out(), how.ngram)
+    if short:
+        say(
+            f"  {short:,} held-out rows have fewer than {MIN_WORDS} words: they are compared with whole training rows "
+            "only, not searched for within them"
+        )
     return run_over(ordered, partial(_mark_contaminated, task=task, how=how, index=ray.put(index)))
 
 
-def _hashes(block: pa.Table, task: TaskSpec, how: Decontaminate) -> pa.Table:
-    ngrams = row_steps.ngrams(block, task, how, training=False)
-    every = np.unique(np.concatenate([np.zeros(0, np.uint64), *(hashes for _, hashes in ngrams)]))
-    return pa.table({"hash": every})
+def _runs(block: pa.Table, task: TaskSpec, how: Decontaminate) -> Iterator[pa.Table]:
+    """The distinct runs of the held-out rows of a block, and the number of rows that are too short to search for."""
+    found: dict[int, list[np.ndarray]] = {}
+    short = 0
+    for _, text in row_steps.texts(block, task, training=False):
+        length, runs = held_out_runs(text, how.ngram)
+        found.setdefault(length, []).append(runs)
+        short += length < min(MIN_WORDS, how.ngram)
+    distinct = {length: np.unique(np.concatenate(runs)) for length, runs in found.items() if length}
+    lengths = np.repeat(np.array([*distinct], np.int64), [len(runs) for runs in distinct.values()])
+    hashes = np.concatenate([np.zeros(0, np.uint64), *distinct.values()])
+    if found:
+        yield pa.table({"length": lengths, "hash": hashes, "short": np.full(len(lengths), short)})
 
 
 def _mark_contaminated(block: pa.Table, task: TaskSpec, how: Decontaminate, index: Any) -> pa.Table:
-    held_out: NgramIndex = ray.get(index)
+    held_out: HeldOutRuns = ray.get(index)
     outcomes, likes = block["fate"].to_pylist(), block["like"].to_pylist()
-    for row, hashes in row_steps.ngrams(block, task, how, training=True):
-        if how.contaminates(held_out.contains(hashes)):
+    for row, text in row_steps.texts(block, task, training=True):
+        if how.contaminates(held_out.overlap(text)):
             outcomes[row] = CONTAMINATED
     return row_steps.marked(block, outcomes, likes)
 

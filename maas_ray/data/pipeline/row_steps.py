@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from maas_ray.data.cleaning import CleaningStep, Dropped, Notes, clean_row
-from maas_ray.data.dedup.decontaminate import Decontaminate, ngram_hashes
 from maas_ray.data.dedup.normalise import text_of
 from maas_ray.data.dedup.survivors import SURVIVAL_ORDER, Decisions
 from maas_ray.data.kept_columns import KEPT as KEEP
@@ -127,13 +126,13 @@ def _matches(numbers: np.ndarray, listed: np.ndarray) -> Iterator[tuple[int, int
             yield int(index), int(indices[index])
 
 
-def ngrams(rows: pa.Table, task: TaskSpec, how: Decontaminate, *, training: bool) -> Iterator[tuple[int, np.ndarray]]:
-    """The index and the n-gram hashes of each kept row, for rows to train on or for all others."""
+def texts(rows: pa.Table, task: TaskSpec, *, training: bool) -> Iterator[tuple[int, str]]:
+    """The index and the text of each kept row, for rows to train on or for all others."""
     splits = rows["key"].to_numpy() >> SPLIT_BITS
     chosen = (splits == 0 if training else splits != 0) & pc.equal(rows["fate"], KEPT).to_numpy()
     for index in np.flatnonzero(chosen):
         parsed = task.parse_row(raw_of(rows["shape"][index].as_py(), rows["payload"][index].as_py()))
-        yield int(index), ngram_hashes(text_of(parsed or {}, task.inputs), how.ngram)
+        yield int(index), text_of(parsed or {}, task.inputs)
 
 
 def raw_rows(rows: pa.Table) -> Iterator[Row]:

@@ -2,9 +2,11 @@
 
 import json
 import re
+import sys
 import unicodedata
 
 import numpy as np
+import regex  # type: ignore[import-untyped]
 import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,6 +37,15 @@ def test_normalised_is_its_own_normal_form(text: str) -> None:
     once = normalised(text)
     assert normalised(once) == once
     assert normalised(text.replace(" ", " \t\n")) == once
+
+
+def test_invisible_characters_are_dropped() -> None:
+    """The pattern is Unicode's property, as the `regex` package has it."""
+    invisible = regex.compile(r"\p{Default_Ignorable_Code_Point}")
+    points = [chr(point) for point in range(sys.maxunicode + 1) if not 0xD800 <= point < 0xE000]
+    dropped = {point for point in points if not normalised(f"a{point}b").replace("ab", "")}
+    assert dropped == {point for point in points if invisible.match(point)}
+    assert words("in\u00adfor\u200bma\u2060tion") == ["information"]
 
 
 @given(st.text(st.characters(max_codepoint=127)))
