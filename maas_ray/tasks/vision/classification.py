@@ -111,6 +111,7 @@ class ImageClassificationSpec(TaskSpec):
             channels=channels,
             mean=processor.mean if processor else [float(value) for value in mean[:channels]],
             std=processor.std if processor else [float(value) for value in std[:channels]],
+            upright=True,
         )
         return ImageClassification(self, features, processor)
 
@@ -130,6 +131,8 @@ class ImageFeatures(Spec):
     """Per-channel mean of the pixels, in [0, 1]."""
     std: list[float]
     """Per-channel standard deviation of the pixels, in [0, 1]."""
+    upright: bool = False
+    """True if images were turned as their EXIF orientation says. maas_ray 0.2 did not turn them."""
 
 
 class ImageClassification(Classifying):
@@ -255,7 +258,9 @@ class ImageClassification(Classifying):
 
     def to_inputs(self, row: ImageRow) -> dict[str, Any]:
         try:
-            pixels = images.decode(row.image, max_pixels=images.MAX_PIXELS, formats=images.FORMATS)
+            pixels = images.decode(
+                row.image, max_pixels=images.MAX_PIXELS, formats=images.FORMATS, upright=self.features.upright
+            )
         except ValueError as error:
             raise RequestError(f"{error}.", param="image", code="invalid_image") from error
         return {"image": np.ascontiguousarray(self._resize(pixels).transpose(1, 2, 0))}
