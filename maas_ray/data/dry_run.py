@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+from maas_ray.data.damage import named
 from maas_ray.data.dataset import dataset_home
 from maas_ray.data.pipeline.read_rows import reading_of
 from maas_ray.data.plan import Plan, list_sources, plan_for
@@ -44,6 +45,7 @@ def dry_run(spec: PrepareSpec, *, settings: Settings | None = None, fresh: bool 
         f"  task: {spec.task.type}, columns {', '.join(spec.task.columns)}",
         *([f"  clean: {', '.join(step.step for step in spec.clean)}"] if spec.clean else []),
         _action(plan),
+        *(f"  cannot be read: {line}" for line in named(file for source in plan.files for file in source)),
     ]
 
 

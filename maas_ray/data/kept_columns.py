@@ -11,7 +11,7 @@ import numpy as np
 from maas_ray.data.names import KEEP_PREFIX
 from maas_ray.errors import InvalidError
 from maas_ray.tasks import Column, Row
-from maas_ray.tasks.tables.cells import name_of
+from maas_ray.tasks.cells import label
 
 BYTES = 64
 """Bytes of a stored value; a longer value is cut."""
@@ -35,10 +35,10 @@ def kept(row: Row, keep: Iterable[str]) -> dict[str, bytes]:
 
 
 def _bytes(name: str, value: Any) -> bytes:
-    if isinstance(value, (bytes, list, dict, tuple, np.ndarray)):
-        kind = type(value).__name__
-        raise InvalidError("keep_unsupported", f"{name}, a column to keep, holds a {kind}, not a name or a number")
-    text = name_of(value).replace("\0", "")
+    try:
+        text = label(value).replace("\0", "")
+    except InvalidError as error:
+        raise InvalidError("keep_unsupported", f"{name}, a column to keep, holds {error}") from error
     cut = text.encode(errors="replace")[:BYTES].decode(errors="ignore")  # not within a character
     return cut.encode().ljust(BYTES, b"\0")
 

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from maas_ray import storage
+from maas_ray.data import damage
 from maas_ray.data.dataset import KIND, PreparedDataset, read_pointer
 from maas_ray.data.pipeline.growth import Parent, growth_fingerprint, recipe_of, refusal
-from maas_ray.data.reading import Inspected
+from maas_ray.data.pipeline.read_rows import reading_of
+from maas_ray.data.reading import Inspected, lacking_columns
 from maas_ray.data.sources import InputFile, list_files
 from maas_ray.data.spec import PrepareSpec
 from maas_ray.errors import CorruptError, DataError, MaasError, NotFoundError, Problem, SpecError
@@ -89,6 +91,7 @@ def plan_for(
         return Plan(uri, fingerprint, whole, recipe, [], reused=reused)
     if parent is None and not any(file.rows for source in new for file in source):
         raise DataError("the sources hold no rows; there is nothing to prepare.", code="no_rows")
+    damage.check([file for source in new for file in source], spec.max_quarantined)
     return Plan(uri, fingerprint, whole, recipe, new, parent=parent, reason=reason)
 
 
@@ -121,12 +124,18 @@ def _inspected(
     Raises:
         DataError: some cannot; names the first few.
     """
-    inspected = inspect(files, before)
+    inspected = [damage.weighed(source) for source in inspect(files, before)]
     unusable = [
         Problem(f"{spec.where(f'sources[{number}]')}: {file.problem}", Problem(file.problem).code)
         for number, source in enumerate(inspected)
         for file in source
         if file.problem
+    ]
+    columns = reading_of(spec).names
+    unusable += [
+        Problem(f"{spec.where(f'sources[{number}]')}: {problem}", Problem(problem).code)
+        for number, (source, listed) in enumerate(zip(spec.sources, inspected, strict=True))
+        if not unusable and (problem := lacking_columns(source, listed, columns))
     ]
     if unusable:
         more = f"\n… and {len(unusable) - _MAX_PROBLEMS:,} more." if len(unusable) > _MAX_PROBLEMS else ""

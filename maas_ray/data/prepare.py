@@ -8,11 +8,13 @@ other's files; the manifest, written last, lists the files that count.
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 from maas_ray import storage
 from maas_ray.cluster import connect
+from maas_ray.data import damage
 from maas_ray.data.dataset import POINTER, PreparedDataset, dataset_home
 from maas_ray.data.names import SPLITS
 from maas_ray.data.pipeline import resume_cache
@@ -26,6 +28,7 @@ from maas_ray.terminal.lines import say
 
 _MANY = 0.2
 """Share of rows above which the report says how to keep duplicates."""
+_MAX_CHANGES = 20
 
 
 def prepare(
@@ -75,7 +78,8 @@ def prepare(
             raise
     resume_cache.remove(plan.uri)
     storage.write_json(storage.join(home, POINTER), {"fingerprint": plan.fingerprint})
-    report(dataset, built.errors, time.monotonic() - started)
+    unreadable = damage.named(file for source in plan.files for file in source)
+    report(dataset, built.errors, time.monotonic() - started, unreadable)
     return dataset
 
 
@@ -112,20 +116,35 @@ def _stop(uri: str, attempt: str, error: BaseException) -> None:
         say("  interrupted; finished work is cached: run the same command again to resume")
 
 
-def report(dataset: PreparedDataset, errors: list[str], seconds: float) -> None:
-    """Print the outcome of the rows."""
+def report(dataset: PreparedDataset, errors: list[str], seconds: float, unreadable: Iterable[str] = ()) -> None:
+    """Print the outcome of the rows.
+
+    Args:
+        dataset: the dataset.
+        errors: the most common reasons for quarantine.
+        seconds: the time that it took.
+        unreadable: files that could not be read, or not to their end.
+    """
     meta, counts = dataset.meta, dataset.meta.counts
     lines = [("new", meta.grown.read, f"rows, {sum(meta.grown.kept.values()):,} kept")] if meta.grown else []
     lines += [("read", counts.read, "rows in all" if meta.grown else "rows")]
     lines += [("dropped", count, reason) for reason, count in counts.dropped.items()]
     lines += [("duplicates", counts.duplicates, _duplicates_note(dataset))] if counts.duplicates else []
     lines += [("duplicates", counts.near_duplicates, "near-duplicates")] if counts.near_duplicates else []
-    lines += [("cleaned", count, change) for change, count in counts.cleaned.items()]
+    changes = Counter(counts.cleaned).most_common()
+    lines += [("cleaned", count, change) for change, count in changes[:_MAX_CHANGES]]
+    lines += [("cleaned", sum(count for _, count in changes[_MAX_CHANGES:]), "other changes")] * (
+        len(changes) > _MAX_CHANGES
+    )
     lines += [("quarantined", counts.quarantined, "; ".join(errors))] if counts.quarantined else []
     lines += [(split, counts.kept[split], _split_note(dataset, split)) for split in SPLITS]
     say(f"dataset {dataset.name}  {dataset.fingerprint[:16]}  {seconds:.1f} s")
     for label, count, note in lines:
         say(f"  {label:<12}{count:>12,}  {note}".rstrip())
+    for line in unreadable:
+        say(f"  cannot be read: {line}")
+    for remark in dataset.task.remarks:
+        say(f"  note: {remark}")
     say(f"  {dataset.uri}")
     say(f"  maas data {dataset.name}  shows lengths, labels, examples, and dropped rows")
 

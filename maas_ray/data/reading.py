@@ -11,6 +11,7 @@ from maas_ray.data.names import SPLITS
 from maas_ray.data.sources import AnySource
 from maas_ray.data.sources.base import EXCERPT_BYTES, InputFile, Inspected, Part, Raw
 from maas_ray.data.sources.files import stamp
+from maas_ray.data.sources.table import missing
 from maas_ray.errors import DataError, MaasError, Problem
 
 
@@ -42,11 +43,27 @@ def read(part: Part, columns: tuple[str, ...]) -> Iterator[Raw]:
     source, file = part.source, part.file
     split = None if source.split is None else SPLITS.index(source.split)
     for raw in source.rows(file, part.groups, source.mapping(columns)):
-        yield raw if split is None else replace(raw, split=split)
+        counted = replace(raw, rows=file.lost) if raw.rest else raw
+        yield counted if split is None else replace(counted, split=split)
     if source.stamp(file.file) != file.stamp:
         raise DataError(
             f"{file.file.uri} changed while it was read; nothing was committed. Run again.", code="input_changed"
         )
 
 
-__all__ = ["EXCERPT_BYTES", "InputFile", "Inspected", "Part", "Raw", "inspect", "read", "stamp"]
+def lacking_columns(source: AnySource, files: list[Inspected], columns: tuple[str, ...]) -> str:
+    """The problem of a source none of whose files has some column. Empty: each column is in some file.
+
+    Rows of JSON leave nulls out, so that one file alone says little about the columns.
+    """
+    judged = [file for file in files if file.columns or not file.lacking]
+    lacking = set[str]().union(*(file.lacking for file in judged)).intersection(*(file.lacking for file in judged))
+    if not lacking:
+        return ""
+    existing = dict.fromkeys(column for file in judged for column in file.columns)
+    where = judged[0].file.uri if len(judged) == 1 else source.location
+    mapping = {name: column for name, column in source.mapping(columns).items() if column in lacking}
+    return missing(where, mapping, existing)
+
+
+__all__ = ["EXCERPT_BYTES", "InputFile", "Inspected", "Part", "Raw", "inspect", "lacking_columns", "read", "stamp"]

@@ -59,6 +59,11 @@ class TaskSpec(Spec, ABC):
         """How rows of a table are joined before they are parsed. None: each row is an example."""
         return None
 
+    @property
+    def drops(self) -> tuple[str, ...]:
+        """Columns that are not read, although it takes all others."""
+        return ()
+
     def identity(self) -> dict[str, Any]:
         """Fingerprint of what this spec decides about a dataset: its fields, with digests in place of named files."""
         return self.document()
@@ -111,6 +116,11 @@ class Task(ABC):
     def packing(self) -> Packing | None:
         """How encoded rows are packed into stored rows. None: `encode` gives stored rows."""
         return None
+
+    @property
+    def remarks(self) -> list[str]:
+        """Surprises of the fitted features that a person should know, a line each."""
+        return []
 
     @property
     def growth(self) -> float:

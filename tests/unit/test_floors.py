@@ -41,7 +41,7 @@ INNER_FLOORS = {
         {"sources"},
         {"kept_columns", "manifest", "shards"},
         {"dataset", "cleaning"},
-        {"reading", "splits"},
+        {"reading", "splits", "damage"},
         {"dedup"},
         {"spec"},
         {"pipeline"},
@@ -50,7 +50,7 @@ INNER_FLOORS = {
         {"prepare", "dry_run"},
     ],
     "tasks": [
-        {"traits", "metrics", "networks", "rows", "pretrained_weights"},
+        {"traits", "metrics", "networks", "rows", "cells", "pretrained_weights"},
         {"network"},
         {"custom_network"},
         {"task"},

@@ -18,6 +18,7 @@ from maas_ray.data.cleaning.pii import Pii
 from maas_ray.data.dedup.minhash import NearDuplicates, band_keys_of
 from maas_ray.data.dedup.normalise import normalised, text_of
 from maas_ray.data.kept_columns import columns_to_read, kept
+from maas_ray.data.names import DROP_PREFIX
 from maas_ray.data.pipeline.objects import packed, unpacked
 from maas_ray.data.pipeline.rows import (
     EMPTY,
@@ -39,7 +40,7 @@ from maas_ray.data.splits.assignment import named, split_of, stratum_of
 from maas_ray.data.splits.hashing import content_bytes, fraction, leading, sort_key
 from maas_ray.data.splits.spec import Splits
 from maas_ray.tasks import Row, TaskSpec
-from maas_ray.tasks.tables.cells import category
+from maas_ray.tasks.cells import category
 
 _BATCH_ROWS, _BATCH_BYTES = 1 << 14, 8 << 20
 
@@ -75,7 +76,8 @@ class Reading:
     def names(self) -> tuple[str, ...]:
         """All columns to read."""
         further = (name for name in self.columns if name not in self.task.columns)
-        return columns_to_read(self.task.columns, dict.fromkeys((*self.keep, *further)))
+        dropped = (DROP_PREFIX + name for name in self.task.drops)
+        return (*columns_to_read(self.task.columns, dict.fromkeys((*self.keep, *further))), *dropped)
 
 
 def reading_of(spec: PrepareSpec) -> Reading:
@@ -168,19 +170,19 @@ def _cleaned_rows(part: Part, reading: Reading) -> Iterator[_Cleaned]:
 
 
 def _cleaned(raw: Raw, reading: Reading) -> _Cleaned:
+    notes = Notes(raw.notes)
     if raw.row is None:
-        return _Cleaned(raw)
+        return _Cleaned(raw, notes=notes)
     name = named(reading.splits, raw.row) if raw.split is None else ""
     if not reading.steps:
-        return _Cleaned(raw, named=name)
-    notes = Notes()
+        return _Cleaned(raw, notes=notes, named=name)
     try:
         row = clean_row(reading.steps, raw.row, notes)
         return _Cleaned(replace(raw, row=row, error=""), notes=notes, named=name)
     except Dropped as dropped:
         return _Cleaned(raw, str(dropped), notes)
     except ValueError as error:
-        return _Cleaned(replace(raw, row=None, error=str(error)))
+        return _Cleaned(replace(raw, row=None, error=str(error)), notes=notes)
 
 
 def _record(cleaned: _Cleaned, reading: Reading, packer: Packer, weight: float) -> dict[str, Any]:

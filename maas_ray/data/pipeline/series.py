@@ -15,8 +15,8 @@ import numpy as np
 
 from maas_ray.data.reading import Raw
 from maas_ray.errors import InvalidError
+from maas_ray.tasks.cells import category, cell, number
 from maas_ray.tasks.rows import Row, Steps
-from maas_ray.tasks.tables.cells import category, cell, number
 from maas_ray.tasks.tables.times import instant
 
 MAX_STEPS = 1 << 14

@@ -1,29 +1,24 @@
-"""`format: arrow`: IPC streams and files, and the directories that Hugging Face's `Dataset.save_to_disk` writes.
+"""`format: arrow`: IPC streams and files, and the directories that Hugging Face's `Dataset.save_to_disk` writes."""
 
-An IPC file is a stream between a magic number and a footer. Both are read as a stream, message by message: that gives
-the start of each record batch, and all batches before the end of a file that is cut off. (Arrow Columnar Format,
-"Serialization and Interprocess Communication".)
-"""
-
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from maas_ray import storage
 from maas_ray.data.sources.base import InputFile, Inspected, Raw
-from maas_ray.data.sources.files import Files, digest_of, expanded
-from maas_ray.data.sources.parquet import first_line
+from maas_ray.data.sources.files import Files, digest_of, expanded, stamp
+from maas_ray.data.sources.ipc import first_line, opened_ipc
 from maas_ray.data.sources.table import Table, missing, typed
-from maas_ray.errors import DataError, NotFoundError, StorageError
-from maas_ray.tasks.rows import REST
+from maas_ray.data.sources.typed_columns import TypedColumns, features_in
+from maas_ray.errors import DataError, InvalidError, NotFoundError, StorageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_MAGIC = b"ARROW1\0\0"
 _BATCH_ROWS = 256
-_STATE, _DICT = "state.json", "dataset_dict.json"
+_STATE, _DICT, _INFO = "state.json", "dataset_dict.json", "dataset_info.json"
 
 
 class ArrowSource(Table, Files):
@@ -49,63 +44,66 @@ class ArrowSource(Table, Files):
             by_directory.setdefault(file.uri.rpartition("/")[0], []).append(file)
         return [file for directory, some in by_directory.items() for file in _saved(directory, some)]
 
+    def stamp(self, file: InputFile) -> str:
+        beside = f"{file.uri.rpartition('/')[0]}/{_INFO}"
+        return f"{stamp(file.uri)} {stamp(beside)}" if storage.exists(beside) else stamp(file.uri)
+
     def look(self, inspected: Inspected, mapping: dict[str, str]) -> Inspected:
         uri = inspected.file.uri
-        inspected = replace(inspected, sha256=digest_of(uri))
         groups: list[int] = []
         places: list[int] = []
+        damage, unread = "", 0
         with storage.open_file(uri) as handle:
-            schema = _schema(handle)
-            if isinstance(schema, str):
-                return inspected  # not Arrow: one row, which reading reports as broken
-            if problem := missing(uri, mapping, schema.names):
+            try:
+                content = opened_ipc(handle)
+            except InvalidError as error:
+                return replace(inspected, sha256=digest_of(uri), damage=str(error), unread=inspected.file.size)
+            if problem := missing(uri, mapping, content.schema.names):
                 return replace(inspected, problem=problem)
-            for batch in _batches(handle, schema):
+            for batch in content.batches():
                 groups.append(batch.rows)
                 places.append(batch.byte)
-        if _has_dictionaries(schema):
-            return replace(inspected, rows=sum(groups))
-        return replace(inspected, rows=sum(groups), groups=tuple(groups), places=tuple(places))
+                if batch.error:
+                    damage, unread = batch.error, inspected.file.size - batch.byte
+        described = [json.dumps(features, sort_keys=True).encode()] if (features := _info(uri, content.schema)) else []
+        inspected = replace(
+            inspected, sha256=digest_of(uri, *described), rows=sum(groups), damage=damage, unread=unread
+        )
+        return replace(inspected, groups=tuple(groups), places=tuple(places)) if content.divisible else inspected
 
     def records(self, inspected: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
         import pyarrow as pa
 
         uri, position, start, end = inspected.file.uri, 0, None, None
         with storage.open_file(uri) as handle:
-            schema = _schema(handle)
-            if isinstance(schema, str):
-                yield Raw(uri, 0, error=f"not readable Arrow: {schema}", rows=inspected.rows)
+            try:
+                content = opened_ipc(handle)
+            except InvalidError as error:
+                yield Raw(uri, 0, error=str(error), rest=True)
                 return
             if groups is not None and inspected.groups:
                 position, start = sum(inspected.groups[: groups.start]), inspected.places[groups.start]
                 end = inspected.places[groups.stop] if groups.stop < len(inspected.places) else None
-            columns = list(schema.names) if REST in mapping else sorted(set(mapping.values()))
-            for batch in _batches(handle, schema, start):
+            columns = TypedColumns(content.schema, mapping, _info(uri, content.schema))
+            for batch in content.batches(start):
                 if end is not None and batch.byte >= end:
                     return
-                error, content = batch.error, batch.content
-                if content is not None:
-                    try:
-                        chosen = content.select(columns)
-                        chosen.validate(full=True)  # damaged offsets would make Arrow read arbitrary memory
-                        for start_row in range(0, batch.rows, _BATCH_ROWS):
-                            some = chosen.slice(start_row, _BATCH_ROWS).to_pylist()
-                            for number, values in enumerate(some, position + start_row):
-                                yield typed(uri, number, values, mapping)
-                    except (ValueError, pa.ArrowException) as caught:
-                        error = f"a record batch is not readable: {first_line(caught)}"
-                if error:
-                    yield Raw(uri, position, error=error, rows=batch.rows)
+                if batch.load is None:
+                    yield Raw(uri, position, error=batch.error, rows=batch.rows, rest=True)
+                    return
+                try:
+                    chosen = batch.load().select(columns.names)
+                    chosen.validate(full=True)  # damaged offsets would make Arrow read arbitrary memory
+                except StorageError:
+                    raise
+                except (OSError, ValueError, pa.ArrowException) as error:
+                    message = f"a record batch is not readable: {first_line(error)}"
+                    yield Raw(uri, position, error=message, rows=batch.rows)
+                else:
+                    for first in range(0, batch.rows, _BATCH_ROWS):
+                        for number, values in enumerate(columns.rows(chosen.slice(first, _BATCH_ROWS)), first):
+                            yield typed(uri, position + number, values, mapping)
                 position += batch.rows
-
-
-class _Batch(NamedTuple):
-    """A record batch, the byte at which it begins, and its rows; or the error from there on, as one row."""
-
-    byte: int
-    rows: int
-    content: "pa.RecordBatch | None" = None
-    error: str = ""
 
 
 def _saved(directory: str, files: list[InputFile]) -> list[InputFile]:
@@ -123,6 +121,15 @@ def _saved(directory: str, files: list[InputFile]) -> list[InputFile]:
     return [file for file in files if PurePosixPath(file.uri).name in named] or files
 
 
+def _info(uri: str, schema: "pa.Schema") -> dict[str, Any] | None:
+    """The features that `dataset_info.json` describes, for files whose schema describes none."""
+    if features_in(schema) is not None:
+        return None
+    document = _document(f"{uri.rpartition('/')[0]}/{_INFO}") or {}
+    features = document.get("features")
+    return features if isinstance(features, dict) else None
+
+
 def _split(name: str) -> str:
     from maas_ray.data.names import SPLITS
 
@@ -135,70 +142,3 @@ def _document(uri: str) -> dict[str, Any] | None:
     except NotFoundError:
         return None
     return document
-
-
-def _schema(handle: IO[bytes]) -> "pa.Schema | str":
-    """The schema at the beginning of a file, and the handle after it; or the reason why there is none."""
-    import pyarrow as pa
-
-    handle.seek(0)
-    handle.seek(len(_MAGIC) if handle.read(len(_MAGIC)) == _MAGIC else 0)
-    try:
-        return pa.ipc.read_schema(pa.ipc.read_message(pa.PythonFile(handle, mode="r")))
-    except (EOFError, OSError, ValueError, pa.ArrowException) as error:
-        return first_line(error)
-
-
-def _has_dictionaries(schema: "pa.Schema") -> bool:
-    """True if a batch cannot be read without the batches before it."""
-    import pyarrow as pa
-
-    def inside(kind: Any) -> bool:
-        return pa.types.is_dictionary(kind) or any(inside(kind.field(at).type) for at in range(kind.num_fields))
-
-    return any(inside(kind) for kind in schema.types)
-
-
-def _batches(handle: IO[bytes], schema: "pa.Schema", start: int | None = None) -> Iterator[_Batch]:
-    """The record batches from a byte on, or from the first one."""
-    import pyarrow as pa
-
-    file = pa.PythonFile(handle, mode="r")
-    if _has_dictionaries(schema):
-        yield from _in_order(handle)
-        return
-    if start is not None:
-        handle.seek(start)
-    while True:
-        byte = handle.tell()
-        try:
-            message = pa.ipc.read_message(file)
-        except EOFError:
-            if handle.tell() == byte:  # the end mark is missing
-                yield _Batch(byte, 1, error="the file ends without its end mark; it may have been cut off")
-            return
-        except StorageError:
-            raise
-        except (OSError, ValueError, pa.ArrowException) as error:
-            yield _Batch(byte, 1, error=f"cut off or damaged from byte {byte} on: {first_line(error)}")
-            return
-        try:
-            batch = pa.ipc.read_record_batch(message, schema)
-        except StorageError:
-            raise
-        except (OSError, ValueError, pa.ArrowException) as error:
-            yield _Batch(byte, 1, error=f"the record batch at byte {byte} is not readable: {first_line(error)}")
-        else:
-            yield _Batch(byte, batch.num_rows, batch)
-
-
-def _in_order(handle: IO[bytes]) -> Iterator[_Batch]:
-    import pyarrow as pa
-
-    handle.seek(0)
-    handle.seek(len(_MAGIC) if handle.read(len(_MAGIC)) == _MAGIC else 0)
-    try:
-        for batch in pa.ipc.open_stream(pa.PythonFile(handle, mode="r")):
-            yield _Batch(0, batch.num_rows, batch)
-    except (EOFError, OSError, ValueError, pa.ArrowException) as error:
-        yield _Batch(0, 1, error=f"cut off or damaged: {first_line(error)}")

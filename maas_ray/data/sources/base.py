@@ -1,13 +1,13 @@
 """The base of all formats: the fields of a source, its files, the inspection of a file, and raw rows."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from maas_ray.data.names import KEEP_PREFIX
+from maas_ray.data.names import DROP_PREFIX, KEEP_PREFIX
 from maas_ray.spec import Spec
 from maas_ray.tasks.rows import Row
 
@@ -42,6 +42,16 @@ class Inspected:
     """The start of each group, in the format's own terms."""
     problem: str = ""
     """The reason why the file cannot be used, an `errors.Problem`. Empty: it can."""
+    damage: str = ""
+    """The reason why the file, or the rest of it, cannot be read. It counts as one of `rows`, see `damage.weighed`."""
+    unread: int = 0
+    """Bytes of the file from the damage to the end."""
+    lost: int = 1
+    """Rows that the unreadable rest counts as."""
+    lacking: tuple[str, ...] = ()
+    """Needed columns that none of its rows has. Another file of the source may have them."""
+    columns: tuple[str, ...] = ()
+    """Columns of its rows, if some are lacking."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,8 @@ class Raw:
     """A row as it is in a file, or the error in its place.
 
     `rows` is the number of rows that it stands for: more than one if a whole stretch of a file cannot be read, or if
-    rows are joined. `split` is the number of the split that it must fall into. None: its content decides.
+    rows are joined. `split` is the number of the split that it must fall into. None: its content decides. `rest` marks
+    the error that stands for the unreadable rest of a file. `notes` counts what was read in a way that may surprise.
     """
 
     path: str
@@ -59,6 +70,8 @@ class Raw:
     excerpt: bytes = b""
     rows: int = 1
     split: int | None = None
+    rest: bool = False
+    notes: Mapping[str, int] = field(default_factory=dict)
 
 
 class Source(Spec, ABC):
@@ -115,8 +128,8 @@ class Source(Spec, ABC):
         """
 
     def mapping(self, columns: tuple[str, ...]) -> dict[str, str]:
-        """The names in the files of a task's columns. Columns to keep have their own names."""
-        return {name: name.removeprefix(KEEP_PREFIX) for name in columns}
+        """The names in the files of a task's columns. Columns to keep and to drop have their own names."""
+        return {name: name.removeprefix(KEEP_PREFIX).removeprefix(DROP_PREFIX) for name in columns}
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides which rows are read from a file, except its path."""

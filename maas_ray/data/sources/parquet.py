@@ -2,17 +2,20 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from maas_ray import storage
 from maas_ray.data.sources.base import Inspected, Raw
 from maas_ray.data.sources.compressed import opened
 from maas_ray.data.sources.files import Files, digest_of
+from maas_ray.data.sources.ipc import first_line
 from maas_ray.data.sources.table import Table, missing, typed
+from maas_ray.data.sources.typed_columns import TypedColumns
 from maas_ray.errors import StorageError
-from maas_ray.tasks.rows import REST
 
 _BATCH_ROWS = 256
+# INT96, in which Spark writes times by default, would be read in nanoseconds: 9999-12-31 would become 1816-03-29.
+_OPTIONS: dict[str, Any] = {"page_checksum_verification": True, "coerce_int96_timestamp_unit": "us"}
 
 
 class ParquetSource(Table, Files):
@@ -34,8 +37,9 @@ class ParquetSource(Table, Files):
                 names = parquet.schema_arrow.names
         except StorageError:
             raise
-        except (OSError, pa.ArrowException):
-            return inspected  # not Parquet: one row, which reading reports as broken
+        except (OSError, pa.ArrowException) as error:
+            damage = f"not readable Parquet: {first_line(error)}"
+            return replace(inspected, damage=damage, unread=inspected.file.size)
         problem = missing(inspected.file.uri, mapping, names)
         return replace(inspected, groups=groups, rows=sum(groups), problem=problem)
 
@@ -58,18 +62,18 @@ class ParquetSource(Table, Files):
         position = sum(inspected.groups[: groups.start]) if groups else 0
         with opened(uri) as handle:
             try:
-                parquet = pq.ParquetFile(handle, page_checksum_verification=True)
+                parquet = pq.ParquetFile(handle, **_OPTIONS)
+                columns = TypedColumns(parquet.schema_arrow, mapping)
             except StorageError:
                 raise
             except (OSError, pa.ArrowException) as error:
-                yield Raw(uri, 0, error=f"not readable Parquet: {first_line(error)}", rows=inspected.rows)
+                yield Raw(uri, 0, error=f"not readable Parquet: {first_line(error)}", rest=True)
                 return
             for group in groups or ():
                 end = position + inspected.groups[group]
                 try:
-                    columns = None if REST in mapping else sorted(set(mapping.values()))
-                    for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns):
-                        for values in batch.to_pylist():
+                    for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns.names):
+                        for values in columns.rows(batch):
                             yield typed(uri, position, values, mapping)
                             position += 1
                 except StorageError:
@@ -78,8 +82,3 @@ class ParquetSource(Table, Files):
                     message = f"row group {group} is not readable: {first_line(error)}"
                     yield Raw(uri, position, error=message, rows=end - position)
                     position = end
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error, because Arrow's errors have many lines."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,22 +1,27 @@
 """The base of formats with named columns: the columns of a task in the files, and columns that hold files."""
 
+import re
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import sha256
 from itertools import islice
 from typing import Any, Literal
+from urllib.parse import unquote
 
 from maas_ray.bodies import decoded_base64
-from maas_ray.data.names import FILE_COLUMNS, KEEP_PREFIX
-from maas_ray.data.sources.base import EXCERPT_BYTES, Inspected, Raw, Source
+from maas_ray.data.names import DROP_PREFIX, FILE_COLUMNS, KEEP_PREFIX
+from maas_ray.data.sources.base import EXCERPT_BYTES, InputFile, Inspected, Raw, Source
 from maas_ray.data.sources.files import content
 from maas_ray.errors import InvalidError, MaasError, Problem
 from maas_ray.tasks.rows import REST, Row
 
 _FETCHED_ROWS, _FETCH_THREADS = 256, 16
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+# Row numbers that pandas wrote: a column without a name, by the names that pandas gives to it.
+_UNNAMED = re.compile(r"__index_level_\d+__|Unnamed: \d+(\.\d+)*|")
 
 
 class Table(Source):
@@ -57,14 +62,17 @@ class Table(Source):
         return document
 
     def inspect(self, inspected: Inspected, mapping: dict[str, str]) -> Inspected:
-        inspected = self.look(inspected, mapping)
+        inspected = self.look(inspected, in_file(mapping, partitions(inspected.file)))
         named = {name: column for name, column in mapping.items() if name in FILE_COLUMNS}
         if inspected.problem or not named or not self.refers(inspected, named):
             return inspected
         return replace(inspected, sha256=self._with_references(inspected, named))
 
     def rows(self, inspected: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
-        rows = self.records(inspected, groups, mapping)
+        by_directory = partitions(inspected.file)
+        rows = self.records(inspected, groups, in_file(mapping, by_directory))
+        if by_directory:
+            rows = (_partitioned(raw, by_directory, mapping) for raw in rows)
         for name in FILE_COLUMNS:
             if name in mapping:
                 rows = map(partial(self._load, name), rows)
@@ -114,21 +122,86 @@ class Table(Source):
         return content(f"{table.rpartition('/')[0]}/{value}")
 
 
+def partitions(file: InputFile) -> dict[str, str | None]:
+    """The columns that the directories of a file name, as Hive, Spark, pandas and Polars write them: `country=DE`."""
+    parts = (part.partition("=") for part in file.relative.split("/")[:-1])
+    named = {unquote(name): unquote(value) for name, sign, value in parts if name and sign}
+    return {name: None if value == _HIVE_NULL else value for name, value in named.items()}
+
+
+def in_file(mapping: dict[str, str], by_directory: Mapping[str, str | None]) -> dict[str, str]:
+    """The columns that are read from the file itself."""
+    return {name: column for name, column in mapping.items() if column not in by_directory}
+
+
+def _partitioned(raw: Raw, by_directory: Mapping[str, str | None], mapping: dict[str, str]) -> Raw:
+    """A row with the columns that its directories name."""
+    if raw.row is None:
+        return raw
+    named = chosen(dict(by_directory), {n: c for n, c in mapping.items() if c in by_directory or n == REST})
+    if REST not in mapping:
+        return replace(raw, row=raw.row | named)
+    apart = _not_rest(mapping)
+    inside = {column: value for column, value in raw.row[REST].items() if column not in by_directory}
+    inside |= {column: value for column, value in by_directory.items() if column not in apart}
+    return replace(raw, row=raw.row | named | {REST: inside})
+
+
 def _bytes(value: Any) -> bytes:
     return value if isinstance(value, bytes) else repr(value).encode()
 
 
+def noted(rows: Iterator[Raw], notes: Callable[[], dict[str, int]]) -> Iterator[Raw]:
+    """Rows, the last of which carries notes about all of them."""
+    held: Raw | None = None
+    for raw in rows:
+        if held is not None:
+            yield held
+        held = raw
+    if held is not None:
+        yield replace(held, notes=notes())
+
+
+def needed(mapping: dict[str, str]) -> list[str]:
+    """The columns of the files that must exist."""
+    return [column for name, column in mapping.items() if name != REST and not name.startswith(DROP_PREFIX)]
+
+
+def columns_of(mapping: dict[str, str], existing: Iterable[str]) -> list[str]:
+    """The columns of a typed file that are read."""
+    if REST not in mapping:
+        return sorted(set(needed(mapping)))
+    named, unread = set(needed(mapping)), _not_rest(mapping)
+    return [name for name in existing if name in named or (name not in unread and not _unnamed(name))]
+
+
 def chosen(values: Row, mapping: dict[str, str]) -> Row:
-    """A table's row by the task's names of the columns."""
-    row = {name: values[column] for name, column in mapping.items() if name != REST}
+    """A table's row by the task's names of the columns. A column that a row leaves out is null."""
+    row = {
+        name: values.get(column)
+        for name, column in mapping.items()
+        if name != REST and not name.startswith(DROP_PREFIX)
+    }
     if REST in mapping:
-        named = {column for name, column in mapping.items() if not name.startswith(KEEP_PREFIX)}
-        row[REST] = {column: value for column, value in values.items() if column not in named}
+        apart = _not_rest(mapping)
+        row[REST] = {column: value for column, value in values.items() if column not in apart and not _unnamed(column)}
     return row
 
 
-def typed(uri: str, position: int, values: Row, mapping: dict[str, str]) -> Raw:
-    """A row of a table with typed columns."""
+@lru_cache(1 << 12)
+def _unnamed(column: str) -> bool:
+    return _UNNAMED.fullmatch(column) is not None
+
+
+def _not_rest(mapping: dict[str, str]) -> set[str]:
+    """The columns that do not belong to `REST`."""
+    return {column for name, column in mapping.items() if not name.startswith(KEEP_PREFIX)}
+
+
+def typed(uri: str, position: int, values: Row | InvalidError, mapping: dict[str, str]) -> Raw:
+    """A row of a table with typed columns, or the error in its place."""
+    if isinstance(values, InvalidError):
+        return Raw(uri, position, error=str(values))
     row = chosen(values, mapping)
     head = {name: value[:EXCERPT_BYTES] if isinstance(value, (str, bytes)) else value for name, value in row.items()}
     return Raw(uri, position, row, excerpt=repr(head).encode(errors="replace")[:EXCERPT_BYTES])
@@ -137,7 +210,8 @@ def typed(uri: str, position: int, values: Row, mapping: dict[str, str]) -> Raw:
 def missing(where: str, mapping: dict[str, str], names: Iterable[str]) -> str:
     """The problem of a table without some of the columns. Empty: it has all of them."""
     existing = list(names)
-    lacking = [f"{column!r} ({_named_by(name)})" for name, column in mapping.items() if column not in (REST, *existing)]
+    required = set(needed(mapping)) - {*existing}
+    lacking = [f"{column!r} ({_named_by(name)})" for name, column in mapping.items() if column in required]
     if not lacking:
         return ""
     return Problem(f"{where} has no column {', '.join(lacking)}; it has: {', '.join(existing)}.", code="column_missing")

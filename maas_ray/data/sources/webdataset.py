@@ -5,7 +5,9 @@ gives the kind of each file.
 """
 
 import json
+import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -16,12 +18,13 @@ from maas_ray.data.names import FILE_COLUMNS
 from maas_ray.data.sources.base import EXCERPT_BYTES, MAX_BYTES, Inspected, Raw
 from maas_ray.data.sources.compressed import Content, codec, opened, usual
 from maas_ray.data.sources.files import Files
-from maas_ray.data.sources.table import Table, chosen, missing
+from maas_ray.data.sources.table import Table, chosen, needed, noted
 from maas_ray.errors import InvalidError
-from maas_ray.tasks.rows import REST, Row
+from maas_ray.tasks.rows import Row
 
 KEY = "__key__"
 _TEXT, _NUMBER, _JSON = ("txt", "text", "transcript"), ("cls", "cls2", "class", "count", "index", "id"), ("json", "jsn")
+_META = re.compile(r"__[^/]*__($|/)")
 _GROUP_BYTES = 4 << 20
 _CHUNK = 1 << 20
 
@@ -52,7 +55,8 @@ class WebDatasetSource(Table, Files):
     def look(self, inspected: Inspected, mapping: dict[str, str]) -> Inspected:
         uri, groups = inspected.file.uri, list[int]()
         places: list[_Place] = []
-        names: list[str] | None = None
+        lacking, names = set(needed(mapping)), dict[str, None]()
+        damage, unread = "", 0
         with opened(uri) as content:
             hashed = _Hashed(content)
             for sample in _samples(hashed, content, _Place(0, 0)):
@@ -60,15 +64,27 @@ class WebDatasetSource(Table, Files):
                     places.append(sample.place)
                     groups.append(0)
                 groups[-1] += 1
-                if names is None and not sample.error:
+                # Samples leave out what they do not have, so they are read until each column has been seen.
+                if (lacking or not names) and not sample.error:
                     with suppress(ValueError, RecursionError):
-                        names = [*_values(sample)]
+                        names |= dict.fromkeys(_values(sample))
+                        lacking = {column for column in needed(mapping) if _first(column, names) not in names}
+                if sample.rest:
+                    damage = sample.error
+                    at = content.damaged_at if content.damage else sample.place.byte
+                    unread = inspected.file.size - at
             while hashed.read(_CHUNK):
                 pass
             hashed.sha256.update(content.damage.encode())
-        if names is not None and (problem := missing(uri, {n: _first(c, names) for n, c in mapping.items()}, names)):
-            return replace(inspected, problem=problem)
-        inspected = replace(inspected, sha256=hashed.sha256.hexdigest(), rows=sum(groups))
+        inspected = replace(
+            inspected,
+            sha256=hashed.sha256.hexdigest(),
+            rows=sum(groups),
+            damage=damage,
+            unread=unread,
+            lacking=tuple(sorted(lacking)),
+            columns=tuple(names) if lacking else (),
+        )
         return inspected if codec(uri) else replace(inspected, groups=tuple(groups), places=tuple(places))
 
     def refers(self, inspected: Inspected, named: dict[str, str]) -> bool:
@@ -80,26 +96,27 @@ class WebDatasetSource(Table, Files):
             start, left = inspected.places[groups.start], sum(inspected.groups[group] for group in groups)
         with opened(uri) as content:
             content.seek(start.byte)
-            for _, sample in zip(range(left), _samples(content, content, start), strict=False):
-                position, excerpt = sample.place.sample, sample.key.encode(errors="backslashreplace")[:EXCERPT_BYTES]
-                try:
-                    row = self._row(sample, mapping)
-                except (ValueError, RecursionError) as error:
-                    yield Raw(uri, position, error=str(error), excerpt=excerpt)
-                else:
-                    yield Raw(uri, position, row, excerpt=excerpt)
+            skipped = Counter[str]()
+            yield from noted(self._rows(content, start, left, mapping, skipped), lambda: dict(skipped))
+
+    def _rows(
+        self, content: Content, start: "_Place", left: int, mapping: dict[str, str], skipped: Counter[str]
+    ) -> Iterator[Raw]:
+        uri = content.uri
+        for _, sample in zip(range(left), _samples(content, content, start, skipped), strict=False):
+            position, excerpt = sample.place.sample, sample.key.encode(errors="backslashreplace")[:EXCERPT_BYTES]
+            try:
+                row = self._row(sample, mapping)
+            except (ValueError, RecursionError) as error:
+                yield Raw(uri, position, error=str(error), excerpt=excerpt, rest=sample.rest)
+            else:
+                yield Raw(uri, position, row, excerpt=excerpt)
 
     def _row(self, sample: "_Sample", mapping: dict[str, str]) -> Row:
         if sample.error:
             raise InvalidError("unreadable_row", sample.error)
         values = _values(sample)
-        where = {name: _first(column, values) for name, column in mapping.items()}
-        if lacking := [column for column in where.values() if column not in (REST, *values)]:
-            members = ", ".join(sample.members)
-            raise InvalidError(
-                "column_missing", f"the sample {sample.key} has no {', '.join(lacking)}; it has {members}"
-            )
-        row = chosen(values, where)
+        row = chosen(values, {name: _first(column, values) for name, column in mapping.items()})
         for name in FILE_COLUMNS:
             if isinstance(row.get(name), str) and self.encoding == "path":
                 raise InvalidError("not_a_file", f"{name} is text; in a tar, files are members")
@@ -115,12 +132,16 @@ class _Place(NamedTuple):
 
 @dataclass
 class _Sample:
-    """Members of a tar by their extensions; or an unreadable sample with its error."""
+    """Members of a tar by their extensions; or an unreadable sample with its error.
+
+    `rest` is true if the error stands for the rest of the file.
+    """
 
     place: _Place
     key: str
     members: dict[str, bytes] = field(default_factory=dict)
     error: str = ""
+    rest: bool = False
 
 
 class _Hashed:
@@ -147,9 +168,13 @@ class _Header(tarfile.TarInfo):
             raise
 
 
-def _samples(stream: Any, content: Content, place: _Place) -> Iterator[_Sample]:
-    """The samples from the file's position on, which is `place`. Damage counts as one sample, the last."""
+def _samples(stream: Any, content: Content, place: _Place, skipped: Counter[str] | None = None) -> Iterator[_Sample]:
+    """The samples from the file's position on, which is `place`. Damage counts as one sample, the last.
+
+    Members that belong to no sample are counted in `skipped`.
+    """
     base, sample, error = place.byte, None, ""
+    skipped = Counter() if skipped is None else skipped
     archive: tarfile.TarFile | None = None
     try:
         archive = tarfile.open(  # noqa: SIM115  it owns nothing
@@ -157,21 +182,24 @@ def _samples(stream: Any, content: Content, place: _Place) -> Iterator[_Sample]:
         )
         while (member := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined]  # the list would grow by every member
+            if reason := _skipped(member):
+                skipped[reason] += 1
+            if reason is not None:
+                continue
             key, extension = _named(member)
-            if extension:
-                if sample is None or sample.key != key:
-                    if sample is not None:
-                        yield sample
-                        place = _Place(base + member.offset, place.sample + 1)
-                    sample = _Sample(_Place(base + member.offset, place.sample) if sample is None else place, key)
-                    place = sample.place
-                _add(sample, extension, member, archive)
+            if sample is None or sample.key != key:
+                if sample is not None:
+                    yield sample
+                    place = _Place(base + member.offset, place.sample + 1)
+                sample = _Sample(_Place(base + member.offset, place.sample) if sample is None else place, key)
+                place = sample.place
+            _add(sample, extension, member, archive)
         error = _end(archive)
     except (tarfile.TarError, EOFError, ValueError) as caught:
         error = f"cut off or damaged: {caught}"
     error = content.damage or error
     if error:  # the sample before the damage may be incomplete
-        yield _Sample(place, sample.key if sample else "", error=error)
+        yield _Sample(place, sample.key if sample else "", error=error, rest=True)
     elif sample is not None:
         yield sample
 
@@ -189,12 +217,23 @@ def _end(archive: tarfile.TarFile) -> str:
     return ""
 
 
+def _skipped(member: tarfile.TarInfo) -> str | None:
+    """The reason why a member belongs to no sample; empty for a directory or a link. None: it belongs to one.
+
+    The rules are those of the webdataset library.
+    """
+    if not member.isreg():
+        return ""
+    if _META.match(member.name) or ("/" not in member.name and member.name[:2] == member.name[-2:] == "__"):
+        return "webdataset: members under a name between double underscores were skipped"
+    stem, _, extension = member.name.rpartition("/")[2].partition(".")
+    return None if stem and extension else "webdataset: members without a name before and after a dot were skipped"
+
+
 def _named(member: tarfile.TarInfo) -> tuple[str, str]:
-    """The sample and the extension of a member; both empty if it does not belong to a sample."""
+    """The sample and the extension of a member."""
     directory, slash, name = member.name.rpartition("/")
     stem, _, extension = name.partition(".")
-    if not member.isreg() or not stem or name.startswith("__") or directory.startswith("__"):
-        return "", ""
     return f"{directory}{slash}{stem}", extension.lower()
 
 

@@ -14,7 +14,7 @@ from maas_ray.data.splits.hashing import SPLIT_BITS, leading
 from maas_ray.data.splits.spec import Splits
 from maas_ray.errors import InvalidError
 from maas_ray.tasks import Row
-from maas_ray.tasks.tables.cells import name_of
+from maas_ray.tasks.cells import name_of
 
 NUMBERS = {name: number for number, name in enumerate(SPLITS)} | dict.fromkeys(("val", "valid", "dev"), 1)
 """Split numbers by the names that a column may use, in any case."""

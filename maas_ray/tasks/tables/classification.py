@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from maas_ray.tasks.cells import category
 from maas_ray.tasks.classifying import Classifying, fit_labels
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.rows import Column, Row
-from maas_ray.tasks.tables.cells import category
 from maas_ray.tasks.tables.features import TableFeatures, fit_features
 from maas_ray.tasks.tables.networks import Linear, Mlp
 from maas_ray.tasks.tables.spec import TableSpec

@@ -10,8 +10,8 @@ import numpy as np
 
 from maas_ray.errors import DataError
 from maas_ray.spec import Spec
+from maas_ray.tasks.cells import Cell, category, number, numbers
 from maas_ray.tasks.rows import Row
-from maas_ray.tasks.tables.cells import Cell, category, number, numbers
 from maas_ray.tasks.tables.spec import TableSpec
 
 # Sample of rows that decides which columns are numbers, and that medians are taken over. Rows come in the order of
@@ -103,7 +103,7 @@ def fit_features(spec: TableSpec, rows: Iterable[Row]) -> TableFeatures:
     numeric = [
         name
         for name in order
-        if name in spec.numeric or (name not in spec.categorical and all(map(_is_number, samples[name])))
+        if name in spec.numeric or (name not in spec.categorical and all(map(is_number, samples[name])))
     ]
     moments = Moments(len(numeric))
     counts = {name: Counter[str]() for name in order if name not in numeric}
@@ -156,7 +156,8 @@ def _category_column(spec: TableSpec, name: str, counted: Counter[str]) -> Categ
     return CategoryColumn(name=name, categories=common, fill=common[0] if spec.fill_categories == "mode" else None)
 
 
-def _is_number(value: Cell) -> bool:
+def is_number(value: Cell) -> bool:
+    """True if a cell holds or spells a number."""
     return not math.isnan(_number_or_nan(value))
 
 

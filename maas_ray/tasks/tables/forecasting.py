@@ -17,10 +17,10 @@ from pydantic import Field, model_validator
 
 from maas_ray.errors import DataError, InvalidError, RequestError
 from maas_ray.spec import Spec
+from maas_ray.tasks.cells import category, cell, number
 from maas_ray.tasks.metrics import mean_loss, regression
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.rows import AnswerRow, Column, OptionalTensor, RequestRow, Row, Steps, TensorSpec
-from maas_ray.tasks.tables.cells import category, cell, number
 from maas_ray.tasks.tables.features import Moments
 from maas_ray.tasks.tables.networks import Recurrent
 from maas_ray.tasks.tables.times import check_format, instant

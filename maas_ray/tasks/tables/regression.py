@@ -13,10 +13,10 @@ import numpy as np
 
 from maas_ray.errors import InvalidError
 from maas_ray.spec import Spec
+from maas_ray.tasks.cells import number
 from maas_ray.tasks.metrics import mean_loss, regression
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.rows import AnswerRow, Column, Row, TensorSpec
-from maas_ray.tasks.tables.cells import number
 from maas_ray.tasks.tables.features import Moments, TableFeatures, fit_features
 from maas_ray.tasks.tables.networks import Linear, Mlp
 from maas_ray.tasks.tables.spec import TableSpec

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, Field, create_model
 from pydantic_core import PydanticKnownError
 
+from maas_ray.tasks.cells import category, cell, number
 from maas_ray.tasks.rows import RequestRow
-from maas_ray.tasks.tables.cells import category, cell, number
 from maas_ray.tasks.tables.features import TableFeatures
 
 

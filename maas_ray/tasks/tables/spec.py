@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from maas_ray.errors import InvalidError
+from maas_ray.tasks.cells import cell, cell_of, number_of
 from maas_ray.tasks.rows import REST, Row
-from maas_ray.tasks.tables.cells import cell, cell_of, number_of
 from maas_ray.tasks.task import TaskSpec
 
 
@@ -71,6 +71,10 @@ class TableSpec(TaskSpec):
     @property
     def inputs(self) -> tuple[str, ...]:
         return ("features",)
+
+    @property
+    def drops(self) -> tuple[str, ...]:
+        return tuple(name for name in self.exclude if name != self.target)
 
     def parse_row(self, row: Row) -> Row | None:
         """`features`, the cells by column, and `target`. None if the target or every cell is missing."""

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from maas_ray.errors import InvalidError, RequestError, UnlearntError
+from maas_ray.tasks.cells import Cell, category, cell, number
+from maas_ray.tasks.cells import numbers as numbers_of
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.rows import Column, OptionalTensor, RequestRow, Row, TensorSpec
-from maas_ray.tasks.tables.cells import Cell, category, cell, number
-from maas_ray.tasks.tables.cells import numbers as numbers_of
-from maas_ray.tasks.tables.features import TableFeatures
+from maas_ray.tasks.tables.features import TableFeatures, is_number
 from maas_ray.tasks.tables.requests import TableRow, attribute, request_type
 from maas_ray.tasks.tables.spec import TableSpec
 from maas_ray.tasks.task import Task
@@ -67,6 +67,22 @@ class TableTask(Task):
         if self.features.categories:
             columns["categories"] = Column("int32", (len(self.features.categories),))
         return columns
+
+    @property
+    def remarks(self) -> list[str]:
+        """Columns of numbers that a few texts turned into categories."""
+        remarks = []
+        for column in self.features.categories:
+            texts = [name for name in column.categories if not is_number(name)]
+            if column.name in self.spec.categorical or not texts or 2 * len(texts) > len(column.categories):
+                continue
+            some = ", ".join(map(repr, texts[:3]))
+            remarks.append(
+                f"column {column.name!r} holds {len(column.categories)} categories, because {some} is not a number. If "
+                f"that means a missing value, set it under the source's `missing` (csv) or `numeric: [{column.name}]`, "
+                "which quarantines such rows; if these are categories, list the column under `categorical`."
+            )
+        return remarks
 
     def encode_columns(self, cells: Mapping[str, Sequence[Cell]], rows: int) -> dict[str, np.ndarray]:
         """Cells by column → `numbers` float32 [rows, n], scaled; `categories` int32 [rows, n], indices.

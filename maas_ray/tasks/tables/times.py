@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, time
 from typing import Any, NamedTuple
 
 from maas_ray.errors import InvalidError
-from maas_ray.tasks.tables.cells import category, cell, number
+from maas_ray.tasks.cells import category, cell, number
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SAMPLE = datetime(2001, 2, 3, 4, 5, 6, 789, UTC)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from maas_ray.errors import CorruptError, DataError, InvalidError, RequestError, UnlearntError
+from maas_ray.tasks.cells import label as label_of
 from maas_ray.tasks.metrics import mean_loss
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.pretrained import Pretrained
@@ -42,13 +43,17 @@ class TokenClassificationSpec(EncoderTaskSpec):
     inputs: ClassVar[tuple[str, ...]] = ("tokens",)
 
     def parse_row(self, row: Row) -> Row | None:
-        """`tokens` and `tags`, lists of strings of one length; None if they are empty."""
+        """`tokens`, and the names of the `tags`, lists of one length; None if they are empty."""
         tokens, tags = row["tokens"], row["tags"]
         if not tokens or not tags:
             return None
-        for name, values in (("tokens", tokens), ("tags", tags)):
-            if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-                raise InvalidError("wrong_type", f"{name} must be a list of strings")
+        if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+            raise InvalidError("wrong_type", "tokens must be a list of strings")
+        if not isinstance(tags, list):
+            raise InvalidError("wrong_type", "tags must be a list of names or numbers")
+        tags = list(map(label_of, tags))
+        if not all(tags):
+            raise InvalidError("tag_missing", "tags: one is missing; name tokens outside of a span `O`")
         if len(tokens) != len(tags):
             raise InvalidError("length_mismatch", f"the row has {len(tokens)} tokens, but {len(tags)} tags")
         return {"tokens": tokens, "tags": tags}

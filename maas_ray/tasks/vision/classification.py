@@ -11,6 +11,7 @@ from pydantic import model_validator
 
 from maas_ray.errors import DataError, InvalidError, RequestError
 from maas_ray.spec import Spec
+from maas_ray.tasks.cells import label as label_of
 from maas_ray.tasks.classifying import Classifying, fit_labels
 from maas_ray.tasks.network import CONFIG_FILE, Forward
 from maas_ray.tasks.pretrained import Pretrained, as_weights, model_directory
@@ -66,11 +67,11 @@ class ImageClassificationSpec(TaskSpec):
         return document | {"processor": digests}
 
     def parse_row(self, row: Row) -> Row | None:
-        """`image` decoded to uint8 [H, W, 1 or 3]; `label` as a string; None if either is missing."""
-        image, label = row["image"], row["label"]
-        if image is None or label is None or (isinstance(image, bytes) and not image) or str(label) == "":
+        """`image` decoded to uint8 [H, W, 1 or 3]; the name of the `label`; None if either is missing."""
+        image, name = row["image"], label_of(row["label"])
+        if image is None or (isinstance(image, bytes) and not image) or not name:
             return None
-        return {"image": images.decode(image), "label": str(label)}
+        return {"image": images.decode(image), "label": name}
 
     def fit(self, rows: Iterable[Row]) -> "ImageClassification":
         """Fit labels, image size and colour, and the mean and standard deviation of each channel."""

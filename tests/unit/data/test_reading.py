@@ -22,6 +22,7 @@ from maas_ray.data.sources import (
 )
 from maas_ray.errors import DataError
 from tests.support.errors import raises
+from tests.support.sources import problem_of
 
 IMAGE = ("image", "label")
 
@@ -69,7 +70,7 @@ def test_jsonl_gives_every_line_or_its_error(tmp_path: Path) -> None:
         (1, {"text": "one"}, ""),
         (3, None, "not JSON: Expecting value"),
         (4, None, "a JSON list, not an object"),
-        (5, None, "no field 'body'"),
+        (5, {"text": None}, ""),
         (6, None, "'utf-8' codec can't decode byte 0xff in position 10: invalid start byte"),
         (8, {"text": None}, ""),
         (9, {"text": "last"}, ""),
@@ -95,8 +96,8 @@ def test_a_kept_column_is_still_a_column_of_the_task(tmp_path: Path) -> None:
     path.write_text('{"y": 1, "country": "fr", "x": 2}\n')
     (row,) = everything(JsonlSource(path=str(path)), ("y", "*", "keep/country", "keep/y"))
     assert row.row == {"y": 1, "*": {"country": "fr", "x": 2}, "keep/country": "fr", "keep/y": 1}
-    found = look(JsonlSource(path=str(path)), ("y", "keep/city"))
-    assert "no column 'city' (named by `keep`); it has: y, country, x" in found.problem
+    problem = problem_of(JsonlSource(path=str(path)), ("y", "keep/city"))
+    assert "no column 'city' (named by `keep`); it has: y, country, x" in problem
 
 
 def test_json_that_is_nested_too_deeply_is_an_error_of_its_row(tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_a_missing_column_is_found_by_the_inspection(tmp_path: Path, kind: str) 
     else:
         pq.write_table(pa.table({"title": ["t"], "body": ["b"]}), tmp_path / "a.parquet")
         source = ParquetSource(path=str(tmp_path))
-    assert look(source).problem.endswith(f"a.{kind} has no column 'text' (set `text`); it has: title, body.")
+    assert problem_of(source, ("text",)).endswith(f"a.{kind} has no column 'text' (set `text`); it has: title, body.")
 
 
 def test_parquet_rows_have_their_position_in_the_file(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 
 from maas_ray.data.cleaning.base.step import named
 from maas_ray.errors import DataError, InvalidError
+from maas_ray.tasks.cells import cell, number
 from maas_ray.tasks.rows import Row
-from maas_ray.tasks.tables.cells import cell, number
 
 _MAX_DISTINCT = 1 << 20
 

@@ -13,6 +13,7 @@ class Dialect:
         quote: the character around values that contain delimiters or line breaks. Empty: no value is quoted.
         names: names of the columns. None: the first row is the header.
         missing: texts that mean a missing value.
+        escape: the character before a quote, a delimiter or a line break that has no meaning. Empty: there is none.
     """
 
     charset: str = "utf-8"
@@ -20,3 +21,4 @@ class Dialect:
     quote: str = '"'
     names: tuple[str, ...] | None = None
     missing: tuple[str, ...] = ()
+    escape: str = ""

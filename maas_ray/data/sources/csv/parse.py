@@ -9,12 +9,14 @@ it are parsed again on their own.
 import codecs
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from maas_ray.data.sources.csv.dialect import Dialect
+from maas_ray.data.sources.csv.nulls import Nulls
 from maas_ray.data.sources.csv.scan import Rows, scan, scannable
 from maas_ray.errors import InvalidError, StorageError
 
@@ -123,14 +125,14 @@ class _Piece(NamedTuple):
 
 def _pieces(dialect: Dialect, content: "_Content", place: Place) -> Iterator[_Piece | Record]:
     """Stretches of plain rows, and the rows between them one by one."""
-    plain = scannable(dialect.charset, dialect.delimiter, dialect.quote)
+    plain = scannable(dialect.charset, dialect.delimiter, dialect.quote, dialect.escape)
     # The first row of a file may begin with a byte order mark.
     careful = 1 if place == Place() else 0
     size, patience = _MAX_STRETCH, _MIN_PATIENCE
     while content.peek(1):
         if plain and not careful:
             stretch = content.peek(size)
-            rows = scan(stretch, dialect.charset, dialect.delimiter, dialect.quote)
+            rows = scan(stretch, dialect.charset, dialect.delimiter, dialect.quote, dialect.escape)
             if rows.end:
                 yield _Piece(place, stretch[: rows.end], rows)
                 content.skip(rows.end)
@@ -170,12 +172,12 @@ def _reader(dialect: Dialect, lines: Iterable[str]) -> Any:
     csv.field_size_limit(_MAX_FIELD)
     # `strict=True`: a stray quote is an error, and does not shift the end of the field elsewhere.
     quoted: dict[str, Any] = {"quotechar": dialect.quote} if dialect.quote else {"quoting": csv.QUOTE_NONE}
-    return csv.reader(lines, delimiter=dialect.delimiter, strict=True, **quoted)
+    return csv.reader(lines, delimiter=dialect.delimiter, escapechar=dialect.escape or None, strict=True, **quoted)
 
 
 def _parsed(dialect: Dialect, content: "_Content", place: Place) -> Iterator[tuple[Record | None, Place]]:
     """Rows one by one, each with its end; None stands for a blank line."""
-    lines = _Lines(content, dialect.charset, at_start=place == Place())
+    lines = _Lines(content, dialect, at_start=place == Place())
     before = place.byte - content.position
     reader = _reader(dialect, lines)
     while True:
@@ -265,9 +267,10 @@ class _LongLineError(Exception):
 class _Lines(Iterator[str]):
     """Decoded lines. Remembers the lines it yielded; an error does not end the iteration."""
 
-    def __init__(self, content: _Content, charset: str, *, at_start: bool) -> None:
+    def __init__(self, content: _Content, dialect: Dialect, *, at_start: bool) -> None:
         self.taken: list[bytes] = []
-        self._content, self._charset, self._at_start = content, charset, at_start
+        self._content, self._charset, self._at_start = content, dialect.charset, at_start
+        self._null, self._escape = _null_of(dialect), dialect.escape
 
     def __next__(self) -> str:
         line = self._content.line()
@@ -280,7 +283,16 @@ class _Lines(Iterator[str]):
             self._at_start = False
             if self._charset == "utf-8":
                 line = line.removeprefix(codecs.BOM_UTF8)
-        return line.decode(self._charset)
+        text = line.decode(self._charset)
+        return self._null.sub(lambda null: self._escape + null[0], text) if self._null is not None else text
+
+
+def _null_of(dialect: Dialect) -> re.Pattern[str] | None:
+    r"""Finds `\N`, the null of MySQL, Hive and Redshift, whose meaning would be lost with its escape character."""
+    if not dialect.escape:
+        return None
+    delimiter, escape = re.escape(dialect.delimiter), re.escape(dialect.escape)
+    return re.compile(rf"(?<![^{delimiter}]){escape}N(?![^{delimiter}\r\n])")
 
 
 def excerpt(record: Record, limit: int) -> bytes:
@@ -294,11 +306,14 @@ class Values:
     Args:
         names: the names of the columns.
         dialect: how the file is written.
+        used: columns that are needed, for `nulls`.
     """
 
-    def __init__(self, names: list[str], dialect: Dialect) -> None:
+    def __init__(self, names: list[str], dialect: Dialect, used: frozenset[str] = frozenset()) -> None:
         self._names, self._missing = names, frozenset(dialect.missing)
         self._all_named = all(names)
+        self._escaped = rf"\{dialect.quote}".encode() if dialect.quote and not dialect.escape else None
+        self.nulls = Nulls(names, used)
 
     def __call__(self, record: Record) -> dict[str, Any]:
         """The values of one record.
@@ -308,8 +323,16 @@ class Values:
         """
         fields, missing = record.fields, self._missing
         if fields is None:
-            raise InvalidError("unreadable_row", record.error)
+            raise InvalidError("unreadable_row", record.error + self._hint(record))
         if len(fields) != len(self._names):
-            raise InvalidError("wrong_field_count", f"{len(fields)} fields, but {len(self._names)} columns")
-        row = dict(zip(self._names, [None if value.strip() in missing else value for value in fields], strict=True))
+            problem = f"{len(fields)} fields, but {len(self._names)} columns"
+            raise InvalidError("wrong_field_count", problem + self._hint(record))
+        values = [None if value.strip() in missing else value for value in fields]
+        self.nulls.add(fields, values)
+        row = dict(zip(self._names, values, strict=True))
         return row if self._all_named else {name: value for name, value in row.items() if name}
+
+    def _hint(self, record: Record) -> str:
+        if self._escaped is None or self._escaped not in record.head:
+            return ""
+        return rf"""; it has {self._escaped.decode()}: if that is a quote within a value, set `escape: "\\"`"""

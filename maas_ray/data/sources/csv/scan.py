@@ -54,18 +54,18 @@ def _decoded(content: bytes, charset: str) -> str:
         return ""
 
 
-def scannable(charset: str, delimiter: str, quote: str) -> bool:
+def scannable(charset: str, delimiter: str, quote: str, escape: str = "") -> bool:
     """True if `scan` can be used: everything it searches for is a single byte that is part of no other character."""
-    signs = delimiter + quote
+    signs = delimiter + quote + escape
     return (
         (charset == "utf-8" or of_single_bytes(charset))
         and signs.isascii()
         and not set(signs) & set("\r\n")
-        and delimiter != quote
+        and len(set(signs)) == len(signs)
     )
 
 
-def scan(content: bytes, charset: str, delimiter: str, quote: str) -> Rows:
+def scan(content: bytes, charset: str, delimiter: str, quote: str, escape: str = "") -> Rows:
     """The plain rows at the beginning of `content`, whose first byte begins a row.
 
     Args:
@@ -73,11 +73,14 @@ def scan(content: bytes, charset: str, delimiter: str, quote: str) -> Rows:
         charset: encoding of the file; `scannable` with delimiter and quote.
         delimiter: the character between two values.
         quote: the character around values. Empty: no value is quoted.
+        escape: the character that takes the meaning of the next one. A row with one is not plain.
     """
     if not content:
         return Rows(_NONE, _NONE, _NONE, 0, 0, plain=True)
     limit = _decodable(content, charset)
     plain = limit > len(content) - _MAX_CHARACTER  # a character cut at the end is whole in the next stretch
+    if escape and 0 <= (escaped := content.find(escape.encode())) < limit:
+        limit, plain = escaped, False
     if not limit:
         return Rows(_NONE, _NONE, _NONE, 0, 0, plain)
     values = np.frombuffer(content, np.uint8, limit)

@@ -15,7 +15,7 @@ from maas_ray.data.sources.compressed import Content, codec, opened, usual
 from maas_ray.data.sources.csv import parse
 from maas_ray.data.sources.csv.dialect import Dialect
 from maas_ray.data.sources.files import Files
-from maas_ray.data.sources.table import Table, chosen, missing
+from maas_ray.data.sources.table import Table, chosen, columns_of, missing, noted
 from maas_ray.errors import InvalidError
 
 _GROUP_BYTES = 4 << 20
@@ -33,11 +33,14 @@ class CsvSource(Table, Files):
     """Character between two values. None: a tab in files named `.tsv` or `.tab`, else a comma."""
     quote: str = Field('"', max_length=1)
     """Character around values that contain delimiters or line breaks; it is doubled inside them. Empty: no quotes."""
+    escape: str = Field("", max_length=1)
+    """Character before a quote, a delimiter or a line break that belongs to the value, as Spark, MySQL and Hive write
+    it: `"\\\\"`. `\\N` is then a missing value. Empty: there is none."""
     charset: str = "utf-8"
     """Encoding of the text, by Python's names: `utf-8` (a byte order mark is removed), `latin-1`, `cp1252`, …"""
     names: tuple[str, ...] | None = Field(None, min_length=1)
     """Names of the columns, if the file has no header. None: the first row is the header."""
-    missing: tuple[str, ...] = ("", "NA", "N/A", "NaN", "nan", "NULL", "null")
+    missing: tuple[str, ...] = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "\\N")
     """Texts that mean a missing value."""
     usual: ClassVar[tuple[str, ...]] = usual("*.csv", "*.tsv", "*.tab")
 
@@ -58,7 +61,7 @@ class CsvSource(Table, Files):
         """How one of its files is written."""
         tabs = any(suffix in (".tsv", ".tab") for suffix in PurePosixPath(uri.lower()).suffixes)
         delimiter = self.delimiter or ("\t" if tabs else ",")
-        return Dialect(self.charset, delimiter, self.quote, self.names, self.missing)
+        return Dialect(self.charset, delimiter, self.quote, self.names, self.missing, self.escape)
 
     def look(self, inspected: Inspected, mapping: dict[str, str]) -> Inspected:
         """A file that can be read from the middle is cut; the digest of a compressed one is of its content."""
@@ -77,31 +80,44 @@ class CsvSource(Table, Files):
                 groups.append(stretch.rows)
             digest.update(handle.damage.encode())
             rows = max(sum(groups), 1 if handle.damage else 0)
-        inspected = replace(inspected, sha256=digest.hexdigest(), rows=rows)
+            unread = inspected.file.size - handle.damaged_at if handle.damage else 0
+        inspected = replace(inspected, sha256=digest.hexdigest(), rows=rows, damage=handle.damage, unread=unread)
         return inspected if codec(uri) else replace(inspected, groups=tuple(groups), places=tuple(places))
 
     def records(self, inspected: Inspected, groups: range | None, mapping: dict[str, str]) -> Iterator[Raw]:
-        uri, left = inspected.file.uri, inspected.rows
-        dialect = self.dialect(uri)
+        uri, dialect = inspected.file.uri, self.dialect(inspected.file.uri)
         with opened(uri) as handle:
             names, start = parse.header(dialect, uri, handle)
-            if groups is not None and inspected.groups:
-                start = inspected.places[groups.start]
-                left = sum(inspected.groups[group] for group in groups)
-            handle.seek(start.byte)
-            line = start.line
-            values_of = parse.Values(names, dialect)
-            parsed = parse.records(dialect, handle, start)
-            for record in _whole(parsed, handle) if codec(uri) else islice(parsed, left):
-                line, excerpt = record.start.line + 1, parse.excerpt(record, EXCERPT_BYTES)
-                try:
-                    values = values_of(record)
-                except ValueError as error:
-                    yield Raw(uri, line, error=str(error), excerpt=excerpt)
-                else:
-                    yield Raw(uri, line, chosen(values, mapping), excerpt=excerpt)
-            if handle.damage:
-                yield Raw(uri, line, error=handle.damage)
+            values = parse.Values(names, dialect, frozenset(columns_of(mapping, names)))
+            yield from noted(self._records(inspected, groups, mapping, handle, start, values), values.nulls.notes)
+
+    def _records(
+        self,
+        inspected: Inspected,
+        groups: range | None,
+        mapping: dict[str, str],
+        handle: Content,
+        start: parse.Place,
+        values_of: parse.Values,
+    ) -> Iterator[Raw]:
+        """The rows of an open file whose first row begins at `start`."""
+        uri, left, dialect = inspected.file.uri, inspected.rows, self.dialect(inspected.file.uri)
+        if groups is not None and inspected.groups:
+            start = inspected.places[groups.start]
+            left = sum(inspected.groups[group] for group in groups)
+        handle.seek(start.byte)
+        line = start.line
+        parsed = parse.records(dialect, handle, start)
+        for record in _whole(parsed, handle) if codec(uri) else islice(parsed, left):
+            line, excerpt = record.start.line + 1, parse.excerpt(record, EXCERPT_BYTES)
+            try:
+                values = values_of(record)
+            except ValueError as error:
+                yield Raw(uri, line, error=str(error), excerpt=excerpt)
+            else:
+                yield Raw(uri, line, chosen(values, mapping), excerpt=excerpt)
+        if handle.damage:
+            yield Raw(uri, line, error=handle.damage, rest=True)
 
 
 def _whole(records: Iterable[Any], content: Content) -> Iterator[Any]:

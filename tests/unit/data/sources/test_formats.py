@@ -15,18 +15,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pydantic import TypeAdapter
 
 from maas_ray.data.reading import Inspected, Part, Raw, inspect, read
 from maas_ray.data.sources import FORMATS, AnySource, list_files
+from tests.support.sources import problem_of, source
 
 ROWS = [{"text": f'row {n} of ünicode\nand lines, "quoted"', "label": f"kind {n % 3}"} for n in range(50)]
 COLUMNS = ("text", "label")
-
-
-def source(**document: Any) -> AnySource:
-    found: AnySource = TypeAdapter(AnySource).validate_python(document)
-    return found
 
 
 def packed(content: bytes, suffix: str) -> bytes:
@@ -168,7 +163,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_every_format_lists_its_columns_if_one_is_missing(tmp_path: Path) -> None:
     for name, of in written(tmp_path).items():
-        (problem,) = {found.problem.partition(" has no column ")[2] for found in looks(of, ("text", "stars"))}
+        problem = problem_of(of, ("text", "stars")).partition(" has no column ")[2]
         assert problem.startswith("'stars' (set `columns.stars`); it has: "), name
         assert "text" in problem, name
         assert "label" in problem, name

@@ -20,8 +20,8 @@ from maas_ray.errors import DataError, InvalidError, RequestError, SpecError, Un
 from maas_ray.serve.api.open_inference.tensors import InferBody, parse_infer
 from maas_ray.serve.api.predict import PredictBody, parse_rows
 from maas_ray.tasks import load_task
+from maas_ray.tasks.cells import category, cell, cell_of, number, numbers
 from maas_ray.tasks.rows import REST
-from maas_ray.tasks.tables.cells import category, cell, cell_of, number, numbers
 from maas_ray.tasks.tables.classification import TabularClassification, TabularClassificationSpec
 from maas_ray.tasks.tables.features import Moments
 from maas_ray.tasks.tables.networks import Linear, Mlp
@@ -86,7 +86,7 @@ def test_a_cell_is_a_number_a_text_or_nothing(value: Any, expected: Any) -> None
     [
         ([1], "wrong_type", "list"),
         ({"a": 1}, "wrong_type", "dict"),
-        (b"x", "wrong_type", "bytes"),
+        (b"\xff", "not_text", "bytes"),
         (math.inf, "not_finite", "infinite"),
     ],
 )

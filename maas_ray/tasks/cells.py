@@ -26,13 +26,15 @@ def cell(value: Any) -> Cell:
     """A value of a file or a request as a cell.
 
     Booleans become the texts `true` and `false`; NaN and blank text become None. A text that spells such a value is
-    treated as the value.
+    treated as the value. Bytes are UTF-8, as old writers of Parquet leave texts.
 
     Raises:
         InvalidError: the value is of another type, or infinite.
     """
     if value is None:
         return None
+    if isinstance(value, bytes):
+        value = _decoded(value)
     if isinstance(value, str):
         text = value.strip()
         if len(text) > _MAX_WORD:
@@ -134,6 +136,24 @@ def number_of(column: str, value: Cell) -> float:
         return number(value)
     except InvalidError as error:
         raise InvalidError(error.code, f"column {column!r} must be a number: {error}") from error
+
+
+def label(value: Any) -> str:
+    """A value as the name of a class, the same in all files, tasks and types: `1`, `1.0` and `"1"` are one class.
+
+    Empty if the value is missing.
+
+    Raises:
+        InvalidError: as `cell` does.
+    """
+    return category(cell(value))
+
+
+def _decoded(value: bytes) -> str:
+    try:
+        return value.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InvalidError("not_text", "bytes that are not UTF-8 text") from None
 
 
 def _finite(value: float) -> float | None:
