@@ -19,6 +19,7 @@ STEP_SECONDS = "train/step_seconds"
 DATA_WAIT_SHARE = "train/data_wait_share"
 MFU = "train/mfu"
 LOSS_SCALE = "train/loss_scale"
+LEFT_OUT_STEPS = "train/left_out_steps"
 CHECKPOINT_SECONDS = "train/checkpoint_stall_seconds"
 CHECKPOINT_WRITE_SECONDS = "train/checkpoint_write_seconds"  # beside the training
 VALIDATION_SECONDS = "train/validation_seconds"

@@ -70,11 +70,13 @@ def write_weights(
         order: names of the parameters in the order of the optimizer. None: the module's.
 
     Raises:
-        TrainingError: the checkpoint cannot be read, or its names or shapes differ from the skeleton's.
+        TrainingError: the checkpoint cannot be read, its names or shapes differ from the skeleton's, or a trained
+            weight is not finite.
     """
     from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors.torch import save_file
 
+    trained = set(order or ())
     wanted = {name: tensor for name, tensor in skeleton.items() if name not in tied}
     _check(saved, consolidated(saved, order), wanted, tied)
     split = split_torch_state_dict_into_shards(
@@ -86,6 +88,12 @@ def write_weights(
         held: set[int] = set()
         for name in names:
             tensor = state[name].contiguous().to(wanted[name].dtype)
+            if name in trained and not tensor.isfinite().all():
+                raise TrainingError(
+                    f"checkpoint {saved} holds weights that are not finite, such as {name}. Train anew under another "
+                    "name, with a lower learning rate or in another precision.",
+                    code="weights_not_finite",
+                )
             # safetensors refuses tensors that share memory, as those of tied modules do.
             tensors[name] = tensor.clone() if tensor.data_ptr() in held else tensor
             held.add(tensor.data_ptr())

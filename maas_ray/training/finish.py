@@ -13,7 +13,7 @@ from maas_ray.training.checkpoints.catalog import best
 from maas_ray.training.checkpoints.loading import fetch
 from maas_ray.training.checkpoints.position import Position
 from maas_ray.training.export import export
-from maas_ray.training.model_card import model_card
+from maas_ray.training.model_card import left_out_in_words, model_card
 from maas_ray.training.plan import Plan
 from maas_ray.training.record import TAG_PACKAGES, TAG_REVISION, TrainingRun
 
@@ -42,7 +42,7 @@ def finish(run: TrainingRun, plan: Plan, last: Checkpoint | None) -> tuple[Bundl
         export(source, run.dataset, run.spec.network, directory)
         meta = _bundle_meta(run, position)
         rows = {name: split.rows for name, split in run.dataset.meta.splits.items()}
-        card = model_card(meta, run.dataset.task, parameters=_parameters_in(directory), rows=rows)
+        card = model_card(meta, run.dataset.task, parameters=_parameters_in(directory), rows=rows, position=position)
         (directory / "README.md").write_text(card, encoding="utf-8")
         bundle = publish_bundle(run.settings, directory, meta, run.spec.checkpoint.retry_seconds, say)
     version = run.registry.register(bundle, run_id=run.run_id, alias=run.spec.alias)
@@ -65,15 +65,18 @@ def _chosen(run: TrainingRun, last: Checkpoint | None) -> Checkpoint:
 
 
 def _check_ledger(run: TrainingRun, plan: Plan, position: Position) -> None:
-    """Check that the run trained on every row of every epoch once, and on no other."""
+    """Check that the run trained on every row of every epoch once, or says that it was left out, and on no other."""
     due = plan.ledger_at(position.step)
-    if position.ledger != due:
+    if position.ledger + position.left_out != due:
         raise TrainingError(
-            f"run {run.name} has trained on {position.rows:,} rows, but {position.step:,} steps take {due.rows:,} "
-            "rows, each once (the ledger differs from the plan). This is a bug; no version was registered.",
+            f"run {run.name} has trained on {position.rows:,} rows and left out {position.left_out_rows:,}, but "
+            f"{position.step:,} steps take {due.rows:,} rows, each once (the ledger differs from the plan). This is a "
+            "bug; no version was registered.",
             code="ledger_differs",
         )
     say(f"{position.rows:,} rows trained on, each of them once in an epoch (ledger {position.digest:016x})")
+    if position.left_out_steps:
+        say(left_out_in_words(position))
 
 
 def _bundle_meta(run: TrainingRun, position: Position) -> BundleMeta:

@@ -5,9 +5,10 @@ from typing import Any
 
 from maas_ray.registry.bundle import BundleMeta
 from maas_ray.tasks import Task
+from maas_ray.training.checkpoints.position import Position
 
 
-def model_card(meta: BundleMeta, task: Task, *, parameters: int, rows: dict[str, int]) -> str:
+def model_card(meta: BundleMeta, task: Task, *, parameters: int, rows: dict[str, int], position: Position) -> str:
     """Markdown with the front matter that model hubs read.
 
     Args:
@@ -15,6 +16,7 @@ def model_card(meta: BundleMeta, task: Task, *, parameters: int, rows: dict[str,
         task: the fitted task.
         parameters: number of trained parameters.
         rows: rows of the dataset by split.
+        position: the run's position in the checkpoint that became the model.
     """
     lineage = meta.lineage
     lines = [
@@ -41,6 +43,7 @@ def model_card(meta: BundleMeta, task: Task, *, parameters: int, rows: dict[str,
         f"Dataset `{lineage.dataset}`, fingerprint `{lineage.dataset_fingerprint}`: "
         + ", ".join(f"{count:,} rows for {split}" for split, count in rows.items())
         + ".",
+        *(["", left_out_in_words(position)] if position.left_out_steps else []),
         "",
         "## Lineage",
         "",
@@ -57,6 +60,14 @@ def model_card(meta: BundleMeta, task: Task, *, parameters: int, rows: dict[str,
         *_code(lineage.spec),
     ]
     return "\n".join(lines) + "\n"
+
+
+def left_out_in_words(position: Position) -> str:
+    """A sentence about the steps that were left out."""
+    steps = "1 step" if position.left_out_steps == 1 else f"{position.left_out_steps:,} steps"
+    return (
+        f"{position.left_out_rows:,} rows of {steps} were left out of the training, because gradients were not finite."
+    )
 
 
 def _code(document: Any) -> list[str]:

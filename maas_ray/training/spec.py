@@ -104,6 +104,11 @@ class TrainSpec(Hyperparameters, DurationSpec, WorkerSpec, SubjectSpec):
         """Optimizer steps between validations."""
         return self.validation.every_steps or self.checkpoint.every_steps
 
+    def saves_at(self, step: int) -> bool:
+        """True if a checkpoint is due after a step. To choose the best one, each validation needs one."""
+        chosen = self.checkpoint.select == "best" and step % self.validate_every == 0
+        return chosen or step % self.checkpoint.every_steps == 0
+
     @property
     def checkpoint_for_each_validation(self) -> bool:
         return self.validate_every % self.checkpoint.every_steps == 0

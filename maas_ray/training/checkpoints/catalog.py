@@ -1,6 +1,7 @@
 """The checkpoints of a run in storage: listed, verified, chosen and pruned."""
 
 import contextlib
+import math
 from collections.abc import Callable
 
 from maas_ray import storage
@@ -71,8 +72,17 @@ def skipped(problem: str) -> str:
     return f"{problem}\nfalling back to the checkpoint before"
 
 
+def comparable_loss(position: Position) -> float | None:
+    """The loss by which a run's checkpoints are compared, on the same rows for all. None: not measured, or not finite.
+
+    The last checkpoint's metrics are of all validation rows, those of the others of the first `max_rows`.
+    """
+    loss = position.metrics.get(_BEST) if position.comparable_loss is None else position.comparable_loss
+    return loss if loss is not None and math.isfinite(loss) else None
+
+
 def best(home: str) -> tuple[str, Position] | None:
-    """The whole checkpoint with the lowest validation loss, every byte verified. None: no loss was measured.
+    """The whole checkpoint with the lowest validation loss, every byte verified. None: no finite loss was measured.
 
     Raises:
         CorruptError: the checkpoint is damaged.
@@ -81,8 +91,8 @@ def best(home: str) -> tuple[str, Position] | None:
     for uri in saved(home):
         with contextlib.suppress(CorruptError):
             position, entries = inspect(uri)
-            if _BEST in position.metrics:
-                measured.append((position.metrics[_BEST], uri, position, entries))
+            if (loss := comparable_loss(position)) is not None:
+                measured.append((loss, uri, position, entries))
     if not measured:
         return None
     _, uri, position, entries = min(measured, key=lambda item: item[0])
@@ -102,7 +112,7 @@ def prune(home: str, keep: int, validating: str = "") -> None:
             whole.append((uri, inspect(uri)[0]))
         except CorruptError:
             broken += [uri] if whole else []  # a newer checkpoint may still be on its way to storage
-    losses = [(position.metrics[_BEST], uri) for uri, position in whole if _BEST in position.metrics]
+    losses = [(loss, uri) for uri, position in whole if (loss := comparable_loss(position)) is not None]
     kept = {uri for uri, _ in whole[:keep]} | {uri for _, uri in sorted(losses)[:1]}
     kept |= {storage.join(home, validating)} if validating else set()
     for uri in [*broken, *(uri for uri, _ in whole)]:

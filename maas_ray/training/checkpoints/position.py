@@ -17,6 +17,14 @@ class Position(Spec):
     """Rows trained on; with `digest`, the ledger."""
     digest: int = 0
     """The ledger's hash of these rows."""
+    schedule_lead: int = 0
+    """Iterations of the learning rate's schedule that were skipped at the start, because their rate is 0."""
+    left_out_steps: int = 0
+    """Steps that were left out, because their gradients were not finite."""
+    left_out_rows: int = 0
+    """Rows of these steps; with `left_out_digest`, their ledger."""
+    left_out_digest: int = 0
+    """The ledger's hash of these rows."""
     metrics: dict[str, float] = {}
     """Metrics measured at this step, by `split/metric`. Empty: none were measured."""
     ended: str = ""
@@ -27,6 +35,8 @@ class Position(Spec):
     """The lowest validation loss so far. None: not measured yet."""
     validations_since: int = 0
     """Validations since then."""
+    comparable_loss: float | None = None
+    """The validation loss at this step on the same rows as at all other steps. None: not measured, or not by now."""
     unjudged: float | None = None
     """The newest validation loss, not yet judged by early stopping."""
     validating: str = ""
@@ -37,3 +47,7 @@ class Position(Spec):
     @property
     def ledger(self) -> Ledger:
         return Ledger(self.rows, self.digest)
+
+    @property
+    def left_out(self) -> Ledger:
+        return Ledger(self.left_out_rows, self.left_out_digest)

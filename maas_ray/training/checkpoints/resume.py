@@ -25,11 +25,13 @@ class Saved:
     """A checkpoint on this machine.
 
     Args:
+        uri: where it lies.
         position: the run's position in it.
         source: the checkpoint's own files.
         universal: the directory that holds its universal form. None: it can be loaded as it is.
     """
 
+    uri: str
     position: Position
     source: Path
     universal: Path | None
@@ -63,7 +65,7 @@ def newest(home: str, rank: int, local_rank: int, workers: int, say: Callable[[s
             loading.convert(source, directory)
     barrier()
     universal = directory if (directory / layout.UNIVERSAL_TAG).is_dir() else None
-    yield Saved(position, storage.local_path(uri) or directory / "copy", universal)
+    yield Saved(uri, position, storage.local_path(uri) or directory / "copy", universal)
     barrier()
     if local_rank == 0:
         loading.remove(directory)

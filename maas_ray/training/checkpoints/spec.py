@@ -19,4 +19,5 @@ class CheckpointSpec(Spec):
     """How long a failed write is retried, seconds. After that the workers are restarted, up to `max_failures` times.
     If it was a write of the bundle, the run ends; it can be started again."""
     select: Literal["last", "best"] = "last"
-    """Which checkpoint becomes the version. best: the one with the lowest validation loss."""
+    """Which checkpoint becomes the version. best: the one with the lowest validation loss on the same rows; each
+    validation then saves a checkpoint."""

@@ -1,11 +1,13 @@
-"""DeepSpeed's engine around a network, and the two quirks of its fp16 without ZeRO."""
+"""DeepSpeed's engine around a network, and the quirks of its engine without ZeRO."""
 
+import functools
+import math
 from typing import Any
 
 from maas_ray.tasks import NetworkSpec, Task
 from maas_ray.training.deepspeed.build import load_communication
 from maas_ray.training.deepspeed.document import zero_stage
-from maas_ray.training.deepspeed.untrained import Untrained
+from maas_ray.training.deepspeed.untrained import Untrained, own_values
 from maas_ray.training.deepspeed.zero3 import build_sharded
 
 
@@ -36,7 +38,65 @@ def build_engine(
     )
     untrained.keep(engine, rank)
     engine.untrained = untrained
+    _leave_out_bad_steps(engine)
     return engine
+
+
+def _leave_out_bad_steps(engine: Any) -> None:
+    """Make an optimizer that DeepSpeed does not wrap leave out steps whose gradients are not finite, and say so.
+
+    DeepSpeed's own optimizers do so, and say it by `overflow`, which the engine reads. In fp32 without ZeRO the engine
+    steps Torch's optimizer directly, and all weights would become NaN.
+    """
+    import torch
+
+    optimizer, scaler = engine.optimizer, _scaler(engine)
+    if hasattr(optimizer, "overflow"):
+        return
+    step = optimizer.step
+
+    @functools.wraps(step)
+    def guarded(*arguments: Any, **options: Any) -> Any:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        largest = torch.nn.utils.get_total_norm(gradients, math.inf)  # the same on every rank: they are reduced
+        optimizer.overflow = not math.isfinite(largest)
+        return None if optimizer.overflow else step(*arguments, **options)
+
+    optimizer.step, optimizer.overflow = guarded, False
+    if scaler is None:
+        return
+    step_if_finite = scaler.step
+
+    def scaled(*arguments: Any) -> Any:
+        optimizer.overflow = True  # until `guarded` is called, which the scaler may not do
+        return step_if_finite(*arguments)
+
+    scaler.step = scaled
+
+
+def dynamic_loss_scale(engine: Any) -> float | None:
+    """The loss scale, if DeepSpeed lowers it when gradients do not fit in fp16. None: it does not."""
+    if (scaler := _scaler(engine)) is not None:
+        return float(scaler.get_scale())
+    dynamic = engine.fp16_enabled() and engine.dynamic_loss_scale()
+    return float(engine.optimizer.loss_scale) if dynamic else None
+
+
+def _scaler(engine: Any) -> Any:
+    """Torch's gradient scaler, which DeepSpeed uses for `torch_autocast` in fp16.
+
+    With ZeRO, DeepSpeed never lowers its scale, so that another try would be in vain.
+    """
+    return getattr(engine, "torch_autocast_z0_gradscaler", None)
+
+
+def weights_are_finite(engine: Any) -> bool:
+    """True if every trained weight that this rank holds is finite."""
+    import torch
+
+    names = set(engine.untrained.trained)
+    held = [own_values(parameter) for name, parameter in engine.module.named_parameters() if name in names]
+    return math.isfinite(torch.nn.utils.get_total_norm(held, math.inf))
 
 
 def missing_loss_scale(engine: Any) -> float:

@@ -135,6 +135,17 @@ def share_of(value: "torch.Tensor", size: int, rank: int) -> "torch.Tensor":
     return value.detach().flatten()[rank * size : (rank + 1) * size]
 
 
+def own_values(parameter: Any) -> Any:
+    """A parameter's values on this rank: all of them, or its share under ZeRO 3 without the padding behind it."""
+    import torch
+
+    if not hasattr(parameter, "ds_id"):
+        return parameter.data
+    size = parameter.ds_tensor.numel()
+    before = size * torch.distributed.get_rank(parameter.ds_process_group)
+    return parameter.ds_tensor.data[: max(0, parameter.ds_numel - before)]
+
+
 def _untrained(module: "torch.nn.Module") -> list[tuple[str, Any]]:
     """Every parameter without a gradient, under all its names."""
     return [(n, p) for n, p in module.named_parameters(remove_duplicate=False) if not (p.requires_grad and _numel(p))]

@@ -1,5 +1,7 @@
 """Early stopping: a run ends when the validation loss no longer falls."""
 
+import math
+
 from maas_ray.training.checkpoints.position import Position
 from maas_ray.training.validation.spec import EarlyStoppingSpec
 
@@ -14,7 +16,7 @@ def judge(position: Position, stopping: EarlyStoppingSpec | None) -> tuple[Posit
     if loss is None or stopping is None:
         return position, ""
     lowest = position.lowest_loss
-    better = lowest is None or loss < lowest - stopping.min_delta
+    better = math.isfinite(loss) and (lowest is None or loss < lowest - stopping.min_delta)
     since = 0 if better else position.validations_since + 1
     position = position.model_copy(
         update={"lowest_loss": loss if better else lowest, "validations_since": since, "unjudged": None}

@@ -3,20 +3,23 @@
 It knows nothing of registries and bundles: it ends with a checkpoint whose position says that the run is complete.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from maas_ray import storage
 from maas_ray.errors import NonFiniteLossError
 from maas_ray.training import events
-from maas_ray.training.checkpoints import resume
+from maas_ray.training.checkpoints import catalog, resume
 from maas_ray.training.checkpoints.position import Position
 from maas_ray.training.checkpoints.snapshot import hold
-from maas_ray.training.collectives import from_first_rank
-from maas_ray.training.deepspeed.engine import build_engine
+from maas_ray.training.collectives import barrier, from_first_rank
+from maas_ray.training.deepspeed.engine import build_engine, weights_are_finite
 from maas_ray.training.deepspeed.resolve import resolve
+from maas_ray.training.deepspeed.schedule import begin_schedule, continue_schedule
 from maas_ray.training.feed import EPOCH, batches
 from maas_ray.training.hyperparameters import count_of_workers
 from maas_ray.training.plan import Ledger
@@ -65,15 +68,9 @@ class Worker:
         )
         self.reporter = Reporter(job.events, self.rank, job.plan.total_steps)
         self.position = Position(step=0, workers=self.world, deepspeed=config)
-        with resume.newest(job.home, self.rank, self.ranks.local_rank, self.world, self._say) as saved:
-            if saved and saved.universal:
-                config = config | {"checkpoint": {**config.get("checkpoint", {}), "load_universal": True}}
-            self.engine = self._engine(config)
-            if saved:
-                saved.load(self.engine, self.rank, self.spec.seed)
-                self._resume_at(saved.position)
-        self.ledger = Ledger()
-        self.metrics: dict[str, float] = {}
+        while not self._start(config):
+            pass
+        self.ledger, self.left_out = Ledger(), Ledger()
         self.batches = Batches(job.dataset, self.ranks.device, self.spec.seed, self.rank)
         self.saver = Saver(self.engine, job.home, self.spec.checkpoint, self.rank, self.reporter)
         self.steps = Steps(
@@ -97,6 +94,32 @@ class Worker:
         hold(engine)
         return engine
 
+    def _start(self, config: dict[str, Any]) -> bool:
+        """Build the engine and resume from the newest whole checkpoint, if there is one.
+
+        A checkpoint whose weights are not finite is deleted, since no run can go on from it.
+
+        Returns:
+            False if that was so, and the checkpoint before is to be tried.
+        """
+        with resume.newest(self.job.home, self.rank, self.ranks.local_rank, self.world, self._say) as saved:
+            if saved and saved.universal:
+                config = config | {"checkpoint": {**config.get("checkpoint", {}), "load_universal": True}}
+            self.engine = self._engine(config)
+            if not saved:
+                self.position = self.position.model_copy(update={"schedule_lead": begin_schedule(self.engine)})
+                return True
+            saved.load(self.engine, self.rank, self.spec.seed)
+            if self._finite():
+                continue_schedule(self.engine, saved.position.schedule_lead)
+                self._resume_at(saved.position)
+                return True
+        self._say(catalog.skipped(f"checkpoint {saved.uri} holds weights that are not finite, and is deleted"))
+        if self.rank == 0:
+            storage.delete(saved.uri)
+        barrier()
+        return False
+
     def _resume_at(self, before: Position) -> None:
         self.position = before.model_copy(update={"workers": self.world, "deepspeed": self.position.deepspeed})
         saved_by = f", made by {count_of_workers(before.workers)}" if before.workers != self.world else ""
@@ -115,7 +138,7 @@ class Worker:
         for step in range(self.position.step + 1, total + 1):
             self._step(step, feed)
             ended = "every step is done" if step == total else ""
-            saves, validates = step % spec.checkpoint.every_steps == 0, step % spec.validate_every == 0
+            saves, validates = spec.saves_at(step), step % spec.validate_every == 0
             if ended or saves or validates or step % spec.log_every_steps == 0:
                 self.progress.report(step)
                 ended = ended or self._out_of_time()
@@ -130,13 +153,14 @@ class Worker:
             if validates and not ended:
                 self._collect()
                 self.position, ended = judge(self.position, spec.early_stopping)
+            metrics: dict[str, float] = {}
             if ended:
-                self._validate(step, final=True)
+                metrics = self._validate(step, final=True)
                 self._collect()
             elif validates and not self.job.validator:
-                self._validate(step)
+                metrics = self._validate(step)
             if ended or saves:
-                self._save(step, ended, validate=validates and not ended)
+                self._save(step, ended, metrics, validate=validates and not ended)
             if ended:
                 if step < total:
                     self._say(f"ended at step {step:,}: {ended}")
@@ -149,10 +173,25 @@ class Worker:
         window, waited = self.progress.window, time.perf_counter()
         if high > low:
             rows = next(feed)
-            self.ledger += Ledger.of(rows[EPOCH], rows["index"])
         window.data_seconds += time.perf_counter() - waited
-        window.losses += self.steps.take(step, rows, high - low)
+        taken = self.steps.take(step, rows, high - low)
+        window.losses += taken.losses
+        window.learning_rate = taken.learning_rate
         window.steps += 1
+        ledger = Ledger.of(rows[EPOCH], rows["index"]) if rows else Ledger()
+        if taken.applied:
+            self.ledger += ledger
+        else:
+            self.left_out += ledger
+            self._say_left_out(step)
+
+    def _say_left_out(self, step: int) -> None:
+        """Count a step whose gradients were not finite."""
+        steps = self.position.left_out_steps + 1
+        self.position = self.position.model_copy(update={"left_out_steps": steps})
+        rows = self.job.plan.rows_in(step - 1)
+        text = f"step {step:,}: gradients are not finite; the step is left out with its {rows:,} rows"
+        self.reporter.push(step, {events.LEFT_OUT_STEPS: float(steps)}, text)
 
     # --- ending, and leaving
 
@@ -185,7 +224,7 @@ class Worker:
         import ray
 
         self._say(f"{why}: saving at step {step:,}")
-        self._save(step, "", validate=False)
+        self._save(step, "", {}, validate=False)
         self.saver.wait()
         if self.rank == 0:
             ray.get(self.job.events.set_leaving.remote(False))
@@ -193,21 +232,27 @@ class Worker:
 
     # --- validation
 
-    def _validate(self, step: int, *, final: bool = False) -> None:
-        """Measure the validation split in the workers; at the end of a run all of it, and the test split."""
+    def _validate(self, step: int, *, final: bool = False) -> dict[str, float]:
+        """Metrics of the validation split, measured in the workers; at the end of a run of all of it and of `test`."""
         started = time.perf_counter()
         metrics: dict[str, float] = {}
+        losses: dict[str, float] = {}
+        max_rows = self.spec.validation.max_rows
         for split in ("validation", "test") if final else ("validation",):
             if self.job.dataset.meta.splits[split].rows:
-                limit = None if final else self.spec.validation.max_rows
-                measured = measure(self.engine, self.job.dataset, self.batches, self.ranks, split, limit)
-                metrics |= {f"{split}/{name}": value for name, value in measured.items()}
+                limit = None if final else max_rows
+                measured = measure(
+                    self.engine, self.job.dataset, self.batches, self.ranks, split, limit, first=max_rows
+                )
+                metrics |= {f"{split}/{name}": value for name, value in measured.metrics.items()}
+                losses[split] = measured.first_loss
         if metrics:
             took = {events.VALIDATION_SECONDS: time.perf_counter() - started}
             self.reporter.push(step, metrics | took, f"step {step:,}: {events.in_words(metrics)}")
-        self.metrics = metrics
-        self.position = self.position.model_copy(update={"unjudged": metrics.get("validation/loss")})
+        loss = losses.get("validation")
+        self.position = self.position.model_copy(update={"unjudged": loss, "comparable_loss": loss})
         self.progress.restart_window()
+        return metrics
 
     def _collect(self) -> None:
         """Collect the last validation beside the training; wait for it if it is not finished."""
@@ -231,34 +276,64 @@ class Worker:
 
     # --- checkpoints
 
-    def _save(self, step: int, ended: str, *, validate: bool) -> None:
-        """Save a checkpoint; it is written to storage while the next steps are taken."""
+    def _save(self, step: int, ended: str, metrics: dict[str, float], *, validate: bool) -> None:
+        """Save a checkpoint; it is written to storage while the next steps are taken.
+
+        Args:
+            step: the step that was taken last.
+            ended: why the run ends here. Empty: it goes on.
+            metrics: measured at this very step. Empty: none were.
+            validate: True if the checkpoint is to be validated beside the training.
+
+        Raises:
+            NonFiniteLossError: weights are not finite, so that no run could go on from them; on every rank alike.
+        """
         began = time.perf_counter()
+        if not self._finite():
+            raise NonFiniteLossError(step, math.nan, self._advice(), of="largest weight")
+        if ended and self.position.left_out_steps == step:
+            raise NonFiniteLossError(step, math.inf, self._advice(), of="gradient norm")
         name = self.saver.next_name(step)
-        metrics, self.metrics = self.metrics, {}
         validate = validate and bool(self.job.validator)
-        standing = {"step": step, "metrics": metrics, "ended": ended, "seconds": self.progress.seconds}
+        comparable = self.position.comparable_loss if metrics else None
+        standing = {"step": step, "metrics": metrics, "comparable_loss": comparable, "ended": ended}
+        standing |= {"seconds": self.progress.seconds}
         beside = {"validating": name} if validate else {}
         self.position = self.position.model_copy(update=standing | beside | self._counted_rows())
         self.saver.save(name, self.position, validate=validate, began=began)
         self.progress.restart_window()
 
     def _counted_rows(self) -> dict[str, int]:
-        """The ledger of all workers since the run began."""
+        """The ledgers of all workers since the run began: rows that were trained on, and rows that were left out."""
         import torch
 
-        own, self.ledger = self.ledger, Ledger()
+        own = self.ledger, self.left_out
+        self.ledger, self.left_out = Ledger(), Ledger()
         # The sum wraps around at 2⁶⁴, as the ledger's does.
-        sums = torch.from_numpy(np.array([own.rows, own.digest], np.uint64).view(np.int64)).to(self.ranks.device)
+        numbers = np.array([[ledger.rows, ledger.digest] for ledger in own], np.uint64)
+        sums = torch.from_numpy(numbers.view(np.int64)).to(self.ranks.device)
         torch.distributed.all_reduce(sums)
-        rows, digest = (int(value) for value in sums.cpu().numpy().view(np.uint64))
-        total = self.position.ledger + Ledger(rows, digest)
-        return {"rows": total.rows, "digest": total.digest}
+        trained, left_out = (Ledger(int(rows), int(digest)) for rows, digest in sums.cpu().numpy().view(np.uint64))
+        trained, left_out = self.position.ledger + trained, self.position.left_out + left_out
+        return {
+            "rows": trained.rows,
+            "digest": trained.digest,
+            "left_out_rows": left_out.rows,
+            "left_out_digest": left_out.digest,
+        }
+
+    def _finite(self) -> bool:
+        """True if the trained weights on all ranks are finite."""
+        import torch
+
+        flag = torch.tensor([weights_are_finite(self.engine)], dtype=torch.int32, device=self.ranks.device)
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN)
+        return bool(flag.item())
 
     # --- words
 
     def _advice(self) -> str:
-        return advice(self.spec, self.engine.get_lr()[0])
+        return advice(self.spec, self.progress.window.learning_rate or self.engine.get_lr()[0])
 
     def _say(self, text: str) -> None:
         self.reporter.push(self.position.step, {}, text)

@@ -1,6 +1,6 @@
 """Validation in the workers: metrics over a split, shared among the ranks."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from maas_ray.data.dataset import PreparedDataset
 from maas_ray.tasks.base import Outcomes, joined
@@ -9,13 +9,41 @@ from maas_ray.training.worker.batches import Batch, Batches
 from maas_ray.training.worker.job import Rank
 
 
+class Measured(NamedTuple):
+    """Metrics over a split.
+
+    Args:
+        metrics: over all rows that were measured.
+        first_loss: the loss over the first of them alone.
+    """
+
+    metrics: dict[str, float]
+    first_loss: float
+
+
 def measure(
-    engine: Any, dataset: PreparedDataset, batches: Batches, rank: Rank, split: str, limit: int | None
-) -> dict[str, float]:
+    engine: Any,
+    dataset: PreparedDataset,
+    batches: Batches,
+    rank: Rank,
+    split: str,
+    limit: int | None,
+    *,
+    first: int | None = None,
+) -> Measured:
     """Metrics over a split, or over its first `limit` rows. All ranks call it together.
 
     Under ZeRO 3 a forward pass is collective, so every rank makes the same number of them. A rank that has run out
     of rows repeats its last batch without counting it.
+
+    Args:
+        engine: DeepSpeed's.
+        dataset: the dataset.
+        batches: makes batches of stored rows.
+        rank: this worker.
+        split: the split's name.
+        limit: how many of its rows to measure. None: all.
+        first: how many of them `first_loss` is over. None: all.
     """
     import torch
 
@@ -38,5 +66,12 @@ def measure(
     engine.train()
     parts: list[Any] | None = [None] * rank.world if rank.rank == 0 else None
     torch.distributed.gather_object(joined(outcomes), parts)
-    metrics: dict[str, float] = from_first_rank(task.metrics(joined(parts)) if parts else {})
-    return metrics
+    measured: Measured = from_first_rank(_measured(dataset, joined(parts), first) if parts else None)
+    return measured
+
+
+def _measured(dataset: PreparedDataset, outcomes: Outcomes, first: int | None) -> Measured:
+    metrics = dataset.task.metrics(outcomes)
+    if first is None or first >= len(outcomes["loss"]):
+        return Measured(metrics, metrics["loss"])
+    return Measured(metrics, dataset.task.metrics({name: rows[:first] for name, rows in outcomes.items()})["loss"])

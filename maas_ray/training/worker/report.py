@@ -34,12 +34,13 @@ class Reporter:
 
 
 class Window:
-    """Losses and times since the last report. Losses stay on the device until then."""
+    """Losses, times and the last learning rate since the last report. Losses stay on the device until then."""
 
     def __init__(self) -> None:
         self.losses: list[Any] = []
         self.steps = 0
         self.data_seconds = 0.0
+        self.learning_rate = 0.0
         self.started = time.perf_counter()
 
 
@@ -103,7 +104,7 @@ class Progress:
             step,
             {
                 events.LOSS: float(losses.mean()),
-                events.LEARNING_RATE: float(self._engine.get_lr()[0]),
+                events.LEARNING_RATE: window.learning_rate,
                 events.UNITS_PER_SECOND: speed,
                 events.STEP_SECONDS: seconds,
                 events.DATA_WAIT_SHARE: window.data_seconds / (seconds * window.steps),

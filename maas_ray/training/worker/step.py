@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from maas_ray.errors import DataError, NonFiniteLossError
 from maas_ray.tasks import Task
 from maas_ray.training import events
-from maas_ray.training.deepspeed.engine import missing_loss_scale
+from maas_ray.training.deepspeed.engine import dynamic_loss_scale, missing_loss_scale
 from maas_ray.training.plan import Plan
 from maas_ray.training.worker.batches import Batch, Batches
 from maas_ray.training.worker.job import Rank
@@ -17,8 +17,25 @@ from maas_ray.training.worker.job import Rank
 MAX_TRIES = 80
 """From the largest loss scale to 1, each value tried twice (DeepSpeed's hysteresis), and some more."""
 
+MAX_LEFT_OUT = 20
+"""Steps in a row that may be left out, because their gradients are not finite, before the run stops."""
+
 Push = Callable[[int, dict[str, float], str], None]
 """Reports metrics and a line of text at a step."""
+
+
+class Taken(NamedTuple):
+    """A step that was taken.
+
+    Args:
+        losses: the weighted loss of each pass.
+        applied: True if the weights changed. False: the gradients were not finite, and the step was left out.
+        learning_rate: the rate that it used.
+    """
+
+    losses: list[Any]
+    applied: bool
+    learning_rate: float
 
 
 class Steps:
@@ -51,20 +68,24 @@ class Steps:
         # Every rank decides alike, because the sum over the ranks is collective.
         self._weighs = type(task).weights is not Task.weights
         self._spare: Batch = {}
+        self._left_out = 0
 
-    def take(self, step: int, rows: dict[str, np.ndarray], count: int) -> list[Any]:
-        """Take one optimizer step over this worker's `count` rows; gives the weighted loss of each pass.
+    def take(self, step: int, rows: dict[str, np.ndarray], count: int) -> Taken:
+        """Take one optimizer step over this worker's `count` rows.
 
         If gradients overflow in fp16, DeepSpeed lowers the loss scale and skips the step. Its rows would be lost, and
-        the schedule would end too late. So the step is repeated until its gradients fit.
+        the schedule would end too late. So the step is repeated until its gradients fit. In other precisions the same
+        gradients would come again, so the step is left out.
 
         Raises:
-            NonFiniteLossError: gradients do not fit at any loss scale; raised on every rank alike.
+            NonFiniteLossError: gradients do not fit at any loss scale, or too many steps in a row were left out;
+                raised on every rank alike.
         """
         engine = self._engine
+        learning_rate = float(engine.get_lr()[0])
         weights, total = self._weights(step, rows, count)
-        dynamic = engine.fp16_enabled() and engine.dynamic_loss_scale()
-        tries, scale = 0, engine.optimizer.loss_scale if dynamic else 1.0
+        tries, scale = 0, dynamic_loss_scale(engine)
+        dynamic = scale is not None
         while True:
             try:
                 losses = self._forward_and_backward(step, rows, weights, total)
@@ -79,12 +100,14 @@ class Steps:
             if tries == MAX_TRIES:
                 raise NonFiniteLossError(step, math.inf, self._advice(), of="gradient norm")
         if tries > 1:
-            lowered = engine.optimizer.loss_scale
+            lowered = dynamic_loss_scale(engine) or 1.0
             text = f"step {step:,}: gradients overflowed in fp16; taken again, loss scale {scale:g} → {lowered:g}"
             self._push(step, {events.LOSS_SCALE: lowered}, text)
-        elif not engine.was_step_applied():
-            self._push(step, {}, f"step {step:,}: gradients are not finite; DeepSpeed left the weights as they were")
-        return losses
+        applied = bool(engine.was_step_applied())
+        self._left_out = 0 if applied else self._left_out + 1
+        if self._left_out == MAX_LEFT_OUT:
+            raise NonFiniteLossError(step, math.inf, self._advice(), of="gradient norm")
+        return Taken(losses, applied, learning_rate)
 
     def _weights(self, step: int, rows: dict[str, np.ndarray], count: int) -> tuple[np.ndarray, int]:
         """The weight of each of this worker's rows, and the sum over all rows of the step on all workers."""

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from maas_ray import DeploySpec, PredictSpec, PrepareSpec, TrainSpec, deploy, diff, predict, prepare, train, undeploy
 from maas_ray.cli import app
 from maas_ray.errors import DataError, UntrustedCodeError
+from maas_ray.registry.bundle import open_bundle
 from maas_ray.registry.versions import Registry
 from maas_ray.settings import Settings
 from maas_ray.user_code import trust
@@ -106,6 +107,99 @@ def test_training_on_a_dataset_of_other_code_is_refused(
         train(spec, settings=settings)
     again = prepare(PrepareSpec.from_yaml("prepare.yaml", ["dataset=changed-wine"]), settings=settings)
     assert again.fingerprint != dataset.fingerprint
+
+
+FRAGILE = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from maas_ray.own import Label, ModuleTask, Tensor
+
+
+class Net(nn.Module):
+    def __init__(self, task, hidden: int = 32):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(13, hidden), nn.Tanh()).requires_grad_(False)
+        self.head = nn.Linear(hidden, len(task.labels["kind"]))
+
+    def forward(self, measures):
+        marked = measures[:, :1] > 1e6
+        output = self.head(self.backbone((measures.clamp(max=1e4) + 1).log()))
+        # The derivative of a square root at 0 is infinite, and 0 times it is NaN.
+        return output + torch.where(marked, torch.sqrt(torch.where(marked, output * 0.0, 1.0)), 0.0)
+
+
+class Wine(ModuleTask):
+    features = {"measures": Tensor("float32", (13,))}
+    targets = {"kind": Label()}
+    answers = {"kind": Tensor("str")}
+
+    def row_loss(self, output, kind):
+        return F.cross_entropy(output, kind, reduction="none")
+
+    def decode(self, output):
+        return {"kind": [self.labels["kind"][index] for index in output.argmax(-1)]}
+"""
+
+
+def test_a_frozen_backbone_is_published_as_built_and_a_step_that_was_left_out_is_told(
+    here: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fragile_wine.py").write_text(FRAGILE)
+    rows = [json.loads(line) for line in (here / "wine.jsonl").read_text().splitlines()]
+    rows += [{"measures": [1e7, *range(12)], "kind": "barolo", "split": "train"}]
+    for number, row in enumerate(rows):
+        row.setdefault("split", "validation" if number % 5 == 0 else "train")
+    (tmp_path / "wine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepared = {
+        "dataset": "fragile-wine",
+        "task": {"type": "fragile_wine:Wine"},
+        "sources": [{"path": "wine.jsonl", "format": "jsonl"}],
+        "splits": {"column": "split"},
+    }
+    dataset = prepare(PrepareSpec.parse(prepared), settings=settings)
+    trained = {
+        "dataset": "fragile-wine",
+        "model": "fragile-wine",
+        "network": {"type": "fragile_wine:Net"},
+        "batch_size": 8,
+        "cpus_per_worker": 0.5,
+        "checkpoint": {"every_steps": 6, "keep": 10},
+        "validation": {"every_steps": 4, "place": "workers", "max_rows": 5},
+    }
+    spec = TrainSpec.parse(trained)
+    version = train(spec, settings=settings)
+    directory = open_bundle(version.uri).fetch()
+    torch.manual_seed(0)
+    built = spec.network.build(dataset.task).state_dict()
+    weights = load_file(directory / "model.safetensors")
+    for name, value in weights.items():
+        assert torch.equal(value, built[name]) == name.startswith("backbone."), name
+
+    told = "8 rows of 1 step were left out of the training"
+    assert told in (directory / "README.md").read_text()
+    said = capsys.readouterr().out
+    assert told in said
+    assert f"{len(rows) - 36 - 8} rows trained on" in said
+    client = Registry(settings).client
+    (left_out,) = client.get_metric_history(version.lineage.run_id, "train/left_out_steps")
+    assert left_out.value == 1
+    assert client.get_metric_history(version.lineage.run_id, "train/learning_rate")[0].value > 0
+
+    positions = {}
+    for path in (Path(settings.storage) / "runs" / "fragile-wine").glob("*/step-*/position.json"):
+        position = json.loads(path.read_text())
+        positions[position["step"]] = position
+    assert sorted(positions) == [6, 12, 18]
+    assert not positions[6].get("metrics"), "measured at step 4, saved at step 6"
+    assert positions[12]["metrics"]["validation/loss"] == positions[12]["comparable_loss"]
+    last = positions[18]  # measured on all 36 rows, compared by the first 5
+    assert last["metrics"]["validation/loss"] != last["comparable_loss"]
 
 
 KERAS = """

@@ -1,5 +1,8 @@
 """A checkpoint counts only when every file of every rank is there and whole; else the one before it does."""
 
+import hashlib
+import json
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -13,6 +16,8 @@ from maas_ray.training.checkpoints import layout
 from maas_ray.training.checkpoints.catalog import best, inspect, newest, prune, put_validation, saved
 from maas_ray.training.checkpoints.position import Position
 from maas_ray.training.checkpoints.snapshot import Snapshot, copied
+from maas_ray.training.validation.early_stopping import judge
+from maas_ray.training.validation.spec import EarlyStoppingSpec
 from tests.support.errors import raises
 
 
@@ -98,6 +103,44 @@ def test_a_checkpoint_under_validation_is_kept_and_its_metrics_count(tmp_path: P
     prune(str(tmp_path), keep=1)
     uri, position = best(str(tmp_path))  # type: ignore[misc]
     assert (uri, position.step, position.metrics) == (str(steps[1]), 20, {"validation/loss": 1.0})
+
+
+def test_the_best_checkpoint_is_that_of_the_lowest_finite_loss_on_the_same_rows(tmp_path: Path):
+    def saved_at(step: int, loss: float, comparable: float | None = None) -> str:
+        target = write(tmp_path, step, loss)
+        position = json.loads((target / "position.json").read_text())
+        if comparable is not None:
+            position["comparable_loss"] = comparable
+            content = json.dumps(position).encode()
+            (target / "position.json").write_bytes(content)
+            listing = json.loads((target / "rank-00000.json").read_text())
+            for entry in listing:
+                if entry["path"] == "position.json":
+                    entry |= {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            (target / "rank-00000.json").write_text(json.dumps(listing))
+        return str(target)
+
+    saved_at(10, math.nan)
+    second = saved_at(20, 1.0)
+    saved_at(30, 0.9, comparable=1.1)  # the last one's metrics are of all rows
+    uri, position = best(str(tmp_path))  # type: ignore[misc]
+    assert (uri, position.step) == (second, 20)
+    prune(str(tmp_path), keep=1)
+    assert [Path(uri).name[5:13] for uri in saved(str(tmp_path))] == ["00000030", "00000020"]
+
+
+def test_no_checkpoint_is_the_best_if_no_loss_is_finite(tmp_path: Path):
+    write(tmp_path, 10, math.nan)
+    write(tmp_path, 20, math.inf)
+    assert best(str(tmp_path)) is None
+
+
+def test_a_loss_that_is_not_finite_is_never_the_lowest():
+    position = Position(step=1, workers=1, unjudged=math.nan)
+    position, ended = judge(position, EarlyStoppingSpec(patience=2))
+    assert (position.lowest_loss, position.validations_since, ended) == (None, 1, "")
+    position, _ = judge(position.model_copy(update={"unjudged": 3.0}), EarlyStoppingSpec(patience=2))
+    assert (position.lowest_loss, position.validations_since) == (3.0, 0)
 
 
 def test_the_last_whole_checkpoint_is_never_deleted(tmp_path: Path):

@@ -76,7 +76,8 @@ def train(engine, task):
     for step in (1, 2):
         low, high = (((step - 1) * BATCH + bound) for bound in plan.share(step - 1, number, world))
         taken = steps.take(step, {name: values[low:high] for name, values in stored.items()}, high - low)
-        total = torch.stack(taken).float().mean()
+        assert taken.applied
+        total = torch.stack(taken.losses).float().mean()
         torch.distributed.all_reduce(total)
         losses.append(float(total) / world)
     return losses
@@ -199,6 +200,9 @@ class Overflowing:
     def gradient_accumulation_steps(self) -> int:
         return 2
 
+    def get_lr(self) -> list[float]:
+        return [0.125]
+
     def fp16_enabled(self) -> bool:
         return True
 
@@ -235,8 +239,8 @@ def steps(engine: Overflowing, task: Weighing, said: list[str], monkeypatch: pyt
 def test_a_step_that_is_repeated_sees_the_same_batches(monkeypatch: pytest.MonkeyPatch):
     task, said = Weighing(noise=1.0), []
     engine = Overflowing(Perceptron().build(task), overflows=2)
-    losses = steps(engine, task, said, monkeypatch).take(1, weighing.rows(8), 8)
-    assert len(losses) == 2
+    taken = steps(engine, task, said, monkeypatch).take(1, weighing.rows(8), 8)
+    assert (len(taken.losses), taken.applied, taken.learning_rate) == (2, True, 0.125)
     assert engine.seen[:2] == engine.seen[2:4] == engine.seen[4:]
     assert all(map(np.array_equal, task.augmented[:2], task.augmented[4:]))
     assert not np.array_equal(*task.augmented[:2])
