@@ -15,6 +15,10 @@ REST = "*"
 """In `TaskSpec.columns`: every column of a row that is not named there, as a dict."""
 
 
+OPTIONAL_PREFIX = "optional/"
+"""Prefix, in a raw row, of columns that a task reads if a source has them (`TaskSpec.optional`)."""
+
+
 @dataclass(frozen=True)
 class Column:
     """A stored column: numpy dtype name and the shape of one row's value (`()` for a scalar)."""

@@ -50,6 +50,11 @@ class TaskSpec(Spec, ABC):
         """Columns that a source must have. `image` and `audio` hold files; `REST` means all other columns."""
 
     @property
+    def optional(self) -> tuple[str, ...]:
+        """Further columns that are read if a source has them; a row has them with `OPTIONAL_PREFIX`."""
+        return ()
+
+    @property
     @abstractmethod
     def inputs(self) -> tuple[str, ...]:
         """Fields of a parsed row that a model sees. Rows with equal inputs never fall into different splits."""

@@ -41,6 +41,7 @@ from maas_ray.data.splits.hashing import content_bytes, fraction, leading, sort_
 from maas_ray.data.splits.spec import Splits
 from maas_ray.tasks import Row, TaskSpec
 from maas_ray.tasks.cells import category
+from maas_ray.tasks.rows import OPTIONAL_PREFIX
 
 _BATCH_ROWS, _BATCH_BYTES = 1 << 14, 8 << 20
 
@@ -77,7 +78,8 @@ class Reading:
         """All columns to read."""
         further = (name for name in self.columns if name not in self.task.columns)
         dropped = (DROP_PREFIX + name for name in self.task.drops)
-        return (*columns_to_read(self.task.columns, dict.fromkeys((*self.keep, *further))), *dropped)
+        optional = (OPTIONAL_PREFIX + name for name in self.task.optional)
+        return (*columns_to_read(self.task.columns, dict.fromkeys((*self.keep, *further))), *dropped, *optional)
 
 
 def reading_of(spec: PrepareSpec) -> Reading:

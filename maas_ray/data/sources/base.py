@@ -9,7 +9,7 @@ from pydantic import Field
 
 from maas_ray.data.names import DROP_PREFIX, KEEP_PREFIX
 from maas_ray.spec import Spec
-from maas_ray.tasks.rows import Row
+from maas_ray.tasks.rows import OPTIONAL_PREFIX, Row
 
 MAX_BYTES = 128 << 20
 """Maximum size of a row, line, document, image or clip. A larger one is quarantined, because several processes would
@@ -74,6 +74,10 @@ class Raw:
     notes: Mapping[str, int] = field(default_factory=dict)
 
 
+def _unprefixed(name: str) -> str:
+    return name.removeprefix(KEEP_PREFIX).removeprefix(DROP_PREFIX).removeprefix(OPTIONAL_PREFIX)
+
+
 class Source(Spec, ABC):
     """One entry under `sources:`, selected by `format`."""
 
@@ -128,8 +132,8 @@ class Source(Spec, ABC):
         """
 
     def mapping(self, columns: tuple[str, ...]) -> dict[str, str]:
-        """The names in the files of a task's columns. Columns to keep and to drop have their own names."""
-        return {name: name.removeprefix(KEEP_PREFIX).removeprefix(DROP_PREFIX) for name in columns}
+        """The names in the files of a task's columns. Columns with a prefix have their own names."""
+        return {name: _unprefixed(name) for name in columns}
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides which rows are read from a file, except its path."""

@@ -16,8 +16,9 @@ from maas_ray.data.names import DROP_PREFIX, FILE_COLUMNS, KEEP_PREFIX
 from maas_ray.data.sources.base import EXCERPT_BYTES, InputFile, Inspected, Raw, Source
 from maas_ray.data.sources.files import content
 from maas_ray.errors import InvalidError, MaasError, Problem
-from maas_ray.tasks.rows import REST, Row
+from maas_ray.tasks.rows import OPTIONAL_PREFIX, REST, Row
 
+_NOT_NEEDED = (DROP_PREFIX, OPTIONAL_PREFIX)
 _FETCHED_ROWS, _FETCH_THREADS = 256, 16
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 # Row numbers that pandas wrote: a column without a name, by the names that pandas gives to it.
@@ -53,7 +54,12 @@ class Table(Source):
 
     def mapping(self, columns: tuple[str, ...]) -> dict[str, str]:
         named = {"text": self.text, "image": self.image, "label": self.label} | self.columns
-        return {name: named.get(name, column) for name, column in super().mapping(columns).items()}
+        mapping = super().mapping(columns)
+        # An optional column that is named here must exist.
+        chosen = {name: name.removeprefix(OPTIONAL_PREFIX) for name in columns}
+        return {
+            plain if plain in self.columns else name: named.get(plain, mapping[name]) for name, plain in chosen.items()
+        }
 
     def identity(self) -> dict[str, Any]:
         document = super().identity()
@@ -164,13 +170,14 @@ def noted(rows: Iterator[Raw], notes: Callable[[], dict[str, int]]) -> Iterator[
 
 def needed(mapping: dict[str, str]) -> list[str]:
     """The columns of the files that must exist."""
-    return [column for name, column in mapping.items() if name != REST and not name.startswith(DROP_PREFIX)]
+    return [column for name, column in mapping.items() if name != REST and not name.startswith(_NOT_NEEDED)]
 
 
 def columns_of(mapping: dict[str, str], existing: Iterable[str]) -> list[str]:
     """The columns of a typed file that are read."""
     if REST not in mapping:
-        return sorted(set(needed(mapping)))
+        optional = {column for name, column in mapping.items() if name.startswith(OPTIONAL_PREFIX)}
+        return sorted({*needed(mapping), *optional.intersection(existing)})
     named, unread = set(needed(mapping)), _not_rest(mapping)
     return [name for name in existing if name in named or (name not in unread and not _unnamed(name))]
 

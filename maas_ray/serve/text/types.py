@@ -71,8 +71,7 @@ class TextRequest:
     """A request in the terms that all APIs share.
 
     Args:
-        prompt: text, or token ids, or the messages of a chat (`role`, `content`, and for tools `tool_calls` and
-            `tool_call_id`).
+        prompt: text, or token ids, or the messages of a chat, in the form of `tasks.text.messages`.
         max_tokens: maximum number of new tokens. None: as many as fit into the context.
         sampling: how tokens are chosen.
         stop: strings that end the answer and are not part of it.

@@ -3,123 +3,119 @@
 import json
 from collections.abc import Mapping
 from functools import cached_property
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from maas_ray.errors import InvalidError, RequestError
+from maas_ray.errors import RequestError
+from maas_ray.tasks.text.messages import Message
+from maas_ray.tasks.text.tokenization import TEMPLATES, special_tokens
 
 if TYPE_CHECKING:
     import tokenizers
-
-_SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 
 # A model trained on plain text does not know roles. Its "chat" is the contents, one after the other.
 PLAIN = "{% for message in messages %}{{ message['content'] }}{% if not loop.last %}{{ '\\n' }}{% endif %}{% endfor %}"
 START, END = "<|im_start|>", "<|im_end|>"
 # ChatML (OpenAI 2023, "Chat Markup Language"). The last turn ends with the token that ends an answer.
+# Tools and calls are JSON, as in Hermes and Qwen.
 MARKED = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' }}"
+    "{% if tools %}{{ '<|im_start|>tools\\n' }}{% for tool in tools %}{{ (tool | tojson) + '\\n' }}{% endfor %}"
+    "{{ '<|im_end|>\\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}"
+    "{% for call in message['tool_calls'] or [] %}"
+    "{% if message['content'] or not loop.first %}{{ '\\n' }}{% endif %}"
+    "{{ '<tool_call>\\n' + (call['function'] | tojson) + '\\n</tool_call>' }}{% endfor %}{{ '<|im_end|>' }}"
     "{% if not loop.last or add_generation_prompt %}{{ '\\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
 
-def parse_chat(messages: Any) -> dict[str, Any] | None:
-    """A chat in canonical JSON; None if it is empty.
-
-    Raises:
-        InvalidError: it is not a list of messages with a role and a content.
-    """
-    if not messages:
-        return None
-    if not isinstance(messages, list):
-        raise InvalidError("wrong_type", f"messages is a {type(messages).__name__}, not a list")
-    kept = []
-    for index, message in enumerate(messages):
-        fields = (
-            {key: value for key, value in message.items() if value is not None} if isinstance(message, dict) else {}
-        )
-        for name in ("role", "content"):
-            if not isinstance(fields.get(name), str):
-                raise InvalidError("wrong_type", f"messages[{index}].{name} must be a string")
-        kept.append(fields)
-    return {"messages": json.dumps(kept, ensure_ascii=False, sort_keys=True)}
-
-
-def contents_of(row: dict[str, Any]) -> str:
-    """A chat's texts without their roles, to fit a tokenizer on."""
-    return "\n".join(message["content"] for message in json.loads(row["messages"]))
-
-
 class ChatTemplate:
-    """A tokenizer's chat template, rendered by Transformers in its sandbox."""
+    """A tokenizer's chat template, rendered by Transformers in its sandbox.
 
-    def __init__(self, template: str, special_tokens: dict[str, str]) -> None:
-        self._template, self._special = template, special_tokens
+    Args:
+        templates: one template, or several by name: `default`, and `tool_use` for chats with tools.
+        special_tokens: tokens by the names that templates use.
+    """
+
+    def __init__(self, templates: str | Mapping[str, str], special_tokens: Mapping[str, str]) -> None:
+        self._templates = {"default": templates} if isinstance(templates, str) else dict(templates)
+        self._special = dict(special_tokens)
 
     @classmethod
     def of(cls, files: Mapping[str, bytes]) -> "ChatTemplate | None":
         """The template in a tokenizer's files, by name; None if they hold none."""
-        config = json.loads(files.get("tokenizer_config.json", b"{}"))
-        written = files.get("chat_template.jinja")
-        template = config.get("chat_template") if written is None else written.decode("utf-8")
-        if not isinstance(template, str):
-            return None
-        special = {}
-        for name in _SPECIAL_NAMES:
-            token = config.get(name)
-            token = token.get("content") if isinstance(token, dict) else token
-            if token:
-                special[name] = str(token)
-        return cls(template, special)
+        written = {"chat_template.jinja": "default"} | {
+            name: PurePosixPath(name).stem for name in sorted(files) if name.startswith(f"{TEMPLATES}/")
+        }
+        templates: Any = {of: files[name].decode("utf-8") for name, of in written.items() if name in files}
+        if not templates:
+            templates = json.loads(files.get("tokenizer_config.json", b"{}")).get("chat_template")
+        if isinstance(templates, list):
+            templates = {template["name"]: template["template"] for template in templates}
+        return cls(templates, special_tokens(files)) if templates else None
 
-    def whole(self, messages: list[dict[str, Any]]) -> str:
-        """A finished chat, as a model learns it.
+    def whole(self, messages: list[Message], tools: list[dict[str, Any]] | None = None) -> str:
+        """A finished chat in canonical form, as a model learns it.
 
         Raises:
-            RequestError: the template raises an error for it.
+            RequestError: as for `render`.
         """
-        return self._render(messages, None, answer=False)
+        return self._complete(messages, tools, answer=False)
 
-    def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
-        """The messages as one prompt, ready for the assistant's answer.
+    def render(self, messages: list[Message], tools: list[dict[str, Any]] | None = None) -> str:
+        """The messages, in canonical form, as one prompt, ready for the assistant's answer.
 
         Raises:
             RequestError: the template raises an error, such as for the order of roles, or it omits tools, tool calls
                 or tool answers from the prompt.
         """
-        rendered = self._render(messages, tools)
-        if tools and self._renders(rendered, messages, None):
+        return self._complete(messages, tools, answer=True)
+
+    def _complete(self, messages: list[Message], tools: list[dict[str, Any]] | None, *, answer: bool) -> str:
+        rendered = self._render(messages, tools, answer=answer)
+
+        def same(messages: list[Message], tools: list[dict[str, Any]] | None) -> bool:
+            try:
+                return self._render(messages, tools, answer=answer) == rendered
+            except RequestError:
+                return False
+
+        if tools and same(messages, None):
             raise _unknown_to_template("tools", "tools")
         calls = [{key: value for key, value in message.items() if key != "tool_calls"} for message in messages]
-        if calls != messages and self._renders(rendered, calls, tools):
+        if calls != messages and same(calls, tools):
             raise _unknown_to_template("messages", "tool calls")
         answers = [message for message in messages if message["role"] != "tool"]
-        if answers != messages and self._renders(rendered, answers, tools):
+        if answers != messages and same(answers, tools):
             raise _unknown_to_template("messages", "the role 'tool'")
         return rendered
 
-    def _renders(self, rendered: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> bool:
-        """True if these messages and tools render to the same prompt."""
-        try:
-            return self._render(messages, tools) == rendered
-        except RequestError:
-            return False
+    def _template(self, tools: list[dict[str, Any]] | None) -> str:
+        name = "tool_use" if tools and "tool_use" in self._templates else "default"
+        if name not in self._templates:
+            raise RequestError(
+                f"The model has chat templates for {', '.join(sorted(self._templates))}, but no default one.",
+                param="messages",
+                code="chat_not_supported",
+            )
+        return self._templates[name]
 
-    def _render(
-        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, *, answer: bool = True
-    ) -> str:
+    def _render(self, messages: list[Message], tools: list[dict[str, Any]] | None, *, answer: bool = True) -> str:
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
+        template = self._template(tools)
         try:
             rendered, _ = render_jinja_template(
                 [messages],
                 tools=tools or None,
-                chat_template=self._template,
+                chat_template=template,
                 add_generation_prompt=answer,
                 **self._special,
             )
-        except TemplateError as error:
+        # A template may add values of types that cannot be added.
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             raise RequestError(
                 f"The model's chat template rejects these messages: {error}", param="messages", code="invalid_value"
             ) from error

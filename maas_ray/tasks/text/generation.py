@@ -5,7 +5,6 @@ and are packed end to end into sequences of fixed length. In the document of pla
 stays text, so the end-of-text token occurs exactly at the ends of documents; the beginnings of chats are stored.
 """
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -21,7 +20,8 @@ from maas_ray.tasks.network import Forward
 from maas_ray.tasks.pretrained import Pretrained
 from maas_ray.tasks.rows import AnswerRow, Column, Packing, RequestRow, Row, TensorSpec
 from maas_ray.tasks.task import Outcomes, Task, TaskSpec
-from maas_ray.tasks.text.chat import END, MARKED, PLAIN, START, ChatTemplate, contents_of, parse_chat
+from maas_ray.tasks.text.chat import END, MARKED, PLAIN, START, ChatTemplate
+from maas_ray.tasks.text.chat_layouts import CHAT_LAYOUTS, chat_of, contents_of, parse_chat
 from maas_ray.tasks.text.documents import Layout, learnt, next_token_losses, sees_other_documents
 from maas_ray.tasks.text.networks import Llama
 from maas_ray.tasks.text.spelling import byte_lengths, special_contents
@@ -59,17 +59,28 @@ class TextGenerationSpec(TaskSpec):
     documents: Literal["isolated", "joined"] = "isolated"
     """Documents that share a sequence. isolated: a token sees its own document alone, whose positions begin at 0, as in
     serving. joined: a token sees everything before it, as GPT-3 was trained."""
-    column: Literal["text", "messages"] = "text"
-    """Kind of rows. text: documents. messages: chats, lists of `{role: user, content: …}`, rendered by the tokenizer's
-    own chat template, or as ChatML if the tokenizer is fitted. Every token of a chat is learnt."""
+    column: Literal["text", "messages", "conversations", "instruction"] = "text"
+    """Kind of rows. text: documents. The others are chats, rendered by the tokenizer's own chat template, or as ChatML
+    if the tokenizer is fitted; every token is learnt. messages: OpenAI's `{role, content, tool_calls}`, with `tools`
+    if there is such a column. conversations: ShareGPT's `{from, value}`, with `system` and `tools`. instruction:
+    Alpaca's `instruction` and `output`, with `input`, `system` and `history`."""
+
+    @property
+    def chats(self) -> bool:
+        """True if rows are chats."""
+        return self.column != "text"
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return (self.column,)
+        return CHAT_LAYOUTS[self.column].needed if self.chats else (self.column,)
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        return CHAT_LAYOUTS[self.column].optional if self.chats else ()
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        return self.columns
+        return ("messages",) if self.chats else (self.column,)
 
     def identity(self) -> dict[str, Any]:
         """The fields, with digests of its files in place of a given tokenizer's path."""
@@ -81,9 +92,9 @@ class TextGenerationSpec(TaskSpec):
         return document
 
     def parse_row(self, row: Row) -> Row | None:
-        """`text` as a string, or `messages` as JSON; None if it is blank."""
-        if self.column == "messages":
-            return parse_chat(row["messages"])
+        """`text` as a string, or `messages` as JSON, with `tools` if there are any; None if it is blank."""
+        if self.chats:
+            return parse_chat(row, self.column)
         text = row["text"]
         if text is None:
             return None
@@ -100,11 +111,10 @@ class TextGenerationSpec(TaskSpec):
         """Fit the tokenizer, or load the given one."""
         if isinstance(self.tokenizer, str):
             files = _given(self.tokenizer)
-            return TextGeneration(self, files, Layout.of(files, chats=self.column == "messages"))
-        chat = self.column == "messages"
-        texts = (contents_of(row) if chat else row["text"] for row in rows)
-        files = _fit_tokenizer(self.tokenizer, texts, chat)
-        return TextGeneration(self, files, Layout.of(files, chats=self.column == "messages"))
+            return TextGeneration(self, files, Layout.of(files, chats=self.chats))
+        texts = (contents_of(row) if self.chats else row["text"] for row in rows)
+        files = _fit_tokenizer(self.tokenizer, texts, self.chats)
+        return TextGeneration(self, files, Layout.of(files, chats=self.chats))
 
 
 _Stop = Annotated[str, StringConstraints(min_length=1)]
@@ -190,7 +200,7 @@ class TextGeneration(Task):
 
     def encode(self, rows: list[Row]) -> dict[str, Any]:
         """One array for each document: its token ids, ending with the end-of-text token, and what is stored of them."""
-        if self.spec.column == "messages":
+        if self.spec.chats:
             tokenizer, texts, written = self._chat_tokenizer, [self._whole_chat(row) for row in rows], self.special
         else:
             tokenizer, texts, written = self.tokenizer, [row["text"] for row in rows], {}
@@ -248,7 +258,7 @@ class TextGeneration(Task):
         return [*self.layout.prefix, *self.tokenizer.encode(prompt, add_special_tokens=False).ids]
 
     def chat_ids(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[int]:
-        """Token ids of the prompt for the assistant's answer to messages.
+        """Token ids of the prompt for the assistant's answer to messages, in the form of `messages.canonical_chat`.
 
         Raises:
             RequestError: the template rejects the messages, or would omit some of them.
@@ -256,7 +266,8 @@ class TextGeneration(Task):
         """
         if self.chat is None:
             raise InvalidError("no_chat_template", "the tokenizer does not have a chat template")
-        ids: list[int] = self._chat_tokenizer.encode(self.chat.render(messages, tools), add_special_tokens=False).ids
+        rendered = self.chat.render(messages, tools)
+        ids: list[int] = self._chat_tokenizer.encode(rendered, add_special_tokens=False).ids
         return ids
 
     def _whole_chat(self, row: Row) -> str:
@@ -266,7 +277,7 @@ class TextGeneration(Task):
                 code="no_chat_template",
             )
         try:
-            return self.chat.whole(json.loads(row["messages"]))
+            return self.chat.whole(*chat_of(row))
         except RequestError as error:
             raise InvalidError("invalid_chat", str(error)) from error
 

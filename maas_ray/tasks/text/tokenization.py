@@ -5,7 +5,7 @@ and is restored byte for byte. With any tokenizer, text that spells a special to
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -100,7 +100,7 @@ def write_files(files: Files, directory: Path) -> None:
         (directory / name).write_bytes(content)
 
 
-def special_tokens(files: Files) -> dict[str, str]:
+def special_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
     """The special tokens that a tokenizer's files name, such as `eos_token`, read as Transformers reads them.
 
     Of older files, `special_tokens_map.json` takes precedence. If `tokenizer_config.json` lists all added tokens

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from maas_ray.data.names import KEEP_PREFIX
 from maas_ray.errors import InvalidError
 from maas_ray.spec import Spec
-from maas_ray.tasks.rows import REST, Row
+from maas_ray.tasks.rows import OPTIONAL_PREFIX, REST, Row
 
 if TYPE_CHECKING:
     from maas_ray.user_code.source import SourceCode
@@ -81,6 +81,9 @@ class CleaningStep(Spec, ABC):
         """
 
 
+_PREFIXES = (KEEP_PREFIX, OPTIONAL_PREFIX)
+
+
 def value(row: Row, name: str) -> Any:
     """The value of a column, whether the task names it, takes it with all others, or a step reads it.
 
@@ -89,14 +92,15 @@ def value(row: Row, name: str) -> Any:
     """
     if name in row:
         return row[name]
-    if KEEP_PREFIX + name in row:
-        return row[KEEP_PREFIX + name]
+    for prefix in _PREFIXES:
+        if prefix + name in row:
+            return row[prefix + name]
     return row.get(REST, {})[name]
 
 
 def changed(row: Row, name: str, new: Any) -> Row:
     """A row with another value in a column, in every place that holds it."""
-    result = {**row, **{key: new for key in (name, KEEP_PREFIX + name) if key in row}}
+    result = {**row, **{key: new for key in (name, *(prefix + name for prefix in _PREFIXES)) if key in row}}
     if name in row.get(REST, {}):
         result[REST] = {**row[REST], name: new}
     return result
@@ -104,7 +108,7 @@ def changed(row: Row, name: str, new: Any) -> Row:
 
 def names_in(row: Row) -> list[str]:
     """The columns of a row, by the names that `value` takes."""
-    own = [name.removeprefix(KEEP_PREFIX) for name in row if name != REST]
+    own = [name.removeprefix(KEEP_PREFIX).removeprefix(OPTIONAL_PREFIX) for name in row if name != REST]
     return list(dict.fromkeys([*own, *row.get(REST, {})]))
 
 

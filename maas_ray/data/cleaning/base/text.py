@@ -16,7 +16,7 @@ from maas_ray.errors import InvalidError
 from maas_ray.tasks.rows import REST, Row
 
 _CLASSES = ("label", "labels", "tags")
-_NO_TEXT = ("role", "type", "id", "tool_call_id")
+_NO_TEXT = ("role", "from", "type", "id", "tool_call_id")
 """Fields of a message that are not text."""
 
 
@@ -159,7 +159,7 @@ def _read(name: str, content: Any) -> str:
 
 
 def _texts_of(message: dict[str, Any]) -> Iterator[str]:
-    content = message.get("content")
+    content = message.get("content", message.get("value"))  # OpenAI's messages, ShareGPT's conversations
     if isinstance(content, str):
         yield content
     elif isinstance(content, list):  # parts, in the format of OpenAI's API

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from maas_ray.bodies import Body
 from maas_ray.serve.text.json_schema import ANY_OBJECT
 from maas_ray.serve.text.types import SamplingParams, TextRequest
+from maas_ray.tasks.text.messages import canonical_chat, canonical_tools
 
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_N = 16
@@ -71,7 +72,7 @@ class _Function(Body):
     def _object(cls, value: str) -> str:
         try:
             fine = isinstance(json.loads(value), dict)
-        except ValueError:
+        except (ValueError, RecursionError):
             fine = False
         if not fine:
             raise PydanticCustomError("invalid_value", "the arguments of a call must be a JSON object, as text")
@@ -82,11 +83,6 @@ class ToolCall(Body):
     id: str
     type: Literal["function"]
     function: _Function
-
-    def plain(self) -> dict[str, Any]:
-        """The form for chat templates: the arguments are a document, not text."""
-        function = {"name": self.function.name, "arguments": json.loads(self.function.arguments)}
-        return {"id": self.id, "type": self.type, "function": function}
 
 
 class Message(Body):
@@ -120,16 +116,6 @@ class Message(Body):
             return data | {"content": ""}
         return data
 
-    def plain(self) -> dict[str, Any]:
-        """The form for chat templates, which know a `developer` as the `system`."""
-        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        message: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": content}
-        if self.tool_calls:
-            message["tool_calls"] = [call.plain() for call in self.tool_calls]
-        if self.tool_call_id is not None:
-            message["tool_call_id"] = self.tool_call_id
-        return message
-
 
 class ToolFunction(Body):
     name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
@@ -141,10 +127,6 @@ class ToolFunction(Body):
 class Tool(Body):
     type: Literal["function"]
     function: ToolFunction
-
-    def plain(self) -> dict[str, Any]:
-        """The form for chat templates."""
-        return self.model_dump(exclude_none=True, exclude={"function": {"strict"}})
 
 
 class JsonSchema(Body):
@@ -327,12 +309,13 @@ class ChatBody(_TextBody):
 
     def request(self) -> TextRequest:
         tokens = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        tools = [tool.model_dump() for tool in self.tools or ()]
         return self._request(
-            [message.plain() for message in self.messages],
+            canonical_chat([message.model_dump() for message in self.messages]),
             tokens,
             logprobs=bool(self.logprobs),
             json_schema=self.response_format and self.response_format.required_schema,
-            tools=() if self.tool_choice == "none" else tuple(tool.plain() for tool in self.tools or ()),
+            tools=() if self.tool_choice == "none" else tuple(canonical_tools(tools)),
         )
 
 

@@ -146,7 +146,7 @@ def test_a_chat_answer_has_openais_shape(call: Call) -> None:
     assert body["object"] == "chat.completion"
     said = body["choices"][0]["message"]
     assert said["role"] == "assistant"
-    assert json.loads(said["content"].replace('":"', '": "')) == [{"role": "system", "content": "xy"}]
+    assert json.loads(said["content"].replace('":"', '": "')) == [{"role": "system", "content": "xy", "name": "n"}]
 
 
 @pytest.mark.parametrize("usage", [False, True])
@@ -209,7 +209,12 @@ def test_log_probabilities_are_reported_when_requested(call: Call) -> None:
         "text_offset": [0, 1],
     }
     found = chat(call, logprobs=True, top_logprobs=0).json()["choices"][0]["logprobs"]["content"]
-    assert found[-1] == {"token": '"hi"}]', "logprob": -0.5, "bytes": list(b'"hi"}]'), "top_logprobs": []}
+    assert found[-1] == {
+        "token": '"user"}]',
+        "logprob": -0.5,
+        "bytes": list(b'"user"}]'),
+        "top_logprobs": [],
+    }
     for path, asked in ((complete, {"logprobs": 0}), (chat, {"logprobs": True})):
         chunks = [chunk["choices"][0] for chunk in events(path(call, stream=True, **asked))[:-1]]
         pieces = [one["logprobs"] for one in chunks if one.get("text") or one.get("delta", {}).get("content")]
