@@ -1,13 +1,19 @@
 """Leases: a row that says which process alone may do a piece of work. One that is not renewed expires.
 
 The owner does the work inside `Lease.held()`, which renews the row from a thread. After a process dies, its lease
-expires and another owner takes over. Expiry is read on the database's clock, so machines need not agree on the time.
+expires and another owner takes over; on the same machine it need not wait for that, if the owner is `this_process`.
+Expiry is read on the database's clock, so machines need not agree on the time.
 """
 
+import os
+import re
+import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from sqlalchemy import delete, text
 from sqlalchemy.orm import Mapped, Session, mapped_column
@@ -17,6 +23,8 @@ from maas_ray.database.engine import Database
 from maas_ray.errors import ConflictError, MaasError
 
 _POLL_SECONDS = 0.3
+_UNKNOWN = "unknown"
+_PROCESS = re.compile(r", process (?P<pid>\d+) \((?P<kernel>[^.()]+)\.(?P<started>\d+)\.\w+\)$")
 
 
 class LeaseRow(Base):
@@ -51,7 +59,7 @@ class Lease:
             row = session.get(LeaseRow, self.name)  # may wait for other writers
             began = time.monotonic()  # before the database's clock is read, so the row outlives this process's belief
             now = _now(session)
-            if row is not None and row.owner != self.owner and row.expires > now:
+            if row is not None and row.owner != self.owner and row.expires > now and not is_gone(row.owner):
                 return False
             session.merge(LeaseRow(name=self.name, owner=self.owner, expires=now + self._seconds))
         self._valid_until = began + self._seconds
@@ -96,7 +104,7 @@ class Lease:
         while not self.acquire():
             if time.monotonic() > deadline:
                 raise ConflictError(
-                    f"the lease {self.name!r} is still held by {self._holder()} after {wait_seconds:g} s",
+                    f"the lease {self.name!r} is still held by {self.holder()} after {wait_seconds:g} s",
                     code="lease_held",
                 )
             time.sleep(_POLL_SECONDS)
@@ -117,10 +125,43 @@ class Lease:
                 if not self.acquire():
                     self._valid_until = 0.0
 
-    def _holder(self) -> str:
+    def holder(self) -> str:
+        """The owner in words, such as `host, process 42`."""
         with self._database.transaction() as session:
             row = session.get(LeaseRow, self.name)
-            return row.owner if row else "nobody"
+            return row.owner.partition(" (")[0] if row else "nobody"
+
+
+def this_process() -> str:
+    """An owner in this process, distinct from all others, whose end other processes of this machine notice at once."""
+    kernel, started = _kernel(), _started(os.getpid())
+    return f"{socket.gethostname()}, process {os.getpid()} ({kernel}.{started}.{uuid.uuid4().hex[:8]})"
+
+
+def is_gone(owner: str) -> bool:
+    """True if an owner from `this_process` was a process of this machine and has ended. False: it lives, or unknown."""
+    process = _PROCESS.search(owner)
+    if process is None or process["kernel"] != _kernel() or process["kernel"] == _UNKNOWN:
+        return False
+    return _started(int(process["pid"])) != int(process["started"])
+
+
+def _kernel() -> str:
+    """Identifies the running kernel and the namespace in which a process id means a process."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot[:13]}-{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:  # not Linux
+        return _UNKNOWN
+
+
+def _started(pid: int) -> int:
+    """When a process started, in clock ticks since boot. 0: it does not exist, or only waits to be reaped."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] in "ZX" else int(fields[19])
 
 
 def _now(session: Session) -> float:

@@ -45,6 +45,8 @@ class Lineage(Spec):
     """Name of the training run."""
     run_id: str = ""
     """MLflow's id of the run."""
+    step: int | None = None
+    """Optimizer steps of the checkpoint that was exported. None: not recorded, or not trained."""
     code_revision: str = ""
     """Git revision of the working directory, with `+dirty` if it had changes. Empty: not a checkout."""
     packages: dict[str, str] = {}

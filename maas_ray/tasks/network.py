@@ -1,8 +1,11 @@
 """A network as its spec builds it, as a bundle holds it, and as serving calls it."""
 
+import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -43,6 +46,15 @@ class NetworkSpec(Spec, ABC):
         """
         return []
 
+    def identity(self) -> dict[str, Any]:
+        """Fingerprint of what this spec decides: its fields, and the digests of files that they name.
+
+        Fields that change only how the same is computed are not part of it.
+        """
+        document = self.model_dump(mode="json", exclude={"gradient_checkpointing"})
+        files = _named_files(document) if self.own_source is not None else {}
+        return document | ({"maas_files": file_digests(files)} if files else {})
+
     def skeleton(self, task: Any) -> "torch.nn.Module":
         """The network without values, on torch's meta device: its config, names, shapes and dtypes."""
         import torch
@@ -57,6 +69,31 @@ class NetworkSpec(Spec, ABC):
             self.own_source.write(directory)
             config[SOURCE_FIELD] = self.own_source.digest
         (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def file_digests(files: Mapping[str, Path]) -> dict[str, str]:
+    """The sha256 of local files, in hex, by name; several are read at a time."""
+
+    def digest(path: Path) -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    with ThreadPoolExecutor(4) as pool:
+        return dict(zip(files, pool.map(digest, files.values()), strict=True))
+
+
+def _named_files(value: Any) -> dict[str, Path]:
+    """Local files that a document's values name by a path or with a suffix, and those of directories of weights."""
+    if isinstance(value, dict | list):
+        inner = value.values() if isinstance(value, dict) else value
+        return {name: path for item in inner for name, path in _named_files(item).items()}
+    # A plain word, such as `gelu`, is not a path even if a file has that name.
+    if not isinstance(value, str) or "\0" in value or not (os.sep in value or Path(value).suffix):
+        return {}
+    path = Path(value).expanduser()
+    if path.is_dir() and ((path / CONFIG_FILE).is_file() or any(path.glob("*.safetensors"))):
+        return {f"{value}/{file.name}": file for file in sorted(path.iterdir()) if file.is_file()}
+    return {value: path} if path.is_file() else {}
 
 
 class OnDevice:

@@ -1,15 +1,21 @@
 """Networks that Transformers builds. A bundle holds their configuration in Transformers' own files."""
 
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from maas_ray.errors import DataError
-from maas_ray.tasks.network import CONFIG_FILE, NetworkSpec
+from maas_ray.tasks.network import CONFIG_FILE, NetworkSpec, file_digests
 from maas_ray.tasks.pretrained_weights import check_format, check_weights, quiet, stored_apart
 from maas_ray.tasks.task import Task
 
 if TYPE_CHECKING:
     import torch
+
+
+_CONFIG_FILES = (CONFIG_FILE, "generation_config.json")
+"""Files beside the weights that Transformers reads when it builds a model."""
 
 
 class TransformersNetwork(NetworkSpec):
@@ -44,6 +50,22 @@ class Pretrained(TransformersNetwork):
     """Which network."""
     path: str
     """Local directory in Hugging Face layout: `config.json` and `*.safetensors`."""
+
+    def identity(self) -> dict[str, Any]:
+        """The fields, with the digests of configuration and weights in place of the directory."""
+        directory = model_directory(self.path, "network.path")
+        weights = sorted(directory.glob("*.safetensors")) or sorted(directory.glob("*.bin"))
+        files = [*(directory / name for name in _CONFIG_FILES), *sorted(directory.glob("*.index.json")), *weights]
+        document = super().identity() | {"files": file_digests({path.name: path for path in files if path.is_file()})}
+        return {name: value for name, value in document.items() if name != "path"}
+
+    def weight_names(self) -> Iterator[str]:
+        """Names of the tensors in the directory's safetensors files; `check` reports files that cannot be read."""
+        from safetensors import SafetensorError, safe_open
+
+        for path in sorted(model_directory(self.path, "network.path").glob("*.safetensors")):
+            with suppress(SafetensorError, OSError), safe_open(path, framework="numpy") as weights:
+                yield from weights.keys()
 
     def build(self, task: Task) -> "torch.nn.Module":
         model, _ = self._loaded(task)

@@ -104,6 +104,9 @@ class Task(ABC):
     """One row of a plain request. Fields that are not tensors of `inputs` are parameters of the answer."""
     answer: ClassVar[type[AnswerRow]]
     """One row of a plain answer."""
+    couples_rows: ClassVar[bool] = False
+    """True if a row's loss depends on the other rows of its forward pass. Then another `micro_batch_size` is another
+    training."""
     file: ClassVar[str] = ""
     """The field of `request` that holds an uploaded file's bytes. Empty: the task takes no files."""
 

@@ -4,14 +4,14 @@ from maas_ray.data.dataset import PreparedDataset
 from maas_ray.errors import CorruptError
 from maas_ray.registry.versions import Registry
 from maas_ray.settings import Settings, exists
-from maas_ray.training.checkpoints.catalog import inspect, saved
+from maas_ray.training.checkpoints.catalog import inspect, latest, saved
 from maas_ray.training.deepspeed.batch import batch_geometry
 from maas_ray.training.deepspeed.defaults import precision
 from maas_ray.training.deepspeed.document import zero_stage
 from maas_ray.training.plan import Plan
 from maas_ray.training.preflight import check_deepspeed, check_network, make_plan, open_for
 from maas_ray.training.ray_train.launch import workers_in_words
-from maas_ray.training.record import TAG_LANES, RunKey, run_home, version_of
+from maas_ray.training.runs.record import TAG_LANES, TAG_RUN, RunKey, lanes_of, run_home, version_of
 from maas_ray.training.spec import TrainSpec
 
 
@@ -27,9 +27,14 @@ def dry_run(spec: TrainSpec, *, settings: Settings | None = None) -> list[str]:
     dataset = open_for(spec, settings)
     key, registry = RunKey.of(spec, dataset), Registry(settings)
     run = key.find(spec, registry) if exists(settings.mlflow) else None
-    plan = make_plan(spec, dataset, lanes=int(run.data.tags[TAG_LANES]) if run else None)
+    name = run.data.tags[TAG_RUN] if run else key.name
+    home = run_home(settings, spec.model, name)
+    lanes, reached = int(run.data.tags[TAG_LANES]) if run else None, latest(home)
+    if reached:
+        lanes = lanes_of(reached, spec, dataset, key, recorded=lanes)
+    plan = make_plan(spec, dataset, lanes=lanes)
     warnings = [*check_network(spec, dataset), *check_deepspeed(spec, plan)]
-    version = version_of(registry, spec.model, run.info.run_id) if run else None
+    version = version_of(registry, spec, run.info.run_id) if run else None
     return [
         _dataset(dataset),
         f"network: {spec.network.type}",
@@ -37,9 +42,9 @@ def dry_run(spec: TrainSpec, *, settings: Settings | None = None) -> list[str]:
         _steps(spec, plan),
         _batch(spec),
         f"checkpoint every {spec.checkpoint.every_steps:,} steps, validation every {spec.validate_every:,} steps",
-        f"run {key.name}: would be reused; it ended as {version.reference}"
+        f"run {name}: would be reused; it ended as {version.reference}"
         if version
-        else f"run {key.name}: {_start(run_home(settings, spec.model, key.name)) if run else 'would start'}",
+        else f"run {name}: {_start(home) if run or reached else 'would start'}",
         _result(spec, registered=version is not None),
         *warnings,
     ]
@@ -84,4 +89,6 @@ def _result(spec: TrainSpec, *, registered: bool) -> str:
     if not spec.alias:
         return f"result: {verb} {spec.model}"
     condition = f" if {' and '.join(spec.gate)}" if spec.gate else ""
+    if registered:
+        return f"result: {verb} {spec.model}; only a new version moves alias {spec.alias}"
     return f"result: {verb} {spec.model}; alias {spec.alias} would move to it{condition}"

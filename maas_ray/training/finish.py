@@ -15,7 +15,7 @@ from maas_ray.training.checkpoints.position import Position
 from maas_ray.training.export import export
 from maas_ray.training.model_card import left_out_in_words, model_card
 from maas_ray.training.plan import Plan
-from maas_ray.training.record import TAG_PACKAGES, TAG_REVISION, TrainingRun
+from maas_ray.training.runs.record import TAG_PACKAGES, TAG_REVISION, TrainingRun
 
 Checkpoint = tuple[str, Position]
 """URI and position of a whole checkpoint."""
@@ -33,6 +33,8 @@ def finish(run: TrainingRun, plan: Plan, last: Checkpoint | None) -> tuple[Bundl
         TrainingError: the last checkpoint is gone or damaged, or a row was left out or trained on twice.
     """
     uri, position = _chosen(run, last)
+    if same := _version_at(run, position):
+        return same.open(), same
     _check_ledger(run, plan, position)
     with tempfile.TemporaryDirectory(prefix="maas-export-") as scratch:
         source = fetch(uri, Path(scratch) / "saved")
@@ -64,6 +66,15 @@ def _chosen(run: TrainingRun, last: Checkpoint | None) -> Checkpoint:
     return lowest or last
 
 
+def _version_at(run: TrainingRun, position: Position) -> ModelVersion | None:
+    """The version that was exported from the same checkpoint when the run ended with another `select`."""
+    for version in run.registry.versions(run.spec.model):
+        if version.lineage.run_id == run.run_id and version.lineage.step == position.step:
+            say(f"{version.reference} was exported from the checkpoint at step {position.step:,} already")
+            return version
+    return None
+
+
 def _check_ledger(run: TrainingRun, plan: Plan, position: Position) -> None:
     """Check that the run trained on every row of every epoch once, or says that it was left out, and on no other."""
     due = plan.ledger_at(position.step)
@@ -87,6 +98,7 @@ def _bundle_meta(run: TrainingRun, position: Position) -> BundleMeta:
         measured_rows=_measured_rows(run, position),
         run=run.name,
         run_id=run.run_id,
+        step=position.step,
         # Recorded when the run began, so that a second attempt to finish it publishes the same bundle.
         code_revision=run.tags[TAG_REVISION],
         packages=json.loads(run.tags[TAG_PACKAGES]),

@@ -8,16 +8,18 @@ its bundle. If it is killed anywhere, there is either no version or a whole one.
 """
 
 from maas_ray.cluster import connect
+from maas_ray.database.leases import Lease
 from maas_ray.registry.gates import judge
-from maas_ray.registry.versions import ModelVersion
+from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.settings import Settings
 from maas_ray.terminal.lines import say
-from maas_ray.training.checkpoints.catalog import newest
+from maas_ray.training.checkpoints.catalog import latest, newest
 from maas_ray.training.events import in_words
 from maas_ray.training.finish import finish
 from maas_ray.training.preflight import check_deepspeed, check_network, make_plan, open_for
 from maas_ray.training.ray_train.launch import fit, workers_in_words
-from maas_ray.training.record import TrainingRun, open_run
+from maas_ray.training.runs.alone import alone
+from maas_ray.training.runs.record import TAG_RUN, RunKey, TrainingRun, open_run, version_of
 from maas_ray.training.spec import TrainSpec
 
 
@@ -35,40 +37,34 @@ def train(spec: TrainSpec, *, settings: Settings | None = None) -> ModelVersion:
     """
     settings = settings or Settings.from_environment()
     dataset = open_for(spec, settings)
-    run = open_run(spec, dataset, settings)
-    plan = make_plan(spec, dataset, lanes=run.lanes)
-    run.set_total_steps(plan.total_steps)
-    registered = run.version()
-    if registered:
-        say(
-            f"{registered.reference} was trained from this very spec and data; reusing it. "
-            "To train again, give the run a name: --set run=NAME"
-        )
-        return _move_alias(run, registered) if registered.due else _told(run, registered)
+    key, registry = RunKey.of(spec, dataset), Registry(settings)
+    found = key.find(spec, registry)
+    version = version_of(registry, spec, found.info.run_id) if found else None
+    if version is None or version.due:
+        with alone(settings, spec.model, found.data.tags[TAG_RUN] if found else key.name) as lease:
+            run = open_run(spec, dataset, settings, key=key)
+            version = run.version()  # the process that this one waited for may have finished the run
+            if version is None:
+                return _train(run, lease)
+            if version.due:
+                return _move_alias(registry, spec, version)
+    return _reused(registry, spec, version)
+
+
+def _reused(registry: Registry, spec: TrainSpec, version: ModelVersion) -> ModelVersion:
+    """The version of a finished run."""
     say(
-        f"training {spec.model} on {dataset.name}: {plan.total_steps:,} steps of {plan.batch_size} rows, "
-        f"{workers_in_words(spec)}, run {run.name}"
+        f"{version.reference} was trained from this very spec and data; reusing it. "
+        "To train again, give the run a name: --set run=NAME"
     )
-    for warning in [*check_network(spec, dataset), *check_deepspeed(spec, plan)]:
-        say(warning)
-    connect(settings)
-    with run.recorded():
-        last = newest(run.home, lambda _: None)  # the workers report checkpoints that are skipped
-        if last and last[1].ended:
-            say(f"run {run.name} is trained to the end already")
-        else:
-            fit(run, plan)
-            last = newest(run.home, say)
-        bundle, version = finish(run, plan, last)
-    say(f"{version.reference} registered  {in_words(dict(sorted(version.metrics.items())))}\n  {bundle.uri}")
-    return _move_alias(run, version)
+    return _alias_stays(registry, spec, version)
 
 
-def _told(run: TrainingRun, version: ModelVersion) -> ModelVersion:
-    """The version of an earlier start. Its alias may have moved on since, so it stays; say where it is."""
-    alias = run.spec.alias
+def _alias_stays(registry: Registry, spec: TrainSpec, version: ModelVersion) -> ModelVersion:
+    """A version that is not new; says where the spec's alias is, if it is not there."""
+    alias = spec.alias
     if alias and alias not in version.aliases:
-        holder = next((other for other in run.registry.versions(version.name) if alias in other.aliases), None)
+        holder = next((other for other in registry.versions(version.name) if alias in other.aliases), None)
         place = f"is {holder.reference}" if holder else "does not exist"
         say(
             f"{version.name}@{alias} {place} and stays so, because only a new version moves it. To move it: "
@@ -77,17 +73,43 @@ def _told(run: TrainingRun, version: ModelVersion) -> ModelVersion:
     return version
 
 
-def _move_alias(run: TrainingRun, version: ModelVersion) -> ModelVersion:
+def _train(run: TrainingRun, lease: Lease) -> ModelVersion:
+    """Train, export and register a run that has no version yet."""
+    spec, dataset = run.spec, run.dataset
+    plan = make_plan(spec, dataset, lanes=run.lanes)
+    say(
+        f"training {spec.model} on {dataset.name}: {plan.total_steps:,} steps of {plan.batch_size} rows, "
+        f"{workers_in_words(spec)}, run {run.name}"
+    )
+    for warning in [*check_network(spec, dataset), *check_deepspeed(spec, plan)]:
+        say(warning)
+    connect(run.settings)
+    with run.recorded():
+        reached = latest(run.home)
+        last = newest(run.home, lambda _: None) if reached and reached.ended else None
+        if last and last[1].ended:
+            say(f"run {run.name} is trained to the end already")
+        else:
+            run.note_start(plan.total_steps)
+            fit(run, plan)
+            last = newest(run.home, say)
+        lease.check()  # if this process was suspended, another one may have taken over
+        bundle, version = finish(run, plan, last)
+    say(f"{version.reference} registered  {in_words(dict(sorted(version.metrics.items())))}\n  {bundle.uri}")
+    return _move_alias(run.registry, spec, version) if version.due else _alias_stays(run.registry, spec, version)
+
+
+def _move_alias(registry: Registry, spec: TrainSpec, version: ModelVersion) -> ModelVersion:
     """A new version after its alias has moved to it, if the spec names one and every gate passes."""
-    alias = run.spec.alias
+    alias = spec.alias
     if alias and alias not in version.aliases:
-        verdicts = judge(run.registry, version, alias, run.spec.gate)
+        verdicts = judge(registry, version, alias, spec.gate)
         for verdict in verdicts:
             say(str(verdict))
         if all(verdict.passed for verdict in verdicts):
-            run.registry.set_alias(version, alias)
-            say(f"{run.spec.model}@{alias} is now {version.reference}")
+            registry.set_alias(version, alias)
+            say(f"{spec.model}@{alias} is now {version.reference}")
         else:
-            say(f"{run.spec.model}@{alias} stays where it is; {version.reference} is registered without it")
-    run.registry.settle(version)
-    return run.registry.resolve(version.reference)
+            say(f"{spec.model}@{alias} stays where it is; {version.reference} is registered without it")
+    registry.settle(version)
+    return registry.resolve(version.reference)

@@ -100,6 +100,11 @@ class TrainSpec(Hyperparameters, DurationSpec, WorkerSpec, SubjectSpec):
                 )
 
     @property
+    def validation_decides(self) -> bool:
+        """True if the steps at which the model is validated decide about the result."""
+        return self.early_stopping is not None or self.checkpoint.select == "best"
+
+    @property
     def validate_every(self) -> int:
         """Optimizer steps between validations."""
         return self.validation.every_steps or self.checkpoint.every_steps

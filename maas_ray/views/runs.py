@@ -22,7 +22,7 @@ from maas_ray.tasks import Task, find_task
 from maas_ray.terminal.curves import Chart, Points, Series, draw, finite, short, write_png
 from maas_ray.terminal.lines import console, duration, new_table, say, show_table
 from maas_ray.training import events
-from maas_ray.training.record import TAG_IDENTITY, TAG_PACKAGES, TAG_REVISION, TAG_RUN, TAG_TOTAL_STEPS
+from maas_ray.training.runs.record import TAG_IDENTITY, TAG_PACKAGES, TAG_REVISION, TAG_RUN, TAG_TOTAL_STEPS
 
 _OURS = f"tags.`{TAG_RUN}` != ''"
 _NEWEST = ["attributes.start_time DESC"]

@@ -114,6 +114,7 @@ class FeatureExtraction(EncoderTask):
     networks = (Bert, Pretrained)
     auto_model = "AutoModel"
     headline = ("recall_at_1", "mrr", "loss")
+    couples_rows = True  # the other positives of a forward pass are a row's negatives
     request, answer = EmbeddedText, Embedding
 
     def __init__(self, spec: FeatureExtractionSpec, files: Files, pooling: Pooling) -> None:

@@ -6,6 +6,21 @@ from maas_ray.spec import Spec
 from maas_ray.training.plan import Ledger
 
 
+class RowOrder(Spec):
+    """The numbers that decide which rows a step trains on."""
+
+    dataset: str
+    """Fingerprint of the dataset."""
+    batch_size: int
+    """Rows in an optimizer step."""
+    lanes: int
+    """Lanes of the plan."""
+    epochs: int
+    """Passes over the training split."""
+    seed: int
+    """Seed of the order."""
+
+
 class Position(Spec):
     """A run's position."""
 
@@ -41,6 +56,10 @@ class Position(Spec):
     """The newest validation loss, not yet judged by early stopping."""
     validating: str = ""
     """Name of the checkpoint that is being validated beside the training. Empty: none."""
+    order: RowOrder | None = None
+    """The order of rows. None: saved by version 0.2, which recorded it in MLflow alone."""
+    identity: str = ""
+    """The run's identity. Empty: saved by version 0.2."""
     deepspeed: dict[str, Any] = {}
     """DeepSpeed's configuration as it ran: DeepSpeed's own document."""
 

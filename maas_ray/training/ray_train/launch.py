@@ -12,7 +12,7 @@ from maas_ray.training.hyperparameters import WorkerSpec, count_of_workers
 from maas_ray.training.plan import Plan
 from maas_ray.training.ray_train.failures import translated
 from maas_ray.training.ray_train.process import environment, interruptible, watched
-from maas_ray.training.record import TrainingRun
+from maas_ray.training.runs.record import TrainingRun
 from maas_ray.training.validation.validator import Validator
 from maas_ray.training.worker.job import Job, worker_environment
 from maas_ray.training.worker.loop import train_worker
@@ -39,7 +39,7 @@ def fit(run: TrainingRun, plan: Plan) -> None:
     may_leave, variables = _elasticity(spec, each)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     events = ray.remote(num_cpus=0, scheduling_strategy=here)(EventBuffer).remote()
-    job = Job(spec, run.dataset, plan, run.home, events, may_leave, _validator(run, each))
+    job = Job(spec, run.dataset, plan, run.home, events, may_leave, _validator(run, each), run.identity)
     with (
         tempfile.TemporaryDirectory(prefix="maas-ray-train-", ignore_cleanup_errors=True) as notes,
         environment(variables),

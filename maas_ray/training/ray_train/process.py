@@ -9,7 +9,7 @@ from typing import Any
 
 from maas_ray.terminal.lines import progress
 from maas_ray.training.events import Watcher
-from maas_ray.training.record import TrainingRun
+from maas_ray.training.runs.record import TrainingRun
 
 
 @contextmanager

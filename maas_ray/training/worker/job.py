@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from maas_ray.data.dataset import PreparedDataset
+from maas_ray.training.checkpoints.position import RowOrder
 from maas_ray.training.plan import Plan
 from maas_ray.training.spec import TrainSpec
 
@@ -24,6 +25,20 @@ class Job:
     """True if the workers may be asked to save and leave, because machines come and go."""
     validator: Any
     """Handle of the `Validator` actor, which measures checkpoints beside the training. None: the workers measure."""
+    identity: str = ""
+    """The run's identity, which its checkpoints carry."""
+
+    @property
+    def order(self) -> RowOrder:
+        """The order of rows, which checkpoints carry."""
+        plan = self.plan
+        return RowOrder(
+            dataset=self.dataset.fingerprint,
+            batch_size=plan.batch_size,
+            lanes=plan.lanes,
+            epochs=plan.epochs,
+            seed=plan.seed,
+        )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from maas_ray import storage
-from maas_ray.errors import NonFiniteLossError
+from maas_ray.errors import NonFiniteLossError, TrainingError
 from maas_ray.training import events
 from maas_ray.training.checkpoints import catalog, resume
 from maas_ray.training.checkpoints.position import Position
@@ -33,17 +33,21 @@ from maas_ray.training.worker.saving import Saver
 from maas_ray.training.worker.step import Steps
 
 _POLL_SECONDS = 5.0
+_FINAL = {NonFiniteLossError.default_code, "run_differs"}
+"""Codes of errors that no restart mends and that all ranks raise alike."""
 
 
-def train_worker(config: dict[str, Job]) -> NonFiniteLossError | None:
+def train_worker(config: dict[str, Job]) -> TrainingError | None:
     """Train from the newest whole checkpoint, or from the start, to the end.
 
-    A loss that is not finite would be so again after a restart. So the error is returned, not raised: Ray Train
-    restarts workers that raise.
+    Errors in `_FINAL`, such as a loss that is not finite, would be raised again after a restart. So they are returned,
+    not raised: Ray Train restarts workers that raise.
     """
     try:
         Worker(config["job"]).run()
-    except NonFiniteLossError as error:
+    except TrainingError as error:
+        if error.code not in _FINAL:
+            raise
         return error
     return None
 
@@ -67,7 +71,7 @@ class Worker:
             on_cpu=self.ranks.on_cpu,
         )
         self.reporter = Reporter(job.events, self.rank, job.plan.total_steps)
-        self.position = Position(step=0, workers=self.world, deepspeed=config)
+        self.position = Position(step=0, workers=self.world, order=job.order, identity=job.identity, deepspeed=config)
         while not self._start(config):
             pass
         self.ledger, self.left_out = Ledger(), Ledger()
@@ -121,7 +125,15 @@ class Worker:
         return False
 
     def _resume_at(self, before: Position) -> None:
-        self.position = before.model_copy(update={"workers": self.world, "deepspeed": self.position.deepspeed})
+        start = self.position
+        if before.order not in (None, start.order):
+            raise TrainingError(
+                f"the checkpoint at step {before.step:,} has the order of rows {before.order}, but this run has "
+                f"{start.order}. Choose another name for the run.",
+                code="run_differs",
+            )
+        ours = {"workers": self.world, "deepspeed": start.deepspeed, "order": start.order, "identity": start.identity}
+        self.position = before.model_copy(update=ours)
         saved_by = f", made by {count_of_workers(before.workers)}" if before.workers != self.world else ""
         self._say(f"resumed from the checkpoint at step {before.step:,}{saved_by}, on {count_of_workers(self.world)}")
 

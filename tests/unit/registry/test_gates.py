@@ -314,9 +314,8 @@ def test_a_training_moves_its_alias_only_where_the_gate_lets_it(
     from maas_ray.training.run import _move_alias
 
     def end(gate: str) -> tuple[str, ...]:
-        spec = SimpleNamespace(model="digits", alias="champion", gate=(gate,))
-        run: Any = SimpleNamespace(spec=spec, registry=registry)
-        return _move_alias(run, registry.resolve("digits/2")).aliases
+        spec: Any = SimpleNamespace(model="digits", alias="champion", gate=(gate,))
+        return _move_alias(registry, spec, registry.resolve("digits/2")).aliases
 
     assert end("validation/loss < champion") == ()
     assert capsys.readouterr().out == (

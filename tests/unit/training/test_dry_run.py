@@ -11,7 +11,7 @@ from maas_ray.settings import Settings
 from maas_ray.training.checkpoints.position import Position
 from maas_ray.training.checkpoints.snapshot import Snapshot
 from maas_ray.training.dry_run import dry_run
-from maas_ray.training.record import open_run
+from maas_ray.training.runs.record import open_run
 from maas_ray.training.spec import TrainSpec
 from tests.support.bundles import save_bundle
 from tests.support.datasets import digits_dataset

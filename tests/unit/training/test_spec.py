@@ -9,7 +9,7 @@ from maas_ray.errors import SpecError
 from maas_ray.training.deepspeed.batch import batch_geometry
 from maas_ray.training.deepspeed.check import check_with_deepspeed
 from maas_ray.training.deepspeed.resolve import resolve
-from maas_ray.training.record import identity_of
+from maas_ray.training.runs.identity import identity_of
 from maas_ray.training.spec import TrainSpec
 from tests.support import ROOT
 from tests.support.errors import raises
