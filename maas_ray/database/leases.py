@@ -91,7 +91,7 @@ class Lease:
         raise ConflictError(f"the lease {self.name!r} of {self.owner} has expired", code="lease_lost")
 
     @contextmanager
-    def held(self, *, wait_seconds: float) -> Iterator[None]:
+    def held(self, *, wait_seconds: float) -> Iterator["Lease"]:
         """Hold the lease while the block runs.
 
         Args:
@@ -112,7 +112,7 @@ class Lease:
         renewing = threading.Thread(target=self._renew, args=(ended,), name=f"lease-{self.name}", daemon=True)
         renewing.start()
         try:
-            yield
+            yield self
         finally:
             ended.set()
             renewing.join()

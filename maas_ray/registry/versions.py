@@ -8,12 +8,17 @@ overwrites another one.
 """
 
 import json
+import uuid
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from maas_ray.database.engine import Database
+from maas_ray.database.leases import Lease, this_process
 from maas_ray.errors import ConflictError, NotFoundError
 from maas_ray.registry.bundle import Bundle, Lineage, open_bundle
+from maas_ray.registry.client import is_server, mlflow_client
 from maas_ray.registry.references import check_alias, parse_reference
 from maas_ray.settings import Settings
 from maas_ray.spec import Spec
@@ -27,6 +32,9 @@ TAG_METRICS = "maas.metrics"
 TAG_LINEAGE = "maas.lineage"
 TAG_EVALUATION = "maas.evaluation/"
 TAG_DUE = "maas.alias_due"
+TAG_URI = "maas.uri"
+_BUNDLE_SCHEME = "maas-bundle"
+_REGISTER_SECONDS = 120.0
 
 
 class Evaluation(Spec):
@@ -90,14 +98,14 @@ class Registry:
     """The registry that the settings name. Cheap to make; connects at the first call."""
 
     def __init__(self, settings: Settings) -> None:
-        self._uri = settings.mlflow
+        self._settings = settings
         self._client: MlflowClient | None = None
 
     @property
     def client(self) -> "MlflowClient":
         """MLflow's own client, for the same registry."""
         if self._client is None:
-            self._client = mlflow_client(self._uri)
+            self._client = mlflow_client(self._settings)
         return self._client
 
     def register(self, bundle: Bundle, *, run_id: str | None = None, alias: str | None = None) -> ModelVersion:
@@ -108,40 +116,101 @@ class Registry:
             run_id: MLflow's id of the run that made it.
             alias: alias that the version is to have, see `ModelVersion.due`.
         """
+        with self._writing(bundle.meta.name) as lease:
+            self._create_model(bundle.meta.name)
+            if found := self._with_digest(bundle):
+                return found[-1]
+            lease.check()
+            self._create_version(bundle, run_id, alias)
+            first, *rest = reversed(self._with_digest(bundle))
+            for version in rest:  # an answer of MLflow's server was lost, and its client asked again
+                self.client.delete_model_version(version.name, str(version.number))
+            return first
+
+    def prove(self, name: str, uri: str) -> None:
+        """Prove that a version can be registered, with a model of another name that is deleted again.
+
+        Only a server may refuse it: it does not accept every URI of a bundle, and may allow only some users to write.
+
+        Args:
+            name: the model that is to be registered.
+            uri: a URI below which its bundle will lie.
+
+        Raises:
+            ConflictError: MLflow refuses it.
+        """
         from mlflow.exceptions import MlflowException
 
-        meta = bundle.meta
+        if not is_server(self._settings.mlflow):
+            return
+        trial = f"{name[:100]}-trial-{uuid.uuid4().hex[:12]}"
         try:
-            self.client.create_registered_model(meta.name)
+            self.client.create_registered_model(trial)
+            try:
+                self._create_sourced(trial, f"{uri}/{'0' * 16}", None, {})
+            finally:
+                self.client.delete_registered_model(trial)
+        except MlflowException as error:
+            raise ConflictError(
+                f"MLflow at {self._settings.mlflow} would refuse to register a version of {name}: {error.message}. "
+                "Nothing was trained.",
+                code="registration_refused",
+            ) from error
+
+    def _writing(self, name: str) -> "AbstractContextManager[Lease]":
+        """Let one process at a time create versions of a model: MLflow has no unique key but the number."""
+        lease = Lease(Database(self._settings.database), f"register/{name}", this_process())
+        return lease.held(wait_seconds=_REGISTER_SECONDS)
+
+    def _create_model(self, name: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.create_registered_model(name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        for version in self.versions(meta.name):
-            if version.digest == bundle.digest:
-                return version
-        created = self.client.create_model_version(
-            meta.name,
-            source=bundle.uri,
-            run_id=run_id,
-            tags={
-                TAG_DIGEST: bundle.digest,
-                TAG_TASK: meta.task,
-                TAG_METRICS: json.dumps(meta.metrics),
-                TAG_LINEAGE: json.dumps(meta.lineage.document()),
-                **({TAG_DUE: alias} if alias else {}),
-            },
-        )
-        return self.resolve(f"{meta.name}/{created.version}")
+
+    def _with_digest(self, bundle: Bundle) -> list[ModelVersion]:
+        """The versions that a bundle is registered as, newest first."""
+        return [version for version in self.versions(bundle.meta.name) if version.digest == bundle.digest]
+
+    def _create_version(self, bundle: Bundle, run_id: str | None, alias: str | None) -> None:
+        meta = bundle.meta
+        tags = {
+            TAG_DIGEST: bundle.digest,
+            TAG_TASK: meta.task,
+            TAG_METRICS: json.dumps(meta.metrics),
+            TAG_LINEAGE: json.dumps(meta.lineage.document()),
+        }
+        self._create_sourced(meta.name, bundle.uri, run_id, tags | ({TAG_DUE: alias} if alias else {}))
+
+    def _create_sourced(self, name: str, uri: str, run_id: str | None, tags: dict[str, str]) -> None:
+        """Create a version whose source is a URI.
+
+        A server refuses local paths as sources, and some schemes, because it might be made to read them. The source is
+        then a name of the bundle that nothing opens, and the URI is in a tag.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.create_model_version(name, source=uri, run_id=run_id, tags=tags)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE" or not is_server(self._settings.mlflow):
+                raise
+            source = f"{_BUNDLE_SCHEME}:/{name}/{uri.rpartition('/')[2]}"
+            self.client.create_model_version(name, source=source, run_id=run_id, tags=tags | {TAG_URI: uri})
 
     def models(self) -> dict[str, list[ModelVersion]]:
-        """Every registered model with its versions, newest first."""
+        """Every model of this platform with its versions, newest first. Models without any are not its own."""
         names: list[str] = []
         token: str | None = None
         while token != "":
             page = self.client.search_registered_models(max_results=100, page_token=token)
             names += [model.name for model in page]
             token = page.token or ""
-        return {name: self.versions(name) for name in sorted(names)}
+        versions = {name: self.versions(name) for name in sorted(names)}
+        return {name: listed for name, listed in versions.items() if listed}
 
     def versions(self, name: str) -> list[ModelVersion]:
         """A model's versions that this platform registered, newest first."""
@@ -208,23 +277,6 @@ class Registry:
         return aliases
 
 
-def mlflow_client(uri: str) -> "MlflowClient":
-    """MLflow's client for tracking and registry at one URI, without its chatter."""
-    import logging
-    import os
-    from pathlib import Path
-
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    from mlflow import MlflowClient
-
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
-
-
 def _version(entry: Any, aliases: dict[int, tuple[str, ...]]) -> ModelVersion:
     number = int(entry.version)
     evaluations = [
@@ -235,7 +287,7 @@ def _version(entry: Any, aliases: dict[int, tuple[str, ...]]) -> ModelVersion:
     return ModelVersion(
         name=entry.name,
         number=number,
-        uri=entry.source,
+        uri=entry.tags.get(TAG_URI, entry.source),
         digest=entry.tags[TAG_DIGEST],
         task=entry.tags.get(TAG_TASK, ""),
         aliases=aliases.get(number, ()),

@@ -6,7 +6,6 @@ be on one machine.
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 from maas_ray.terminal.lines import Progress
 
@@ -64,22 +63,13 @@ class EventBuffer:
 
 
 class Watcher:
-    """Carries events to the terminal and to an MLflow run."""
+    """Shows events in the terminal."""
 
-    def __init__(self, shown: Progress, client: Any, run_id: str, unit: str) -> None:
-        self._shown, self._client, self._run_id, self._unit = shown, client, run_id, unit
+    def __init__(self, shown: Progress, unit: str) -> None:
+        self._shown, self._unit = shown, unit
 
-    def handle(self, events: list[Event]) -> None:
-        """Show and log events, with one call of MLflow."""
-        from mlflow.entities import Metric
-
-        metrics = [
-            Metric(name, value, int(event.time * 1000), event.step)
-            for event in events
-            for name, value in event.metrics.items()
-        ]
-        for start in range(0, len(metrics), 1000):  # MLflow's limit for one call
-            self._client.log_batch(self._run_id, metrics=metrics[start : start + 1000])
+    def show(self, events: list[Event]) -> None:
+        """Show lines of text, and the progress."""
         for event in events:
             if event.text:
                 self._shown.line(event.text)

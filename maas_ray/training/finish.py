@@ -2,9 +2,11 @@
 
 import json
 import tempfile
+from functools import partial
 from math import prod
 from pathlib import Path
 
+from maas_ray import storage
 from maas_ray.errors import TrainingError
 from maas_ray.registry.bundle import Bundle, BundleMeta, Lineage, publish_bundle
 from maas_ray.registry.versions import ModelVersion
@@ -47,8 +49,8 @@ def finish(run: TrainingRun, plan: Plan, last: Checkpoint | None) -> tuple[Bundl
         card = model_card(meta, run.dataset.task, parameters=_parameters_in(directory), rows=rows, position=position)
         (directory / "README.md").write_text(card, encoding="utf-8")
         bundle = publish_bundle(run.settings, directory, meta, run.spec.checkpoint.retry_seconds, say)
-    version = run.registry.register(bundle, run_id=run.run_id, alias=run.spec.alias)
-    return bundle, version
+    register = partial(run.registry.register, bundle, run_id=run.run_id, alias=run.spec.alias)
+    return bundle, storage.retry_with_backoff(register, run.spec.checkpoint.retry_seconds, say)
 
 
 def _chosen(run: TrainingRun, last: Checkpoint | None) -> Checkpoint:

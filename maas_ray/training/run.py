@@ -7,8 +7,12 @@ stopped: finished training is not repeated, a published bundle is recognised by 
 its bundle. If it is killed anywhere, there is either no version or a whole one.
 """
 
+from functools import partial
+
+from maas_ray import storage
 from maas_ray.cluster import connect
 from maas_ray.database.leases import Lease
+from maas_ray.registry.bundle import bundle_home
 from maas_ray.registry.gates import judge
 from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.settings import Settings
@@ -90,13 +94,15 @@ def _train(run: TrainingRun, lease: Lease) -> ModelVersion:
         if last and last[1].ended:
             say(f"run {run.name} is trained to the end already")
         else:
+            run.registry.prove(spec.model, bundle_home(run.settings, spec.model))
             run.note_start(plan.total_steps)
             fit(run, plan)
             last = newest(run.home, say)
         lease.check()  # if this process was suspended, another one may have taken over
         bundle, version = finish(run, plan, last)
     say(f"{version.reference} registered  {in_words(dict(sorted(version.metrics.items())))}\n  {bundle.uri}")
-    return _move_alias(run.registry, spec, version) if version.due else _alias_stays(run.registry, spec, version)
+    decide = partial(_move_alias if version.due else _alias_stays, run.registry, spec, version)
+    return storage.retry_with_backoff(decide, spec.checkpoint.retry_seconds, say)
 
 
 def _move_alias(registry: Registry, spec: TrainSpec, version: ModelVersion) -> ModelVersion:

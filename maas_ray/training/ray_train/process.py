@@ -4,12 +4,15 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from maas_ray.terminal.lines import progress
 from maas_ray.training.events import Watcher
+from maas_ray.training.runs.metrics import MetricLog
 from maas_ray.training.runs.record import TrainingRun
+
+_LAST_METRICS_SECONDS = 90.0
 
 
 @contextmanager
@@ -47,11 +50,17 @@ def watched(run: TrainingRun, events: Any, total_steps: int) -> Iterator[None]:
 
     stop = threading.Event()
     with progress("training", total_steps) as shown:
-        watcher = Watcher(shown, run.registry.client, run.run_id, run.dataset.task.unit)
+        watcher, metrics = Watcher(shown, run.dataset.task.unit), MetricLog(run.registry.client, run.run_id, shown.line)
+
+        def handle() -> None:
+            drained = ray.get(events.drain.remote())
+            metrics.put(drained)
+            watcher.show(drained)
 
         def watch() -> None:
             while not stop.wait(1.0):
-                watcher.handle(ray.get(events.drain.remote()))
+                with suppress(ray.exceptions.RayError):  # the training itself fails if the cluster is lost
+                    handle()
 
         thread = threading.Thread(target=watch, name="maas-train-watch", daemon=True)
         thread.start()
@@ -60,4 +69,6 @@ def watched(run: TrainingRun, events: Any, total_steps: int) -> Iterator[None]:
         finally:
             stop.set()
             thread.join()
-            watcher.handle(ray.get(events.drain.remote()))
+            with suppress(ray.exceptions.RayError):
+                handle()
+            metrics.close(_LAST_METRICS_SECONDS)

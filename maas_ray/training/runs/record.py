@@ -13,9 +13,10 @@ from typing import Any
 
 from maas_ray import storage
 from maas_ray.data.dataset import PreparedDataset
-from maas_ray.errors import ConflictError, SpecError
+from maas_ray.errors import ConflictError, SpecError, StorageError
 from maas_ray.registry.versions import TAG_TASK, ModelVersion, Registry
 from maas_ray.settings import Settings
+from maas_ray.terminal.lines import say
 from maas_ray.training.checkpoints.catalog import latest
 from maas_ray.training.checkpoints.position import Position, RowOrder
 from maas_ray.training.deepspeed.batch import batch_geometry
@@ -78,14 +79,26 @@ class TrainingRun:
     @contextmanager
     def recorded(self) -> Iterator[None]:
         """Keep MLflow's status of the run up to date while the block runs."""
-        client = self.registry.client
-        client.update_run(self.run_id, status="RUNNING")
+        self._set_status("RUNNING")
         try:
             yield
         except BaseException as error:
-            client.set_terminated(self.run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            self._set_status("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
-        client.set_terminated(self.run_id, "FINISHED")
+        self._set_status("FINISHED")
+
+    def _set_status(self, status: str) -> None:
+        """Set MLflow's status of the run. It is only shown, so a failure must not end or hide anything."""
+        from mlflow.exceptions import MlflowException
+
+        client = self.registry.client
+        try:
+            if status == "RUNNING":
+                client.update_run(self.run_id, status=status)
+            else:
+                client.set_terminated(self.run_id, status)
+        except (StorageError, MlflowException) as error:
+            say(f"the status {status} of run {self.name} could not be recorded: {error}")
 
 
 @dataclass(frozen=True)

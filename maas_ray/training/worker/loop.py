@@ -33,7 +33,7 @@ from maas_ray.training.worker.saving import Saver
 from maas_ray.training.worker.step import Steps
 
 _POLL_SECONDS = 5.0
-_FINAL = {NonFiniteLossError.default_code, "run_differs"}
+_FINAL = {"non_finite_loss", "run_differs"}
 """Codes of errors that no restart mends and that all ranks raise alike."""
 
 

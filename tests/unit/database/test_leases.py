@@ -1,6 +1,7 @@
 """A lease has one owner at a time, also across processes; it outlives nobody for long."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from maas_ray.database.engine import Database
-from maas_ray.database.leases import Lease, LeaseRow
+from maas_ray.database.leases import Lease, LeaseRow, is_gone, this_process
 from maas_ray.errors import ConflictError
 from maas_ray.settings import Settings
 from tests.support.errors import raises
@@ -121,3 +122,36 @@ def test_a_killed_owner_is_succeeded(each_database: Settings, database: Database
     process.communicate()
     with heir.held(wait_seconds=10):
         heir.check()
+
+
+# --- owners that are processes ---------------------------------------------------------------------
+
+
+def test_a_process_that_has_ended_holds_nothing(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/maas.db")
+    code = (
+        "import sys\nfrom maas_ray.database.engine import Database\n"
+        "from maas_ray.database.leases import Lease, this_process\n"
+        "lease = Lease(Database(sys.argv[1]), 'work', this_process(), seconds=3600)\n"
+        "assert lease.acquire()\nprint(lease.owner, flush=True)\nsys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", code, f"sqlite:///{tmp_path}/maas.db"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        owner = other.stdout.readline().strip()
+        ours = Lease(database, "work", this_process())
+        assert not is_gone(owner)
+        assert not ours.acquire()
+        assert ours.holder() == f"{socket.gethostname()}, process {other.pid}"
+        other.kill()
+        assert other.wait(30) != 0
+        assert is_gone(owner)
+        assert ours.acquire()
+
+
+def test_owners_of_one_process_differ_and_unknown_owners_are_not_gone() -> None:
+    assert this_process() != this_process()
+    assert not is_gone(this_process())
+    elsewhere = this_process().replace(f"process {os.getpid()} (", "process 999999999 (another-kernel-")
+    for owner in ("", "somebody", "host, process 999999999", elsewhere):
+        assert not is_gone(owner), owner
