@@ -51,7 +51,8 @@ def report(spec: PredictSpec, counts: Counts, seconds: float) -> None:
     say(f"{counts.rows:,} rows answered in {seconds:.1f} s{speed}")
     if counts.quarantined:
         reasons = "; ".join(f"{count:,} × {error}" for error, count in counts.errors.most_common(3))
-        say(f"  {counts.quarantined:,} could not be answered and are under {writing.QUARANTINE_DIRECTORY}/: {reasons}")
+        place = f"{writing.about(spec.output.rstrip('/'))}/{writing.QUARANTINE_DIRECTORY}"
+        say(f"  {counts.quarantined:,} could not be answered and are under {place}/: {reasons}")
     for column, count in counts.nulled.most_common():
         say(f"  column {column}: {count:,} values are of another type than in the first rows and became null")
     say(f"  {spec.output}")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from maas_ray import storage
+from maas_ray.batch.writing import about
 from maas_ray.data.names import FILE_COLUMNS
 from maas_ray.data.reading import Inspected, Part, Raw, read
 from maas_ray.data.sources import FORMATS, AnySource, InputFile, list_files
@@ -72,7 +73,8 @@ def listed(source: AnySource, output: str) -> list[InputFile]:
         DataError: there are no other files.
     """
     fs, inner = storage.filesystem(output)
-    below = (inner if storage.is_local(output) else fs.unstrip_protocol(inner)).rstrip("/") + "/"
+    own = (inner if storage.is_local(output) else fs.unstrip_protocol(inner)).rstrip("/")
+    below = (f"{own}/", f"{about(own)}/")
     files = [file for file in list_files(source) if not file.uri.startswith(below)]
     if not files:
         raise DataError(

@@ -2,10 +2,11 @@
 
     list and inspect the input ─▶ pieces ─▶ unanswered pieces ─▶ Ray Data: actors that hold the model ─▶ manifest
 
-    OUTPUT/prediction.json            identity of the prediction; the output refuses any other
     OUTPUT/part-<digest>.parquet      a piece's answers, written whole; named by the piece's content
-    OUTPUT/quarantine/part-….parquet  its rows that could not be answered, with path, position, error, excerpt
-    OUTPUT/manifest.json              every file with its sha256, written last: the prediction is complete
+    OUTPUT.prediction/
+      prediction.json                 identity of the prediction; the output refuses any other
+      quarantine/part-….parquet       rows that could not be answered, with path, position, error, excerpt
+      manifest.json                   every file with its sha256, written last: the prediction is complete
 
 A piece whose file exists is not answered again, whether this process, an actor or a machine was killed.
 """
@@ -54,7 +55,7 @@ class Predictions:
         uri: the output directory.
         version: the version that answered, `name/number`.
         rows: number of answers.
-        quarantined: number of rows without an answer; they are under `quarantine/` with their error.
+        quarantined: number of rows without an answer; they are under `OUTPUT.prediction/quarantine/` with their error.
     """
 
     uri: str
@@ -116,10 +117,9 @@ def predict(spec: PredictSpec, *, settings: Settings | None = None) -> Predictio
         total = sum(piece.rows for piece in pieces)
         work = _Work(bundle, spec, fields, kept, uri, spec.max_quarantined * total)
         counts = _predicted(work, version.reference, pieces, total)
-    files_written = sorted(counts.entries, key=lambda entry: entry.path)
-    meta = {"prediction": document, "rows": counts.rows, "quarantined": counts.quarantined}
-    storage.commit(uri, KIND, tuple(files_written), meta)
-    for directory in (uri, storage.join(uri, writing.QUARANTINE_DIRECTORY)):
+    _commit(uri, document, counts)
+    about = writing.about(uri)
+    for directory in (uri, about, storage.join(about, writing.QUARANTINE_DIRECTORY)):
         for name in storage.list_directory(directory):
             if name.startswith(".") and name.endswith(".partial"):  # left by a killed write
                 storage.delete(storage.join(directory, name))
@@ -171,21 +171,40 @@ def _document(spec: PredictSpec, version: ModelVersion, source: AnySource, piece
     }
 
 
+def _commit(uri: str, document: dict[str, Any], counts: Counts) -> None:
+    below = f"{writing.QUARANTINE_DIRECTORY}/"
+    answers = tuple(sorted((e for e in counts.entries if not e.path.startswith(below)), key=lambda entry: entry.path))
+    quarantine = sorted([e.path, e.size, e.sha256] for e in counts.entries if e.path.startswith(below))
+    meta = {
+        "prediction": document, "rows": counts.rows, "quarantined": counts.quarantined, "quarantine": quarantine
+    }  # fmt: skip
+    storage.commit(uri, KIND, answers, meta, _manifest(uri))
+
+
+def _manifest(uri: str) -> str:
+    return storage.join(writing.about(uri), storage.MANIFEST)
+
+
 def _begin(uri: str, document: dict[str, Any]) -> Predictions | None:
     """Claim the output for a prediction; gives the prediction if it is complete already.
 
     Raises:
         ConflictError: the output holds something else.
     """
-    path = storage.join(uri, BEGUN)
+    about = writing.about(uri)
+    path = storage.join(about, BEGUN)
     try:
         begun = storage.read_json(path)
     except NotFoundError:
-        if there := [name for name in storage.list_directory(uri) if not name.startswith(".")]:
-            raise ConflictError(
-                f"output: {uri} holds other files ({', '.join(there[:3])}…); choose an empty or a new directory.",
-                code="output_not_empty",
-            ) from None
+        if storage.exists(storage.join(uri, BEGUN)):
+            return _of_earlier_version(uri, document)
+        for directory in (uri, about):
+            if there := [name for name in storage.list_directory(directory) if not name.startswith(".")]:
+                raise ConflictError(
+                    f"output: {directory} holds other files ({', '.join(there[:3])}…); choose another output, whose "
+                    "directory is empty or new.",
+                    code="output_not_empty",
+                ) from None
         storage.write_json(path, document)
         return None
     if begun != document:
@@ -196,8 +215,28 @@ def _begin(uri: str, document: dict[str, Any]) -> Predictions | None:
             "directory, or remove this one.",
             code="output_of_another_prediction",
         )
+    return _complete(uri, document, _manifest(uri))
+
+
+def _of_earlier_version(uri: str, document: dict[str, Any]) -> Predictions:
+    """The complete prediction of an output that maas_ray 0.2 wrote, with its files among the answers.
+
+    Raises:
+        ConflictError: it is another prediction, or not complete: new answers would have other columns than the old.
+    """
+    done = _complete(uri, document, storage.join(uri, storage.MANIFEST))
+    if done is None or storage.read_json(storage.join(uri, BEGUN)) != document:
+        raise ConflictError(
+            f"output: {uri} holds another or an unfinished prediction of an earlier maas_ray, whose files have another "
+            "layout. Choose another directory, or remove this one.",
+            code="output_of_earlier_version",
+        )
+    return done
+
+
+def _complete(uri: str, document: dict[str, Any], manifest: str) -> Predictions | None:
     try:
-        meta = storage.open_artifact(uri, KIND).meta
+        meta = storage.open_artifact(uri, KIND, manifest).meta
     except NotFoundError:
         return None
     return Predictions(uri, document["version"], meta["rows"], meta["quarantined"])

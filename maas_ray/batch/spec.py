@@ -21,7 +21,8 @@ class PredictSpec(Spec):
     are named like the fields of a request; labels are not needed."""
     output: str = Field(min_length=1)
     """Directory for the answers, any fsspec URI. It must be empty, or hold an unfinished run of the same prediction.
-    Files in it are never input."""
+    It holds Parquet files of answers and nothing else; `OUTPUT.prediction` beside it holds the manifest and quarantined
+    rows. Files in them are never input."""
     keep: tuple[str, ...] | None = None
     """Columns of the input to write beside the answers. None: columns of numbers or short strings; a value whose type
     differs from the first rows is then null, and counted. In a column named here, such a value quarantines its row.
@@ -48,6 +49,11 @@ class PredictSpec(Spec):
 
     @model_validator(mode="after")
     def _not_into_itself(self) -> "PredictSpec":
+        scheme, _, inner = storage.join(self.output).rpartition("://")
+        if scheme not in ("", "file", "memory") and "/" not in inner.strip("/"):
+            raise InvalidError(
+                "output_is_bucket", f"output: {self.output} is a whole bucket; choose a directory inside it."
+            )
         path = storage.join(self.input if isinstance(self.input, str) else self.input.location)
         if f"{storage.join(self.output)}/".startswith(f"{path}/"):
             raise InvalidError(

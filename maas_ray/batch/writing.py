@@ -1,4 +1,8 @@
-"""Answers to Parquet: the columns of an output row, and the two files of a piece."""
+"""Answers to Parquet: the columns of an output row, and the two files of a piece.
+
+The output holds nothing but answers, so that it is a data set for any reader: some skip other files (pandas, pyarrow),
+some do not, hidden or not (Polars, `datasets`). Everything about the prediction lies beside it, see `about`.
+"""
 
 import hashlib
 import io
@@ -21,13 +25,19 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 QUARANTINE_DIRECTORY = "quarantine"
+"""Directory of quarantined rows, below `about`."""
+_GROUP_ROWS, _GROUP_BYTES = 10_000, 32 << 20
+"""Size of a Parquet row group. A group for each batch of a model would make a footer as large as the answers."""
 ORIGIN = ("path", "position")
 _COUNTS = "maas.counts"
 _PLAIN = {str: "string", bool: "bool", int: "int64", float: "float64", bytes: "binary"}
 
 
 def arrow_type(annotation: Any) -> "pa.DataType":
-    """The Arrow type of an answer's field. A dict becomes a map; a value without an Arrow type is written as JSON."""
+    """The Arrow type of an answer's field. A value without an Arrow type is written as JSON.
+
+    A dict becomes a list of keys and values, because not every reader knows Arrow's maps.
+    """
     import pyarrow as pa
 
     origin, arguments = get_origin(annotation), get_args(annotation)
@@ -39,7 +49,7 @@ def arrow_type(annotation: Any) -> "pa.DataType":
     if origin in (list, tuple) and arguments:
         return pa.list_(arrow_type(arguments[0]))
     if origin is dict:
-        return pa.map_(arrow_type(arguments[0]), arrow_type(arguments[1]))
+        return pa.list_(pa.struct({"key": arrow_type(arguments[0]), "value": arrow_type(arguments[1])}))
     if origin is Literal and all(isinstance(argument, str) for argument in arguments):
         return pa.string()
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -109,11 +119,21 @@ def _is_same(converted: Any, value: Any) -> bool:
 
 def answer_values(answer: AnswerRow, schema: "pa.Schema") -> dict[str, Any]:
     """An answer as a row of the output."""
-    values = answer.model_dump()
-    return {
-        name: fitted(value, schema.field(name).type) if str(schema.field(name).type) == "string" else value
-        for name, value in values.items()
-    }
+    return {name: _answer_value(value, schema.field(name).type) for name, value in answer.model_dump().items()}
+
+
+def _answer_value(value: Any, kind: "pa.DataType") -> Any:
+    import pyarrow as pa
+
+    if pa.types.is_string(kind):
+        return fitted(value, kind)
+    if pa.types.is_list(kind) and isinstance(value, dict):
+        value = [{"key": key, "value": item} for key, item in value.items()]
+    if pa.types.is_list(kind) and pa.types.is_nested(kind.value_type) and value is not None:
+        return [_answer_value(item, kind.value_type) for item in value]
+    if pa.types.is_struct(kind) and isinstance(value, dict):
+        return {field.name: _answer_value(value.get(field.name), field.type) for field in kind}
+    return value
 
 
 def quarantine_schema() -> "pa.Schema":
@@ -143,6 +163,8 @@ class Output:
         options: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
         self._answers = pq.ParquetWriter(self._local[answers], schema, **options)
         self._broken = pq.ParquetWriter(self._local[broken], quarantine_schema(), **options)
+        self._held: list[pa.Table] = []
+        self._held_rows = self._held_bytes = 0
         self.rows = self.quarantined = 0
         self.errors: Counter[str] = Counter()
         self.nulled: Counter[str] = Counter()
@@ -161,8 +183,20 @@ class Output:
         import pyarrow as pa
 
         if rows:
-            self._answers.write_table(pa.Table.from_pylist(rows, self._schema))
+            self._held.append(pa.Table.from_pylist(rows, self._schema))
             self.rows += len(rows)
+            self._held_rows += len(rows)
+            self._held_bytes += self._held[-1].nbytes
+            if self._held_rows >= _GROUP_ROWS or self._held_bytes >= _GROUP_BYTES:
+                self._flush()
+
+    def _flush(self) -> None:
+        """Write the answers that are held as a row group."""
+        import pyarrow as pa
+
+        if self._held:
+            self._answers.write_table(pa.concat_tables(self._held))
+            self._held, self._held_rows, self._held_bytes = [], 0, 0
 
     def quarantine(self, rows: list[dict[str, Any]]) -> None:
         """Quarantine rows that cannot be answered."""
@@ -181,18 +215,25 @@ class Output:
 
     def commit(self) -> list[FileEntry]:
         """Upload both files, that of the answers last: if it exists, both are whole."""
+        self._flush()
         self._answers.add_key_value_metadata({_COUNTS: json.dumps(self.counts())})
         self._answers.close()
         self._broken.close()
         answers, broken = self._local
         entries = []
         if self.quarantined:
-            entries.append(FileEntry(broken, *storage.upload(self._local[broken], storage.join(self._uri, broken))))
+            uploaded = storage.upload(self._local[broken], storage.join(about(self._uri), broken))
+            entries.append(FileEntry(broken, *uploaded))
         return [*entries, FileEntry(answers, *storage.upload(self._local[answers], storage.join(self._uri, answers)))]
 
 
+def about(uri: str) -> str:
+    """The directory beside an output that holds its identity, its manifest and its quarantined rows."""
+    return f"{uri}.prediction"
+
+
 def paths_of(name: str) -> tuple[str, str]:
-    """Paths of a piece's answers and of its quarantined rows, inside the output."""
+    """Paths of a piece's answers inside the output, and of its quarantined rows inside `about`."""
     return f"{name}.parquet", f"{QUARANTINE_DIRECTORY}/{name}.parquet"
 
 
@@ -210,7 +251,7 @@ def finished(uri: str, name: str) -> tuple[list[FileEntry], dict[str, Any]] | No
             return None
         entries = [entry]
         if counts["quarantined"]:
-            entry, content = _entry(uri, broken)
+            entry, content = _entry(about(uri), broken)
             pq.ParquetFile(io.BytesIO(content), page_checksum_verification=True).read()
             entries.append(entry)
     except (NotFoundError, OSError, pa.ArrowException, KeyError, TypeError, ValueError):

@@ -142,8 +142,17 @@ def publish(
     return retry_with_backoff(partial(commit, uri, kind, files, meta), retry_seconds, say)
 
 
-def commit(uri: str, kind: str, files: tuple[FileEntry, ...], meta: dict[str, Any]) -> Artifact:
+def commit(
+    uri: str, kind: str, files: tuple[FileEntry, ...], meta: dict[str, Any], manifest: str | None = None
+) -> Artifact:
     """Commit files that are already at `uri`, by writing the manifest.
+
+    Args:
+        uri: the artifact.
+        kind: its kind.
+        files: its files.
+        meta: the manifest's `meta`.
+        manifest: URI of the manifest, if other programs could not read a directory that holds it. None: in `uri`.
 
     Raises:
         ConflictError: another artifact is committed there.
@@ -153,8 +162,9 @@ def commit(uri: str, kind: str, files: tuple[FileEntry, ...], meta: dict[str, An
             f"{uri}: a file of an artifact must not be named {MANIFEST}; rename it.", code="manifest_name_reserved"
         )
     artifact = Artifact(uri, kind, tuple(sorted(files, key=lambda entry: entry.path)), meta)
-    if uris.exists(join(uri, MANIFEST)):
-        committed = open_artifact(uri, kind)
+    manifest = manifest or join(uri, MANIFEST)
+    if uris.exists(manifest):
+        committed = open_artifact(uri, kind, manifest)
         if committed.digest != artifact.digest:
             raise ConflictError(
                 f"{uri} already holds another {kind}, and artifacts are never overwritten. Choose another URI.",
@@ -163,23 +173,24 @@ def commit(uri: str, kind: str, files: tuple[FileEntry, ...], meta: dict[str, An
         return committed
     entries = [{"path": e.path, "size": e.size, "sha256": e.sha256} for e in artifact.files]
     uris.write_json(
-        join(uri, MANIFEST),
+        manifest,
         {"format": FORMAT, "kind": kind, "digest": artifact.digest, "files": entries, "meta": meta},
     )
     return artifact
 
 
-def open_artifact(uri: str, kind: str) -> Artifact:
+def open_artifact(uri: str, kind: str, manifest: str | None = None) -> Artifact:
     """Open a committed artifact, checking that its manifest is whole and each file has its size.
 
     Raises:
         NotFoundError: nothing is committed there.
         CorruptError: the manifest is damaged, or a file is missing or of another size.
     """
+    manifest = manifest or join(uri, MANIFEST)
     try:
-        document = uris.read_json(join(uri, MANIFEST))
+        document = uris.read_json(manifest)
     except NotFoundError as error:
-        raise NotFoundError(f"no {kind} is committed at {uri}: {MANIFEST} is missing.", code="not_committed") from error
+        raise NotFoundError(f"no {kind} is committed at {uri}: {manifest} is missing.", code="not_committed") from error
     try:
         if document["format"] != FORMAT:
             raise StorageError(
@@ -190,13 +201,11 @@ def open_artifact(uri: str, kind: str) -> Artifact:
         artifact = Artifact(uris.absolute(uri), document["kind"], files, document["meta"])
         promised = document["digest"]
     except KeyError as error:
-        raise CorruptError(f"{join(uri, MANIFEST)} lacks {error}.", code="invalid_manifest") from error
+        raise CorruptError(f"{manifest} lacks {error}.", code="invalid_manifest") from error
     except (AttributeError, TypeError) as error:
-        raise CorruptError(f"{join(uri, MANIFEST)} is not a manifest: {error}.", code="invalid_manifest") from error
+        raise CorruptError(f"{manifest} is not a manifest: {error}.", code="invalid_manifest") from error
     if artifact.digest != promised:
-        raise CorruptError(
-            f"{join(uri, MANIFEST)} was changed after it was written: its digest differs.", code="manifest_changed"
-        )
+        raise CorruptError(f"{manifest} was changed after it was written: its digest differs.", code="manifest_changed")
     if artifact.kind != kind:
         raise NotFoundError(f"{uri} holds a {artifact.kind}, not a {kind}.", code="wrong_kind")
     check_sizes(artifact.uri, artifact.files)

@@ -76,16 +76,16 @@ def test_answers_are_those_of_serving_bit_for_bit(settings: Settings, digits: di
         for row, answer in zip(rows[start : start + 20], network.answers(task, model, batch), strict=True):
             said = task.to_answer(answer)
             assert found[row["id"]]["label"] == said.label
-            assert dict(found[row["id"]]["scores"]) == said.scores
+            assert {score["key"]: score["value"] for score in found[row["id"]]["scores"]} == said.scores
             assert found[row["id"]]["input_label"] == row["label"]
             assert found[row["id"]]["position"] == row["id"]
-    artifact = open_artifact(str(tmp_path / "out"), "predictions")
+    artifact = open_artifact(str(tmp_path / "out"), "predictions", str(tmp_path / "out.prediction" / "manifest.json"))
     artifact.verify()
     assert artifact.meta["rows"] == 1797
 
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert predict(spec, settings=settings) == done
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_another_prediction_into_the_same_output_is_refused(
@@ -136,7 +136,7 @@ def test_bad_rows_are_set_aside_with_their_reasons(settings: Settings, digits: d
     found = _read(tmp_path / "out").to_pylist()
     kept = {row["position"]: row["name"] for row in found}
     assert kept == {n + 1: f"d{n}" for n in range(20) if n not in (3, 7, 9, 11)} | {12: '["d", 11]'}
-    (broken,) = (tmp_path / "out" / "quarantine").glob("*.parquet")
+    (broken,) = (tmp_path / "out.prediction" / "quarantine").glob("*.parquet")
     errors = {row["position"]: row for row in pq.read_table(broken).to_pylist()}
     assert errors[4]["error"].startswith("not JSON")
     assert "not an image" in errors[8]["error"]
@@ -145,7 +145,7 @@ def test_bad_rows_are_set_aside_with_their_reasons(settings: Settings, digits: d
 
     with raises(DataError, "too_many_quarantined", "3 of 20 rows", "max_quarantined (0.1)"):
         predict(spec.model_copy(update={"max_quarantined": 0.1, "output": str(tmp_path / "strict")}), settings=settings)
-    assert not (tmp_path / "strict" / "manifest.json").exists()
+    assert not (tmp_path / "strict.prediction" / "manifest.json").exists()
 
 
 def test_a_directory_of_images_without_labels(
@@ -190,7 +190,7 @@ def test_text_is_generated_as_a_replica_generates_it(settings: Settings, tmp_pat
         ids = torch.tensor([task.tokenizer.encode(prompt).ids])
         out = model.generate(ids, max_new_tokens=most, do_sample=False, eos_token_id=task.end_of_text_id)
         assert found[name]["text"] == task.tokenizer.decode(out[0, ids.shape[1] :].tolist())
-    (broken,) = (tmp_path / "out" / "quarantine").glob("*.parquet")
+    (broken,) = (tmp_path / "out.prediction" / "quarantine").glob("*.parquet")
     assert [row["position"] for row in pq.read_table(broken).to_pylist()] == [4]
 
 

@@ -20,9 +20,10 @@ from maas_ray.batch import answering, plan, run, writing
 from maas_ray.batch import counts as counts_of
 from maas_ray.batch.plan import Fields
 from maas_ray.batch.spec import PredictSpec
+from maas_ray.data import reading
 from maas_ray.data.reading import Inspected, Raw, inspect
 from maas_ray.data.sources import AnySource, CsvSource, InputFile, JsonlSource, ParquetSource, TextSource, list_files
-from maas_ray.errors import ConflictError, DataError, InvalidError, SpecError
+from maas_ray.errors import ConflictError, CorruptError, DataError, InvalidError, SpecError
 from maas_ray.settings import Settings
 from maas_ray.tasks import AnswerRow, Task
 from maas_ray.tasks.text.embeddings import FeatureExtractionSpec
@@ -188,7 +189,7 @@ def test_answers_have_columns_of_their_own_types() -> None:
     back = pa.Table.from_pylist(rows, schema).to_pylist()
     assert back[0]["parts"] == []
     assert back[1]["parts"] == [{"name": "p", "start": 3}]
-    assert dict(back[1]["scores"]) == {"y": 1.0}
+    assert back[1]["scores"] == [{"key": "y", "value": 1.0}]
 
 
 @pytest.mark.parametrize(
@@ -246,23 +247,99 @@ def test_a_whole_piece_is_finished(tmp_path: Path, scheme: str) -> None:
 
     assert (counts["rows"], counts["quarantined"], counts["errors"]) == (100, 1, {"bad": 1})
     assert [entry.path for entry in entries] == ["part-1.parquet", "quarantine/part-1.parquet"]
-    storage.verify(uri, entries)
+    storage.verify(uri, entries[:1])
+    storage.verify(writing.about(uri), entries[1:])
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "no quarantine"])
 def test_a_damaged_piece_is_not_finished(tmp_path: Path, damage: str) -> None:
-    _written(str(tmp_path))
-    path = tmp_path / "part-1.parquet"
+    uri = tmp_path / "out"
+    _written(str(uri))
+    path = uri / "part-1.parquet"
     content = bytearray(path.read_bytes())
     if damage == "no quarantine":
-        (tmp_path / "quarantine" / "part-1.parquet").unlink()
+        (tmp_path / "out.prediction" / "quarantine" / "part-1.parquet").unlink()
     elif damage == "cut":
         path.write_bytes(content[: len(content) // 2])
     else:
         content[60] ^= 1
         path.write_bytes(content)
 
-    assert writing.finished(str(tmp_path), "part-1") is None
+    assert writing.finished(str(uri), "part-1") is None
+
+
+def test_answers_of_small_batches_share_a_row_group(tmp_path: Path) -> None:
+    """10,000 rows, or 32 MB: 21,000 rows of 7 bytes are three groups, and 50 of a megabyte each are two."""
+    for name, value, batches in (("many", "answer", 3000), ("large", "x" * (1 << 20), 10)):
+        with writing.Output(str(tmp_path), name, pa.schema([("text", pa.string())])) as output:
+            for batch in range(batches):
+                output.write([{"text": f"{value}{batch}"}] * (7 if name == "many" else 5))
+            output.commit()
+    many, large = (pq.ParquetFile(tmp_path / f"{name}.parquet") for name in ("many", "large"))
+    rows = [many.metadata.row_group(group).num_rows for group in range(many.num_row_groups)]
+    assert (sum(rows), len(rows), large.num_row_groups) == (21_000, 3, 2)
+    assert many.read()["text"].to_pylist() == [f"answer{batch}" for batch in range(3000) for _ in range(7)]
+
+
+class _Told(AnswerRow):
+    label: str
+    scores: dict[str, float]
+    parts: list[dict[str, int]] | None
+    embedding: list[float]
+
+
+@pytest.mark.filterwarnings("ignore")  # the readers warn about each other
+def test_the_output_is_a_data_set_for_every_reader(tmp_path: Path) -> None:
+    import datasets
+    import pandas as pd
+    import polars as pl
+    from pyarrow import dataset
+
+    uri = str(tmp_path / "out")
+    document = {"version": "m/1"}
+    run._begin(uri, document)
+    schema, counts = writing.schema_of(_Told, {"name": pa.string()}), counts_of.Counts()
+    for name in ("part-1", "part-2"):
+        with writing.Output(uri, name, schema) as output:
+            answer = _Told(label="a", scores={"a": 0.75, "b": 0.25}, parts=[{"x": 1}], embedding=[0.5, 2])
+            origin = {"path": "in.csv", "position": 3, "name": name}
+            output.write([origin | writing.answer_values(answer, schema)] * 4)
+            output.quarantine([{"path": "in.csv", "position": 9, "rows": 1, "error": "bad", "excerpt": b"x"}])
+            counts.add(output.commit(), output.counts())
+    run._commit(uri, document, counts)
+
+    source = ParquetSource(path=uri)
+    parts = [reading.Part(source, file, range(len(file.groups))) for file in _inspected(source, ("label",))]
+    read = [
+        pd.read_parquet(uri)["label"].tolist(),
+        pq.read_table(uri)["label"].to_pylist(),
+        dataset.dataset(uri).to_table()["label"].to_pylist(),
+        pl.read_parquet(uri)["label"].to_list(),
+        pl.scan_parquet(uri).collect()["label"].to_list(),
+        datasets.load_dataset(uri, cache_dir=str(tmp_path / "cache"))["train"]["label"][:],
+        datasets.load_dataset("parquet", data_dir=uri, cache_dir=str(tmp_path / "cache"))["train"]["label"][:],
+        [raw.row["label"] for part in parts for raw in reading.read(part, ("label",)) if raw.row],
+    ]
+    assert read == [["a"] * 8] * len(read)
+    row = pq.read_table(uri).to_pylist()[0]
+    assert row["scores"] == [{"key": "a", "value": 0.75}, {"key": "b", "value": 0.25}]
+    assert (row["parts"], row["embedding"], row["name"]) == ([[{"key": "x", "value": 1}]], [0.5, 2], "part-1")
+
+    assert run._begin(uri, document) == run.Predictions(uri, "m/1", 8, 2)
+    (tmp_path / "out" / "part-2.parquet").write_bytes(b"")
+    with raises(CorruptError, "size_differs", "part-2.parquet"):
+        run._begin(uri, document)
+
+
+def test_an_output_of_an_earlier_version_is_complete_or_refused(tmp_path: Path) -> None:
+    uri, document = str(tmp_path / "out"), {"version": "m/1"}
+    storage.write_json(f"{uri}/prediction.json", document)
+    with raises(ConflictError, "output_of_earlier_version", uri):
+        run._begin(uri, document)
+    storage.commit(uri, run.KIND, (), {"prediction": document, "rows": 5, "quarantined": 1})
+    assert run._begin(uri, document) == run.Predictions(uri, "m/1", 5, 1)
+    with raises(ConflictError, "output_of_earlier_version", uri):
+        run._begin(uri, document | {"version": "m/2"})
 
 
 def test_an_output_belongs_to_one_prediction(tmp_path: Path) -> None:
@@ -272,9 +349,18 @@ def test_an_output_belongs_to_one_prediction(tmp_path: Path) -> None:
     assert run._begin(uri, document) is None  # after a crash
     with raises(ConflictError, "output_of_another_prediction", uri, "version (m/1, now m/2)"):
         run._begin(uri, document | {"version": "m/2"})
-    storage.commit(uri, run.KIND, (), {"prediction": document, "rows": 5, "quarantined": 1})
+    run._commit(uri, document, counts_of.Counts())
 
-    assert run._begin(uri, document) == run.Predictions(uri, "m/1", 5, 1)
+    assert run._begin(uri, document) == run.Predictions(uri, "m/1", 0, 0)
+    storage.write_json(f"{tmp_path}/new.prediction/notes.json", {})
+    with raises(ConflictError, "output_not_empty", "new.prediction", "notes.json"):
+        run._begin(f"{tmp_path}/new", document)
+
+
+def test_a_whole_bucket_is_not_an_output() -> None:
+    with raises(SpecError, "output_is_bucket", "s3://bucket"):
+        PredictSpec.parse({"version": "m", "input": "data/", "output": "s3://bucket/"})
+    assert PredictSpec.parse({"version": "m", "input": "data/", "output": "s3://bucket/out"})
 
 
 def test_an_output_inside_the_input_is_refused() -> None:
@@ -286,7 +372,7 @@ def test_an_output_inside_the_input_is_refused() -> None:
 @pytest.mark.parametrize("scheme", ["", "memory://"])
 def test_a_glob_skips_files_in_the_output(tmp_path: Path, scheme: str) -> None:
     uri = f"{scheme}{tmp_path}"
-    for name in ("a.jsonl", "deep/b.jsonl", "out/c.jsonl", "out-of/d.jsonl"):
+    for name in ("a.jsonl", "deep/b.jsonl", "out/c.jsonl", "out.prediction/e.jsonl", "out-of/d.jsonl"):
         storage.write_json(f"{uri}/{name}", {})
     source = JsonlSource(path=f"{uri}/**/*.jsonl")
 
@@ -336,7 +422,7 @@ def test_a_worker_answers_a_piece_and_sets_aside_what_it_cannot(settings: Settin
     rows = pq.read_table(tmp_path / "out" / f"{piece.name}.parquet").to_pylist()
     assert [row["name"] for row in rows] == [f"n{n}" for n in range(10) if n != 4]
     assert {row["label"] for row in rows} <= {"dark", "light"}
-    (broken,) = pq.read_table(tmp_path / "out" / "quarantine" / f"{piece.name}.parquet").to_pylist()
+    (broken,) = pq.read_table(tmp_path / "out.prediction" / "quarantine" / f"{piece.name}.parquet").to_pylist()
     assert (broken["position"], broken["rows"]) == (4, 1)
     assert "not an image" in broken["error"]
 
