@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all check docs mutants down clean constraints
+.PHONY: help install quickstart test test-all coverage check docs mutants down clean constraints
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ test-all: install ## Run the tests, and those that take long: tests/README.md li
 	$(UNIT) -m ''
 	$(TOGETHER) -m 'not alone'
 	$(ALONE) -m alone
+
+coverage: install ## Run the unit tests and measure the lines they reach; an error below the floor in pyproject.toml
+	$(UNIT) --cov --cov-report html:build/coverage --cov-report term:skip-covered
 
 check: install ## Run the linter, the formatter's check and the type checker
 	$(BIN)/ruff check .

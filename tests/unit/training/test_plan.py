@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from maas_ray.errors import DataError
-from maas_ray.training.plan import Ledger, Plan
+from maas_ray.training.plan import Ledger, Plan, default_lanes
 from tests.support.errors import raises
 
 Rows = list[tuple[int, int]]
@@ -78,6 +78,13 @@ def test_a_step_trains_on_the_same_rows_whatever_the_number_of_workers(plan: Pla
     shared = [rows_by_step(plan, rank, workers, 0) for rank in range(workers)]
     for step, rows in alone.items():
         assert [row for share in shared for row in share.get(step, [])] == rows
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "workers", "lanes"), [(12, 4, 4), (10, 4, 2), (7, 4, 1), (2, 8, 2), (6, 8, 6), (9, 1, 1), (1, 1, 1)]
+)
+def test_lanes_of_a_new_run_divide_the_batch(batch_size: int, workers: int, lanes: int) -> None:
+    assert default_lanes(batch_size, workers) == lanes
 
 
 def test_epochs_differ_in_order_and_seeds_do_too():
