@@ -43,6 +43,8 @@ def _bytes(value: object) -> tuple[bytes, ...]:
         return b"bytes", value
     if isinstance(value, np.ndarray):
         return b"array", f"{value.dtype.str}{value.shape}".encode(), value.tobytes()
+    if isinstance(value, dict):  # JSON lines and some tables leave out what others store as null
+        value = {name: item for name, item in value.items() if item is not None}
     return b"json", _JSON.encode(value).encode()
 
 

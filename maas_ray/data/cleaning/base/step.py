@@ -101,7 +101,8 @@ def value(row: Row, name: str) -> Any:
 def changed(row: Row, name: str, new: Any) -> Row:
     """A row with another value in a column, in every place that holds it."""
     result = {**row, **{key: new for key in (name, *(prefix + name for prefix in _PREFIXES)) if key in row}}
-    if name in row.get(REST, {}):
+    # A row of JSON may leave out a column that a step reads under a name of its own.
+    if REST in row and (name in row[REST] or (name not in row and KEEP_PREFIX + name in row)):
         result[REST] = {**row[REST], name: new}
     return result
 

@@ -591,3 +591,23 @@ def test_classification_needs_two_labels_and_knows_no_others() -> None:
     assert isinstance(task, TabularClassification)
     with raises(UnlearntError, "not_in_training", "'3'"):
         task.encode(parsed(spec, [{"y": 3, "a": 2}]))
+
+
+# --- remarks ---------------------------------------------------------------------------------------
+
+
+def test_a_text_that_turns_numbers_into_categories_is_said() -> None:
+    rows = [{"power": "?" if n == 7 else n % 79, "code": f"k{n % 5}", "size": n, "y": n} for n in range(400)]
+    spec = TabularRegressionSpec(target="y", features=("power", "code", "size"))
+    task = spec.fit(filter(None, map(spec.parse_row, rows)))
+    (remark,) = task.remarks
+    assert "'power'" in remark
+    assert "80 categories, because '?' is not a number" in remark
+    assert "`numeric: [power]`" in remark
+
+    spec = TabularRegressionSpec(target="y", features=("power", "code", "size"), categorical=("power",))
+    assert not spec.fit(filter(None, map(spec.parse_row, rows))).remarks
+
+
+def test_an_excluded_column_is_not_read() -> None:
+    assert TabularRegressionSpec(target="y", exclude=("id", "y")).drops == ("id",)

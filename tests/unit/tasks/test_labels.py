@@ -1,0 +1,71 @@
+"""One class has one name, whatever task, file and type it comes from."""
+
+import io
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maas_ray.errors import InvalidError
+from maas_ray.tasks import TaskSpec
+from maas_ray.tasks.tables.classification import TabularClassificationSpec
+from maas_ray.tasks.text.classification import TextClassificationSpec
+from maas_ray.tasks.text.token_classification import TokenClassificationSpec
+from maas_ray.tasks.vision.classification import ImageClassificationSpec
+from tests.support.errors import raises
+
+
+def png() -> bytes:
+    data = io.BytesIO()
+    Image.new("L", (2, 2)).save(data, "PNG")
+    return data.getvalue()
+
+
+TASKS: dict[str, tuple[TaskSpec, dict[str, Any], str, str]] = {
+    "text": (TextClassificationSpec(), {"text": "x"}, "label", "label"),
+    "image": (ImageClassificationSpec(), {"image": png()}, "label", "label"),
+    "table": (TabularClassificationSpec(target="y", features=("x",)), {"x": 1}, "y", "target"),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ((1, 1.0, "1", "1.0", " 1 ", b"1", np.float32(1).item(), Decimal("1.00")), "1"),
+        ((True, "true", "True", b"TRUE"), "true"),
+        ((0.5, "0.5"), "0.5"),
+        (("pos", b"pos", "pos "), "pos"),
+        (("007",), "007"),
+        ((12345678901234567890, "12345678901234567890"), "12345678901234567890"),
+    ],
+)
+def test_a_label_has_one_name_in_all_types(task: str, values: tuple[Any, ...], name: str) -> None:
+    spec, row, column, parsed = TASKS[task]
+    rows = [spec.parse_row(row | {column: value}) for value in values]
+    assert [found and found[parsed] for found in rows] == [name] * len(values)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("missing", [None, float("nan"), "", " ", "NaN", b""])
+def test_a_row_whose_label_is_missing_is_empty(task: str, missing: Any) -> None:
+    spec, row, column, _ = TASKS[task]
+    assert spec.parse_row(row | {column: missing}) is None
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_label_that_is_no_name_is_refused(task: str) -> None:
+    spec, row, column, _ = TASKS[task]
+    for value, code in (([1], "wrong_type"), ({"a": 1}, "wrong_type"), (b"\xff", "not_text")):
+        with raises(InvalidError, code):
+            spec.parse_row(row | {column: value})
+
+
+def test_tags_are_named_as_labels_are() -> None:
+    spec = TokenClassificationSpec()
+    for tags in (["1", "2"], [1, 2], [1.0, 2.0], [b"1", b"2"]):
+        assert spec.parse_row({"tokens": ["a", "b"], "tags": tags}) == {"tokens": ["a", "b"], "tags": ["1", "2"]}
+    with raises(InvalidError, "tag_missing"):
+        spec.parse_row({"tokens": ["a", "b"], "tags": ["1", None]})
