@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maas_ray.tasks.network import Forward
+from maas_ray.tasks.text.next_token import token_losses
 from maas_ray.tasks.text.spelling import counted_bytes, spells_every_text
 from maas_ray.tasks.text.tokenization import Files, first_tokens, special_tokens, tokenizer_of
 
@@ -124,13 +125,8 @@ class Layout:
 
 def next_token_losses(model: Forward, batch: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
     """Cross-entropy of each token after the first, nats; 0 if it is not learnt. [B, T] → fp32 [B, T - 1]."""
-    import torch.nn.functional as F
-
     inputs = {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
-    logits = model(**inputs, use_cache=False).logits[:, :-1]
-    labels = _labels(batch)
-    losses = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none", ignore_index=_NOT_LEARNT)
-    return losses.view(labels.shape)
+    return token_losses(model, _labels(batch), inputs)
 
 
 def learnt(batch: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
