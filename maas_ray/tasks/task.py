@@ -180,10 +180,14 @@ class Task(ABC):
     def load_state(cls, spec: Any, state: dict[str, Any], directory: Path) -> "Task":
         """A task from what `save_state` wrote and returned."""
 
+    def spec_document(self) -> dict[str, Any]:
+        """The spec's fields as they are saved. An evaluation compares them, so older tasks keep the fields they had."""
+        return self.spec.document()
+
     def save(self, directory: Path) -> None:
         """Write `task.json` and the features' files into a directory."""
         state = self.save_state(directory)
-        document: dict[str, Any] = {"task": self.spec.document(), "features": state, "signature": self.signature()}
+        document: dict[str, Any] = {"task": self.spec_document(), "features": state, "signature": self.signature()}
         if self.spec.own_source is not None:
             self.spec.own_source.write(directory)
             document["source"] = self.spec.own_source.digest

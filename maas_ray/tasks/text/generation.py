@@ -150,7 +150,7 @@ class TextGeneration(Task):
     Args:
         spec: the fields under `task:`.
         files: the tokenizer's files.
-        layout: how documents are stored.
+        layout: how documents are stored. None: as before layouts were recorded.
         end_of_text: the token that ends a document. None: the tokenizer's `eos_token`.
     """
 
@@ -163,9 +163,11 @@ class TextGeneration(Task):
     headline = ("perplexity", "loss")
     request, answer = TextRow, TextAnswer
 
-    def __init__(self, spec: TextGenerationSpec, files: Files, layout: Layout, end_of_text: str | None = None) -> None:
+    def __init__(
+        self, spec: TextGenerationSpec, files: Files, layout: Layout | None, end_of_text: str | None = None
+    ) -> None:
         super().__init__(spec)
-        self._files, self.layout = files, layout
+        self._files, self._recorded, self.layout = files, layout is not None, layout or Layout()
         self.tokenizer = tokenizer_of(files)
         # A document that spells out a special token means the text, not the token.
         self.tokenizer.encode_special_tokens = True
@@ -239,8 +241,8 @@ class TextGeneration(Task):
     @cached_property
     def _chat_tokenizer(self) -> "tokenizers.Tokenizer":
         """Built for the first chat, since rendering imports a part of Transformers, which takes a second."""
-        # Chats whose beginnings are not stored were encoded before the tokens around answers counted.
-        current = self.layout.begins or self.spec.column == "text"
+        # Tokens around answers alone did not count before layouts were recorded.
+        current = self._recorded or not self.spec.chats
         if self.chat is not None and self.chat.writes_special_tokens(self.tokenizer, after_answers=current):
             # Special tokens that the template writes must become tokens; `self.tokenizer` treats them as text.
             return tokenizer_of(self._files)
@@ -283,7 +285,13 @@ class TextGeneration(Task):
 
     def save_state(self, directory: Path) -> dict[str, Any]:
         write_files(self._files, directory)
-        return asdict(self.layout)
+        return asdict(self.layout) if self._recorded else {}
+
+    def spec_document(self) -> dict[str, Any]:
+        document = super().spec_document()
+        if not self._recorded:
+            del document["documents"]
+        return document
 
     @classmethod
     def load_state(cls, spec: Any, state: dict[str, Any], directory: Path) -> "TextGeneration":
@@ -292,7 +300,7 @@ class TextGeneration(Task):
             return cls(spec, files, Layout.parse(state))
         # From before layouts were recorded, when `special_tokens_map.json` was not read.
         config = {name: content for name, content in files.items() if name != "special_tokens_map.json"}
-        return cls(spec.model_copy(update={"documents": "joined"}), files, Layout(), _end_of_text(config))
+        return cls(spec.model_copy(update={"documents": "joined"}), files, None, _end_of_text(config))
 
     def collate(self, batch: Mapping[str, np.ndarray]) -> dict[str, "torch.Tensor"]:
         return self.layout.collated(batch, self.end_of_text_id, isolated=self.spec.documents == "isolated")

@@ -1,9 +1,11 @@
 """The steps from files to shards, run on blocks cut at random: the result must not depend on the cuts."""
 
 import io
+import json
 import os
 import random
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,7 @@ from maas_ray.tasks.speech.recognition import AutomaticSpeechRecognitionSpec
 from maas_ray.tasks.text.generation import TextGenerationSpec
 from maas_ray.tasks.text.tokenization import FittedTokenizer
 from maas_ray.tasks.vision.classification import ImageClassificationSpec
-from tests.support import speech
+from tests.support import speech, tokenizer_families
 from tests.support.errors import raises
 
 TEXT = TextGenerationSpec(tokenizer=FittedTokenizer(vocab_size=300), sequence_length=32)
@@ -159,6 +161,35 @@ def test_shards_do_not_depend_on_how_rows_are_cut_into_blocks(
         monkeypatch.setattr(packing, "_BATCH_ROWS", 3 * cut)
         monkeypatch.setattr(packing, "_SHARD_BYTES", 4096)
         assert same(one, run(source, TEXT, tmp_path / str(cut), cut=cut)), cut
+
+
+def test_stored_columns_of_chats_stay_beside_their_tokens(tmp_path: Path) -> None:
+    """The beginnings of chats, and the bytes of tokens that do not spell their text."""
+    chats = [
+        [{"role": "user", "content": f"Grüße {n} 東京"}, {"role": "assistant", "content": f"It is {n}. " * n}]
+        for n in range(1, 30)
+    ]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}"
+    tokenizer = tokenizer_families.save("llama_2", tmp_path / "tokenizer", chat_template=template)
+    spec = TextGenerationSpec(tokenizer=str(tokenizer), sequence_length=32, column="messages")
+    source = JsonlSource(path=str(tmp_path / "chats.jsonl"))
+    results = [run(source, spec, tmp_path / f"out-{cut}", cut=cut, shares=(0.0, 0.0)) for cut in (1, 3)]
+    assert same(*results)
+    columns = results[0].columns["train"]
+    assert set(columns) == {"input_ids", "begins", "bytes", "index", "position"}
+    order = np.argsort(columns["position"])
+    ids, begins, counts = (columns[name][order].reshape(-1) for name in ("input_ids", "begins", "bytes"))
+    starts = [*np.flatnonzero(begins).tolist(), len(ids)]
+    # The last row of the split is not full, so the last chats are not stored whole.
+    assert starts[0] == 0
+    assert len(starts) > len(chats) - 2
+    texts = {"".join(f"{m['role']}: {m['content']}" for m in chat): chat for chat in chats}
+    for start, end in pairwise(starts[:-1]):
+        text = results[0].task.tokenizer.decode(ids[start:end].tolist(), skip_special_tokens=True)
+        assert text in {text.replace("assistant", " assistant") for text in texts}  # Llama 2: a space after `</s>`
+        assert counts[start:end].sum() == len(text.replace(" assistant", "assistant").encode())
+        assert ids[start:end].tolist().count(results[0].task.end_of_text_id) == 2  # one after each turn
 
 
 def test_documents_longer_than_chunks_and_shards_are_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -214,6 +214,9 @@ def test_datasets_that_do_not_record_their_layout_keep_it(tmp_path: Path) -> Non
     assert list(old.stored) == ["input_ids"]
     assert list(old.collate({"input_ids": np.zeros((2, 16), np.uint16)})) == ["input_ids"]
     assert old.spec.documents == "joined"
+    (tmp_path / "bundle").mkdir()
+    old.save(tmp_path / "bundle")
+    assert json.loads((tmp_path / "bundle" / "task.json").read_text()) == document  # an evaluation compares them
     assert old._byte_lengths[old.prompt_ids("Grüße")].sum() == len(" Grüße".encode())
 
 
