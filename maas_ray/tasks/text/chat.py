@@ -115,7 +115,7 @@ class ChatTemplate:
                 **self._special,
             )
         # A template may add values of types that cannot be added.
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
             raise RequestError(
                 f"The model's chat template rejects these messages: {error}", param="messages", code="invalid_value"
             ) from error

@@ -28,6 +28,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
+_VOCABULARIES = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 TEMPLATES = "additional_chat_templates"
 """Directory of further chat templates, `NAME.jinja`, beside the tokenizer's files."""
 PAD, CLS, SEP, MASK = "[PAD]", "[CLS]", "[SEP]", "[MASK]"
@@ -82,15 +83,19 @@ def read_files(directory: Path) -> Files:
     Raises:
         DataError: the directory does not hold a tokenizer.
     """
-    templates = sorted(f"{TEMPLATES}/{path.name}" for path in (directory / TEMPLATES).glob("*.jinja"))
-    names = [name for name in (*TOKENIZER_FILES, *templates) if (directory / name).is_file()]
-    files = {name: (directory / name).read_bytes() for name in names}
+    files = _existing(directory)
     if "tokenizer.json" not in files:
         raise DataError(
             f"{directory} does not hold tokenizer.json; give a directory saved by `save_pretrained`.",
             code="file_missing",
         )
     return files
+
+
+def _existing(directory: Path) -> Files:
+    templates = sorted(f"{TEMPLATES}/{path.name}" for path in (directory / TEMPLATES).glob("*.jinja"))
+    names = [name for name in (*TOKENIZER_FILES, *templates) if (directory / name).is_file()]
+    return {name: (directory / name).read_bytes() for name in names}
 
 
 def write_files(files: Files, directory: Path) -> None:
@@ -117,32 +122,41 @@ def special_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
     }
 
 
-def default_special_tokens(directory: Path) -> dict[str, str]:
-    """The special tokens of a directory's tokenizer with the defaults of its class in Transformers.
-
-    GPT-2's and RoBERTa's own files name none. Empty if Transformers cannot load the tokenizer.
-    """
+def _in_transformers(directory: Path) -> Any:
+    """A directory's tokenizer as Transformers loads it, with the defaults of its class. None: it cannot."""
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError):
-        return {}
-    return {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+        return None
 
 
 def given_tokenizer(directory: Path, needed: str) -> Files:
     """The files of a tokenizer that a user gives.
 
     Args:
-        directory: holds the tokenizer.
-        needed: a special token, such as `eos_token`. If the files do not name it, Transformers' default is added to
-            `tokenizer_config.json`.
+        directory: holds the tokenizer. Without `tokenizer.json`, Transformers builds it from an older vocabulary.
+        needed: a special token, such as `eos_token`. If the files do not name it, the default of the tokenizer's class
+            in Transformers is added to `tokenizer_config.json`; GPT-2's and RoBERTa's own files name none.
+
+    Raises:
+        DataError: the directory does not hold a tokenizer.
     """
-    files = read_files(directory)
-    if needed in special_tokens(files) or (token := default_special_tokens(directory).get(needed)) is None:
+    files, theirs = _existing(directory), None
+    if "tokenizer.json" not in files and any((directory / name).is_file() for name in _VOCABULARIES):
+        theirs = _in_transformers(directory)
+        if (backend := getattr(theirs, "backend_tokenizer", None)) is not None:
+            files["tokenizer.json"] = backend.to_str(pretty=True).encode()
+    if "tokenizer.json" not in files:
+        return read_files(directory)  # raises
+    if needed in special_tokens(files):
         return files
-    config = json.loads(files.get("tokenizer_config.json", b"{}")) | {needed: token}
+    theirs = theirs or _in_transformers(directory)
+    token = getattr(theirs, "special_tokens_map", {}).get(needed)
+    if token is None:
+        return files
+    config = json.loads(files.get("tokenizer_config.json", b"{}")) | {needed: str(token)}
     return files | {"tokenizer_config.json": (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()}
 
 

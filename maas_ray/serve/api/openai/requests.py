@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, StringConstraints, field_validator, mode
 from pydantic_core import PydanticCustomError
 
 from maas_ray.bodies import Body
+from maas_ray.errors import RequestError
 from maas_ray.serve.text.json_schema import ANY_OBJECT
 from maas_ray.serve.text.types import SamplingParams, TextRequest
 from maas_ray.tasks.text.messages import canonical_chat, canonical_tools
@@ -309,13 +310,16 @@ class ChatBody(_TextBody):
 
     def request(self) -> TextRequest:
         tokens = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-        tools = [tool.model_dump() for tool in self.tools or ()]
+        try:
+            tools = canonical_tools([tool.model_dump() for tool in self.tools or ()])
+        except RecursionError as error:
+            raise RequestError("'tools' is nested too deeply.", param="tools", code="invalid_value") from error
         return self._request(
             canonical_chat([message.model_dump() for message in self.messages]),
             tokens,
             logprobs=bool(self.logprobs),
             json_schema=self.response_format and self.response_format.required_schema,
-            tools=() if self.tool_choice == "none" else tuple(canonical_tools(tools)),
+            tools=() if self.tool_choice == "none" else tuple(tools),
         )
 
 

@@ -180,6 +180,17 @@ def test_a_template_that_cannot_add_objects_is_an_error_of_the_chat() -> None:
         template.render([{"role": "assistant", "content": "", "tool_calls": [call]}])
 
 
+def test_objects_that_are_nested_too_deeply_are_the_client_s_error() -> None:
+    parameters: dict[str, Any] = {}
+    for _ in range(700):
+        parameters = {"a": parameters}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    with raises(RequestError, "invalid_value", "tools"):
+        ChatBody.model_validate({"model": "m", "messages": [USER], "tools": tools}).request()
+    with raises(InvalidError, "wrong_type", "nested"):
+        parsed(TextGenerationSpec(column="messages"), [USER], tools)
+
+
 # --- layouts of other tools
 
 CONVERSATION = [{"from": "human", "value": "Weather in town 1?"}, {"from": "gpt", "value": "It is sunny."}]

@@ -252,6 +252,21 @@ def test_gpt_2_s_own_files_have_an_end_token(config: dict | None, tmp_path: Path
     assert again.end_of_text == "<|endoftext|>"
 
 
+def test_gpt_2_s_older_files_are_a_tokenizer(tmp_path: Path) -> None:
+    tokenizer = FAMILIES["gpt_2"]()
+    model = json.loads(tokenizer.to_str())["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(map(" ".join, model["merges"])))
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    task = TextGenerationSpec(tokenizer=str(tmp_path), sequence_length=8).fit([])
+    for document in DOCUMENTS:
+        expected = tokenizer.encode(document).ids
+        assert task.encode([{"text": document}])["input_ids"][0].tolist() == [*expected, task.end_of_text_id]
+    (tmp_path / "vocab.json").unlink()
+    with raises(DataError, "file_missing", tmp_path, "tokenizer.json"):
+        TextGenerationSpec(tokenizer=str(tmp_path)).identity()
+
+
 @pytest.mark.parametrize("token", ["</s>", {"content": "</s>", "lstrip": False, "__type": "AddedToken"}])
 def test_special_tokens_may_be_in_either_file(token: str | dict, tmp_path: Path) -> None:
     save("llama_2", tmp_path, eos_token="<unk>")
