@@ -12,7 +12,8 @@
     ├── ClusterError         (RuntimeError)  the Ray cluster is missing or cannot be used
     ├── UntrustedCodeError   (PermissionError) an artifact contains code that is not trusted here
     ├── TrainingError        (RuntimeError)  a training run failed
-    │   └── NonFiniteLossError               the loss or its gradient became NaN or infinite
+    │   ├── NonFiniteLossError               the loss or its gradient became NaN or infinite
+    │   └── PreflightError                   a check before the first step failed, and would fail again
     ├── DeploymentError      (RuntimeError)  a version could not be deployed
     ├── GateError            (RuntimeError)  a version is not good enough for an alias
     └── RequestError         (ValueError)    a request is wrong; the client has to change it
@@ -191,6 +192,12 @@ class NonFiniteLossError(TrainingError):
         super().__init__(f"the {of} became {loss} at step {step}; training stopped.\n{advice}", code="non_finite_loss")
         self.step = step
         self.loss = loss
+
+
+class PreflightError(TrainingError):
+    """A check of the workers before their first step failed. It fails on all of them, and would fail again."""
+
+    default_code = "preflight_failed"
 
 
 class DeploymentError(MaasError, RuntimeError):

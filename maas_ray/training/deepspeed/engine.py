@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from maas_ray.tasks import NetworkSpec, Task
@@ -22,7 +23,7 @@ def build_engine(
         DeepSpeed's engine, whose `untrained` are the parameters that are not trained.
 
     Raises:
-        TrainingError: there is nothing to train.
+        PreflightError: there is nothing to train.
     """
     import deepspeed
     import torch
@@ -48,8 +49,6 @@ def _leave_out_bad_steps(engine: Any) -> None:
     DeepSpeed's own optimizers do so, and say it by `overflow`, which the engine reads. In fp32 without ZeRO the engine
     steps Torch's optimizer directly, and all weights would become NaN.
     """
-    import torch
-
     optimizer, scaler = engine.optimizer, _scaler(engine)
     if hasattr(optimizer, "overflow"):
         return
@@ -57,9 +56,8 @@ def _leave_out_bad_steps(engine: Any) -> None:
 
     @functools.wraps(step)
     def guarded(*arguments: Any, **options: Any) -> Any:
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        largest = torch.nn.utils.get_total_norm(gradients, math.inf)  # the same on every rank: they are reduced
-        optimizer.overflow = not math.isfinite(largest)
+        # The same on every rank, because gradients are reduced.
+        optimizer.overflow = not _finite(p.grad for group in optimizer.param_groups for p in group["params"])
         return None if optimizer.overflow else step(*arguments, **options)
 
     optimizer.step, optimizer.overflow = guarded, False
@@ -92,10 +90,14 @@ def _scaler(engine: Any) -> Any:
 
 def weights_are_finite(engine: Any) -> bool:
     """True if every trained weight that this rank holds is finite."""
+    names = set(engine.untrained.trained)
+    return _finite(own_values(parameter) for name, parameter in engine.module.named_parameters() if name in names)
+
+
+def _finite(tensors: Iterable[Any]) -> bool:
     import torch
 
-    names = set(engine.untrained.trained)
-    held = [own_values(parameter) for name, parameter in engine.module.named_parameters() if name in names]
+    held = [tensor for tensor in tensors if tensor is not None and tensor.numel()]
     return math.isfinite(torch.nn.utils.get_total_norm(held, math.inf))
 
 

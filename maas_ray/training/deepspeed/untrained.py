@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from maas_ray.errors import TrainingError
+from maas_ray.errors import PreflightError
 from maas_ray.tasks import Task
 
 if TYPE_CHECKING:
@@ -59,12 +59,12 @@ class Untrained:
         A parameter that is in no group of the optimizer is frozen: its gradient would have no effect.
 
         Raises:
-            TrainingError: there is nothing to train.
+            PreflightError: there is nothing to train.
         """
         groups = parameter_groups(task, module)
         trained = trained_names(module, groups)
         if not trained:
-            raise TrainingError(
+            raise PreflightError(
                 f"{type(module).__name__} has no parameter to train: each is frozen, or not in `Task.parameters`. "
                 "Leave at least one with requires_grad.",
                 code="nothing_to_train",
