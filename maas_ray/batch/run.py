@@ -27,7 +27,8 @@ from maas_ray.batch.counts import Counts, report, too_many
 from maas_ray.batch.plan import Fields, Piece
 from maas_ray.batch.spec import PredictSpec
 from maas_ray.cluster import connect
-from maas_ray.data.reading import Inspected, Raw, read
+from maas_ray.data.damage import check, weighed
+from maas_ray.data.reading import Inspected, Raw, lacking_columns, read
 from maas_ray.data.sources import AnySource
 from maas_ray.errors import ConflictError, DataError, NotFoundError
 from maas_ray.registry.bundle import WEIGHT_SUFFIXES, Bundle
@@ -151,12 +152,14 @@ def _inspected(spec: PredictSpec, source: AnySource, files: Sequence[Any], field
     with progress("looking at the input", len(files)) as bar:
         blocks = [ray.put(packed((0, file, None) for file in group)) for group in groups]
         looked = run(blocks, step, lambda _, rows: bar.update(rows))
-        found = [file for table in tables(looked) for _, file in unpacked(table)]
-    if problems := [file.problem for file in found if file.problem]:
+        found = weighed([file for table in tables(looked) for _, file in unpacked(table)])
+    problems = [file.problem for file in found if file.problem]
+    if problems := problems or list(filter(None, [lacking_columns(source, found, fields.columns)])):
         more = f"\n… and {len(problems) - 5:,} more." if len(problems) > 5 else ""
         raise DataError(f"{spec.where('input')}: " + "\n".join(problems[:5]) + more, code="file_unusable")
     if not sum(file.rows for file in found):
         raise DataError(f"{spec.where('input')}: does not hold any rows.", code="input_empty")
+    check(found, spec.max_quarantined)
     return sorted(found, key=lambda file: file.file.relative)
 
 

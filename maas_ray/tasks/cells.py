@@ -149,6 +149,22 @@ def label(value: Any) -> str:
     return category(cell(value))
 
 
+def text_of(column: str, value: Any) -> str | None:
+    """A value of a column of texts. Bytes are UTF-8, as whole files and old writers of Parquet have them.
+
+    Raises:
+        InvalidError: it is not a text.
+    """
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise InvalidError("not_utf_8", f"not UTF-8: byte {value[error.start]:#04x} at {error.start}") from error
+    if value is not None and not isinstance(value, str):
+        raise InvalidError("wrong_type", f"{column} is a {type(value).__name__}, not a string")
+    return value
+
+
 def _decoded(value: bytes) -> str:
     try:
         return value.decode("utf-8-sig")

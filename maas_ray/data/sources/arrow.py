@@ -100,9 +100,11 @@ class ArrowSource(Table, Files):
                     message = f"a record batch is not readable: {first_line(error)}"
                     yield Raw(uri, position, error=message, rows=batch.rows)
                 else:
+                    notes = columns.notes(batch.rows)
                     for first in range(0, batch.rows, _BATCH_ROWS):
                         for number, values in enumerate(columns.rows(chosen.slice(first, _BATCH_ROWS)), first):
-                            yield typed(uri, position + number, values, mapping)
+                            yield typed(uri, position + number, values, mapping, notes)
+                            notes = {}
                 position += batch.rows
 
 

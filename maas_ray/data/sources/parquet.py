@@ -73,9 +73,10 @@ class ParquetSource(Table, Files):
                 end = position + inspected.groups[group]
                 try:
                     for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns.names):
+                        notes = columns.notes(batch.num_rows)
                         for values in columns.rows(batch):
-                            yield typed(uri, position, values, mapping)
-                            position += 1
+                            yield typed(uri, position, values, mapping, notes)
+                            position, notes = position + 1, {}
                 except StorageError:
                     raise
                 except (OSError, ValueError, pa.ArrowException) as error:

@@ -2,6 +2,7 @@
 
 import re
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -205,18 +206,24 @@ def _not_rest(mapping: dict[str, str]) -> set[str]:
     return {column for name, column in mapping.items() if not name.startswith(KEEP_PREFIX)}
 
 
-def typed(uri: str, position: int, values: Row | InvalidError, mapping: dict[str, str]) -> Raw:
+def typed(
+    uri: str, position: int, values: Row | InvalidError, mapping: dict[str, str], notes: Mapping[str, int] | None = None
+) -> Raw:
     """A row of a table with typed columns, or the error in its place."""
     if isinstance(values, InvalidError):
-        return Raw(uri, position, error=str(values))
+        return Raw(uri, position, error=str(values), notes=notes or {})
     row = chosen(values, mapping)
     head = {name: value[:EXCERPT_BYTES] if isinstance(value, (str, bytes)) else value for name, value in row.items()}
-    return Raw(uri, position, row, excerpt=repr(head).encode(errors="replace")[:EXCERPT_BYTES])
+    return Raw(uri, position, row, excerpt=repr(head).encode(errors="replace")[:EXCERPT_BYTES], notes=notes or {})
 
 
 def missing(where: str, mapping: dict[str, str], names: Iterable[str]) -> str:
-    """The problem of a table without some of the columns. Empty: it has all of them."""
+    """The problem of a table without some of the columns, or with two of one name. Empty: it has each of them once."""
     existing = list(names)
+    read = {*needed(mapping), *(existing if REST in mapping else ())}
+    if twice := [name for name, count in Counter(existing).items() if name in read and name and count > 1]:
+        named = ", ".join(map(repr, twice))
+        return Problem(f"{where} has the column {named} more than once; rename one of them.", code="duplicate_column")
     required = set(needed(mapping)) - {*existing}
     lacking = [f"{column!r} ({_named_by(name)})" for name, column in mapping.items() if column in required]
     if not lacking:

@@ -33,6 +33,7 @@ class TypedColumns:
         named = set(needed(mapping))
         index = _pandas_index(schema) - named
         self.names = [name for name in columns_of(mapping, schema.names) if name not in index]
+        self._unread = [name for name in columns_of(mapping, schema.names) if name in index]
         found = features_in(schema)
         described = found if found is not None else features or {}
         self._classes = {name: described[name] for name in self.names if _has_classes(described.get(name))}
@@ -44,6 +45,11 @@ class TypedColumns:
         columns = {name: self._values(name, batch.column(at), errors) for name, at in positions.items()}
         for index in range(batch.num_rows):
             yield errors[index] if index in errors else {name: values[index] for name, values in columns.items()}
+
+    def notes(self, rows: int) -> dict[str, int]:
+        """Columns that a person may miss, each with the number of rows."""
+        why = "the index of pandas is not read; to read it, name it in the spec"
+        return {f"{name}: {why}": rows for name in self._unread}
 
     def _values(self, name: str, column: "pa.Array", errors: dict[int, InvalidError]) -> list[Any]:
         import pyarrow as pa

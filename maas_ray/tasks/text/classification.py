@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from maas_ray.errors import CorruptError, InvalidError, RequestError
+from maas_ray.errors import CorruptError, RequestError
 from maas_ray.tasks.cells import label as label_of
+from maas_ray.tasks.cells import text_of
 from maas_ray.tasks.classifying import Classifying, fit_labels
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.pretrained import Pretrained
@@ -33,12 +34,8 @@ class TextClassificationSpec(EncoderTaskSpec):
 
     def parse_row(self, row: Row) -> Row | None:
         """`text`, and the name of the `label`; None if either is missing."""
-        text, name = row["text"], label_of(row["label"])
-        if text is None or not name:
-            return None
-        if not isinstance(text, str):
-            raise InvalidError("wrong_type", f"text is a {type(text).__name__}, not a string")
-        return {"text": text, "label": name} if text.strip() else None
+        text, name = text_of("text", row["text"]), label_of(row["label"])
+        return {"text": text, "label": name} if name and text is not None and text.strip() else None
 
     def fit(self, rows: Iterable[Row]) -> "TextClassification":
         """Collect the labels, sorted, and fit the tokenizer unless it is given."""

@@ -13,7 +13,8 @@ import numpy as np
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from maas_ray.errors import CorruptError, DataError, InvalidError, RequestError
+from maas_ray.errors import CorruptError, DataError, RequestError
+from maas_ray.tasks.cells import text_of
 from maas_ray.tasks.metrics import mean_loss
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.pretrained import Pretrained
@@ -67,12 +68,8 @@ class FeatureExtractionSpec(EncoderTaskSpec):
 
     def parse_row(self, row: Row) -> Row | None:
         """`anchor` and `positive` as strings; None if either is missing."""
-        for name in self.columns:
-            if row[name] is not None and not isinstance(row[name], str):
-                raise InvalidError("wrong_type", f"{name} is a {type(row[name]).__name__}, not a string")
-        if not all(row[name] and row[name].strip() for name in self.columns):
-            return None
-        return {name: row[name] for name in self.columns}
+        texts = {name: text_of(name, row[name]) for name in self.columns}
+        return texts if all(text and text.strip() for text in texts.values()) else None
 
     def fit(self, rows: Iterable[Row]) -> "FeatureExtraction":
         """Fit the tokenizer unless it is given."""

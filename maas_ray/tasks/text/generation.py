@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import Field, StringConstraints
 
 from maas_ray.errors import DataError, InvalidError, RequestError
+from maas_ray.tasks.cells import text_of
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.pretrained import Pretrained
 from maas_ray.tasks.rows import AnswerRow, Column, Packing, RequestRow, Row, TensorSpec
@@ -95,17 +96,8 @@ class TextGenerationSpec(TaskSpec):
         """`text` as a string, or `messages` as JSON, with `tools` if there are any; None if it is blank."""
         if self.chats:
             return parse_chat(row, self.column)
-        text = row["text"]
-        if text is None:
-            return None
-        if isinstance(text, bytes):
-            try:
-                text = text.decode("utf-8-sig")
-            except UnicodeDecodeError as error:
-                raise InvalidError("not_utf_8", f"not UTF-8: byte {text[error.start]:#04x} at {error.start}") from error
-        if not isinstance(text, str):
-            raise InvalidError("wrong_type", f"text is a {type(text).__name__}, not a string")
-        return {"text": text} if text.strip() else None
+        text = text_of("text", row["text"])
+        return {"text": text} if text is not None and text.strip() else None
 
     def fit(self, rows: Iterable[Row]) -> "TextGeneration":
         """Fit the tokenizer, or load the given one."""

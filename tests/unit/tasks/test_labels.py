@@ -12,6 +12,8 @@ from maas_ray.errors import InvalidError
 from maas_ray.tasks import TaskSpec
 from maas_ray.tasks.tables.classification import TabularClassificationSpec
 from maas_ray.tasks.text.classification import TextClassificationSpec
+from maas_ray.tasks.text.embeddings import FeatureExtractionSpec
+from maas_ray.tasks.text.generation import TextGenerationSpec
 from maas_ray.tasks.text.token_classification import TokenClassificationSpec
 from maas_ray.tasks.vision.classification import ImageClassificationSpec
 from tests.support.errors import raises
@@ -69,3 +71,16 @@ def test_tags_are_named_as_labels_are() -> None:
         assert spec.parse_row({"tokens": ["a", "b"], "tags": tags}) == {"tokens": ["a", "b"], "tags": ["1", "2"]}
     with raises(InvalidError, "tag_missing"):
         spec.parse_row({"tokens": ["a", "b"], "tags": ["1", None]})
+
+
+def test_a_text_in_bytes_is_read_by_every_task_on_text() -> None:
+    """Parquet without the annotation of text has bytes, from Impala and old Spark among others."""
+    text = "Grüße"
+    for spec, row in (
+        (TextClassificationSpec(), {"text": text, "label": "a"}),
+        (TextGenerationSpec(), {"text": text}),
+        (FeatureExtractionSpec(), {"anchor": text, "positive": text}),
+    ):
+        assert spec.parse_row({name: value.encode() for name, value in row.items()}) == row
+        with raises(InvalidError, "not_utf_8", "0xff"):
+            spec.parse_row(row | {spec.inputs[0]: b"\xff"})

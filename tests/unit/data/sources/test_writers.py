@@ -128,12 +128,29 @@ def test_an_index_is_read_only_by_its_name(tmp_path: Path, kind: str) -> None:
         frame.rename_axis("Unnamed: 0").reset_index().to_json(path, orient="records", lines=True)
     of = source(format=kind, path=str(path))
 
-    assert [sorted(row[REST]) for row in rows_of(of, (REST, "y"))] == [["x"]] * 3
+    read = raws(of, (REST, "y"))
+    assert [sorted(raw.row[REST]) for raw in read if raw.row] == [["x"]] * 3
+    if kind in ("parquet", "arrow"):  # a named index may be missed
+        assert [list(raw.notes.values()) for raw in read] == [[3], [], []]
+        assert next(iter(read[0].notes)).startswith("row: the index of pandas is not read")
 
     if kind in ("parquet", "arrow"):
         assert rows_of(of, ("row", "y"))[0] == {"row": 9, "y": 2}
     if kind == "jsonl":
         assert rows_of(of, ("Unnamed: 0", "y"))[0] == {"Unnamed: 0": 9, "y": 2}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_column_that_stands_twice_in_a_file_is_refused(tmp_path: Path, kind: str) -> None:
+    table = pa.table([pa.array([1]), pa.array([2]), pa.array([3])], names=["a", "a", "b"])
+    if kind == "parquet":
+        pq.write_table(table, tmp_path / "a")
+    else:
+        pa.feather.write_feather(table, f"{tmp_path}/a")
+    of = source(format=kind, path=f"{tmp_path}/a")
+    assert "the column 'a' more than once" in problem_of(of, (REST, "b"))
+    assert "the column 'a' more than once" in problem_of(of, ("a",))
+    assert rows_of(of, ("b",)) == [{"b": 3}]
 
 
 # --- dates -----------------------------------------------------------------------------------------
