@@ -185,18 +185,26 @@ def columns_of(mapping: dict[str, str], existing: Iterable[str]) -> list[str]:
 
 def chosen(values: Row, mapping: dict[str, str]) -> Row:
     """A table's row by the task's names of the columns. A column that a row leaves out is null."""
-    row = {
-        name: values.get(column)
-        for name, column in mapping.items()
-        if name != REST and not name.startswith(DROP_PREFIX)
-    }
-    if REST in mapping:
-        apart = _not_rest(mapping)
-        row[REST] = {column: value for column, value in values.items() if column not in apart and not _unnamed(column)}
+    pairs, rest = _layout(tuple(values), tuple(mapping.items()))
+    row = {name: values.get(column) for name, column in pairs}
+    if rest is not None:
+        row[REST] = {column: values[column] for column in rest}
     return row
 
 
-@lru_cache(1 << 12)
+@lru_cache(1 << 10)
+def _layout(
+    columns: tuple[str, ...], mapping: tuple[tuple[str, str], ...]
+) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...] | None]:
+    """The named columns of a row, and those of `REST`. It is the same for most rows of a file, and costs much."""
+    by_name = dict(mapping)
+    pairs = tuple((name, c) for name, c in mapping if name != REST and not name.startswith(DROP_PREFIX))
+    if REST not in by_name:
+        return pairs, None
+    apart = _not_rest(by_name)
+    return pairs, tuple(column for column in columns if column not in apart and not _unnamed(column))
+
+
 def _unnamed(column: str) -> bool:
     return _UNNAMED.fullmatch(column) is not None
 
