@@ -28,11 +28,12 @@ def datasets(incomplete: str) -> list[str]:
     """Names of prepared datasets on a local disk."""
     with suppress(Exception):
         from maas_ray import storage
+        from maas_ray.data.known import names
         from maas_ray.settings import Settings
 
         root = storage.join(Settings.from_environment().storage, "datasets")
         if storage.is_local(root):
-            return [name for name in storage.list_directory(root) if name.startswith(incomplete)]
+            return [name for name in names(root) if name.startswith(incomplete)]
     return []
 
 

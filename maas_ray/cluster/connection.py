@@ -24,6 +24,7 @@ from maas_ray.errors import ClusterError
 from maas_ray.ray_private.core import dashboard_url
 from maas_ray.settings import Settings
 
+_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
@@ -117,7 +118,7 @@ def _join(cluster: Cluster, settings: Settings) -> None:
     taken = (job.get("runtime_env") or {}).get("env_vars") or {}
     variables = {name: value for name, value in worker_environment(settings).items() if name not in taken}
     try:
-        with sigterm_kept():
+        with sigterm_kept(), core_worker_silent(settings.verbose):
             ray.init(
                 address=cluster.address,
                 runtime_env={"env_vars": variables},
@@ -130,6 +131,22 @@ def _join(cluster: Cluster, settings: Settings) -> None:
             f"Check that {AUTH} ({os.environ.get(AUTH, 'not set')}) and the token are those of the cluster.",
             code="cluster_refused",
         ) from error
+
+
+@contextmanager
+def core_worker_silent(verbose: bool) -> Iterator[None]:
+    """Keep the C++ half of this process, which `ray.init` starts within, from printing; its errors are also raised.
+
+    It prints a line for every actor that may be restarted and takes arguments by reference, as Ray Data's do.
+    """
+    if verbose or _LOG_LEVEL in os.environ:
+        yield
+        return
+    os.environ[_LOG_LEVEL] = "fatal"
+    try:
+        yield
+    finally:
+        del os.environ[_LOG_LEVEL]
 
 
 @contextmanager

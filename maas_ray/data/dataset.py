@@ -33,7 +33,9 @@ import numpy as np
 
 from maas_ray import storage
 from maas_ray.data.kept_columns import stored_columns
+from maas_ray.data.known import names
 from maas_ray.data.manifest import DatasetMeta, Split
+from maas_ray.data.names import POINTER
 from maas_ray.data.shards import to_numpy
 from maas_ray.errors import CorruptError, DataError, NotFoundError
 from maas_ray.settings import Settings
@@ -48,7 +50,6 @@ QUARANTINE_DIRECTORY = "quarantine"
 REMOVED_DIRECTORY = "removed"
 INDEX_DIRECTORY = "index"
 INPUTS_DIRECTORY = "inputs"
-POINTER = "current.json"
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,7 @@ def open_dataset(settings: Settings, name_or_uri: str) -> PreparedDataset:
         try:
             fingerprint = read_pointer(home)
         except NotFoundError as error:
-            known = storage.list_directory(storage.join(settings.storage, "datasets"))
+            known = names(storage.join(settings.storage, "datasets"))
             raise NotFoundError(
                 f"dataset {name!r} not found; datasets: {', '.join(known) or 'none'}. "
                 "Create it with `maas prepare SPEC.yaml`.",

@@ -8,3 +8,4 @@ DROP_PREFIX = "drop/"
 """Prefix of columns that are not read, although a task takes all other columns."""
 FILE_COLUMNS = ("image", "audio")
 """Columns of tasks that hold whole files."""
+POINTER = "current.json"

@@ -15,8 +15,8 @@ from contextlib import suppress
 from maas_ray import storage
 from maas_ray.cluster import connect
 from maas_ray.data import damage
-from maas_ray.data.dataset import POINTER, PreparedDataset, dataset_home
-from maas_ray.data.names import SPLITS
+from maas_ray.data.dataset import PreparedDataset, dataset_home
+from maas_ray.data.names import POINTER, SPLITS
 from maas_ray.data.pipeline import resume_cache
 from maas_ray.data.plan import Plan, list_sources, plan_for
 from maas_ray.data.reading import Inspected

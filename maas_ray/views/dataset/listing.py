@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from maas_ray import storage
-from maas_ray.data.dataset import KIND, POINTER, PreparedDataset
+from maas_ray.data.dataset import KIND, PreparedDataset
+from maas_ray.data.names import POINTER
 from maas_ray.errors import MaasError, NotFoundError, StorageError
 from maas_ray.settings import Settings
 from maas_ray.views.dataset.summary import parent_of

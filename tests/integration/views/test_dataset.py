@@ -11,7 +11,8 @@ from PIL import Image
 
 from maas_ray import PrepareSpec, storage
 from maas_ray.cli import app
-from maas_ray.data.dataset import KIND, POINTER, PreparedDataset, dataset_home
+from maas_ray.data.dataset import KIND, PreparedDataset, dataset_home
+from maas_ray.data.names import POINTER
 from maas_ray.data.prepare import prepare
 from maas_ray.data.profile import PROFILE_FILE
 from maas_ray.settings import Settings

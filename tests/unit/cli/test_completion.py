@@ -26,7 +26,8 @@ def completed(*words: str) -> list[str]:
 
 
 def test_the_shell_completes_commands_and_names(settings: Settings) -> None:
-    storage.write_bytes(storage.join(settings.storage, "datasets", "digits", "x"), b"")
+    storage.write_bytes(storage.join(settings.storage, "datasets", "digits", "current.json"), b"{}")
+    storage.write_bytes(storage.join(settings.storage, "datasets", "digits-failed", "0123", "work", "x"), b"")
 
     assert completed("ev") == ["evaluate"]
     assert completed("data", "dig") == ["digits"]

@@ -91,7 +91,8 @@ def test_a_flipped_bit_is_found_by_reading(settings: Settings) -> None:
 
 def test_unknown_datasets_and_empty_splits_are_errors(settings: Settings) -> None:
     dataset = text_dataset(settings, "text")
-    with raises(NotFoundError, "dataset_not_found", "'other'", "text", "maas prepare"):
+    storage.write_bytes(storage.join(settings.storage, "datasets", "failed", "0123", "work", "x"), b"")
+    with raises(NotFoundError, "dataset_not_found", "'other'", "datasets: text.", "maas prepare"):
         open_dataset(settings, "other")
     with raises(DataError, "split_empty", "'extra'", "train, validation, test"):
         dataset.split("extra")

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from maas_ray.data.dataset import POINTER, dataset_home
+from maas_ray.data.dataset import dataset_home
 from maas_ray.data.dry_run import dry_run
+from maas_ray.data.names import POINTER
 from maas_ray.data.plan import plan_for
 from maas_ray.data.reading import inspect
 from maas_ray.data.spec import PrepareSpec
