@@ -39,7 +39,7 @@ INNER_FLOORS = {
     "data": [
         {"names", "profile"},
         {"sources"},
-        {"kept_columns", "manifest", "shards"},
+        {"kept_columns", "known", "manifest", "shards"},
         {"dataset", "cleaning"},
         {"reading", "splits", "damage"},
         {"dedup"},

@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from maas_ray.data.dedup.components import components, edges, representatives
 from maas_ray.data.splits.hashing import SPLIT_BITS
+from maas_ray.data.splits.stratify import Ends
 
 KEYS = pa.schema(
     {
@@ -57,8 +58,9 @@ class Decisions(NamedTuple):
         likes: the row that survives in place of each.
         exact: whether the content of both is the same.
         survivors: numbers of the rows that survive.
-        inputs: hashes of inputs whose split was open.
+        inputs: hashes of inputs that keep the split that they have in a dataset that grows.
         splits: the split number of each.
+        ends: the ends of stratified splits, for all other inputs. None: no split was open.
     """
 
     rows: np.ndarray = _NONE
@@ -67,6 +69,7 @@ class Decisions(NamedTuple):
     survivors: np.ndarray = _NONE
     inputs: np.ndarray = _NONE
     splits: np.ndarray = _NONE
+    ends: Ends | None = None
 
 
 def survival_rank(keys: np.ndarray, exact: np.ndarray, given: bool) -> np.ndarray:

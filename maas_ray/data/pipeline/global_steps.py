@@ -1,7 +1,7 @@
 """Steps that need all rows, on a cluster: duplicates, stratified splits, decontamination, and fitted cleaning.
 
-The driver receives only what a decision needs: two numbers for each duplicate, a hash for each row whose split is open,
-hashes of the n-grams to evaluate with, and, one block at a time, the rows that steps are fitted on.
+The driver receives only what a decision needs: two numbers for each duplicate, two hashes for each label whose share is
+held out, hashes of the n-grams to evaluate with, and, one block at a time, the rows that steps are fitted on.
 """
 
 import math
@@ -21,9 +21,9 @@ from maas_ray.data.pipeline import row_steps
 from maas_ray.data.pipeline.blocks import Blocks, run, run_over, run_sorted, tables
 from maas_ray.data.pipeline.index import INDEX, RowIndex, keys_of_old_rows, splits_of
 from maas_ray.data.pipeline.objects import packed
-from maas_ray.data.pipeline.rows import CONTAMINATED, KEPT, ROWS
+from maas_ray.data.pipeline.rows import CONTAMINATED, KEPT
 from maas_ray.data.spec import PrepareSpec
-from maas_ray.data.splits.assignment import stratified
+from maas_ray.data.splits import stratify
 from maas_ray.data.splits.hashing import SPLIT_BITS
 from maas_ray.errors import DataError
 from maas_ray.tasks import Row, TaskSpec
@@ -31,6 +31,7 @@ from maas_ray.terminal.lines import say
 
 _RANGE_BYTES = 32 << 20
 _KEY_BYTES = 33
+_OPEN_BYTES = 16
 
 
 def decide_duplicates_and_splits(spec: PrepareSpec, raw: Blocks, rows: int, old: RowIndex | None = None) -> Blocks:
@@ -47,9 +48,8 @@ def decide_duplicates_and_splits(spec: PrepareSpec, raw: Blocks, rows: int, old:
     if spec.deduplicate.near is not None or spec.may_straddle or (spec.drops_duplicates and old is not None):
         decisions = _survivors(spec, raw, rows, old)
     if spec.splits.stratify is not None:
-        inputs, splits = _stratified_splits(spec, raw, decisions, old)
-        decisions = decisions._replace(inputs=inputs, splits=splits)
-    if not len(decisions.rows) and not len(decisions.inputs):
+        decisions = _stratified(spec, raw, decisions, rows, old)
+    if not len(decisions.rows) and decisions.ends is None:
         return raw
     return run_over(raw, partial(_apply, decisions=ray.put(decisions)))
 
@@ -62,7 +62,7 @@ def _survivors(spec: PrepareSpec, raw: Blocks, rows: int, old: RowIndex | None) 
     rows += old.rows if old is not None else 0
     bands = spec.deduplicate.near.resolved_bands if spec.deduplicate.near is not None else 0
     ranges = max(1, math.ceil(rows * (bands + 1) * _KEY_BYTES / _RANGE_BYTES))
-    boundaries = [(number << 64) // ranges - (1 << 63) for number in range(1, ranges)]
+    boundaries = _even(ranges)
     keys = run(raw, partial(duplicate_keys, given=spec.has_given_splits))
     if keys and old is not None:
         keys += run(index_files(old), partial(keys_of_old_rows, uri=old.uri))
@@ -74,30 +74,36 @@ def index_files(index: RowIndex) -> Blocks:
     return [ray.put(packed([path])) for path in index.files]
 
 
-def _stratified_splits(
-    spec: PrepareSpec, raw: Blocks, decisions: Decisions, old: RowIndex | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs whose split was open, ascending, and the split of each; inputs of old rows keep theirs."""
-    listed = list(tables(run(raw, _open)))
-    open_rows = pa.concat_tables(listed) if listed else ROWS.empty_table()
-    open_rows = open_rows.filter(pa.array(~np.isin(open_rows["row"].to_numpy(), decisions.rows)))
-    decided = INDEX.empty_table().select(["inputs", "split"])
-    if old is not None and len(open_rows):
-        wanted = ray.put(np.unique(open_rows["inputs"].to_numpy()))
-        step = partial(splits_of, uri=old.uri, wanted=wanted)
-        decided = pa.concat_tables([decided, *tables(run(index_files(old), step))])
-        again = np.isin(open_rows["inputs"].to_numpy(), decided["inputs"].to_numpy())
-        open_rows = open_rows.filter(pa.array(~again))
-    strata = pc.rank(open_rows["stratum"], tiebreaker="dense").to_numpy()
-    inputs, splits = stratified(strata, open_rows["inputs"].to_numpy(), spec.splits.shares)
-    inputs, first = np.unique(np.concatenate([decided["inputs"].to_numpy(), inputs]), return_index=True)
-    return inputs, np.concatenate([decided["split"].to_numpy(), splits])[first]
+def _stratified(spec: PrepareSpec, raw: Blocks, decisions: Decisions, rows: int, old: RowIndex | None) -> Decisions:
+    """Decisions with the splits that were open; inputs of old rows keep theirs."""
+    kept = decisions
+    if old is not None:
+        step = partial(_open, decisions=ray.put(decisions))
+        seen = [np.unique(table["inputs"].to_numpy()) for table in tables(run(raw, step))]
+        wanted = ray.put(np.unique(np.concatenate([np.zeros(0, np.int64), *seen])))
+        listed = tables(run(index_files(old), partial(splits_of, uri=old.uri, wanted=wanted)))
+        decided = pa.concat_tables([INDEX.empty_table().select(["inputs", "split"]), *listed])
+        inputs, first = np.unique(decided["inputs"].to_numpy(), return_index=True)
+        kept = decisions._replace(inputs=inputs, splits=decided["split"].to_numpy()[first])
+    boundaries = _even(max(1, math.ceil(rows * _OPEN_BYTES / _RANGE_BYTES)))
+    keys = run(raw, partial(_open, decisions=ray.put(kept)))
+    ranges = run_sorted(keys, "inputs", boundaries, stratify.distinct) if keys else []
+    wanted_ranks = stratify.ranks(tables(run(ranges, stratify.counted)), spec.splits.shares)
+    found = run(ranges, partial(stratify.found, wanted=wanted_ranks))
+    return kept._replace(ends=stratify.ends_of(tables(found)))
 
 
-def _open(block: pa.Table) -> pa.Table:
+def _open(block: pa.Table, decisions: Any) -> pa.Table:
     """Kept rows whose split is open."""
-    chosen = pc.and_(pc.equal(block["fate"], KEPT), pc.is_valid(block["stratum"]))
-    return block.filter(chosen).select(["row", "stratum", "inputs"])
+    decided: Decisions = ray.get(decisions)
+    chosen = block.filter(pc.and_(pc.equal(block["fate"], KEPT), pc.is_valid(block["stratum"])))
+    dropped = np.isin(chosen["row"].to_numpy(), decided.rows) | np.isin(chosen["inputs"].to_numpy(), decided.inputs)
+    return chosen.filter(pa.array(~dropped)).select(["inputs", "stratum"])
+
+
+def _even(ranges: int) -> list[int]:
+    """Boundaries that cut the numbers of 64 bits into ranges of equal size."""
+    return [(number << 64) // ranges - (1 << 63) for number in range(1, ranges)]
 
 
 def decontaminated(ordered: Blocks, task: TaskSpec, how: Decontaminate) -> Blocks:

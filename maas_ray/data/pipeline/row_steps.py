@@ -109,12 +109,14 @@ def apply_decisions(rows: pa.Table, decisions: Decisions) -> pa.Table:
         likes[index] = int(decisions.likes[at])
     for index, at in _matches(numbers, decisions.survivors):
         likes[index] = int(decisions.survivors[at])
-    keys = rows["key"].to_numpy()
-    if len(decisions.inputs):
-        indices = np.searchsorted(decisions.inputs, rows["inputs"].to_numpy()).clip(max=len(decisions.inputs) - 1)
-        listed = decisions.inputs[indices] == rows["inputs"].to_numpy()
-        is_open = listed & ((keys >> SPLIT_BITS) == 0) & pc.is_valid(rows["stratum"]).to_numpy()
-        keys = np.where(is_open, rekeyed(keys, decisions.splits[indices]), keys)
+    keys, inputs = rows["key"].to_numpy(), rows["inputs"].to_numpy()
+    if decisions.ends is not None:
+        splits = decisions.ends.splits(rows["stratum"].fill_null(0).to_numpy(), inputs)
+        if len(decisions.inputs):
+            indices = np.searchsorted(decisions.inputs, inputs).clip(max=len(decisions.inputs) - 1)
+            splits = np.where(decisions.inputs[indices] == inputs, decisions.splits[indices], splits)
+        is_open = ((keys >> SPLIT_BITS) == 0) & pc.is_valid(rows["stratum"]).to_numpy()
+        keys = np.where(is_open, rekeyed(keys, splits), keys)
     return marked(with_column(rows, "key", keys), outcomes, likes)
 
 

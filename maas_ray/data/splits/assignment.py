@@ -1,6 +1,6 @@
 """How rows are assigned to splits: by a hash of their content, of their group, or as a column names it.
 
-Only `stratify` must see all rows before it decides: it holds out the same share of each label. See `stratified`.
+Only `stratify` must see all rows before it decides: it holds out the same share of each label. See `stratify`.
 """
 
 from collections.abc import Iterable
@@ -70,39 +70,6 @@ def hashed_split(digest: bytes, shares: Iterable[float]) -> int:
             return number
         fraction -= share
     return 0
-
-
-def stratified(strata: np.ndarray, inputs: np.ndarray, shares: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Assign inputs to splits so that the same share of each stratum is held out, rounded to the nearest input.
-
-    Among the distinct inputs of a stratum, those with the lowest hashes are for validation and the next for testing.
-    An input with several labels belongs to the stratum with the lowest number, so that it lies in one split.
-
-    Args:
-        strata: number of each row's label, int [n].
-        inputs: hash of each row's inputs, int64 [n].
-        shares: of validation and test.
-
-    Returns:
-        The distinct inputs, ascending, and the split number of each.
-    """
-    order = np.lexsort((strata, inputs))
-    inputs, strata = inputs[order], strata[order]
-    first = np.ones(len(inputs), bool)
-    first[1:] = inputs[1:] != inputs[:-1]
-    inputs, strata = inputs[first], strata[first]
-    splits = np.zeros(len(inputs), np.int8)
-    by_stratum = np.argsort(strata, kind="stable")  # within a stratum, ascending by hash
-    last = np.append(np.diff(strata[by_stratum]) != 0, [True] * (len(strata) > 0))
-    begin = 0
-    for end in (np.flatnonzero(last) + 1).tolist():
-        start = begin
-        for number, share in enumerate(shares, start=1):
-            count = round(share * (end - begin))
-            splits[by_stratum[start : start + count]] = number
-            start += count
-        begin = end
-    return inputs, splits
 
 
 def rekeyed(keys: np.ndarray, splits: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import pytest
 
 from maas_ray import storage
 from maas_ray.data.dataset import dataset_home, open_dataset
+from maas_ray.data.names import POINTER
 from maas_ray.data.shards import from_numpy, to_numpy, write_table
 from maas_ray.errors import CorruptError, DataError, NotFoundError
 from maas_ray.settings import Settings
@@ -92,6 +93,7 @@ def test_a_flipped_bit_is_found_by_reading(settings: Settings) -> None:
 def test_unknown_datasets_and_empty_splits_are_errors(settings: Settings) -> None:
     dataset = text_dataset(settings, "text")
     storage.write_bytes(storage.join(settings.storage, "datasets", "failed", "0123", "work", "x"), b"")
+    storage.write_json(storage.join(dataset_home(settings, "text"), POINTER), {"fingerprint": dataset.fingerprint})
     with raises(NotFoundError, "dataset_not_found", "'other'", "datasets: text.", "maas prepare"):
         open_dataset(settings, "other")
     with raises(DataError, "split_empty", "'extra'", "train, validation, test"):

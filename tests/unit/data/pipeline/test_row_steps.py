@@ -10,6 +10,7 @@ from maas_ray.data.dedup.survivors import Decisions
 from maas_ray.data.pipeline.row_steps import apply_decisions, key_ranges, settle
 from maas_ray.data.pipeline.rows import DUPLICATE, KEPT, NEAR_DUPLICATE, ROWS, SAMPLED_OUT, Packer
 from maas_ray.data.splits.hashing import SPLIT_BITS, sort_key
+from maas_ray.data.splits.stratify import Ends
 
 
 def block(*rows: dict[str, Any]) -> pa.Table:
@@ -86,6 +87,7 @@ def test_decisions_over_all_rows_mark_duplicates_and_move_open_rows() -> None:
         survivors=np.array([0]),
         inputs=np.array([5, 6]),
         splits=np.array([2, 1]),
+        ends=Ends(np.array([1]), np.array([[0], [8]]), np.zeros(0, np.int64), np.zeros(0, np.int64)),
     )
     decided = apply_decisions(rows, decisions)
 

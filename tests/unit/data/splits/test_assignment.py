@@ -6,7 +6,7 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
-from maas_ray.data.splits.assignment import hashed_split, named, rekeyed, split_of, stratified, stratum_of
+from maas_ray.data.splits.assignment import hashed_split, named, rekeyed, split_of, stratum_of
 from maas_ray.data.splits.hashing import sort_key
 from maas_ray.data.splits.spec import Splits
 from maas_ray.errors import InvalidError, SpecError
@@ -69,45 +69,6 @@ def test_the_stratum_is_the_label_and_leaves_the_split_open() -> None:
     assert split_of(splits, "3", DIGESTS[0]) == 0
     assert len({stratum_of(splits, label) for label in ("3", "4", "")}) == 3
     assert stratum_of(Splits(), "") is None
-
-
-def test_stratify_holds_out_the_same_share_of_each_label() -> None:
-    rng = np.random.default_rng(0)
-    strata = np.array([1] * 1000 + [2] * 20)
-    inputs = rng.integers(-(2**63), 2**63 - 1, len(strata))
-    distinct, splits = stratified(strata, inputs, (0.1, 0.2))
-    of = dict(zip(distinct.tolist(), splits.tolist(), strict=True))
-    for label, count in ((1, 1000), (2, 20)):
-        counts = np.bincount([of[hashed] for hashed in inputs[strata == label].tolist()], minlength=3)
-        assert counts.tolist() == [count * 7 // 10, count // 10, count // 5]
-    # The order of the rows does not matter.
-    order = rng.permutation(len(strata))
-    again = stratified(strata[order], inputs[order], (0.1, 0.2))
-    assert np.array_equal(again[0], distinct)
-    assert np.array_equal(again[1], splits)
-
-
-def test_stratify_rounds_a_share_to_the_nearest_input() -> None:
-    """A tenth of 17 inputs is 1.7, so 2 are held out; a tenth of 13 is 1.3, so 1 is."""
-    strata = np.array([1] * 17 + [2] * 13)
-    _, splits = stratified(strata, np.arange(30), (0.1, 0.1))
-    for label, held_out in ((1, 2), (2, 1)):
-        assert np.bincount(splits[strata == label], minlength=3).tolist()[1:] == [held_out, held_out]
-
-
-def test_stratify_holds_out_the_inputs_with_the_lowest_hashes() -> None:
-    inputs, splits = stratified(np.zeros(10, int), np.arange(10)[::-1].copy(), (0.2, 0.3))
-    assert inputs.tolist() == list(range(10))
-    assert splits.tolist() == [1, 1, 2, 2, 2, 0, 0, 0, 0, 0]
-
-
-def test_an_input_with_several_labels_counts_for_the_lowest_label() -> None:
-    """Inputs 0 to 9 have the labels 2 and 1, and inputs 10 to 19 only 2: half of each ten is held out."""
-    strata = np.array([2, 1] * 10 + [2] * 10)
-    inputs = np.concatenate([np.repeat(np.arange(10), 2), np.arange(10, 20)])
-    distinct, splits = stratified(strata, inputs, (0.5, 0.0))
-    assert distinct.tolist() == list(range(20))
-    assert np.flatnonzero(splits).tolist() == [0, 1, 2, 3, 4, 10, 11, 12, 13, 14]
 
 
 def test_a_key_keeps_its_content_in_another_split() -> None:
