@@ -148,7 +148,7 @@ class Fields:
             if self.given == "text" and isinstance(value, bytes):
                 value = value.decode("utf-8-sig")
             return {self.required[0]: value}
-        fields = {name: row[name] for name in self.required}
+        fields = {name: row[name] for name in self.required if row[name] is not None}
         rest: Row = row[REST]
         if self.any_of and not any(self.names[name] in rest for name in self.any_of):
             columns = _listed(self.names[name] for name in self.any_of)

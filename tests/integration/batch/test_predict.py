@@ -140,7 +140,7 @@ def test_bad_rows_are_set_aside_with_their_reasons(settings: Settings, digits: d
     errors = {row["position"]: row for row in pq.read_table(broken).to_pylist()}
     assert errors[4]["error"].startswith("not JSON")
     assert "not an image" in errors[8]["error"]
-    assert errors[10]["error"] == "no field 'image'"
+    assert errors[10]["error"] == "Missing required parameter: 'image'."
     assert errors[4]["excerpt"] == b"{not json\n"
 
     with raises(DataError, "too_many_quarantined", "3 of 20 rows", "max_quarantined (0.1)"):

@@ -116,7 +116,9 @@ def test_too_many_quarantined_rows_stop_the_run_with_the_three_most_common_error
 ) -> None:
     path = tmp_path / "rows.jsonl"
     good = "".join(json.dumps({"text": f"well {n}", "label": "a"}) + "\n" for n in range(10))
-    path.write_text(good + "{broken\n" * 6 + "[1]\n" * 4 + '{"text": "x"}\n' * 3 + '{"text": 1, "label": 2}\n')
+    path.write_text(
+        good + "{broken\n" * 6 + "[1]\n" * 4 + '{"text": 1, "label": 2}\n' * 3 + '{"text": "x", "label": [2]}\n'
+    )
     with raises(DataError, "too_many_quarantined", "14 of 24 rows") as caught:
         prepared(path, place)
     lines = str(caught.value).splitlines()[1:4]
