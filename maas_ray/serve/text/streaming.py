@@ -52,7 +52,10 @@ class StreamedAnswer:
             ended = token in self._request.end_ids
             new = self._lead.push(self._text.push([token]))
             if self._spelling is not None and not ended:
-                self._held.append(_logprob(self._spelling, token, tokens.logprobs[index], self._decoded))
+                spelled = self._spelling.bytes_of(token)
+                if not self._decoded and not new.startswith(" "):
+                    spelled = spelled.removeprefix(b" ")  # a space that the decoder, or the lead, took away
+                self._held.append(_logprob(spelled, tokens.logprobs[index], self._decoded))
                 self._decoded += len(new)
             more, stopped = self._stops.push(new)
             piece += more
@@ -75,9 +78,8 @@ class StreamedAnswer:
         return tuple(released)
 
 
-def _logprob(spelling: Spelling, token: int, logprob: float, offset: int) -> TokenLogprob:
-    """A token's entry; `offset` is the position of its text in the answer."""
-    spelled = spelling.bytes_of(token)
+def _logprob(spelled: bytes, logprob: float, offset: int) -> TokenLogprob:
+    """A token's entry, by its bytes; `offset` is the position of its text in the answer."""
     return TokenLogprob(spelled.decode(errors="replace"), spelled, max(logprob, _MIN_LOGPROB), offset)
 
 

@@ -94,12 +94,11 @@ def test_prompt_and_answer_are_one_text(family: str, tmp_path: Path) -> None:
                     logprobs = [one for delta in deltas for one in delta.logprobs]
                     # Each token is where its text begins.
                     assert all(0 <= one.offset <= len(answer) for one in logprobs)
-                    for one in logprobs if beginning.isascii() and beginning.strip() else ():
-                        assert (
-                            answer[one.offset :].startswith(one.token)
-                            or one.token == "<unk>"
-                            or not one.token.isascii()
-                        )
+                    tokens = [one.token for one in logprobs]
+                    if "<unk>" not in tokens and "\ufffd" not in beginning:
+                        assert b"".join(one.spelled for one in logprobs) == answer.encode()
+                        for one in logprobs:
+                            assert "\ufffd" in one.token or answer[one.offset :].startswith(one.token)
 
 
 def test_an_answer_after_a_special_token_begins_as_a_text_does(tmp_path: Path) -> None:
