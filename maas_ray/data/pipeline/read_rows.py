@@ -40,7 +40,7 @@ from maas_ray.data.splits.assignment import named, split_of, stratum_of
 from maas_ray.data.splits.hashing import content_bytes, fraction, leading, sort_key
 from maas_ray.data.splits.spec import Splits
 from maas_ray.tasks import Row, TaskSpec
-from maas_ray.tasks.cells import category
+from maas_ray.tasks.cells import category, name_of
 from maas_ray.tasks.rows import OPTIONAL_PREFIX
 
 _BATCH_ROWS, _BATCH_BYTES = 1 << 14, 8 << 20
@@ -104,7 +104,8 @@ def inspect_files(items: pa.Table, sources: tuple[AnySource, ...], columns: tupl
 class _Cleaned(NamedTuple):
     """A raw row as cleaned, or the reason why a step dropped it; and the changes that steps made.
 
-    `named` is the value that decides its split, as the source gave it; see `assignment.named`.
+    `named` is the value that decides its split, or the name of its series, as the source gave it; see
+    `assignment.named`.
     """
 
     raw: Raw
@@ -156,6 +157,7 @@ def _cleaned_rows(part: Part, reading: Reading) -> Iterator[_Cleaned]:
         return
     dropped: list[_Cleaned] = []
     notes = Notes()
+    names: dict[str, str] = {}
 
     def steps() -> Iterator[Raw]:
         for one in cleaned:
@@ -163,7 +165,7 @@ def _cleaned_rows(part: Part, reading: Reading) -> Iterator[_Cleaned]:
             if one.reason:
                 dropped.append(one._replace(notes=Notes()))
             else:
-                yield one.raw
+                yield _in_its_series(one, reading.task.steps.series, names) if reading.task.steps else one.raw
 
     for raw in joined(steps(), reading.task.steps, reading.splits.shares):
         yield _Cleaned(raw, notes=Notes(notes))
@@ -171,11 +173,31 @@ def _cleaned_rows(part: Part, reading: Reading) -> Iterator[_Cleaned]:
     yield from dropped
 
 
+def _in_its_series(step: _Cleaned, column: str | None, names: dict[str, str]) -> Raw:
+    """A step of a series, whose name after cleaning no other series of the file has: not all are `<EMAIL_ADDRESS>`.
+
+    Args:
+        step: the step.
+        column: the column that tells series apart.
+        names: names after cleaning, by the names before.
+    """
+    raw = step.raw
+    if raw.row is None or column is None:
+        return raw
+    cleaned = name_of(raw.row[column])
+    if step.named not in names:
+        names[step.named] = cleaned if cleaned == step.named else f"{cleaned} {len(names) + 1}"
+    name = names[step.named]
+    return raw if name == cleaned else replace(raw, row={**raw.row, column: name})
+
+
 def _cleaned(raw: Raw, reading: Reading) -> _Cleaned:
     notes = Notes(raw.notes)
     if raw.row is None:
         return _Cleaned(raw, notes=notes)
     name = named(reading.splits, raw.row) if raw.split is None else ""
+    if reading.task.steps is not None and reading.task.steps.series is not None:
+        name = name_of(raw.row[reading.task.steps.series])
     if not reading.steps:
         return _Cleaned(raw, notes=notes, named=name)
     try:

@@ -114,3 +114,22 @@ def test_equal_rows_are_duplicates_unless_they_are_observations(task: dict[str, 
     assert spec.drops_duplicates is drops
     for exact in (True, False):
         assert spec_of(Path("in.parquet"), task=task, deduplicate={"exact": exact}).drops_duplicates is exact
+
+
+def test_cleaning_does_not_join_series(tmp_path: Path) -> None:
+    """The step masks the addresses that name the series; 30 users keep a series of 20 steps each."""
+    path = tmp_path / "use.jsonl"
+    rows = [{"user": f"user{n % 30}@example.com", "day": n // 30, "y": n} for n in range(600)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"type": "time-series-forecasting", "target": "y", "series": "user", "context_length": 4, "horizon": 1}
+    fields = {"task": task, "splits": {"validation": 0, "test": 0.25}}
+    plain = read(spec_of(path, **fields))
+    masked = read(spec_of(path, **fields, clean=[{"step": "pii", "columns": ["user"]}]))
+
+    def series(table: pa.Table) -> list[tuple[int, list[float]]]:
+        rows = map(raw_of, table["shape"].to_pylist(), table["payload"].to_pylist())
+        return sorted((row["start"], row["values"][:, 0].tolist()) for row in rows)
+
+    assert series(masked) == series(plain)
+    assert len(plain) == 60
+    assert not any(b"user1@" in payload for payload in masked["payload"].to_pylist())
