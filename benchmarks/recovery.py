@@ -124,10 +124,11 @@ def plain_in(directory: str) -> Callable[[dict], None]:
         _, micro, passes = batch_geometry(spec, spec.workers)
         reads = plan.reads(rank, spec.workers, done, 4096)
         rows = np.concatenate([rows_of(dataset, plan, rank, spec.workers, *read)["input_ids"] for read in reads])
-        rows, place = torch.from_numpy(rows.astype(np.int64)), 0
+        place = 0
         for step in range(done + 1, plan.total_steps + 1):
             for _ in range(passes):
-                loss = task.loss(engine, {"input_ids": rows[place : place + micro].to(device)})
+                batch = task.collate({"input_ids": rows[place : place + micro]})
+                loss = task.loss(engine, {name: tensor.to(device) for name, tensor in batch.items()})
                 engine.backward(loss)
                 engine.step()
                 place += micro
@@ -210,8 +211,8 @@ def run_ours(fields: dict, name: str, step: int) -> dict[str, float]:
     from maas_ray.training.checkpoints.catalog import newest
     from maas_ray.training.preflight import make_plan
     from maas_ray.training.ray_train import launch
-    from maas_ray.training.record import run_home
     from maas_ray.training.run import train
+    from maas_ray.training.runs.record import run_home
     from maas_ray.training.spec import TrainSpec
 
     settings, spec = Settings.from_environment(), TrainSpec.parse(fields | {"run": name})

@@ -63,7 +63,7 @@ def bare(rank: int, port: int, fields: dict, results: str) -> None:
         rows_of(dataset, plan, rank, spec.workers, *read)["input_ids"]
         for read in plan.reads(rank, spec.workers, 0, 4096)
     ]
-    rows = torch.from_numpy(np.concatenate(pieces).astype(np.int64))
+    rows = np.concatenate(pieces)
     torch.manual_seed(spec.seed)
     task = dataset.task
     network = spec.network.build(task)
@@ -76,7 +76,8 @@ def bare(rank: int, port: int, fields: dict, results: str) -> None:
         if step == WARM_UP:
             started = time.perf_counter()
         for _ in range(accumulation):
-            loss = task.loss(engine, {"input_ids": rows[place : place + micro].to(device)})
+            batch = task.collate({"input_ids": rows[place : place + micro]})
+            loss = task.loss(engine, {name: tensor.to(device) for name, tensor in batch.items()})
             engine.backward(loss)
             engine.step()
             place += micro
