@@ -1,4 +1,4 @@
-"""`pii`: replaces personal data with its type. `step` is the cleaning step, `patterns` recognises the data."""
+"""`pii`: replaces personal data and keys with their type. `step` is the cleaning step; the rest recognises the data."""
 
 from maas_ray.data.cleaning.pii.step import Pii
 

@@ -1,6 +1,6 @@
 """The step `pii`: replace personal data with its type: `anna@web.de` → `<EMAIL_ADDRESS>`.
 
-    text ─▶ lines with an @, or with enough digits ─▶ patterns ─▶ check digits, numbering plans ─▶ tokens
+    text ─▶ its copy in ASCII signs ─▶ lines with an @, or with enough digits ─▶ patterns ─▶ check digits ─▶ tokens
 
 A search over the whole text finds the lines that could contain personal data; expensive checks run on these lines only.
 Names of people and places are not recognised, because that needs a model.
@@ -8,24 +8,26 @@ Names of people and places are not recognised, because that needs a model.
 
 import re
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field
 
 from maas_ray.data.cleaning.base import Notes
 from maas_ray.data.cleaning.base.text import TextMapper
-from maas_ray.data.cleaning.pii import patterns
+from maas_ray.data.cleaning.pii import addresses, numbers, phones, secrets
+from maas_ray.data.cleaning.pii.characters import searchable
 from maas_ray.errors import InvalidError
 from maas_ray.tasks.rows import Row
 
-Entity = Literal["EMAIL_ADDRESS", "PHONE_NUMBER", "CREDIT_CARD", "IBAN_CODE", "IP_ADDRESS", "NATIONAL_ID"]
-Country = Literal["US", "GB", "DE", "FR", "ES", "IT", "NL", "PL", "BR", "IN", "CN"]
+Entity = Literal["EMAIL_ADDRESS", "PHONE_NUMBER", "CREDIT_CARD", "IBAN_CODE", "IP_ADDRESS", "NATIONAL_ID", "SECRET"]
+Country = Literal["US", "GB", "DE", "FR", "ES", "IT", "NL", "PL", "BR", "IN", "CN", "CA", "AU"]
 
 # Six digits or more, close together: every number that is searched for has them, except short IP addresses.
 _DIGITS = re.compile(r"[0-9](?:[^0-9\n]{0,3}[0-9]){5}")
 _POINTS = re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]")
-_COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:")
-_AT = re.compile("@")
+# Four digits: in some small regions a number has no more. They are searched for only if the spec names such a region.
+_FEW_DIGITS = re.compile(r"[0-9](?:[^0-9\n]{0,3}[0-9]){3}")
 
 
 def _region(region: str) -> str:
@@ -57,14 +59,18 @@ class Pii(TextMapper):
 
     def _redacted(self, text: str, notes: Notes) -> str:
         """The text after replacing until nothing is found, because one replacement may uncover the next."""
-        while spans := self._disjoint(self._spans(text)):
+        while True:
+            copy = searchable(text)
+            spans = self._disjoint(self._spans(copy.text))
+            if not spans:
+                return text
             parts, last = [], 0
-            for start, end, name in spans:
+            for first, end, name in spans:
+                start, stop = copy.original(first, end)
                 parts += [text[last:start], f"<{name}>"]
-                last = end
+                last = stop
                 notes[name] += 1
             text = "".join([*parts, text[last:]])
-        return text
 
     @staticmethod
     def _disjoint(spans: Iterable[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
@@ -76,35 +82,58 @@ class Pii(TextMapper):
         return disjoint
 
     def _spans(self, text: str) -> Iterator[tuple[int, int, str]]:
-        if "EMAIL_ADDRESS" in self.entities and "@" in text:
-            for start, end in _lines(text, _AT):
-                for span in patterns.email_addresses(text, start, end):
+        if "SECRET" in self.entities:
+            yield from _secrets(text)
+        if "EMAIL_ADDRESS" in self.entities:
+            for start, end in _lines(text, addresses.at_signs(text)):
+                for span in addresses.email_addresses(text, start, end):
                     yield *span, "EMAIL_ADDRESS"
         if "IP_ADDRESS" in self.entities:
-            for pattern in (_POINTS, _COLONS):
+            for pattern in (_POINTS, addresses.COLONS):
                 for start, end in _lines(text, pattern):
-                    for span in patterns.ip_addresses(text, start, end, private=self.private_ips):
+                    for span in addresses.ip_addresses(text, start, end, private=self.private_ips):
                         yield *span, "IP_ADDRESS"
-        if {"CREDIT_CARD", "IBAN_CODE", "NATIONAL_ID", "PHONE_NUMBER"}.intersection(self.entities):
-            for start, end in _lines(text, _DIGITS):
+        if "IBAN_CODE" in self.entities:
+            for span in numbers.ibans(text):
+                yield *span, "IBAN_CODE"
+        if {"CREDIT_CARD", "NATIONAL_ID", "PHONE_NUMBER"}.intersection(self.entities):
+            few = "PHONE_NUMBER" in self.entities and self._phone_digits < 6
+            for start, end in _lines(text, _FEW_DIGITS if few else _DIGITS):
                 yield from self._numbers(text, start, end)
+
+    @cached_property
+    def _phone_digits(self) -> int:
+        """Digits of the shortest phone numbers."""
+        from phonenumbers import PhoneNumberFormat, PhoneNumberType, example_number_for_type, format_number
+
+        kinds = (PhoneNumberType.FIXED_LINE, PhoneNumberType.MOBILE)
+        examples = [example_number_for_type(region, kind) for region in self.phone_regions for kind in kinds]
+        written = [format_number(example, PhoneNumberFormat.NATIONAL) for example in examples if example]
+        return min(7, *(sum(map(str.isdigit, number)) for number in written))
 
     def _numbers(self, text: str, start: int, end: int) -> Iterator[tuple[int, int, str]]:
         """Spans of numbers. Kinds with stricter checks come first, since the first of two equal spans wins."""
-        if "IBAN_CODE" in self.entities:
-            for span in patterns.ibans(text, start, end):
-                yield *span, "IBAN_CODE"
         if "CREDIT_CARD" in self.entities:
-            for span in patterns.credit_cards(text, start, end):
+            for span in numbers.credit_cards(text, start, end):
                 yield *span, "CREDIT_CARD"
         if "NATIONAL_ID" in self.entities:
-            for kind in patterns.NATIONAL_IDS:
-                if kind.country in self.countries:
-                    for span in kind.find(text, start, end):
-                        yield *span, kind.name
+            yield from numbers.national_ids(text, start, end, self.countries)
         if "PHONE_NUMBER" in self.entities:
-            for span in patterns.phone_numbers(text, start, end, regions=self.phone_regions):
+            for span in phones.phone_numbers(
+                text, start, end, regions=self.phone_regions, min_digits=self._phone_digits
+            ):
                 yield *span, "PHONE_NUMBER"
+
+
+def _secrets(text: str) -> Iterator[tuple[int, int, str]]:
+    for span in secrets.private_keys(text):
+        yield *span, "PRIVATE_KEY"
+    for span in secrets.aws_secret_keys(text):
+        yield *span, "API_KEY"
+    for pattern in secrets.likely(text):
+        for start, end in _lines(text, pattern):
+            for span in secrets.api_keys(text, start, end):
+                yield *span, "API_KEY"
 
 
 def _lines(text: str, pattern: re.Pattern[str]) -> Iterator[tuple[int, int]]:

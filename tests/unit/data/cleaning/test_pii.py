@@ -4,6 +4,7 @@ import re
 import time
 from typing import Any
 
+import phonenumbers
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,8 +49,61 @@ FOUND = [
     ("PESEL: 44051401359", "PESEL: <PL_PESEL>"),
     ("390.533.447-05", "<BR_CPF>"),
     ("2341 2341 2346", "<IN_AADHAAR>"),
-    ("身份证11010519491231002X。", "身份证11010519491231002X。"),
+    ("身份证11010519491231002X。", "身份证<CN_RIC>。"),
     ("身份证：11010519491231002X。", "身份证：<CN_RIC>。"),
+]
+
+
+FOUND += [
+    # Letters of scripts without spaces are not a part of the number or name beside them.
+    ("身份证号11010519491231002X是我的", "身份证号<CN_RIC>是我的"),
+    ("卡号4111111111111111请", "卡号<CREDIT_CARD>请"),
+    ("手机+8613800138000联系", "手机<PHONE_NUMBER>联系"),
+    ("服务器203.0.114.200不通", "服务器<IP_ADDRESS>不通"),
+    ("IBANはDE89370400440532013000です", "IBANは<IBAN_CODE>です"),
+    ("请发邮件到zhangsan@example.com谢谢", "请发邮件到<EMAIL_ADDRESS>谢谢"),
+    ("ติดต่อsomchai@example.co.thครับ", "ติดต่อ<EMAIL_ADDRESS>ครับ"),
+    ("ទាក់ទង+85512345678ថ្ងៃ, ໂທ+8562023456789ຂໍ", "ទាក់ទង<PHONE_NUMBER>ថ្ងៃ, ໂທ<PHONE_NUMBER>ຂໍ"),
+    ("用户@例子.公司谢谢", "<EMAIL_ADDRESS>谢谢"),
+    # Signs of word processors, PDFs and phones.
+    ("4111\u00a01111\u202f1111\u20071111", "<CREDIT_CARD>"),
+    ("DE89\u00a03704\u00a00044\u00a00532\u00a00130\u00a000", "<IBAN_CODE>"),
+    ("SSN 536\u20134399", "SSN 536\u20134399"),
+    ("SSN 536\u201390\u20134399", "SSN <US_SSN>"),
+    ("\u202a+1 212\u2011736\u20115000\u202c!", "\u202a<PHONE_NUMBER>\u202c!"),
+    ("jo\u00adhn@ac\u200bme.com", "<EMAIL_ADDRESS>"),
+    ("４１１１　１１１１　１１１１　１１１１ と ٤١١١١١١١١١١١١١١١", "<CREDIT_CARD> と <CREDIT_CARD>"),
+    # Addresses in running text.
+    (
+        "john@acme.com[1], john@acme.com(work), _john@acme.com_",
+        "<EMAIL_ADDRESS>[1], <EMAIL_ADDRESS>(work), <EMAIL_ADDRESS>_",
+    ),
+    ("user@xn--e1afmkfd.xn--p1ai user@пример.рф john.@acme.com", "<EMAIL_ADDRESS> <EMAIL_ADDRESS> <EMAIL_ADDRESS>"),
+    ("john%40acme.com john&#64;acme.com john＠acme.com", "<EMAIL_ADDRESS> <EMAIL_ADDRESS> <EMAIL_ADDRESS>"),
+    # Cards of all lengths: examples of issuers, or with Luhn's digit worked out.
+    ("4111 1111 1111 1111 12/28, Visa 4222222222222", "<CREDIT_CARD> 12/28, Visa <CREDIT_CARD>"),
+    ("6221261234567890129 6759649826438453 5018 0000 0009", "<CREDIT_CARD> <CREDIT_CARD> <CREDIT_CARD>"),
+    ("2200 0000 0000 0004, 8171999927660000", "<CREDIT_CARD>, <CREDIT_CARD>"),
+    ("de89 3704 0044 0532 0130 00 bitte", "<IBAN_CODE> bitte"),
+    ("DE89-3704-0044-0532-0130-00", "<IBAN_CODE>"),
+    ("NI number ab123456c, NHS 943 476 5919", "NI number <UK_NINO>, NHS <UK_NHS>"),
+    ("SIN 130 692 544, TFN 123 456 782", "SIN <CA_SIN>, TFN <AU_TFN>"),
+    # Numbers in other forms.
+    ("Tel.212-736-5000, 1 (212) 736-5000", "Tel.<PHONE_NUMBER>, <PHONE_NUMBER>"),
+    ("+1 (212) 736-5000 ext. 12; 212-736-5000 x123", "<PHONE_NUMBER>; <PHONE_NUMBER>"),
+    ("tel:+1-212-736-5000;ext=12 Phone: 2127365000", "tel:<PHONE_NUMBER> Phone: <PHONE_NUMBER>"),
+    ("(+49) 30 901820, +44 (0)20 7946 0018", "<PHONE_NUMBER>, <PHONE_NUMBER>"),
+    ("Doe,212-736-5000,10115", "Doe,<PHONE_NUMBER>,10115"),
+    # Keys as their issuers' documentation shows them.
+    ("AKIAIOSFODNN7EXAMPLE", "<API_KEY>"),
+    ("aws_secret_access_key = wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "aws_secret_access_key = <API_KEY>"),
+    ("token ghp_16C7e42F292c6912E7710c838347Ae178B4a", "token <API_KEY>"),
+    ("sk_test_4eC39HqLyjWDarjtT1zdp7dc", "<API_KEY>"),
+    (
+        "Bearer eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxMjM0NTY3ODkwIiwibmFtZSI6IkpvaG4gRG9lIiwiaWF0IjoxNTE2Mj"
+        "M5MDIyfQ.SflKxwRJSMeKKF2QT4fwpMeJf36POk6yJV_adQssw5c",
+        "Bearer <API_KEY>",
+    ),
 ]
 
 
@@ -79,12 +133,43 @@ def test_personal_data_is_replaced_with_its_type(text: str, without: str) -> Non
         "127.0.0.1 0.0.0.0 255.255.255.255 10.0.0.1 192.168.1.1 52.94.0.0/22",
         "2.817 940 2894 e-15, 206.768 2823, 1.410 570 5830",
         "ISBN 978-3-16-148410-0, DE1234, FR76 3000 6000 0112 3456 7890 188, BG 12 34 56 C",
+        "lodash@4.17.beta, (q@k.to(d), q@k.T), 5e8@x.grad(y)",
+        "261954000*C1*x**2 + 278326125*C1*x, 6.332362889 + 45.92828268*I",
+        "pp. 857-872 (1998), 1.410 570 5830, call(2127365000), 2127365000, 4006381333931",
+        "2837 3521 8309 7533 4037 7909 8073 3862 5062, 01 42 68 53 00 06 12 34 56 78",
+        "get_user_by_primary_key_or_none_at_all2, sk-learn, eyJ.not.token, AKIA, hf_hub_download_and_more",
+        "-----BEGIN CERTIFICATE-----",
         "078-05-1120, 000-12-3456, 666-12-3456, 987-65-4321",
         "",
     ],
 )
 def test_text_that_resembles_personal_data_stays(text: str) -> None:
     assert redacted(text) == text
+
+
+REGIONS = sorted(phonenumbers.SUPPORTED_REGIONS)
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_the_example_numbers_of_a_region_are_found_in_every_format(region: str) -> None:
+    """The examples of libphonenumber; written as digits alone, or like a date, they need a word before them."""
+    kinds = (phonenumbers.PhoneNumberType.FIXED_LINE, phonenumbers.PhoneNumberType.MOBILE)
+    for number in (phonenumbers.example_number_for_type(region, kind) for kind in kinds):
+        if number is None:
+            continue
+        for style in (0, 1, 2, 3):  # E.164, international, national, RFC 3966
+            written = phonenumbers.format_number(number, style).removeprefix("tel:")
+            word = "Tel. " if written.isdigit() or (written[:2].isdigit() and len(written) == 8) else "We met "
+            assert redacted(f"{word}{written} (again)", phone_regions=(region,)) == f"{word}<PHONE_NUMBER> (again)"
+
+
+@pytest.mark.parametrize("end", ["\n-----END RSA PRIVATE KEY-----", ""])
+@pytest.mark.parametrize("line", ["\n", "\\n"])
+def test_private_keys_are_replaced_whole_even_if_their_end_is_missing(line: str, end: str) -> None:
+    body = line.join(["MIIEpAIBAAKCAQEA" * 4] * 3 + ["bPxRfiCYEXAMPLEKEY=="])
+    key = f"-----BEGIN RSA PRIVATE KEY-----{line}{body}{end.replace(chr(10), line)}"
+
+    assert redacted(f'x = "{key}" # y') == 'x = "<PRIVATE_KEY>" # y'
 
 
 def test_entities_and_countries_can_be_chosen() -> None:
