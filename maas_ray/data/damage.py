@@ -36,9 +36,15 @@ def _readable_rows(file: Inspected) -> int:
 def named(files: Iterable[Inspected]) -> list[str]:
     """A line for each damaged file, the worst first: its weight and the error. Of many, only the first few."""
     damaged = sorted((file for file in files if file.damage), key=lambda file: (-file.lost, file.file.uri))
-    lines = [f"{file.file.uri}: {file.damage}, about {file.lost:,} rows" for file in damaged[:_MAX_NAMED]]
+    lines = [f"{file.file.uri}: {file.damage}; {_weight(file)}" for file in damaged[:_MAX_NAMED]]
     more = len(damaged) - _MAX_NAMED
     return [*lines, f"and {more:,} more files"] if more > 0 else lines
+
+
+def _weight(file: Inspected) -> str:
+    if file.lost > 1:
+        return f"about {file.lost:,} rows"
+    return "nobody can say how many rows followed" if file.rows > file.lost else "one row"
 
 
 def check(files: list[Inspected], max_quarantined: float) -> None:

@@ -141,6 +141,20 @@ def test_a_tar_whose_header_is_damaged_counts_by_its_bytes(tmp_path: Path) -> No
     assert rows[-1].rows == pytest.approx(81, abs=10)  # a tar is filled up to 10 kB
 
 
+def test_a_file_that_was_cut_off_is_named_although_the_lost_rows_cannot_be_counted(
+    tmp_path: Path, settings: Settings
+) -> None:
+    data = gzip.compress("\n".join(LINES).encode())
+    (tmp_path / "a.jsonl.gz").write_bytes(data[: len(data) // 2])
+    of = {"format": "jsonl", "path": str(tmp_path)}
+
+    told = dry_run(spec(tmp_path, sources=[of]), settings=settings)
+
+    (line,) = [line for line in told if "cannot be read" in line]
+    assert "a.jsonl.gz: no whole gzip file: " in line
+    assert line.endswith("nobody can say how many rows followed")
+
+
 def inspected(of: AnySource) -> list[int]:
     return [file.rows for file in damage.weighed([inspect(of, file, ("text",)) for file in list_files(of)])]
 
