@@ -11,7 +11,7 @@ import numpy as np
 from maas_ray.data.names import KEEP_PREFIX
 from maas_ray.errors import InvalidError
 from maas_ray.tasks import Column, Row
-from maas_ray.tasks.cells import label
+from maas_ray.tasks.cells import category, cell
 
 BYTES = 64
 """Bytes of a stored value; a longer value is cut."""
@@ -36,7 +36,7 @@ def kept(row: Row, keep: Iterable[str]) -> dict[str, bytes]:
 
 def _bytes(name: str, value: Any) -> bytes:
     try:
-        text = label(value).replace("\0", "")
+        text = category(cell(value)).replace("\0", "")
     except InvalidError as error:
         raise InvalidError("keep_unsupported", f"{name}, a column to keep, holds {error}") from error
     cut = text.encode(errors="replace")[:BYTES].decode(errors="ignore")  # not within a character

@@ -144,9 +144,12 @@ def label(value: Any) -> str:
     Empty if the value is missing.
 
     Raises:
-        InvalidError: as `cell` does.
+        InvalidError: as `cell` does; says that it is a label.
     """
-    return category(cell(value))
+    try:
+        return category(cell(value))
+    except InvalidError as error:
+        raise InvalidError(error.code, f"the label is {error}") from error
 
 
 def text_of(column: str, value: Any) -> str | None:
