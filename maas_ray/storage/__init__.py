@@ -16,6 +16,7 @@ from maas_ray.storage.artifacts import open_artifact as open_artifact
 from maas_ray.storage.artifacts import publish as publish
 from maas_ray.storage.artifacts import verify as verify
 from maas_ray.storage.retry import retry_with_backoff as retry_with_backoff
+from maas_ray.storage.temporary import scratch as scratch
 from maas_ray.storage.uris import check_relative as check_relative
 from maas_ray.storage.uris import copy as copy
 from maas_ray.storage.uris import delete as delete

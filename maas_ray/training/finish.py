@@ -1,7 +1,6 @@
 """The end of a run: from its last checkpoint to a registered version. Every step is idempotent."""
 
 import json
-import tempfile
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -38,10 +37,10 @@ def finish(run: TrainingRun, plan: Plan, last: Checkpoint | None) -> tuple[Bundl
     if same := _version_at(run, position):
         return same.open(), same
     _check_ledger(run, plan, position)
-    with tempfile.TemporaryDirectory(prefix="maas-export-") as scratch:
-        source = fetch(uri, Path(scratch) / "saved")
+    with storage.scratch("maas-export-") as scratch:
+        source = fetch(uri, scratch / "saved")
         say("consolidating shards and publishing the bundle")
-        directory = Path(scratch) / "bundle"
+        directory = scratch / "bundle"
         directory.mkdir()
         export(source, run.dataset, run.spec.network, directory)
         meta = _bundle_meta(run, position)

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
 from maas_ray import storage
 from maas_ray.errors import CorruptError, NotFoundError
@@ -16,7 +16,7 @@ _BEST = "validation/loss"
 def saved(home: str) -> list[str]:
     """URIs of a run's checkpoints, whole or not, the newest first."""
     names = [name for name in storage.list_directory(home) if name.startswith(layout.PREFIX)]
-    return [storage.join(home, name) for name in sorted(names, reverse=True)]
+    return [storage.join(home, name) for name in sorted(names, key=layout.age_of, reverse=True)]
 
 
 def inspect(uri: str) -> tuple[Position, list[FileEntry]]:
@@ -108,21 +108,39 @@ def best(home: str) -> tuple[str, Position] | None:
     return uri, position
 
 
-def prune(home: str, keep: int, validating: str = "") -> None:
+def prune(
+    home: str, keep: int, *, trusted: Sequence[str] = (), damaged: Collection[str] = (), validating: str = ""
+) -> None:
     """Delete checkpoints that are older than the newest `keep` whole ones.
 
-    The checkpoint with the lowest validation loss is kept, and so is the one named `validating`.
+    The checkpoint with the lowest validation loss is kept, and so is the one named `validating`. Contents are not read
+    here, only sizes, so one that is damaged may seem whole; those that this attempt knows come first.
+
+    Args:
+        home: URI of the run's directory.
+        keep: how many to keep.
+        trusted: checkpoints of this attempt, in order. The first is the one that it resumed from, whose bytes were
+            verified; it is never deleted.
+        damaged: checkpoints that this attempt found to be damaged; they are deleted.
+        validating: name of the checkpoint that is being validated.
     """
     whole: list[tuple[str, Position]] = []
     broken: list[str] = []
     for uri in saved(home):
         try:
-            whole.append((uri, inspect(uri)[0]))
+            position, _ = inspect(uri)
         except CorruptError:
-            broken += [uri] if whole else []  # a newer checkpoint may still be on its way to storage
+            broken += [uri] if whole or uri in damaged else []  # a newer one may still be on its way to storage
+        else:
+            if uri in damaged:
+                broken.append(uri)
+            else:
+                whole.append((uri, position))
     losses = [(loss, uri) for uri, position in whole if (loss := comparable_loss(position)) is not None]
-    kept = {uri for uri, _ in whole[:keep]} | {uri for _, uri in sorted(losses)[:1]}
+    known = [uri for uri in reversed(trusted) if uri in {uri for uri, _ in whole}]
+    ordered = list(dict.fromkeys([*known, *(uri for uri, _ in whole)]))
+    kept = {*ordered[:keep], *trusted[:1], *(uri for _, uri in sorted(losses)[:1])}
     kept |= {storage.join(home, validating)} if validating else set()
-    for uri in [*broken, *(uri for uri, _ in whole)]:
+    for uri in [*broken, *ordered]:
         if uri not in kept:
             storage.delete(uri)

@@ -11,6 +11,9 @@ A checkpoint is whole if every rank's manifest exists and every file matches its
 interrupted, and the run resumes from the checkpoint before.
 """
 
+import time
+import uuid
+
 TAG = "state"
 UNIVERSAL_TAG = f"{TAG}_universal"
 POSITION = "position.json"
@@ -23,6 +26,17 @@ PREFIX = "step-"
 def name_of(step: int, attempt: str) -> str:
     """A checkpoint's name. It is unique to the attempt, so that shards of one that died are never mixed in."""
     return f"{PREFIX}{step:08d}-{attempt}"
+
+
+def new_attempt() -> str:
+    """The end of a name: when the checkpoint was begun, in seconds, and random digits."""
+    return f"{int(time.time()):08x}{uuid.uuid4().hex[:6]}"
+
+
+def age_of(name: str) -> tuple[int, int, str]:
+    """The order of names by age: by step, and of one step by time. Names of version 0.2 have no time."""
+    step, _, attempt = name.removeprefix(PREFIX).partition("-")
+    return int(step) if step.isdigit() else -1, len(attempt), attempt
 
 
 def manifest(rank: int) -> str:

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import shutil
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -71,8 +70,3 @@ def load(engine: Any, directory: Path, tag: str, source: Path, rank: int, seed: 
     torch.set_rng_state(random_state["cpu"])
     if "cuda" in random_state and torch.cuda.is_available():
         torch.cuda.set_rng_state(random_state["cuda"])
-
-
-def remove(directory: Path) -> None:
-    """Remove a local copy."""
-    shutil.rmtree(directory, ignore_errors=True)

@@ -7,7 +7,7 @@ converts it if it was saved by another number of workers. Every function here is
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from maas_ray.storage import FileEntry
 from maas_ray.training.checkpoints import catalog, layout, loading
 from maas_ray.training.checkpoints.position import Position
 from maas_ray.training.collectives import barrier, from_first_rank
+
+_COPIES = "maas-resume-"
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ class Saved:
 
 
 @contextmanager
-def newest(home: str, rank: int, local_rank: int, workers: int, say: Callable[[str], None]) -> Iterator[Saved | None]:
+def newest(
+    home: str, rank: int, local_rank: int, workers: int, say: Callable[[str], None], damaged: list[str]
+) -> Iterator[Saved | None]:
     """The newest whole checkpoint of a run while the block lasts, or None.
 
     Args:
@@ -52,26 +56,30 @@ def newest(home: str, rank: int, local_rank: int, workers: int, say: Callable[[s
         local_rank: this worker's on its machine.
         workers: number of workers.
         say: called with a line for each checkpoint that is not whole.
+        damaged: gets the URI of each checkpoint that is not whole.
     """
-    checkpoint = _newest(home, rank, workers, say)
+    checkpoint = _newest(home, rank, workers, say, damaged)
     if checkpoint is None:
         yield None
         return
     uri, position = checkpoint
-    directory = Path(tempfile.gettempdir()) / f"maas-resume-{from_first_rank(uuid.uuid4().hex[:8])}"
-    if local_rank == 0:
-        source = loading.fetch(uri, directory / "copy")
-        if loading.needs_conversion(source, position, workers):
-            loading.convert(source, directory)
-    barrier()
-    universal = directory if (directory / layout.UNIVERSAL_TAG).is_dir() else None
-    yield Saved(uri, position, storage.local_path(uri) or directory / "copy", universal)
-    barrier()
-    if local_rank == 0:
-        loading.remove(directory)
+    name = from_first_rank(uuid.uuid4().hex[:8])
+    directory = Path(tempfile.gettempdir()) / f"{_COPIES}{name}"  # on every machine
+    with ExitStack() as held:
+        if local_rank == 0:
+            held.enter_context(storage.scratch(_COPIES, name))
+            source = loading.fetch(uri, directory / "copy")
+            if loading.needs_conversion(source, position, workers):
+                loading.convert(source, directory)
+        barrier()
+        universal = directory if (directory / layout.UNIVERSAL_TAG).is_dir() else None
+        yield Saved(uri, position, storage.local_path(uri) or directory / "copy", universal)
+        barrier()
 
 
-def _newest(home: str, rank: int, workers: int, say: Callable[[str], None]) -> tuple[str, Position] | None:
+def _newest(
+    home: str, rank: int, workers: int, say: Callable[[str], None], damaged: list[str]
+) -> tuple[str, Position] | None:
     """Like `catalog.newest`, with the bytes shared among the workers."""
     import torch
 
@@ -85,6 +93,7 @@ def _newest(home: str, rank: int, workers: int, say: Callable[[str], None]) -> t
             problem = next(filter(None, problems), "")
         if not problem:
             return uri, position
+        damaged.append(uri)
         if rank == 0:
             say(catalog.skipped(problem))
     return None

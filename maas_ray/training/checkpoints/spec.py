@@ -14,7 +14,8 @@ class CheckpointSpec(Spec):
     """Optimizer steps between checkpoints; the last step always has one. Each checkpoint waits until the previous one
     is in storage, so at most twice as many steps are unsaved, however slow storage is."""
     keep: int = Field(2, ge=1)
-    """How many of the newest whole checkpoints to keep; the one with the lowest validation loss is kept too."""
+    """How many of the newest whole checkpoints to keep. The one with the lowest validation loss is kept too, and, as
+    long as the workers run, the one that they resumed from."""
     retry_seconds: float = Field(300.0, ge=0)
     """How long a failed write is retried, seconds. After that the workers are restarted, up to `max_failures` times.
     If it was a write of the bundle, the run ends; it can be started again."""

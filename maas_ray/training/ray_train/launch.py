@@ -5,6 +5,7 @@ from typing import Any
 
 from maas_ray.errors import MaasError
 from maas_ray.terminal.lines import say
+from maas_ray.training.checkpoints.shared import probe
 from maas_ray.training.deepspeed.batch import batch_geometry
 from maas_ray.training.deepspeed.document import zero_stage
 from maas_ray.training.events import EventBuffer
@@ -39,14 +40,15 @@ def fit(run: TrainingRun, plan: Plan) -> None:
     may_leave, variables = _elasticity(spec, each)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     events = ray.remote(num_cpus=0, scheduling_strategy=here)(EventBuffer).remote()
-    job = Job(spec, run.dataset, plan, run.home, events, may_leave, _validator(run, each), run.identity)
     with (
+        probe(run.home, spec.checkpoint.retry_seconds, say) as shared,
         tempfile.TemporaryDirectory(prefix="maas-ray-train-", ignore_cleanup_errors=True) as notes,
         environment(variables),
         interruptible(),
         watched(run, events, plan.total_steps),
     ):
         try:
+            job = Job(spec, run.dataset, plan, run.home, events, may_leave, _validator(run, each), run.identity, shared)
             result = _trainer(job, run.name, each, notes).fit()
         except ray.train.TrainingFailedError as error:
             raise translated(error, run.name) from error

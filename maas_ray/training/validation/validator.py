@@ -8,8 +8,6 @@ on the speed of either. Measuring is idempotent: the first request for a checkpo
 result.
 """
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from maas_ray import storage
@@ -89,8 +87,8 @@ class Validator:
         task = self._dataset.task
         model = self._network.build(task)
         tied = set(getattr(model, "all_tied_weights_keys", ()))  # these share another parameter's values
-        with TemporaryDirectory(prefix="maas-validate-") as scratch, torch.no_grad():
-            state = consolidated(loading.fetch(uri, Path(scratch) / "saved"), optimizer_order(task, model))
+        with storage.scratch("maas-validate-") as scratch, torch.no_grad():
+            state = consolidated(loading.fetch(uri, scratch / "saved"), optimizer_order(task, model))
             for key, value in model.state_dict().items():
                 if key not in tied:
                     value.copy_(state[key].contiguous())

@@ -27,6 +27,8 @@ class Job:
     """Handle of the `Validator` actor, which measures checkpoints beside the training. None: the workers measure."""
     identity: str = ""
     """The run's identity, which its checkpoints carry."""
+    probe: str = ""
+    """URI by which the workers prove that they share the driver's storage, see `checkpoints/shared.py`."""
 
     @property
     def order(self) -> RowOrder:

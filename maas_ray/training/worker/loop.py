@@ -15,6 +15,7 @@ from maas_ray.errors import NonFiniteLossError, TrainingError
 from maas_ray.training import events
 from maas_ray.training.checkpoints import catalog, resume
 from maas_ray.training.checkpoints.position import Position
+from maas_ray.training.checkpoints.shared import prove
 from maas_ray.training.checkpoints.snapshot import hold
 from maas_ray.training.collectives import barrier, from_first_rank
 from maas_ray.training.deepspeed.engine import build_engine, weights_are_finite
@@ -33,7 +34,7 @@ from maas_ray.training.worker.saving import Saver
 from maas_ray.training.worker.step import Steps
 
 _POLL_SECONDS = 5.0
-_FINAL = {"non_finite_loss", "run_differs"}
+_FINAL = {"non_finite_loss", "run_differs", "storage_not_shared"}
 """Codes of errors that no restart mends and that all ranks raise alike."""
 
 
@@ -72,11 +73,22 @@ class Worker:
         )
         self.reporter = Reporter(job.events, self.rank, job.plan.total_steps)
         self.position = Position(step=0, workers=self.world, order=job.order, identity=job.identity, deepspeed=config)
+        self.resumed, self.damaged = "", list[str]()
+        if job.probe:
+            prove(job.probe, self.rank)
         while not self._start(config):
             pass
         self.ledger, self.left_out = Ledger(), Ledger()
         self.batches = Batches(job.dataset, self.ranks.device, self.spec.seed, self.rank)
-        self.saver = Saver(self.engine, job.home, self.spec.checkpoint, self.rank, self.reporter)
+        self.saver = Saver(
+            self.engine,
+            job.home,
+            self.spec.checkpoint,
+            self.rank,
+            self.reporter,
+            resumed=self.resumed,
+            damaged=self.damaged,
+        )
         self.steps = Steps(
             self.engine, self.task, self.batches, job.plan, self.ranks, advice=self._advice, push=self.reporter.push
         )
@@ -106,7 +118,9 @@ class Worker:
         Returns:
             False if that was so, and the checkpoint before is to be tried.
         """
-        with resume.newest(self.job.home, self.rank, self.ranks.local_rank, self.world, self._say) as saved:
+        with resume.newest(
+            self.job.home, self.rank, self.ranks.local_rank, self.world, self._say, self.damaged
+        ) as saved:
             if saved and saved.universal:
                 config = config | {"checkpoint": {**config.get("checkpoint", {}), "load_universal": True}}
             self.engine = self._engine(config)
@@ -117,6 +131,7 @@ class Worker:
             if self._finite():
                 continue_schedule(self.engine, saved.position.schedule_lead)
                 self._resume_at(saved.position)
+                self.resumed = saved.uri
                 return True
         self._say(catalog.skipped(f"checkpoint {saved.uri} holds weights that are not finite, and is deleted"))
         if self.rank == 0:

@@ -1,7 +1,7 @@
 """Saving checkpoints from the workers: copied in the step, written to storage beside the training."""
 
 import time
-import uuid
+from collections.abc import Collection
 from concurrent.futures import Future
 from typing import Any
 
@@ -24,10 +24,23 @@ class Saver:
         spec: how long writes are retried, and how many checkpoints are kept.
         rank: this worker's.
         reporter: takes metrics and complaints.
+        resumed: the checkpoint that this attempt resumed from. Empty: it began anew.
+        damaged: checkpoints that it found to be damaged.
     """
 
-    def __init__(self, engine: Any, home: str, spec: CheckpointSpec, rank: int, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        engine: Any,
+        home: str,
+        spec: CheckpointSpec,
+        rank: int,
+        reporter: Reporter,
+        *,
+        resumed: str = "",
+        damaged: Collection[str] = (),
+    ) -> None:
         self._engine, self._home, self._spec, self._rank, self._reporter = engine, home, spec, rank, reporter
+        self._trusted, self._damaged = [resumed], damaged
         self._writing: Future[None] | None = None
 
     def next_name(self, step: int) -> str:
@@ -38,7 +51,7 @@ class Saver:
         """
         if self._writing is not None:
             self._writing.result()
-        return str(from_first_rank(layout.name_of(step, uuid.uuid4().hex[:6])))
+        return str(from_first_rank(layout.name_of(step, layout.new_attempt())))
 
     def save(self, name: str, position: Position, *, validate: bool, began: float) -> None:
         """Copy the state to host memory, and report the checkpoint to Ray Train, which writes it in a thread.
@@ -65,6 +78,7 @@ class Saver:
             try:
                 complain = self._complaints(position.step)
                 state.write(storage.join(self._home, name), self._spec.retry_seconds, complain)
+                self._trusted.append(storage.join(self._home, name))
                 if self._rank == 0:
                     self._prune(position)
             except BaseException as error:
@@ -93,7 +107,13 @@ class Saver:
     def _prune(self, position: Position) -> None:
         """Delete old checkpoints. A failure is retried with the next checkpoint, since the new one is saved."""
         try:
-            catalog.prune(self._home, self._spec.keep, position.validating)
+            catalog.prune(
+                self._home,
+                self._spec.keep,
+                trusted=self._trusted,
+                damaged=self._damaged,
+                validating=position.validating,
+            )
         except (StorageError, NotFoundError) as error:
             text = f"old checkpoints could not be deleted ({error}); trying again with the next one"
             self._reporter.push(position.step, {}, text)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -141,6 +142,36 @@ def test_a_loss_that_is_not_finite_is_never_the_lowest():
     assert (position.lowest_loss, position.validations_since, ended) == (None, 1, "")
     position, _ = judge(position.model_copy(update={"unjudged": 3.0}), EarlyStoppingSpec(patience=2))
     assert (position.lowest_loss, position.validations_since) == (3.0, 0)
+
+
+def test_the_checkpoint_that_was_resumed_from_and_those_of_this_attempt_outlive_damaged_ones(tmp_path: Path):
+    def at(step: int, attempt: str) -> Path:
+        target = tmp_path / layout.name_of(step, attempt)
+        for rank in (1, 0):
+            snapshot(rank, step).write(str(target))
+        return target
+
+    for keep in (1, 2):
+        resumed, damaged, unread = at(200, "000001"), at(600, "ffffff"), at(400, "fffffe")
+        own = at(400, layout.new_attempt())
+        prune(str(tmp_path), keep, trusted=["", str(own)], damaged=[str(damaged)])
+        assert [Path(uri) for uri in saved(str(tmp_path))] == [own, unread][:keep]
+        resumed, again = at(200, "000001"), at(600, "ffffff")
+        prune(str(tmp_path), keep, trusted=[str(resumed), str(own)], damaged=[str(again)])
+        assert resumed.exists()
+        assert own.exists()
+        assert not again.exists()
+        for uri in saved(str(tmp_path)):
+            shutil.rmtree(uri)
+
+
+def test_checkpoints_of_one_step_are_ordered_by_time_and_steps_as_numbers(tmp_path: Path):
+    names = ["step-00000400-ffffff", "step-00000400-6a1b2c3d000000", "step-00000400-6a1b2c3e000000"]
+    names += ["step-99999999-6a1b2c3d000000", "step-100000000-6a1b2c3d000000"]
+    for name in reversed(names):
+        (tmp_path / name).mkdir()
+    assert [Path(uri).name for uri in saved(str(tmp_path))] == names[::-1]
+    assert layout.age_of(layout.name_of(1, layout.new_attempt())) > layout.age_of("step-00000001-ffffff")
 
 
 def test_the_last_whole_checkpoint_is_never_deleted(tmp_path: Path):
