@@ -59,6 +59,16 @@ def test_a_run_ends_with_a_whole_version(settings: Settings, text: PreparedDatas
     assert train(text_spec(text, "whole", alias="champion"), settings=settings).reference == "whole/1"
     assert "reusing it" in capsys.readouterr().out
 
+    # The alias stays where it was moved to, and another choice is answered from the checkpoints that the run kept.
+    client.delete_registered_model_alias("whole", "champion")
+    best = text_spec(text, "whole", alias="champion", checkpoint={"every_steps": 20, "select": "best"})
+    again = train(best, settings=settings)
+    assert (again.reference, again.aliases) == ("whole/1", ())  # the loss was the lowest at the end
+    said = capsys.readouterr().out
+    assert "trained to the end already" in said
+    assert "maas alias whole 1 champion" in said
+    client.set_registered_model_alias("whole", "champion", "1")
+
     report = evaluate(EvaluateSpec(version="whole@champion", cpus_per_worker=0.5), settings=settings)
     assert report.metrics["loss"] == pytest.approx(version.metrics["test/loss"], rel=0.01)
     assert report.rows == text.split("test").rows
