@@ -61,7 +61,7 @@ def _chosen(run: TrainingRun, last: Checkpoint | None) -> Checkpoint:
             f"from {start}.",
             code="last_checkpoint_incomplete",
         )
-    lowest = best(run.home) if run.spec.checkpoint.select == "best" else None
+    lowest = best(run.home, say) if run.spec.checkpoint.select == "best" else None
     if lowest and lowest[0] != last[0]:
         say(f"the lowest validation loss was at step {lowest[1].step:,}; that is what is exported")
     return lowest or last

@@ -89,11 +89,12 @@ def comparable_loss(position: Position) -> float | None:
     return loss if loss is not None and math.isfinite(loss) else None
 
 
-def best(home: str) -> tuple[str, Position] | None:
+def best(home: str, say: Callable[[str], None]) -> tuple[str, Position] | None:
     """The whole checkpoint with the lowest validation loss, every byte verified. None: no finite loss was measured.
 
-    Raises:
-        CorruptError: the checkpoint is damaged.
+    Args:
+        home: URI of the run's directory.
+        say: called with a line for each checkpoint with a lower loss that is damaged.
     """
     measured = []
     for uri in saved(home):
@@ -101,11 +102,14 @@ def best(home: str) -> tuple[str, Position] | None:
             position, entries = inspect(uri)
             if (loss := comparable_loss(position)) is not None:
                 measured.append((loss, uri, position, entries))
-    if not measured:
-        return None
-    _, uri, position, entries = min(measured, key=lambda item: item[0])
-    storage.verify(uri, entries)
-    return uri, position
+    for _, uri, position, entries in sorted(measured, key=lambda item: item[0]):
+        try:
+            storage.verify(uri, entries)
+        except CorruptError as error:
+            say(f"{error}\nfalling back to the checkpoint with the next higher loss")
+            continue
+        return uri, position
+    return None
 
 
 def prune(

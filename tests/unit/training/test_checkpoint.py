@@ -102,7 +102,7 @@ def test_a_checkpoint_under_validation_is_kept_and_its_metrics_count(tmp_path: P
     put_validation(str(steps[1]), {"validation/loss": 1.0})
     put_validation(str(steps[3]), {"validation/loss": 1.5})
     prune(str(tmp_path), keep=1)
-    uri, position = best(str(tmp_path))  # type: ignore[misc]
+    uri, position = best(str(tmp_path), pytest.fail)  # type: ignore[misc]
     assert (uri, position.step, position.metrics) == (str(steps[1]), 20, {"validation/loss": 1.0})
 
 
@@ -124,16 +124,29 @@ def test_the_best_checkpoint_is_that_of_the_lowest_finite_loss_on_the_same_rows(
     saved_at(10, math.nan)
     second = saved_at(20, 1.0)
     saved_at(30, 0.9, comparable=1.1)  # the last one's metrics are of all rows
-    uri, position = best(str(tmp_path))  # type: ignore[misc]
+    uri, position = best(str(tmp_path), pytest.fail)  # type: ignore[misc]
     assert (uri, position.step) == (second, 20)
     prune(str(tmp_path), keep=1)
     assert [Path(uri).name[5:13] for uri in saved(str(tmp_path))] == ["00000030", "00000020"]
 
 
+def test_a_damaged_best_checkpoint_gives_way_to_the_next(tmp_path: Path):
+    lowest, next_lowest = write(tmp_path, 10, 1.0), write(tmp_path, 20, 1.5)
+    write(tmp_path, 30, 2.0)
+    shard = lowest / "state" / "zero_pp_rank_0_optim_states.pt"
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 1
+    shard.write_bytes(content)
+    said: list[str] = []
+    uri, _ = best(str(tmp_path), said.append)  # type: ignore[misc]
+    assert uri == str(next_lowest)
+    assert str(lowest) in said[0]
+
+
 def test_no_checkpoint_is_the_best_if_no_loss_is_finite(tmp_path: Path):
     write(tmp_path, 10, math.nan)
     write(tmp_path, 20, math.inf)
-    assert best(str(tmp_path)) is None
+    assert best(str(tmp_path), pytest.fail) is None
 
 
 def test_a_loss_that_is_not_finite_is_never_the_lowest():
