@@ -16,6 +16,7 @@ from maas_ray.settings import Settings
 from maas_ray.training.checkpoints.position import Position, RowOrder
 from maas_ray.training.checkpoints.snapshot import Snapshot
 from maas_ray.training.preflight import make_plan
+from maas_ray.training.runs import record
 from maas_ray.training.runs.identity import couples_rows, identity_of
 from maas_ray.training.runs.record import RunKey, open_run
 from maas_ray.training.spec import TrainSpec
@@ -230,3 +231,22 @@ def test_the_key_of_a_run_has_both_selects(dataset: PreparedDataset) -> None:
     best = RunKey.of(digits(dataset, checkpoint={"select": "best"}), dataset)
     assert last.identity != best.identity
     assert last.identities == best.identities == {last.identity, best.identity}
+
+
+def test_an_experiment_that_another_process_creates_meanwhile_is_used(
+    settings: Settings, dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_up, looked = record.active_experiment, []
+
+    def too_early(registry: Registry, model: str) -> Any:
+        looked.append(model)
+        if len(looked) == 2:  # when it is to be created
+            registry.client.create_experiment(model)
+            return None
+        return look_up(registry, model)
+
+    monkeypatch.setattr(record, "active_experiment", too_early)
+    run = open_run(digits(dataset), dataset, settings)
+    experiment = run.registry.client.get_experiment_by_name("m")
+    assert run.registry.client.get_run(run.run_id).info.experiment_id == experiment.experiment_id
+    assert len(looked) == 3
