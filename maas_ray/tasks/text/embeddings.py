@@ -198,39 +198,53 @@ class FeatureExtraction(EncoderTask):
         return F.cross_entropy(cosines.masked_fill(others, -torch.inf), rows, reduction="none")
 
     def outcomes(self, model: Forward, batch: dict[str, "torch.Tensor"]) -> Outcomes:
-        """The usual outcomes, and `positive_id`, which is equal for rows with equal positives."""
+        """The usual outcomes, and `anchor_id` and `positive_id`, which are equal for rows with equal texts.
+
+        The `loss` is that of training, among the rows of this batch; `by_row` gives the one that is measured.
+        """
         vectors = self.embed(model, batch)
         query, positive = vectors.cpu().numpy().astype(np.float32).reshape(2, -1, vectors.shape[-1])
         ids, lengths = batch["input_ids"].cpu().numpy(), batch["attention_mask"].sum(1).tolist()
+        texts = [_digest(row[:length]) for row, length in zip(ids, lengths, strict=True)]
         return {
             "loss": self._losses(vectors, batch["input_ids"]).double().cpu().numpy(),
             "query": query,
             "positive": positive,
-            "positive_id": np.array([_digest(ids[row, : lengths[row]]) for row in range(len(query), len(ids))]),
+            "anchor_id": np.array(texts[: len(query)]),
+            "positive_id": np.array(texts[len(query) :]),
         }
 
     def by_row(self, outcomes: Outcomes) -> Outcomes:
-        """`loss`, the `rank` of each row's positive among the distinct positives of all rows, and their number, `pool`.
+        """`loss` and `rank` of each row's positive among the distinct positives of all rows, and their number, `pool`.
 
-        Both are fixed before resampling, because the positives of resampled rows would be a smaller pool.
+        They depend on all rows, not on how rows are divided into batches. They are fixed before resampling, because the
+        positives of resampled rows would be a smaller pool.
         """
         if "rank" in outcomes:
             return outcomes
         _, first, positive = np.unique(outcomes["positive_id"], return_index=True, return_inverse=True)
         pool = _unit(outcomes["positive"][first])
-        ranks = []
+        also_right = _also_right(outcomes["anchor_id"], positive) if "anchor_id" in outcomes else None
+        ranks, losses = [], []
         for start in range(0, len(positive), _QUERIES):
             rows = slice(start, start + _QUERIES)
             scores = _unit(outcomes["query"][rows]) @ pool.T
             right = np.take_along_axis(scores, positive[rows][:, None], axis=1)
             ranks.append(len(pool) - (scores < right).sum(1))  # ties rank first, as in scikit-learn
-        return {"loss": outcomes["loss"], "rank": np.concatenate(ranks), "pool": np.full(len(positive), len(pool))}
+            if also_right is not None:
+                for row, others in ((row, also_right.get(start + row)) for row in range(len(scores))):
+                    if others is not None:
+                        scores[row, others] = -np.inf
+                over = np.exp((scores - right) / self.spec.temperature).sum(1)
+                losses.append(np.log(over))
+        loss = np.concatenate(losses) if losses else outcomes["loss"]
+        return {"loss": loss, "rank": np.concatenate(ranks), "pool": np.full(len(positive), len(pool))}
 
     def metrics(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
         """`loss`, in nats per row, and retrieval metrics by cosine among the distinct positives of all rows.
 
         `mrr` is the mean of 1 / rank, `recall_at_k` the share of ranks up to k; it is absent for pools of k or fewer.
-        Retrieval is easier with fewer rows, and the loss depends on the rows of a forward pass.
+        Both are easier with fewer rows.
         """
         outcomes = self.by_row(dict(outcomes))
         rank, pool = outcomes["rank"], outcomes["pool"][0]
@@ -302,6 +316,17 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     vectors = vectors.astype(np.float64)
     unit: np.ndarray = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
     return unit
+
+
+def _also_right(anchor: np.ndarray, positive: np.ndarray) -> dict[int, np.ndarray]:
+    """For rows whose anchor other rows have too: the positives of those rows, which are not wrong answers."""
+    order = np.argsort(anchor, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(anchor[order])) + 1)
+    found = {}
+    for rows in (group for group in groups if len(group) > 1):
+        answers = np.unique(positive[rows])
+        found |= {int(row): answers[answers != positive[row]] for row in rows}
+    return found
 
 
 def _digest(ids: np.ndarray) -> int:

@@ -10,6 +10,7 @@ import pytest
 
 from maas_ray.errors import DataError, InvalidError, RequestError
 from maas_ray.tasks import load_task
+from maas_ray.tasks.base import outcomes_of
 from maas_ray.tasks.pretrained import Pretrained
 from maas_ray.tasks.text.embeddings import EmbeddedText, FeatureExtraction, FeatureExtractionSpec
 from maas_ray.tasks.text.networks import Bert
@@ -71,6 +72,35 @@ def test_the_loss_is_infonce_and_takes_no_duplicate_for_a_wrong_answer() -> None
         assert found["loss"][row] == pytest.approx(np.log(np.exp(against).sum()) - right[row], rel=1e-3, abs=1e-4)
     assert found["positive_id"][0] == found["positive_id"][3]
     assert len(set(found["positive_id"])) == 3
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 6])
+def test_the_loss_that_is_measured_does_not_depend_on_batches(size: int) -> None:
+    import torch
+
+    torch.manual_seed(0)
+    rows = [{"anchor": f"anchor {number} here", "positive": f"its {number} answer"} for number in range(6)]
+    model = Bert(hidden_size=16, layers=1, heads=2).build(TASK).eval()
+    batches = [TASK.encode(rows[start : start + size]) for start in range(0, len(rows), size)]
+    found = TASK.metrics(outcomes_of(TASK, model, batches, torch.device("cpu")))["loss"]
+    with torch.no_grad():  # the loss of training, if one batch holds all rows
+        assert found == pytest.approx(TASK.loss(model, TASK.collate(TASK.encode(rows))).item(), abs=1e-5)
+
+
+def test_positives_of_an_equal_anchor_are_no_wrong_answers_when_the_loss_is_measured() -> None:
+    rng = np.random.default_rng(0)
+    query, positive = rng.normal(size=(4, 8)).astype(np.float32), rng.normal(size=(4, 8)).astype(np.float32)
+    query[3] = query[1]
+    outcomes = {"loss": np.zeros(4), "query": query, "positive": positive}
+    ids = {"anchor_id": np.array([5, 6, 7, 6]), "positive_id": np.arange(4)}
+    cosines = (query / np.linalg.norm(query, axis=1, keepdims=True)) @ (
+        positive / np.linalg.norm(positive, axis=1, keepdims=True)
+    ).T
+    expected = []
+    for row, scores in enumerate(cosines / TASK.spec.temperature):
+        pool = [score for other, score in enumerate(scores) if {row, other} != {1, 3}]
+        expected.append(np.log(np.exp(pool).sum()) - scores[row])
+    np.testing.assert_allclose(TASK.by_row(outcomes | ids)["loss"], expected, rtol=1e-4)
 
 
 def test_an_embedding_network_learns_to_find_each_positive() -> None:
