@@ -1,18 +1,17 @@
 """Preflight: everything about a training run that can be checked and computed before a worker starts."""
 
+from typing import Any
+
 from maas_ray.data.dataset import PreparedDataset, open_dataset
 from maas_ray.settings import Settings
 from maas_ray.tasks.base import type_of
 from maas_ray.training.deepspeed.batch import batch_geometry
 from maas_ray.training.deepspeed.check import check_with_deepspeed
+from maas_ray.training.deepspeed.document import value_at
 from maas_ray.training.deepspeed.resolve import resolve
+from maas_ray.training.deepspeed.sections import without_effect
 from maas_ray.training.plan import Plan, default_lanes
 from maas_ray.training.spec import TrainSpec
-
-ACTIVATION_CHECKPOINTING = (
-    "deepspeed.activation_checkpointing has no effect here: it is for networks that call DeepSpeed's own checkpoint "
-    "function. For Transformers' networks, set `gradient_checkpointing: true` under `network`."
-)
 
 
 def open_for(spec: TrainSpec, settings: Settings) -> PreparedDataset:
@@ -70,8 +69,24 @@ def check_deepspeed(spec: TrainSpec, plan: Plan) -> list[str]:
     Raises:
         SpecError: DeepSpeed refuses it.
     """
+    config = resolve(spec, workers=spec.max_workers, total_steps=plan.total_steps, hidden_size=None, on_cpu=False)
     with spec.at("deepspeed"):
-        check_with_deepspeed(
-            resolve(spec, workers=spec.max_workers, total_steps=plan.total_steps, hidden_size=None, on_cpu=False)
+        check_with_deepspeed(config)
+    _check_schedule(spec, config, plan.total_steps)
+    return without_effect(spec.deepspeed)
+
+
+def _check_schedule(spec: TrainSpec, config: dict[str, Any], steps: int) -> None:
+    """Refuse a schedule that ends before the run, as one of a copied document may.
+
+    Raises:
+        SpecError: it ends before.
+    """
+    ends = value_at(config, ("scheduler", "params", "total_num_steps"))
+    if isinstance(ends, int) and ends < steps:
+        raise spec.refuse(
+            "deepspeed",
+            f"deepspeed.scheduler.params.total_num_steps is {ends:,}, but the run has {steps:,} steps: the rest "
+            'would be trained at the last learning rate, or at 0. Write "auto", or remove it.',
+            code="schedule_too_short",
         )
-    return [ACTIVATION_CHECKPOINTING] if "activation_checkpointing" in spec.deepspeed else []

@@ -322,7 +322,7 @@ def _also_right(anchor: np.ndarray, positive: np.ndarray) -> dict[int, np.ndarra
     """For rows whose anchor other rows have too: the positives of those rows, which are not wrong answers."""
     order = np.argsort(anchor, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(anchor[order])) + 1)
-    found = {}
+    found: dict[int, np.ndarray] = {}
     for rows in (group for group in groups if len(group) > 1):
         answers = np.unique(positive[rows])
         found |= {int(row): answers[answers != positive[row]] for row in rows}

@@ -8,6 +8,7 @@ from maas_ray.errors import InvalidError, Problem
 from maas_ray.training.deepspeed.batch import check_batch
 from maas_ray.training.deepspeed.document import AUTO, value_at
 from maas_ray.training.deepspeed.fields import PARAMETERS, PRECISIONS, SAME
+from maas_ray.training.deepspeed.sections import problems_of
 from maas_ray.training.hyperparameters import Hyperparameters
 
 
@@ -17,6 +18,8 @@ def check_agreement(spec: Hyperparameters) -> None:
     Raises:
         InvalidError: names both fields and both values.
     """
+    if problems := problems_of(spec.deepspeed):
+        raise InvalidError(problems[0].code, "\n  ".join(problems))
     problems = [*_differing_values(spec), *_differing_precision(spec), *_unsupported(spec)]
     if problems:
         raise InvalidError(problems[0].code, "\n  ".join(problems))

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from maas_ray.errors import Problem, SpecError
+from maas_ray.training.deepspeed import trial
 
 
 def check_with_deepspeed(config: dict[str, Any]) -> None:
@@ -19,7 +20,7 @@ def check_with_deepspeed(config: dict[str, Any]) -> None:
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would warn that it has to guess
-    problems = [*_misspelt(config), *_refused(config)]
+    problems = [*_misspelt(config), *_refused(config)] or trial.problems_of(config)
     if problems:
         raise SpecError("train", problems)
 
@@ -55,6 +56,6 @@ def _refused(config: dict[str, Any]) -> list[Problem]:
             )
             for detail in error.errors(include_url=False)
         ]
-    except (DeepSpeedConfigError, AssertionError, ValueError, TypeError, KeyError) as error:
+    except (DeepSpeedConfigError, AssertionError, ValueError, TypeError, KeyError, AttributeError) as error:
         return [Problem(f"deepspeed: {str(error).strip() or repr(error)}", "deepspeed_refused")]
     return []

@@ -34,11 +34,24 @@ def with_defaults(spec: Hyperparameters, *, on_cpu: bool) -> dict[str, Any]:
     if number_format in PRECISIONS:
         config.setdefault(number_format, {}).setdefault("enabled", True)
     _add_parameters(config, spec)
-    optimizer = config["optimizer"]
-    if on_cpu and str(optimizer.get("type")).lower() in ("adam", "adamw"):
-        # Without it DeepSpeed compiles its own CPU Adam, for most of a minute, at the start of every fresh machine.
-        optimizer["params"].setdefault("torch_adam", True)
+    _choose_adam(config, on_cpu=on_cpu)
     return config
+
+
+def _choose_adam(config: dict[str, Any], *, on_cpu: bool) -> None:
+    """Use Torch's own Adam unless the document says otherwise.
+
+    DeepSpeed would compile one at the start of every fresh machine: for most of a minute on CPUs, and on GPUs with a
+    CUDA toolkit of Torch's very version, which Torch's packages do not bring.
+    """
+    optimizer, zero = config["optimizer"], config.get("zero_optimization", {})
+    if str(optimizer.get("type")).lower() not in ("adam", "adamw") or "torch_adam" in optimizer["params"]:
+        return
+    if zero.get("zenflow") or (not on_cpu and (zero.get("offload_optimizer") or zero.get("cpu_offload"))):
+        return  # ZenFlow has an Adam of its own, and offloading needs DeepSpeed's to be fast
+    optimizer["params"]["torch_adam"] = True
+    if not on_cpu:
+        optimizer["params"].setdefault("fused", True)
 
 
 def precision(spec: Hyperparameters) -> str:

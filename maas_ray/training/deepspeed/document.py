@@ -23,7 +23,9 @@ def read_document(value: Any) -> Any:
         return value
     path = Path(value).expanduser()
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
+    except InvalidError as error:
+        raise InvalidError(error.code, f"{value!r}: {error}") from error
     except OSError as error:
         raise InvalidError(
             "file_unreadable", f"{value!r} cannot be read: {error.strerror}. Name a JSON file, or write it inline."
@@ -33,6 +35,18 @@ def read_document(value: Any) -> Any:
     if not isinstance(document, dict):
         kind = type(document).__name__
         raise InvalidError("not_an_object", f"{value!r} holds a {kind}; a DeepSpeed configuration must be an object.")
+    return document
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON file. By default the last of two equal keys would win in silence."""
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise InvalidError(
+            "duplicate_key", f"the key {', '.join(map(repr, twice))} stands twice in an object; keep one"
+        )
     return document
 
 

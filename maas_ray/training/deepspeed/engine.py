@@ -5,11 +5,14 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from maas_ray.errors import TrainingError
 from maas_ray.tasks import NetworkSpec, Task
 from maas_ray.training.deepspeed.build import load_communication
 from maas_ray.training.deepspeed.document import zero_stage
 from maas_ray.training.deepspeed.untrained import Untrained, own_values
 from maas_ray.training.deepspeed.zero3 import build_sharded
+
+_REFUSALS = (ValueError, TypeError, KeyError, AttributeError, AssertionError, NotImplementedError)
 
 
 def build_engine(
@@ -24,6 +27,7 @@ def build_engine(
 
     Raises:
         PreflightError: there is nothing to train.
+        TrainingError: DeepSpeed refuses the configuration or the network.
     """
     import deepspeed
     import torch
@@ -34,9 +38,15 @@ def build_engine(
     module = build_sharded(network, task, config) if zero_stage(config) == 3 else network.build(task)
     torch.manual_seed(seed + 1 + rank)
     untrained = Untrained.of(task, module)
-    engine, _, _, _ = deepspeed.initialize(
-        model=module, model_parameters=task.parameters(module), config=config, dist_init_required=False
-    )
+    try:
+        engine, _, _, _ = deepspeed.initialize(
+            model=module, model_parameters=task.parameters(module), config=config, dist_init_required=False
+        )
+    except _REFUSALS as error:
+        raise TrainingError(
+            f"DeepSpeed cannot train this network with this configuration: {str(error).strip() or repr(error)}",
+            code="deepspeed_refused",
+        ) from error
     untrained.keep(engine, rank)
     engine.untrained = untrained
     _leave_out_bad_steps(engine)

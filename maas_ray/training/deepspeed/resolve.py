@@ -12,6 +12,8 @@ from maas_ray.training.deepspeed.document import AUTO, FieldPath
 from maas_ray.training.deepspeed.fields import SAME
 from maas_ray.training.hyperparameters import Hyperparameters
 
+_IMPLEMENTATION = ("torch_adam", "fused")
+
 
 def resolve(
     spec: Hyperparameters, *, workers: int, total_steps: int, hidden_size: int | None, on_cpu: bool
@@ -34,6 +36,16 @@ def resolve(
         config[name] = values[name,]
     _fill(config, values, ())
     return config
+
+
+def as_before(config: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with the implementation of Adam that a checkpoint was made with, whose state it holds."""
+    ours, theirs = config["optimizer"], before.get("optimizer", {})
+    if ours["type"] != theirs.get("type"):
+        return config
+    params = {key: value for key, value in ours["params"].items() if key not in _IMPLEMENTATION}
+    params |= {key: value for key, value in theirs.get("params", {}).items() if key in _IMPLEMENTATION}
+    return config | {"optimizer": ours | {"params": params}}
 
 
 def _from_spec(spec: Hyperparameters, workers: int, total_steps: int) -> dict[FieldPath, Any]:

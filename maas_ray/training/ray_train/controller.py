@@ -12,7 +12,9 @@ from ray.train.v2.api.exceptions import PreemptionError
 from maas_ray.ray_private.core import draining_nodes
 from maas_ray.ray_private.train import (
     ControllerCallback,
+    DefaultFailurePolicy,
     ElasticScalingPolicy,
+    FailureDecision,
     NoopDecision,
     ReportCallback,
     ResizeDecision,
@@ -23,6 +25,7 @@ from maas_ray.ray_private.train import (
 )
 from maas_ray.training.events import Event
 from maas_ray.training.hyperparameters import count_of_workers
+from maas_ray.training.ray_train.failures import is_permanent
 from maas_ray.training.worker.job import Job
 
 _LEAVING_SECONDS = 120.0
@@ -30,14 +33,16 @@ _LONGEST = 300
 
 
 class Trainer(TorchTrainer):  # type: ignore[misc]
-    """Ray Train's trainer, except that an elastic run ignores machines that are gone or about to go.
+    """Ray Train's trainer with two other policies.
 
-    Ray Train would wait for room on such a machine, give up and retry, as long as the machine exists.
+    An elastic run ignores machines that are gone or about to go: Ray Train would wait for room on such a machine, give
+    up and retry, as long as the machine exists. And workers are not started again for an error that would return.
     """
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         if self.scaling_config.elasticity_enabled:
             arguments["scaling_policy"] = _StayingNodes(self.scaling_config)
+        arguments["failure_policy"] = _WorthRetrying(self.run_config.failure_config)
         return super()._initialize_and_run_controller(**arguments)
 
 
@@ -56,6 +61,26 @@ class _StayingNodes(ElasticScalingPolicy):  # type: ignore[misc]
         staying = _staying()
         available = {node: resources for node, resources in reserved_resources.items() if node in staying}
         return int(super()._count_possible_workers(available))
+
+
+class _WorthRetrying(DefaultFailurePolicy):  # type: ignore[misc]
+    def make_decision(self, training_failed_error: Any) -> Any:
+        if would_return(training_failed_error):
+            return FailureDecision.RAISE
+        return super().make_decision(training_failed_error)
+
+
+def would_return(error: Any) -> bool:
+    """True if workers that are started again would fail in the same way.
+
+    Args:
+        error: Ray Train's, with the failure of each worker.
+    """
+    failures = list(getattr(error, "worker_failures", {}).values())
+    # If a process is gone, the other ranks may fail with any error.
+    if any(isinstance(each, WorkerHealthCheckFailedError) or is_preempted_actor(each) for each in failures):
+        return False
+    return any(is_permanent(failure) for failure in failures)
 
 
 def _staying() -> set[str]:

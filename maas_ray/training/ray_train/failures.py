@@ -2,7 +2,29 @@
 
 from typing import Any
 
-from maas_ray.errors import MaasError, StorageError, TrainingError, is_final
+from maas_ray.errors import (
+    DataError,
+    InvalidError,
+    MaasError,
+    PreflightError,
+    SpecError,
+    StorageError,
+    TrainingError,
+    UntrustedCodeError,
+    is_final,
+)
+
+_PERMANENT = (DataError, PreflightError, SpecError, UntrustedCodeError)
+# Mistakes in code or in a configuration. Weather, such as a lost connection, comes as OSError or RuntimeError.
+_MISTAKES = (TypeError, AttributeError, AssertionError, NameError, ImportError, NotImplementedError)
+
+
+def is_permanent(failure: Any) -> bool:
+    """True if a worker would fail in the same way again: the data, the spec or the code must be changed."""
+    cause = _platform_error(failure)
+    if cause is not None:
+        return isinstance(cause, _PERMANENT) or cause.code == "deepspeed_refused"
+    return isinstance(getattr(failure, "_base_exc", failure), (*_MISTAKES, InvalidError))
 
 
 def translated(error: Any, run: str) -> MaasError:
@@ -14,6 +36,7 @@ def translated(error: Any, run: str) -> MaasError:
     """
     failures = sorted(getattr(error, "worker_failures", {}).items())
     # A worker that fails takes others with it. Its own words count, not those of their lost connections.
+    failures.sort(key=lambda item: not is_permanent(item[1]))
     for cause in (_platform_error(failure) for _, failure in failures):
         if type(cause) is StorageError:
             return StorageError(
@@ -26,6 +49,12 @@ def translated(error: Any, run: str) -> MaasError:
     for rank, failure in failures:
         raised = getattr(failure, "_base_exc", failure)  # Ray Train's wrapper adds the traceback
         last = f"{type(raised).__name__}: {raised}"
+        if is_permanent(failure):
+            return TrainingError(
+                f"worker {rank} of the run {run} failed, and would fail again: {last}\n"
+                "With --verbose the whole traceback is shown.",
+                code="worker_failed",
+            )
         return TrainingError(
             f"worker {rank} failed and the run {run} had no restarts left: {last}\n"
             "Starting it again resumes from its last checkpoint. With --verbose the whole traceback is shown.",

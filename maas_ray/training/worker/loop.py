@@ -19,7 +19,7 @@ from maas_ray.training.checkpoints.shared import prove
 from maas_ray.training.checkpoints.snapshot import hold
 from maas_ray.training.collectives import barrier, from_first_rank
 from maas_ray.training.deepspeed.engine import build_engine, weights_are_finite
-from maas_ray.training.deepspeed.resolve import resolve
+from maas_ray.training.deepspeed.resolve import as_before, resolve
 from maas_ray.training.deepspeed.schedule import begin_schedule, continue_schedule
 from maas_ray.training.feed import EPOCH, batches
 from maas_ray.training.hyperparameters import count_of_workers
@@ -121,6 +121,9 @@ class Worker:
         with resume.newest(
             self.job.home, self.rank, self.ranks.local_rank, self.world, self._say, self.damaged
         ) as saved:
+            if saved:
+                config = as_before(config, saved.position.deepspeed)
+                self.position = self.position.model_copy(update={"deepspeed": config})
             if saved and saved.universal:
                 config = config | {"checkpoint": {**config.get("checkpoint", {}), "load_universal": True}}
             self.engine = self._engine(config)

@@ -1,8 +1,10 @@
 """Restarts of workers, in words."""
 
+import pytest
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
-from maas_ray.training.ray_train.controller import _cause
+from maas_ray.errors import DataError, InvalidError, StorageError, TrainingError
+from maas_ray.training.ray_train.controller import _cause, would_return
 
 GONE = (
     "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker "
@@ -25,3 +27,20 @@ def test_the_process_that_is_gone_is_named_not_those_that_waited_for_it():
 def test_an_error_is_told_by_its_last_line():
     failures = {1: ValueError("Traceback\n  somewhere\nthe cause\n")}
     assert _cause(FailedError(failures)) == "worker 1 failed (ValueError: the cause)"
+
+
+@pytest.mark.parametrize(
+    ("failures", "returns"),
+    [
+        ({0: TypeError("loss() takes 2 arguments")}, True),
+        ({0: DataError("vocabulary"), 1: RuntimeError("connection closed by peer")}, True),
+        ({0: TrainingError("refused", code="deepspeed_refused")}, True),
+        ({0: InvalidError("no_tokens", "no token")}, True),
+        ({0: RuntimeError("CUDA error"), 1: RuntimeError("connection closed by peer")}, False),
+        ({0: StorageError("the disk is full")}, False),
+        ({0: TypeError("broken"), 1: WorkerHealthCheckFailedError("", RuntimeError(GONE))}, False),
+        ({}, False),
+    ],
+)
+def test_workers_start_again_unless_they_would_fail_in_the_same_way(failures: dict[int, Exception], returns: bool):
+    assert would_return(FailedError(failures)) is returns

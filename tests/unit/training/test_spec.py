@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from maas_ray.errors import SpecError
 from maas_ray.training.deepspeed.batch import batch_geometry
 from maas_ray.training.deepspeed.check import check_with_deepspeed
-from maas_ray.training.deepspeed.resolve import resolve
+from maas_ray.training.deepspeed.resolve import as_before, resolve
+from maas_ray.training.deepspeed.sections import without_effect
+from maas_ray.training.preflight import check_deepspeed
 from maas_ray.training.runs.identity import identity_of
 from maas_ray.training.spec import TrainSpec
 from tests.support import ROOT
@@ -93,7 +96,7 @@ def test_a_document_as_the_hugging_face_documentation_writes_it():
         "warmup_num_steps": 7,
         "total_num_steps": 1000,
     }
-    assert "torch_adam" not in config["optimizer"]["params"]
+    assert config["optimizer"]["params"]["fused"] is True
 
 
 def test_blocks_of_the_document_that_the_platform_does_not_know_pass_through():
@@ -318,3 +321,116 @@ def test_a_configuration_that_deepspeed_refuses_is_refused_before_workers_start(
         check_with_deepspeed(filled(parse(compression_training={"weight_quantization": {}})))
     with raises(SpecError, "deepspeed_unknown_field", "deepspeed.zero_optimisation", "`zero_optimization`"):
         check_with_deepspeed(filled(parse(zero_optimisation={"stage": 2})))
+
+
+def test_torchs_own_adam_is_used_since_deepspeeds_would_be_compiled():
+    assert (
+        filled(parse(), on_cpu=False)["optimizer"]["params"] | {"torch_adam": True, "fused": True}
+        == (filled(parse(), on_cpu=False)["optimizer"]["params"])
+    )
+    assert "fused" not in filled(parse(), on_cpu=True)["optimizer"]["params"]
+    written = {"optimizer": {"type": "AdamW", "params": {"torch_adam": False}}}
+    assert filled(parse(**written), on_cpu=False)["optimizer"]["params"]["torch_adam"] is False
+    offloaded = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+    assert "torch_adam" not in filled(parse(**offloaded), on_cpu=False)["optimizer"]["params"]
+    zenflow = {"zero_optimization": offloaded["zero_optimization"] | {"zenflow": {"topk_ratio": 0.1}}}
+    assert "torch_adam" not in filled(parse(**zenflow), on_cpu=True)["optimizer"]["params"]
+
+
+def test_a_resumed_run_keeps_the_adam_whose_state_its_checkpoint_holds():
+    now = filled(parse(), on_cpu=False)
+    before = {"optimizer": {"type": "AdamW", "params": {"lr": 9.0}}}  # as 0.2.0 wrote it on GPUs
+    kept = as_before(now, before)["optimizer"]["params"]
+    assert kept.keys() == {"lr", "betas", "eps", "weight_decay"}
+    assert kept["lr"] == 1e-3
+    assert as_before(now, now) == now
+    assert as_before(now, {}) == now
+
+
+def test_a_key_that_stands_twice_in_a_file_is_refused(tmp_path: Path):
+    path = tmp_path / "twice.json"
+    path.write_text(
+        '{"train_batch_size": "auto", "zero_optimization": {"stage": 1}, "zero_optimization": {"stage": 3}}'
+    )
+    with raises(SpecError, "duplicate_key", path, "zero_optimization"):
+        parse(f"deepspeed: {path}\n")
+    path.write_text('{"optimizer": {"type": "Adam", "params": {"lr": 1, "lr": 2}}}')
+    with raises(SpecError, "duplicate_key", path, "lr"):
+        parse(f"deepspeed: {path}\n")
+
+
+@pytest.mark.parametrize("value", [None, True, 2, "x", []])
+@pytest.mark.parametrize("name", ["optimizer", "scheduler", "zero_optimization", "bf16", "fp16", "tensorboard"])
+def test_a_section_that_is_not_an_object_is_refused(name: str, value: object):
+    with raises(SpecError, "not_an_object", f"deepspeed.{name}"):
+        parse(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["optimizer", "scheduler"])
+def test_a_section_that_deepspeed_would_ignore_is_refused(name: str):
+    with raises(SpecError, "missing_field", f"deepspeed.{name}", "type"):
+        parse(**{name: {"params": {}}})
+
+
+@pytest.mark.parametrize(
+    ("document", "named"),
+    [
+        ({"tensor_parallel": {"autotp_size": 2}}, "tensor_parallel.autotp_size"),
+        ({"sequence_parallel_size": 2}, "sequence_parallel_size"),
+        ({"sequence_parallel_size": 2, "data_parallel_size": 1}, "data_parallel_size"),
+        ({"progressive_layer_drop": {"enabled": True, "theta": 0.5}}, "progressive_layer_drop.enabled"),
+        ({"curriculum_learning": {"enabled": True}}, "curriculum_learning.enabled"),
+        ({"amp": {"enabled": True}}, "amp.enabled"),
+    ],
+)
+def test_sections_that_networks_here_cannot_follow_are_refused(document: dict[str, object], named: str):
+    with raises(SpecError, "deepspeed_unsupported", named):
+        parse(**document)
+
+
+def test_sections_that_change_nothing_are_taken():
+    check_with_deepspeed(filled(parse(sequence_parallel_size=1, tensor_parallel={"autotp_size": 0})))
+
+
+def test_sections_without_effect_are_named():
+    named = without_effect({"data_efficiency": {"enabled": True}, "activation_checkpointing": {}, "bf16": {}})
+    assert [line.split()[0] for line in named] == ["deepspeed.activation_checkpointing", "deepspeed.data_efficiency"]
+
+
+@pytest.mark.parametrize(
+    ("document", "named"),
+    [
+        ({"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 0}}}, "warmup_num_steps"),
+        ({"scheduler": {"type": "WarmupLR", "params": {"warm_up_steps": 9}}}, "warm_up_steps"),
+        ({"scheduler": {"type": "CosineAnnealing", "params": {}}}, "CosineAnnealing"),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "beta1": 0.9}}}, "beta1"),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "max_grad_norm": 1.0}}}, "gradient_clipping"),
+        ({"optimizer": {"type": "AdamW", "params": {"betas": [0.9, 1.5]}}}, "1.5"),
+        ({"optimizer": {"type": "Adamm", "params": {"lr": 1e-3}}}, "Adamm"),
+        (
+            {"optimizer": {"type": "SGD", "params": {"lr": 0.1}}, "zero_optimization": {"stage": 1}},
+            "untested_optimizer",
+        ),
+    ],
+)
+def test_an_optimizer_or_a_scheduler_that_cannot_be_made_is_refused(document: dict[str, object], named: str):
+    with raises(SpecError, "deepspeed_refused", named):
+        check_with_deepspeed(filled(parse(**document)))
+
+
+def test_optimizers_and_schedulers_of_torch_are_taken():
+    document = {
+        "optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}},
+        "scheduler": {"type": "StepLR", "params": {"step_size": 3}},
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {"stage": 1},
+    }
+    check_with_deepspeed(filled(parse(**document)))
+
+
+def test_a_schedule_that_ends_before_the_run_is_refused():
+    params = {"total_num_steps": 500, "warmup_num_steps": 10}
+    spec = parse(scheduler={"type": "WarmupDecayLR", "params": params})
+    check_deepspeed(spec, SimpleNamespace(total_steps=500))  # type: ignore[arg-type]
+    with raises(SpecError, "schedule_too_short", "500", "501"):
+        check_deepspeed(spec, SimpleNamespace(total_steps=501))  # type: ignore[arg-type]
