@@ -336,12 +336,21 @@ class TextGeneration(Task):
         return byte_lengths(self.tokenizer)
 
     def check_pretrained(self, config: Any, directory: Path) -> None:
-        embeds = config.get_text_config().vocab_size
+        text = config.get_text_config()
+        embeds = text.vocab_size
         if self.vocab_size > embeds:
             raise DataError(
                 f"the dataset's tokenizer has {self.vocab_size} tokens, but the model in {directory} embeds only "
                 f"{embeds}. Prepare the dataset with `tokenizer: {directory}`.",
                 code="vocabulary_too_large",
+            )
+        positions = getattr(text, "max_position_embeddings", None)
+        # Rotary positions go on for ever; learnt ones end, with an IndexError or a device's assertion.
+        if positions and self.spec.sequence_length > positions and not getattr(text, "rope_parameters", None):
+            raise DataError(
+                f"the model in {directory} reads {positions} tokens, but the dataset has sequences of "
+                f"{self.spec.sequence_length}. Prepare the dataset with `sequence_length: {positions}`.",
+                code="texts_too_long",
             )
         if self.spec.documents == "isolated" and (reason := sees_other_documents(config)):
             raise DataError(

@@ -272,3 +272,12 @@ def test_adapters_and_quantized_weights_are_refused(tmp_path: Path):
     amend(tmp_path, quantization_config={"quant_method": "gptq", "bits": 4})
     with raises(DataError, "quantized_unsupported", tmp_path):
         Pretrained(path=str(tmp_path)).check(task)
+
+
+def test_sequences_longer_than_learnt_positions_are_refused(tmp_path: Path):
+    gpt2(tmp_path / "gpt2")
+    with raises(DataError, "texts_too_long", 16, 17):
+        Pretrained(path=str(tmp_path / "gpt2")).check(text_task(17))
+    llama(tmp_path / "llama")
+    amend(tmp_path / "llama", max_position_embeddings=16)  # rotary positions go on
+    Pretrained(path=str(tmp_path / "llama")).check(text_task(17))
