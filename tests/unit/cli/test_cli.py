@@ -233,6 +233,21 @@ def test_sigterm_interrupts_running_code_as_ctrl_c_does(ctrl_c: Any, capsys: pyt
     assert signal.getsignal(signal.SIGTERM) is terminate
 
 
+def test_the_core_worker_is_silent_only_while_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads the variable when it starts; processes that this one starts later must not inherit it."""
+    name = "RAY_BACKEND_LOG_LEVEL"
+    monkeypatch.delenv(name, raising=False)
+    with connection.core_worker_silent(verbose=False):
+        assert os.environ[name] == "fatal"
+    assert name not in os.environ
+    with connection.core_worker_silent(verbose=True):
+        assert name not in os.environ
+    monkeypatch.setenv(name, "debug")
+    with connection.core_worker_silent(verbose=False):
+        assert os.environ[name] == "debug"
+    assert os.environ[name] == "debug"
+
+
 def test_the_handler_of_sigterm_survives_ray() -> None:
     def rays(number: int, frame: object) -> None:
         pass
