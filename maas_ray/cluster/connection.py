@@ -137,15 +137,23 @@ def _join(cluster: Cluster, settings: Settings) -> None:
 def core_worker_silent(verbose: bool) -> Iterator[None]:
     """Keep the C++ half of this process, which `ray.init` starts within, from printing; its errors are also raised.
 
-    It prints a line for every actor that may be restarted and takes arguments by reference, as Ray Data's do.
+    It prints a line for every actor that may be restarted and takes arguments by reference, as Ray Data's do. Standard
+    error is closed within, because it prints another line if the level of its log is set.
     """
-    if verbose or _LOG_LEVEL in os.environ:
+    if verbose or _LOG_LEVEL in os.environ or sys.stderr is None:
         yield
         return
+    sys.stderr.flush()
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.environ[_LOG_LEVEL] = "fatal"
+    os.dup2(nowhere, 2)
     try:
         yield
     finally:
+        sys.stderr.flush()
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
         del os.environ[_LOG_LEVEL]
 
 

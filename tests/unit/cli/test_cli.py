@@ -233,12 +233,17 @@ def test_sigterm_interrupts_running_code_as_ctrl_c_does(ctrl_c: Any, capsys: pyt
     assert signal.getsignal(signal.SIGTERM) is terminate
 
 
-def test_the_core_worker_is_silent_only_while_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_core_worker_is_silent_only_while_it_starts(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """It reads the variable when it starts; processes that this one starts later must not inherit it."""
     name = "RAY_BACKEND_LOG_LEVEL"
     monkeypatch.delenv(name, raising=False)
     with connection.core_worker_silent(verbose=False):
         assert os.environ[name] == "fatal"
+        os.write(2, b"the level is set")
+    os.write(2, b"an error")
+    assert capfd.readouterr().err == "an error"
     assert name not in os.environ
     with connection.core_worker_silent(verbose=True):
         assert name not in os.environ
