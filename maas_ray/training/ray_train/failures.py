@@ -66,5 +66,6 @@ def translated(error: Any, run: str) -> MaasError:
 def _platform_error(failure: Any) -> MaasError | None:
     """The error of this platform in a chain of causes."""
     while failure is not None and not is_final(failure):
-        failure = getattr(failure, "cause", None) or failure.__cause__
+        # Ray Train's wrapper of an exception is not raised from it.
+        failure = getattr(failure, "_base_exc", None) or getattr(failure, "cause", None) or failure.__cause__
     return failure

@@ -1,7 +1,7 @@
 """Restarts of workers, in words."""
 
 import pytest
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 
 from maas_ray.errors import DataError, InvalidError, StorageError, TrainingError
 from maas_ray.training.ray_train.controller import _cause, would_return
@@ -33,6 +33,7 @@ def test_an_error_is_told_by_its_last_line():
     ("failures", "returns"),
     [
         ({0: TypeError("loss() takes 2 arguments")}, True),
+        ({0: UserExceptionWithTraceback(DataError("vocabulary"), "Traceback")}, True),
         ({0: DataError("vocabulary"), 1: RuntimeError("connection closed by peer")}, True),
         ({0: TrainingError("refused", code="deepspeed_refused")}, True),
         ({0: InvalidError("no_tokens", "no token")}, True),
