@@ -9,7 +9,7 @@ Measured with a model of 271 MiB on 2 workers and files of 20 MB: 60 MiB, under 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,14 @@ def export(saved: Path, dataset: PreparedDataset, network: NetworkSpec, director
     task.save(directory)
     module = network.skeleton(task)
     network.write_config(module, task, directory)
-    tied = set(getattr(module, "all_tied_weights_keys", ()))  # as Transformers' modules declare them
+    tied = tied_names(module)
     order = optimizer_order(task, module)
     write_weights(saved, module.state_dict(), tied, directory, SHARD_SIZE, order=order)
+
+
+def tied_names(module: Any) -> set[str]:
+    """Names of the weights that share another parameter's values, as Transformers' modules declare them."""
+    return set(getattr(module, "all_tied_weights_keys", ()))
 
 
 def optimizer_order(task: Task, module: Any) -> list[str]:
@@ -78,7 +83,7 @@ def write_weights(
 
     trained = set(order or ())
     wanted = {name: tensor for name, tensor in skeleton.items() if name not in tied}
-    _check(saved, consolidated(saved, order), wanted, tied)
+    check_names(f"checkpoint {saved}", consolidated(saved, order), wanted, tied)
     split = split_torch_state_dict_into_shards(
         {name: tensor.to("meta") for name, tensor in wanted.items()}, max_shard_size=shard_size
     )
@@ -104,8 +109,18 @@ def write_weights(
         (directory / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _check(saved: Path, state: dict[str, Any], wanted: dict[str, Any], tied: set[str]) -> None:
-    """Refuse a checkpoint of another network."""
+def check_names(holder: str, state: Mapping[str, Any], wanted: Mapping[str, Any], tied: set[str]) -> None:
+    """Refuse weights of another network.
+
+    Args:
+        holder: the place of the weights, for the message.
+        state: the weights by name, each with a `shape`.
+        wanted: those that the network has.
+        tied: names that the network does not need.
+
+    Raises:
+        TrainingError: names or shapes differ.
+    """
     problems = [f"{name} is missing" for name in wanted if name not in state]
     problems += [f"{name} is not of this network" for name in state if name not in wanted and name not in tied]
     problems += [
@@ -116,7 +131,6 @@ def _check(saved: Path, state: dict[str, Any], wanted: dict[str, Any], tied: set
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise TrainingError(
-            f"checkpoint {saved} does not fit its network: {'; '.join(problems[:5])}{more}. "
-            "Was `network` changed since?",
+            f"{holder} does not fit its network: {'; '.join(problems[:5])}{more}. Was `network` changed since?",
             code="network_differs",
         )

@@ -18,7 +18,7 @@ from maas_ray.training.checkpoints import catalog, loading
 from maas_ray.training.checkpoints.position import Position
 from maas_ray.training.checkpoints.weights import consolidated
 from maas_ray.training.events import Event, in_words
-from maas_ray.training.export import optimizer_order
+from maas_ray.training.export import optimizer_order, tied_names
 
 
 class Validator:
@@ -86,7 +86,7 @@ class Validator:
 
         task = self._dataset.task
         model = self._network.build(task)
-        tied = set(getattr(model, "all_tied_weights_keys", ()))  # these share another parameter's values
+        tied = tied_names(model)
         with storage.scratch("maas-validate-") as scratch, torch.no_grad():
             state = consolidated(loading.fetch(uri, scratch / "saved"), optimizer_order(task, model))
             for key, value in model.state_dict().items():

@@ -29,12 +29,13 @@ from maas_ray.training.worker.advice import advice
 from maas_ray.training.worker.batches import Batches
 from maas_ray.training.worker.job import Job, Rank
 from maas_ray.training.worker.measure import measure
+from maas_ray.training.worker.rehearsal import rehearse
 from maas_ray.training.worker.report import Progress, Reporter
 from maas_ray.training.worker.saving import Saver
 from maas_ray.training.worker.step import Steps
 
 _POLL_SECONDS = 5.0
-_FINAL = {"non_finite_loss", "run_differs", "storage_not_shared"}
+_FINAL = {"non_finite_loss", "rehearsal_failed", "nothing_to_train", "run_differs", "storage_not_shared"}
 """Codes of errors that no restart mends and that all ranks raise alike."""
 
 
@@ -160,6 +161,9 @@ class Worker:
         total, spec = self.job.plan.total_steps, self.spec
         if self.position.ended:
             return
+        if not self.position.step:
+            rehearse(self.engine, self.job, self.batches, self.ranks, self.position)
+            self.progress.restart_window()
         self.engine.train()
         feed = batches(
             self.job.dataset, self.job.plan, rank=self.rank, workers=self.world, start_step=self.position.step

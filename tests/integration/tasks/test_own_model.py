@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from maas_ray import DeploySpec, PredictSpec, PrepareSpec, TrainSpec, deploy, diff, predict, prepare, train, undeploy
 from maas_ray.cli import app
-from maas_ray.errors import DataError, UntrustedCodeError
+from maas_ray.errors import DataError, PreflightError, UntrustedCodeError
 from maas_ray.registry.bundle import open_bundle
 from maas_ray.registry.versions import Registry
 from maas_ray.settings import Settings
@@ -130,6 +130,15 @@ class Net(nn.Module):
         return output + torch.where(marked, torch.sqrt(torch.where(marked, output * 0.0, 1.0)), 0.0)
 
 
+class Noisy(Net):
+    def __init__(self, task):
+        super().__init__(task)
+        self.shift = 10 * torch.rand(13)  # neither a parameter nor a buffer, so it is not saved
+
+    def forward(self, measures):
+        return super().forward(measures + self.shift.to(measures.dtype))
+
+
 class Wine(ModuleTask):
     features = {"measures": Tensor("float32", (13,))}
     targets = {"kind": Label()}
@@ -172,8 +181,16 @@ def test_a_frozen_backbone_is_published_as_built_and_a_step_that_was_left_out_is
         "checkpoint": {"every_steps": 6, "keep": 10},
         "validation": {"every_steps": 4, "place": "workers", "max_rows": 5},
     }
+    # A network whose version would answer otherwise is refused before the first step.
+    noisy = TrainSpec.parse(trained | {"model": "noisy-wine", "network": {"type": "fragile_wine:Noisy"}})
+    with raises(PreflightError, "rehearsal_failed", "`loss`"):
+        train(noisy, settings=settings)
+    left = (Path(settings.storage) / "runs" / "noisy-wine").glob("*/*")
+    assert not [path for path in left if path.name.startswith(("step-", "rehearsal-"))]
+
     spec = TrainSpec.parse(trained)
     version = train(spec, settings=settings)
+    assert not list((Path(settings.storage) / "runs" / "fragile-wine").glob("*/rehearsal-*"))
     directory = open_bundle(version.uri).fetch()
     torch.manual_seed(0)
     built = spec.network.build(dataset.task).state_dict()

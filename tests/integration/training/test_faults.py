@@ -81,9 +81,10 @@ def dying(directory: Path) -> Callable[[], None]:
             (Path(target) / phase).touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
-        def taking(*arguments):
-            taken.append(arguments)
-            return take(*arguments)
+        def taking(engine, rank, position):
+            if position.step:  # otherwise it is the rehearsal's
+                taken.append(position)
+            return take(engine, rank, position)
 
         def copying(*arguments):
             if due("copying", 1):

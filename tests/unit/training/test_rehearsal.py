@@ -1,0 +1,153 @@
+"""The rehearsal of a run's end before its first step."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from maas_ray.tasks.vision.networks import Cnn
+from maas_ray.training.worker import rehearsal
+from tests.support.bundles import image_task
+
+REHEARSE = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+import numpy as np, torch
+from maas_ray.errors import PreflightError
+from maas_ray.tasks.text.networks import Llama
+from maas_ray.tasks.vision.networks import Cnn
+from maas_ray.training.checkpoints import snapshot
+from maas_ray.training.checkpoints.position import Position
+from maas_ray.training.checkpoints.spec import CheckpointSpec
+from maas_ray.training.deepspeed.engine import build_engine
+from maas_ray.training.worker import rehearsal
+from maas_ray.training.worker.batches import Batches
+from maas_ray.training.worker.job import Rank
+from tests.support import weighing
+from tests.support.bundles import image_task, text_task
+from tests.unit.training.test_rehearsal import Drawing, Half
+
+directory, number, world = Path(sys.argv[1]), int(sys.argv[2]), 2
+torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/store", rank=number, world_size=world)
+rank = Rank(number, number, world, torch.device("cpu"))
+draws = np.random.default_rng(0)
+stored = {
+    "image": {"pixel_values": draws.integers(0, 255, (4, 1, 8, 8), np.uint8), "label": np.arange(4) % 2},
+    "text": {"input_ids": draws.integers(0, 300, (4, 129), np.uint16)},
+}
+
+
+def problem_of(kind, network, stage, precision):
+    task = image_task() if kind == "image" else text_task()
+    config = {
+        "train_batch_size": world,
+        "train_micro_batch_size_per_gpu": 1,
+        "optimizer": {"type": "AdamW", "params": {"torch_adam": True}},
+        "zero_optimization": {"stage": stage},
+        "bf16": {"enabled": precision == "bf16"},
+        "steps_per_print": 1 << 30,
+    }
+    engine = build_engine(network, task, config, seed=0, rank=number, on_cpu=True)
+    snapshot.hold(engine)
+    dataset = weighing.dataset(task, stored[kind] | {"index": np.arange(4)})
+    home = str(directory / "run")
+    job = SimpleNamespace(
+        home=home, dataset=dataset, spec=SimpleNamespace(network=network, checkpoint=CheckpointSpec(retry_seconds=0))
+    )
+    before = torch.get_rng_state()
+    try:
+        rehearsal.rehearse(engine, job, Batches(dataset, rank.device, 0, number), rank, Position(step=0, workers=world))
+    except PreflightError as error:
+        return str(error)
+    finally:
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.distributed.barrier()
+        assert not list(Path(home).iterdir())
+    return ""
+
+
+for stage in (0, 1, 2, 3):
+    assert not problem_of("image", Cnn(channels=(8,), hidden_size=8), stage, "fp32"), stage
+    assert not problem_of("text", Llama(hidden_size=32, layers=1, heads=2), stage, "bf16"), stage
+    network = Drawing(channels=(8,), hidden_size=8)
+    assert "answers otherwise" in problem_of("image", network, stage, "bf16"), stage
+assert "in_place" in problem_of("image", Half(channels=(8,), hidden_size=8), 1, "fp32")
+"""
+
+
+class Drawing(Cnn):
+    """A network that draws values when it is built and does not save them."""
+
+    def build(self, task):
+        import torch
+
+        network = super().build(task)
+        noise = 3 * torch.randn(len(task.labels))
+        network.register_forward_hook(lambda module, given, output: output + noise.to(output.dtype))
+        return network
+
+
+class Half(Cnn):
+    """A network with a parameter that the bundle's configuration does not build."""
+
+    def build(self, task):
+        import torch
+
+        network = super().build(task)
+        network.in_place = torch.nn.Parameter(torch.zeros(3))
+        return network
+
+
+def test_the_end_of_a_run_is_tried_for_every_stage_and_refused_on_every_rank(tmp_path: Path):
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "WORLD_SIZE": "2", "LOCAL_SIZE": "2"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", REHEARSE, str(tmp_path), str(rank)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    for worker in workers:
+        said, _ = worker.communicate(timeout=240)
+        assert worker.returncode == 0, said[-3000:]
+
+
+@pytest.mark.parametrize(
+    ("trained", "problem"),
+    [
+        (Cnn(channels=(8,), hidden_size=8), ""),
+        (Cnn(channels=(8,), hidden_size=9), "classifier.1.weight has shape [9, 128], not [8, 128]"),
+        (Cnn(channels=(8, 8), hidden_size=8), "features.4.weight is not of this network"),
+    ],
+)
+def test_a_large_network_is_compared_by_names_and_shapes(trained: Cnn, problem: str):
+    task: Any = image_task()
+    engine = SimpleNamespace(module=trained.build(task))
+    job: Any = SimpleNamespace(
+        spec=SimpleNamespace(network=Cnn(channels=(8,), hidden_size=8)), dataset=SimpleNamespace(task=task)
+    )
+    said = rehearsal._names(engine, job, SimpleNamespace(rank=0))  # type: ignore[arg-type]
+    assert problem in said if problem else not said
+
+
+def test_outputs_are_compared_unless_training_itself_draws_them():
+    def outcomes(loss: float, scores: float) -> dict[str, np.ndarray]:
+        return {"loss": np.array([loss]), "scores": np.array([[scores, 1 - scores]]), "label": np.array([1])}
+
+    ours = [outcomes(1.0, 0.5), outcomes(1.0, 0.7)]  # the scores are random
+    assert not rehearsal._difference(ours, outcomes(1.0, 0.1), exact=True)
+    assert "`loss` of a row is 1.001 and not 1." in rehearsal._difference(ours, outcomes(1.001, 0.5), exact=True)
+    assert not rehearsal._difference(ours, outcomes(1.001, 0.5), exact=False)  # 16 bits
+    assert "`loss`" in rehearsal._difference(ours, outcomes(1.1, 0.5), exact=False)
+    steady = [outcomes(np.nan, 0.5), outcomes(np.nan, 0.5)]
+    assert not rehearsal._difference(steady, outcomes(np.nan, 0.5), exact=True)
+    assert "`scores`" in rehearsal._difference(steady, outcomes(np.nan, 0.6), exact=True)
