@@ -95,10 +95,11 @@ def test_a_step_that_overflows_in_fp16_is_taken_again(
     assert "step 1: gradients overflowed in fp16; taken again, loss scale 4.29497e+09 →" in said
     assert "640 rows trained on, each of them once in an epoch" in said
     assert version.metrics["validation/loss"] < np.log(512) - 0.3
-    # No step of the schedule is lost: twenty of warm-up, then the peak.
+    # No step of the schedule is lost. Step n of the warm-up has log(n + 1) / log(20) of the peak: 1 at step 19.
     rates = history(settings, version, "train/learning_rate")
     assert len(rates) == 40
-    assert rates[18] < 1e-3
+    assert rates[17] == pytest.approx(1e-3 * np.log(19) / np.log(20))
+    assert rates[18] == pytest.approx(1e-3)
     assert rates[-20:] == pytest.approx([1e-3] * 20)
     norms = history(settings, version, "train/gradient_norm")
     assert 0.1 < min(norms) <= max(norms) < 10
