@@ -46,7 +46,7 @@ class Layout:
         """
         tokenizer, end = tokenizer_of(files), special_tokens(files).get("eos_token", "")
         tokenizer.encode_special_tokens = True
-        # Unigram takes a spelled-out token from its vocabulary (findings/tokenizers-unigram-special.sh).
+        # Unigram takes a spelled-out token from its vocabulary.
         ends_within = tokenizer.token_to_id(end) in tokenizer.encode(end, add_special_tokens=False).ids
         return cls(
             prefix=() if chats else first_tokens(tokenizer),
