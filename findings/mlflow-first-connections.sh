@@ -3,7 +3,7 @@
 # Expected: one creates the tables and the others wait, because SQLite is a documented backend for several processes.
 # Effect: of several trainings that start on a fresh machine, most die with an OperationalError. `registry/client.py`
 #   holds a file's lock while it connects.
-# Needs: mlflow-skinny==3.17.2 sqlalchemy alembic sqlparse
+# Needs: mlflow-skinny==3.17.2 SQLAlchemy==2.1.9 alembic==1.20.1 sqlparse==0.6.1
 # Seen: "4 processes at once: 3 failed", then "4 processes one after the other: 0 failed"
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"

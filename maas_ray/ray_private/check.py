@@ -27,6 +27,7 @@ class Use(NamedTuple):
 _LOOPBACK = "joining a cluster on loopback"
 _STATUS = "deploying, and reading the state of applications"
 _MODELS = "requests reach the shared replica that has their model loaded"
+_FINAL = "runs whose workers would fail again end at once, without restarts"
 _ELASTIC = "elastic training: workers save before their number changes, and leave machines that are about to go"
 _VLLM = "the vLLM engine"
 
@@ -55,6 +56,8 @@ USES = (
     Use("train.v2._internal.execution.controller.state", "ReschedulingState", _ELASTIC),
     Use("train.v2._internal.execution.controller.state", "ResizingState", _ELASTIC),
     Use("train.v2._internal.execution.controller.state", "RunningState", _ELASTIC),
+    Use("train.v2._internal.execution.failure_handling.default", "DefaultFailurePolicy.make_decision", _FINAL),
+    Use("train.v2._internal.execution.failure_handling.failure_policy", "FailureDecision.RAISE", _FINAL),
     Use("train.v2._internal.execution.scaling_policy", "NoopDecision", _ELASTIC),
     Use("train.v2._internal.execution.scaling_policy", "ResizeDecision", _ELASTIC),
     Use(

@@ -33,12 +33,14 @@ def runs(monkeypatch: pytest.MonkeyPatch, **running: dict[str, Any]) -> None:
 
 
 def test_a_new_endpoint_would_be_started(settings: Settings, version: ModelVersion) -> None:
+    database = Path(settings.database.removeprefix("sqlite:///"))
+    database.unlink()  # registering the version created it
     first, *changes, last = dry_run(SPEC, settings=settings)
     assert first == "endpoint img: img/1, image-classification"
     assert changes == ["  it does not exist yet"]
     assert "would start a cluster" in last
     assert "1 to 4 replicas, each with 0.5 CPUs" in last
-    assert not Path(settings.database.removeprefix("sqlite:///")).exists()
+    assert not database.exists()
 
 
 def test_an_unchanged_endpoint_would_be_left_alone(
