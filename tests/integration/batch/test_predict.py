@@ -257,4 +257,4 @@ def test_killed_twice_it_loses_and_repeats_nothing(settings: Settings, digits: d
     assert {path: last[path] for path in first} == first
     assert {path: last[path] for path in second} == second
     assert sorted(_read(output)["id"].to_pylist()) == list(range(len(table)))
-    open_artifact(str(output), "predictions").verify()
+    open_artifact(str(output), "predictions", f"{output}.prediction/manifest.json").verify()

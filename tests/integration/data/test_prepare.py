@@ -17,7 +17,7 @@ import pytest
 from maas_ray import PrepareSpec, prepare, storage
 from maas_ray.data.dataset import PreparedDataset, dataset_home, open_dataset
 from maas_ray.data.names import SPLITS
-from maas_ray.data.plan import Plan, list_sources
+from maas_ray.data.plan import PIPELINE, Plan, list_sources
 from maas_ray.data.prepare import prepare as prepare_in
 from maas_ray.errors import CorruptError, DataError
 from maas_ray.settings import Settings
@@ -257,7 +257,7 @@ def test_one_of_two_concurrent_attempts_is_committed(library: Path, place: Setti
     with blocks.quiet(1):
         inspected = inspect_input(spec, files, None)
         built = [build(spec, inspected, uri, attempt, None) for attempt in ("first", "second")]
-    plan = Plan(uri, "f" * 64, "", {}, inspected)
+    plan = Plan(uri, "f" * 64, "", {"pipeline": PIPELINE}, inspected)
     one, two = (commit(spec, plan, some, attempt) for some, attempt in zip(built, ("first", "second"), strict=True))
     assert one.artifact == two.artifact
     two.artifact.verify()

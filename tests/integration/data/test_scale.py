@@ -58,6 +58,7 @@ def prepared(spec: dict[str, object], workers: int, home: Path) -> tuple[str, st
     return fingerprint, digest.hexdigest()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
     draw = random.Random(0)

@@ -152,6 +152,7 @@ class Wine(ModuleTask):
 """
 
 
+@pytest.mark.slow
 def test_a_frozen_backbone_is_published_as_built_and_a_step_that_was_left_out_is_told(
     here: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

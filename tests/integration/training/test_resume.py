@@ -99,6 +99,7 @@ def test_a_run_goes_on_with_other_numbers_of_workers_as_if_nothing_had_happened(
     assert version.metrics["test/loss"] == pytest.approx(calm.metrics["test/loss"], rel=2e-3)
 
 
+@pytest.mark.slow
 def test_without_sharded_parameters_too_a_run_goes_on_with_another_number_of_workers(
     settings: Settings, digits: PreparedDataset, capsys
 ):

@@ -426,6 +426,11 @@ def test_a_worker_answers_a_piece_and_sets_aside_what_it_cannot(settings: Settin
     assert (broken["position"], broken["rows"]) == (4, 1)
     assert "not an image" in broken["error"]
 
+    before = (tmp_path / "out" / f"{piece.name}.parquet").stat().st_mtime_ns
+    again, told = run.Worker(work)._piece(piece)  # as if the first worker had died before it answered
+    assert (sorted(entry.path for entry in again), told) == (sorted(entry.path for entry in entries), counts)
+    assert (tmp_path / "out" / f"{piece.name}.parquet").stat().st_mtime_ns == before
+
 
 @pytest.mark.parametrize("error", [MemoryError("no room"), RuntimeError("CUDA error: device-side assert triggered")])
 def test_an_error_of_the_machine_ends_the_prediction(
