@@ -327,8 +327,7 @@ class Worker:
 
     def _piece(self, piece: Piece) -> tuple[list[FileEntry], dict[str, Any]]:
         work = self._work
-        # A worker may have died after it wrote its piece and before Ray heard of it.
-        if (done := writing.finished(work.uri, piece.name)) is not None:
+        if done := writing.finished(work.uri, piece.name):  # by a worker that died before Ray heard of it
             return done
         rows: list[list[_Row]] = []
 
