@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -135,26 +136,32 @@ def _join(cluster: Cluster, settings: Settings) -> None:
 
 @contextmanager
 def core_worker_silent(verbose: bool) -> Iterator[None]:
-    """Keep the C++ half of this process, which `ray.init` starts within, from printing; its errors are also raised.
+    """Keep the C++ half of this process, which `ray.init` starts within, from printing, unless an error is raised.
 
-    It prints a line for every actor that may be restarted and takes arguments by reference, as Ray Data's do. Standard
-    error is closed within, because it prints another line if the level of its log is set.
+    It prints a line for every actor that may be restarted and takes arguments by reference, as Ray Data's do. Its log
+    level prevents that, but setting the level makes it print another line while it starts. Standard error is therefore
+    held back meanwhile, and printed if the start fails.
     """
     if verbose or _LOG_LEVEL in os.environ or sys.stderr is None:
         yield
         return
     sys.stderr.flush()
-    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.environ[_LOG_LEVEL] = "fatal"
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(nowhere)
-        del os.environ[_LOG_LEVEL]
+    with tempfile.TemporaryFile() as held:
+        stderr = os.dup(2)
+        os.environ[_LOG_LEVEL] = "fatal"
+        os.dup2(held.fileno(), 2)
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            del os.environ[_LOG_LEVEL]
+            if failed:
+                held.seek(0)
+                os.write(2, held.read())
 
 
 @contextmanager

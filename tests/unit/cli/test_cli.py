@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +246,10 @@ def test_the_core_worker_is_silent_only_while_it_starts(
     os.write(2, b"an error")
     assert capfd.readouterr().err == "an error"
     assert name not in os.environ
+    with suppress(ConnectionError), connection.core_worker_silent(verbose=False):
+        os.write(2, b"the reason")
+        raise ConnectionError
+    assert capfd.readouterr().err == "the reason"
     with connection.core_worker_silent(verbose=True):
         assert name not in os.environ
     monkeypatch.setenv(name, "debug")

@@ -1,8 +1,5 @@
 """The rehearsal of a run's end before its first step."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +9,7 @@ import pytest
 
 from maas_ray.tasks.vision.networks import Cnn
 from maas_ray.training.worker import rehearsal
+from tests.support import ranks
 from tests.support.bundles import image_task
 
 REHEARSE = """
@@ -105,20 +103,7 @@ class Half(Cnn):
 
 
 def test_the_end_of_a_run_is_tried_for_every_stage_and_refused_on_every_rank(tmp_path: Path):
-    environment = os.environ | {"DS_ACCELERATOR": "cpu", "WORLD_SIZE": "2", "LOCAL_SIZE": "2"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", REHEARSE, str(tmp_path), str(rank)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    for worker in workers:
-        said, _ = worker.communicate(timeout=240)
-        assert worker.returncode == 0, said[-3000:]
+    ranks.run(REHEARSE, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,5 @@
 """An optimizer step with a task that weighs rows, groups parameters and augments batches."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +13,7 @@ from maas_ray.training.plan import Plan
 from maas_ray.training.worker.batches import Batches
 from maas_ray.training.worker.job import Rank
 from maas_ray.training.worker.step import MAX_TRIES, Steps
-from tests.support import weighing
+from tests.support import ranks, weighing
 from tests.support.bundles import image_task
 from tests.support.errors import raises
 from tests.support.weighing import Perceptron, Weighing
@@ -125,20 +122,7 @@ if number == 0:
 
 def test_weights_make_a_step_independent_of_how_its_rows_are_divided(tmp_path: Path):
     """Two DeepSpeed workers against one plain torch optimizer that sees each step's rows at once."""
-    environment = os.environ | {"DS_ACCELERATOR": "cpu", "WORLD_SIZE": "2", "LOCAL_SIZE": "2"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", TRAIN, str(tmp_path), str(rank)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    for worker in workers:
-        said, _ = worker.communicate(timeout=240)
-        assert worker.returncode == 0, said
+    ranks.run(TRAIN, tmp_path)
     task, stored = Weighing(), weighing.rows(ROWS)
     torch.manual_seed(0)
     network = Perceptron().build(task)

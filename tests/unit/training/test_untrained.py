@@ -1,12 +1,10 @@
 """Parameters that are not trained, and buffers: what is saved, exported, validated and resumed is what was built."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from maas_ray.errors import PreflightError
 from maas_ray.training.deepspeed.untrained import Untrained
+from tests.support import ranks
 from tests.support.errors import raises
 from tests.support.weighing import INPUTS, Weighing
 
@@ -178,20 +176,7 @@ def task_of(case: str) -> Weighing:
 
 def test_untrained_parameters_and_buffers_are_exported_and_resumed_as_they_were_built(tmp_path: Path):
     """Each ZeRO stage in fp32 and bf16. The expected values are those of the network before DeepSpeed has it."""
-    environment = os.environ | {"DS_ACCELERATOR": "cpu", "WORLD_SIZE": "2", "LOCAL_SIZE": "2"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", TRAIN, str(tmp_path), str(rank)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    for worker in workers:
-        said, _ = worker.communicate(timeout=240)
-        assert worker.returncode == 0, said
+    ranks.run(TRAIN, tmp_path)
 
 
 def test_a_network_without_a_parameter_to_train_is_refused():
