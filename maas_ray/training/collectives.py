@@ -1,19 +1,53 @@
-"""Collective operations of the training workers: all ranks call each of them together."""
+"""Functions that the training workers call together: each waits until all ranks have called it.
 
+Torch's collectives give up after half an hour, so that a broken network does not hang a run. One rank may work longer
+while the others wait: it fetches or converts a checkpoint, computes metrics, or retries a write. So the ranks first
+meet by counting in the store that they found each other with. It has no deadline, and Ray Train, which watches each
+process and machine, ends the wait if a rank dies.
+"""
+
+import itertools
+import time
 from typing import Any
+
+_LONGEST_PAUSE = 0.25
+_meetings = itertools.count()
+
+
+def barrier() -> None:
+    """Return when all ranks have called it, however long that takes."""
+    import torch
+
+    world: Any = torch.distributed.group.WORLD
+    store = world.get_group_store()
+    number, pause = next(_meetings), 0.001
+    store.add(_key(number), 1)
+    while store.add(_key(number), 0) < torch.distributed.get_world_size():
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+    if number and torch.distributed.get_rank() == 0:
+        store.delete_key(_key(number - 1))  # all have left it, since they are here
 
 
 def from_first_rank(value: Any) -> Any:
-    """Rank 0's value, on every rank."""
+    """Rank 0's value, on every rank. Rank 0 may take as long as it needs to have it."""
     import torch
 
+    barrier()
     values = [value]
     torch.distributed.broadcast_object_list(values)
     return values[0]
 
 
-def barrier() -> None:
-    """Return when all ranks have called it."""
+def from_all_ranks(value: Any) -> list[Any]:
+    """The values of all ranks by rank, on every rank. Each may take as long as it needs to have its own."""
     import torch
 
-    torch.distributed.barrier()
+    barrier()
+    values = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def _key(number: int) -> str:
+    return f"maas/meeting/{number}"

@@ -17,7 +17,7 @@ from maas_ray.errors import CorruptError
 from maas_ray.storage import FileEntry
 from maas_ray.training.checkpoints import catalog, layout, loading
 from maas_ray.training.checkpoints.position import Position
-from maas_ray.training.collectives import barrier, from_first_rank
+from maas_ray.training.collectives import barrier, from_all_ranks, from_first_rank
 
 _COPIES = "maas-resume-"
 
@@ -81,16 +81,12 @@ def _newest(
     home: str, rank: int, workers: int, say: Callable[[str], None], damaged: list[str]
 ) -> tuple[str, Position] | None:
     """Like `catalog.newest`, with the bytes shared among the workers."""
-    import torch
-
     for uri in from_first_rank(catalog.saved(home) if rank == 0 else None):
         position, entries, problem = from_first_rank(_inspected(uri) if rank == 0 else None)
         if not problem:
             # Files are dealt out by size, so that shares are about equal.
             share = sorted(entries, key=lambda entry: entry.size, reverse=True)[rank::workers]
-            problems: list[str] = [""] * workers
-            torch.distributed.all_gather_object(problems, _problem(uri, share))
-            problem = next(filter(None, problems), "")
+            problem = next(filter(None, from_all_ranks(_problem(uri, share))), "")
         if not problem:
             return uri, position
         damaged.append(uri)

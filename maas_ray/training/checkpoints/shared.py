@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from maas_ray import storage
 from maas_ray.errors import MaasError, StorageError, TrainingError
-from maas_ray.training.collectives import from_first_rank
+from maas_ray.training.collectives import from_all_ranks, from_first_rank
 
 _DRIVER = "driver"
 
@@ -48,11 +48,8 @@ def prove(uri: str, rank: int) -> None:
     Raises:
         TrainingError: a machine has another storage; raised on every rank alike.
     """
-    import torch
-
     name = f"{from_first_rank(uuid.uuid4().hex[:8])}-{rank}"
-    found: list[_Found | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, _found(uri, name))
+    found: list[_Found | None] = from_all_ranks(_found(uri, name))
     names = from_first_rank(_names(uri) if rank == 0 else None)
     if names is None or None in found:
         return

@@ -7,6 +7,7 @@ from typing import Any
 
 from maas_ray.errors import TrainingError
 from maas_ray.tasks import NetworkSpec, Task
+from maas_ray.training.collectives import barrier
 from maas_ray.training.deepspeed.build import load_communication
 from maas_ray.training.deepspeed.document import zero_stage
 from maas_ray.training.deepspeed.untrained import Untrained, own_values
@@ -38,6 +39,7 @@ def build_engine(
     module = build_sharded(network, task, config) if zero_stage(config) == 3 else network.build(task)
     torch.manual_seed(seed + 1 + rank)
     untrained = Untrained.of(task, module)
+    barrier()  # each rank has read the weights by itself
     try:
         engine, _, _, _ = deepspeed.initialize(
             model=module, model_parameters=task.parameters(module), config=config, dist_init_required=False

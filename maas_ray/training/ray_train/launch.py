@@ -21,9 +21,6 @@ from maas_ray.training.worker.loop import train_worker
 Resources = dict[str, float]
 """Amounts that each worker reserves, by Ray's name of the resource."""
 
-_COLLECTIVE_SECONDS = 86_400
-"""How long workers wait for each other. They do so while one of them fetches and converts a checkpoint, waits for a
-validation or retries a write, which may take hours. Ray Train notices by itself if one dies."""
 _RESIZE_SECONDS = 60.0
 """How often an elastic run looks for room for more workers."""
 
@@ -127,7 +124,7 @@ def _trainer(job: Job, name: str, each: Resources, notes: str) -> Any:
     return Trainer(
         train_worker,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=_COLLECTIVE_SECONDS),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=spec.workers,  # a pair of numbers is Ray Train's elastic scaling
             elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
