@@ -40,7 +40,7 @@ def mlflow_client(settings: Settings) -> "MlflowClient":
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # logs each exception that it raises
-    with _first_connection(settings), _translated(uri):
+    with first_connection(settings), _translated(uri):
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         if not is_server(uri):
             client.search_registered_models(max_results=1)  # the registry's tables are created at its first call
@@ -92,7 +92,7 @@ def _unavailable(uri: str, error: Exception) -> StorageError:
     return StorageError(f"MLflow at {shown} does not answer: {first}", code="mlflow_unavailable")
 
 
-def _first_connection(settings: Settings) -> Any:
+def first_connection(settings: Settings) -> Any:
     """Wait for other processes that connect: the first one creates the tables, which MLflow does without a lock."""
     if settings.mlflow.startswith(_SQLITE):
         return _file_lock(Path(f"{settings.mlflow.removeprefix(_SQLITE)}.lock"))

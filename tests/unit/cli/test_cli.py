@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -18,12 +19,13 @@ import pytest
 from maas_ray import cli, cluster
 from maas_ray.cli.outcome import cause_of
 from maas_ray.cluster import connection
-from maas_ray.errors import DataError, InvalidError, SpecError
+from maas_ray.errors import DataError, InvalidError, NotFoundError, SpecError
 from maas_ray.serve.deployment import serve_control
 from maas_ray.settings import Settings
 from tests.support import ROOT
 from tests.support.bundles import image_task, register
 from tests.support.datasets import digits_dataset
+from tests.support.errors import raises
 
 COMMANDS = [
     "prepare",
@@ -49,10 +51,22 @@ COMMANDS = [
 ]
 
 
-def maas(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-c", "from maas_ray.cli import main; main()", *arguments]
-    variables = {**os.environ, "COLUMNS": "100", **environment}
-    return subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
+Run = Callable[..., tuple[Any, str, str]]
+
+
+@pytest.fixture
+def maas(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run `maas` in this process: exit status, standard output, standard error."""
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("MAAS_VERBOSE", "0")  # `--verbose` sets it
+
+    def call(*arguments: str) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", ["maas", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return end.value.code, *capsys.readouterr()
+
+    return call
 
 
 def says(message: str, *values: str) -> bool:
@@ -82,8 +96,8 @@ main()
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_help_lists_every_command_and_shows_the_way() -> None:
-    out = maas("--help").stdout
+def test_help_lists_every_command_and_shows_the_way(maas: Run) -> None:
+    _, out, _ = maas("--help")
 
     for command in COMMANDS:
         assert re.search(rf"│ {command} +\w", out), command
@@ -91,8 +105,8 @@ def test_help_lists_every_command_and_shows_the_way() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_commands_help_teaches(command: str) -> None:
-    out = maas(command, "--help").stdout
+def test_each_commands_help_teaches(maas: Run, command: str) -> None:
+    _, out, _ = maas(command, "--help")
 
     assert f"Usage: maas {command}" in out
     assert re.search(rf"(?m)^   (.* )?maas {command}\b", out), "an example"
@@ -100,17 +114,17 @@ def test_each_commands_help_teaches(command: str) -> None:
     assert "{" not in out.splitlines()[1]
 
 
-def test_version() -> None:
+def test_version(maas: Run) -> None:
     from maas_ray import __version__
 
-    assert maas("--version").stdout == f"maas_ray {__version__}\n"
+    assert maas("--version") == (0, f"maas_ray {__version__}\n", "")
 
 
-def test_a_misspelled_command_is_suggested() -> None:
-    done = maas("trian")
+def test_a_misspelled_command_is_suggested(maas: Run) -> None:
+    status, _, err = maas("trian")
 
-    assert done.returncode == 2
-    assert "Did you mean 'train'?" in done.stderr
+    assert status == 2
+    assert "Did you mean 'train'?" in err
 
 
 # --- errors ----------------------------------------------------------------------------------------
@@ -118,39 +132,45 @@ def test_a_misspelled_command_is_suggested() -> None:
 
 @pytest.mark.parametrize("verb", ["prepare", "train", "evaluate", "deploy"])
 def test_a_command_and_its_job_report_a_wrong_spec_without_a_traceback(
-    verb: str, tmp_path: Path, settings: Settings
+    maas: Run, verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = tmp_path / "spec.yaml"
     spec.write_text("nope: 1\n")
+    arguments = (str(spec), "--set", "x", "--set", "=2")
 
-    command = maas(verb, str(spec), "--set", "x", "--set", "=2")
-    job = subprocess.run(
-        [sys.executable, ROOT / "jobs" / f"{verb}.py", spec, "--set", "x", "--set", "=2"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = maas(verb, *arguments)
+    script = str(ROOT / "jobs" / f"{verb}.py")
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(script, run_name="__main__")
 
-    first, *problems = command.stderr.splitlines()
+    first, *problems = command[2].splitlines()
     assert first == f"{spec}: 2 problems"
     assert [problem.split(": ")[0] for problem in problems] == ["  --set x", "  --set =2"]
-    assert (job.returncode, job.stdout, job.stderr) == (2, "", command.stderr)
-    assert (command.returncode, command.stdout) == (2, "")
+    assert (end.value.code, *capsys.readouterr()) == command
+    assert command[:2] == (2, "")
 
 
-def test_a_misspelled_setting_is_an_error(settings: Settings) -> None:
-    done = maas("models", MAAS_STORGE="x")
+def test_a_misspelled_setting_is_an_error(maas: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAAS_STORGE", "x")
+    status, _, err = maas("models")
 
-    assert done.returncode == 2
-    [problem] = done.stderr.splitlines()[1:]
+    assert status == 2
+    [problem] = err.splitlines()[1:]
     assert says(problem + "\n", "MAAS_STORGE", "MAAS_STORAGE?")
 
 
-def test_verbose_shows_the_traceback(settings: Settings) -> None:
-    for done in (maas("models", "none", "--verbose"), maas("models", "none", MAAS_VERBOSE="1")):
-        assert done.returncode == 1
-        assert "Traceback" in done.stderr
-    assert says(maas("models", "none", MAAS_VERBOSE="False").stderr, "'none'")
+def test_verbose_shows_the_traceback(maas: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [sys.executable, "-c", "from maas_ray.cli import main; main()", "models", "none", "--verbose"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+    monkeypatch.setenv("MAAS_VERBOSE", "1")
+    with raises(NotFoundError, "unknown_model", "'none'"):  # Python shows its traceback
+        maas("models", "none")
+    monkeypatch.setenv("MAAS_VERBOSE", "False")
+    assert fails(maas("models", "none"), "'none'")
 
 
 def test_the_platforms_error_is_taken_out_of_rays_wrappers() -> None:
@@ -279,19 +299,16 @@ def test_the_handler_of_sigterm_survives_ray() -> None:
 # --- commands on an empty platform ---------------------------------------------------------------
 
 
-def test_commands_on_an_empty_platform_print_one_line_and_create_no_files(settings: Settings) -> None:
+def test_commands_on_an_empty_platform_print_one_line_and_create_no_files(maas: Run, settings: Settings) -> None:
     for command in ("models", "runs", "endpoints", "diff", "reconcile", "down"):
-        done = maas(command)
-        assert done.returncode == 0, done.stderr
-        assert len(done.stdout.splitlines()) == 1
+        status, out, err = maas(command)
+        assert status == 0, err
+        assert len(out.splitlines()) == 1
 
-    assert maas("models", "--json").stdout == "[]\n"
-    assert maas("runs", "--json").stdout == "[]\n"
-    assert says(maas("runs", "x").stderr, "'x'")
-    assert maas("endpoints", "--json").stdout == "[]\n"
-    assert maas("diff", "--json").stdout == "[]\n"
-    for command in ("endpoints", "rollback"):
-        assert says(maas(command, "x").stderr, "'x'")
+    for command in ("models", "runs", "endpoints", "diff"):
+        assert maas(command, "--json") == (0, "[]\n", "")
+    for command in ("runs", "endpoints", "rollback"):
+        assert fails(maas(command, "x"), "'x'")
     assert {path.name for path in Path(settings.home).iterdir()} <= {"cluster.lock"}
 
 
@@ -329,22 +346,10 @@ def registry_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(
-    settings: Settings, registry_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[Any, str, str]]:
-    """Run `maas` in this process, on a copy of `registry_home`: exit status, standard output, standard error."""
+def run(maas: Run, settings: Settings, registry_home: Path) -> Run:
+    """`maas` on a copy of `registry_home`."""
     shutil.copytree(registry_home, settings.home)
-
-    def call(*arguments: str) -> tuple[Any, str, str]:
-        monkeypatch.setattr(sys, "argv", ["maas", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return end.value.code, *capsys.readouterr()
-
-    return call
-
-
-Run = Callable[..., tuple[Any, str, str]]
+    return maas
 
 
 def test_models_lists_versions_with_aliases_and_the_metric_that_counts(run: Run) -> None:

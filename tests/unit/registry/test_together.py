@@ -13,7 +13,8 @@ from tests.support import bundles
 
 def _at_once(work: Callable[..., object], *arguments: object, processes: int = 3) -> list[int | None]:
     """Exit codes of processes that begin to work at the same moment."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # the libraries are imported once
+    context.set_forkserver_preload(["mlflow", "maas_ray.registry.versions", __name__])
     barrier = context.Barrier(processes)
     started = [context.Process(target=work, args=(barrier, *arguments)) for _ in range(processes)]
     for process in started:
@@ -25,8 +26,6 @@ def _at_once(work: Callable[..., object], *arguments: object, processes: int = 3
 
 def _register(barrier: "multiprocessing.synchronize.Barrier", home: str, uri: str) -> None:
     bundle = open_bundle(uri)
-    import mlflow  # noqa: F401  imported before the race
-
     barrier.wait(60)
     Registry(Settings(home=home)).register(bundle)
 
