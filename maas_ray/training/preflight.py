@@ -64,16 +64,16 @@ def make_plan(spec: TrainSpec, dataset: PreparedDataset, *, lanes: int | None = 
 
 
 def check_deepspeed(spec: TrainSpec, plan: Plan) -> list[str]:
-    """Let DeepSpeed read the configuration; gives warnings about blocks that have no effect.
+    """Let DeepSpeed read the configuration; gives warnings about sections that have no effect.
 
     Raises:
         SpecError: DeepSpeed refuses it.
     """
     config = resolve(spec, workers=spec.max_workers, total_steps=plan.total_steps, hidden_size=None, on_cpu=False)
     with spec.at("deepspeed"):
-        check_with_deepspeed(config)
+        unread = check_with_deepspeed(config)
     _check_schedule(spec, config, plan.total_steps)
-    return without_effect(spec.deepspeed)
+    return without_effect(spec.deepspeed, unread)
 
 
 def _check_schedule(spec: TrainSpec, config: dict[str, Any], steps: int) -> None:

@@ -4,14 +4,19 @@ import copy
 import difflib
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from maas_ray.errors import Problem, SpecError
 from maas_ray.training.deepspeed import trial
+from maas_ray.training.deepspeed.document import FieldPath, value_at
 
 
-def check_with_deepspeed(config: dict[str, Any]) -> None:
+def check_with_deepspeed(config: dict[str, Any]) -> set[str]:
     """Let DeepSpeed read a resolved configuration, here rather than in every worker a minute later.
+
+    Returns:
+        Names of fields and sections that DeepSpeed did not look for.
 
     Raises:
         SpecError: DeepSpeed refuses it, or a key is misspelt, which DeepSpeed would silently ignore.
@@ -20,9 +25,33 @@ def check_with_deepspeed(config: dict[str, Any]) -> None:
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would warn that it has to guess
-    problems = [*_misspelt(config), *_refused(config)] or trial.problems_of(config)
+    # DeepSpeed takes this process for the only worker.
+    alone = {"train_batch_size": config["train_micro_batch_size_per_gpu"] * config["gradient_accumulation_steps"]}
+    document = _Asked(copy.deepcopy(config) | alone)
+    problems = [*_misspelt(config), *_refused(document)] or trial.problems_of(config)
     if problems:
         raise SpecError("train", problems)
+    return document.keys() - document.asked
+
+
+class _Asked(dict[str, Any]):
+    """A document that knows the names that were looked up in it."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        super().__init__(document)
+        self.asked: set[Any] = set()  # a shallow copy of the document shares it
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        self.asked.add(key)
+        return super().get(key, default)
+
+    def __getitem__(self, key: Any) -> Any:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def __contains__(self, key: Any) -> bool:
+        self.asked.add(key)
+        return super().__contains__(key)
 
 
 def _misspelt(config: dict[str, Any]) -> list[Problem]:
@@ -38,24 +67,45 @@ def _misspelt(config: dict[str, Any]) -> list[Problem]:
     return problems
 
 
-def _refused(config: dict[str, Any]) -> list[Problem]:
+def _refused(document: _Asked) -> list[Problem]:
     from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
     from pydantic import ValidationError
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # DeepSpeed takes this process for the only worker.
-    alone = {"train_batch_size": config["train_micro_batch_size_per_gpu"] * config["gradient_accumulation_steps"]}
     try:
-        DeepSpeedConfig(copy.deepcopy(config) | alone)
+        DeepSpeedConfig(document)
     except ValidationError as error:
         return [
-            Problem(
-                f"deepspeed: {error.title}.{'.'.join(map(str, detail['loc']))}: {detail['msg']} "
-                f"(found {detail['input']!r}).",
-                "deepspeed_refused",
-            )
+            Problem(_invalid(document, error.title, detail), "deepspeed_refused")
             for detail in error.errors(include_url=False)
         ]
     except (DeepSpeedConfigError, AssertionError, ValueError, TypeError, KeyError, AttributeError) as error:
-        return [Problem(f"deepspeed: {str(error).strip() or repr(error)}", "deepspeed_refused")]
+        return [Problem(_in_words(document, error), "deepspeed_refused")]
     return []
+
+
+def _invalid(document: dict[str, Any], title: str, detail: Any) -> str:
+    """Pydantic's error, with the path in the document; Pydantic knows the name of DeepSpeed's class instead."""
+    keys, value = tuple(map(str, detail["loc"])), detail["input"]
+    # Two sections may hold the same value; the name of the class has that of the section in it.
+    paths = sorted(_paths(document, keys, value), key=lambda path: path[0] not in title.lower())
+    path = ".".join(paths[0] if paths else (title, *keys))
+    if detail["type"] == "extra_forbidden":
+        return f"deepspeed.{path} is {value!r}, but DeepSpeed does not have this field. Remove it."
+    return f"deepspeed.{path}: {detail['msg']} (found {value!r})."
+
+
+def _paths(section: dict[str, Any], keys: FieldPath, value: Any, above: FieldPath = ()) -> Iterator[FieldPath]:
+    """Paths in a document that end in some keys and lead to a value."""
+    if keys and value_at(section, keys) == value:
+        yield (*above, *keys)
+    for name, inner in section.items():
+        if isinstance(inner, dict):
+            yield from _paths(inner, keys, value, (*above, name))
+
+
+def _in_words(document: dict[str, Any], error: Exception) -> str:
+    """DeepSpeed's own words, and if they are about a section of the document that was removed, the remedy."""
+    words = str(error).strip() or repr(error)
+    name = next((name for name in sorted(document) if f"'{name}'" in words and "removed" in words), "")
+    return f"deepspeed.{name}: {words} Remove the section." if name else f"deepspeed: {words}"

@@ -49,6 +49,9 @@ def _choose_adam(config: dict[str, Any], *, on_cpu: bool) -> None:
         return
     if zero.get("zenflow") or (not on_cpu and (zero.get("offload_optimizer") or zero.get("cpu_offload"))):
         return  # ZenFlow has an Adam of its own, and offloading needs DeepSpeed's to be fast
+    if optimizer["params"].get("bias_correction") is False:
+        return  # Torch's always corrects
+    optimizer["params"].pop("bias_correction", None)
     optimizer["params"]["torch_adam"] = True
     if not on_cpu:
         optimizer["params"].setdefault("fused", True)

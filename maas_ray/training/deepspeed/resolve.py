@@ -88,7 +88,8 @@ def _fill(config: dict[str, Any], values: dict[FieldPath, Any], prefix: FieldPat
             if path not in values:
                 raise InvalidError(
                     "auto_unfilled",
-                    f'deepspeed.{".".join(path)} is "auto", but no field of the spec fills it; write a value.',
+                    f'deepspeed.{".".join(path)} is "auto", but no field of the spec fills it. Write a value, or '
+                    "remove it.",
                 )
             if values[path] is None:
                 del config[key]

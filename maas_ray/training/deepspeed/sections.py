@@ -1,8 +1,10 @@
 """Sections of the DeepSpeed document: those that must be objects, cannot be used here, or have no effect."""
 
+from collections.abc import Collection
 from typing import Any
 
 from maas_ray.errors import Problem
+from maas_ray.training.deepspeed.batch import BATCH_FIELDS
 from maas_ray.training.deepspeed.document import AUTO, FieldPath, value_at
 
 _OBJECTS: tuple[FieldPath, ...] = (
@@ -13,6 +15,7 @@ _OBJECTS: tuple[FieldPath, ...] = (
     *(("tensor_parallel",), ("autotuning",), ("hybrid_engine",), ("eigenvalue",)),
 )
 _TYPED = ("optimizer", "scheduler")
+_FLAGS: tuple[FieldPath, ...] = (("bf16", "enabled"), ("fp16", "enabled"), ("torch_autocast", "enabled"))
 
 # The plan gives each worker rows of its own, so workers cannot share rows, layers or experts.
 _WORKERS_APART = "each worker has rows of its own here"
@@ -37,21 +40,26 @@ NO_EFFECT: dict[str, str] = {
     "data_efficiency": "it is for DeepSpeed's own data loader; rows come from the prepared dataset",
     "dataloader_drop_last": "it is for DeepSpeed's own data loader; rows come from the prepared dataset",
     "autotuning": "it is for DeepSpeed's launcher",
-    "sparse_attention": "it is for networks with DeepSpeed's own attention",
     "pipeline": "it is for networks in DeepSpeed's own pipeline form",
-    "eigenvalue": "it is for compression_training, which DeepSpeed has removed",
 }
 
 
 def problems_of(document: dict[str, Any]) -> list[Problem]:
     """Mistakes that are known without DeepSpeed."""
     found = [*_not_objects(document)]
-    return found or [*_untyped(document), *_unusable(document)]
+    return found or [*_untyped(document), *_of_another_type(document), *_unusable(document)]
 
 
-def without_effect(document: dict[str, Any]) -> list[str]:
-    """A line for each section of a document that changes nothing here."""
-    return [f"deepspeed.{name} has no effect here: {why}." for name, why in NO_EFFECT.items() if name in document]
+def without_effect(document: dict[str, Any], unread: Collection[str] = ()) -> list[str]:
+    """A line for each field or section of a document that changes nothing here.
+
+    Args:
+        document: the user's.
+        unread: names that DeepSpeed does not look for. Those that begin with `_` are comments.
+    """
+    unknown = {name: "DeepSpeed does not have this field" for name in unread if not name.startswith("_")}
+    lines = unknown | NO_EFFECT
+    return [f"deepspeed.{name} has no effect here: {lines[name]}." for name in document if name in lines]
 
 
 def _not_objects(document: dict[str, Any]) -> list[Problem]:
@@ -72,6 +80,39 @@ def _untyped(document: dict[str, Any]) -> list[Problem]:
         for name in _TYPED
         if name in document and not isinstance(document[name].get("type"), str)
     ]
+
+
+def _of_another_type(document: dict[str, Any]) -> list[Problem]:
+    """Values that are read here before DeepSpeed reads them, and numbers that are written as text."""
+    problems = []
+    for name in BATCH_FIELDS:
+        value = document.get(name)
+        if value not in (None, AUTO) and (type(value) is not int or value < 1):
+            problems.append(_mistyped((name,), value, 'a whole number above 0, or "auto"'))
+    for path in _FLAGS:
+        value = value_at(document, path)
+        if value not in (None, AUTO) and not isinstance(value, bool):
+            problems.append(_mistyped(path, value, "true or false"))
+    stage = value_at(document, ("zero_optimization", "stage"))
+    if stage not in (None, AUTO) and (type(stage) is not int or stage not in range(4)):
+        problems.append(_mistyped(("zero_optimization", "stage"), stage, "0, 1, 2 or 3"))
+    for name in _TYPED:
+        for key, value in (value_at(document, (name, "params")) or {}).items():
+            if isinstance(value, str) and _spells_a_number(value):
+                problems.append(_mistyped((name, "params", key), value, "a number, without quotes"))
+    return problems
+
+
+def _mistyped(path: FieldPath, value: Any, expected: str) -> Problem:
+    return Problem(f"deepspeed.{'.'.join(path)} is {value!r}; write {expected}.", "deepspeed_refused")
+
+
+def _spells_a_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _unusable(document: dict[str, Any]) -> list[Problem]:

@@ -1,11 +1,14 @@
 """A trial of the optimizer and the scheduler of a configuration, on one number, in this process."""
 
 import inspect
+from collections.abc import Iterable
+from importlib.util import find_spec
 from typing import Any
 
 from maas_ray.errors import Problem
 
 _ERRORS = (TypeError, ValueError, AssertionError, KeyError, AttributeError, ArithmeticError)
+_COMPILED = ("lamb", "lion")
 _OF_DEEPSPEED = ("torch_adam", "adam_w_mode", "fp32_optimizer_states")
 """Parameters that DeepSpeed reads itself."""
 
@@ -41,18 +44,21 @@ def _optimizer(config: dict[str, Any]) -> Any:
     if "max_grad_norm" in params:
         raise ValueError("max_grad_norm is not a parameter of an optimizer; write gradient_clipping")
     own = {key: params.pop(key) for key in _OF_DEEPSPEED if key in params}
+    if name.lower() in _COMPILED or (name.lower() in ("adam", "adamw") and not own.get("torch_adam")):
+        _check_names(_compiled(name.lower(), config), params)
+        return None
     if name.lower() in ("adam", "adamw"):
-        if not own.get("torch_adam"):
-            _check_compiled(params, config)
-            return None
         kind: Any = torch.optim.AdamW if name.lower() == "adamw" or own.get("adam_w_mode", True) else torch.optim.Adam
         params.pop("fused", None)  # it looks at the device
     elif name.lower() == "adagrad":
         kind = torch.optim.Adagrad
     elif name.lower() in DEEPSPEED_OPTIMIZERS:
+        if name.lower().startswith("mu") and name.lower() != "muon" and find_spec("mup") is None:
+            raise ValueError("it needs a package that is not installed: pip install mup")
         return None
     else:
-        kind = getattr(torch.optim, name)
+        kind = _class_of(torch.optim, name, DEEPSPEED_OPTIMIZERS)
+    _check_names(kind, params)
     optimizer = kind([torch.nn.Parameter(torch.zeros(1))], **params)
     untested = config.get("zero_optimization", {}).get("stage") and type(optimizer) not in ZERO_SUPPORTED_OPTIMIZERS
     if untested and not config.get("zero_allow_untested_optimizer"):
@@ -60,14 +66,44 @@ def _optimizer(config: dict[str, Any]) -> Any:
     return optimizer
 
 
-def _check_compiled(params: dict[str, Any], config: dict[str, Any]) -> None:
-    """Check the names of the parameters of an Adam that is compiled when it is made."""
-    from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam, ZenFlowCPUAdam
+def _compiled(name: str, config: dict[str, Any]) -> Any:
+    """The class of an optimizer that DeepSpeed compiles when it is made."""
+    from deepspeed.ops import adam, lamb, lion
 
     zero = config.get("zero_optimization", {})
     offloaded = (zero.get("offload_optimizer") or {}).get("device") in ("cpu", "nvme") or zero.get("cpu_offload")
-    kind = (ZenFlowCPUAdam if zero.get("zenflow") else DeepSpeedCPUAdam) if offloaded else FusedAdam
-    inspect.signature(kind.__init__).bind(None, [], **params)
+    if name == "lamb":
+        return lamb.FusedLamb
+    if name == "lion":
+        return lion.DeepSpeedCPULion if offloaded else lion.FusedLion
+    if not offloaded:
+        return adam.FusedAdam
+    return adam.ZenFlowCPUAdam if zero.get("zenflow") else adam.DeepSpeedCPUAdam
+
+
+def _class_of(module: Any, name: str, others: Iterable[str]) -> Any:
+    """The class of this name in a module of Torch."""
+    kind = getattr(module, name, None)
+    if not isinstance(kind, type):
+        raise ValueError(
+            f"neither DeepSpeed nor {module.__name__} has it. Choose one of {', '.join(others)}, or a class of "
+            f"{module.__name__}"
+        )
+    return kind
+
+
+def _check_names(kind: Any, params: dict[str, Any]) -> None:
+    """Refuse parameters that an optimizer or a scheduler does not have."""
+    parameters = list(inspect.signature(kind.__init__).parameters.values())[2:]  # without itself and what it works on
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    taken = [parameter.name for parameter in parameters]
+    for key, value in params.items():
+        if key not in taken:
+            raise ValueError(
+                f"{key} is {value!r}, but {kind.__name__} does not have this parameter. Remove it; it has "
+                f"{', '.join(taken)}"
+            )
 
 
 def _scheduler(config: dict[str, Any], optimizer: Any) -> None:
@@ -75,8 +111,11 @@ def _scheduler(config: dict[str, Any], optimizer: Any) -> None:
     from deepspeed.runtime import lr_schedules
 
     name = config["scheduler"]["type"]
-    kind = getattr(lr_schedules, name, None) or getattr(torch.optim.lr_scheduler, name)
-    kind(optimizer, **config["scheduler"].get("params", {}))
+    kind = getattr(lr_schedules, name, None) if name in lr_schedules.VALID_LR_SCHEDULES else None
+    kind = kind or _class_of(torch.optim.lr_scheduler, name, lr_schedules.VALID_LR_SCHEDULES)
+    params = config["scheduler"].get("params", {})
+    _check_names(kind, params)
+    kind(optimizer, **params)
 
 
 def _problem(block: str, config: dict[str, Any], error: Exception) -> Problem:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -321,6 +322,11 @@ def test_a_configuration_that_deepspeed_refuses_is_refused_before_workers_start(
         check_with_deepspeed(filled(parse(compression_training={"weight_quantization": {}})))
     with raises(SpecError, "deepspeed_unknown_field", "deepspeed.zero_optimisation", "`zero_optimization`"):
         check_with_deepspeed(filled(parse(zero_optimisation={"stage": 2})))
+    # Both sections hold the value; only fp16 has the field.
+    with raises(SpecError, "deepspeed_refused", "deepspeed.bf16.hysteresis is 2"):
+        check_with_deepspeed(filled(parse(fp16={"enabled": False, "hysteresis": 2}, bf16={"hysteresis": 2})))
+    with raises(SpecError, "deepspeed_refused", "deepspeed.zero_optimization.offload_optimizer.device", "gpu"):
+        check_with_deepspeed(filled(parse(zero_optimization={"offload_optimizer": {"device": "gpu"}})))
 
 
 def test_torchs_own_adam_is_used_since_deepspeeds_would_be_compiled():
@@ -335,6 +341,17 @@ def test_torchs_own_adam_is_used_since_deepspeeds_would_be_compiled():
     assert "torch_adam" not in filled(parse(**offloaded), on_cpu=False)["optimizer"]["params"]
     zenflow = {"zero_optimization": offloaded["zero_optimization"] | {"zenflow": {"topk_ratio": 0.1}}}
     assert "torch_adam" not in filled(parse(**zenflow), on_cpu=True)["optimizer"]["params"]
+
+
+def test_bias_correction_of_deepspeeds_adam_is_taken():
+    def params(corrects: bool) -> dict[str, Any]:
+        document = {"optimizer": {"type": "Adam", "params": {"lr": 3e-5, "bias_correction": corrects}}}
+        config = filled(parse(**document), on_cpu=False)
+        check_with_deepspeed(config)
+        return dict(config["optimizer"]["params"])
+
+    assert "bias_correction" not in params(True)  # Torch's always corrects
+    assert params(False) == {"lr": 3e-5, "bias_correction": False}
 
 
 def test_a_resumed_run_keeps_the_adam_whose_state_its_checkpoint_holds():
@@ -394,7 +411,32 @@ def test_sections_that_change_nothing_are_taken():
 
 def test_sections_without_effect_are_named():
     named = without_effect({"data_efficiency": {"enabled": True}, "activation_checkpointing": {}, "bf16": {}})
-    assert [line.split()[0] for line in named] == ["deepspeed.activation_checkpointing", "deepspeed.data_efficiency"]
+    assert [line.split()[0] for line in named] == ["deepspeed.data_efficiency", "deepspeed.activation_checkpointing"]
+    # Public documents have these: a comment, and fields of other programs.
+    document: dict[str, Any] = {"_comment": "ours", "log": {"steps_per_print": 1}, "gradient_checkpointing": True}
+    used = {"prescale_gradients": False, "data_types": {"grad_accum_dtype": "fp32"}, "comms_logger": {"enabled": False}}
+    unread = check_with_deepspeed(filled(parse(**document, **used)))
+    assert [line.split()[0] for line in without_effect(document | used, unread)] == [
+        "deepspeed.log",
+        "deepspeed.gradient_checkpointing",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("document", "named"),
+    [
+        ({"gradient_accumulation_steps": "8"}, "gradient_accumulation_steps is '8'"),
+        ({"train_batch_size": 16.0}, "train_batch_size is 16.0"),
+        ({"train_micro_batch_size_per_gpu": 0}, "train_micro_batch_size_per_gpu is 0"),
+        ({"fp16": {"enabled": "true"}}, "fp16.enabled is 'true'"),
+        ({"zero_optimization": {"stage": "2"}}, "zero_optimization.stage is '2'"),
+        ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage is 4"),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": "1e-4"}}}, "optimizer.params.lr is '1e-4'"),
+    ],
+)
+def test_values_of_another_type_are_refused(document: dict[str, object], named: str):
+    with raises(SpecError, "deepspeed_refused", f"deepspeed.{named}"):
+        parse(**document)
 
 
 @pytest.mark.parametrize(
@@ -407,6 +449,9 @@ def test_sections_without_effect_are_named():
         ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "max_grad_norm": 1.0}}}, "gradient_clipping"),
         ({"optimizer": {"type": "AdamW", "params": {"betas": [0.9, 1.5]}}}, "1.5"),
         ({"optimizer": {"type": "Adamm", "params": {"lr": 1e-3}}}, "Adamm"),
+        ({"optimizer": {"type": "OneBitAdam", "params": {"lr": 1e-3}}}, "Choose one of adagrad, adam"),
+        ({"optimizer": {"type": "Lamb", "params": {"lr": 1e-3, "freeze_step": 10}}}, "freeze_step is 10"),
+        ({"optimizer": {"type": "MuAdam", "params": {"lr": 1e-3}}}, "pip install mup"),
         (
             {"optimizer": {"type": "SGD", "params": {"lr": 0.1}}, "zero_optimization": {"stage": 1}},
             "untested_optimizer",
