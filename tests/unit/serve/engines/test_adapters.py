@@ -14,8 +14,6 @@ import pytest
 from maas_ray.errors import DeploymentError, SpecError
 from maas_ray.serve.engines.adapters import AdapterEngine
 from maas_ray.serve.engines.lora import Lora, check
-from maas_ray.serve.engines.openvino import OpenVinoEngine
-from maas_ray.serve.engines.openvino_convert import Converted, _convert
 from maas_ray.serve.engines.start import Started, start
 from maas_ray.serve.resolve import make_route, resolve_route
 from maas_ray.serve.spec import DeploySpec, ServedModel, ServingOptions
@@ -24,7 +22,8 @@ from maas_ray.settings import Settings
 from tests.support.adapters import publish_adapter, register_adapter, save_adapter
 from tests.support.bundles import register, save_bundle, text_task
 from tests.support.errors import raises
-from tests.unit.serve.engines.test_engine import ARCHITECTURE_SHAPES, PROMPTS, greedy, request, run, run_all
+from tests.support.openvino import convert
+from tests.unit.serve.engines.test_engine import DIGEST, PROMPTS, greedy, request, run, run_all
 
 TASK = text_task()
 
@@ -45,7 +44,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
 @pytest.fixture(scope="module", params=["openvino", "transformers"])
 def started(request: pytest.FixtureRequest, base: Path, places: Settings) -> Iterator[Started]:
     options = ServingOptions.parse({"engine": request.param, "max_adapters": 2})
-    started = start(TASK, base, "d" * 64, options, cache=Path(places.home) / "openvino")
+    cache = Path(places.home) / "openvino"
+    if request.param == "openvino":
+        convert(base, DIGEST, cache)
+    started = start(TASK, base, DIGEST, options, cache=cache)
     assert started.name == request.param
     yield started
     started.engine.close()
@@ -101,44 +103,6 @@ def test_ranks_and_scales_are_peft_s(base: Path, tmp_path: Path, config: dict[st
     for name, weight in merged.state_dict().items():
         assert (network.state_dict()[name] - weight).abs().max() < 1e-5, name
         assert (name in changed) == (not weight.equal(original[name])), name
-
-
-@pytest.mark.filterwarnings("ignore")  # from tracing
-@pytest.mark.parametrize(
-    ("architecture", "stored"), [*((name, "float32") for name in sorted(ARCHITECTURE_SHAPES)), ("llama", "bfloat16")]
-)
-def test_every_architecture_accepts_adapters(architecture: str, stored: str, tmp_path: Path) -> None:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.for_model(architecture, bos_token_id=0, eos_token_id=0, **ARCHITECTURE_SHAPES[architecture])
-    torch.manual_seed(0)
-    network = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    for weight in network.parameters():
-        if weight.dim() > 1:
-            weight.data *= 3  # else attention hardly tells one token from another
-    network.to(getattr(torch, stored)).save_pretrained(tmp_path / "base")
-    experts = {"target_modules": ["q_proj", "v_proj", "o_proj"]} if architecture == "qwen3_moe" else {}
-    merged = save_adapter(tmp_path / "base", tmp_path / "adapter", size=0.2, **experts)
-    (tmp_path / "converted").mkdir()
-    _convert(tmp_path / "base", tmp_path / "converted", "none")
-    engine = OpenVinoEngine(
-        Converted.load(tmp_path / "converted"),
-        threads=1,
-        max_requests=4,
-        kv_cache_bytes=10**9,
-        prefill_tokens=64,
-        adapter=tmp_path / "adapter",
-    )
-    try:
-        draw = torch.Generator().manual_seed(1)
-        prompts = [torch.randint(1, 320, (length,), generator=draw).tolist() for length in (1, 20, 90)]
-        found = run_all(engine, [request(prompt) for prompt in prompts])
-    finally:
-        engine.close()
-    assert found == [greedy(merged, prompt, 24) for prompt in prompts]
-    unchanged = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
-    assert found != [greedy(unchanged, prompt, 24) for prompt in prompts]
 
 
 # --- what is kept
@@ -347,7 +311,10 @@ def shrink(directory: Path) -> Path:
 def test_compressed_weights_refuse_adapters(base: Path, places: Settings, tmp_path: Path) -> None:
     """A Serve config file can name both."""
     adapter, _ = publish(places, base, "adapter", tmp_path)
-    started = start(TASK, base, "d" * 64, ServingOptions(compression="int8"), cache=Path(places.home) / "openvino")
+    cache = Path(places.home) / "openvino"
+    for compression in ("none", "int8"):
+        convert(base, DIGEST, cache, compression)
+    started = start(TASK, base, DIGEST, ServingOptions(compression="int8"), cache=cache)
     try:
         with raises(DeploymentError, "adapter_on_compressed_model", "compression: int8"):
             run_all(started.engine, [request(PROMPTS[0], adapter=adapter)])
@@ -358,7 +325,7 @@ def test_compressed_weights_refuse_adapters(base: Path, places: Settings, tmp_pa
 
 
 def start_plain(base: Path, places: Settings, adapter: Adapter) -> None:
-    started = start(TASK, base, "d" * 64, ServingOptions(), cache=Path(places.home) / "openvino")
+    started = start(TASK, base, DIGEST, ServingOptions(), cache=Path(places.home) / "openvino")
     try:
         run_all(started.engine, [request(PROMPTS[0], adapter=adapter)])
     finally:

@@ -18,13 +18,14 @@ import pytest
 from maas_ray.errors import DeploymentError, SpecError
 from maas_ray.serve.engines import Engine, openvino
 from maas_ray.serve.engines.openvino import OpenVinoEngine
-from maas_ray.serve.engines.openvino_convert import ARCHITECTURES, Converted, _convert, converted
+from maas_ray.serve.engines.openvino_convert import Converted, converted
 from maas_ray.serve.engines.start import Started, start
 from maas_ray.serve.spec import ServingOptions
 from maas_ray.serve.text.json_schema import check
 from maas_ray.serve.text.types import GenerateRequest, SamplingParams
 from tests.support.bundles import TEXT, save_bundle, text_task
 from tests.support.errors import raises
+from tests.support.openvino import convert
 
 TASK = text_task()
 PROMPTS = [TASK.tokenizer.encode(text).ids for text in TEXT]
@@ -47,7 +48,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(directory: Path, cache: Path) -> Converted:
-    return converted(directory, DIGEST, "none", cache=cache, threads=1)
+    return convert(directory, DIGEST, cache)
 
 
 @pytest.fixture(scope="module", params=["openvino", "transformers"])
@@ -75,6 +76,12 @@ def make(request: pytest.FixtureRequest, directory: Path) -> Iterator[Make]:
 @pytest.fixture(scope="module")
 def engine(make: Make) -> Engine:
     return make()
+
+
+@pytest.fixture(scope="module")
+def cramped(make: Make) -> Engine:
+    """An engine that must evict some of a few long sequences."""
+    return make(kv_cache_bytes=5 * PAGE_BYTES)
 
 
 def request(prompt: list[int], **changes) -> GenerateRequest:
@@ -154,14 +161,13 @@ def test_an_answer_stops_after_an_end_token(engine: Engine) -> None:
     assert run_all(engine, [request(PROMPTS[1], end_ids=(end, 319))])[0] == ids[: ids.index(end) + 1]
 
 
-def test_evicted_sequences_resume_without_a_change(make: Make) -> None:
-    engine = make(kv_cache_bytes=5 * PAGE_BYTES)
+def test_evicted_sequences_resume_without_a_change(make: Make, cramped: Engine) -> None:
     longest = request(PROMPTS[0], max_tokens=128 - len(PROMPTS[0]))
     # Three of them do not fit together: they are evicted and resumed, and lose nothing by it.
     drawn = replace(longest, sampling=SamplingParams(), seed=5)
-    alone = run_all(engine, [longest])[0], run_all(engine, [drawn])[0]
+    alone = run_all(cramped, [longest])[0], run_all(cramped, [drawn])[0]
     assert len(alone[0]) == 128 - len(PROMPTS[0])
-    assert run_all(engine, [longest, drawn, drawn]) == [alone[0], alone[1], alone[1]]
+    assert run_all(cramped, [longest, drawn, drawn]) == [alone[0], alone[1], alone[1]]
     with raises(DeploymentError, "kv_cache_too_small", "kv_cache_gb"):
         make(kv_cache_bytes=3 * PAGE_BYTES)
 
@@ -194,23 +200,22 @@ def penalised(network: Any, asked: GenerateRequest) -> list[int]:
     return ids
 
 
-def test_penalties_follow_openai_s_definition(make: Make, directory: Path) -> None:
+def test_penalties_follow_openai_s_definition(cramped: Engine, directory: Path) -> None:
     reference = TASK.load_model(directory)
-    engine = make(kv_cache_bytes=5 * PAGE_BYTES)  # some are evicted and resumed
     penalties = [(0.05, 0.0), (0.0, 0.1), (0.1, 0.2), (2.0, 2.0), (0.1, -0.05), (-2.0, -2.0)]
     asked = [
         request(prompt, max_tokens=60, frequency_penalty=frequency, presence_penalty=presence)
         for prompt in PROMPTS[:2]
         for frequency, presence in penalties
     ]
-    found = run_all(engine, asked)
+    found = run_all(cramped, asked)
     assert found == [penalised(reference, one) for one in asked]
     assert len({tuple(ids) for ids in found[: len(penalties)]}) >= 4  # they make a difference
 
 
-def test_supported_parameters_have_the_right_effect(make: Make, directory: Path) -> None:
+def test_supported_parameters_have_the_right_effect(engine: Engine, directory: Path) -> None:
     """A parameter that an engine claims to support has the right effect."""
-    engine, reference = make(), TASK.load_model(directory)
+    reference = TASK.load_model(directory)
     assert engine.supports >= {"frequency_penalty", "presence_penalty"}
     assert engine.supports <= {one.name for one in dataclasses.fields(SamplingParams)} | {"json_schema"}
     if "logit_bias" in engine.supports:
@@ -409,8 +414,7 @@ SPACE = {"temperature": 1.0, "top_p": 0.9, "max_tokens": 100}
 
 
 @pytest.mark.parametrize("make", ["openvino"], indirect=True)
-def test_answers_follow_a_json_schema(make: Make) -> None:
-    engine = make()
+def test_answers_follow_a_json_schema(engine: Engine) -> None:
     assert "json_schema" in engine.supports
     end = TASK.end_of_text_id
     # A model of random weights likes white space between a document's parts, and not to end: some draws are cut off.
@@ -441,63 +445,18 @@ def test_answers_follow_a_json_schema(make: Make) -> None:
 # --- conversion
 
 
-SHAPE = {"vocab_size": 320, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-LLAMA = SHAPE | {"intermediate_size": 96, "num_key_value_heads": 2, "max_position_embeddings": 256, "head_dim": 16}
-ARCHITECTURE_SHAPES = {
-    "llama": LLAMA,
-    "qwen2": LLAMA | {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1},
-    "qwen3": LLAMA,
-    "qwen3_moe": LLAMA | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
-    "mistral": LLAMA | {"sliding_window": 16},
-    "phi3": LLAMA | {"sliding_window": 16, "pad_token_id": 0},
-    "gemma": LLAMA,
-    "gemma3_text": LLAMA | {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
-    "gpt2": {"vocab_size": 320, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256},
-    "gpt_neox": SHAPE | {"intermediate_size": 96, "max_position_embeddings": 256},
-}
-
-
-@pytest.mark.filterwarnings("ignore")  # from tracing
-@pytest.mark.parametrize(
-    ("architecture", "dtype"), [*((name, "float32") for name in sorted(ARCHITECTURES)), ("llama", "bfloat16")]
-)
-def test_every_architecture_answers_like_transformers(architecture: str, dtype: str, tmp_path: Path) -> None:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(architecture, bos_token_id=0, eos_token_id=0, **ARCHITECTURE_SHAPES[architecture])
-    network = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    with torch.no_grad():
-        for weights in network.parameters():
-            if weights.ndim > 1:
-                weights.mul_(3)  # else attention hardly tells one token from another
-    network = network.to(getattr(torch, dtype))
-    network.save_pretrained(tmp_path / "bundle")
-    (tmp_path / "converted").mkdir()
-    _convert(tmp_path / "bundle", tmp_path / "converted", "none")
-    engine = OpenVinoEngine(
-        Converted.load(tmp_path / "converted"), threads=1, max_requests=8, kv_cache_bytes=10**9, prefill_tokens=64
-    )
-    try:
-        draw = torch.Generator().manual_seed(1)
-        prompts = [torch.randint(1, 320, (length,), generator=draw).tolist() for length in (1, 20, 90)]
-        found = run_all(engine, [request(prompt, max_tokens=32) for prompt in prompts])
-    finally:
-        engine.close()
-    assert found == [greedy(network.float(), prompt, 32) for prompt in prompts]
-
-
 def convert_apart(directory: Path, cache: Path) -> "subprocess.Popen[str]":
     code = f"""
 from pathlib import Path
 from maas_ray.serve.engines.openvino_convert import converted
-print(converted(Path({str(directory)!r}), {DIGEST!r}, "none", cache=Path({str(cache)!r}), threads=1).directory)
+print(converted(Path({str(directory)!r}), {DIGEST!r}, "int8", cache=Path({str(cache)!r}), threads=1).directory)
 """
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
 
-def test_a_killed_conversion_is_repeated_and_concurrent_ones_convert_once(directory: Path, tmp_path: Path) -> None:
+def test_a_killed_conversion_is_repeated_and_concurrent_ones_convert_once(
+    directory: Path, model: Converted, tmp_path: Path
+) -> None:
     first = convert_apart(directory, tmp_path)
     deadline = time.monotonic() + 60
     while not (begun := list(tmp_path.glob(".*.partial"))):
@@ -515,7 +474,9 @@ def test_a_killed_conversion_is_repeated_and_concurrent_ones_convert_once(direct
     assert not list(tmp_path.glob(".*.partial"))
     made = (whole / "openvino_model.xml").stat()
     assert made.st_size > 1000
-    converted(directory, DIGEST, "none", cache=tmp_path, threads=1)
+    plain, compressed = (path / "openvino_model.bin" for path in (model.directory, whole))
+    assert compressed.stat().st_size < plain.stat().st_size / 2
+    converted(directory, DIGEST, "int8", cache=tmp_path, threads=1)
     assert (whole / "openvino_model.xml").stat().st_mtime_ns == made.st_mtime_ns
 
 
@@ -532,6 +493,7 @@ def answers(started: Started) -> list[int]:
 
 @pytest.mark.parametrize("compression", ["int8", "int4"])
 def test_compressed_weights_load_and_answer(directory: Path, cache: Path, model: Converted, compression: str) -> None:
+    convert(directory, DIGEST, cache, compression)
     started = start(TASK, directory, DIGEST, options(compression=compression), cache=cache)
     assert started.name == f"openvino {compression}"
     assert len(answers(started)) == 24
