@@ -26,6 +26,7 @@ class Use(NamedTuple):
 
 _LOOPBACK = "joining a cluster on loopback"
 _STATUS = "deploying, and reading the state of applications"
+_BODIES = "request bodies that are too large cost no memory"
 _MODELS = "requests reach the shared replica that has their model loaded"
 _FINAL = "runs whose workers would fail again end at once, without restarts"
 _ELASTIC = "elastic training: workers save before their number changes, and leave machines that are about to go"
@@ -43,6 +44,8 @@ USES = (
     Use("serve._private.client", "ServeControllerClient.http_config", "the gateway's address"),
     Use("serve._private.client", "ServeControllerClient.record_request_routing_info", _MODELS),
     Use("serve._private.common", "RequestRoutingInfo.multiplexed_model_ids", _MODELS),
+    Use("serve._private.direct_ingress_http_util", "ASGIDIReceiveProxy.__call__", _BODIES),
+    Use("serve._private.direct_ingress_http_util", "ASGIDIReceiveProxy.fetch_until_disconnect_task", _BODIES),
     Use("serve.deployment", "Application._bound_deployment", "updates that keep running replicas"),
     Use("serve.deployment", "Deployment._version", "updates that keep running replicas"),
     Use("serve.handle", "_DeploymentResponseBase._replica_result_future", "requests that wait move to a new version"),

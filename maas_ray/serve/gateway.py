@@ -10,6 +10,7 @@ import ray
 from ray import serve
 from ray.serve import Application
 
+from maas_ray.ray_private.serve import bound_read_ahead
 from maas_ray.serve.api.app import create_app
 from maas_ray.serve.api.middleware import App
 from maas_ray.serve.api.open_inference.grpc_server import GrpcServer
@@ -35,6 +36,7 @@ class Gateway:
         self._grpc = GrpcServer(self._models, owner=here, message_limit=body_limit, max_calls=_MAX_CALLS)
 
     def __serve_build_asgi_app__(self) -> App:
+        bound_read_ahead()
         return create_app(self._models, body_limit=self._body_limit)
 
     async def reconfigure(self, config: dict[str, Any]) -> None:

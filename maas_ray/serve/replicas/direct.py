@@ -9,6 +9,7 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 from maas_ray.errors import RequestError
+from maas_ray.ray_private.serve import bound_read_ahead
 from maas_ray.serve.api.app import create_app
 from maas_ray.serve.api.middleware import App, Receive, Scope, Send
 from maas_ray.serve.api.model_calls import Answer, checked, find_route, translated_failures
@@ -76,6 +77,7 @@ async def _in_time(route: Route, result: Awaitable[_Result | RequestError]) -> _
 
 def create_single_app(model: SingleModel) -> App:
     """The HTTP application of a replica."""
+    bound_read_ahead()
     api = create_app(model, body_limit=int(GatewayArgs().body_limit_mb * 1e6))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
