@@ -1,9 +1,12 @@
 """A program in several processes that DeepSpeed joins to a group, without Ray."""
 
 import os
-import subprocess
 import sys
+import warnings
+from multiprocessing import connection
 from pathlib import Path
+
+from tests.support import forked
 
 
 def run(program: str, directory: Path, *, world: int = 2) -> None:
@@ -16,20 +19,38 @@ def run(program: str, directory: Path, *, world: int = 2) -> None:
     """
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "WORLD_SIZE": f"{world}", "LOCAL_SIZE": f"{world}"}
     workers = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", program, str(directory), str(rank)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"},
+        forked.context().Process(
+            target=_become,
+            args=(program, str(directory), rank, environment | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"}),
         )
         for rank in range(world)
     ]
     try:
         for worker in workers:
-            said, _ = worker.communicate(timeout=240)
-            assert worker.returncode == 0, said[-3000:]
+            worker.start()
+        running = {worker.sentinel: (rank, worker) for rank, worker in enumerate(workers)}
+        while running:
+            ended = connection.wait(running, timeout=240)
+            assert ended, f"ranks {[rank for rank, _ in running.values()]} have not ended"
+            for rank, worker in [running.pop(sentinel) for sentinel in ended]:  # type: ignore[call-overload]
+                worker.join()
+                assert worker.exitcode == 0, _log(directory, rank).read_text()[-3000:]
     finally:
         for worker in workers:
             worker.kill()  # a rank that waits for one that has failed
-            worker.wait()
+            worker.join()
+
+
+def _log(directory: Path, rank: int) -> Path:
+    return directory / f"rank-{rank}.log"
+
+
+def _become(program: str, directory: str, rank: int, environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    with _log(Path(directory), rank).open("w") as log:
+        for standard in (1, 2):
+            os.dup2(log.fileno(), standard)
+    warnings.simplefilter("ignore")
+    sys.argv = ["-c", directory, str(rank)]
+    exec(compile(program, "<program>", "exec"), {"__name__": "__main__"})

@@ -8,15 +8,14 @@ from pathlib import Path
 from maas_ray.registry.bundle import open_bundle
 from maas_ray.registry.versions import Registry
 from maas_ray.settings import Settings
-from tests.support import bundles
+from tests.support import bundles, forked
 
 
-def _at_once(work: Callable[..., object], *arguments: object, processes: int = 3) -> list[int | None]:
+def _at_once(work: Callable[..., object], *arguments: object, number: int = 3) -> list[int | None]:
     """Exit codes of processes that begin to work at the same moment."""
-    context = multiprocessing.get_context("forkserver")  # the libraries are imported once
-    context.set_forkserver_preload(["mlflow", "maas_ray.registry.versions", __name__])
-    barrier = context.Barrier(processes)
-    started = [context.Process(target=work, args=(barrier, *arguments)) for _ in range(processes)]
+    context = forked.context()
+    barrier = context.Barrier(number)
+    started = [context.Process(target=work, args=(barrier, *arguments)) for _ in range(number)]
     for process in started:
         process.start()
     for process in started:

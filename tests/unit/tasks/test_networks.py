@@ -1,8 +1,5 @@
 """Networks of a task: built, saved, and trained further from a local directory."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +9,7 @@ from maas_ray.tasks.pretrained import Pretrained
 from maas_ray.tasks.text.generation import TextGeneration, TextGenerationSpec
 from maas_ray.tasks.text.networks import Llama
 from maas_ray.tasks.text.tokenization import FittedTokenizer
+from tests.support import ranks
 from tests.support.bundles import TEXT, save_bundle, text_task
 from tests.support.errors import raises
 
@@ -114,13 +112,8 @@ for task, spec in (
                 assert torch.equal(named[name], value.bfloat16()), name
             else:  # Transformers draws other values of the same distribution
                 assert abs(named[name].float().std() - value.std()) < 0.003, name
-print("done")
 """
 
 
 def test_a_network_built_in_zero_3_shards_equals_the_whole_network(tmp_path: Path):
-    environment = os.environ | {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}
-    command = [sys.executable, "-W", "ignore", "-c", SHARDED, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "done"
+    ranks.run(SHARDED, tmp_path, world=1)
