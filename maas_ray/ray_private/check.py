@@ -52,6 +52,7 @@ USES = (
     Use("serve.api", "delete(_blocking)", "deleting the old version while it finishes its requests"),
     Use("serve._private.constants", "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM", "cancelling requests whose client left"),
     Use("serve._private.haproxy", "HAProxyConfig.balance_algorithm", "cancelling requests whose client left"),
+    Use("train.v2._internal.callbacks", "DatasetsCallback", "a process less for each start of training workers"),
     Use("train.v2._internal.exceptions", "WorkerHealthCheckFailedError", "the reason why workers are restarted"),
     Use("train.v2._internal.execution.callback", "ControllerCallback", _ELASTIC),
     Use("train.v2._internal.execution.callback", "ReportCallback", _ELASTIC),

@@ -1,5 +1,6 @@
-"""Private names of Ray Train: callbacks, states and scaling policy of its controller have no public way in."""
+"""Private names of Ray Train: callbacks, states and policies of its controller have no public way in."""
 
+from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.callback import ControllerCallback, ReportCallback
 from ray.train.v2._internal.execution.controller import state
@@ -12,6 +13,7 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 __all__ = [
     "ControllerCallback",
+    "DatasetsCallback",
     "DefaultFailurePolicy",
     "ElasticScalingPolicy",
     "FailureDecision",

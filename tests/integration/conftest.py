@@ -83,6 +83,7 @@ def cluster(settings: Settings) -> Iterator[str]:
         patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
         patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # loopback only
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # by default a run's end is noticed after 2 s
         for name, value in (
             clusters.worker_environment(settings) | clusters.serve_environment(directory / "h")
         ).items():

@@ -34,6 +34,7 @@ SOCKET = "TEST_FORK_SOCKET"
 FIRST = "TEST_FORK_SERVER"
 MODULES = (
     "deepspeed",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # every engine imports it, and with it all of torch.compile
     "maas_ray.training.worker.loop",
     "maas_ray.training.run",
     "maas_ray.training.validation.validator",

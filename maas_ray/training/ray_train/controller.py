@@ -12,6 +12,7 @@ from ray.train.v2.api.exceptions import PreemptionError
 from maas_ray.ray_private.core import draining_nodes
 from maas_ray.ray_private.train import (
     ControllerCallback,
+    DatasetsCallback,
     DefaultFailurePolicy,
     ElasticScalingPolicy,
     FailureDecision,
@@ -33,13 +34,15 @@ _LONGEST = 300
 
 
 class Trainer(TorchTrainer):  # type: ignore[misc]
-    """Ray Train's trainer with two other policies.
+    """Ray Train's trainer with two other policies, and without a process that it would start for datasets.
 
     An elastic run ignores machines that are gone or about to go: Ray Train would wait for room on such a machine, give
     up and retry, as long as the machine exists. And workers are not started again for an error that would return.
+    Workers read their rows by themselves (see `feed`), so no process need divide datasets among them.
     """
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        arguments["callbacks"] = [one for one in arguments["callbacks"] if not isinstance(one, DatasetsCallback)]
         if self.scaling_config.elasticity_enabled:
             arguments["scaling_policy"] = _StayingNodes(self.scaling_config)
         arguments["failure_policy"] = _WorthRetrying(self.run_config.failure_config)
