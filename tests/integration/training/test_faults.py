@@ -5,7 +5,7 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from tests.support.faulty import FULL, ONE_IN_FIVE, UNREACHABLE, faulty, met
 from tests.support.recording import consumed, every_row_once, fed, recording
 
 pytestmark = pytest.mark.usefixtures("cluster")
-EPOCHS = 6
+EPOCHS = 4
 
 
 def spec_of(dataset: PreparedDataset, model: str, **changes: object) -> TrainSpec:
@@ -46,12 +46,12 @@ def spec_of(dataset: PreparedDataset, model: str, **changes: object) -> TrainSpe
 PHASES = ("copying", "writing shards", "before its manifest", "after the manifest of another", "pruning")
 
 
-def dying(directory: Path) -> Callable[[], None]:
-    """Makes a worker kill itself in each phase of a checkpoint, once in a run; a file for each says that it did.
+def dying(directory: Path, phases: Sequence[str]) -> Callable[[], None]:
+    """Makes a worker kill itself in phases of a checkpoint, once in each; a file for each says that it did.
 
     It dies in the second checkpoint after a start, so that each start has got a little further.
     """
-    target, phases = str(directory), PHASES
+    target = str(directory)
 
     def install() -> None:
         import os
@@ -120,21 +120,35 @@ def dying(directory: Path) -> Callable[[], None]:
     return install
 
 
-def test_a_kill_in_any_phase_of_a_checkpoint_costs_the_steps_since_the_one_before(
-    settings: Settings, digits: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+@pytest.mark.parametrize(
+    "phases",
+    [
+        pytest.param(("after the manifest of another", "pruning"), id="two"),
+        # `unit/training/test_commit.py` kills a process in each of them.
+        pytest.param(PHASES, marks=pytest.mark.slow, id="all"),
+    ],
+)
+def test_a_kill_in_a_phase_of_a_checkpoint_costs_the_steps_since_the_one_before(
+    settings: Settings,
+    digits: PreparedDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys,
+    phases: Sequence[str],
 ):
     for name in ("killed", "fed"):
         (tmp_path / name).mkdir()
-    monkeypatch.setattr(launch, "train_worker", recording(tmp_path / "fed", dying(tmp_path / "killed")))
-    spec = spec_of(digits, "dying", checkpoint={"every_steps": 15, "keep": 1}, max_failures=len(PHASES))
+    monkeypatch.setattr(launch, "train_worker", recording(tmp_path / "fed", dying(tmp_path / "killed", phases)))
+    model = f"dying-{len(phases)}"
+    spec = spec_of(digits, model, checkpoint={"every_steps": 15, "keep": 1}, max_failures=len(phases))
     version = run.train(spec, settings=settings)
-    assert version.reference == "dying/1"
-    assert {path.name for path in (tmp_path / "killed").iterdir()} == set(PHASES)
+    assert version.reference == f"{model}/1"
+    assert {path.name for path in (tmp_path / "killed").iterdir()} == set(phases)
     said = capsys.readouterr().out
-    assert said.count("resumed from the checkpoint at step") == len(PHASES)
+    assert said.count("resumed from the checkpoint at step") == len(phases)
     assert consumed(tmp_path / "fed") == every_row_once(digits.split("train").rows, EPOCHS)
     # The last one, the one before, and the one of the lowest loss; nothing of those that were cut off.
-    left = saved(f"{settings.storage}/runs/dying/it")
+    left = saved(f"{settings.storage}/runs/{model}/it")
     assert len(left) <= 3
     for uri in left:
         inspect(uri)
