@@ -1,10 +1,11 @@
 """Ray workers that are forked from a process with the libraries imported, instead of started from nothing.
 
-A Ray worker is a Python process that imports torch, Transformers and DeepSpeed: up to six seconds of CPU. A training
-run starts nine processes, so a test of training would spend most of its time on imports. In tests, Ray starts
+A Ray worker is a Python process that imports torch, Transformers and DeepSpeed: up to eight seconds of CPU. A training
+run starts eight processes, so a test of training would spend most of its time on imports. In tests, Ray starts
 `fork_worker.py` in place of its own `setup_worker.py`. It sends its arguments, variables and output files to the
 server below, which forks. The fork runs Ray's own `default_worker.py`, and imports Ray itself: Ray reads what
-identifies a process, such as its job, when it is imported.
+identifies a process, such as its job, when it is imported, and forks of a process that had imported it drew the same
+random ids, so that one training worker read the rows of another.
 
 Other modules too may read a variable when they are imported. The server records which they read. A worker for which one
 of them has another value is started the ordinary way. `TEST_FORK=0` starts all workers the ordinary way.

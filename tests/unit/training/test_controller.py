@@ -1,10 +1,14 @@
 """Restarts of workers, in words."""
 
+from typing import Any
+
 import pytest
+from ray.train import ScalingConfig
+from ray.train.v2._internal.callbacks import BackendSetupCallback, DatasetsCallback
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 
 from maas_ray.errors import DataError, InvalidError, StorageError, TrainingError
-from maas_ray.training.ray_train.controller import _cause, would_return
+from maas_ray.training.ray_train.controller import TorchTrainer, Trainer, _cause, would_return
 
 GONE = (
     "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker "
@@ -45,3 +49,14 @@ def test_an_error_is_told_by_its_last_line():
 )
 def test_workers_start_again_unless_they_would_fail_in_the_same_way(failures: dict[int, Exception], returns: bool):
     assert would_return(FailedError(failures)) is returns
+
+
+def test_no_process_is_started_that_divides_datasets_among_workers(monkeypatch: pytest.MonkeyPatch):
+    given: dict[str, Any] = {}
+
+    monkeypatch.setattr(TorchTrainer, "_initialize_and_run_controller", lambda _, **arguments: given.update(arguments))
+    trainer = Trainer(lambda: None, scaling_config=ScalingConfig(num_workers=1))
+    trainer._initialize_and_run_controller(callbacks=trainer._create_default_callbacks())
+    kinds = {type(callback) for callback in given["callbacks"]}
+    assert BackendSetupCallback in kinds
+    assert DatasetsCallback not in kinds
