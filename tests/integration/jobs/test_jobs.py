@@ -9,7 +9,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from maas_ray.data.dataset import open_dataset
 from maas_ray.registry.versions import Registry
 from maas_ray.settings import Settings
 from tests.support import ROOT
+from tests.support.commands import Ended, maas
 
 RAY = str(Path(sys.executable).parent / "ray")
 MAAS = [sys.executable, "-c", "from maas_ray.cli import main; main()"]
@@ -34,18 +36,29 @@ class Head:
     dashboard: str
     settings: Settings
 
-    def submit(self, *command: str, env_vars: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
-        """`ray job submit --working-dir . -- COMMAND`, from the root of the checkout."""
+    def submit(
+        self, *commands: Sequence[str], env_vars: dict[str, str] | None = None
+    ) -> "list[subprocess.CompletedProcess[str]]":
+        """Submit jobs at the same time, each with the checkout as its working directory, and wait for them."""
         runtime_env = ["--runtime-env-json", json.dumps({"env_vars": env_vars})] if env_vars else []
-        return subprocess.run(
-            [RAY, "job", "submit", "--address", self.dashboard, "--working-dir", ".", *runtime_env, "--", *command],
-            cwd=ROOT,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        submit = [RAY, "job", "submit", "--address", self.dashboard, "--working-dir", ".", *runtime_env, "--"]
+
+        def run(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+            return subprocess.run(
+                [*submit, *command],
+                cwd=ROOT,
+                env=self.environment,
+                capture_output=True,
+                text=True,
+                timeout=300,
+                check=False,
+            )
+
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(run, commands))
+
+    def maas(self, *commands: Sequence[str], env_vars: dict[str, str] | None = None) -> list[Ended]:
+        return maas(*commands, environment=self.environment | (env_vars or {}) | {"RAY_ADDRESS": self.address})
 
 
 @pytest.fixture(scope="module", params=["disabled", "token"])
@@ -89,37 +102,28 @@ def head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def specs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small chain of specs over a few made-up documents."""
+    """A small chain of specs over a made-up table, whose network needs no large library."""
     directory = tmp_path_factory.mktemp("specs")
-    (directory / "documents").mkdir()
-    for number in range(40):
-        words = " ".join(f"word{(number * step) % 97}" for step in range(1, 60))
-        (directory / "documents" / f"{number}.txt").write_text(f"Document {number}. {words}\n")
+    rows = "".join(f"{number},{number % 7},{3 * number - number % 7}\n" for number in range(100))
+    (directory / "rows.csv").write_text(f"x,y,result\n{rows}")
     (directory / "prepare.yaml").write_text(f"""\
-dataset: words
-task: {{type: text-generation, tokenizer: {{vocab_size: 300}}, sequence_length: 16}}
-sources: [{{format: text, path: {directory}/documents, include: ["*.txt"]}}]
-splits: {{validation: 0.1, test: 0.1}}
+dataset: numbers
+task: {{type: tabular-regression, target: result}}
+sources: [{{format: csv, path: {directory}/rows.csv}}]
+splits: {{validation: 0.2, test: 0.2}}
 """)
     (directory / "train.yaml").write_text("""\
-dataset: words
-model: words-lm
-network: {type: llama, hidden_size: 16, layers: 1, heads: 2}
+dataset: numbers
+model: arithmetic
+network: {type: linear}
 batch_size: 8
 max_steps: 3
+validation: {place: workers}
 alias: champion
 """)
-    (directory / "evaluate.yaml").write_text("version: words-lm@champion\nsplit: validation\n")
-    (directory / "deploy.yaml").write_text("version: words-lm@champion\n")
+    (directory / "evaluate.yaml").write_text("version: arithmetic@champion\nsplit: validation\n")
+    (directory / "deploy.yaml").write_text("version: arithmetic@champion\n")
     return directory
-
-
-def test_a_wrong_spec_ends_the_job_with_its_message(head: Head, specs: Path) -> None:
-    done = head.submit("python", "jobs/prepare.py", str(specs / "prepare.yaml"), "--set", "splits.test=7")
-
-    assert done.returncode != 0
-    assert "splits.test: input should be less than 1 (found 7)" in done.stdout
-    assert "Traceback" not in done.stdout
 
 
 def test_each_verb_is_a_job(head: Head, specs: Path, tmp_path: Path) -> None:
@@ -127,54 +131,54 @@ def test_each_verb_is_a_job(head: Head, specs: Path, tmp_path: Path) -> None:
     storage = {"MAAS_STORAGE": str(tmp_path / "elsewhere")}
     settings = head.settings.model_copy(update={"storage": storage["MAAS_STORAGE"]})
 
-    prepared = head.submit("python", "jobs/prepare.py", str(specs / "prepare.yaml"), env_vars=storage)
+    def job(verb: str, *arguments: str) -> tuple[str, ...]:
+        return ("python", f"jobs/{verb}.py", str(specs / f"{verb}.yaml"), *arguments)
+
+    prepared, wrong = head.submit(job("prepare"), job("prepare", "--set", "splits.test=7"), env_vars=storage)
     assert prepared.returncode == 0, prepared.stdout + prepared.stderr
-    assert open_dataset(settings, "words").meta.counts.read == 40
+    assert open_dataset(settings, "numbers").meta.counts.read == 100
+    assert wrong.returncode != 0
+    assert "splits.test: input should be less than 1 (found 7)" in wrong.stdout
+    assert "Traceback" not in wrong.stdout
 
     if head.environment["RAY_AUTH_MODE"] == "disabled":
         return  # the others take the same way to the cluster
-    trained = head.submit("python", "jobs/train.py", str(specs / "train.yaml"), env_vars=storage)
+    [trained] = head.submit(job("train"), env_vars=storage)
     assert trained.returncode == 0, trained.stdout + trained.stderr
-    version = Registry(settings).resolve("words-lm@champion")
+    version = Registry(settings).resolve("arithmetic@champion")
     assert version.uri.startswith(storage["MAAS_STORAGE"])
-    assert version.lineage.dataset_fingerprint == open_dataset(settings, "words").fingerprint
+    assert version.lineage.dataset_fingerprint == open_dataset(settings, "numbers").fingerprint
 
-    evaluated = head.submit("python", "jobs/evaluate.py", str(specs / "evaluate.yaml"), env_vars=storage)
+    evaluated, deployed = head.submit(job("evaluate"), job("deploy"), env_vars=storage)
     assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
-    assert "words-lm/1 on words/validation" in evaluated.stdout
-
-    deployed = head.submit("python", "jobs/deploy.py", str(specs / "deploy.yaml"), env_vars=storage)
+    assert "arithmetic/1 on numbers/validation" in evaluated.stdout
     assert deployed.returncode == 0, deployed.stdout + deployed.stderr
-    assert "words-lm serves words-lm/1 at http://127.0.0.1:" in deployed.stdout
-    assert _complete(settings.http_port)["model"] == "words-lm"
+    assert "arithmetic serves arithmetic/1 at http://127.0.0.1:" in deployed.stdout
+    assert _predict(settings.http_port)["version"] == "1"
     _check_logs(head, storage, version.lineage.run, settings.http_port)
 
 
 def _check_logs(head: Head, storage: dict[str, str], run: str, port: int) -> None:
     """`maas logs` shows each source of the cluster, by Ray's state API with its token."""
-    environment = head.environment | storage | {"RAY_ADDRESS": head.address}
-
-    def maas(*arguments: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run([*MAAS, *arguments], env=environment, capture_output=True, text=True, check=False)
-
-    listed = maas("logs")
-    assert (listed.returncode, listed.stderr) == (0, "")
-    sources = {line.split()[0]: line for line in listed.stdout.splitlines()[1:]}
-    assert {"cluster", "gateway", "words-lm", run} <= set(sources)
+    labels = {"arithmetic": "replica", "gateway": "proxy", run: "controller", "cluster": "raylet"}
+    listed, unknown, *logs = head.maas(
+        ["logs"], ["logs", "no-such"], *(["logs", source] for source in labels), env_vars=storage
+    )
+    assert (listed.status, listed.err) == (0, "")
+    sources = {line.split()[0]: line for line in listed.out.splitlines()[1:]}
+    assert {"cluster", "gateway", "arithmetic", run} <= set(sources)
     assert "controller, worker 0" in sources[run]
+    assert unknown.status == 1
+    assert "arithmetic" in unknown.err
+    for (source, label), shown in zip(labels.items(), logs, strict=True):
+        assert (shown.status, shown.err) == (0, ""), source
+        assert f"--- {label}" in shown.out, source
     (job, *_) = [source for source in sources if source.startswith("raysubmit_")]
+    [shown] = head.maas(["logs", job, "--tail", "1"], env_vars=storage)
+    assert shown.out.startswith("--- job: job-driver-")
+    assert len(shown.out.splitlines()) == 2
 
-    for source, label in (("words-lm", "replica"), ("gateway", "proxy"), (run, "controller"), ("cluster", "raylet")):
-        shown = maas("logs", source)
-        assert (shown.returncode, shown.stderr) == (0, ""), source
-        assert f"--- {label}" in shown.stdout, source
-    shown = maas("logs", job, "--tail", "1").stdout.splitlines()
-    assert shown[0].startswith("--- job: job-driver-")
-    assert len(shown) == 2
-    unknown = maas("logs", "no-such")
-    assert unknown.returncode == 1
-    assert "words-lm" in unknown.stderr
-
+    environment = head.environment | storage | {"RAY_ADDRESS": head.address}
     following = subprocess.Popen(
         [*MAAS, "logs", "gateway", "--follow", "--tail", "0"], env=environment, stdout=subprocess.PIPE, text=True
     )
@@ -186,7 +190,7 @@ def _check_logs(head: Head, storage: dict[str, str], run: str, port: int) -> Non
 
         def ask() -> None:
             while not asking.wait(1):
-                _complete(port)
+                _predict(port)
 
         threading.Thread(target=ask, daemon=True).start()
         assert any("-- POST " in line for line in following.stdout)
@@ -199,11 +203,10 @@ def _check_logs(head: Head, storage: dict[str, str], run: str, port: int) -> Non
         following.communicate()
 
 
-def _complete(port: int) -> dict[str, object]:
+def _predict(port: int) -> dict[str, object]:
     import httpx
 
-    body = {"model": "words-lm", "prompt": "Document", "max_tokens": 4}
-    answer = httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=60)
+    answer = httpx.post(f"http://127.0.0.1:{port}/v1/models/arithmetic/predict", json={"x": 1, "y": 2}, timeout=60)
     answer.raise_for_status()
     found: dict[str, object] = answer.json()
     return found
@@ -219,20 +222,17 @@ def test_status_shows_running_jobs_and_who_may_not_see_them(head: Head) -> None:
         check=False,
     )
     assert submission.returncode == 0, submission.stdout + submission.stderr
-    environment = head.environment | {"RAY_ADDRESS": head.address}
     deadline = time.monotonic() + 60
     while True:
-        shown = subprocess.run([*MAAS, "status"], env=environment, capture_output=True, text=True, check=False)
-        assert shown.returncode == 0, shown.stderr
-        if "a-sleeper  sleep 60" in shown.stdout or time.monotonic() > deadline:
+        shown, as_json = head.maas(["status"], ["status", "--json"])
+        assert (shown.status, shown.err) == (0, "")
+        if "a-sleeper  sleep 60" in shown.out or time.monotonic() > deadline:
             break
         time.sleep(1)
 
-    assert "a-sleeper  sleep 60  for " in shown.stdout
-    assert f"cluster    {head.address}, from RAY_ADDRESS" in shown.stdout
-    assert shown.stderr == ""
-    shown = subprocess.run([*MAAS, "status", "--json"], env=environment, capture_output=True, text=True, check=True)
-    document = json.loads(shown.stdout)
+    assert "a-sleeper  sleep 60  for " in shown.out
+    assert f"cluster    {head.address}, from RAY_ADDRESS" in shown.out
+    document = json.loads(as_json.out)
     assert (document["cluster"]["address"], document["cluster"]["dashboard"]) == (head.address, head.dashboard)
     assert document["cluster"]["resources"]["CPU"]["total"] == 4
     assert ("a-sleeper", "sleep 60") in [(job["id"], job["command"]) for job in document["cluster"]["jobs"]]
