@@ -113,10 +113,47 @@ def qwen() -> Tokenizer:
     return tokenizer
 
 
+def roberta() -> Tokenizer:
+    """Byte-level BPE with a space before the text."""
+    tokenizer = _byte_level(["<s>", "</s>"])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 1), ("<s>", 0))
+    return tokenizer
+
+
+def bert() -> Tokenizer:
+    """WordPiece: words are joined by spaces, except before punctuation."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "</s>"]
+    tokenizer.train_from_iterator(
+        TEXT, trainers.WordPieceTrainer(vocab_size=120, special_tokens=special, show_progress=False)
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A </s>", special_tokens=[("[CLS]", 2), ("</s>", 3)]
+    )
+    return tokenizer
+
+
+def openai_gpt() -> Tokenizer:
+    """BPE whose tokens mark the ends of words."""
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.BPEDecoder("</w>")
+    trainer = trainers.BpeTrainer(
+        vocab_size=150, special_tokens=["<unk>", "</s>"], end_of_word_suffix="</w>", show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXT, trainer)
+    return tokenizer
+
+
 FAMILIES: dict[str, Callable[[], Tokenizer]] = {
-    maker.__name__: maker for maker in (gpt_2, llama_2, llama_3, mistral, gemma, t5, qwen)
+    maker.__name__: maker for maker in (gpt_2, llama_2, llama_3, mistral, gemma, t5, qwen, roberta, bert, openai_gpt)
 }
-BOS = {"llama_2": 1, "mistral": 1, "gemma": 1, "llama_3": 0}
+BOS = {"llama_2": 1, "mistral": 1, "gemma": 1, "llama_3": 0, "roberta": 0, "bert": 2}
 """The first token of a text, by the families that have one."""
 
 

@@ -139,6 +139,9 @@ def context_of(prompt_ids: Sequence[int], task: "TextGeneration") -> list[int]:
             context.append(token)
         if len(context) == _CONTEXT:
             break
+    # Decoders of single bytes replace a whole run of bytes that begins inside a character.
+    while context and task.spelling.continues(context[-1]):
+        context.pop()
     return context[::-1]
 
 
@@ -157,11 +160,11 @@ class Detokenizer:
     def __init__(self, tokenizer: "tokenizers.Tokenizer", context: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._ids = list(context)
-        text = self._decode(0, len(self._ids))
-        certain = text.rstrip(_UNFINISHED)
         self._start = 0  # start of the window
-        self._read = len(self._ids) if certain == text else 0  # end of its certain part
-        self._sent = len(certain)  # characters of the window's text that were returned, or belong to the context
+        complete = self._complete()
+        self._read = complete if complete == len(self._ids) else 0  # end of its certain part
+        # Characters of the window's text that were returned, or belong to the context.
+        self._sent = max(len(self._decode(0, complete)), len(self._decode(0, len(self._ids)).rstrip(_UNFINISHED)))
 
     def push(self, ids: list[int]) -> str:
         """Add ids; returns the text that has become certain."""
@@ -177,7 +180,14 @@ class Detokenizer:
 
     def flush(self) -> str:
         """The rest of the text at the end: bytes that never became a character."""
-        return self._decode(self._start, len(self._ids))[self._sent :]
+        # Apart, since decoders of single bytes would replace the complete characters of the same run too.
+        complete = self._complete()
+        return (self._decode(self._start, complete) + self._decode(complete, len(self._ids)))[self._sent :]
+
+    def _complete(self) -> int:
+        """The end of the window's tokens whose text does not end inside a character."""
+        ends = range(len(self._ids), self._start, -1)
+        return next((end for end in ends if not self._decode(self._start, end).endswith(_UNFINISHED)), self._start)
 
     def _decode(self, start: int, end: int) -> str:
         return str(self._tokenizer.decode(self._ids[start:end], skip_special_tokens=True))

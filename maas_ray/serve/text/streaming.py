@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from maas_ray.serve.text.codec import Detokenizer, Lead, StopStrings, context_of
 from maas_ray.serve.text.types import Delta, GenerateRequest, TokenLogprob, Tokens
-from maas_ray.tasks.text.spelling import Spelling
 
 if TYPE_CHECKING:
     from maas_ray.tasks.text.generation import TextGeneration
@@ -40,7 +39,7 @@ class StreamedAnswer:
         self._text = Detokenizer(task.tokenizer, context_of(request.prompt_ids, task))
         self._lead, self._stops = Lead(lead), StopStrings(stop)
         self._request, self._index, self._count = request, index, 0
-        self._spelling = Spelling(task.tokenizer) if request.sampling.logprobs else None
+        self._spelling = task.spelling
         self._decoded = self._returned = 0  # characters
         self._held: list[TokenLogprob] = []
 
@@ -51,8 +50,8 @@ class StreamedAnswer:
             self._count += 1
             ended = token in self._request.end_ids
             new = self._lead.push(self._text.push([token]))
-            if self._spelling is not None and not ended:
-                spelled = self._spelling.bytes_of(token)
+            if self._request.sampling.logprobs and not ended:
+                spelled = self._spelling.bytes_of(token) if self._spelling.by_token else new.encode()
                 if not self._decoded and not new.startswith(" "):
                     spelled = spelled.removeprefix(b" ")  # a space that the decoder, or the lead, took away
                 self._held.append(_logprob(spelled, tokens.logprobs[index], self._decoded))

@@ -25,7 +25,7 @@ from maas_ray.tasks.text.chat import END, MARKED, PLAIN, START, ChatTemplate
 from maas_ray.tasks.text.chat_layouts import CHAT_LAYOUTS, chat_of, contents_of, parse_chat
 from maas_ray.tasks.text.documents import Layout, learnt, next_token_losses, sees_other_documents
 from maas_ray.tasks.text.networks import Llama
-from maas_ray.tasks.text.spelling import byte_lengths, special_contents
+from maas_ray.tasks.text.spelling import Spelling, byte_lengths, special_contents
 from maas_ray.tasks.text.tokenization import (
     Files,
     FittedTokenizer,
@@ -213,6 +213,11 @@ class TextGeneration(Task):
     def special(self) -> dict[int, str]:
         """Special tokens by id."""
         return special_contents(self.tokenizer)
+
+    @cached_property
+    def spelling(self) -> Spelling:
+        """The bytes of single tokens."""
+        return Spelling(self.tokenizer)
 
     def traits(self, rows: list[Row], encoded: Mapping[str, Any]) -> list[Trait]:
         """Lengths of whole documents, before packing."""

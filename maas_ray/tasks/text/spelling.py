@@ -19,11 +19,18 @@ _UNKNOWN = "\U0010fffd"
 
 
 class Spelling:
-    """The bytes of single tokens; a character may span several tokens."""
+    """The bytes of single tokens; a character may span several tokens.
+
+    Attributes:
+        by_token: a token's bytes depend on the token alone. WordPiece, and BPE with a suffix for the ends of words, never
+            split a character, but write spaces that depend on the neighbours.
+    """
 
     def __init__(self, tokenizer: "tokenizers.Tokenizer") -> None:
         self._tokenizer = tokenizer
-        self._byte_level = "ByteLevel" in repr(tokenizer.decoder)
+        decoder = repr(tokenizer.decoder)
+        self._byte_level = "ByteLevel" in decoder
+        self.by_token = "WordPiece" not in decoder and "BPEDecoder" not in decoder
         self._added = {token: added.content for token, added in tokenizer.get_added_tokens_decoder().items()}
 
     def bytes_of(self, token: int) -> bytes:
@@ -37,10 +44,16 @@ class Spelling:
             return bytes([int(piece[3:5], 16)])
         return piece.replace("▁", " ").encode()
 
+    def continues(self, token: int) -> bool:
+        """True if a token is a single byte that continues a character of UTF-8."""
+        spelled = self.bytes_of(token)
+        return len(spelled) == 1 and spelled[0] & 0xC0 == 0x80
+
 
 def special_contents(tokenizer: "tokenizers.Tokenizer") -> dict[int, str]:
     """The special tokens that stand for no text, by id: all except the one for unknown text."""
-    unknown = tokenizer.encode(_UNKNOWN, add_special_tokens=False).ids
+    named = getattr(tokenizer.model, "unk_token", None)  # BERT removes characters of private use
+    unknown = [*tokenizer.encode(_UNKNOWN, add_special_tokens=False).ids, tokenizer.token_to_id(named or "")]
     added = tokenizer.get_added_tokens_decoder()
     return {index: token.content for index, token in added.items() if token.special and index not in unknown}
 
