@@ -17,7 +17,6 @@ Relative paths are taken from the working directory, once: other processes of th
 The Ray cluster is chosen by Ray's own variables: `RAY_ADDRESS`, `RAY_AUTH_MODE`.
 """
 
-import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from pydantic import Field, model_validator
 
 from maas_ray.errors import Problem, SpecError
 from maas_ray.spec import Spec
+from maas_ray.spec.problems import closest
 
 PREFIX = "MAAS_"
 _SQLITE_FILE = re.compile(r"(sqlite(?:\+\w+)?:///)(?!:memory:|file:)(.+)")
@@ -84,8 +84,8 @@ class Settings(Spec):
         given = {name: value for name, value in environment.items() if name.startswith(PREFIX)}
         problems: list[Problem] = []
         for unknown in sorted(given.keys() - variables.keys()):
-            near = difflib.get_close_matches(unknown, variables, n=1)
-            fix = f"did you mean {near[0]}?" if near else f"settings: {', '.join(variables)}."
+            near = closest(unknown, variables)
+            fix = f"did you mean {near}?" if near else f"settings: {', '.join(variables)}."
             problems.append(Problem(f"{unknown}: there is no such setting; {fix}", "unknown_setting"))
         try:
             settings = cls.parse({variables[name]: value for name, value in given.items() if name in variables})

@@ -3,6 +3,7 @@
 import copy
 import difflib
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -128,7 +129,15 @@ def _meant(cls: type[BaseModel], detail: ErrorDetails) -> list[str]:
     if detail["type"] != "extra_forbidden":
         return []
     *outer, name = detail["loc"]
-    return difflib.get_close_matches(str(name), _fields_at(cls, tuple(outer)), n=1)
+    near = closest(str(name), _fields_at(cls, tuple(outer)))
+    return [near] if near else []
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is most likely meant, or None: one that begins with the name, or is spelled much like it."""
+    known = list(known)
+    longer = [other for other in known if other.startswith(name)]
+    return next(iter(longer or difflib.get_close_matches(name, known, n=1, cutoff=0.7)), None)
 
 
 def _tag_problem(cls: type[BaseModel], detail: ErrorDetails, field: str) -> str:
@@ -138,8 +147,8 @@ def _tag_problem(cls: type[BaseModel], detail: ErrorDetails, field: str) -> str:
     tag_field = str(context.get("discriminator", "type")).strip("'")
     if "tag" not in context:
         return f"{field}.{tag_field}: is missing; choose one of {', '.join(tags)}."
-    near = difflib.get_close_matches(str(context["tag"]), tags, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
+    near = closest(str(context["tag"]), tags)
+    hint = f" Did you mean {near}?" if near else ""
     return f"{field}.{tag_field}: {context['tag']!r} is not known; choose one of {', '.join(tags)}.{hint}"
 
 

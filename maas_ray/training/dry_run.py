@@ -90,5 +90,5 @@ def _result(spec: TrainSpec, *, registered: bool) -> str:
         return f"result: {verb} {spec.model}"
     condition = f" if {' and '.join(spec.gate)}" if spec.gate else ""
     if registered:
-        return f"result: {verb} {spec.model}; only a new version moves alias {spec.alias}"
+        return f"result: {verb} {spec.model}; alias {spec.alias} stays, because only a new version moves it"
     return f"result: {verb} {spec.model}; alias {spec.alias} would move to it{condition}"

@@ -126,8 +126,9 @@ def _listed(source: Files) -> list[InputFile]:
         suffixes = Counter(PurePosixPath(file.relative).suffix or "no suffix" for file in others)
         existing = ", ".join(f"{suffix} ({count:,})" for suffix, count in suffixes.most_common(5)) or "none"
         wanted = f"include {list(source.include or usual)}" if source.include or usual else "the path"
+        wanted += f" and not exclude {list(source.exclude)}" if source.exclude else ""
         raise DataError(
-            f"{source.path}: no file matches {wanted}, exclude {list(source.exclude)}; existing files: {existing}.",
+            f"{source.path}: no file matches {wanted}; existing files: {existing}.",
             code="no_files",
         )
     return files

@@ -135,4 +135,8 @@ def _router_error(error: HTTPException, scope: Scope) -> RequestError:
         return RequestError(
             f"{scope['path']} takes {allowed}, not {scope['method']}.", code="method_not_allowed", status=405
         )
-    return RequestError(f"There is nothing at {scope['path']}.", code="not_found", status=error.status_code)
+    return RequestError(
+        f"There is nothing at {scope['path']}; /openapi.json lists the paths.",
+        code="not_found",
+        status=error.status_code,
+    )

@@ -5,9 +5,9 @@ at each of them. Transformers derives from this that a token sees its own docume
 without a mask and without a cache (`masking_utils._preprocess_mask_arguments`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,22 @@ if TYPE_CHECKING:
 _NOT_LEARNT = -100
 
 
+class Encoded(NamedTuple):
+    """A text and its tokens.
+
+    Args:
+        text: the text.
+        ids: its tokens.
+        offsets: where each of them begins and ends, in characters.
+        written: special tokens that the template of a chat wrote, by id, as they stand in the text.
+    """
+
+    text: str
+    ids: Sequence[int]
+    offsets: Sequence[tuple[int, int]]
+    written: Mapping[int, str]
+
+
 @dataclass(frozen=True)
 class Layout:
     """How documents are stored. The defaults are the layout of datasets that do not record theirs.
@@ -30,11 +46,13 @@ class Layout:
         prefix: tokens before each document and each prompt, such as BOS.
         begins: the beginnings of documents are stored, because the end-of-text token also occurs within them.
         bytes: the number of bytes that each token stands for is stored, because the token alone does not tell it.
+        literal: special tokens that the messages of a chat spell stay text.
     """
 
     prefix: tuple[int, ...] = ()
     begins: bool = False
     bytes: bool = False
+    literal: bool = False
 
     @classmethod
     def of(cls, files: Files, *, chats: bool) -> "Layout":
@@ -52,34 +70,36 @@ class Layout:
             prefix=() if chats else first_tokens(tokenizer),
             begins=chats or ends_within,
             bytes=not spells_every_text(files["tokenizer.json"]),
+            literal=True,
         )
 
     @classmethod
     def parse(cls, state: Mapping[str, Any]) -> "Layout":
         """The layout in a task's state."""
-        return cls(tuple(state["prefix"]), bool(state["begins"]), bool(state["bytes"])) if state else cls()
+        if not state:
+            return cls()
+        flags = {name: bool(state.get(name, False)) for name in ("begins", "bytes", "literal")}
+        return cls(tuple(state["prefix"]), **flags)
 
     @property
     def further(self) -> dict[str, str]:
         """Dtypes of the columns that are stored beside the tokens."""
         return ({"begins": "uint8"} if self.begins else {}) | ({"bytes": "int32"} if self.bytes else {})
 
-    def document(self, text: str, encoding: Any, end: int, special: Mapping[int, str]) -> dict[str, np.ndarray]:
+    def document(self, encoded: Encoded, end: int) -> dict[str, np.ndarray]:
         """The columns of one document.
 
         Args:
-            text: its text.
-            encoding: the text's `tokenizers.Encoding`.
+            encoded: its text and tokens.
             end: id of the end-of-text token, which the template of a chat may have written already.
-            special: special tokens by id that may have been written by a chat template.
         """
-        written = self.begins and encoding.ids[-1:] == [end]
-        ids = np.array([*self.prefix, *encoding.ids, *([] if written else [end])], np.int64)
+        written = self.begins and list(encoded.ids[-1:]) == [end]
+        ids = np.array([*self.prefix, *encoded.ids, *([] if written else [end])], np.int64)
         columns = {"input_ids": ids}
         if self.begins:
             columns["begins"] = np.arange(len(ids)) == 0
         if self.bytes:
-            counts = counted_bytes(text, encoding, special)
+            counts = counted_bytes(encoded.text, encoded.ids, encoded.offsets, encoded.written)
             columns["bytes"] = np.pad(counts, (len(self.prefix), len(ids) - len(self.prefix) - len(counts)))
         return columns
 

@@ -23,7 +23,8 @@ from maas_ray.tasks.rows import AnswerRow, Column, Packing, RequestRow, Row, Ten
 from maas_ray.tasks.task import Outcomes, Task, TaskSpec
 from maas_ray.tasks.text.chat import END, MARKED, PLAIN, START, ChatTemplate
 from maas_ray.tasks.text.chat_layouts import CHAT_LAYOUTS, chat_of, contents_of, parse_chat
-from maas_ray.tasks.text.documents import Layout, learnt, next_token_losses, sees_other_documents
+from maas_ray.tasks.text.chat_tokens import ChatTokens
+from maas_ray.tasks.text.documents import Encoded, Layout, learnt, next_token_losses, sees_other_documents
 from maas_ray.tasks.text.networks import Llama
 from maas_ray.tasks.text.spelling import Spelling, byte_lengths, special_contents
 from maas_ray.tasks.text.tokenization import (
@@ -41,7 +42,6 @@ from maas_ray.tasks.text.tokenization import (
 from maas_ray.tasks.traits import Trait, lengths
 
 if TYPE_CHECKING:
-    import tokenizers
     import torch
 
 END_OF_TEXT = "<|endoftext|>"
@@ -194,20 +194,31 @@ class TextGeneration(Task):
 
     def encode(self, rows: list[Row]) -> dict[str, Any]:
         """One array for each document: its token ids, ending with the end-of-text token, and what is stored of them."""
-        if self.spec.chats:
-            tokenizer, texts, written = self._chat_tokenizer, [self._whole_chat(row) for row in rows], self.special
-        else:
-            tokenizer, texts, written = self.tokenizer, [row["text"] for row in rows], {}
-        encode = tokenizer.encode_batch if self.layout.bytes else tokenizer.encode_batch_fast  # the latter: no offsets
-        encodings = encode(texts, add_special_tokens=False)
-        documents = [
-            self.layout.document(text, encoding, self.end_of_text_id, written)
-            for text, encoding in zip(texts, encodings, strict=True)
-        ]
+        encoded = self._encoded_chats(rows) if self.spec.chats else self._encoded([row["text"] for row in rows])
+        documents = [self.layout.document(text, self.end_of_text_id) for text in encoded]
         return {
             name: [document[name].astype(column.dtype, copy=False) for document in documents]
             for name, column in self.stored.items()
         }
+
+    def _encoded(self, texts: list[str]) -> list[Encoded]:
+        encode = self.tokenizer.encode_batch if self.layout.bytes else self.tokenizer.encode_batch_fast
+        encodings = encode(texts, add_special_tokens=False)
+        offsets = [one.offsets if self.layout.bytes else () for one in encodings]
+        return [Encoded(text, one.ids, at, {}) for text, one, at in zip(texts, encodings, offsets, strict=True)]
+
+    def _encoded_chats(self, rows: list[Row]) -> list[Encoded]:
+        if self.chat is None:
+            raise DataError(
+                "task.tokenizer: does not have a chat template; set `column: text`, or use another tokenizer.",
+                code="no_chat_template",
+            )
+        chats, literal = self._chat_tokens, self.layout.literal
+        try:
+            rendered = [chats.render(*chat_of(row), answer=False, literal=literal) for row in rows]
+            return chats.encode(rendered, offsets=self.layout.bytes)
+        except RequestError as error:
+            raise InvalidError("invalid_chat", str(error)) from error
 
     @cached_property
     def special(self) -> dict[int, str]:
@@ -236,14 +247,12 @@ class TextGeneration(Task):
         return ChatTemplate.of(self._files)
 
     @cached_property
-    def _chat_tokenizer(self) -> "tokenizers.Tokenizer":
+    def _chat_tokens(self) -> ChatTokens:
         """Built for the first chat, since rendering imports a part of Transformers, which takes a second."""
+        if self.chat is None:
+            raise InvalidError("no_chat_template", "the tokenizer does not have a chat template")
         # Tokens around answers alone did not count before layouts were recorded.
-        current = self._recorded or not self.spec.chats
-        if self.chat is not None and self.chat.writes_special_tokens(self.tokenizer, after_answers=current):
-            # Special tokens that the template writes must become tokens; `self.tokenizer` treats them as text.
-            return tokenizer_of(self._files)
-        return self.tokenizer
+        return ChatTokens(self._files, self.chat, after_answers=self._recorded or not self.spec.chats)
 
     @cached_property
     def restarts_after_special(self) -> bool:
@@ -263,22 +272,9 @@ class TextGeneration(Task):
             RequestError: the template rejects the messages, or would omit some of them.
             InvalidError: the tokenizer does not have a chat template.
         """
-        if self.chat is None:
-            raise InvalidError("no_chat_template", "the tokenizer does not have a chat template")
-        rendered = self.chat.render(messages, tools)
-        ids: list[int] = self._chat_tokenizer.encode(rendered, add_special_tokens=False).ids
-        return ids
-
-    def _whole_chat(self, row: Row) -> str:
-        if self.chat is None:
-            raise DataError(
-                "task.tokenizer: does not have a chat template; set `column: text`, or use another tokenizer.",
-                code="no_chat_template",
-            )
-        try:
-            return self.chat.whole(*chat_of(row))
-        except RequestError as error:
-            raise InvalidError("invalid_chat", str(error)) from error
+        chats = self._chat_tokens
+        [encoded] = chats.encode([chats.render(messages, tools, answer=True)])
+        return list(encoded.ids)
 
     def save_state(self, directory: Path) -> dict[str, Any]:
         write_files(self._files, directory)

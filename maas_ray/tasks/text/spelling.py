@@ -6,8 +6,8 @@ for anything. Their bytes are therefore counted in the text, by the tokens' offs
 """
 
 import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,8 +22,8 @@ class Spelling:
     """The bytes of single tokens; a character may span several tokens.
 
     Attributes:
-        by_token: a token's bytes depend on the token alone. WordPiece, and BPE with a suffix for the ends of words, never
-            split a character, but write spaces that depend on the neighbours.
+        by_token: a token's bytes depend on the token alone. WordPiece, and BPE with a suffix for the ends of words,
+            never split a character, but write spaces that depend on the neighbours.
     """
 
     def __init__(self, tokenizer: "tokenizers.Tokenizer") -> None:
@@ -74,25 +74,28 @@ def byte_lengths(tokenizer: "tokenizers.Tokenizer") -> np.ndarray:
     return counts
 
 
-def counted_bytes(text: str, encoding: Any, special: Mapping[int, str]) -> np.ndarray:
+def counted_bytes(
+    text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]], special: Mapping[int, str]
+) -> np.ndarray:
     """Number of bytes of a text that each of its tokens stands for, int64 [tokens]. They sum to the text's bytes.
 
     Bytes without a token of their own, such as collapsed spaces, count with the next token, or else with the last one.
 
     Args:
         text: the text.
-        encoding: its `tokenizers.Encoding`.
+        ids: its tokens.
+        offsets: where each of them begins and ends, in characters.
         special: special tokens by id. One that the text spells out does not count: a chat template wrote it.
     """
     points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     widths = 1 + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000)
     until = np.concatenate([[0], np.cumsum(widths, dtype=np.int64)])
-    ends = np.array([end for _, end in encoding.offsets], np.int64)
+    ends = np.array([end for _, end in offsets], np.int64)
     if not len(ends):
         return ends
     ends[-1] = len(points)
     counts = np.diff(until[np.maximum.accumulate(ends)], prepend=0)
-    for index, (token, (start, end)) in enumerate(zip(encoding.ids, encoding.offsets, strict=True)):
+    for index, (token, (start, end)) in enumerate(zip(ids, offsets, strict=True)):
         if token in special and special[token] in text[start:end]:
             counts[index] = 0
     return counts

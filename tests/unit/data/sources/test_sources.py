@@ -116,7 +116,7 @@ def test_files_of_another_filesystem_are_listed(tree: Path) -> None:
 
 
 def test_an_error_lists_existing_files_if_none_matches(tree: Path) -> None:
-    with raises(DataError, "no_files", "include ['*.rst'], exclude []", ".md (5), .txt (1)"):
+    with raises(DataError, "no_files", "include ['*.rst']; existing", ".md (5), .txt (1)"):
         list_files(TextSource(path=str(tree), include=("*.rst",)))
     with raises(DataError, "path_missing", f"{tree}/nowhere"):
         list_files(TextSource(path=f"{tree}/nowhere"))
