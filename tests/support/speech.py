@@ -40,13 +40,16 @@ def speech_task(language: str | None = "en") -> AutomaticSpeechRecognition:
     return spec.fit([{"audio": spoken(words), "transcript": words} for words in ("one two", "three")])
 
 
-def wav2vec2(directory: Path, *, tokenizer: bool = True) -> Path:
-    """A Wav2Vec2 for CTC, with its processor; without a tokenizer, it is one that was only pretrained."""
+def wav2vec2(directory: Path, *, tokenizer: bool = True, masked: bool = True) -> Path:
+    """A Wav2Vec2 for CTC, with its processor; without a tokenizer, it is one that was only pretrained.
+
+    Without a mask, it normalises over time, padding included, as facebook/wav2vec2-base-960h does.
+    """
     from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
     from transformers import Wav2Vec2Model as Base
 
     directory.mkdir(parents=True)
-    Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(directory)
+    Wav2Vec2FeatureExtractor(return_attention_mask=masked).save_pretrained(directory)
     names = ["<pad>", "<unk>", "|", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ'"]
     config = Wav2Vec2Config(
         vocab_size=len(names),
@@ -55,7 +58,7 @@ def wav2vec2(directory: Path, *, tokenizer: bool = True) -> Path:
         num_attention_heads=2,
         intermediate_size=64,
         conv_dim=(32,) * 7,
-        feat_extract_norm="layer",
+        feat_extract_norm="layer" if masked else "group",
         num_conv_pos_embeddings=16,
         num_conv_pos_embedding_groups=4,
         pad_token_id=0,

@@ -188,12 +188,26 @@ class Processor:
         import torch
 
         module, lengths = module_of(model), batch["lengths"]
-        inputs = {"input_values": as_weights(model, batch["features"])}
-        if self._extractor.return_attention_mask:
-            positions = torch.arange(batch["features"].shape[1], device=lengths.device)
-            inputs["attention_mask"] = (positions < lengths[:, None]).long()
+        samples, masked = as_weights(model, batch["features"]), self._extractor.return_attention_mask
         steps = module._get_feat_extract_output_lengths(lengths)
-        return model(**inputs).logits.float(), steps
+
+        def logits(samples: "torch.Tensor", lengths: "torch.Tensor") -> "torch.Tensor":
+            positions = torch.arange(samples.shape[1], device=lengths.device)
+            mask = {"attention_mask": (positions < lengths[:, None]).long()} if masked else {}
+            scores: torch.Tensor = model(input_values=samples, **mask).logits.float()
+            return scores
+
+        sees_padding = not masked or getattr(module.config, "feat_extract_norm", "") == "group"
+        if module.training or not sees_padding:
+            return logits(samples, lengths), steps
+        # Group norm over time counts padding, so a clip is measured as it is served: beside clips of its own length.
+        parts = [
+            (rows := lengths == length, logits(samples[rows, :length], lengths[rows])) for length in lengths.unique()
+        ]
+        whole = parts[0][1].new_zeros(len(lengths), int(steps.max()), parts[0][1].shape[2])
+        for rows, part in parts:
+            whole[rows, : part.shape[1]] = part
+        return whole, steps
 
     def decoder_scores(self, model: Forward, batch: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
         """Scores of each label given those before it, fp32 [B, labels, vocabulary]."""

@@ -147,7 +147,8 @@ class ChatTokens:
             for index, token in self._special.items()
         }
         tokenizer.add_tokens(list(marks.values()))
-        return tokenizer, {tokenizer.token_to_id(mark.content): index for index, mark in marks.items()}
+        ids = tokenizer.get_vocab(with_added_tokens=True)
+        return tokenizer, {ids[mark.content]: index for index, mark in marks.items()}
 
 
 def _mark(index: int) -> str:

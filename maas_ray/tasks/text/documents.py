@@ -6,7 +6,7 @@ without a mask and without a cache (`masking_utils._preprocess_mask_arguments`).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -70,7 +70,7 @@ class Layout:
             prefix=() if chats else first_tokens(tokenizer),
             begins=chats or ends_within,
             bytes=not spells_every_text(files["tokenizer.json"]),
-            literal=True,
+            literal=chats,
         )
 
     @classmethod
@@ -80,6 +80,11 @@ class Layout:
             return cls()
         flags = {name: bool(state.get(name, False)) for name in ("begins", "bytes", "literal")}
         return cls(tuple(state["prefix"]), **flags)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What a task's state records; `parse` reads it."""
+        return {name: value for name, value in asdict(self).items() if name != "literal" or value}
 
     @property
     def further(self) -> dict[str, str]:

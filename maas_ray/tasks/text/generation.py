@@ -7,7 +7,6 @@ stays text, so the end-of-text token occurs exactly at the ends of documents; th
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -278,7 +277,7 @@ class TextGeneration(Task):
 
     def save_state(self, directory: Path) -> dict[str, Any]:
         write_files(self._files, directory)
-        return asdict(self.layout) if self._recorded else {}
+        return self.layout.state if self._recorded else {}
 
     def spec_document(self) -> dict[str, Any]:
         document = super().spec_document()

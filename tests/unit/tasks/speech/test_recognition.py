@@ -375,6 +375,21 @@ def test_wav2vec2_is_trained_further_and_loads_in_transformers(tmp_path: Path) -
         np.testing.assert_allclose(ours.detach().numpy(), logits.numpy(), atol=2e-2)  # features are kept in 16 bits
 
 
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_clip_is_measured_as_transformers_hears_it_alone(masked: bool, tmp_path: Path) -> None:
+    """A group norm over time would see the padding of shorter clips in a batch."""
+    spec = spec_of(processor=str(speech.wav2vec2(tmp_path / "given", masked=masked)), case="upper")
+    rows = rows_of(spec, ["three", "four five six", "one two", "six"])
+    task = spec.fit(rows)
+    model = Pretrained(path=str(tmp_path / "given")).build(task).eval()
+    outcomes = measured(task, model, rows)
+    for index, row in enumerate(rows):
+        stored = task.collate(task.encode([row]))
+        with torch.inference_mode():
+            alone = model(input_values=stored["features"], labels=stored["labels"])
+        assert outcomes["loss"][index] * stored["labels"].shape[1] == pytest.approx(float(alone.loss), rel=1e-4)
+
+
 def test_a_model_without_a_vocabulary_gets_that_of_the_transcripts(tmp_path: Path) -> None:
     from transformers import AutoModelForCTC, AutoProcessor
 
