@@ -141,7 +141,7 @@ def given_tokenizer(directory: Path, needed: str) -> Files:
             in Transformers is added to `tokenizer_config.json`; GPT-2's and RoBERTa's own files name none.
 
     Raises:
-        DataError: the directory does not hold a tokenizer.
+        DataError: the directory does not hold a tokenizer, or its files contradict each other.
     """
     files, theirs = _existing(directory), None
     if "tokenizer.json" not in files and any((directory / name).is_file() for name in _VOCABULARIES):
@@ -150,6 +150,7 @@ def given_tokenizer(directory: Path, needed: str) -> Files:
             files["tokenizer.json"] = backend.to_str(pretty=True).encode()
     if "tokenizer.json" not in files:
         return read_files(directory)  # raises
+    files = _with_added_tokens(files, directory)
     if needed in special_tokens(files):
         return files
     theirs = theirs or _in_transformers(directory)
@@ -158,6 +159,49 @@ def given_tokenizer(directory: Path, needed: str) -> Files:
         return files
     config = json.loads(files.get("tokenizer_config.json", b"{}")) | {needed: str(token)}
     return files | {"tokenizer_config.json": (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()}
+
+
+def _with_added_tokens(files: Files, directory: Path) -> Files:
+    """The files, with all added tokens in `tokenizer.json`: Transformers reads them from other files too.
+
+    Raises:
+        DataError: a token would get another id than its file says.
+    """
+    from tokenizers import AddedToken, Tokenizer
+
+    tokenizer = Tokenizer.from_buffer(files["tokenizer.json"])
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    unknown = {content: of for content, of in _added_tokens(files, directory).items() if content not in known}
+    missing = [
+        (content, index, fields)
+        for content, (index, fields) in unknown.items()
+        if index is not None or tokenizer.token_to_id(content) is not None
+    ]
+    for content, index, fields in missing:
+        token = AddedToken(content, **fields)
+        (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
+        if index not in (None, actual := tokenizer.token_to_id(content)):
+            raise DataError(
+                f"{directory}: {content!r} is token {index} by the files beside tokenizer.json, which would number it "
+                f"{actual}. Save the tokenizer again with `save_pretrained`.",
+                code="token_ids_differ",
+            )
+    return files | {"tokenizer.json": tokenizer.to_str(pretty=True).encode()} if missing else files
+
+
+def _added_tokens(files: Files, directory: Path) -> dict[str, tuple[int | None, dict[str, bool]]]:
+    """The id, if it is declared, and the fields of each token that the files beside `tokenizer.json` add."""
+    added: dict[str, tuple[int | None, dict[str, bool]]] = {}
+    config = json.loads(files.get("tokenizer_config.json", b"{}"))
+    for index, token in sorted(config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0])):
+        fields = {name: token[name] for name in ("single_word", "lstrip", "rstrip", "normalized") if name in token}
+        added[token["content"]] = int(index), fields | {"special": bool(token.get("special"))}
+    if (older := directory / "added_tokens.json").is_file():
+        for content, index in sorted(json.loads(older.read_bytes()).items(), key=lambda item: int(item[1])):
+            added.setdefault(content, (int(index), {"special": False, "normalized": False}))
+    for content in special_tokens(files).values():
+        added.setdefault(content, (None, {"special": True, "normalized": False}))
+    return added
 
 
 def tokenizer_of(files: Files) -> "tokenizers.Tokenizer":

@@ -277,6 +277,44 @@ def test_special_tokens_may_be_in_either_file(token: str | dict, tmp_path: Path)
     assert spec.fit([]).end_of_text == "<unk>"  # newer ones do not need the second file
 
 
+@pytest.mark.parametrize("where", ["tokenizer_config.json", "added_tokens.json", "vocabulary"])
+def test_added_tokens_may_be_in_another_file(where: str, tmp_path: Path) -> None:
+    """As in fine-tuned models whose `tokenizer.json` is that of the base; the ids are those of Transformers."""
+    from transformers import AutoTokenizer
+
+    template = "{% for m in messages %}<turn>{{ m.content }}{{ eos_token }}{% endfor %}"
+    save("gpt_2", tmp_path, chat_template=template, tokenizer_class="PreTrainedTokenizerFast")
+    size = FAMILIES["gpt_2"]().get_vocab_size()
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    if where == "vocabulary":  # `eos_token` is a plain entry of it
+        tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
+        tokenizer["added_tokens"] = []
+        (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+        config["chat_template"] = template.replace("<turn>", "")
+    elif where == "added_tokens.json":
+        (tmp_path / where).write_text(json.dumps({"<turn>": size}))
+    else:
+        config["added_tokens_decoder"] = {str(size): {"content": "<turn>", "special": True}}
+    path.write_text(json.dumps(config))
+    task = TextGenerationSpec(tokenizer=str(tmp_path), sequence_length=8).fit([])
+    chat = [{"role": "user", "content": "Hello"}]
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert task.chat_ids(chat, []) == theirs.apply_chat_template(chat, return_dict=False)
+    assert task.end_of_text_id in task.chat_ids(chat, [])
+    (tmp_path / "saved").mkdir()
+    task.save(tmp_path / "saved")
+    again = load_task(tmp_path / "saved")
+    assert isinstance(again, TextGeneration)
+    assert again.chat_ids(chat, []) == task.chat_ids(chat, [])
+
+
+def test_added_tokens_with_the_ids_of_others_are_refused(tmp_path: Path) -> None:
+    save("gpt_2", tmp_path, added_tokens_decoder={"900": {"content": "<turn>", "special": True}})
+    with raises(DataError, "token_ids_differ", "'<turn>'", 900, FAMILIES["gpt_2"]().get_vocab_size()):
+        TextGenerationSpec(tokenizer=str(tmp_path), sequence_length=8).fit([])
+
+
 def test_roberta_s_own_files_have_a_padding_token(tmp_path: Path) -> None:
     """Its `<pad>` is token 1, by which its networks count positions."""
     from tokenizers import Tokenizer, models
