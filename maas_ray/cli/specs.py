@@ -48,7 +48,7 @@ def spec(
 
     Examples:
       maas spec prepare > prepare.yaml
-      maas spec prepare --with task=image-classification --with sources=images
+      maas spec prepare --with task=image-classification --with sources=image-folder
       maas spec train --with network=resnet > train.yaml
       maas spec train --schema > train.schema.json
     """

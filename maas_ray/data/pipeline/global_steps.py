@@ -179,4 +179,7 @@ def _training(ordered: Blocks) -> Iterator[Row]:
             count += 1
             yield row
     if not count:
-        raise DataError("no row is left to train on; cleaning cannot be fitted.", code="nothing_to_train_on")
+        raise DataError(
+            "no row of the training split is left to fit the cleaning steps on; loosen them, or give more data.",
+            code="nothing_to_train_on",
+        )

@@ -118,7 +118,7 @@ class Steps:
         weights = self._task.weights(rows) if count else np.zeros(0, np.int64)
         if weights.dtype.kind not in "iu" or weights.shape != (count,):
             raise DataError(
-                f"weights of {type(self._task).__name__} must return integers [{count}], such as tokens; "
+                f"weights of {type(self._task).__name__} must return integers [{count}], such as numbers of tokens; "
                 f"it returned {weights.dtype} {list(weights.shape)}.",
                 code="invalid_weights",
             )
