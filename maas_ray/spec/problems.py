@@ -13,6 +13,8 @@ from maas_ray.errors import MaasError, Problem
 from maas_ray.spec.document import line_of, shown
 from maas_ray.spec.fields import models_in, tag_of
 
+_WANTED = "Input should be "
+
 
 def _code(detail: ErrorDetails) -> str:
     """The code that a validator gave its error, or pydantic's own, such as `missing` or `extra_forbidden`."""
@@ -38,7 +40,7 @@ def problems_of(cls: type[BaseModel], data: dict[str, Any], lines: dict[tuple[An
     while details := _errors(cls, data):
         wrong: dict[tuple[Any, ...], None] = {}
         meant: set[str] = set()
-        for detail in details:
+        for detail in _merged(details, data):
             path, problem = _plain(detail, data), _problem(cls, detail, data)
             wrong[_key(path)] = None
             meant.update(_meant(cls, detail))
@@ -166,6 +168,19 @@ def _meaningful(details: list[ErrorDetails]) -> list[ErrorDetails]:
             )
         )
     ]
+
+
+def _merged(details: list[ErrorDetails], data: dict[str, Any]) -> list[ErrorDetails]:
+    """Errors with one for each value that fits none of several types: "a valid integer or a valid list"."""
+    merged: dict[Any, ErrorDetails] = {}
+    for index, detail in enumerate(details):
+        wanted = detail["msg"].removeprefix(_WANTED).partition(",")[0].replace("valid tuple", "valid list")
+        typed = detail["msg"].startswith(_WANTED)
+        path: Any = _plain(detail, data) if typed else index
+        first = merged.setdefault(path, detail)
+        if typed and first is not detail:
+            merged[path] = first | {"msg": f"{first['msg'].partition(',')[0]} or {wanted}"}
+    return list(merged.values())
 
 
 def _dotted(loc: tuple[Any, ...]) -> str:

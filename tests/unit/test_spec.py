@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from maas_ray.errors import DataError, NotFoundError, SpecError
 from maas_ray.spec import Name, Spec, digest_of
+from maas_ray.spec.problems import closest
 from tests.support.errors import raises
 
 
@@ -159,6 +160,7 @@ def test_a_contradiction_is_reported_together_with_wrong_fields(text: str, expec
         ("model: a\nnetwork: {type: small, heads: 3}", "line 2: network: heads (3) must be even."),
         ("model: a\ntokenizer: {layer: 3}", "line 2: tokenizer.layer: there is no such field; did you mean `layers`?"),
         ("model: a\nsizes: [1]", "line 2: sizes: input should be a valid integer (found [1])"),
+        ("model: a\nsizes: x", "line 2: sizes: input should be a valid integer or a valid list (found 'x')"),
         ("model: a\nmodel: b", "line 2, column 1: not valid YAML: duplicate key 'model'; keep one"),
         ("model: [", "line 1, column 9: not valid YAML: "),
         ("model: a\n---\nmodel: b", "line 2, column 1: not valid YAML: but found another document"),
@@ -171,6 +173,12 @@ def test_a_contradiction_is_reported_together_with_wrong_fields(text: str, expec
 )
 def test_each_mistake_has_its_message(text: str, problem: str) -> None:
     assert problems(text)[0].startswith(problem)
+
+
+def test_only_a_likely_name_is_suggested() -> None:
+    assert closest("warmup", ["epochs", "warmup_steps"]) == "warmup_steps"
+    assert closest("epoch", ["epochs", "warmup_steps"]) == "epochs"
+    assert closest("markdown", ["arrow", "text"]) is None
 
 
 @pytest.mark.parametrize(
