@@ -202,7 +202,8 @@ class Processor:
             return logits(samples, lengths), steps
         # Group norm over time counts padding, so a clip is measured as it is served: beside clips of its own length.
         parts = [
-            (rows := lengths == length, logits(samples[rows, :length], lengths[rows])) for length in lengths.unique()
+            (rows := lengths == length, logits(samples[rows, :length], lengths[rows]))
+            for length in sorted(set(lengths.tolist()))
         ]
         whole = parts[0][1].new_zeros(len(lengths), int(steps.max()), parts[0][1].shape[2])
         for rows, part in parts:

@@ -83,7 +83,7 @@ class Layout:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What a task's state records; `parse` reads it."""
+        """The record in a task's state; `parse` reads it."""
         return {name: value for name, value in asdict(self).items() if name != "literal" or value}
 
     @property
