@@ -126,14 +126,14 @@ def _inspected(
     """
     inspected = [damage.weighed(source) for source in inspect(files, before)]
     unusable = [
-        Problem(f"{spec.where(f'sources[{number}]')}: {file.problem}", Problem(file.problem).code)
+        _placed(spec, number, file.problem, [file])
         for number, source in enumerate(inspected)
         for file in source
         if file.problem
     ]
     columns = reading_of(spec).names
     unusable += [
-        Problem(f"{spec.where(f'sources[{number}]')}: {problem}", Problem(problem).code)
+        _placed(spec, number, problem, listed)
         for number, (source, listed) in enumerate(zip(spec.sources, inspected, strict=True))
         if not unusable and (problem := lacking_columns(source, listed, columns))
     ]
@@ -141,6 +141,13 @@ def _inspected(
         more = f"\n… and {len(unusable) - _MAX_PROBLEMS:,} more." if len(unusable) > _MAX_PROBLEMS else ""
         raise DataError("\n".join(unusable[:_MAX_PROBLEMS]) + more, code=unusable[0].code)
     return inspected
+
+
+def _placed(spec: PrepareSpec, number: int, problem: str, files: list[Inspected]) -> Problem:
+    """A problem of the files of a source, with its line in the spec and the task's advice."""
+    code = Problem(problem).code
+    advice = spec.task.advice({column for file in files for column in file.columns}) if code == "column_missing" else ""
+    return Problem(f"{spec.where(f'sources[{number}]')}: {problem} {advice}".rstrip(), code)
 
 
 def _identity(spec: PrepareSpec) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 import math
 import re
 from collections.abc import Sequence
-from datetime import date, time
+from datetime import date, time, timedelta
 from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 
@@ -26,7 +27,7 @@ def cell(value: Any) -> Cell:
     """A value of a file or a request as a cell.
 
     Booleans become the texts `true` and `false`; NaN and blank text become None. A text that spells such a value is
-    treated as the value. Bytes are UTF-8, as old writers of Parquet leave texts.
+    treated as the value. Bytes are UTF-8, as old writers of Parquet leave texts. Durations are seconds.
 
     Raises:
         InvalidError: the value is of another type, or infinite.
@@ -53,8 +54,16 @@ def cell(value: Any) -> Cell:
         return int(value) if value.adjusted() < _MAX_DIGITS else _finite(float(value))
     if isinstance(value, (Real, Decimal)):
         return _finite(float(value))
+    return _of_rare_type(value)
+
+
+def _of_rare_type(value: Any) -> Cell:
     if isinstance(value, (date, time)):  # a datetime is a date
         return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, UUID):
+        return str(value)
     raise InvalidError("wrong_type", f"a {type(value).__name__}, which is neither a number nor a text")
 
 
@@ -141,13 +150,14 @@ def number_of(column: str, value: Cell) -> float:
 def label(value: Any) -> str:
     """A value as the name of a class, the same in all files, tasks and types: `1`, `1.0` and `"1"` are one class.
 
-    Empty if the value is missing.
+    Empty if the value is missing. The text `nan` is a name: ISO 639 has it for Min Nan, and no row may vanish.
 
     Raises:
         InvalidError: as `cell` does; says that it is a label.
     """
     try:
-        return category(cell(value))
+        text = _decoded(value) if isinstance(value, bytes) else value
+        return category(cell(text)) or (text.strip() if isinstance(text, str) else "")
     except InvalidError as error:
         raise InvalidError(error.code, f"the label is {error}") from error
 

@@ -10,7 +10,7 @@ dataset's `task/`, a model bundle) and is loaded from there. Torch is imported o
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -72,6 +72,10 @@ class TaskSpec(Spec, ABC):
     def identity(self) -> dict[str, Any]:
         """Fingerprint of what this spec decides about a dataset: its fields, with digests in place of named files."""
         return self.document()
+
+    def advice(self, columns: Collection[str]) -> str:
+        """The change of this spec that a source with these columns, but without the needed ones, suggests, or none."""
+        return ""
 
     @abstractmethod
     def parse_row(self, row: Row) -> Row | None:

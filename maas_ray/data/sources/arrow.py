@@ -59,7 +59,7 @@ class ArrowSource(Table, Files):
             except InvalidError as error:
                 return replace(inspected, sha256=digest_of(uri), damage=str(error), unread=inspected.file.size)
             if problem := missing(uri, mapping, content.schema.names):
-                return replace(inspected, problem=problem)
+                return replace(inspected, problem=problem, columns=tuple(content.schema.names))
             for batch in content.batches():
                 groups.append(batch.rows)
                 places.append(batch.byte)

@@ -51,7 +51,7 @@ class Inspected:
     lacking: tuple[str, ...] = ()
     """Needed columns that none of its rows has. Another file of the source may have them."""
     columns: tuple[str, ...] = ()
-    """Columns of its rows, if some are lacking."""
+    """Columns of its rows, if needed ones are lacking."""
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,9 @@ class ParquetSource(Table, Files):
             damage = f"not readable Parquet: {first_line(error)}"
             return replace(inspected, damage=damage, unread=inspected.file.size)
         problem = missing(inspected.file.uri, mapping, names)
-        return replace(inspected, groups=groups, rows=sum(groups), problem=problem)
+        return replace(
+            inspected, groups=groups, rows=sum(groups), problem=problem, columns=tuple(names) if problem else ()
+        )
 
     def refers(self, inspected: Inspected, named: dict[str, str]) -> bool:
         if not inspected.groups or not super().refers(inspected, named):

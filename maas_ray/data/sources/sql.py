@@ -100,7 +100,7 @@ class SqlSource(Table):
             names = self._names(connection)
             key = {} if self.partition_column is None else {"partition_column": self.partition_column}
             if problem := missing(inspected.file.uri, mapping | key, names):
-                return replace(inspected, problem=problem)
+                return replace(inspected, problem=problem, columns=tuple(names))
             rows = self._selected(connection, None, None)
             for values in rows:
                 content = _content(values)

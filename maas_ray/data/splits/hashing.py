@@ -45,7 +45,10 @@ def _bytes(value: object) -> tuple[bytes, ...]:
         return b"array", f"{value.dtype.str}{value.shape}".encode(), value.tobytes()
     if isinstance(value, dict):  # JSON lines and some tables leave out what others store as null
         value = {name: item for name, item in value.items() if item is not None}
-    return b"json", _JSON.encode(value).encode()
+    written = _JSON.encode(value)
+    if "\\ud" in written:  # an escape of a pair is a character, half of one is an error as in a string
+        json.dumps(value, ensure_ascii=False).encode()
+    return b"json", written.encode()
 
 
 def leading(digest: bytes) -> int:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from maas_ray.tasks.cells import category
+from maas_ray.errors import InvalidError
+from maas_ray.tasks.cells import label
 from maas_ray.tasks.classifying import Classifying, fit_labels
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.rows import Column, Row
@@ -26,8 +27,11 @@ class TabularClassificationSpec(TableSpec):
     type: Literal["tabular-classification"] = "tabular-classification"
     """Which task."""
 
-    def parse_target(self, target: float | str) -> str:
-        return category(target)
+    def parse_target(self, target: Any) -> str | None:
+        try:
+            return label(target) or None
+        except InvalidError as error:
+            raise InvalidError(error.code, f"column {self.target!r}: {error}") from error
 
     def fit(self, rows: Iterable[Row]) -> "TabularClassification":
         labels: set[str] = set()

@@ -13,7 +13,7 @@ import numpy as np
 
 from maas_ray.errors import InvalidError
 from maas_ray.spec import Spec
-from maas_ray.tasks.cells import number
+from maas_ray.tasks.cells import cell_of, number
 from maas_ray.tasks.metrics import mean_loss, regression
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.rows import AnswerRow, Column, Row, TensorSpec
@@ -36,9 +36,10 @@ class TabularRegressionSpec(TableSpec):
     type: Literal["tabular-regression"] = "tabular-regression"
     """Which task."""
 
-    def parse_target(self, target: float | str) -> float:
+    def parse_target(self, target: Any) -> float | None:
+        value = cell_of(self.target, target)
         try:
-            return number(target)
+            return None if value is None else number(value)
         except InvalidError as error:
             raise InvalidError(error.code, f"the target {self.target!r} must be a number: {error}") from error
 

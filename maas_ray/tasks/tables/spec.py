@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections import Counter
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -87,14 +87,14 @@ class TableSpec(TaskSpec):
         for name in self.numeric:
             if name in features:
                 number_of(name, features[name])
-        target = cell_of(self.target, row[self.target])
+        target = self.parse_target(row[self.target])
         if target is None or all(value is None for value in features.values()):
             return None
-        return {"features": features, "target": self.parse_target(target)}
+        return {"features": features, "target": target}
 
     @abstractmethod
-    def parse_target(self, target: float | str) -> float | str:
-        """The target in the type that this task predicts.
+    def parse_target(self, target: Any) -> float | str | None:
+        """The target in the type that this task predicts; None if it is missing.
 
         Raises:
             InvalidError: it is not of that type.

@@ -6,6 +6,7 @@ in training as in serving. A category that training has not seen is `unknown`: i
 """
 
 import math
+import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,7 +18,7 @@ from maas_ray.tasks.cells import Cell, category, cell, number
 from maas_ray.tasks.cells import numbers as numbers_of
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.rows import Column, OptionalTensor, RequestRow, Row, TensorSpec
-from maas_ray.tasks.tables.features import TableFeatures, is_number
+from maas_ray.tasks.tables.features import CategoryColumn, TableFeatures, is_number
 from maas_ray.tasks.tables.requests import TableRow, attribute, request_type
 from maas_ray.tasks.tables.spec import TableSpec
 from maas_ray.tasks.task import Task
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     import torch
 
 _OTHER = "other"
+# Numbers as people write them: a decimal comma, signs between thousands, a currency or per cent.
+_WRITTEN_NUMBER = re.compile(
+    r"[$€£¥]? ?[+-]?(?:\d{1,3}(?:[.,'’ \u00a0\u202f]\d{3})+|\d+)(?:[.,]\d+)?[ \u00a0]?[%$€£¥]?"
+)
 
 
 class TableTask(Task):
@@ -70,19 +75,9 @@ class TableTask(Task):
 
     @property
     def remarks(self) -> list[str]:
-        """Columns of numbers that a few texts turned into categories."""
-        remarks = []
-        for column in self.features.categories:
-            texts = [name for name in column.categories if not is_number(name)]
-            if column.name in self.spec.categorical or not texts or 2 * len(texts) > len(column.categories):
-                continue
-            some = ", ".join(map(repr, texts[:3]))
-            remarks.append(
-                f"column {column.name!r} holds {len(column.categories)} categories, because {some} is not a number. If "
-                f"that means a missing value, set it under the source's `missing` (csv) or `numeric: [{column.name}]`, "
-                "which quarantines such rows; if these are categories, list the column under `categorical`."
-            )
-        return remarks
+        """Columns of categories that may have been meant as numbers."""
+        columns = (column for column in self.features.categories if column.name not in self.spec.categorical)
+        return [remark for column in columns if (remark := _remark(column))]
 
     def encode_columns(self, cells: Mapping[str, Sequence[Cell]], rows: int) -> dict[str, np.ndarray]:
         """Cells by column → `numbers` float32 [rows, n], scaled; `categories` int32 [rows, n], indices.
@@ -189,3 +184,24 @@ class TableTask(Task):
         stored = self.encode_columns(cells, len(next(iter(cells.values()))))
         with torch.inference_mode():
             return self.network_outputs(model, {name: torch.from_numpy(values) for name, values in stored.items()})
+
+
+def _remark(column: CategoryColumn) -> str:
+    """The values that made categories of a column whose other values are numbers. Empty: there are none."""
+    name, count = column.name, len(column.categories)
+    texts = [category for category in column.categories if not is_number(category)]
+    written = [text for text in texts if _WRITTEN_NUMBER.fullmatch(text)]
+    if written and 2 * (count - len(texts) + len(written)) > count:
+        return (
+            f"column {name!r} holds {count} categories, because {written[0]!r} is not a number of Python. If it is "
+            "one, set the source's `decimal: ','` (csv) or change how it is written; if these are categories, list "
+            "the column under `categorical`."
+        )
+    if texts and 2 * len(texts) <= count:
+        some = ", ".join(map(repr, texts[:3]))
+        return (
+            f"column {name!r} holds {count} categories, because {some} is not a number. If that means a missing value, "
+            f"set it under the source's `missing` (csv) or `numeric: [{name}]`, which quarantines such rows; if these "
+            "are categories, list the column under `categorical`."
+        )
+    return ""

@@ -4,6 +4,7 @@ Each layout gives a row's chat as messages and tools; `messages` has their one f
 """
 
 import json
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from maas_ray.errors import InvalidError
@@ -41,6 +42,15 @@ CHAT_LAYOUTS = {
     "instruction": ChatColumns(("instruction", "output"), ("input", "system", "history")),
 }
 """Layouts by their first column."""
+
+
+def layout_advice(columns: Collection[str]) -> str:
+    """The field that reads a source with these columns. Empty: they are not columns of chats."""
+    for name, layout in CHAT_LAYOUTS.items():
+        if {*layout.needed} <= {*columns}:
+            needed, optional = ", ".join(layout.needed), ", ".join(layout.optional)
+            return f"Set `column: {name}` in the task: it reads {needed}, and {optional} if a source has them."
+    return ""
 
 
 def parse_chat(row: Row, layout: str) -> Row | None:

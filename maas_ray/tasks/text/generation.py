@@ -6,7 +6,7 @@ stays text, so the end-of-text token occurs exactly at the ends of documents; th
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,7 +21,7 @@ from maas_ray.tasks.pretrained import Pretrained
 from maas_ray.tasks.rows import AnswerRow, Column, Packing, RequestRow, Row, TensorSpec
 from maas_ray.tasks.task import Outcomes, Task, TaskSpec
 from maas_ray.tasks.text.chat import END, MARKED, PLAIN, START, ChatTemplate
-from maas_ray.tasks.text.chat_layouts import CHAT_LAYOUTS, chat_of, contents_of, parse_chat
+from maas_ray.tasks.text.chat_layouts import CHAT_LAYOUTS, chat_of, contents_of, layout_advice, parse_chat
 from maas_ray.tasks.text.chat_tokens import ChatTokens
 from maas_ray.tasks.text.documents import Encoded, Layout, learnt, next_token_losses, sees_other_documents
 from maas_ray.tasks.text.networks import Llama
@@ -81,6 +81,9 @@ class TextGenerationSpec(TaskSpec):
     @property
     def inputs(self) -> tuple[str, ...]:
         return ("messages",) if self.chats else (self.column,)
+
+    def advice(self, columns: Collection[str]) -> str:
+        return layout_advice(columns)
 
     def identity(self) -> dict[str, Any]:
         """The fields, with digests of its files in place of a given tokenizer's path."""

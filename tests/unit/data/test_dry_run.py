@@ -73,6 +73,11 @@ def test_its_errors_are_those_of_prepare(notes: Path, settings: Settings) -> Non
     other = [{"format": "jsonl", "path": str(notes), "text": "body"}]
     with raises(DataError, "column_missing", "sources[0]", "'body'"):
         dry_run(spec_of(notes, sources=other), settings=settings)
+    alpaca = notes.with_name("alpaca.json")
+    alpaca.write_text('[{"instruction": "Add.", "input": "1 1", "output": "2"}]')
+    chats = {"type": "text-generation", "column": "messages"}
+    with raises(DataError, "column_missing", "'messages'", "`column: instruction`", "input, system, history"):
+        dry_run(spec_of(alpaca, task=chats), settings=settings)
     notes.write_text("")
     with raises(DataError, "no_rows"):
         dry_run(spec_of(notes), settings=settings)

@@ -41,6 +41,7 @@ TASKS: dict[str, tuple[TaskSpec, dict[str, Any], str, str]] = {
         ((0.5, "0.5"), "0.5"),
         (("pos", b"pos", "pos "), "pos"),
         (("007",), "007"),
+        (("nan", b"nan", " nan"), "nan"),  # Min Nan in ISO 639
         ((12345678901234567890, "12345678901234567890"), "12345678901234567890"),
     ],
 )
@@ -51,7 +52,7 @@ def test_a_label_has_one_name_in_all_types(task: str, values: tuple[Any, ...], n
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("missing", [None, float("nan"), "", " ", "NaN", b""])
+@pytest.mark.parametrize("missing", [None, float("nan"), Decimal("nan"), "", " ", b""])
 def test_a_row_whose_label_is_missing_is_empty(task: str, missing: Any) -> None:
     spec, row, column, _ = TASKS[task]
     assert spec.parse_row(row | {column: missing}) is None

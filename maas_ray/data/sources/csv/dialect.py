@@ -14,6 +14,7 @@ class Dialect:
         names: names of the columns. None: the first row is the header.
         missing: texts that mean a missing value.
         escape: the character before a quote, a delimiter or a line break that has no meaning. Empty: there is none.
+        decimal: the sign before the decimals of a number.
     """
 
     charset: str = "utf-8"
@@ -22,3 +23,4 @@ class Dialect:
     names: tuple[str, ...] | None = None
     missing: tuple[str, ...] = ()
     escape: str = ""
+    decimal: str = "."

@@ -24,6 +24,7 @@ _MAX_FIELD = 16 << 20  # characters; an unclosed quote is noticed here at the la
 _MAX_LINE = 64 << 20  # bytes; a longer line is not a row, and is never in memory as a whole
 _EXCERPT_LINES, _EXCERPT_BYTES = 5, 4 << 10
 _READ_BYTES = 1 << 18
+_COMMA_NUMBER = re.compile(r"\s*[+-]?(?:\d{1,3}(?:\.\d{3})+(?:,\d+)?|\d*,\d+)(?:[eE][+-]?\d+)?\s*")
 # Bytes that are scanned for plain rows at a time, and rows that are parsed one by one when a scan finds few.
 _MIN_STRETCH, _MAX_STRETCH = 1 << 16, 1 << 18
 _MIN_PATIENCE, _MAX_PATIENCE = 16, 1 << 12
@@ -311,7 +312,7 @@ class Values:
 
     def __init__(self, names: list[str], dialect: Dialect, used: frozenset[str] = frozenset()) -> None:
         self._names, self._missing = names, frozenset(dialect.missing)
-        self._all_named = all(names)
+        self._all_named, self._comma = all(names), dialect.decimal == ","
         self._escaped = rf"\{dialect.quote}".encode() if dialect.quote and not dialect.escape else None
         self.nulls = Nulls(names, used)
 
@@ -328,6 +329,8 @@ class Values:
             problem = f"{len(fields)} fields, but {len(self._names)} columns"
             raise InvalidError("wrong_field_count", problem + self._hint(record))
         values = [None if value.strip() in missing else value for value in fields]
+        if self._comma:
+            values = [value if value is None else _with_point(value) for value in values]
         self.nulls.add(fields, values)
         row = dict(zip(self._names, values, strict=True))
         return row if self._all_named else {name: value for name, value in row.items() if name}
@@ -336,3 +339,8 @@ class Values:
         if self._escaped is None or self._escaped not in record.head:
             return ""
         return rf"""; it has {self._escaped.decode()}: if that is a quote within a value, set `escape: "\\"`"""
+
+
+def _with_point(text: str) -> str:
+    """A number with a decimal comma, and with points between thousands if it has them, in the form of Python."""
+    return text.replace(".", "").replace(",", ".") if _COMMA_NUMBER.fullmatch(text) else text

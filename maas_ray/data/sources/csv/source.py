@@ -36,6 +36,8 @@ class CsvSource(Table, Files):
     escape: str = Field("", max_length=1)
     """Character before a quote, a delimiter or a line break that belongs to the value, as Spark, MySQL and Hive write
     it: `"\\\\"`. `\\N` is then a missing value. Empty: there is none."""
+    decimal: Literal[".", ","] = "."
+    """Sign before the decimals of a number. With a comma, `1.234,5` is read as `1234.5`."""
     charset: str = "utf-8"
     """Encoding of the text, by Python's names: `utf-8` (a byte order mark is removed), `latin-1`, `cp1252`, …"""
     names: tuple[str, ...] | None = Field(None, min_length=1)
@@ -61,7 +63,7 @@ class CsvSource(Table, Files):
         """How one of its files is written."""
         tabs = any(suffix in (".tsv", ".tab") for suffix in PurePosixPath(uri.lower()).suffixes)
         delimiter = self.delimiter or ("\t" if tabs else ",")
-        return Dialect(self.charset, delimiter, self.quote, self.names, self.missing, self.escape)
+        return Dialect(self.charset, delimiter, self.quote, self.names, self.missing, self.escape, self.decimal)
 
     def look(self, inspected: Inspected, mapping: dict[str, str]) -> Inspected:
         """A file that can be read from the middle is cut; the digest of a compressed one is of its content."""
@@ -72,7 +74,7 @@ class CsvSource(Table, Files):
         with opened(uri) as handle:
             names, start = parse.header(dialect, uri, handle)
             if names and (problem := missing(uri, mapping, names)):
-                return replace(inspected, problem=problem)
+                return replace(inspected, problem=problem, columns=tuple(names))
             handle.seek(0)
             digest.update(handle.read(start.byte))
             for stretch in parse.stretches(dialect, handle, start, _GROUP_BYTES, digest):

@@ -130,6 +130,7 @@ WRITERS: dict[str, Writer] = {
     "pandas to_json, zstd": of(
         "jsonl", lambda path: frame().to_json(path, orient="records", lines=True, compression="gzip"), "a.jsonl.gz"
     ),
+    "pandas to_json, array": of("jsonl", lambda path: frame().to_json(path, orient="records", indent=2), "a.json"),
     "pandas to_csv": of("csv", lambda path: frame().to_csv(path, index=False), "a.csv", missing=[""]),
     "pandas to_csv, index of rows": of("csv", lambda path: frame().to_csv(path), "a.csv", missing=[""]),
     "pandas to_csv, twice": of(
@@ -171,6 +172,7 @@ WRITERS: dict[str, Writer] = {
     "polars write_ipc_stream": of("arrow", lambda path: pl.DataFrame(ROWS).write_ipc_stream(path), "a.arrows"),
     "polars write_parquet": of("parquet", lambda path: pl.DataFrame(ROWS).write_parquet(path), "a.parquet"),
     "polars write_ndjson": of("jsonl", lambda path: pl.DataFrame(ROWS).write_ndjson(path), "a.ndjson"),
+    "polars write_json": of("jsonl", lambda path: pl.DataFrame(ROWS).write_json(path), "a.json"),
     "polars write_csv": of("csv", lambda path: pl.DataFrame(ROWS).write_csv(path), "a.csv", missing=[""]),
     "pyarrow write_table": of("parquet", lambda path: pq.write_table(table(), path), "a.parquet"),
     "pyarrow write_table, version 1": of(

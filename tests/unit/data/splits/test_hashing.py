@@ -32,6 +32,13 @@ def test_digest_of_half_a_surrogate_pair_is_a_value_error() -> None:
         digest("\ud800")
 
 
+@pytest.mark.parametrize("value", [["a", "\ud83d"], {"x": "\udc00"}, {"\ud83d": 1}])
+def test_half_a_pair_inside_a_list_or_an_object_is_a_value_error(value: object) -> None:
+    with pytest.raises(ValueError, match="surrogates not allowed"):
+        digest(value)
+    assert digest(["😀"]) != digest(["😁"])
+
+
 def test_splits_have_their_shares() -> None:
     numbers = [hashed_split(digest(str(value)), (0.1, 0.2)) for value in range(20_000)]
     shares = np.bincount(numbers, minlength=3) / len(numbers)

@@ -5,10 +5,11 @@ import json
 import math
 import struct
 from collections.abc import Callable, Iterator
-from datetime import date
+from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 import numpy as np
@@ -607,6 +608,30 @@ def test_a_text_that_turns_numbers_into_categories_is_said() -> None:
 
     spec = TabularRegressionSpec(target="y", features=("power", "code", "size"), categorical=("power",))
     assert not spec.fit(filter(None, map(spec.parse_row, rows))).remarks
+
+
+def test_numbers_as_people_write_them_are_said_to_be_categories() -> None:
+    rows = [
+        {
+            "comma": f"{n},5",
+            "thousands": f"{n},000" if n > 200 else n,
+            "price": f"$ {n}.50",
+            "date": f"2024-01-{n:02}",
+            "y": n,
+        }
+        for n in range(400)
+    ]
+    spec = TabularRegressionSpec(target="y", features=("comma", "thousands", "price", "date"))
+    remarks = spec.fit(filter(None, map(spec.parse_row, rows))).remarks
+    assert [remark.split("'")[1] for remark in remarks] == ["comma", "thousands", "price"]
+    assert all("`decimal: ','`" in remark for remark in remarks)
+
+
+def test_durations_are_seconds_and_uuids_are_texts() -> None:
+    row = {"took": timedelta(minutes=2, milliseconds=500), "id": UUID(int=7), "y": 1}
+    spec = TabularRegressionSpec(target="y", features=("took", "id"))
+    features = {"took": 120.5, "id": "00000000-0000-0000-0000-000000000007"}
+    assert spec.parse_row(row) == {"features": features, "target": 1.0}
 
 
 def test_an_excluded_column_is_not_read() -> None:
