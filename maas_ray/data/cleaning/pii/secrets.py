@@ -56,6 +56,9 @@ _KEY = re.compile(rf"(?<![A-Za-z0-9_])(?:{'|'.join(_FORMATS)})(?![A-Za-z0-9])")
 _AWS_SECRET = re.compile(
     r"(?i:aws[\w.-]{0,20}secret[\w.-]{0,20}|secret_?access_?key)[\"']?\s{0,4}(?:=>|[=:])\s{0,4}[\"']?([A-Za-z0-9/+]{40})(?![A-Za-z0-9/+=])"
 )
+_AWS_REST = 80  # characters of a key and the signs before it
+NAMES = (re.compile("ecret"), re.compile("ECRET"))
+"""They find the lines that may name a secret key."""
 _TOKEN = re.compile(rf"(?<![A-Za-z0-9_-])(eyJ{_URL}{{8,}})\.{_URL}{{4,}}\.{_URL}*(?:\.{_URL}+\.{_URL}+)?")
 _PRIVATE_KEY = re.compile(
     r"-----BEGIN (?P<kind>(?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?)-----"
@@ -63,9 +66,10 @@ _PRIVATE_KEY = re.compile(
     re.DOTALL,
 )
 
-# They find every part of a text with a key or token, and few others. Each begins with a sign that `re` finds quickly.
+# They find every part of a text with a key or token, and few others. Each begins with a sign that `re` finds quickly,
+# except the first, which is tried within long runs of its signs only.
+_LIKELY_RUN = re.compile(r"[_-](?=[A-Za-z0-9_-]{16})(?:[A-Za-z_-]{0,25}+[0-9]|[A-Za-z]{20})")
 _LIKELY = (
-    re.compile(r"[_-](?=[A-Za-z0-9_-]{16})(?:[A-Za-z_-]{0,25}+[0-9]|[A-Za-z]{20})"),
     re.compile(r"\.(?:eyJ|(?<=[Gsbr19].)[A-Za-z0-9_-]{20})"),
     re.compile(r"A(?:KIA|SIA|BIA|CCA|Iza)[A-Za-z0-9_-]{16}"),
     re.compile(r":AA[A-Za-z0-9_-]{30}"),
@@ -73,8 +77,13 @@ _LIKELY = (
 _DATABRICKS = re.compile(r"dapi[0-9a-f]{32}")
 
 
+def may_be_key(text: str, start: int, end: int) -> bool:
+    """True if a run of letters, digits, dashes and underscores may hold a key."""
+    return _LIKELY_RUN.search(text, start, end) is not None
+
+
 def likely(text: str) -> Iterator[re.Pattern[str]]:
-    """Patterns that find the lines of a text to search for keys."""
+    """Patterns that find further lines of a text to search for keys."""
     yield from _LIKELY
     if "dapi" in text:
         yield _DATABRICKS
@@ -89,11 +98,10 @@ def api_keys(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
             yield match.span()
 
 
-def aws_secret_keys(text: str) -> Iterator[tuple[int, int]]:
-    """Secret access keys of AWS after their name."""
-    if "ecret" in text or "ECRET" in text:
-        for match in _AWS_SECRET.finditer(text):
-            yield match.span(1)
+def aws_secret_keys(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Secret access keys of AWS after their name, which is between two positions; the key may be on the next line."""
+    for match in _AWS_SECRET.finditer(text, start, end + _AWS_REST):
+        yield match.span(1)
 
 
 def private_keys(text: str) -> Iterator[tuple[int, int]]:
