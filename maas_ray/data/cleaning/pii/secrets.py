@@ -1,5 +1,7 @@
 """API keys, access tokens and private keys, in the formats that their issuers document.
 
+The formats were compared with the rules of gitleaks and TruffleHog in November 2026.
+
 A key is recognised by the prefix that its issuer gives it for this purpose. Keys without a prefix look like any other
 random text and stay, apart from AWS secret keys after their name.
 """
@@ -17,14 +19,16 @@ _FORMATS = (
     rf"gh[pousr]_{_WORD}{{36,255}}",  # GitHub: Behind GitHub's new authentication token formats
     rf"github_pat_{_WORD}{{22}}_{_WORD}{{59}}",  # GitHub: fine-grained personal access tokens
     # GitLab: Token overview
-    rf"gl(?:pat|oas|dt|rt|cbt|ptt|ft|imt|agent|soat|ffct)-(?:t\d_)?{_URL}{{20,}}(?:\.[0-9a-z]{{2}}\.[0-9a-z]{{9}})?",
-    rf"xox[abeoprs]-(?:{_WORD}+-)+{_WORD}{{16,}}|xapp-\d-{_WORD}+-\d+-{_WORD}{{16,}}",  # Slack: Token types
-    rf"hooks\.slack\.com/services/T{_WORD}+/B{_WORD}+/{_WORD}{{20,}}",  # Slack: Incoming webhooks
+    rf"gl(?:pat|oas|dt|rt|cbt|ptt|ft|imt|agent|soat|ffct)-(?:t\d_)?{_URL}{{20,}}(?:(?:\.[0-9a-z]{{2}})?\.[0-9a-z]{{9}})?",
+    rf"GR1348941{_URL}{{20,}}",  # GitLab: registration tokens of runners
+    rf"(?:xoxe\.)?xox[abeoprs]-(?:{_WORD}+-)+{_WORD}{{16,}}|xapp-\d-{_WORD}+-\d+-{_WORD}{{16,}}",  # Slack: Token types
+    rf"hooks\.slack\.com/(?:services|workflows|triggers)/(?:{_WORD}+/)+{_WORD}{{20,}}",  # Slack: Incoming webhooks
     rf"[sr]k_(?:live|test)_{_WORD}{{16,247}}|whsec_[A-Za-z0-9+/]{{32,}}",  # Stripe: API keys; Webhooks
     rf"AIza{_URL}{{35}}|GOCSPX-{_URL}{{28}}|ya29\.{_URL}{{30,}}",  # Google Cloud: API keys; OAuth 2.0
     rf"sk-ant-(?:api|admin|oat)\d\d-{_URL}{{80,}}",  # Anthropic: API keys
-    rf"sk-(?:proj|svcacct|admin|None)-{_URL}{{40,}}|sk-{_WORD}{{20}}T3BlbkFJ{_WORD}{{20}}",  # OpenAI: API keys
-    r"hf_[A-Za-z]{34,}|api_org_[A-Za-z]{34}",  # Hugging Face: User access tokens
+    # OpenAI: API keys
+    rf"sk-(?:proj|svcacct|service|admin|None)-{_URL}{{40,}}|sk-{_WORD}{{20,}}T3BlbkFJ{_URL}{{20,}}",
+    rf"(?:hf|api_org)_{_WORD}{{34,}}",  # Hugging Face: User access tokens
     rf"npm_{_WORD}{{36}}",  # npm: About access tokens
     rf"pypi-AgE{_URL}{{50,}}",  # PyPI: API tokens
     rf"SG\.{_URL}{{22}}\.{_URL}{{43}}",  # SendGrid: API keys
@@ -34,21 +38,23 @@ _FORMATS = (
     rf"hv[sbr]\.{_URL}{{24,}}",  # HashiCorp Vault: Tokens
     rf"{_WORD}{{14}}\.atlasv1\.{_URL}{{60,}}",  # HCP Terraform: API tokens
     rf"gsk_{_WORD}{{52}}",  # Groq
-    rf"r8_{_WORD}{{37}}",  # Replicate
+    rf"r8_{_URL}{{37}}",  # Replicate
     rf"dapi{_HEX}{{32}}(?:-\d)?",  # Databricks: personal access tokens
-    r"ATATT3[A-Za-z0-9_=-]{180,}",  # Atlassian: API tokens
+    r"AT(?:ATT3|CTT3xFfG)[A-Za-z0-9_=-]{160,}",  # Atlassian: API tokens of users and organisations
     rf"lin_api_{_WORD}{{40}}",  # Linear
-    rf"ntn_{_WORD}{{46}}",  # Notion
-    rf"fig[du]_{_URL}{{40,}}",  # Figma
+    rf"ntn_{_WORD}{{46}}|secret_{_WORD}{{43}}",  # Notion
+    rf"fig(?:[dp]|[uo][rh]?)_{_URL}{{40,}}",  # Figma
     rf"dckr_(?:pat|oat)_{_URL}{{27,}}",  # Docker: personal access tokens
     r"NRAK-[A-Z0-9]{27}",  # New Relic: API keys
     rf"gl(?:sa_{_WORD}{{32}}_[0-9a-fA-F]{{8}}|c_eyJ[A-Za-z0-9+/=]{{30,}})",  # Grafana: service account tokens
     rf"PMAK-{_HEX}{{24}}-{_HEX}{{34}}",  # Postman
     rf"rubygems_{_HEX}{{48}}",  # RubyGems: API keys
     rf"pscale_(?:tkn|pw|oauth)_{_URL}{{32,}}",  # PlanetScale
-    rf"tskey-(?:auth|api|client)-{_WORD}+-{_WORD}{{20,}}",  # Tailscale: Key prefixes
+    rf"tskey-[a-z]+-{_WORD}+-{_WORD}{{20,}}",  # Tailscale: Key prefixes
     r"sntry[su]_[A-Za-z0-9+/=_-]{40,}",  # Sentry: auth tokens
-    rf"sbp_{_HEX}{{40}}",  # Supabase: access tokens
+    r"sbp_[0-9a-z]{40}",  # Supabase: access tokens
+    r"xai-[A-Za-z0-9_]{80}",  # xAI
+    rf"lsv2_(?:pt|sk)_{_HEX}{{32}}_{_HEX}{{10}}",  # LangSmith
     r"AGE-SECRET-KEY-1[02-9AC-HJ-NP-Z]{58}",  # age, its specification
     rf"\d{{8,10}}:AA{_URL}{{33}}",  # Telegram: Bot API
 )
@@ -71,8 +77,10 @@ _PRIVATE_KEY = re.compile(
 _LIKELY_RUN = re.compile(r"[_-](?=[A-Za-z0-9_-]{16})(?:[A-Za-z_-]{0,25}+[0-9]|[A-Za-z]{20})")
 _LIKELY = (
     re.compile(r"\.(?:eyJ|(?<=[Gsbr19].)[A-Za-z0-9_-]{20})"),
-    re.compile(r"A(?:KIA|SIA|BIA|CCA|Iza)[A-Za-z0-9_-]{16}"),
+    re.compile(r"A(?:KIA|SIA|BIA|CCA|Iza|T[AC]TT)[A-Za-z0-9_-]{16}"),
     re.compile(r":AA[A-Za-z0-9_-]{30}"),
+    re.compile(r"hooks\.slack\.com/"),
+    re.compile(r"GR1348941"),
 )
 _DATABRICKS = re.compile(r"dapi[0-9a-f]{32}")
 

@@ -1,5 +1,6 @@
 """Personal data: what is replaced, and the many numbers that look alike."""
 
+import random
 import re
 import time
 from typing import Any
@@ -145,6 +146,47 @@ def test_personal_data_is_replaced_with_its_type(text: str, without: str) -> Non
 )
 def test_text_that_resembles_personal_data_stays(text: str) -> None:
     assert redacted(text) == text
+
+
+# Formats by the rules of gitleaks 8 and TruffleHog 3; `w` stands for letters and digits, `h` for hexadecimal digits.
+@pytest.mark.parametrize(
+    "form",
+    [
+        "https://hooks.slack.com/services/T{w9}/B{w9}/{w24}",
+        "https://hooks.slack.com/workflows/T{w9}/A{w9}/{w18}/{w24}",
+        "xoxe.xoxp-1-{w166}",
+        "glpat-{w27}.0w{w7}",
+        "glpat-{w27}.01.{h9}",
+        "glrt-t3_{w27}.0w{h7}",
+        "GR1348941{w20}",
+        "hf_{w34}",
+        "sk-service-{w30}T3BlbkFJ{w30}",
+        "sk-{w40}T3BlbkFJ{w40}",
+        "r8_-{w36}",
+        "ATCTT3xFfG{w180}={h8}",
+        "figp_{w40}",
+        "figoh_{w40}",
+        "secret_{w43}",
+        "sbp_{w40}",
+        "tskey-scim-{w16}-{w32}",
+        "xai-{w80}",
+        "lsv2_pt_{h32}_{h10}",
+    ],
+)
+def test_a_key_in_the_format_of_its_issuer_is_replaced(form: str) -> None:
+    draws = random.Random(form)
+    signs = {"w": "abcdefghjkmnopqrstuvwxyz0123456789", "h": "0123456789abcdef"}
+    key = re.sub(r"{(.)(\d+)}", lambda part: "".join(draws.choices(signs[part[1]], k=int(part[2]))), form)
+    before, sign, _ = form.partition("hooks.")
+    assert redacted(f'x = "{key}"; y') == f'x = "{before if sign else ""}<API_KEY>"; y'
+
+
+def test_what_a_replacement_uncovers_is_replaced_too() -> None:
+    """Only lines beside a replacement are searched again."""
+    line = "+1 212 736 5000 anna@web.de4111 1111 1111 1111\nplain\n"
+    for text in (line * 3, "\n\n" + line, line + "x@example.com"):
+        once = redacted(text)
+        assert redacted(once) == once
 
 
 REGIONS = sorted(phonenumbers.SUPPORTED_REGIONS)
