@@ -185,24 +185,23 @@ def columns_of(mapping: dict[str, str], existing: Iterable[str]) -> list[str]:
 
 def chosen(values: Row, mapping: dict[str, str]) -> Row:
     """A table's row by the task's names of the columns. A column that a row leaves out is null."""
-    pairs, rest = _layout(tuple(values), tuple(mapping.items()))
-    row = {name: values.get(column) for name, column in pairs}
-    if rest is not None:
-        row[REST] = {column: values[column] for column in rest}
+    pairs = tuple(mapping.items())
+    row = {name: values.get(column) for name, column in _named(pairs)}
+    if REST in mapping:
+        row[REST] = {column: values[column] for column in _rest(tuple(values), pairs)}
     return row
 
 
 @lru_cache(1 << 10)
-def _layout(
-    columns: tuple[str, ...], mapping: tuple[tuple[str, str], ...]
-) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...] | None]:
-    """The named columns of a row, and those of `REST`. It is the same for most rows of a file, and costs much."""
-    by_name = dict(mapping)
-    pairs = tuple((name, c) for name, c in mapping if name != REST and not name.startswith(DROP_PREFIX))
-    if REST not in by_name:
-        return pairs, None
-    apart = _not_rest(by_name)
-    return pairs, tuple(column for column in columns if column not in apart and not _unnamed(column))
+def _named(mapping: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, c) for name, c in mapping if name != REST and not name.startswith(DROP_PREFIX))
+
+
+@lru_cache(1 << 10)
+def _rest(columns: tuple[str, ...], mapping: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    """The columns of `REST`. They are the same for most rows of a file, and cost much."""
+    apart = _not_rest(dict(mapping))
+    return tuple(column for column in columns if column not in apart and not _unnamed(column))
 
 
 def _unnamed(column: str) -> bool:

@@ -43,8 +43,9 @@ class TypedColumns:
         errors: dict[int, InvalidError] = {}
         positions = {name: batch.schema.names.index(name) for name in self.names}  # a name may occur twice
         columns = {name: self._values(name, batch.column(at), errors) for name, at in positions.items()}
-        for index in range(batch.num_rows):
-            yield errors[index] if index in errors else {name: values[index] for name, values in columns.items()}
+        rows = zip(*columns.values(), strict=True) if columns else iter([()] * batch.num_rows)
+        for index, values in enumerate(rows):
+            yield errors[index] if index in errors else dict(zip(self.names, values, strict=True))
 
     def notes(self, rows: int) -> dict[str, int]:
         """Columns that a person may miss, each with the number of rows."""

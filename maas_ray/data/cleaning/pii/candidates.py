@@ -64,8 +64,8 @@ class Candidates:
         """The first of two digits after two letters, as an IBAN begins."""
         first: np.ndarray = self._digits[:-1][np.diff(self._digits) == 1]
         first = first[first >= 2]
-        letters: np.ndarray = (self._kinds[first - 1] == _LETTER) & (self._kinds[first - 2] == _LETTER)
-        return first[letters]
+        after: np.ndarray = first[(self._kinds[first - 1] == _LETTER) & (self._kinds[first - 2] == _LETTER)]
+        return after
 
     def runs(self) -> Iterator[tuple[int, int]]:
         """Start and end of each run of letters, digits, dashes and underscores that is long enough for a key."""
