@@ -40,7 +40,11 @@ def guessed(path: str) -> AnySource:
     """
     kinds = {kind.name_of(): kind for kind in FORMATS if kind.usual}
     name = PurePosixPath(path).name.lower()
-    said = [form for form, kind in kinds.items() if form != "text" and any(fnmatch(name, one) for one in kind.usual)]
+    said = [
+        form
+        for form, kind in kinds.items()
+        if form != "text" and any(fnmatch(name, one) for one in (*kind.usual, *kind.possible))
+    ]
     if not said and not re.search(r"[*?[]", path):
         said = [form for form in kinds if form != "text" and _holds(form, path)]
     if len(said) > 1:

@@ -92,6 +92,8 @@ class Source(Spec, ABC):
     """Columns of tasks that this format can have. None: any."""
     usual: ClassVar[tuple[str, ...]] = ()
     """Names that files of this format usually have."""
+    possible: ClassVar[tuple[str, ...]] = ()
+    """Further names that they may have. In a directory, such files are often something else."""
 
     @classmethod
     def name_of(cls) -> str:

@@ -28,6 +28,7 @@ class JsonlSource(Table, Files):
 
     format: Literal["jsonl"] = "jsonl"
     """Name of the format."""
+    possible: ClassVar[tuple[str, ...]] = usual("*.json")
     usual: ClassVar[tuple[str, ...]] = usual("*.jsonl", "*.ndjson")
 
     def look(self, inspected: Inspected, mapping: dict[str, str]) -> Inspected:

@@ -42,6 +42,8 @@ from tests.support.errors import raises
         (["x/1.png", "x/notes.md"], "x", "image-folder"),
         (["x/1.txt", "x/2.md"], "x", "text"),
         (["x/1.jsonl"], "x/*.jsonl", "jsonl"),
+        (["a.json.gz"], "a.json.gz", "jsonl"),
+        (["x/1.json", "x/1.txt"], "x", "text"),
     ],
 )
 def test_the_names_of_files_say_the_format(tmp_path: Path, files: list[str], path: str, expected: str) -> None:
