@@ -5,7 +5,7 @@ which is stored as a number. A date that Python cannot represent costs its own r
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from maas_ray.data.sources.ipc import first_line
@@ -43,7 +43,8 @@ class TypedColumns:
         errors: dict[int, InvalidError] = {}
         positions = {name: batch.schema.names.index(name) for name in self.names}  # a name may occur twice
         columns = {name: self._values(name, batch.column(at), errors) for name, at in positions.items()}
-        rows = zip(*columns.values(), strict=True) if columns else iter([()] * batch.num_rows)
+        empty: list[tuple[Any, ...]] = [()] * batch.num_rows
+        rows: Iterable[tuple[Any, ...]] = zip(*columns.values(), strict=True) if columns else empty
         for index, values in enumerate(rows):
             yield errors[index] if index in errors else dict(zip(self.names, values, strict=True))
 

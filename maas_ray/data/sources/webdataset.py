@@ -7,6 +7,7 @@ gives the kind of each file.
 import json
 import re
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -262,9 +263,10 @@ def _values(sample: _Sample) -> Row:
     """
     fields: Row = {}
     values: Row = {KEY: sample.key}
-    for extension, content in sample.members.items():
-        last = extension.rpartition(".")[2]
+    for extension, packed in sample.members.items():
         try:
+            content = _unpacked(packed) if extension.endswith(".gz") else packed  # TarWriter packs single members
+            last = extension.removesuffix(".gz").rpartition(".")[2]
             if last in _TEXT:
                 values[extension] = content.decode("utf-8-sig")
             elif last in _NUMBER:
@@ -275,6 +277,21 @@ def _values(sample: _Sample) -> Row:
                     fields |= values[extension]
             else:
                 values[extension] = content
-        except ValueError as error:
+        except (ValueError, zlib.error) as error:
             raise InvalidError("unreadable_row", f"{sample.key}.{extension} cannot be read: {error}") from error
     return fields | values
+
+
+def _unpacked(content: bytes) -> bytes:
+    """The content of a packed member.
+
+    Raises:
+        ValueError: it is not whole gzip, or is too large.
+    """
+    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    unpacked = unpacker.decompress(content, MAX_BYTES + 1)
+    if len(unpacked) > MAX_BYTES:
+        raise InvalidError("row_too_large", f"more than {MAX_BYTES / 1e6:.0f} MB when unpacked")
+    if not unpacker.eof:
+        raise InvalidError("unreadable_row", "not a whole gzip file")
+    return unpacked

@@ -1,6 +1,7 @@
 """Options of writers that change the meaning of a file, and the values that they must give."""
 
 import datetime as dt
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -271,6 +272,21 @@ def test_an_absent_member_of_a_sample_is_null(tmp_path: Path) -> None:
         {"text": "first", "label": None},
         {"text": "second", "label": 3},
     ]
+
+
+def test_a_packed_member_of_a_sample_has_the_value_that_webdataset_decodes(tmp_path: Path) -> None:
+    path = f"{tmp_path}/a.tar"
+    with webdataset.TarWriter(path) as writer:
+        writer.write({"__key__": "one", "txt.gz": "first", "meta.json.gz": {"stars": 3}, "cls": 1})
+    with Path(path).open("rb") as file:
+        members = (member | {"__url__": path} for member in webdataset.tariterators.tar_file_iterator(file))
+        (theirs,) = map(webdataset.autodecode.Decoder([]), webdataset.tariterators.group_by_keys(members))
+    (row,) = rows_of(source(format="webdataset", path=path, text="txt.gz"), ("text", "stars", "label"))
+    assert row == {"text": theirs["txt.gz"], "stars": theirs["meta.json.gz"]["stars"], "label": 1}
+
+    (tmp_path / "a.tar").write_bytes(tar_of([("a.txt.gz", gzip.compress(b"x" * 99)[:-4]), ("b.txt.gz", b"plain")]))
+    errors = rows_of(source(format="webdataset", path=path, text="txt.gz"), ("text",))
+    assert [error.split(" cannot be read: ")[0] for error in errors] == ["a.txt.gz", "b.txt.gz"]
 
 
 def test_objects_over_several_lines_are_refused_with_the_command_that_converts_them(tmp_path: Path) -> None:
