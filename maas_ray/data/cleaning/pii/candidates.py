@@ -27,7 +27,7 @@ _KINDS = _kinds()
 
 
 class Candidates:
-    """Where to search a text.
+    """Parts of a text to search.
 
     Args:
         text: the text, see `characters.searchable`.
