@@ -172,7 +172,8 @@ def test_every_format_lists_its_columns_if_one_is_missing(tmp_path: Path) -> Non
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "webdataset", "text"])
 def test_rows_before_the_cut_of_a_compressed_file_are_kept(tmp_path: Path, suffix: str, kind: str) -> None:
-    rows = [{"text": f"{n} {n * 7919 % 104729}", "label": "x"} for n in range(40_000)]
+    many = 40_000 if suffix in (".bz2", ".zst") else 12_000  # these have blocks of 900 kB and of 128 kB
+    rows = [{"text": f"{n} {n * 7919 % 104729}", "label": "x"} for n in range(many)]
     if kind == "csv":
         content = b"text,label\n" + b"".join(f"{row['text']},x\n".encode() for row in rows)
     elif kind == "webdataset":
@@ -188,4 +189,4 @@ def test_rows_before_the_cut_of_a_compressed_file_are_kept(tmp_path: Path, suffi
     assert last.row is None
     assert "no whole " in last.error
     assert [raw.row for raw in good] == rows[: len(good)]
-    assert len(good) > 100 or kind == "text" or suffix == ".bz2"  # bzip2 has blocks of 900 kB
+    assert len(good) > 100 or kind == "text" or suffix == ".bz2"
