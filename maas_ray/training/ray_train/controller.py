@@ -26,7 +26,7 @@ from maas_ray.ray_private.train import (
 )
 from maas_ray.training.events import Event
 from maas_ray.training.hyperparameters import count_of_workers
-from maas_ray.training.ray_train.failures import is_permanent
+from maas_ray.training.ray_train.failures import is_permanent, signatures
 from maas_ray.training.worker.job import Job
 
 _LEAVING_SECONDS = 120.0
@@ -37,7 +37,8 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
     """Ray Train's trainer with two other policies, and without a process that it would start for datasets.
 
     An elastic run ignores machines that are gone or about to go: Ray Train would wait for room on such a machine, give
-    up and retry, as long as the machine exists. And workers are not started again for an error that would return.
+    up and retry, as long as the machine exists. And workers are not started again for an error that would return: a
+    mistake in code or configuration, or the same error at the same step as before.
     Workers read their rows by themselves (see `feed`), so no process need divide datasets among them.
     """
 
@@ -67,8 +68,14 @@ class _StayingNodes(ElasticScalingPolicy):  # type: ignore[misc]
 
 
 class _WorthRetrying(DefaultFailurePolicy):  # type: ignore[misc]
+    def __init__(self, failure_config: Any) -> None:
+        super().__init__(failure_config)
+        self._before: set[tuple[str, ...]] = set()
+
     def make_decision(self, training_failed_error: Any) -> Any:
-        if would_return(training_failed_error):
+        before, self._before = self._before, signatures(training_failed_error)
+        gone = _is_gone(training_failed_error)
+        if would_return(training_failed_error) or (not gone and before & self._before):
             return FailureDecision.RAISE
         return super().make_decision(training_failed_error)
 
@@ -79,11 +86,17 @@ def would_return(error: Any) -> bool:
     Args:
         error: Ray Train's, with the failure of each worker.
     """
-    failures = list(getattr(error, "worker_failures", {}).values())
     # If a process is gone, the other ranks may fail with any error.
-    if any(isinstance(each, WorkerHealthCheckFailedError) or is_preempted_actor(each) for each in failures):
-        return False
-    return any(is_permanent(failure) for failure in failures)
+    return not _is_gone(error) and any(is_permanent(failure) for failure in _failures(error))
+
+
+def _is_gone(error: Any) -> bool:
+    """True if a worker's process or its machine is gone."""
+    return any(isinstance(each, WorkerHealthCheckFailedError) or is_preempted_actor(each) for each in _failures(error))
+
+
+def _failures(error: Any) -> list[Any]:
+    return list(getattr(error, "worker_failures", {}).values())
 
 
 def _staying() -> set[str]:

@@ -1,5 +1,6 @@
 """Ray Train's errors translated into this platform's: the worker's own words first, not the traceback."""
 
+import re
 from typing import Any
 
 from maas_ray.errors import (
@@ -16,7 +17,11 @@ from maas_ray.errors import (
 
 _PERMANENT = (DataError, PreflightError, SpecError, UntrustedCodeError)
 # Mistakes in code or in a configuration. Weather, such as a lost connection, comes as OSError or RuntimeError.
-_MISTAKES = (TypeError, AttributeError, AssertionError, NameError, ImportError, NotImplementedError)
+_MISTAKES = (
+    *(TypeError, AttributeError, AssertionError, NameError, ImportError, NotImplementedError),
+    *(LookupError, ArithmeticError),
+)
+_ADDRESS = re.compile(r"0x[0-9a-f]+")
 
 
 def is_permanent(failure: Any) -> bool:
@@ -25,6 +30,20 @@ def is_permanent(failure: Any) -> bool:
     if cause is not None:
         return isinstance(cause, _PERMANENT) or cause.code == "deepspeed_refused"
     return isinstance(getattr(failure, "_base_exc", failure), (*_MISTAKES, InvalidError))
+
+
+def signatures(error: Any) -> set[tuple[str, ...]]:
+    """Type, message and step of each worker's failure that says its step, for comparison with the next failure.
+
+    Args:
+        error: Ray Train's.
+    """
+    raised = [getattr(failure, "_base_exc", failure) for failure in getattr(error, "worker_failures", {}).values()]
+    return {
+        (type(one).__name__, _ADDRESS.sub("", str(one)), *one.__notes__)
+        for one in raised
+        if getattr(one, "__notes__", None) and _platform_error(one) is None
+    }
 
 
 def translated(error: Any, run: str) -> MaasError:
@@ -48,7 +67,8 @@ def translated(error: Any, run: str) -> MaasError:
             return cause
     for rank, failure in failures:
         raised = getattr(failure, "_base_exc", failure)  # Ray Train's wrapper adds the traceback
-        last = f"{type(raised).__name__}: {raised}"
+        place = "".join(f" {note}" for note in getattr(raised, "__notes__", []))
+        last = f"{type(raised).__name__}{place}: {raised}"
         if is_permanent(failure):
             return TrainingError(
                 f"worker {rank} of the run {run} failed, and would fail again: {last}\n"
@@ -56,7 +76,7 @@ def translated(error: Any, run: str) -> MaasError:
                 code="worker_failed",
             )
         return TrainingError(
-            f"worker {rank} failed and the run {run} had no restarts left: {last}\n"
+            f"worker {rank} failed, and the run {run} had no restarts left or failed at the same step again: {last}\n"
             "Starting it again resumes from its last checkpoint. With --verbose the whole traceback is shown.",
             code="worker_failed",
         )

@@ -43,14 +43,20 @@ def train_worker(config: dict[str, Job]) -> TrainingError | None:
     """Train from the newest whole checkpoint, or from the start, to the end.
 
     Errors in `_FINAL`, such as a loss that is not finite, would be raised again after a restart. So they are returned,
-    not raised: Ray Train restarts workers that raise.
+    not raised: Ray Train restarts workers that raise. Any other error says its step, so that it is known again.
     """
+    worker: Worker | None = None
     try:
-        Worker(config["job"]).run()
+        worker = Worker(config["job"])
+        worker.run()
     except TrainingError as error:
         if error.code not in _FINAL:
             raise
         return error
+    except Exception as error:
+        if worker is not None:
+            error.add_note(f"at step {worker.step:,}")
+        raise
     return None
 
 
@@ -74,6 +80,7 @@ class Worker:
         )
         self.reporter = Reporter(job.events, self.rank, job.plan.total_steps)
         self.position = Position(step=0, workers=self.world, order=job.order, identity=job.identity, deepspeed=config)
+        self.step = 0  # the one that was begun last
         self.resumed, self.damaged = "", list[str]()
         if job.probe:
             prove(job.probe, self.rank)
@@ -170,6 +177,7 @@ class Worker:
         )
         poll_every, polled = spec.log_every_steps, (self.position.step, self.progress.seconds)
         for step in range(self.position.step + 1, total + 1):
+            self.step = step
             self._step(step, feed)
             ended = "every step is done" if step == total else ""
             saves, validates = spec.saves_at(step), step % spec.validate_every == 0

@@ -1,14 +1,23 @@
 """Restarts of workers, in words."""
 
+import pickle
 from typing import Any
 
 import pytest
-from ray.train import ScalingConfig
+from ray.train import FailureConfig, ScalingConfig
 from ray.train.v2._internal.callbacks import BackendSetupCallback, DatasetsCallback
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from maas_ray.errors import DataError, InvalidError, StorageError, TrainingError
-from maas_ray.training.ray_train.controller import TorchTrainer, Trainer, _cause, would_return
+from maas_ray.ray_private.train import FailureDecision
+from maas_ray.training.ray_train.controller import (
+    TorchTrainer,
+    Trainer,
+    _cause,
+    _WorthRetrying,
+    would_return,
+)
 
 GONE = (
     "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker "
@@ -41,6 +50,7 @@ def test_an_error_is_told_by_its_last_line():
         ({0: DataError("vocabulary"), 1: RuntimeError("connection closed by peer")}, True),
         ({0: TrainingError("refused", code="deepspeed_refused")}, True),
         ({0: InvalidError("no_tokens", "no token")}, True),
+        ({0: IndexError("index out of range in self")}, True),
         ({0: RuntimeError("CUDA error"), 1: RuntimeError("connection closed by peer")}, False),
         ({0: StorageError("the disk is full")}, False),
         ({0: TypeError("broken"), 1: WorkerHealthCheckFailedError("", RuntimeError(GONE))}, False),
@@ -60,3 +70,26 @@ def test_no_process_is_started_that_divides_datasets_among_workers(monkeypatch: 
     kinds = {type(callback) for callback in given["callbacks"]}
     assert BackendSetupCallback in kinds
     assert DatasetsCallback not in kinds
+
+
+def noted(error: Exception, step: int) -> Exception:
+    """An error as a worker raises it and the controller receives it."""
+    error.add_note(f"at step {step}")
+    return pickle.loads(pickle.dumps(UserExceptionWithTraceback(error, "Traceback")))
+
+
+def test_an_error_that_comes_again_at_the_same_step_ends_the_run():
+    def decisions(*failures: dict[int, Exception]) -> list[FailureDecision]:
+        policy = _WorthRetrying(FailureConfig(max_failures=3))
+        return [policy.make_decision(WorkerGroupError("", each)) for each in failures]
+
+    shapes, lost = "mat1 and mat2 shapes cannot be multiplied (3x4 and 5x6)", RuntimeError("connection closed by peer")
+    again, ends = FailureDecision.RETRY, FailureDecision.RAISE
+    wrong = {step: {0: noted(RuntimeError(f"{shapes} <x at 0x7f{step}>"), 6), 1: lost} for step in range(2)}
+    assert decisions(wrong[0], wrong[1]) == [again, ends]
+    assert decisions(wrong[0], {0: noted(RuntimeError(shapes), 7)}) == [again, again]
+    assert decisions({0: lost}, {0: lost}) == [again, again]  # it does not say its step
+    gone = {1: WorkerHealthCheckFailedError("", RuntimeError(GONE))}
+    assert decisions(wrong[0], wrong[0] | gone) == [again, again]
+    storage = {0: noted(StorageError("the disk is full"), 6)}
+    assert decisions(storage, storage) == [again, again]
