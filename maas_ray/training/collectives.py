@@ -49,5 +49,18 @@ def from_all_ranks(value: Any) -> list[Any]:
     return values
 
 
+def share_buffers(module: Any) -> None:
+    """Give all ranks rank 0's buffers, such as the statistics of batch normalisation.
+
+    Each rank changes them by rows of its own. Rank 0's are saved, so they are measured and trained on as well.
+    """
+    import torch
+
+    for buffer in filter(torch.numel, module.buffers()):
+        held = buffer.detach().contiguous().reshape(-1).view(torch.uint8)  # a collective may not know the dtype
+        torch.distributed.broadcast(held, 0)
+        buffer.copy_(held.view(buffer.dtype).view(buffer.shape))
+
+
 def _key(number: int) -> str:
     return f"maas/meeting/{number}"

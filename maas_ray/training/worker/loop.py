@@ -17,7 +17,7 @@ from maas_ray.training.checkpoints import catalog, resume
 from maas_ray.training.checkpoints.position import Position
 from maas_ray.training.checkpoints.shared import prove
 from maas_ray.training.checkpoints.snapshot import hold
-from maas_ray.training.collectives import barrier, from_first_rank
+from maas_ray.training.collectives import barrier, from_first_rank, share_buffers
 from maas_ray.training.deepspeed.engine import build_engine, weights_are_finite
 from maas_ray.training.deepspeed.resolve import as_before, resolve
 from maas_ray.training.deepspeed.schedule import begin_schedule, continue_schedule
@@ -277,6 +277,7 @@ class Worker:
     def _validate(self, step: int, *, final: bool = False) -> dict[str, float]:
         """Metrics of the validation split, measured in the workers; at the end of a run of all of it and of `test`."""
         started = time.perf_counter()
+        share_buffers(self.engine.module)
         metrics: dict[str, float] = {}
         losses: dict[str, float] = {}
         max_rows = self.spec.validation.max_rows
@@ -335,6 +336,7 @@ class Worker:
             raise NonFiniteLossError(step, math.nan, self._advice(), of="largest weight")
         if ended and self.position.left_out_steps == step:
             raise NonFiniteLossError(step, math.inf, self._advice(), of="gradient norm")
+        share_buffers(self.engine.module)
         name = self.saver.next_name(step)
         validate = validate and bool(self.job.validator)
         comparable = self.position.comparable_loss if metrics else None
