@@ -70,9 +70,9 @@ def check_deepspeed(spec: TrainSpec, plan: Plan) -> list[str]:
         SpecError: DeepSpeed refuses it.
     """
     config = resolve(spec, workers=spec.max_workers, total_steps=plan.total_steps, hidden_size=None, on_cpu=False)
-    with spec.at("deepspeed"):
-        unread = check_with_deepspeed(config)
     _check_schedule(spec, config, plan.total_steps)
+    with spec.at("deepspeed"):
+        unread = check_with_deepspeed(config, plan.total_steps)
     return without_effect(spec.deepspeed, unread)
 
 
@@ -82,11 +82,13 @@ def _check_schedule(spec: TrainSpec, config: dict[str, Any], steps: int) -> None
     Raises:
         SpecError: it ends before.
     """
-    ends = value_at(config, ("scheduler", "params", "total_num_steps"))
-    if isinstance(ends, int) and ends < steps:
-        raise spec.refuse(
-            "deepspeed",
-            f"deepspeed.scheduler.params.total_num_steps is {ends:,}, but the run has {steps:,} steps: the rest "
-            'would be trained at the last learning rate, or at 0. Write "auto", or remove it.',
-            code="schedule_too_short",
-        )
+    params = value_at(config, ("scheduler", "params")) or {}
+    for key in ("total_num_steps", "total_steps"):  # of DeepSpeed's schedulers, and of Torch's OneCycleLR
+        ends = params.get(key)
+        if isinstance(ends, int) and ends < steps:
+            raise spec.refuse(
+                "deepspeed",
+                f"deepspeed.scheduler.params.{key} is {ends:,}, but the run has {steps:,} steps: the rest would not be "
+                'trained, or at the last learning rate, or at 0. Write "auto", or remove it.',
+                code="schedule_too_short",
+            )

@@ -12,8 +12,12 @@ from maas_ray.training.deepspeed import trial
 from maas_ray.training.deepspeed.document import FieldPath, value_at
 
 
-def check_with_deepspeed(config: dict[str, Any]) -> set[str]:
+def check_with_deepspeed(config: dict[str, Any], steps: int = 1) -> set[str]:
     """Let DeepSpeed read a resolved configuration, here rather than in every worker a minute later.
+
+    Args:
+        config: the configuration.
+        steps: those of the run.
 
     Returns:
         Names of fields and sections that DeepSpeed did not look for.
@@ -28,7 +32,7 @@ def check_with_deepspeed(config: dict[str, Any]) -> set[str]:
     # DeepSpeed takes this process for the only worker.
     alone = {"train_batch_size": config["train_micro_batch_size_per_gpu"] * config["gradient_accumulation_steps"]}
     document = _Asked(copy.deepcopy(config) | alone)
-    problems = [*_misspelt(config), *_refused(document)] or trial.problems_of(config)
+    problems = [*_misspelt(config), *_refused(document)] or trial.problems_of(config, steps)
     if problems:
         raise SpecError("train", problems)
     return document.keys() - document.asked

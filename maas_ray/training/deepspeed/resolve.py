@@ -62,6 +62,7 @@ def _from_spec(spec: Hyperparameters, workers: int, total_steps: int) -> dict[Fi
         ("scheduler", "params", "warmup_min_lr"): 0.0,
         ("scheduler", "params", "warmup_num_steps"): max(1, warmup_steps),  # DeepSpeed refuses 0
         ("scheduler", "params", "total_num_steps"): total_steps,
+        ("scheduler", "params", "total_steps"): total_steps,
         ("bf16", "enabled"): number_format == "bf16",
         ("fp16", "enabled"): number_format == "fp16",
         # The export gathers the fp32 weights in any case.

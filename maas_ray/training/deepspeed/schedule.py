@@ -7,7 +7,8 @@ from 1, has the rate of iteration k.
 
 from typing import Any
 
-_MAX_LEAD = 2
+MAX_LEAD = 2
+"""Most iterations that a run skips."""
 
 
 def begin_schedule(engine: Any) -> int:
@@ -20,7 +21,7 @@ def begin_schedule(engine: Any) -> int:
     if scheduler is None or any(engine.get_lr()):
         return 0
     _align(engine)
-    while lead < _MAX_LEAD and not any(engine.get_lr()):
+    while lead < MAX_LEAD and not any(engine.get_lr()):
         scheduler.step()
         lead += 1
     return lead

@@ -1,4 +1,7 @@
-"""A trial of the optimizer and the scheduler of a configuration, on one number, in this process."""
+"""A trial of the optimizer and the scheduler of a configuration, on one number, in this process.
+
+The optimizer takes one step, the scheduler those of the run, up to `MOST_STEPS`.
+"""
 
 import inspect
 from collections.abc import Iterable
@@ -6,29 +9,35 @@ from importlib.util import find_spec
 from typing import Any
 
 from maas_ray.errors import Problem
+from maas_ray.training.deepspeed.schedule import MAX_LEAD
 
-_ERRORS = (TypeError, ValueError, AssertionError, KeyError, AttributeError, ArithmeticError)
+MOST_STEPS = 1_000
+_ERRORS = (TypeError, ValueError, AssertionError, KeyError, AttributeError, ArithmeticError, RuntimeError)
 _COMPILED = ("lamb", "lion")
 _OF_DEEPSPEED = ("torch_adam", "adam_w_mode", "fp32_optimizer_states")
 """Parameters that DeepSpeed reads itself."""
 
 
-def problems_of(config: dict[str, Any]) -> list[Problem]:
-    """Mistakes that DeepSpeed would refuse as soon as its engine is built.
+def problems_of(config: dict[str, Any], steps: int) -> list[Problem]:
+    """Mistakes that DeepSpeed would refuse when its engine is built, or in a step.
 
     Args:
         config: the resolved configuration.
+        steps: those of the run.
     """
     import torch
 
-    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    optimizer = spare = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
     problems = []
     try:
-        optimizer = _optimizer(config) or optimizer
+        optimizer = _optimizer(config) or spare
+        optimizer.param_groups[0]["params"][0].grad = torch.zeros(1)
+        optimizer.step()
     except _ERRORS as error:
         problems.append(_problem("optimizer", config, error))
+        optimizer = spare
     try:
-        _scheduler(config, optimizer)
+        _take_steps(_scheduler(config, optimizer), optimizer, steps)
     except _ERRORS as error:
         problems.append(_problem("scheduler", config, error))
     return problems
@@ -106,7 +115,7 @@ def _check_names(kind: Any, params: dict[str, Any]) -> None:
             )
 
 
-def _scheduler(config: dict[str, Any], optimizer: Any) -> None:
+def _scheduler(config: dict[str, Any], optimizer: Any) -> Any:
     import torch
     from deepspeed.runtime import lr_schedules
 
@@ -115,7 +124,28 @@ def _scheduler(config: dict[str, Any], optimizer: Any) -> None:
     kind = kind or _class_of(torch.optim.lr_scheduler, name, lr_schedules.VALID_LR_SCHEDULES)
     params = config["scheduler"].get("params", {})
     _check_names(kind, params)
-    kind(optimizer, **params)
+    return kind(optimizer, **params)
+
+
+def _take_steps(scheduler: Any, optimizer: Any, steps: int) -> None:
+    """Take the run's steps, and refuse a schedule that ends before them.
+
+    Raises:
+        ValueError: the learning rate is 0 from some step on.
+    """
+    rates: list[float] = []
+    lead = 0
+    optimizer.step()  # Torch's schedulers warn if none was taken since they were made
+    while len(rates) < min(steps, MOST_STEPS):
+        rate = optimizer.param_groups[0]["lr"]
+        if rate or rates or lead == MAX_LEAD:
+            rates.append(rate)
+        else:
+            lead += 1  # a run skips it
+        scheduler.step()
+    last = max((step for step, rate in enumerate(rates, 1) if rate), default=0)
+    if len(rates) - last > 1:
+        raise ValueError(f"the learning rate is 0 from step {last + 1:,} on, but the run has {steps:,} steps")
 
 
 def _problem(block: str, config: dict[str, Any], error: Exception) -> Problem:

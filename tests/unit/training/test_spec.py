@@ -479,3 +479,29 @@ def test_a_schedule_that_ends_before_the_run_is_refused():
     check_deepspeed(spec, SimpleNamespace(total_steps=500))  # type: ignore[arg-type]
     with raises(SpecError, "schedule_too_short", "500", "501"):
         check_deepspeed(spec, SimpleNamespace(total_steps=501))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "named"),
+    [
+        ({"type": "OneCycleLR", "params": {"max_lr": 0.1, "total_steps": 20}}, "21 times"),  # Torch's own words
+        ({"type": "PolynomialLR", "params": {"total_iters": 20}}, "0 from step 21 on"),
+        ({"type": "WarmupLR", "params": {"warmup_max_lr": 0}}, "0 from step 1 on"),
+        ({"type": "ReduceLROnPlateau", "params": {}}, "metrics"),
+    ],
+)
+def test_a_schedule_that_fails_or_ends_in_a_step_of_the_run_is_refused(scheduler: dict[str, object], named: str):
+    with raises(SpecError, "deepspeed_refused", scheduler["type"], named):
+        check_with_deepspeed(filled(parse(scheduler=scheduler)), 30)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 30])
+def test_the_default_schedule_is_taken_for_any_number_of_steps(steps: int):
+    check_with_deepspeed(filled(parse(), total_steps=steps), steps)
+
+
+@pytest.mark.parametrize("name", ["LBFGS", "SparseAdam"])
+def test_an_optimizer_that_fails_in_its_first_step_is_refused(name: str):
+    document = {"optimizer": {"type": name, "params": {"lr": 0.1}}, "zero_allow_untested_optimizer": True}
+    with raises(SpecError, "deepspeed_refused", name):
+        check_with_deepspeed(filled(parse(**document)))
