@@ -83,7 +83,7 @@ def _check_schedule(spec: TrainSpec, config: dict[str, Any], steps: int) -> None
         SpecError: it ends before.
     """
     params = value_at(config, ("scheduler", "params")) or {}
-    for key in ("total_num_steps", "total_steps"):  # of DeepSpeed's schedulers, and of Torch's OneCycleLR
+    for key in ("total_num_steps", "total_steps"):  # DeepSpeed's schedulers, Torch's OneCycleLR
         ends = params.get(key)
         if isinstance(ends, int) and ends < steps:
             raise spec.refuse(
