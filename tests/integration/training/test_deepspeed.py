@@ -105,6 +105,7 @@ def test_a_step_that_overflows_in_fp16_is_taken_again(
     assert 0.1 < min(norms) <= max(norms) < 10
 
 
+@pytest.mark.slow
 def test_gradients_that_no_loss_scale_fits_stop_the_run(settings: Settings, digits: PreparedDataset):
     if not fp16_works():
         pytest.skip("this CPU does not compute in fp16")
