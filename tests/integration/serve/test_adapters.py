@@ -15,6 +15,7 @@ from tests.support.adapters import register_adapter, save_adapter
 from tests.support.bundles import register, text_task
 from tests.support.deployments import undeploy_all
 from tests.support.errors import raises
+from tests.support.openvino import convert_version
 
 TEXT = text_task()
 SMALL = {"scaling": {"max_replicas": 1}, "resources": {"cpus": 0.5}, "max_adapters": 1}
@@ -24,7 +25,7 @@ SMALL = {"scaling": {"max_replicas": 1}, "resources": {"cpus": 0.5}, "max_adapte
 def said(cluster: str, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Answers of Transformers and PEFT by public name; `lm`, `fr`, `de` and `odd` are registered."""
     directory = tmp_path_factory.mktemp("bundles")
-    register(settings, "lm", TEXT, directory / "lm")
+    convert_version(settings, register(settings, "lm", TEXT, directory / "lm"))
     texts = {"lm": greedy(TEXT.load_model(directory / "lm"))}
     for seed, name in enumerate(("fr", "de"), start=1):
         texts[f"lm:{name}"] = greedy(save_adapter(directory / "lm", directory / name, seed=seed))

@@ -28,6 +28,7 @@ from tests.support import ROOT
 from tests.support.bundles import image_task, register, save_bundle, text_task
 from tests.support.deployments import undeploy_all
 from tests.support.errors import raises
+from tests.support.openvino import convert_version
 
 pytestmark = pytest.mark.alone
 SMALL = {"scaling": {"max_replicas": 1}, "resources": {"cpus": 0.5}}
@@ -46,9 +47,9 @@ def served(cluster: str, settings: Settings, tmp_path_factory: pytest.TempPathFa
     """Endpoints `lm` and `img`; a version 2 of `lm` is registered."""
     directory = tmp_path_factory.mktemp("bundles")
     register(settings, "lm", TEXT, directory / "lm-1")
-    register(settings, "lm", TEXT, directory / "lm-2", seed=1, alias="candidate")
     register(settings, "img", IMAGES, directory / "img")
-    register(settings, "long", LONG, directory / "long")
+    convert_version(settings, register(settings, "lm", TEXT, directory / "lm-2", seed=1, alias="candidate"))
+    convert_version(settings, register(settings, "long", LONG, directory / "long"))
     endpoint = put(settings, "lm@champion")
     assert (endpoint.name, endpoint.version, endpoint.state, endpoint.replicas) == ("lm", "lm/1", "serving", 1)
     assert endpoint.engine == "openvino"

@@ -20,6 +20,7 @@ from maas_ray.settings import Settings
 from tests.integration.serve.test_updates import Load
 from tests.support.bundles import image_task, register, text_task
 from tests.support.deployments import undeploy_all
+from tests.support.openvino import convert_version
 
 IMAGES, TEXT = image_task(), text_task(4096)
 PIXELS = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 1), dtype=np.uint8)
@@ -36,7 +37,8 @@ def served(
     for number in (1, 2, 3):
         version = register(settings, "tone", IMAGES, directory / f"tone-{number}", seed=number, alias=None)
         if number < 3:
-            register(settings, "words", TEXT, directory / f"words-{number}", seed=number, alias=None)
+            text = register(settings, "words", TEXT, directory / f"words-{number}", seed=number, alias=None)
+            convert_version(settings, text)
     weights = Path(version.uri) / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
