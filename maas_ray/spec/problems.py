@@ -155,11 +155,12 @@ def _tag_problem(cls: type[BaseModel], detail: ErrorDetails, field: str) -> str:
 
 
 def _meaningful(details: list[ErrorDetails]) -> list[ErrorDetails]:
-    """Errors without those of a union's other branches: a mapping is not a misspelled string."""
+    """Errors without those of defaults, and of a union's other branches: a mapping is not a misspelled string."""
     return [
         detail
         for detail in details
-        if not (
+        if detail["type"] != "default_factory_not_called"  # a default that needs a field which is wrong
+        and not (
             detail["type"].endswith("_type")
             and isinstance(detail["input"], dict)
             and any(

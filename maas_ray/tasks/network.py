@@ -33,6 +33,8 @@ class NetworkSpec(Spec, ABC):
     """True if Transformers builds it."""
     own_source: ClassVar[SourceCode | None] = None
     """The user's code that defines it. None: the platform does."""
+    learning_rate: ClassVar[float] = 1e-3
+    """Default peak learning rate of a training."""
 
     @abstractmethod
     def build(self, task: Any) -> "torch.nn.Module":

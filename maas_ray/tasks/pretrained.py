@@ -46,6 +46,9 @@ class Pretrained(TransformersNetwork):
     A head that the directory lacks, or has for other labels, is initialised at random.
     """
 
+    learning_rate: ClassVar[float] = 2e-5
+    """As in Hugging Face's examples of fine-tuning: a rate for random weights would ruin trained ones."""
+
     type: Literal["pretrained"] = "pretrained"
     """Which network."""
     path: str

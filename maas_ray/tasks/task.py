@@ -144,6 +144,11 @@ class Task(ABC):
         """How many `unit`s a stored row holds."""
         return 1
 
+    @property
+    def tokens_per_row(self) -> int:
+        """Most tokens of text that a stored row holds, which decides how many rows a pass has by default. 0: none."""
+        return self.units_per_row if self.unit == "tokens" else 0
+
     @abstractmethod
     def encode(self, rows: list[Row]) -> dict[str, Any]:
         """Parsed rows to stored columns: an array [n, *shape] each, or a list of n arrays if packed.
@@ -222,10 +227,11 @@ class Task(ABC):
         return np.ones(len(next(iter(rows.values()))), np.int64)
 
     def parameters(self, network: "torch.nn.Module") -> "Iterable[torch.nn.Parameter] | list[dict[str, Any]]":
-        """The parameters to optimize, as torch's optimizers take them: one group, or a dict for each group.
+        """The parameters to optimize, as torch's optimizers take them: parameters, or a dict for each group.
 
         A group is `{"params": [...]}` with settings that differ for it, such as `weight_decay` or `lr`. The groups and
-        their order must depend on the network alone.
+        their order must depend on the network alone. Parameters outside of groups are divided by the platform: weight
+        decay spares biases, weights of normalisation layers and embeddings.
         """
         return network.parameters()
 
@@ -234,7 +240,7 @@ class Task(ABC):
         batch: dict[str, "torch.Tensor"],
         generator: "torch.Generator",
     ) -> dict[str, "torch.Tensor"]:
-        """A collated batch as training sees it, changed at random. Only training passes call this.
+        """A collated batch as training sees it, changed at random. Only training passes call this, in a thread.
 
         Args:
             batch: as `collate` gives it, on the CPU.

@@ -8,8 +8,9 @@ from maas_ray.training.checkpoints.catalog import inspect, latest, saved
 from maas_ray.training.deepspeed.batch import batch_geometry
 from maas_ray.training.deepspeed.defaults import precision
 from maas_ray.training.deepspeed.document import zero_stage
+from maas_ray.training.deepspeed.resolve import resolve
 from maas_ray.training.plan import Plan
-from maas_ray.training.preflight import check_deepspeed, check_network, make_plan, open_for
+from maas_ray.training.preflight import check_deepspeed, check_network, make_plan, open_for, with_defaults
 from maas_ray.training.ray_train.launch import workers_in_words
 from maas_ray.training.runs.record import TAG_LANES, TAG_RUN, RunKey, lanes_of, run_home, version_of
 from maas_ray.training.spec import TrainSpec
@@ -25,6 +26,7 @@ def dry_run(spec: TrainSpec, *, settings: Settings | None = None) -> list[str]:
     """
     settings = settings or Settings.from_environment()
     dataset = open_for(spec, settings)
+    spec = with_defaults(spec, dataset)
     key, registry = RunKey.of(spec, dataset), Registry(settings)
     run = key.find(spec, registry) if exists(settings.mlflow) else None
     name = run.data.tags[TAG_RUN] if run else key.name
@@ -41,6 +43,7 @@ def dry_run(spec: TrainSpec, *, settings: Settings | None = None) -> list[str]:
         f"workers: {workers_in_words(spec)}, {spec.cpus_per_worker:g} CPUs each, device {spec.device}",
         _steps(spec, plan),
         _batch(spec),
+        _optimizer(spec, plan),
         f"checkpoint every {spec.checkpoint.every_steps:,} steps, validation every {spec.validate_every:,} steps",
         f"run {name}: would be reused; it ended as {version.reference}"
         if version
@@ -69,6 +72,14 @@ def _batch(spec: TrainSpec) -> str:
         for workers, geometry in geometries.items()
     )
     return f"batch: {ways}; {precision(spec)}, ZeRO stage {zero_stage(spec.deepspeed)}"
+
+
+def _optimizer(spec: TrainSpec, plan: Plan) -> str:
+    config = resolve(spec, workers=spec.max_workers, total_steps=plan.total_steps, hidden_size=None, on_cpu=False)
+    optimizer = config["optimizer"]
+    known = {"lr": "learning rate", "weight_decay": "weight decay"}
+    params = optimizer.get("params", {})
+    return ", ".join([f"optimizer: {optimizer['type']}", *(f"{known[k]} {params[k]:g}" for k in known if k in params)])
 
 
 def _start(home: str) -> str:

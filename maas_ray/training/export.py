@@ -17,7 +17,7 @@ from maas_ray.data.dataset import PreparedDataset
 from maas_ray.errors import TrainingError
 from maas_ray.tasks import NetworkSpec, Task
 from maas_ray.training.checkpoints.weights import consolidated
-from maas_ray.training.deepspeed.untrained import parameter_groups, trained_names
+from maas_ray.training.deepspeed.groups import optimizer_groups, trained_names
 
 SHARD_SIZE = "5GB"
 _INDEX = "model.safetensors.index.json"
@@ -50,8 +50,8 @@ def tied_names(module: Any) -> set[str]:
 
 
 def optimizer_order(task: Task, module: Any) -> list[str]:
-    """Names of the trained parameters in the order of the optimizer, for checkpoints that do not hold them."""
-    return trained_names(module, parameter_groups(task, module))
+    """Names of the trained parameters in the order of the optimizer, for checkpoints of 0.2, which do not hold them."""
+    return trained_names(module, optimizer_groups(task, module, spare=False))
 
 
 def write_weights(

@@ -1,14 +1,21 @@
 """The part of a training spec that decides how workers compute: workers, batch, optimizer, schedule, precision."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from maas_ray.spec import Spec
+from maas_ray.tasks import NetworkSpec
 from maas_ray.training.deepspeed.document import DeepSpeedDocument
 
 Workers = Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
 """A number of workers, or the smallest and the largest number."""
+
+
+def _default_learning_rate(fields: dict[str, Any]) -> float:
+    """The default for the network, if the fields that were parsed before have one."""
+    network: NetworkSpec | type[NetworkSpec] = fields.get("network", NetworkSpec)
+    return network.learning_rate
 
 
 class WorkerSpec(Spec):
@@ -45,13 +52,14 @@ class Hyperparameters(WorkerSpec):
     batch_size: int = Field(32, ge=1)
     """Rows in one optimizer step, over all workers."""
     micro_batch_size: int | None = Field(None, ge=1)
-    """Rows in one forward pass of one worker. None: the largest up to 8 that fits `batch_size`."""
+    """Rows in one forward pass of one worker. None: the largest that fits `batch_size`, up to 8192 tokens of text; up
+    to 8 rows of other data, and if a row's loss depends on other rows of its pass."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Number format of the forward and backward pass; master weights are fp32."""
-    learning_rate: float = Field(1e-3, gt=0)
-    """Peak learning rate."""
+    learning_rate: float = Field(default_factory=_default_learning_rate, gt=0)
+    """Peak learning rate. Default: 0.00002 for a `pretrained` network, 0.001 for others."""
     weight_decay: float = Field(0.01, ge=0)
-    """Decoupled weight decay (AdamW)."""
+    """Decoupled weight decay (AdamW). Biases, weights of normalisation layers and embeddings do not decay."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's moment decay rates."""
     eps: float = Field(1e-8, gt=0)

@@ -5,12 +5,13 @@ from typing import Any
 from maas_ray.data.dataset import PreparedDataset, open_dataset
 from maas_ray.settings import Settings
 from maas_ray.tasks.base import type_of
-from maas_ray.training.deepspeed.batch import batch_geometry
+from maas_ray.training.deepspeed.batch import batch_geometry, with_micro_batch
 from maas_ray.training.deepspeed.check import check_with_deepspeed
 from maas_ray.training.deepspeed.document import value_at
 from maas_ray.training.deepspeed.resolve import resolve
 from maas_ray.training.deepspeed.sections import without_effect
 from maas_ray.training.plan import Plan, default_lanes
+from maas_ray.training.runs.identity import couples_rows
 from maas_ray.training.spec import TrainSpec
 
 
@@ -32,6 +33,14 @@ def open_for(spec: TrainSpec, settings: Settings) -> PreparedDataset:
             code="network_unsuitable",
         )
     return dataset
+
+
+def with_defaults(spec: TrainSpec, dataset: PreparedDataset) -> TrainSpec:
+    """A spec with the defaults that depend on its dataset: rows of a pass by their tokens, unless rows are coupled."""
+    task = dataset.task
+    if not task.tokens_per_row or couples_rows(spec.network, task):
+        return spec
+    return with_micro_batch(spec, task.tokens_per_row)
 
 
 def check_network(spec: TrainSpec, dataset: PreparedDataset) -> list[str]:

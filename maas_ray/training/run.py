@@ -20,7 +20,7 @@ from maas_ray.terminal.lines import say
 from maas_ray.training.checkpoints.catalog import latest, newest
 from maas_ray.training.events import in_words
 from maas_ray.training.finish import finish
-from maas_ray.training.preflight import check_deepspeed, check_network, make_plan, open_for
+from maas_ray.training.preflight import check_deepspeed, check_network, make_plan, open_for, with_defaults
 from maas_ray.training.ray_train.launch import fit, workers_in_words
 from maas_ray.training.runs.alone import alone
 from maas_ray.training.runs.record import TAG_RUN, RunKey, TrainingRun, open_run, version_of
@@ -41,6 +41,7 @@ def train(spec: TrainSpec, *, settings: Settings | None = None) -> ModelVersion:
     """
     settings = settings or Settings.from_environment()
     dataset = open_for(spec, settings)
+    spec = with_defaults(spec, dataset)
     key, registry = RunKey.of(spec, dataset), Registry(settings)
     found = key.find(spec, registry)
     version = version_of(registry, spec, found.info.run_id) if found else None

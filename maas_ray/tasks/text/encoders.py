@@ -69,6 +69,10 @@ class EncoderTask(Task):
         self.encoder = TextEncoder(files, spec.max_length)
 
     @property
+    def tokens_per_row(self) -> int:
+        return self.spec.max_length
+
+    @property
     def vocab_size(self) -> int:
         """Number of token ids."""
         return self.encoder.vocab_size

@@ -11,6 +11,7 @@ from maas_ray.training.checkpoints import layout
 from maas_ray.training.checkpoints.catalog import inspect
 from maas_ray.training.checkpoints.position import Position
 from maas_ray.training.checkpoints.weights import consolidated
+from maas_ray.training.deepspeed.document import zero_stage
 
 
 def fetch(uri: str, directory: Path) -> Path:
@@ -61,6 +62,8 @@ def load(engine: Any, directory: Path, tag: str, source: Path, rank: int, seed: 
     import torch
 
     engine.load_checkpoint(str(directory), tag=tag)
+    if tag == layout.UNIVERSAL_TAG and zero_stage(engine.config) == 3:
+        _restore_groups(engine, directory / tag)
     engine.untrained.restore(engine, rank, consolidated(source))
     path = source / layout.random_state(rank)
     if not path.is_file():
@@ -70,3 +73,19 @@ def load(engine: Any, directory: Path, tag: str, source: Path, rank: int, seed: 
     torch.set_rng_state(random_state["cpu"])
     if "cuda" in random_state and torch.cuda.is_available():
         torch.cuda.set_rng_state(random_state["cuda"])
+
+
+def _restore_groups(engine: Any, states: Path) -> None:
+    """Give each group of the optimizer its own settings, such as its weight decay, and its own count of steps.
+
+    When DeepSpeed loads its universal format under ZeRO 3, all groups get the settings of the first one, and share one
+    tensor as their count, which then rises once for each group in a step (`findings/deepspeed-universal-groups.sh`).
+    """
+    import torch
+
+    saved = torch.load(states / "zero" / "optimizer_state.pt", map_location="cpu", mmap=True, weights_only=False)
+    for group, settings in zip(engine.optimizer.param_groups, saved["param_groups"], strict=True):
+        group |= {name: value for name, value in settings.items() if name != "params"}
+    for state in engine.optimizer.optimizer.state.values():
+        if torch.is_tensor(state.get("step")):
+            state["step"] = state["step"].clone()

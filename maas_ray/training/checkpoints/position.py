@@ -34,6 +34,8 @@ class Position(Spec):
     """The ledger's hash of these rows."""
     schedule_lead: int = 0
     """Iterations of the learning rate's schedule that were skipped at the start, because their rate is 0."""
+    spares: bool = False
+    """True if the optimizer spares some parameters from weight decay. False: saved by version 0.2, in one group."""
     left_out_steps: int = 0
     """Steps that were left out, because their gradients were not finite."""
     left_out_rows: int = 0

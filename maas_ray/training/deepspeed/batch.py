@@ -1,13 +1,18 @@
 """Batch geometry: how the rows of an optimizer step are divided into workers and forward passes."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from maas_ray.errors import InvalidError
 from maas_ray.training.deepspeed.document import AUTO
 from maas_ray.training.hyperparameters import Hyperparameters
 
+HyperparametersT = TypeVar("HyperparametersT", bound=Hyperparameters)
+
 BATCH_FIELDS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-MAX_DEFAULT_MICRO_BATCH = 8
+MAX_ROWS = 8
+"""Rows of a pass by default."""
+MAX_TOKENS = 8192
+"""Tokens of a pass by default, if rows are text."""
 
 
 class BatchGeometry(NamedTuple):
@@ -40,8 +45,21 @@ def batch_geometry(spec: Hyperparameters, workers: int) -> BatchGeometry:
     batch = batch or spec.batch_size
     if micro is None:
         share = -(-batch // spec.max_workers)
-        micro = -(-share // accumulation) if accumulation else _default_micro_batch(share)
+        micro = -(-share // accumulation) if accumulation else _default_micro_batch(share, MAX_ROWS)
     return BatchGeometry(batch, micro, max(1, -(-batch // (workers * micro))))
+
+
+def with_micro_batch(spec: HyperparametersT, tokens: int) -> HyperparametersT:
+    """A spec whose default `micro_batch_size` is filled in by the tokens of a row.
+
+    Args:
+        spec: the run's.
+        tokens: most tokens that a row holds.
+    """
+    if spec.micro_batch_size or any(_written(spec)[name] for name in BATCH_FIELDS[1:]):
+        return spec
+    share = -(-batch_geometry(spec, spec.max_workers).batch // spec.max_workers)
+    return spec.model_copy(update={"micro_batch_size": _default_micro_batch(share, max(1, MAX_TOKENS // tokens))})
 
 
 def check_batch(spec: Hyperparameters) -> None:
@@ -72,6 +90,6 @@ def _written(spec: Hyperparameters) -> dict[str, int | None]:
     return {name: None if (value := spec.deepspeed.get(name)) == AUTO else value for name in BATCH_FIELDS}
 
 
-def _default_micro_batch(share: int) -> int:
-    """The largest divisor of a worker's share, up to 8."""
-    return next(size for size in range(min(MAX_DEFAULT_MICRO_BATCH, share), 0, -1) if share % size == 0)
+def _default_micro_batch(share: int, limit: int) -> int:
+    """The largest divisor of a worker's share up to a limit."""
+    return next(size for size in range(min(limit, share), 0, -1) if share % size == 0)

@@ -10,6 +10,7 @@ from maas_ray.tasks import NetworkSpec, Task
 from maas_ray.training.collectives import barrier
 from maas_ray.training.deepspeed.build import load_communication
 from maas_ray.training.deepspeed.document import zero_stage
+from maas_ray.training.deepspeed.groups import optimizer_groups
 from maas_ray.training.deepspeed.untrained import Untrained, own_values
 from maas_ray.training.deepspeed.zero3 import build_sharded
 
@@ -17,11 +18,27 @@ _REFUSALS = (ValueError, TypeError, KeyError, AttributeError, AssertionError, No
 
 
 def build_engine(
-    network: NetworkSpec, task: Task, config: dict[str, Any], *, seed: int, rank: int, on_cpu: bool
+    network: NetworkSpec,
+    task: Task,
+    config: dict[str, Any],
+    *,
+    seed: int,
+    rank: int,
+    on_cpu: bool,
+    spare: bool = True,
 ) -> Any:
     """Build the network and DeepSpeed's engine around it. All workers call it together.
 
     The initial weights are the same on every rank; dropout differs.
+
+    Args:
+        network: the network's spec.
+        task: the fitted task.
+        config: DeepSpeed's resolved configuration.
+        seed: seeds the initial weights and dropout.
+        rank: this worker's.
+        on_cpu: True if it computes on the CPU.
+        spare: see `optimizer_groups`; a checkpoint's state fits only the groups that it was made with.
 
     Returns:
         DeepSpeed's engine, whose `untrained` are the parameters that are not trained.
@@ -38,11 +55,12 @@ def build_engine(
     torch.manual_seed(seed)
     module = build_sharded(network, task, config) if zero_stage(config) == 3 else network.build(task)
     torch.manual_seed(seed + 1 + rank)
-    untrained = Untrained.of(task, module)
+    groups = optimizer_groups(task, module, spare=spare)
+    untrained = Untrained.of(module, groups)
     barrier()  # each rank has read the weights by itself
     try:
         engine, _, _, _ = deepspeed.initialize(
-            model=module, model_parameters=task.parameters(module), config=config, dist_init_required=False
+            model=module, model_parameters=groups, config=config, dist_init_required=False
         )
     except _REFUSALS as error:
         raise TrainingError(

@@ -10,31 +10,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from maas_ray.errors import PreflightError
-from maas_ray.tasks import Task
+from maas_ray.training.deepspeed.groups import Groups, numel, trained_names
 
 if TYPE_CHECKING:
     import torch
 
 SHARE = "_maas_exact_share"
 """Attribute of a parameter under ZeRO 3: this rank's share of the values it was built with."""
-
-
-def parameter_groups(task: Task, module: "torch.nn.Module") -> list[list["torch.nn.Parameter"]]:
-    """The parameters of each group of the optimizer, as `Task.parameters` gives them."""
-    groups: list[list[torch.nn.Parameter]] = []
-    single: list[torch.nn.Parameter] = []
-    for item in task.parameters(module):
-        if isinstance(item, dict):
-            groups.append(list(item["params"]))
-        else:
-            single.append(item)
-    return [*groups, single] if single else groups
-
-
-def trained_names(module: "torch.nn.Module", groups: list[list["torch.nn.Parameter"]]) -> list[str]:
-    """Names of the parameters that the optimizer updates, in its order. A tied one has its first name."""
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
-    return [names[id(p)] for group in groups for p in group if p.requires_grad and _numel(p)]
 
 
 @dataclass
@@ -53,15 +35,18 @@ class Untrained:
     built: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, task: Task, module: "torch.nn.Module") -> "Untrained":
+    def of(cls, module: "torch.nn.Module", groups: Groups) -> "Untrained":
         """The untrained parameters of a network that is built and not yet in an engine.
 
         A parameter that is in no group of the optimizer is frozen: its gradient would have no effect.
 
+        Args:
+            module: the network.
+            groups: the optimizer's.
+
         Raises:
             PreflightError: there is nothing to train.
         """
-        groups = parameter_groups(task, module)
         trained = trained_names(module, groups)
         if not trained:
             raise PreflightError(
@@ -69,7 +54,7 @@ class Untrained:
                 "Leave at least one with requires_grad.",
                 code="nothing_to_train",
             )
-        optimized = {id(parameter) for group in groups for parameter in group}
+        optimized = {id(parameter) for group in groups for parameter in group["params"]}
         for parameter in module.parameters():
             if id(parameter) not in optimized:
                 parameter.requires_grad_(False)
@@ -148,7 +133,7 @@ def own_values(parameter: Any) -> Any:
 
 def _untrained(module: "torch.nn.Module") -> list[tuple[str, Any]]:
     """Every parameter without a gradient, under all its names."""
-    return [(n, p) for n, p in module.named_parameters(remove_duplicate=False) if not (p.requires_grad and _numel(p))]
+    return [(n, p) for n, p in module.named_parameters(remove_duplicate=False) if not (p.requires_grad and numel(p))]
 
 
 def _held(parameter: Any, value: "torch.Tensor") -> Any:
@@ -157,7 +142,3 @@ def _held(parameter: Any, value: "torch.Tensor") -> Any:
     DeepSpeed leaves the padding behind a share as it finds it.
     """
     return parameter.ds_tensor.data[: value.numel()] if hasattr(parameter, "ds_id") else parameter.data
-
-
-def _numel(parameter: Any) -> int:
-    return int(getattr(parameter, "ds_numel", parameter.numel()))

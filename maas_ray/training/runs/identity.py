@@ -19,13 +19,14 @@ _NOT_COMPUTED: dict[str, Any] = {
 }
 
 
-def identity_of(spec: TrainSpec, fingerprint: str, *, couples_rows: bool = False) -> str:
+def identity_of(spec: TrainSpec, fingerprint: str, *, couples_rows: bool = False, spares: bool = True) -> str:
     """The identity of the run that a spec and a dataset name.
 
     Args:
         spec: the run's.
         fingerprint: the dataset's.
         couples_rows: see the function of this name.
+        spares: False for runs of version 0.2, whose weight decay spares no parameter.
     """
     geometry = batch_geometry(spec, spec.max_workers)
     document: dict[str, Any] = {
@@ -38,6 +39,8 @@ def identity_of(spec: TrainSpec, fingerprint: str, *, couples_rows: bool = False
     # The interval of validations is that of checkpoints unless `validation`, which is in the spec above, has its own.
     if spec.validation_decides and spec.validation.every_steps is None:
         document["validate_every"] = spec.validate_every
+    if spares:
+        document["spares"] = True
     if couples_rows:
         document["micro_batch"] = geometry.micro_batch
     return digest_of(document)

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -105,28 +105,41 @@ class TrainingRun:
 class RunKey:
     """A run as a spec and a dataset name it, before it is looked up."""
 
-    name: str
-    identity: str
-    other: "RunKey | None" = None
-    """The same training with the other `checkpoint.select`, which may have found it already."""
+    names: tuple[str, ...]
+    """Names that it may have, the first one if it is new."""
+    equal: tuple[str, ...]
+    """Identities that it may have: its own, and the one that version 0.2 gave it."""
+    selected: tuple[str, ...]
+    """Those of the same training with the other `checkpoint.select`, which may have found the result already."""
 
     @classmethod
     def of(cls, spec: TrainSpec, dataset: PreparedDataset) -> "RunKey":
         coupled = couples_rows(spec.network, dataset.task)
         select: Any = "last" if spec.checkpoint.select == "best" else "best"
-        selected = spec.model_copy(update={"checkpoint": spec.checkpoint.model_copy(update={"select": select})})
-        key, other = (cls._of(one, dataset, coupled) for one in (spec, selected))
-        return replace(key, other=other)
+        other = spec.model_copy(update={"checkpoint": spec.checkpoint.model_copy(update={"select": select})})
 
-    @classmethod
-    def _of(cls, spec: TrainSpec, dataset: PreparedDataset, coupled: bool) -> "RunKey":
-        identity = identity_of(spec, dataset.fingerprint, couples_rows=coupled)
-        return cls(spec.run or f"{spec.model}-{identity[:8]}", identity)
+        def identities(spec: TrainSpec) -> tuple[str, ...]:
+            ways = (True, False)
+            return tuple(identity_of(spec, dataset.fingerprint, couples_rows=coupled, spares=way) for way in ways)
+
+        equal, selected = identities(spec), identities(other)
+        names = (spec.run or f"{spec.model}-{identity[:8]}" for identity in (*equal, *selected))
+        return cls(tuple(dict.fromkeys(names)), equal, selected)
+
+    @property
+    def name(self) -> str:
+        """The name of the run if it is new."""
+        return self.names[0]
+
+    @property
+    def identity(self) -> str:
+        """The identity of the run if it is new."""
+        return self.equal[0]
 
     @property
     def identities(self) -> set[str]:
         """Identities under which this training may be recorded."""
-        return {self.identity, *([self.other.identity] if self.other else [])}
+        return {*self.equal, *self.selected}
 
     def find(self, spec: TrainSpec, registry: Registry) -> Any:
         """MLflow's run of this training, or None.
@@ -137,7 +150,7 @@ class RunKey:
         experiment = active_experiment(registry, spec.model)
         if experiment is None:
             return None
-        for name in dict.fromkeys([self.name, *([self.other.name] if self.other else [])]):
+        for name in self.names:
             filter_string = f"tags.`{TAG_RUN}` = '{name}'"
             runs = registry.client.search_runs([experiment.experiment_id], filter_string, max_results=1)
             if runs and self._same(spec, runs[0]):
@@ -149,7 +162,7 @@ class RunKey:
     def _same(self, spec: TrainSpec, run: Any) -> bool:
         """True if a run computed what this key names, and was validated at the steps that `select` needs."""
         identity = run.data.tags.get(TAG_IDENTITY)
-        if identity == self.identity:
+        if identity in self.equal:
             return True
         return identity in self.identities and (
             spec.checkpoint.select == "last" or intervals(run) == {spec.validate_every}

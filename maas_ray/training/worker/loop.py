@@ -79,7 +79,9 @@ class Worker:
             on_cpu=self.ranks.on_cpu,
         )
         self.reporter = Reporter(job.events, self.rank, job.plan.total_steps)
-        self.position = Position(step=0, workers=self.world, order=job.order, identity=job.identity, deepspeed=config)
+        self.position = Position(
+            step=0, workers=self.world, order=job.order, identity=job.identity, deepspeed=config, spares=True
+        )
         self.step = 0  # the one that was begun last
         self.resumed, self.damaged = "", list[str]()
         if job.probe:
@@ -111,9 +113,15 @@ class Worker:
             advice=self._advice,
         )
 
-    def _engine(self, config: dict[str, Any]) -> Any:
+    def _engine(self, config: dict[str, Any], *, spare: bool) -> Any:
         engine = build_engine(
-            self.spec.network, self.task, config, seed=self.spec.seed, rank=self.rank, on_cpu=self.ranks.on_cpu
+            self.spec.network,
+            self.task,
+            config,
+            seed=self.spec.seed,
+            rank=self.rank,
+            on_cpu=self.ranks.on_cpu,
+            spare=spare,
         )
         hold(engine)
         return engine
@@ -134,7 +142,7 @@ class Worker:
                 self.position = self.position.model_copy(update={"deepspeed": config})
             if saved and saved.universal:
                 config = config | {"checkpoint": {**config.get("checkpoint", {}), "load_universal": True}}
-            self.engine = self._engine(config)
+            self.engine = self._engine(config, spare=saved.position.spares if saved else self.position.spares)
             if not saved:
                 self.position = self.position.model_copy(update={"schedule_lead": begin_schedule(self.engine)})
                 return True

@@ -41,6 +41,7 @@ def test_it_says_what_would_be_computed(settings: Settings, dataset: PreparedDat
     assert f"{-(-2 * rows // 64)} of 64 rows" in text
     assert "2 to 4 workers" in text
     assert "2 × 8 rows a pass × 4 passes or 4 × 8 rows a pass × 2 passes; bf16, ZeRO stage 1" in text
+    assert "optimizer: AdamW, learning rate 0.001, weight decay 0.01" in text
     assert "run it: would start" in text
     assert "alias champion would move to it if validation/loss <= champion" in text
     assert not (Path(settings.home) / "mlflow.db").exists(), "a dry run leaves no trace"

@@ -13,9 +13,11 @@ from maas_ray.data.dataset import PreparedDataset
 from maas_ray.errors import ConflictError, SpecError
 from maas_ray.registry.versions import Registry
 from maas_ray.settings import Settings
+from maas_ray.spec import digest_of
 from maas_ray.training.checkpoints.position import Position, RowOrder
 from maas_ray.training.checkpoints.snapshot import Snapshot
 from maas_ray.training.preflight import make_plan
+from maas_ray.training.runs import identity as identities
 from maas_ray.training.runs import record
 from maas_ray.training.runs.identity import couples_rows, identity_of
 from maas_ray.training.runs.record import RunKey, open_run
@@ -162,6 +164,24 @@ def test_another_select_is_the_same_run_if_it_was_validated_at_the_same_steps(
     assert best != last
 
 
+@pytest.mark.parametrize("name", [None, "it"])
+def test_a_run_that_version_0_2_began_is_found_and_goes_on_in_one_group(
+    settings: Settings, dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch, name: str | None
+) -> None:
+    spec = digits(dataset, run=name)
+    document = spec.model_dump(mode="json", exclude=identities._NOT_COMPUTED) | {"network": spec.network.identity()}
+    old = digest_of({"spec": document, "batch_size": 32, "dataset": dataset.fingerprint})  # as version 0.2 computed it
+    with monkeypatch.context() as before:
+        before.setattr(record, "identity_of", lambda *_, **__: old)
+        begun = open_run(spec, dataset, settings)
+    assert begun.identity == old
+    assert old != identity_of(spec, dataset.fingerprint)
+    again = open_run(spec, dataset, settings)
+    assert (again.run_id, again.name, again.identity) == (begun.run_id, begun.name, old)
+    with raises(SpecError, "run_differs", begun.name):
+        open_run(digits(dataset, run=begun.name, seed=1), dataset, settings)
+
+
 def test_a_changed_base_model_under_the_same_name_is_refused(settings: Settings, dataset: PreparedDataset) -> None:
     open_run(digits(dataset, run="it"), dataset, settings)
     with raises(SpecError, "run_differs", "'it'"):
@@ -216,7 +236,8 @@ def test_the_ledger_proves_the_lanes_of_an_old_checkpoint(settings: Settings, da
 
 def test_a_position_without_an_order_is_read() -> None:
     old = json.dumps({"step": 5, "workers": 2, "rows": 160, "digest": 7})  # as version 0.2 wrote it
-    assert Position.parse(json.loads(old)).order is None
+    position = Position.parse(json.loads(old))
+    assert (position.order, position.spares) == (None, False)
 
 
 def test_any_field_name_becomes_a_parameter_of_mlflow(settings: Settings, dataset: PreparedDataset) -> None:
@@ -230,7 +251,8 @@ def test_the_key_of_a_run_has_both_selects(dataset: PreparedDataset) -> None:
     last = RunKey.of(digits(dataset), dataset)
     best = RunKey.of(digits(dataset, checkpoint={"select": "best"}), dataset)
     assert last.identity != best.identity
-    assert last.identities == best.identities == {last.identity, best.identity}
+    assert last.identities == best.identities == {*last.equal, *best.equal}
+    assert (last.equal, last.selected) == (best.selected, best.equal)
 
 
 def test_an_experiment_that_another_process_creates_meanwhile_is_used(

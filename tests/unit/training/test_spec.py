@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 
 from maas_ray.errors import SpecError
-from maas_ray.training.deepspeed.batch import batch_geometry
+from maas_ray.training.deepspeed.batch import batch_geometry, with_micro_batch
 from maas_ray.training.deepspeed.check import check_with_deepspeed
 from maas_ray.training.deepspeed.resolve import as_before, resolve
 from maas_ray.training.deepspeed.sections import without_effect
-from maas_ray.training.preflight import check_deepspeed
+from maas_ray.training.preflight import check_deepspeed, with_defaults
 from maas_ray.training.runs.identity import identity_of
 from maas_ray.training.spec import TrainSpec
 from tests.support import ROOT
+from tests.support.bundles import image_task, text_task
 from tests.support.errors import raises
 
 BASE = "dataset: d\nmodel: m\nnetwork: {type: llama, hidden_size: 64, heads: 2}\n"
@@ -314,7 +315,8 @@ def test_a_scheduler_without_a_learning_rate_leaves_it_to_the_optimizer():
     ],
 )
 def test_the_identity_of_a_run_is_the_one_that_version_0_1_recorded(text: str, identity: str):
-    assert identity_of(parse(text), "fp") == identity
+    """Runs that were begun before weight decay spared parameters are found by it; new ones have another."""
+    assert identity_of(parse(text), "fp", spares=False) == identity != identity_of(parse(text), "fp")
 
 
 def test_a_configuration_that_deepspeed_refuses_is_refused_before_workers_start():
@@ -505,3 +507,48 @@ def test_an_optimizer_that_fails_in_its_first_step_is_refused(name: str):
     document = {"optimizer": {"type": name, "params": {"lr": 0.1}}, "zero_allow_untested_optimizer": True}
     with raises(SpecError, "deepspeed_refused", name):
         check_with_deepspeed(filled(parse(**document)))
+
+
+def test_the_default_learning_rate_follows_the_network(tmp_path: Path):
+    """2e-5 is the rate of Hugging Face's examples of fine-tuning, such as `run_glue.py`'s."""
+    given = {"dataset": "d", "model": "m", "network": {"type": "pretrained", "path": str(tmp_path)}}
+    own = {"network": {"type": "llama", "hidden_size": 64, "heads": 2}}
+    for fields, rate in ((given, 2e-5), (given | {"learning_rate": 1e-4}, 1e-4), (given | own, 1e-3)):
+        spec = TrainSpec.parse(fields)
+        assert spec.learning_rate == TrainSpec.parse(spec.document()).learning_rate == rate
+        assert filled(spec)["optimizer"]["params"]["lr"] == rate
+    # A default is not a value of the user's, which would have to agree with DeepSpeed's document.
+    document = {"optimizer": {"type": "AdamW", "params": {"lr": 0.2}}}
+    assert filled(TrainSpec.parse(given | {"deepspeed": document}))["optimizer"]["params"]["lr"] == 0.2
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens", "rows"),
+    [
+        ("batch_size: 64\n", 128, 64),  # 8192 tokens
+        ("batch_size: 64\nworkers: 2\n", 128, 32),  # a worker's share
+        ("batch_size: 64\n", 512, 16),
+        ("batch_size: 48\n", 512, 16),  # the largest divisor of 48 up to 16
+        ("batch_size: 64\n", 2048, 4),
+        ("batch_size: 64\n", 100_000, 1),
+        ("batch_size: 64\nmicro_batch_size: 2\n", 512, 2),
+    ],
+)
+def test_the_default_rows_of_a_pass_follow_their_tokens(fields: str, tokens: int, rows: int):
+    spec = with_micro_batch(parse(fields), tokens)
+    assert filled(spec)["train_micro_batch_size_per_gpu"] == rows
+    assert batch_geometry(spec, spec.max_workers).batch == parse(fields).batch_size
+
+
+@pytest.mark.parametrize("written", ["train_micro_batch_size_per_gpu", "gradient_accumulation_steps"])
+def test_rows_of_a_pass_that_the_document_decides_stay(written: str):
+    spec = parse("batch_size: 64\n", **{written: 4})
+    assert with_micro_batch(spec, 128) == spec
+
+
+def test_only_rows_of_text_that_are_not_coupled_fill_a_pass_by_tokens():
+    coupled = text_task(512)
+    coupled.couples_rows = True  # type: ignore[misc]
+    for task, rows in ((text_task(512), 16), (text_task(64), 64), (coupled, None), (image_task(), None)):
+        dataset: Any = SimpleNamespace(task=task)
+        assert with_defaults(parse("batch_size: 64\n"), dataset).micro_batch_size == rows
