@@ -7,9 +7,15 @@ process and machine, ends the wait if a rank dies.
 """
 
 import itertools
+import pickle
 import time
-from typing import Any
+from collections import deque
+from typing import Any, TypeVar
 
+T = TypeVar("T")
+
+ROUND_BYTES = 64 << 20
+"""Pickled bytes that all ranks together send to the first rank at a time."""
 _LONGEST_PAUSE = 0.25
 _meetings = itertools.count()
 
@@ -60,6 +66,40 @@ def share_buffers(module: Any) -> None:
         held = buffer.detach().contiguous().reshape(-1).view(torch.uint8)  # a collective may not know the dtype
         torch.distributed.broadcast(held, 0)
         buffer.copy_(held.view(buffer.dtype).view(buffer.shape))
+
+
+def to_first_rank(parts: deque[T]) -> list[T]:
+    """The parts of all ranks on rank 0, ordered by rank; on other ranks an empty list.
+
+    NCCL carries them through the devices, and rank 0 gets as much from each rank as the longest message has. So they
+    are sent in rounds: a device holds `ROUND_BYTES` of them at a time, and the hosts hold the rest.
+
+    Args:
+        parts: this rank's, which are taken out one by one, each small beside `ROUND_BYTES`.
+    """
+    import torch
+
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    arrived: list[list[T]] = [[] for _ in range(world)]
+    more = True
+    while more:
+        barrier()
+        message = _message(parts, ROUND_BYTES // world), bool(parts)
+        messages: list[Any] | None = None if rank else [None] * world
+        torch.distributed.gather_object(message, messages)
+        for held, (pickled, _) in zip(arrived, messages or (), strict=False):
+            held.extend(map(pickle.loads, pickled))
+        more = from_first_rank(any(left for _, left in messages or ()))
+    return [part for held in arrived for part in held]
+
+
+def _message(parts: deque[T], size: int) -> list[bytes]:
+    """The next parts, pickled, until they have a size in bytes."""
+    pickled: list[bytes] = []
+    while parts and size > 0:
+        pickled.append(pickle.dumps(parts.popleft()))
+        size -= len(pickled[-1])
+    return pickled
 
 
 def _key(number: int) -> str:

@@ -6,6 +6,7 @@ It knows nothing of registries and bundles: it ends with a checkpoint whose posi
 import math
 import time
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ from maas_ray.training.hyperparameters import count_of_workers
 from maas_ray.training.plan import Ledger
 from maas_ray.training.validation.early_stopping import judge
 from maas_ray.training.worker.advice import advice
-from maas_ray.training.worker.batches import Batches
+from maas_ray.training.worker.ahead import Ahead
+from maas_ray.training.worker.batches import Batches, Pass
 from maas_ray.training.worker.job import Job, Rank
 from maas_ray.training.worker.measure import measure
 from maas_ray.training.worker.rehearsal import rehearse
@@ -173,20 +175,29 @@ class Worker:
 
     def run(self) -> None:
         """Train to the end of the plan, or until the run ends early."""
-        total, spec = self.job.plan.total_steps, self.spec
         if self.position.ended:
             return
         if not self.position.step:
             rehearse(self.engine, self.job, self.batches, self.ranks, self.position)
             self.progress.restart_window()
         self.engine.train()
-        feed = batches(
-            self.job.dataset, self.job.plan, rank=self.rank, workers=self.world, start_step=self.position.step
-        )
+        with Ahead(self._passes()) as passes:
+            self._train(passes)
+
+    def _passes(self) -> Iterator[Pass]:
+        """The worker's passes from here to the end of the plan."""
+        plan, done = self.job.plan, self.position.step
+        feed = batches(self.job.dataset, plan, rank=self.rank, workers=self.world, start_step=done)
+        micro_batch = self.engine.train_micro_batch_size_per_gpu()
+        return self.batches.passes(feed, plan, first=done + 1, world=self.world, micro_batch=micro_batch)
+
+    def _train(self, passes: Ahead[Pass]) -> None:
+        """Take steps, and report, validate and save between them, to the end of the plan or an early one."""
+        total, spec = self.job.plan.total_steps, self.spec
         poll_every, polled = spec.log_every_steps, (self.position.step, self.progress.seconds)
         for step in range(self.position.step + 1, total + 1):
             self.step = step
-            self._step(step, feed)
+            self._step(step, passes)
             ended = "every step is done" if step == total else ""
             saves, validates = spec.saves_at(step), step % spec.validate_every == 0
             if ended or saves or validates or step % spec.log_every_steps == 0:
@@ -216,15 +227,14 @@ class Worker:
                     self._say(f"ended at step {step:,}: {ended}")
                 return
 
-    def _step(self, step: int, feed: Iterator[dict[str, np.ndarray]]) -> None:
-        """Read this worker's rows of one optimizer step and take the step."""
-        rows: dict[str, np.ndarray] = {}
+    def _step(self, step: int, passes: Ahead[Pass]) -> None:
+        """Take one optimizer step over this worker's rows of it."""
         low, high = self.job.plan.share(step - 1, self.rank, self.world)
-        window, waited = self.progress.window, time.perf_counter()
-        if high > low:
-            rows = next(feed)
-        window.data_seconds += time.perf_counter() - waited
-        taken = self.steps.take(step, rows, high - low)
+        window, waited = self.progress.window, passes.waited
+        first = next(passes)
+        rows, prepared = first.rows, chain([first.batch], (one.batch for one in passes))
+        taken = self.steps.take(step, rows, high - low, prepared)
+        window.data_seconds += passes.waited - waited
         window.losses += taken.losses
         window.learning_rate = taken.learning_rate
         window.steps += 1

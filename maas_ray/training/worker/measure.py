@@ -1,10 +1,11 @@
 """Validation in the workers: metrics over a split, shared among the ranks."""
 
+from collections import deque
 from typing import Any, NamedTuple
 
 from maas_ray.data.dataset import PreparedDataset
 from maas_ray.tasks.base import Outcomes, joined
-from maas_ray.training.collectives import from_first_rank
+from maas_ray.training.collectives import from_first_rank, to_first_rank
 from maas_ray.training.worker.batches import Batch, Batches
 from maas_ray.training.worker.job import Rank
 
@@ -52,7 +53,7 @@ def measure(
     share = -(-rows // rank.world)
     low, high = min(rank.rank * share, rows), min((rank.rank + 1) * share, rows)
     stored = dataset.batches(dataset.row_groups(split), micro_batch, low, high)
-    outcomes: list[Outcomes] = []
+    outcomes: deque[Outcomes] = deque()
     batch: Batch = {}
     engine.eval()
     with torch.no_grad():
@@ -64,13 +65,14 @@ def measure(
             if remaining is not None:
                 outcomes.append(result)
     engine.train()
-    parts: list[Any] | None = [None] * rank.world if rank.rank == 0 else None
-    torch.distributed.gather_object(joined(outcomes), parts)
-    measured: Measured = from_first_rank(_measured(dataset, joined(parts), first) if parts else None)
+    parts = to_first_rank(outcomes)
+    measured: Measured = from_first_rank(_measured(dataset, parts, first) if parts else None)
     return measured
 
 
-def _measured(dataset: PreparedDataset, outcomes: Outcomes, first: int | None) -> Measured:
+def _measured(dataset: PreparedDataset, parts: list[Outcomes], first: int | None) -> Measured:
+    outcomes = joined(parts)
+    parts.clear()  # so that memory holds them once
     metrics = dataset.task.metrics(outcomes)
     if first is None or first >= len(outcomes["loss"]):
         return Measured(metrics, metrics["loss"])

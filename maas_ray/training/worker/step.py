@@ -1,7 +1,7 @@
 """One optimizer step: weighted forward and backward passes, and another try if fp16 gradients overflow."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ from maas_ray.tasks import Task
 from maas_ray.training import events
 from maas_ray.training.deepspeed.engine import dynamic_loss_scale, missing_loss_scale
 from maas_ray.training.plan import Plan
-from maas_ray.training.worker.batches import Batch, Batches
+from maas_ray.training.worker.batches import Batch, Batches, Rows
 from maas_ray.training.worker.job import Rank
 
 MAX_TRIES = 80
@@ -70,12 +70,18 @@ class Steps:
         self._spare: Batch = {}
         self._left_out = 0
 
-    def take(self, step: int, rows: dict[str, np.ndarray], count: int) -> Taken:
+    def take(self, step: int, rows: Rows, count: int, prepared: Iterator[Batch] | None = None) -> Taken:
         """Take one optimizer step over this worker's `count` rows.
 
         If gradients overflow in fp16, DeepSpeed lowers the loss scale and skips the step. Its rows would be lost, and
         the schedule would end too late. So the step is repeated until its gradients fit. In other precisions the same
         gradients would come again, so the step is left out.
+
+        Args:
+            step: the step, counted from 1.
+            rows: this worker's rows.
+            count: how many they are.
+            prepared: batches of the passes with rows, as `Batches.of_step` gives them. None: they are made here.
 
         Raises:
             NonFiniteLossError: gradients do not fit at any loss scale, or too many steps in a row were left out;
@@ -88,13 +94,14 @@ class Steps:
         dynamic = scale is not None
         while True:
             try:
-                losses = self._forward_and_backward(step, rows, weights, total)
+                batches = prepared or self._batches.of_step(step, rows, self._micro_batch)
+                losses = self._forward_and_backward(batches, weights, total)
             except Exception as error:
                 # DeepSpeed raises a plain exception at the smallest loss scale.
                 if not (dynamic and str(error).startswith("Current loss scale already at minimum")):
                     raise
                 raise NonFiniteLossError(step, math.inf, self._advice(), of="gradient norm") from error
-            tries += 1
+            tries, prepared = tries + 1, None
             if engine.was_step_applied() or not dynamic:
                 break
             if tries == MAX_TRIES:
@@ -109,7 +116,7 @@ class Steps:
             raise NonFiniteLossError(step, math.inf, self._advice(), of="gradient norm")
         return Taken(losses, applied, learning_rate)
 
-    def _weights(self, step: int, rows: dict[str, np.ndarray], count: int) -> tuple[np.ndarray, int]:
+    def _weights(self, step: int, rows: Rows, count: int) -> tuple[np.ndarray, int]:
         """The weight of each of this worker's rows, and the sum over all rows of the step on all workers."""
         if not self._weighs:
             return np.ones(count, np.int64), self._plan.rows_in(step - 1)
@@ -126,9 +133,7 @@ class Steps:
         torch.distributed.all_reduce(total)
         return weights, int(total.item())
 
-    def _forward_and_backward(
-        self, step: int, rows: dict[str, np.ndarray], weights: np.ndarray, total: int
-    ) -> list[Any]:
+    def _forward_and_backward(self, batches: Iterator[Batch], weights: np.ndarray, total: int) -> list[Any]:
         """The passes of one step over this worker's rows, and the update; gives the weighted loss of each pass.
 
         Every unit of weight counts the same in a step. DeepSpeed takes the mean over passes and workers, so each
@@ -137,12 +142,10 @@ class Steps:
         are collective, so every worker makes the same number of them.
         """
         losses = []
-        generator = self._batches.generator(step)
         for start in range(0, self._passes * self._micro_batch, self._micro_batch):
             part = slice(start, start + self._micro_batch)
             if len(weights[part]):
-                stored = {name: values[part] for name, values in rows.items()}
-                self._spare = self._batches.augmented(stored, generator)
+                self._spare = next(batches)
             weight = int(weights[part].sum()) * self._passes * self._rank.world / max(1, total)
             loss = self._task.loss(self._engine, self._spare or self._batches.any_row())
             if weight != 1.0:

@@ -1,4 +1,4 @@
-"""An optimizer step with a task that weighs rows, groups parameters and augments batches."""
+"""An optimizer step with a task that weighs rows, groups parameters and augments batches; and a validation."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,22 +27,29 @@ CONFIG = {
 }
 
 TRAIN = """
-import sys, tempfile
+import pickle, sys
+from collections import deque
+from itertools import chain
 import numpy as np, torch
 from pathlib import Path
+from maas_ray.tasks.base import outcomes_of
+from maas_ray.tasks.vision.networks import Cnn
+from maas_ray.training import collectives
 from maas_ray.training.checkpoints import layout, loading, snapshot
 from maas_ray.training.checkpoints.position import Position
 from maas_ray.training.deepspeed.engine import build_engine
 from maas_ray.training.checkpoints.weights import consolidated
 from maas_ray.training.export import optimizer_order
 from maas_ray.training.plan import Plan
+from maas_ray.training.worker.ahead import Ahead
 from maas_ray.training.worker.batches import Batches
 from maas_ray.training.worker.job import Rank
 from maas_ray.training.worker.measure import measure
 from maas_ray.training.worker.step import Steps
 from tests.support import weighing
+from tests.support.bundles import image_task
 from tests.support.weighing import Perceptron, Weighing
-from tests.unit.training.test_step import BATCH, CONFIG, ROWS
+from tests.unit.training.test_step import BATCH, CONFIG, ROWS, Plain
 
 directory, number, world = Path(sys.argv[1]), int(sys.argv[2]), 2
 torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/store", rank=number, world_size=world)
@@ -50,7 +57,14 @@ rank, stored = Rank(number, number, world, torch.device("cpu")), weighing.rows(R
 plan = Plan(np.array([ROWS]), BATCH, 1, 1, 0)
 
 
-def engine_of(task, stage, micro_batch, precision):
+def gathered(engine):
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):
+        return {name: value.detach().clone() for name, value in engine.module.named_parameters()}
+
+
+def engine_of(task, stage, micro_batch, precision, weight_decay=0.01):
     passes = -(-BATCH // (world * micro_batch))
     config = CONFIG | {
         "train_batch_size": world * micro_batch * passes,
@@ -58,6 +72,8 @@ def engine_of(task, stage, micro_batch, precision):
         "gradient_accumulation_steps": passes,
         "zero_optimization": {"stage": stage},
     }
+    optimizer = CONFIG["optimizer"]
+    config["optimizer"] = optimizer | {"params": optimizer["params"] | {"weight_decay": weight_decay}}
     if precision == "bf16":
         config["bf16"] = {"enabled": True}
     engine = build_engine(Perceptron(), task, config, seed=0, rank=number, on_cpu=True)
@@ -69,18 +85,29 @@ def engine_of(task, stage, micro_batch, precision):
 def train(engine, task):
     batches = Batches(weighing.dataset(task, stored), rank.device, 0, number)
     steps = Steps(engine, task, batches, plan, rank, advice=str, push=lambda *_: None)
+    shares = [[(step - 1) * BATCH + bound for bound in plan.share(step - 1, number, world)] for step in (1, 2)]
+    feed = ({name: values[low:high] for name, values in stored.items()} for low, high in shares)
+    micro_batch = engine.train_micro_batch_size_per_gpu()
     losses = []
-    for step in (1, 2):
-        low, high = (((step - 1) * BATCH + bound) for bound in plan.share(step - 1, number, world))
-        taken = steps.take(step, {name: values[low:high] for name, values in stored.items()}, high - low)
-        assert taken.applied
-        total = torch.stack(taken.losses).float().mean()
-        torch.distributed.all_reduce(total)
-        losses.append(float(total) / world)
+    with Ahead(batches.passes(feed, plan, first=1, world=world, micro_batch=micro_batch)) as passes:
+        for step, (low, high) in enumerate(shares, 1):
+            first = next(passes)
+            prepared = chain([first.batch], (one.batch for one in passes))
+            taken = steps.take(step, first.rows, high - low, prepared)
+            assert taken.applied
+            total = torch.stack(taken.losses).float().mean()
+            torch.distributed.all_reduce(total)
+            losses.append(float(total) / world)
+        assert next(passes, None) is None, "every pass was taken"
     return losses
 
 
-results = {}
+results, plain = {}, {}
+for stage in (0, 1, 2, 3):
+    task = Plain()
+    engine = engine_of(task, stage, 5, "fp32", weight_decay=0.5)
+    train(engine, task)
+    plain[stage] = gathered(engine)
 for stage in (0, 1):
     for micro_batch in (1, 3, 5):
         task = Weighing()
@@ -116,30 +143,106 @@ for stage in (0, 1):
         assert torch.equal(value, before), f"{name} after resuming"
 
 if number == 0:
-    torch.save(results, directory / "results.pt")
+    torch.save((results, plain), directory / "results.pt")
+
+# Validation: the same metrics as in one process, in messages of a limited size.
+ROUND = collectives.ROUND_BYTES = 1 << 12
+sizes, gather = [], torch.distributed.gather_object
+
+
+def gather_object(message, received):
+    sizes.append(len(pickle.dumps(message)))
+    gather(message, received)
+
+
+torch.distributed.gather_object = gather_object
+
+# Parts of one rank alone, of different sizes, and none at all.
+for counts in ((0, 40), (40, 3), (0, 0)):
+    parts = deque(f"{number}.{part}" + 200 * "x" for part in range(counts[number]))
+    arrived = [text.rstrip("x") for text in collectives.to_first_rank(parts)]
+    expected = [f"{rank}.{part}" for rank, count in enumerate(counts) for part in range(count)]
+    assert arrived == (expected if number == 0 else []), arrived
+    assert not parts
+assert len(sizes) > 4, "one message holds all"
+assert max(sizes) < ROUND / world + 500
+
+torch.distributed.gather_object = gather
+draws, task = np.random.default_rng(0), image_task()
+labels = np.arange(50) % 2
+pixels = draws.integers(0, 255, (50, 1, 8, 8), np.uint8)
+dataset = weighing.dataset(task, {"pixel_values": pixels, "label": labels, "index": np.arange(50)})
+torch.manual_seed(0)
+network = Cnn(channels=(8,), hidden_size=8).build(task)
+alone = task.metrics(outcomes_of(task, network.eval(), dataset.batches(None, 4, 0, 50), torch.device("cpu")))
+first = task.metrics(outcomes_of(task, network, dataset.batches(None, 4, 0, 20), torch.device("cpu")))
+
+
+class Engine:
+    train = eval = staticmethod(lambda: None)
+    train_micro_batch_size_per_gpu = staticmethod(lambda: 4)
+
+    def __call__(self, *arguments, **named):
+        return network(*arguments, **named)
+
+
+measured = measure(Engine(), dataset, Batches(dataset, rank.device, 0, number), rank, "validation", None, first=20)
+assert measured.metrics.keys() == alone.keys()
+for name, value in alone.items():
+    np.testing.assert_allclose(measured.metrics[name], value, rtol=1e-6, err_msg=name)
+np.testing.assert_allclose(measured.first_loss, first["loss"], rtol=1e-6)
 """
 
 
+class Plain(Weighing):
+    """A task that does not group its parameters."""
+
+    def parameters(self, network: Any) -> Any:
+        return network.parameters()
+
+
 def test_weights_make_a_step_independent_of_how_its_rows_are_divided(tmp_path: Path):
-    """Two DeepSpeed workers against one plain torch optimizer that sees each step's rows at once."""
+    """Two DeepSpeed workers against one plain torch optimizer that sees each step's rows at once.
+
+    The decay of biases is 0 in that optimizer if the task does not group its parameters. Metrics of a validation are
+    compared with those of one process.
+    """
     ranks.run(TRAIN, tmp_path)
+    results, plain = torch.load(tmp_path / "results.pt")
+    assert (len(results), len(plain)) == (6, 4)
+    losses, network = trained(Weighing().parameters)
+    for measured, parameters in results.values():
+        np.testing.assert_allclose(measured, losses, rtol=1e-5)
+        assert_equal(parameters, network)
+    _, network = trained(
+        lambda network: [
+            {"params": [network[0].weight, network[2].weight], "weight_decay": 0.5},
+            {"params": [network[0].bias, network[2].bias], "weight_decay": 0.0},
+        ]
+    )
+    for parameters in plain.values():
+        assert_equal(parameters, network)
+
+
+def trained(groups: Any) -> tuple[list[float], Any]:
+    """Losses and network of plain torch over the two steps."""
     task, stored = Weighing(), weighing.rows(ROWS)
     torch.manual_seed(0)
     network = Perceptron().build(task)
-    optimizer = torch.optim.AdamW(task.parameters(network), lr=0.05, eps=1.0)
-    expected = []
+    optimizer = torch.optim.AdamW(groups(network), lr=0.05, eps=1.0)
+    losses = []
     for low, high in ((0, BATCH), (BATCH, ROWS)):
         loss = task.loss(network, task.collate({name: values[low:high] for name, values in stored.items()}))
-        expected.append(loss.item())
+        losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    results = torch.load(tmp_path / "results.pt")
-    assert len(results) == 6
-    for losses, parameters in results.values():
-        np.testing.assert_allclose(losses, expected, rtol=1e-5)
-        for name, value in network.named_parameters():
-            torch.testing.assert_close(parameters[name], value.detach(), rtol=1e-4, atol=1e-6)
+    return losses, network
+
+
+def assert_equal(parameters: dict[str, torch.Tensor], network: torch.nn.Module) -> None:
+    for name, value in network.named_parameters():
+        torch.testing.assert_close(parameters[name], value.detach(), rtol=1e-4, atol=1e-6)
 
 
 def test_a_task_without_weights_of_its_own_weighs_each_row_once():
@@ -158,8 +261,7 @@ def batches(task: Weighing, *, seed: int = 0, rank: int = 0) -> Batches:
 def test_augmentation_depends_on_seed_step_and_rank_alone():
     def drawn(seed: int, rank: int, step: int) -> np.ndarray:
         task = Weighing(noise=1.0)
-        made = batches(task, seed=seed, rank=rank)
-        made.augmented(weighing.rows(8), made.generator(step))
+        list(batches(task, seed=seed, rank=rank).of_step(step, weighing.rows(8), 8))
         return task.augmented[0]
 
     first = drawn(1, 2, 3)
@@ -223,7 +325,8 @@ def steps(engine: Overflowing, task: Weighing, said: list[str], monkeypatch: pyt
 def test_a_step_that_is_repeated_sees_the_same_batches(monkeypatch: pytest.MonkeyPatch):
     task, said = Weighing(noise=1.0), []
     engine = Overflowing(Perceptron().build(task), overflows=2)
-    taken = steps(engine, task, said, monkeypatch).take(1, weighing.rows(8), 8)
+    prepared = list(batches(task).of_step(1, weighing.rows(8), 4))  # as a thread prepares the first try
+    taken = steps(engine, task, said, monkeypatch).take(1, weighing.rows(8), 8, iter(prepared))
     assert (len(taken.losses), taken.applied, taken.learning_rate) == (2, True, 0.125)
     assert engine.seen[:2] == engine.seen[2:4] == engine.seen[4:]
     assert all(map(np.array_equal, task.augmented[:2], task.augmented[4:]))
