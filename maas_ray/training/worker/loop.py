@@ -116,14 +116,9 @@ class Worker:
         )
 
     def _engine(self, config: dict[str, Any], *, spare: bool) -> Any:
+        spec, on_cpu = self.spec, self.ranks.on_cpu
         engine = build_engine(
-            self.spec.network,
-            self.task,
-            config,
-            seed=self.spec.seed,
-            rank=self.rank,
-            on_cpu=self.ranks.on_cpu,
-            spare=spare,
+            spec.network, self.task, config, seed=spec.seed, rank=self.rank, on_cpu=on_cpu, spare=spare
         )
         hold(engine)
         return engine

@@ -29,6 +29,13 @@ MAX_BYTES = 512 << 20
 """Largest network in fp32 that is written: 134 million parameters, such as the smallest GPT-2."""
 PREFIX = "rehearsal-"
 
+_TOLERANCE = 1e-4
+"""Largest difference in fp32, as a share of the largest output."""
+_TOLERANCE_16 = 2e-2
+"""Largest difference in 16 bits, as a share of the largest output."""
+_ROUNDINGS = 4.0
+"""Further difference in 16 bits, in units of the difference that rounding to 16 bits makes."""
+
 
 def rehearse(engine: Any, job: Job, batches: Batches, rank: Rank, position: Position) -> None:
     """Return if a run could end with a version now. All ranks call it together.
@@ -79,10 +86,11 @@ def _whole(engine: Any, job: Job, batches: Batches, rank: Rank, position: Positi
         loaded, again = _exported(uri, job, rank)
         # In fp32, so that values drawn when a network is built show even if they are small.
         served = [_answers(job, loaded, batch) for _ in range(2)]
-        if problem := _difference(served, _answers(job, again, batch), exact=True):
+        if problem := _difference(served, _answers(job, again, batch)):
             return problem
         del again
-        return _difference(answers, _answers(job, _cast(loaded, engine), batch), exact=_exact(engine))
+        wide = None if _exact(engine) else served[0]
+        return _difference(answers, _answers(job, _cast(loaded, engine), batch), wide)
     except Exception as error:  # whatever the user's code raises
         return f"{type(error).__name__}: {error}"
     finally:
@@ -100,10 +108,15 @@ def _exported(uri: str, job: Job, rank: Rank) -> list[Any]:
 
 
 def _cast(model: Any, engine: Any) -> Any:
-    """A network in the precision of the engine."""
+    """A network that computes in the precision of the engine, as its weights and its autocast decide."""
+    import torch
+
     dtypes = {name: parameter.dtype for name, parameter in engine.module.named_parameters()}
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(dtypes.get(name, parameter.dtype))
+    if engine.torch_autocast_enabled():
+        device = next(engine.module.parameters()).device.type
+        model.forward = torch.autocast(device, engine.torch_autocast_dtype())(model.forward)
     return model
 
 
@@ -122,18 +135,32 @@ def _exact(engine: Any) -> bool:
     """True if the engine computes in fp32."""
     import torch
 
-    autocast = (engine.config or {}).get("torch_autocast", {}).get("enabled")
-    return not autocast and all(p.dtype == torch.float32 for p in engine.module.parameters() if p.is_floating_point())
+    wide = all(p.dtype == torch.float32 for p in engine.module.parameters() if p.is_floating_point())
+    return wide and not engine.torch_autocast_enabled()
 
 
-def _difference(ours: list[Outcomes], loaded: Outcomes, *, exact: bool) -> str:
-    """The first output of the loaded network that is not the engine's. Empty: all are."""
-    tolerance = 1e-4 if exact else 2e-2
+def _difference(ours: list[Outcomes], loaded: Outcomes, wide: Outcomes | None = None) -> str:
+    """The first output of the loaded network that is not the engine's. Empty: all are.
+
+    Both compute the same in the same precision, so only rounding may tell them apart. It is compared with the largest
+    output, because a small output may be the difference of large values. In a deep network, rounding to 16 bits adds
+    up to any size, so `wide` measures it.
+
+    Args:
+        ours: the engine's outputs, computed twice.
+        loaded: the loaded network's.
+        wide: the loaded network's in fp32. None: the others are in fp32.
+    """
     for name, values in ours[0].items():
         theirs = loaded[name]
-        same: dict[str, Any] = {"rtol": tolerance, "atol": tolerance, "equal_nan": True}
-        if values.dtype.kind != "f" or not np.allclose(values, ours[1][name], **same):
-            continue  # text, or random also in training
+        if values.dtype.kind != "f":
+            continue  # text
+        allowed = (_TOLERANCE if wide is None else _TOLERANCE_16) * (1 + _largest(values))
+        if wide is not None and wide[name].shape == theirs.shape:
+            allowed += _ROUNDINGS * _largest(theirs - wide[name])
+        same: dict[str, Any] = {"rtol": 0.0, "atol": allowed, "equal_nan": True}
+        if not np.allclose(values, ours[1][name], **same):
+            continue  # random also in training
         if values.shape != theirs.shape or not np.allclose(values, theirs, **same):
             return (
                 f"the loaded network answers otherwise: `{name}` of a row is {_shown(theirs)} and not "
@@ -141,6 +168,11 @@ def _difference(ours: list[Outcomes], loaded: Outcomes, *, exact: bool) -> str:
                 "it is built?"
             )
     return ""
+
+
+def _largest(values: np.ndarray) -> float:
+    """The largest absolute value among those that are finite."""
+    return float(np.max(np.abs(values[np.isfinite(values)]), initial=0.0))
 
 
 def _shown(values: np.ndarray) -> str:

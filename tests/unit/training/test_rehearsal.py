@@ -41,7 +41,7 @@ stored = {
 }
 
 
-def problem_of(kind, network, stage, precision):
+def problem_of(kind, network, stage, precision, **changes):
     task = image_task() if kind == "image" else text_task()
     config = {
         "train_batch_size": world,
@@ -50,6 +50,7 @@ def problem_of(kind, network, stage, precision):
         "zero_optimization": {"stage": stage},
         "bf16": {"enabled": precision == "bf16"},
         "steps_per_print": 1 << 30,
+        **changes,
     }
     engine = build_engine(network, task, config, seed=0, rank=number, on_cpu=True)
     snapshot.hold(engine)
@@ -75,6 +76,15 @@ for stage in (0, 1, 2, 3):
     assert not problem_of("text", Llama(hidden_size=32, layers=1, heads=2), stage, "bf16"), stage
     network = Drawing(channels=(8,), hidden_size=8)
     assert "answers otherwise" in problem_of("image", network, stage, "bf16"), stage
+# DeepSpeed casts while the engine computes; the loaded network must do the same, to the bit.
+autocast = {"enabled": True, "dtype": "bfloat16"}
+seen, compare = [], rehearsal._difference
+rehearsal._difference = lambda *outcomes: seen.append(outcomes) or compare(*outcomes)
+assert not problem_of("text", Llama(hidden_size=32, layers=4, heads=2), 1, "fp32", torch_autocast=autocast)
+if number == 0:
+    ours, loaded, wide = seen[-1]
+    assert np.array_equal(ours[0]["loss"], loaded["loss"]) and not np.array_equal(loaded["loss"], wide["loss"])
+rehearsal._difference = compare
 assert "in_place" in problem_of("image", Half(channels=(8,), hidden_size=8), 1, "fp32")
 """
 
@@ -129,10 +139,26 @@ def test_outputs_are_compared_unless_training_itself_draws_them():
         return {"loss": np.array([loss]), "scores": np.array([[scores, 1 - scores]]), "label": np.array([1])}
 
     ours = [outcomes(1.0, 0.5), outcomes(1.0, 0.7)]  # the scores are random
-    assert not rehearsal._difference(ours, outcomes(1.0, 0.1), exact=True)
-    assert "`loss` of a row is 1.001 and not 1." in rehearsal._difference(ours, outcomes(1.001, 0.5), exact=True)
-    assert not rehearsal._difference(ours, outcomes(1.001, 0.5), exact=False)  # 16 bits
-    assert "`loss`" in rehearsal._difference(ours, outcomes(1.1, 0.5), exact=False)
+    assert not rehearsal._difference(ours, outcomes(1.0, 0.1))
+    assert "`loss` of a row is 1.001 and not 1." in rehearsal._difference(ours, outcomes(1.001, 0.5))
+    in_fp32 = outcomes(1.0, 0.5)
+    assert not rehearsal._difference(ours, outcomes(1.001, 0.5), in_fp32)  # 16 bits
+    assert "`loss`" in rehearsal._difference(ours, outcomes(1.1, 0.5), outcomes(1.1, 0.5))
     steady = [outcomes(np.nan, 0.5), outcomes(np.nan, 0.5)]
-    assert not rehearsal._difference(steady, outcomes(np.nan, 0.5), exact=True)
-    assert "`scores`" in rehearsal._difference(steady, outcomes(np.nan, 0.6), exact=True)
+    assert not rehearsal._difference(steady, outcomes(np.nan, 0.5))
+    assert "`scores`" in rehearsal._difference(steady, outcomes(np.nan, 0.6))
+
+
+def test_rounding_is_compared_with_the_largest_output_and_with_what_16_bits_do():
+    def prediction(*values: float) -> dict[str, np.ndarray]:
+        return {"prediction": np.array([values])}
+
+    # Thousands in steps of bf16 (2 to the power of -8): the second value is the difference of large ones.
+    ours = [prediction(4000.0, 8.0)] * 2
+    assert not rehearsal._difference(ours, prediction(4000.0, -8.0), prediction(4000.0, -8.0))
+    assert rehearsal._difference(ours, prediction(4000.0, 800.0), prediction(4000.0, 800.0))
+    # A deep network: 16 bits move the loaded network's output by 0.5, and the engine's by as much the other way.
+    ours = [prediction(1.0)] * 2
+    assert not rehearsal._difference(ours, prediction(2.0), prediction(1.5))
+    assert rehearsal._difference(ours, prediction(4.0), prediction(4.0)), "16 bits do not explain it"
+    assert rehearsal._difference(ours, prediction(2.0)), "fp32"
