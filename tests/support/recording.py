@@ -33,17 +33,31 @@ def recording(directory: Path, install: Callable[[], None] = lambda: None) -> Ca
                 self.began_at = began[0]
                 self.fed = Path(target) / f"{self.began_at}-{self.rank}.jsonl"
 
-            def _step(self, step, feed):
-                def noted(rows):
-                    line = {
-                        "step": step,
-                        "rows": list(zip(rows["epoch"].tolist(), rows["index"].tolist(), strict=True)),
-                    }
-                    with self.fed.open("a") as file:
-                        file.write(json.dumps({"attempt": self.began_at, **line}) + "\n")
-                    return rows
+            def _step(self, step, passes):
+                super()._step(step, Noted(passes, lambda rows: self._note(step, rows)))
 
-                super()._step(step, map(noted, feed))
+            def _note(self, step, rows):
+                pairs = zip(rows["epoch"].tolist(), rows["index"].tolist(), strict=True) if rows else ()
+                with self.fed.open("a") as file:
+                    file.write(json.dumps({"attempt": self.began_at, "step": step, "rows": list(pairs)}) + "\n")
+
+        class Noted:  # the passes of one step, whose first one has all its rows
+            def __init__(self, passes, note):
+                self.passes, self.note = passes, note
+
+            @property
+            def waited(self):
+                return self.passes.waited
+
+            def __iter__(self):
+                return self
+
+            def __next__(self):
+                one = next(self.passes)
+                if self.note:
+                    self.note(one.rows)
+                    self.note = None
+                return one
 
         install()
         loop.Worker = Recorded
