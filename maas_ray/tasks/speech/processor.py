@@ -156,6 +156,11 @@ class Processor:
     # --- its models
 
     @property
+    def masked(self) -> bool:
+        """True if models are told where a clip ends. Others count the padding of shorter clips in a batch."""
+        return bool(self.fixed or self._extractor.return_attention_mask)
+
+    @property
     def config_fields(self) -> dict[str, Any]:
         """Fields to set in a model's configuration: its labels, if they were fitted here."""
         if self.fixed:
@@ -188,16 +193,16 @@ class Processor:
         import torch
 
         module, lengths = module_of(model), batch["lengths"]
-        samples, masked = as_weights(model, batch["features"]), self._extractor.return_attention_mask
+        samples = as_weights(model, batch["features"])
         steps = module._get_feat_extract_output_lengths(lengths)
 
         def logits(samples: "torch.Tensor", lengths: "torch.Tensor") -> "torch.Tensor":
             positions = torch.arange(samples.shape[1], device=lengths.device)
-            mask = {"attention_mask": (positions < lengths[:, None]).long()} if masked else {}
+            mask = {"attention_mask": (positions < lengths[:, None]).long()} if self.masked else {}
             scores: torch.Tensor = model(input_values=samples, **mask).logits.float()
             return scores
 
-        sees_padding = not masked or getattr(module.config, "feat_extract_norm", "") == "group"
+        sees_padding = not self.masked or getattr(module.config, "feat_extract_norm", "") == "group"
         if module.training or not sees_padding:
             return logits(samples, lengths), steps
         # Group norm over time counts padding, so a clip is measured as it is served: beside clips of its own length.

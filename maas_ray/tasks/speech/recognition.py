@@ -136,6 +136,7 @@ class AutomaticSpeechRecognition(Task):
         self.frontend: Frontend = processor or Frames(spec.features, spec.sample_rate, state)
         if processor:
             self.auto_model = processor.auto_model  # type: ignore[misc]  # the processor decides the class
+            self.couples_rows = not processor.masked  # type: ignore[misc]  # and whether clips see padding
         self._max_seconds = min(spec.max_seconds, processor.window_s if processor else spec.max_seconds)
 
     # --- features

@@ -381,6 +381,7 @@ def test_a_clip_is_measured_as_transformers_hears_it_alone(masked: bool, tmp_pat
     spec = spec_of(processor=str(speech.wav2vec2(tmp_path / "given", masked=masked)), case="upper")
     rows = rows_of(spec, ["three", "four five six", "one two", "six"])
     task = spec.fit(rows)
+    assert task.couples_rows is not masked
     model = Pretrained(path=str(tmp_path / "given")).build(task).eval()
     outcomes = measured(task, model, rows)
     for index, row in enumerate(rows):
