@@ -15,6 +15,7 @@ from maas_ray.serve.spec import GATEWAY_APP, GATEWAY_DEPLOYMENT, SHARED_APP, SHA
 
 MODEL_PREFIX = "model-"
 _NONE = "nothing"
+_RUNNING = ("RUNNING", "UPDATING", "PENDING_MIGRATION")  # Serve's states of replicas that have started and stay
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,9 @@ def needed_by(records: Iterable[Record]) -> set[str]:
 
 
 def running_replicas(application: Mapping[str, Any]) -> int:
-    """Number of an application's running replicas."""
+    """Number of an application's running replicas, with those that take new options or are about to move."""
     return sum(
-        replica["state"] == "RUNNING"
+        replica["state"] in _RUNNING
         for deployment in application["deployments"].values()
         for replica in deployment["replicas"]
     )

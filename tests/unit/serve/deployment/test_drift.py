@@ -53,6 +53,7 @@ def test_what_stands_as_it_should_differs_in_nothing() -> None:
     assert found(replace(SERVING, problem="a/4: no room")) == set()  # the old one goes on, as it should
     assert found(SERVING, model_a=application(replicas=())) == set()  # scaled to zero
     assert found(SERVING, model_a=application("UNHEALTHY")) == set()  # one replica of several is ill
+    assert found(SERVING, model_a=application("DEPLOYING", ("UPDATING",))) == set()  # it takes new options
     assert found(DIRECT, model_a=application(route_prefix="/v2/models/a")) == set()
     assert found(SERVING, model_other=application(source="declarative"), mine=application()) == set()
 
