@@ -21,8 +21,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@command -v c++ >/dev/null || { echo "A C++ compiler is needed: DeepSpeed compiles a part of itself. Install g++."; exit 1; }
 	@echo "1/3 creating an environment in $(VENV) with $$($(PYTHON) --version) ($(PYTHON))"
 	@$(PYTHON) -m venv --clear $(VENV)
-	@echo "2/3 installing about 150 packages, some 2 GB; two to five minutes"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile -c constraints.txt -e '.[test,docs,client,compression]'
+	@echo "2/3 installing about 150 packages, some 2 GB; a minute or two"
+	@$(BIN)/python .ci/install.py
 	@echo "3/3 compiling DeepSpeed's communication between CPU workers, once; about a minute"
 	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 & \
 	  DS_ACCELERATOR=cpu $(BIN)/python -W ignore -m maas_ray.training.deepspeed.build \
