@@ -240,7 +240,9 @@ DRIVER = (
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("stage", ["removing duplicates", "encoding", "shuffling and writing"])
+@pytest.mark.parametrize(
+    "stage", [pytest.param("removing duplicates", marks=pytest.mark.slow), "encoding", "shuffling and writing"]
+)
 def test_a_killed_preparation_resumes(
     place: Settings, tmp_path: Path, stage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

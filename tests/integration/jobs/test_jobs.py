@@ -61,7 +61,7 @@ class Head:
         return maas(*commands, environment=self.environment | (env_vars or {}) | {"RAY_ADDRESS": self.address})
 
 
-@pytest.fixture(scope="module", params=["disabled", "token"])
+@pytest.fixture(scope="module", params=["token", pytest.param("disabled", marks=pytest.mark.slow)])
 def head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     directory = tmp_path_factory.mktemp("head")
     (directory / "token").write_text("fedcba9876543210" * 4)

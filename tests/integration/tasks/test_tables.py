@@ -128,6 +128,7 @@ def test_classification(settings: Settings, tmp_path: Path, served: list[str]) -
     assert refused["param"] == "instances[1].mean radius"
 
 
+@pytest.mark.slow
 def test_three_classes_by_a_perceptron(settings: Settings, tmp_path: Path) -> None:
     dataset = prepared("wine", tmp_path, settings)
     assert dataset.task.labels == ["class_0", "class_1", "class_2"]  # type: ignore[attr-defined]

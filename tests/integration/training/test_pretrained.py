@@ -49,7 +49,15 @@ CASES: dict[str, tuple[str, Any, Any, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", ["wav2vec2", "whisper", "vit", pytest.param("resnet", marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "whisper",
+        "vit",
+        pytest.param("wav2vec2", marks=pytest.mark.slow),
+        pytest.param("resnet", marks=pytest.mark.soak),
+    ],
+)
 def test_a_model_is_trained_further(name: str, cluster: str, settings: Settings, tmp_path: Path) -> None:
     import transformers
 
