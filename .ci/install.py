@@ -1,7 +1,7 @@
 """Install this package and its extras with uv, from wherever pip is configured to install from.
 
-uv takes half a minute where pip takes five. It does not read pip's configuration: indexes, directories of wheels,
-constraints and certificates are passed on. If uv fails, pip installs.
+uv takes half a minute, pip several. uv does not read pip's configuration, so indexes, directories of wheels,
+constraints and the certificate are passed on. Pip installs if it has options that are not, or if uv fails.
 """
 
 import ast
@@ -16,35 +16,47 @@ OPTIONS = {
     "find-links": "--find-links",
     "constraint": "-c",
 }
+# These have no influence on what is installed, or from where. The certificate is passed on in the environment.
+HARMLESS = {
+    "cert",
+    "default-timeout",
+    "timeout",
+    "retries",
+    "disable-pip-version-check",
+    "no-cache-dir",
+    "progress-bar",
+}
 PIP = [sys.executable, "-m", "pip"]
 
 
 def configured() -> dict[str, str]:
-    """Options of pip. The environment goes before files, and a narrower file before a wider one."""
+    """Options of `pip install`. The environment goes before the section of the command, and that before `global`."""
     listed = subprocess.run([*PIP, "config", "list"], capture_output=True, text=True, check=True).stdout
-    levels: dict[str, dict[str, str]] = {"global": {}, "user": {}, "site": {}, ":env:": {}}
+    sections: dict[str, dict[str, str]] = {"global": {}, "install": {}, ":env:": {}}
     for line in listed.splitlines():
         key, _, value = line.partition("=")
-        level, _, name = key.partition(".")
-        if level in levels:
-            levels[level][name] = ast.literal_eval(value)
-    return {name: value for options in levels.values() for name, value in options.items()}
+        section, _, name = key.partition(".")
+        if section in sections:
+            sections[section][name] = ast.literal_eval(value)
+    return {name: value for options in sections.values() for name, value in options.items()}
 
 
 def with_uv() -> bool:
     """True if uv has installed everything."""
     options = configured()
+    if unknown := options.keys() - OPTIONS.keys() - HARMLESS:
+        print(f"uv cannot do what pip is configured to: {', '.join(sorted(unknown))}")
+        return False
     passed = [word for name, flag in OPTIONS.items() for one in options.get(name, "").split() for word in (flag, one)]
-    certificates = {"SSL_CERT_FILE": options["cert"]} if "cert" in options else {}
-    installed = subprocess.run([*PIP, "install", "-qq", "--disable-pip-version-check", "uv>=0.9,<1"], check=False)
-    if installed.returncode:
+    certificate = {"SSL_CERT_FILE": options["cert"]} if "cert" in options else {}
+    if subprocess.run([*PIP, "install", "-qq", "--disable-pip-version-check", "uv>=0.9,<1"], check=False).returncode:
         return False
     # As pip does: the newest version of all indexes, not that of the first index which has the package.
     command = [sys.executable, "-m", "uv", "pip", "install", "-q", "--index-strategy", "unsafe-best-match", *passed]
-    done = subprocess.run([*command, "--python", sys.executable, *TARGET], env=os.environ | certificates, check=False)
+    done = subprocess.run([*command, "--python", sys.executable, *TARGET], env=os.environ | certificate, check=False)
     return not done.returncode
 
 
 if not with_uv():
-    print("uv could not install; installing with pip, which takes minutes", flush=True)
+    print("uv has not installed the packages; pip does, in several minutes", flush=True)
     subprocess.run([*PIP, "install", "-qq", "--disable-pip-version-check", "--no-compile", *TARGET], check=True)

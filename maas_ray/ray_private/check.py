@@ -45,7 +45,7 @@ USES = (
     Use("serve._private.client", "ServeControllerClient.record_request_routing_info", _MODELS),
     Use("serve._private.common", "RequestRoutingInfo.multiplexed_model_ids", _MODELS),
     Use("serve._private.direct_ingress_http_util", "ASGIDIReceiveProxy.__call__", _BODIES),
-    Use("serve._private.direct_ingress_http_util", "ASGIDIReceiveProxy.fetch_until_disconnect_task", _BODIES),
+    Use("serve._private.direct_ingress_http_util", "ASGIDIReceiveProxy.__init__", _BODIES),
     Use("serve.deployment", "Application._bound_deployment", "updates that keep running replicas"),
     Use("serve.deployment", "Deployment._version", "updates that keep running replicas"),
     Use("serve.handle", "_DeploymentResponseBase._replica_result_future", "requests that wait move to a new version"),
