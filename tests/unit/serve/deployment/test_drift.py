@@ -13,8 +13,8 @@ from maas_ray.serve.deployment.drift import Difference, changes, differences, un
 from maas_ray.serve.deployment.endpoints import Record, State
 from maas_ray.serve.routes import Route, to_config
 from maas_ray.serve.spec import GATEWAY_APP, SHARED_APP, SHARED_DEPLOYMENT, DeploySpec, SharedArgs
+from tests.support.echo import EchoAndSums
 from tests.support.models import route
-from tests.unit.serve.api.test_app import EchoAndSums
 from tests.unit.serve.deployment.test_endpoints import record
 
 SPEC = DeploySpec.parse({"version": "a@champion", "endpoint": "a"})

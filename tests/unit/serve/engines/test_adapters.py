@@ -21,9 +21,9 @@ from maas_ray.serve.text.types import Adapter, GenerateRequest, Tokens
 from maas_ray.settings import Settings
 from tests.support.adapters import publish_adapter, register_adapter, save_adapter
 from tests.support.bundles import register, save_bundle, text_task
+from tests.support.engines import DIGEST, PROMPTS, greedy, request, run, run_all
 from tests.support.errors import raises
 from tests.support.openvino import convert
-from tests.unit.serve.engines.test_engine import DIGEST, PROMPTS, greedy, request, run, run_all
 
 TASK = text_task()
 

@@ -8,8 +8,8 @@ import pytest
 from maas_ray.serve.engines.openvino import OpenVinoEngine
 from maas_ray.serve.engines.openvino_convert import ARCHITECTURES, Converted
 from tests.support.adapters import save_adapter
+from tests.support.engines import greedy, request, run_all
 from tests.support.openvino import convert
-from tests.unit.serve.engines.test_engine import greedy, request, run_all
 
 SHAPE = {"vocab_size": 320, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 LLAMA = SHAPE | {"intermediate_size": 96, "num_key_value_heads": 2, "max_position_embeddings": 256, "head_dim": 16}
