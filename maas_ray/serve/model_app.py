@@ -253,16 +253,23 @@ def _example(task: Task) -> _Row:
     }
 
 
-def autoscaling(scaling: Scaling) -> dict[str, Any]:
-    """Serve's autoscaling configuration."""
+def autoscaling(scaling: Scaling, replicas: int | None) -> dict[str, Any]:
+    """Serve's autoscaling configuration.
+
+    Args:
+        scaling: the bounds and the target.
+        replicas: replicas to begin with. Serve takes this number at every submission that changes anything. More than
+            the minimum are kept until the next submission, because an application without a route looks idle.
+            None: the application runs already, and keeps the number that it has.
+    """
     # Gateways report waiting requests to Serve's controller every 10 s. With this field, they report requests without a
     # replica every second. Serve calls the field deprecated, but does not read the variable that it names instead.
     frequent = {"metrics_interval_s": 1} if scaling.min_replicas == 0 else {}
     return {
         **frequent,
-        "min_replicas": scaling.min_replicas,
-        # One replica starts even if the minimum is 0: a version that cannot load must not get a route.
-        "initial_replicas": max(1, scaling.min_replicas),
+        # A single replica may stop again if the minimum is 0.
+        "min_replicas": max(scaling.min_replicas, replicas if replicas and replicas > 1 else 0),
+        "initial_replicas": replicas,
         "max_replicas": scaling.max_replicas,
         "target_ongoing_requests": scaling.target_ongoing_requests,
         "downscale_delay_s": scaling.downscale_delay_s,
@@ -300,12 +307,23 @@ class OwnPredictor(_Own, Predictor):
     """A replica of one predicting model."""
 
 
-def application(options: ServingOptions, uri: str, route: Route) -> Application:
-    """The application for a bundle, as `route` describes it."""
+def first_replicas(scaling: Scaling, needed: int = 0) -> int:
+    """Replicas that a new application starts with.
+
+    Args:
+        scaling: its bounds.
+        needed: replicas that do its work now, in the application that it replaces.
+    """
+    # One starts even if the minimum is 0: a version that cannot load must not get a route.
+    return min(max(1, scaling.min_replicas, needed), scaling.max_replicas)
+
+
+def application(options: ServingOptions, uri: str, route: Route, replicas: int | None) -> Application:
+    """The application for a bundle, as `route` describes it. `replicas`: see `autoscaling`."""
     deployment = serve.deployment(
         name="Model",
         **placement(options, route.kind),
-        autoscaling_config=autoscaling(options.scaling),
+        autoscaling_config=autoscaling(options.scaling, replicas),
         max_ongoing_requests=options.max_ongoing_requests,
         max_queued_requests=options.max_queued_requests,
         backpressure_config=BACKPRESSURE,
@@ -323,4 +341,4 @@ def build(args: ModelArgs) -> Application:
     version = Registry(Settings.from_environment()).resolve(args.version)
     args = chosen(args, version.task)
     route = make_route(version, endpoint=args.endpoint, application="", timeout_s=args.request_timeout_s)
-    return application(args, version.uri, route)
+    return application(args, version.uri, route, first_replicas(args.scaling))

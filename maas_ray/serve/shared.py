@@ -26,7 +26,7 @@ from maas_ray.serve.api.open_inference.tensors import InferBody
 from maas_ray.serve.api.predict import PredictBody
 from maas_ray.serve.caller import Caller
 from maas_ray.serve.engines import openvino
-from maas_ray.serve.model_app import Generator, Predictor, autoscaling
+from maas_ray.serve.model_app import Generator, Predictor, autoscaling, first_replicas
 from maas_ray.serve.replicas.cache import ModelCache
 from maas_ray.serve.spec import SHARED_DEPLOYMENT, ServingOptions, SharedArgs, SharedModel
 from maas_ray.serve.text.types import Delta, TextRequest
@@ -145,12 +145,12 @@ def _parse(key: str) -> SharedModel:
     return SharedModel.model_validate_json(key)
 
 
-def application(args: SharedArgs) -> Application:
-    """The application of all shared replicas."""
+def application(args: SharedArgs, replicas: int | None) -> Application:
+    """The application of all shared replicas. `replicas`: see `autoscaling`."""
     deployment = serve.deployment(
         name=SHARED_DEPLOYMENT,
         ray_actor_options={"num_cpus": args.resources.cpus, "num_gpus": args.resources.gpus},
-        autoscaling_config=autoscaling(args.scaling),
+        autoscaling_config=autoscaling(args.scaling, replicas),
         max_ongoing_requests=args.max_ongoing_requests,
         max_queued_requests=args.max_queued_requests,
         max_constructor_retry_count=2,
@@ -163,4 +163,4 @@ def application(args: SharedArgs) -> Application:
 
 def build(args: SharedArgs) -> Application:
     """The application, for a Serve config file."""
-    return application(args)
+    return application(args, first_replicas(args.scaling))

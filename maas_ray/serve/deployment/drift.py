@@ -24,8 +24,8 @@ class Difference:
 
     Args:
         endpoint: the endpoint; for an application that belongs to none, the application.
-        what: `missing`, `failed`, `unfinished`, `version`, `route`, `path`, `options`, `unwanted`, or a field of the
-            spec.
+        what: `missing`, `failed`, `unfinished`, `version`, `route`, `path`, `scaling`, `options`, `unwanted`, or a
+            field of the spec.
         should, found: the desired and the actual state, in words.
     """
 
@@ -101,6 +101,24 @@ def running_replicas(application: Mapping[str, Any]) -> int:
     )
 
 
+def target_replicas(application: Mapping[str, Any]) -> int:
+    """Number of replicas that Serve wants an application to have."""
+    return sum(deployment.get("target_num_replicas", 0) for deployment in application["deployments"].values())
+
+
+def holds_replicas(record: Record, running: Mapping[str, Any]) -> bool:
+    """True if the endpoint's application still has the minimum of replicas that it began with, see `model_app`."""
+    application = running.get(record.application)
+    held = _bounds(application).get("min_replicas") if application and record.application != SHARED_APP else None
+    return held is not None and held > DeploySpec.parse(record.spec, source=record.name).scaling.min_replicas
+
+
+def _bounds(application: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The autoscaling configuration of an application's deployment."""
+    deployments = application["deployments"].values()
+    return next((one.get("deployment_config", {}).get("autoscaling_config") or {} for one in deployments), {})
+
+
 def changes(spec: DeploySpec, version: str, record: Record | None) -> list[Difference]:
     """Differences between an endpoint's record and a spec.
 
@@ -133,9 +151,15 @@ def _of_record(record: Record, running: Mapping[str, Any]) -> list[Difference]:
     if why := lost(record, running):
         what = "missing" if why.endswith("does not run") else "failed"
         return [Difference(record.name, what, record.version, why)]
+    found = []
     should, has = own_path(record), running[record.serving_application]["route_prefix"]
     words = "over the gateway"
-    return [] if has == should else [Difference(record.name, "path", should or words, has or words)]
+    if has != should:
+        found.append(Difference(record.name, "path", should or words, has or words))
+    if holds_replicas(record, running):
+        bounds = record.spec.get("scaling", {}), _bounds(running[record.serving_application])
+        found.append(Difference(record.name, "scaling", *map(str, bounds)))
+    return found
 
 
 def own_path(record: Record) -> str | None:

@@ -122,7 +122,7 @@ def _repairs(
         yield Outcome(GATEWAY_APP, "has its routes")
     for change in changes:
         yield _finish(endpoints, change, settings, url)
-    yield from _restore_paths(endpoints, {found.endpoint for found in differences if found.what == "path"})
+    yield from _restore_options(endpoints, differences)
 
 
 def _delete_unwanted(endpoints: Endpoints, names: list[str], strangers: str) -> list[Outcome]:
@@ -149,11 +149,12 @@ def _routes_differ(differences: list[drift.Difference]) -> bool:
     return any(found.endpoint == GATEWAY_APP or found.what in ("version", "route") for found in differences)
 
 
-def _restore_paths(endpoints: Endpoints, pathless: set[str]) -> Iterator[Outcome]:
+def _restore_options(endpoints: Endpoints, differences: list[drift.Difference]) -> Iterator[Outcome]:
+    differing = {found.endpoint for found in differences if found.what in ("path", "scaling")}
     for record in endpoints.all():
-        if record.state is State.SERVING and record.name in pathless:
-            rollout.right_path(record)
-            yield Outcome(record.name, "has its path")
+        if record.state is State.SERVING and record.name in differing:
+            rollout.restore_options(record)
+            yield Outcome(record.name, "has its path and its scaling")
         if record.state is State.FAILED and record.route:  # the gateway had failed, and works now
             endpoints.put(replace(record, state=State.SERVING, problem=""))
 

@@ -5,19 +5,20 @@ continue it, even while the deployer that began it still lives. Several changes 
 no verbs.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 from maas_ray.errors import ConflictError, DeploymentError
 from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.deployment import smoke
 from maas_ray.serve.deployment.desired import code_version
-from maas_ray.serve.deployment.drift import needed_by, own_path, running_replicas
+from maas_ray.serve.deployment.drift import holds_replicas, needed_by, own_path, running_replicas, target_replicas
 from maas_ray.serve.deployment.endpoints import Endpoints, Record, State
 from maas_ray.serve.deployment.gateway_routes import apply_gateway
 from maas_ray.serve.routes import direct_path
-from maas_ray.serve.spec import GATEWAY_APP, SHARED_APP, DeploySpec, SharedArgs
+from maas_ray.serve.spec import GATEWAY_APP, SHARED_APP, DeploySpec, Scaling, SharedArgs
 from maas_ray.settings import Settings
 from maas_ray.spec import digest_of
 from maas_ray.terminal.lines import progress
@@ -107,9 +108,33 @@ def submit(change: Change, settings: Settings) -> None:
         submit_shared(settings)
         return
     _make_way(name)
-    stays = change.before is not None and change.before.application == name
     # A path that another application has moves together with the route.
-    _submit(change.wanted, own_path(change.wanted) if stays else None)
+    path = own_path(change.wanted) if _stays(change) else None
+    running, before = control.applications(), change.before.application if change.before else SHARED_APP
+    needed = running_replicas(running[before]) if before in running and before != SHARED_APP else 0
+    _submit(change.wanted, path, _first_replicas(_spec(change.wanted).scaling, running.get(name), needed))
+
+
+def _stays(change: Change) -> bool:
+    """True if running replicas of the endpoint get new options, instead of being replaced."""
+    return change.before is not None and change.before.application == change.wanted.application
+
+
+def _spec(record: Record) -> DeploySpec:
+    return DeploySpec.parse(record.spec, source=f"endpoint {record.name}")
+
+
+def _first_replicas(scaling: Scaling, running: Mapping[str, Any] | None, needed: int = 0) -> int | None:
+    """Replicas that an application starts with. None: it runs, and keeps its number.
+
+    Args:
+        scaling: its bounds.
+        running: the application as it runs now.
+        needed: replicas of the application that it replaces.
+    """
+    from maas_ray.serve import model_app
+
+    return None if running and target_replicas(running) else model_app.first_replicas(scaling, needed)
 
 
 def shared_args(settings: Settings) -> SharedArgs:
@@ -131,7 +156,8 @@ def submit_shared(settings: Settings) -> None:
     args = shared_args(settings)
     # Running replicas accept changes of all other options.
     version = digest_of({"resources": args.resources.document(), "code": code_version()})[:12]
-    control.submit(shared.application(args), SHARED_APP, version=version, route_prefix=None)
+    replicas = _first_replicas(args.scaling, control.applications().get(SHARED_APP))
+    control.submit(shared.application(args, replicas), SHARED_APP, version=version, route_prefix=None)
 
 
 def _make_way(name: str) -> None:
@@ -144,18 +170,17 @@ def _make_way(name: str) -> None:
         control.wait_until_gone(name)
 
 
-def _submit(record: Record, route_prefix: str | None) -> None:
-    """Make a record the target state of its application."""
+def _submit(record: Record, route_prefix: str | None, replicas: int | None = None) -> None:
+    """Make a record the target state of its application. `replicas`: see `model_app.autoscaling`."""
     from maas_ray.serve import model_app
 
     assert record.route is not None  # noqa: S101  a desired record has a route
-    spec = DeploySpec.parse(record.spec, source=f"endpoint {record.name}")
-    application = model_app.application(spec, record.uri, record.route)
+    application = model_app.application(_spec(record), record.uri, record.route, replicas)
     control.submit(application, record.application, version=record.application, route_prefix=route_prefix)
 
 
-def right_path(record: Record) -> None:
-    """Give an endpoint's application its recorded path, or take its path away."""
+def restore_options(record: Record) -> None:
+    """Give an endpoint's application its recorded path, or take its path away; and give it its recorded bounds."""
     _submit(record, own_path(record))
 
 
@@ -186,12 +211,16 @@ def make_ready(change: Change) -> Change:
     Raises:
         DeploymentError: it does not work, or did not answer.
     """
-    spec = DeploySpec.parse(change.wanted.spec, source=f"endpoint {change.begun.name}")
+    spec = _spec(change.wanted)
+    own = change.wanted.application != SHARED_APP
     with progress(f"{change.begun.name}: replicas ready") as bar:
         control.wait(
             change.begun.application,
             placement_timeout_s=spec.placement_timeout_s,
             startup_timeout_s=spec.startup_timeout_s,
+            enough=max(1, spec.scaling.min_replicas) if own else None,
+            # An autoscaled endpoint that stays may want more replicas than fit, with new options or without.
+            surplus_timeout_s=0 if _stays(change) else spec.placement_timeout_s,
             report=lambda now: bar.update(now.running, now.note, total=now.wanted),
         )
     route = change.wanted.route
@@ -232,6 +261,8 @@ def switch(endpoints: Endpoints, changes: Sequence[Change], settings: Settings, 
         raise
     for change in changes:
         give_path(change.wanted, url, change.before)
+        if holds_replicas(change.wanted, control.applications()):
+            restore_options(change.wanted)  # from now on, Serve sees its requests
     delete_unused(endpoints, [change.before.application for change in changes if change.before])
 
 
@@ -249,6 +280,11 @@ def take_back(endpoints: Endpoints, begun: Record, before: Record | None, error:
     same = before and before.route and before.application == begun.application != SHARED_APP
     if before and before.route and same and before.spec != begun.spec:
         # The same replicas got new options. Give them the old options back.
+        running = control.applications().get(before.application)
+        if running and 0 < running_replicas(running) < target_replicas(running):
+            # Replicas that the new options asked for did not fit, and are not wanted any more.
+            scaling = _spec(before).scaling
+            _submit(before, own_path(before), _first_replicas(scaling, None, running_replicas(running)))
         _submit(before, own_path(before))
     delete_unused(endpoints, [begun.application])
 

@@ -17,6 +17,7 @@ from maas_ray import cluster
 from maas_ray.errors import ClusterError, DeploymentError
 from maas_ray.ray_private.serve import client, delete_in_background, set_code_version
 from maas_ray.serve.spec import MAX_TIMEOUT_S
+from maas_ray.terminal.lines import say
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -33,11 +34,18 @@ _HEAD = "node:__internal_head__"
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress of an application: `running` of `wanted` replicas, and the reason for waiting, in words."""
+    """Progress of an application.
+
+    Args:
+        running, wanted: replicas that run, and that shall run.
+        note: the reason for waiting, in words.
+        going: replicas that start, stop or get new options now, without waiting for resources.
+    """
 
     running: int
     wanted: int
     note: str
+    going: int
 
 
 def connected(settings: "Settings") -> bool:
@@ -108,7 +116,13 @@ def applications() -> dict[str, Any]:
 
 
 def wait(
-    name: str, *, placement_timeout_s: float, startup_timeout_s: float, report: Callable[[Progress], None]
+    name: str,
+    *,
+    placement_timeout_s: float,
+    startup_timeout_s: float,
+    report: Callable[[Progress], None],
+    enough: int | None = None,
+    surplus_timeout_s: float = 0.0,
 ) -> None:
     """Wait until an application runs as submitted.
 
@@ -117,6 +131,8 @@ def wait(
         placement_timeout_s: longest wait for free resources on the cluster.
         startup_timeout_s: longest time to load, once the resources are free.
         report: called with the progress, several times a second.
+        enough: replicas that suffice if there is no room for all that Serve wants. None: all of them.
+        surplus_timeout_s: longest wait for resources of further ones.
 
     Raises:
         DeploymentError: it failed, or a timeout has passed.
@@ -137,6 +153,10 @@ def wait(
             began = now
         else:
             placed = now
+        settled = enough is not None and progress.running >= enough and not progress.going
+        if settled and now - began > surplus_timeout_s:
+            say(f"{name}: {progress.running} of {progress.wanted} replicas run; {progress.note}")
+            return
         if now - began > placement_timeout_s:
             raise DeploymentError(
                 f"the cluster had no free resources for a replica within {placement_timeout_s:g} s: "
@@ -273,10 +293,12 @@ def _progress(found: dict[str, Any]) -> tuple[bool, Progress]:
     running = sum(replica["state"] == "RUNNING" for replica in replicas)
     wanted = sum(deployment["target_num_replicas"] for deployment in deployments)
     starting = [replica for replica in replicas if replica["state"] == "STARTING"]
-    if not deployments or not any(replica.get("node_id") is None for replica in starting):
-        return False, Progress(running, wanted, "loading" if starting else "waiting for Serve")
+    unplaced = sum(replica.get("node_id") is None for replica in starting)
+    going = len(replicas) - running - unplaced
+    if not unplaced:
+        return False, Progress(running, wanted, "loading" if starting else "waiting for Serve", going)
     short = _shortage(next(iter(deployments)).get("required_resources", {}))
-    return True, Progress(running, wanted, f"no room; {short}" if short else "starting")
+    return True, Progress(running, wanted, f"no room; {short}" if short else "starting", going)
 
 
 def _shortage(required: dict[str, float]) -> str:

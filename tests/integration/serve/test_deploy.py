@@ -21,7 +21,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from maas_ray import DeploySpec, Registry, deploy, endpoints, undeploy
+from maas_ray import DeploySpec, Registry, deploy, diff, endpoints, undeploy
 from maas_ray.errors import DeploymentError, NotFoundError
 from maas_ray.settings import Settings
 from tests.support import ROOT
@@ -574,6 +574,24 @@ def test_other_scaling_restarts_nothing(served: Served) -> None:
     before = replica_ids(application)
     put(served.settings, "lm/2", scaling={"min_replicas": 1, "max_replicas": 2})
     assert replica_ids(application) == before
+
+
+def test_updates_keep_the_replicas_that_autoscaling_added(served: Served) -> None:
+    def replicas(**options: int) -> set[str]:
+        options = {"max_batch_size": 4, "request_timeout_s": 60} | options
+        put(served.settings, "img/1", scaling={"min_replicas": 1, "max_replicas": 2}, **options)
+        (application,) = [name for name in applications() if name.startswith("model-img-")]
+        return replica_ids(application)
+
+    put(served.settings, "img/1", max_batch_size=4, scaling={"min_replicas": 2, "max_replicas": 2})
+    before = replicas()
+    assert len(before) == 2
+    assert replicas(request_timeout_s=59) == before
+    after = replicas(max_batch_size=5)
+    assert len(after) == 2
+    assert not after & before
+    assert [found for found in diff(settings=served.settings) if found.endpoint == "img"] == []
+    put(served.settings, "img/1", max_batch_size=4)
 
 
 def test_a_deployment_that_fails_leaves_what_was_served(served: Served) -> None:
