@@ -1,6 +1,5 @@
 """An artifact exists whole or not at all, whoever dies or writes beside it."""
 
-import json
 import multiprocessing
 import os
 import threading
@@ -15,44 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maas_ray import storage
-from maas_ray.errors import ConflictError, CorruptError, NotFoundError, StorageError
-from maas_ray.spec import digest_of
-from maas_ray.storage import MANIFEST, Artifact, FileEntry
+from maas_ray.errors import ConflictError, NotFoundError, StorageError
+from maas_ray.storage import MANIFEST, Artifact
+from tests.support.artifacts import FILES, make
 from tests.support.errors import raises
-from tests.support.faulty import FINE, FULL, ONE_IN_FIVE, UNREACHABLE, faulty
-
-FILES = {"a.txt": b"alpha", "deep/er/b.bin": bytes(range(256)) * 10, "empty": b""}
-
-
-@pytest.fixture(params=["local", "memory"])
-def home(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A URI under which nothing lies yet."""
-    return str(tmp_path / "store") if request.param == "local" else f"memory://{uuid.uuid4().hex}/store"
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return make(tmp_path / "source", FILES)
-
-
-def make(directory: Path, files: dict[str, bytes]) -> Path:
-    for path, data in files.items():
-        (directory / path).parent.mkdir(parents=True, exist_ok=True)
-        (directory / path).write_bytes(data)
-    return directory
-
-
-def put(artifact: Artifact, path: str, data: bytes) -> None:
-    """Write behind the platform's back."""
-    fs, target = storage.filesystem(storage.join(artifact.uri, path))
-    fs.pipe_file(target, data)
-
-
-def edit_manifest(artifact: Artifact, edit: Any) -> None:
-    document = storage.read_json(storage.join(artifact.uri, MANIFEST))
-    edit(document)
-    storage.write_json(storage.join(artifact.uri, MANIFEST), document)
-
 
 # --- publishing and reading ------------------------------------------------------------------------
 
@@ -135,107 +100,6 @@ def _sha256(data: bytes) -> str:
     import hashlib
 
     return hashlib.sha256(data).hexdigest()
-
-
-# --- damage ----------------------------------------------------------------------------------------
-
-
-def test_a_flipped_byte_is_found_on_every_way_of_reading(home: str, directory: Path, tmp_path: Path) -> None:
-    artifact = storage.publish(directory, home, "bundle", {})
-    data = bytearray(FILES["deep/er/b.bin"])
-    data[1000] ^= 1
-    put(artifact, "deep/er/b.bin", bytes(data))
-    opened = storage.open_artifact(artifact.uri, "bundle")
-
-    for read in (opened.verify, lambda: opened.read("deep/er/b.bin"), lambda: opened.fetch(tmp_path / "copy")):
-        with raises(CorruptError, "checksum_differs", "deep/er/b.bin"):
-            read()
-    assert not (tmp_path / "copy/deep/er/b.bin").exists()
-    assert not list((tmp_path / "copy").rglob("*.partial"))
-    assert opened.read("a.txt") == b"alpha"
-
-
-@pytest.mark.parametrize("data", [b"alph", b"alphaa", b""])
-def test_a_file_of_another_size_is_found_when_opening(home: str, directory: Path, data: bytes) -> None:
-    artifact = storage.publish(directory, home, "bundle", {})
-    put(artifact, "a.txt", data)
-
-    with raises(CorruptError, "size_differs", "a.txt", f"{len(data)} bytes", "manifest says 5"):
-        storage.open_artifact(artifact.uri, "bundle")
-
-
-def test_a_missing_file_is_found_when_opening(home: str, directory: Path) -> None:
-    artifact = storage.publish(directory, home, "bundle", {})
-    storage.delete(storage.join(artifact.uri, "empty"))
-
-    with raises(CorruptError, "file_missing", "empty"):
-        storage.open_artifact(artifact.uri, "bundle")
-
-
-@pytest.mark.parametrize("keep", [0, 1, 50, -2])
-def test_a_truncated_manifest_is_found(home: str, directory: Path, keep: int) -> None:
-    artifact = storage.publish(directory, home, "bundle", {})
-    put(artifact, MANIFEST, storage.read_bytes(storage.join(artifact.uri, MANIFEST))[:keep])
-
-    with raises(CorruptError, "invalid_json", MANIFEST):
-        storage.open_artifact(artifact.uri, "bundle")
-
-
-def _add_file(document: dict[str, Any]) -> None:
-    document["files"].append({"path": "a2.txt", "size": 5, "sha256": "0" * 64})
-
-
-@pytest.mark.parametrize(
-    "edit",
-    [
-        lambda document: document["meta"].update(name="evil"),
-        lambda document: document["files"][0].update(sha256="0" * 64),
-        lambda document: document["files"][0].update(size=6),
-        lambda document: document["files"].pop(),
-        lambda document: document.update(digest="0" * 64),
-        lambda document: document.update(kind="dataset"),
-        lambda document: document.pop("meta"),
-        lambda document: document.update(files=None),
-        lambda document: document["files"][0].update(path=5),
-        _add_file,
-    ],
-)
-def test_a_tampered_manifest_is_found(home: str, directory: Path, edit: Any) -> None:
-    artifact = storage.publish(directory, home, "bundle", {"name": "x"})
-    edit_manifest(artifact, edit)
-
-    with pytest.raises(CorruptError):
-        storage.open_artifact(artifact.uri, "bundle")
-
-
-@pytest.mark.parametrize("document", [[], "text", 5, None, {}, {"format": 2}, {"format": 1}], ids=json.dumps)
-def test_a_document_that_is_no_manifest_is_refused(home: str, document: Any) -> None:
-    storage.write_json(storage.join(home, MANIFEST), document)
-
-    with pytest.raises(StorageError):
-        storage.open_artifact(home, "bundle")
-
-
-PATHS_OUT = ["../x", "a/../../x", "/etc/passwd", "a//b", ".", "..", "a/.", "", "a\\b", "a/", "a\0b"]
-
-
-@pytest.mark.parametrize("path", PATHS_OUT)
-def test_no_path_leads_out_of_an_artifact(home: str, directory: Path, path: str) -> None:
-    artifact = storage.publish(directory, home, "bundle", {})
-
-    def climb(document: dict[str, Any]) -> None:
-        document["files"][0]["path"] = path
-        listing = sorted([entry["path"], entry["size"], entry["sha256"]] for entry in document["files"])
-        document["digest"] = digest_of({"kind": "bundle", "files": listing, "meta": {}})
-
-    edit_manifest(artifact, climb)
-
-    with raises(StorageError, "path_not_relative", repr(path)):
-        storage.open_artifact(artifact.uri, "bundle")
-    with raises(StorageError, "path_not_relative"):
-        storage.join(home, path)
-    with raises(StorageError, "path_not_relative"):
-        FileEntry(path, 0, "")
 
 
 # --- interruption and company ----------------------------------------------------------------------
@@ -345,83 +209,3 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
 
     assert seen <= set(contents)
     assert os.listdir(tmp_path) == ["pointer.json"]
-
-
-# --- single files and URIs -------------------------------------------------------------------------
-
-
-def test_what_a_filesystem_raises_becomes_the_platforms_error(home: str, tmp_path: Path) -> None:
-    with raises(NotFoundError, "not_found", f"{home}/none"):
-        storage.read_bytes(f"{home}/none")
-    with raises(StorageError, "unknown_scheme", "nosuch://x"):
-        storage.exists("nosuch://x")
-    (tmp_path / "file").write_text("x")
-    with raises(StorageError, "storage_failed", tmp_path / "file" / "below"):
-        storage.write_bytes(str(tmp_path / "file" / "below"), b"")
-    storage.write_bytes(f"{home}/bad.json", b"{")
-    with raises(CorruptError, "invalid_json", f"{home}/bad.json"):
-        storage.read_json(f"{home}/bad.json")
-
-
-def test_listing_and_deleting(home: str) -> None:
-    assert storage.list_directory(home) == []
-    storage.write_bytes(f"{home}/b/x", b"1")
-    storage.write_bytes(f"{home}/a", b"2")
-
-    assert storage.list_directory(home) == ["a", "b"]
-    storage.delete(f"{home}/b")
-    storage.delete(f"{home}/b")
-    assert storage.list_directory(home) == ["a"]
-
-
-@pytest.mark.parametrize(
-    ("uri", "joined"),
-    [
-        ("s3://bucket/maas/", "s3://bucket/maas/a/b"),
-        ("memory://", "memory:///a/b"),
-        ("file:///", "file:///a/b"),
-        ("/", "/a/b"),
-        ("/srv//", "/srv/a/b"),
-    ],
-)
-def test_joining_keeps_the_scheme(uri: str, joined: str) -> None:
-    assert storage.join(uri, "a", "b") == joined
-
-
-def test_local_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-
-    assert storage.join("x", "a") == f"{tmp_path}/x/a"
-    assert storage.join("~/x", "a") == f"{tmp_path}/x/a"
-    assert storage.is_local("x")
-    assert not storage.is_local("memory://x")
-
-
-def test_storage_that_cannot_be_reached_is_not_taken_for_empty(tmp_path: Path):
-    told, home = tmp_path / "told", f"faulty://{tmp_path}/store"
-    told.write_text(FINE)
-    faulty(told)()
-    assert storage.list_directory(home) == []
-    storage.write_bytes(f"{home}/a", b"alpha")
-    told.write_text(UNREACHABLE)
-    with pytest.raises(StorageError, match="ConnectionLostError: Could not connect to the endpoint"):
-        storage.list_directory(home)
-    told.write_text(FINE)
-    assert storage.list_directory(home) == ["a"]
-
-
-def test_publishing_tries_again_what_could_not_be_written(
-    tmp_path: Path, directory: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(storage.retry.time, "sleep", lambda _: None)
-    told, said = tmp_path / "told", []
-    told.write_text(ONE_IN_FIVE)
-    faulty(told)()
-    for number in range(5):
-        storage.publish(directory, f"faulty://{tmp_path}/store", "bundle", {"number": number}, 60, said.append).verify()
-    # Four files each, the manifest among them: the 20 and 4 more.
-    assert len(said) == 4
-    told.write_text(FULL)
-    with pytest.raises(StorageError, match="No space left on device"):
-        storage.publish(directory, f"faulty://{tmp_path}/store", "bundle", {})

@@ -1,7 +1,5 @@
-"""Steps that look at text: what they mend, what they leave out, and in which script."""
+"""Steps that look at text: what they repair, what they drop, and in which script."""
 
-import pickle
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,33 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maas_ray.data.cleaning import Dropped, Notes, clean_row
-from maas_ray.data.cleaning.base import CleaningStep
 from maas_ray.data.cleaning.c4 import C4Quality
 from maas_ray.data.cleaning.characters import Characters
 from maas_ray.data.cleaning.fix_text import FixText
-from maas_ray.data.cleaning.gopher import GopherQuality, GopherRepetition
+from maas_ray.data.cleaning.gopher import GopherQuality
 from maas_ray.data.cleaning.language import Language
 from maas_ray.data.cleaning.length import Length
 from maas_ray.errors import InvalidError, SpecError
 from maas_ray.tasks.rows import REST
+from tests.support.cleaning import ARABIC, CHINESE, ENGLISH, GERMAN, fate
 from tests.support.errors import raises
-
-ENGLISH = (
-    "The quick brown fox jumps over the lazy dog, and all the people of the town have seen it with their own eyes."
-)
-GERMAN = "Der schnelle braune Fuchs springt über den faulen Hund, und alle Leute der Stadt haben es mit Augen gesehen."
-CHINESE = "敏捷的棕色狐狸跳过了懒狗，城里所有的人都亲眼看到了这一切，大家都觉得非常有趣，纷纷鼓掌。"
-ARABIC = "قفز الثعلب البني السريع فوق الكلب الكسول، وقد رأى كل أهل المدينة ذلك بأعينهم وأعجبهم كثيرا."
-
-
-def fate(step: CleaningStep, text: Any) -> str | None:
-    """Why a text is dropped; None: it stays."""
-    try:
-        step.clean({"text": text}, Notes())
-    except Dropped as reason:
-        return str(reason)
-    return None
-
 
 # --- which texts -----------------------------------------------------------------------------------
 
@@ -265,155 +246,3 @@ def test_the_middle_of_a_long_text_decides() -> None:
     text = ENGLISH + GERMAN * 100 + ENGLISH
 
     assert fate(Language(languages=("de",), sample_characters=1000), text) is None
-
-
-# --- Gopher ----------------------------------------------------------------------------------------
-
-PROSE = " ".join(
-    f"In chapter{n} of the book we have to be with people that know{n} and things{n} happen." for n in range(20)
-)
-
-
-def lines(count: int, *more: str) -> str:
-    return "\n".join([*(f"line number {n} says another thing {n * n}" for n in range(count)), *more])
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        (ENGLISH, None),
-        (GERMAN, None),
-        (CHINESE, None),
-        ("", None),
-        (lines(6, *["again"] * 5), "duplicate lines"),
-        (
-            lines(7, *["a line that is rather longer than the other lines of this text are, by far"] * 3),
-            "characters in duplicate lines",
-        ),
-        ("\n\n".join([*map(str, range(6)), *"aaaaa"]), "duplicate paragraphs"),
-        (lines(1) + " spam eggs" * 12, "top 2-gram"),
-        (" ".join(f"word{n % 150}" for n in range(300)), "duplicate 5-grams"),
-    ],
-)
-def test_repetitive_texts_are_dropped(text: str, reason: str | None) -> None:
-    assert fate(GopherRepetition(), text) == reason
-
-
-def test_rules_of_repetition_can_be_disabled() -> None:
-    text = "spam eggs " * 50
-    off = {"max_top_ngram": {}, "max_duplicate_ngrams": {5: 1.0}}
-
-    assert fate(GopherRepetition(), text) == "top 2-gram"
-    assert fate(GopherRepetition(**off), text) is None
-    assert fate(GopherRepetition(**off | {"max_duplicate_ngrams": {3: 0.7}}), text) == "duplicate 3-grams"
-    with raises(SpecError, "less_than_equal", "max_top_ngram", 20):
-        GopherRepetition.parse({"max_top_ngram": {2: 20}})
-
-
-def naive_duplicates(words: list[str], size: int) -> int:
-    """As datatrove counts them, on tuples of words."""
-    seen, total, place = set(), 0, 0
-    while place <= len(words) - size:
-        ngram = tuple(words[place : place + size])
-        if ngram in seen:
-            total, place = total + sum(map(len, ngram)), place + size
-        else:
-            seen.add(ngram)
-            place += 1
-    return total
-
-
-@given(st.lists(st.sampled_from(["a", "bb", "ccc"]), min_size=1, max_size=60), st.integers(2, 6))
-def test_ngrams_are_counted_as_by_a_naive_count(words: list[str], size: int) -> None:
-    share = naive_duplicates(words, size) / len(" ".join(words))
-    off = {"max_top_ngram": {}, "max_duplicate_lines": 1, "max_duplicate_paragraphs": 1}
-
-    for most, reason in ((share, None), (share - 1e-9, f"duplicate {size}-grams")):
-        if 0 <= most < 1:
-            assert fate(GopherRepetition(**off, max_duplicate_ngrams={size: most}), " ".join(words)) == reason
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        (PROSE, None),
-        ("", "too few words"),
-        (ENGLISH, "too few words"),
-        ("a " * 60, "words are too short"),
-        ("internationalisation " * 60, "words are too long"),
-        (PROSE + " #hash" * 80, "too many hash signs"),
-        (PROSE + " well..." * 80, "too many ellipses"),
-        ("\n".join(f"- {part}." for part in PROSE.split(". ")), "too many bullet points"),
-        (
-            "\n".join(f"{part} and so on for many words..." for part in PROSE.split(". ")),
-            "too many lines that end with an ellipsis",
-        ),
-        (PROSE + " 1234 5678" * 60, "too few words with letters"),
-        (" ".join([GERMAN] * 4), "too few stop words"),
-    ],
-)
-def test_texts_of_low_quality_are_dropped(text: str, reason: str | None) -> None:
-    assert fate(GopherQuality(), text) == reason
-
-
-def test_stop_words_can_be_those_of_another_language() -> None:
-    step = GopherQuality(stop_words=("der", "und", "die", "mit", "es"))
-
-    assert fate(step, " ".join([GERMAN] * 4)) is None
-
-
-# --- C4 --------------------------------------------------------------------------------------------
-
-PAGE = """Home | About
-The first sentence of this page is here.[1] "And here is another one."
-Our site uses cookies to make everything better for you.
-Please enable Javascript to see this page as it is.
-too short.
-The third sentence, on a line of its own, ends here!
-This line has no full stop at its end
-And this one does not really end..."""
-
-
-def test_c4_keeps_lines_of_prose() -> None:
-    notes = Notes()
-    row = C4Quality().clean({"text": PAGE, "label": "Menu"}, notes)
-
-    assert row == {
-        "text": 'The first sentence of this page is here. "And here is another one."\n'
-        "The third sentence, on a line of its own, ends here!",
-        "label": "Menu",
-    }
-    assert notes == {"removed lines": 1}
-    assert C4Quality().clean(row, notes) is row
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("", None),
-        ("One sentence that is long enough. And a second sentence.", "too few sentences"),
-        (PAGE + "\nAnd here we see lorem ipsum in a sentence.", "lorem ipsum"),
-        (PAGE + "\nThis line has a function() { in its middle.", "curly bracket"),
-        (PAGE + "\nNo curly { in prose", None),
-    ],
-)
-def test_c4_drops_pages(text: str, reason: str | None) -> None:
-    assert fate(C4Quality(), text) == reason
-
-
-def test_bad_words_are_words_and_travel_with_the_step(tmp_path: Path) -> None:
-    path = tmp_path / "bad.txt"
-    path.write_text("Darn\n坏话\n\n", encoding="utf-8")
-    step = C4Quality(bad_words=str(path), min_words_per_line=0)
-    page = "This is one sentence. This is another sentence here. And {} is the third sentence."
-    pages = [page.format(word) for word in ("this", "darning", "DARN", "很坏话的")]
-    step = step.model_copy(update={"curly_brackets": False})
-    identity = step.identity()
-    path.unlink()
-
-    for one in (step, pickle.loads(pickle.dumps(step))):
-        assert [fate(one, text) for text in pages] == [None, None, "bad word", "bad word"]
-    elsewhere = tmp_path / "same.txt"
-    elsewhere.write_text("Darn\n坏话\n\n", encoding="utf-8")
-    other = C4Quality(bad_words=str(elsewhere), min_words_per_line=0, curly_brackets=False)
-    assert other.identity() == identity
