@@ -36,7 +36,6 @@ from generation import make_version
 from maas_ray import DeploySpec, cluster, deploy
 from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.deployment.endpoints import Endpoints
-from maas_ray.serve.spec import SHARED_APP
 from maas_ray.settings import Settings
 
 BAR = 0.6
@@ -137,7 +136,7 @@ def compare(settings: Settings, rounds: int) -> int:
         first_token(completions, "other")  # which takes the place of `shared`
         time.sleep(1)
         asked, first = first_token(completions, "shared")
-        ends = control.ask(SHARED_APP, "phases", shared=routes["shared"].target.shared)
+        ends = control.ask(routes["shared"].target.application, "phases", shared=routes["shared"].target.shared)
         runs["shared"].append(durations(asked, ends, first))
         wait_until_zero("plain")
         asked, first = first_token(f"{url}/plain", "")

@@ -32,10 +32,11 @@ import psutil
 from maas_ray import DeploySpec, Registry, cluster, deploy
 from maas_ray.registry.bundle import BundleMeta, Lineage, publish_bundle
 from maas_ray.serve import gateway
+from maas_ray.serve.deployment import ownership
 from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.deployment.endpoints import Endpoints
 from maas_ray.serve.routes import Table
-from maas_ray.serve.spec import GATEWAY_APP, SHARED_APP, GatewayArgs
+from maas_ray.serve.spec import GATEWAY_APP, GatewayArgs
 from maas_ray.settings import Settings
 from maas_ray.tasks.vision.classification import ImageClassificationSpec
 from maas_ray.tasks.vision.networks import Cnn
@@ -178,7 +179,7 @@ def compare(settings: Settings, arguments: argparse.Namespace) -> int:
         f"{len(live)} asked, ratio {grown:.3f}; at the end {memory['live'][-1]:.0f} MB"
     )
     misses(url, names, live)
-    print(f"the shared replica: {resident_mb(SHARED_APP):.0f} MB")
+    print(f"the shared replica: {resident_mb(ownership.shared_app(Endpoints(settings).platform)):.0f} MB")
     print(("kept" if kept else "NOT kept") + f": p50 at most {LATENCY_BAR} and memory at most {MEMORY_BAR} of one")
     return 0 if kept else 1
 

@@ -30,6 +30,8 @@ attribute, because they are raised in one process of a cluster and read in anoth
 from collections.abc import Sequence
 from typing import Any, ClassVar, TypeGuard
 
+from maas_ray.redact import hide_secrets
+
 
 class MaasError(Exception):
     """Base of the platform's errors.
@@ -43,6 +45,7 @@ class MaasError(Exception):
     """The code of an error that was raised without one."""
 
     def __init__(self, message: str, *, code: str | None = None) -> None:
+        message = hide_secrets(message)
         super().__init__(message)
         self.message = message
         self.code: str = code or type(self).default_code
@@ -93,7 +96,7 @@ class Problem(str):
     code: str
 
     def __new__(cls, text: str, code: str | None = None) -> "Problem":
-        problem = super().__new__(cls, text)
+        problem = super().__new__(cls, hide_secrets(text))
         problem.code = code or str(getattr(text, "code", SpecError.default_code))
         return problem
 

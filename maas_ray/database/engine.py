@@ -1,6 +1,5 @@
 """One database, SQLite or PostgreSQL: opened, migrated, and changed in transactions whose errors are ours."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from maas_ray.database.migrate import migrate
 from maas_ray.errors import ConflictError, StorageError
+from maas_ray.redact import hide_secrets
 
 _BUSY_SECONDS = 60
 
@@ -25,6 +25,8 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self._engine = open_engine(url)
+        self.url = hide_secrets(self._engine.url.render_as_string(hide_password=True))
+        """Its URL, without passwords."""
         try:
             migrate(self._engine)
         except sql.DatabaseError as error:
@@ -55,8 +57,7 @@ class Database:
             raise self._unusable(error) from error
 
     def _unusable(self, error: sql.DatabaseError) -> StorageError:
-        url = self._engine.url.render_as_string(hide_password=True)
-        return StorageError(f"the database {url} cannot be used: {error.orig}", code="database_unusable")
+        return StorageError(f"the database {self.url} cannot be used: {error.orig}", code="database_unusable")
 
 
 def open_engine(url: str) -> Engine:
@@ -71,8 +72,7 @@ def open_engine(url: str) -> Engine:
             Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         engine = create_engine(url, poolclass=NullPool, connect_args=connect_args)
     except (sql.ArgumentError, ImportError, OSError) as error:
-        hidden = re.sub(r"(//[^:/@]*):[^@]*@", r"\1:***@", url)
-        raise StorageError(f"MAAS_DATABASE: {hidden!r} cannot be used: {error}", code="database_unusable") from error
+        raise StorageError(f"MAAS_DATABASE: {url!r} cannot be used: {error}", code="database_unusable") from error
     if engine.dialect.name == "sqlite":
         # Python's driver begins a transaction only at the first write. Two writers that have both read by then
         # would fail instead of waiting for each other, so every transaction begins as a writer.

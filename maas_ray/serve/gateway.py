@@ -4,6 +4,8 @@ It neither imports Torch nor opens bundles, and a new table restarts nothing. Se
 argument from its annotation, so this module must not turn annotations into strings.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -53,8 +55,14 @@ class Gateway:
         await self._grpc.close()
 
 
-def application(args: GatewayArgs, table: Table) -> Application:
-    """The gateway with a routing table. Without gRPC, if `args.grpc_port` is 0 or None."""
+def application(args: GatewayArgs, table: Table, platform: Mapping[str, Any] = MappingProxyType({})) -> Application:
+    """The gateway with a routing table. Without gRPC, if `args.grpc_port` is 0 or None.
+
+    Args:
+        args: its options.
+        table: its routes.
+        platform: said in its `user_config` about the platform that it belongs to.
+    """
     grpc = {"host": args.grpc_host, "port": args.grpc_port} if args.grpc_port else None
     deployment = serve.deployment(
         name=GATEWAY_DEPLOYMENT,
@@ -71,7 +79,7 @@ def application(args: GatewayArgs, table: Table) -> Application:
         max_surge_percent=100,
         # A replica that stops finishes all its requests, however long they take: first HTTP, then gRPC.
         graceful_shutdown_timeout_s=_DRAINING_SECONDS + 2 * max((route.timeout_s for route in table), default=0),
-        user_config=to_config(table) | {"grpc": grpc},
+        user_config=to_config(table) | {"grpc": grpc} | dict(platform),
     )(Gateway)
     return deployment.bind(int(args.body_limit_mb * 1e6))
 

@@ -10,6 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as _Bar
 from rich.table import Table
 
+from maas_ray.redact import hide_secrets
+
 _LINE_SECONDS = 5.0
 _PIPE_WIDTH = 200  # a pipe has no width, and its lines should not wrap
 
@@ -21,7 +23,7 @@ def console() -> Console:
 
 def say(message: str) -> None:
     """Print one line without buffering, also through a pipe."""
-    console().print(message, markup=False)
+    console().print(hide_secrets(message), markup=False)
     sys.stdout.flush()
 
 

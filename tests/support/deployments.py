@@ -13,11 +13,12 @@ from maas_ray.settings import Settings
 def undeploy_all(settings: Settings) -> None:
     """Take every endpoint down, and the shared replicas, which have options of their own."""
     from maas_ray.serve.deployment import serve_control as control
-    from maas_ray.serve.spec import SHARED_APP
+    from maas_ray.serve.deployment.endpoints import Endpoints
+    from maas_ray.serve.deployment.ownership import shared_app
 
     for endpoint in endpoints(settings=settings):
         undeploy(endpoint.name, settings=settings)
-    control.delete([SHARED_APP])
+    control.delete([shared_app(Endpoints(settings).platform)])
 
 
 def wait_until_reached(application: str) -> None:

@@ -4,13 +4,14 @@ import hashlib
 from dataclasses import replace
 from functools import cache
 
+from maas_ray.database.platform import Platform
 from maas_ray.errors import SpecError
 from maas_ray.registry.versions import ModelVersion, Registry
-from maas_ray.serve.deployment.drift import MODEL_PREFIX
 from maas_ray.serve.deployment.endpoints import Record, State
+from maas_ray.serve.deployment.ownership import model_app, shared_app
 from maas_ray.serve.engines.vllm import chosen
 from maas_ray.serve.resolve import make_route, share
-from maas_ray.serve.spec import SHARED_APP, DeploySpec
+from maas_ray.serve.spec import DeploySpec
 from maas_ray.spec import digest_of
 from maas_ray.version import PACKAGE
 
@@ -29,7 +30,7 @@ _LIVE_OPTIONS = {
 }
 
 
-def wanted(spec: DeploySpec, version: ModelVersion, registry: Registry) -> Record:
+def wanted(spec: DeploySpec, version: ModelVersion, registry: Registry, platform: Platform) -> Record:
     """The record of an endpoint that serves a version as a spec says, with its adapters' aliases resolved to numbers.
 
     Raises:
@@ -41,7 +42,8 @@ def wanted(spec: DeploySpec, version: ModelVersion, registry: Registry) -> Recor
     pinned = {adapter: resolved.reference for adapter, resolved in adapters.items()}
     spec = chosen(spec, version.task).model_copy(update={"endpoint": name, "adapters": pinned})
     shared = spec.replicas == "shared"
-    application = SHARED_APP if shared else _application_name(spec, version.reference, version.uri, version.digest)
+    identity = _identity(spec, version.reference, version.uri, version.digest)
+    application = shared_app(platform) if shared else model_app(platform, name, identity)
     timeout_s = spec.request_timeout_s
     route = make_route(version, endpoint=name, application=application, timeout_s=timeout_s, adapters=adapters)
     spec.check_kind(route.kind)
@@ -78,20 +80,21 @@ def same(old: Record, new: Record) -> bool:
     return old == replace(new, revision=old.revision, problem=old.problem, updated=old.updated)
 
 
-def is_outdated(record: Record) -> bool:
+def is_outdated(record: Record, platform: Platform) -> bool:
     """True if the endpoint's own replicas run code of another version of the package."""
-    if record.state is not State.SERVING or record.application == SHARED_APP:
+    if record.state is not State.SERVING or record.shared:
         return False
     try:
         spec = DeploySpec.parse(record.spec, source=f"endpoint {record.name}")
     except SpecError:  # an earlier version had other fields
         return True
-    return record.application != _application_name(spec, record.version, record.uri, record.digest)
+    identity = _identity(spec, record.version, record.uri, record.digest)
+    return record.application != model_app(platform, record.name, identity)
 
 
-def _application_name(spec: DeploySpec, reference: str, uri: str, digest: str) -> str:
-    """The application's name, which contains a digest of everything that needs new replicas when it changes."""
-    identity = digest_of(
+def _identity(spec: DeploySpec, reference: str, uri: str, digest: str) -> str:
+    """A digest of everything that needs new replicas when it changes."""
+    return digest_of(
         {
             "endpoint": spec.endpoint,
             "version": reference,
@@ -100,8 +103,6 @@ def _application_name(spec: DeploySpec, reference: str, uri: str, digest: str) -
             "code": code_version(),
         }
     )
-    slug = "".join(letter if letter.isalnum() else "-" for letter in str(spec.endpoint).lower())
-    return f"{MODEL_PREFIX}{slug}-{identity[:8]}"
 
 
 @cache

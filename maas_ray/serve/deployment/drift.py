@@ -9,11 +9,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from maas_ray.database.platform import Platform
 from maas_ray.serve.deployment.endpoints import Record, State
+from maas_ray.serve.deployment.ownership import gateway_config, other_platform, owner, shared_app
 from maas_ray.serve.routes import direct_path, from_config, to_config
-from maas_ray.serve.spec import GATEWAY_APP, GATEWAY_DEPLOYMENT, SHARED_APP, SHARED_DEPLOYMENT, DeploySpec, SharedArgs
+from maas_ray.serve.spec import GATEWAY_APP, SHARED_DEPLOYMENT, DeploySpec, SharedArgs
 
-MODEL_PREFIX = "model-"
 _NONE = "nothing"
 _RUNNING = ("RUNNING", "UPDATING", "PENDING_MIGRATION")  # Serve's states of replicas that have started and stay
 
@@ -24,8 +25,8 @@ class Difference:
 
     Args:
         endpoint: the endpoint; for an application that belongs to none, the application.
-        what: `missing`, `failed`, `unfinished`, `version`, `route`, `path`, `scaling`, `options`, `unwanted`, or a
-            field of the spec.
+        what: `missing`, `failed`, `unfinished`, `version`, `route`, `path`, `scaling`, `options`, `unwanted`,
+            `platform`, or a field of the spec.
         should, found: the desired and the actual state, in words.
     """
 
@@ -36,19 +37,21 @@ class Difference:
 
 
 def differences(
-    records: Sequence[Record], running: Mapping[str, Any], shared: SharedArgs | None = None
+    platform: Platform, records: Sequence[Record], running: Mapping[str, Any], shared: SharedArgs | None = None
 ) -> list[Difference]:
     """Differences between records and applications.
 
     Args:
+        platform: the platform whose records they are.
         records: every endpoint as recorded.
         running: every application as Serve reports it, by name. It must be read before `records`, or an application
             whose endpoint is created in between would seem to belong to none.
         shared: desired options of the shared replicas. None: they are not compared.
     """
     differing = [difference for record in records for difference in _of_record(record, running)]
-    differing += _of_shared(running.get(SHARED_APP), shared)
-    return [*differing, *_of_gateway(records, running), *(_unwanted(name) for name in unwanted(records, running))]
+    differing += _of_shared(shared_app(platform), running, shared)
+    differing += _of_gateway(platform, records, running)
+    return [*differing, *(_unwanted(name) for name in unwanted(platform, records, running))]
 
 
 def lost(record: Record, running: Mapping[str, Any]) -> str:
@@ -65,13 +68,13 @@ def lost(record: Record, running: Mapping[str, Any]) -> str:
     return f"{name} is {application['status'].lower()}" + (f": {why}" if why else "")
 
 
-def unwanted(records: Iterable[Record], running: Mapping[str, Any]) -> list[str]:
-    """Applications of `maas deploy` that no endpoint needs any more."""
+def unwanted(platform: Platform, records: Iterable[Record], running: Mapping[str, Any]) -> list[str]:
+    """Applications of this platform that no endpoint needs any more."""
     needed = needed_by(records)
     return [
         name
         for name, application in running.items()
-        if (name.startswith(MODEL_PREFIX) or name == SHARED_APP)
+        if owner(name) == platform.id
         and application["source"] == "imperative"
         and application["status"] != "DELETING"
         and name not in needed
@@ -79,8 +82,13 @@ def unwanted(records: Iterable[Record], running: Mapping[str, Any]) -> list[str]
 
 
 def unknown_routes(records: Iterable[Record], running: Mapping[str, Any]) -> list[str]:
-    """Public model names that the gateway routes to and no record has. They are another database's endpoints."""
-    return sorted(_routes_of(running.get(GATEWAY_APP)).keys() - {record.name for record in records})
+    """Public model names that the gateway routes to and no record has: the database may be an older copy."""
+    return sorted(_routes(running).keys() - {record.name for record in records})
+
+
+def routed(platform: Platform, records: Sequence[Record], running: Mapping[str, Any]) -> set[str]:
+    """Public model names that the gateway routes to. None of them, if the gateway is another platform's."""
+    return set() if other_platform(platform, records, running) else set(_routes(running))
 
 
 def needed_by(records: Iterable[Record]) -> set[str]:
@@ -109,7 +117,7 @@ def target_replicas(application: Mapping[str, Any]) -> int:
 def holds_replicas(record: Record, running: Mapping[str, Any]) -> bool:
     """True if the endpoint's application still has the minimum of replicas that it began with, see `model_app`."""
     application = running.get(record.application)
-    held = _bounds(application).get("min_replicas") if application and record.application != SHARED_APP else None
+    held = _bounds(application).get("min_replicas") if application and not record.shared else None
     return held is not None and held > DeploySpec.parse(record.spec, source=record.name).scaling.min_replicas
 
 
@@ -167,8 +175,9 @@ def own_path(record: Record) -> str | None:
     return direct_path(record.name) if record.spec.get("direct") else None
 
 
-def _of_shared(application: Mapping[str, Any] | None, args: SharedArgs | None) -> list[Difference]:
+def _of_shared(name: str, running: Mapping[str, Any], args: SharedArgs | None) -> list[Difference]:
     """Differences between desired and actual options of the shared replicas. Their endpoints report if they run."""
+    application = running.get(name)
     if application is None or args is None:
         return []
     if application["source"] != "imperative" or application["status"] == "DELETING":
@@ -177,17 +186,19 @@ def _of_shared(application: Mapping[str, Any] | None, args: SharedArgs | None) -
     has, should = config.get("user_config") or {}, args.document()
     fields = [field for field in should if should[field] != has.get(field)]
     desired, actual = ({field: options.get(field) for field in fields} for options in (should, has))
-    return [Difference(SHARED_APP, "options", str(desired), str(actual))] if fields else []
+    return [Difference(name, "options", str(desired), str(actual))] if fields else []
 
 
-def _of_gateway(records: Sequence[Record], running: Mapping[str, Any]) -> list[Difference]:
+def _of_gateway(platform: Platform, records: Sequence[Record], running: Mapping[str, Any]) -> list[Difference]:
     """Differences between the recorded routing table and the gateway's."""
     table = tuple(record.route for record in records if record.route is not None)
     should = {route["name"]: route for route in to_config(table)["routes"]}
+    if other := other_platform(platform, records, running):
+        return [Difference(GATEWAY_APP, "platform", f"platform {platform.id}", other)] if should else []
     gateway = running.get(GATEWAY_APP)
     if gateway is None or gateway["status"] == "DELETING":
         return [Difference(GATEWAY_APP, "missing", f"routes to {', '.join(should)}", _NONE)] if should else []
-    has = _routes_of(gateway)
+    has = _routes(running)
     return [
         _route(name, should.get(name), has.get(name))
         for name in sorted(should.keys() | has.keys())
@@ -203,11 +214,9 @@ def _route(name: str, should: dict[str, Any] | None, found: dict[str, Any] | Non
     return Difference(name, "version", *(f"{route['version']}" if route else _NONE for route in (should, found)))
 
 
-def _routes_of(gateway: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """A running gateway's routes, by name."""
-    deployment = gateway["deployments"].get(GATEWAY_DEPLOYMENT, {}) if gateway else {}
-    config = deployment.get("deployment_config", {}).get("user_config") or {"routes": []}
-    return {route["name"]: route for route in _as_written_now(config)["routes"]}
+def _routes(running: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The running gateway's routes, by name."""
+    return {route["name"]: route for route in _as_written_now(gateway_config(running) or {"routes": []})["routes"]}
 
 
 def _as_written_now(config: dict[str, Any]) -> dict[str, Any]:

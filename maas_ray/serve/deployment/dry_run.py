@@ -1,12 +1,15 @@
 """`maas deploy --dry-run`: every check that needs no new replicas, and what `maas deploy` would do."""
 
+from maas_ray.database.platform import Platform
 from maas_ray.registry.versions import Registry
 from maas_ray.serve.deployment import desired, drift, rollout
 from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.deployment.endpoints import Endpoints, Record
 from maas_ray.serve.deployment.gateway_routes import check_gateway
-from maas_ray.serve.spec import SHARED_APP, DeploySpec
+from maas_ray.serve.spec import DeploySpec
 from maas_ray.settings import Settings, exists
+
+_NEW = Platform("new", "", "")  # one whose database does not exist yet
 
 
 def dry_run(spec: DeploySpec, *, settings: Settings | None = None) -> list[str]:
@@ -28,12 +31,13 @@ def dry_run(spec: DeploySpec, *, settings: Settings | None = None) -> list[str]:
     registry = Registry(settings)
     with spec.at("version"):
         version = registry.resolve(spec.version)
-    new = desired.wanted(spec, version, registry)
+    endpoints = Endpoints(settings) if exists(settings.database) else None
+    new = desired.wanted(spec, version, registry, endpoints.platform if endpoints else _NEW)
     rollout.shared_args(settings)
     connected = control.connected(settings)
     if connected:
-        check_gateway()
-    old = Endpoints(settings).get(new.name) if exists(settings.database) else None
+        check_gateway(endpoints)
+    old = endpoints.get(new.name) if endpoints else None
     running = control.applications() if connected else {}
     resolved = DeploySpec.parse(new.spec, source=f"endpoint {new.name}")
     return [
@@ -60,7 +64,7 @@ def _action(spec: DeploySpec, new: Record, old: Record | None, running: dict[str
 
 
 def _start(spec: DeploySpec, new: Record) -> str:
-    if new.application == SHARED_APP:
+    if new.shared:
         return "start the shared replicas, which load the version"
     replicas = f"{spec.scaling.min_replicas} to {spec.scaling.max_replicas} replicas"
     each = f"{spec.resources.cpus:g} CPUs and {spec.resources.gpus:g} GPUs"

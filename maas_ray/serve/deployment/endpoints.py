@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import JSON, DateTime, delete
@@ -21,6 +22,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from maas_ray.database.base import Base, utc
 from maas_ray.database.engine import Database
 from maas_ray.database.leases import Lease
+from maas_ray.database.platform import Platform, read_platform
 from maas_ray.errors import ConflictError
 from maas_ray.serve.routes import Route, Table
 
@@ -121,12 +123,23 @@ class Record:
         """The application that answers now, or would if the endpoint served something."""
         return self.route.target.application if self.route else self.application
 
+    @property
+    def shared(self) -> bool:
+        """True if the shared replicas serve it, or would."""
+        return self.spec.get("replicas") == "shared"
+
 
 class Endpoints:
     """The table of endpoints in the database that the settings name."""
 
     def __init__(self, settings: "Settings") -> None:
         self._database = Database(settings.database)
+
+    @cached_property
+    def platform(self) -> Platform:
+        """The platform whose endpoints these are."""
+        with self._database.transaction() as session:
+            return read_platform(session, self._database.url)
 
     def all(self) -> list[Record]:
         """Every endpoint, by name."""

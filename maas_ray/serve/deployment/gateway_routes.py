@@ -1,6 +1,8 @@
 """The gateway and its routing table, which is always written from the database."""
 
+from maas_ray.database.platform import Platform
 from maas_ray.errors import DeploymentError
+from maas_ray.serve.deployment import ownership
 from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.deployment.desired import code_version
 from maas_ray.serve.deployment.endpoints import Endpoints
@@ -13,13 +15,15 @@ def apply_gateway(endpoints: Endpoints, settings: Settings) -> None:
     """Give the gateway the recorded routing table. Start the gateway if it does not run.
 
     Raises:
-        DeploymentError: it did not come up.
+        DeploymentError: it did not come up, or belongs to another platform.
     """
     from maas_ray.serve import gateway
 
+    check_gateway(endpoints)
     args = GatewayArgs(grpc_host=control.host(), grpc_port=settings.grpc_port)
+    platform = endpoints.platform
     with endpoints.exclusive() as table:
-        application = gateway.application(args, table)
+        application = gateway.application(args, table, ownership.to_config(platform))
         control.submit(application, GATEWAY_APP, version=code_version(), route_prefix="/")
     with progress("gateway: replicas ready") as bar:
         control.wait(
@@ -28,20 +32,39 @@ def apply_gateway(endpoints: Endpoints, settings: Settings) -> None:
             startup_timeout_s=120,
             report=lambda now: bar.update(now.running, now.note, total=now.wanted),
         )
+    now = ownership.of_gateway(control.applications())
+    if now is not None and now.id != platform.id:  # both found the cluster free
+        raise _taken(f"platform {now}", platform)
     if args.grpc_port and (problem := control.ask(GATEWAY_APP, "grpc_problem")):
         say(problem)
 
 
-def check_gateway() -> None:
-    """Check that this cluster's gateway takes its routes from the database.
+def check_gateway(endpoints: Endpoints | None) -> None:
+    """Check that this cluster's gateway takes its routes from this platform's database.
+
+    Args:
+        endpoints: the platform's table of endpoints. None: it has no database yet.
 
     Raises:
-        DeploymentError: a Serve config file says which routes it has.
+        DeploymentError: a Serve config file says which routes the gateway has, or it is another platform's.
     """
-    running = control.applications().get(GATEWAY_APP)
+    applications = control.applications()
+    running = applications.get(GATEWAY_APP)
     if running and running["source"] == "declarative":
         raise DeploymentError(
             "this cluster's gateway was deployed from a Serve config file (`serve deploy`), and only that file can "
             "change its routes. Add the endpoint to the file; or end Serve (`serve shutdown`) and use `maas deploy`.",
             code="gateway_from_config_file",
         )
+    platform, records = (endpoints.platform, endpoints.all()) if endpoints else (None, [])
+    if other := ownership.other_platform(platform, records, applications):
+        raise _taken(other, platform)
+
+
+def _taken(other: str, platform: Platform | None) -> DeploymentError:
+    return DeploymentError(
+        f"this Ray cluster serves {other}. This is {f'platform {platform}' if platform else 'a new platform'}, and a "
+        "cluster serves one platform. Set MAAS_DATABASE to the other's database to share its endpoints, or use another "
+        "Ray cluster (RAY_ADDRESS). If the other platform is gone, `serve shutdown` ends what is left of it.",
+        code="cluster_of_another_platform",
+    )

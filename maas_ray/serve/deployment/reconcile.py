@@ -4,11 +4,11 @@ It restores endpoints that should serve and do not, continues changes that have 
 done), gives the gateway its routes, and deletes applications that no endpoint needs. Endpoints are independent: a
 failure of one does not stop the others. A pass may be interrupted and repeated at any moment, also beside deployers.
 
-No pass deletes applications while the gateway has routes that this database does not know: they may be another's.
+No pass deletes applications while the gateway has routes that this database does not know: it may be an older copy.
 
 An unattended pass, which nobody asked for, does less. It leaves a change to its deployer while that holds the lease of
 the change, starts shared replicas only if they are lost, deletes no applications, and touches neither a Serve that was
-shut down nor a gateway with routes that this database does not know.
+shut down nor a gateway of another platform, or with routes that this database does not know.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +24,8 @@ from maas_ray.serve.deployment import desired, drift, rollout
 from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.deployment.endpoints import Endpoints, Record, State
 from maas_ray.serve.deployment.gateway_routes import apply_gateway, check_gateway
-from maas_ray.serve.spec import GATEWAY_APP, SHARED_APP, DeploySpec
+from maas_ray.serve.deployment.ownership import other_platform, shared_app
+from maas_ray.serve.spec import GATEWAY_APP, DeploySpec
 from maas_ray.settings import Settings, exists
 
 _GRACE_SECONDS = 60.0  # in which a deployer takes the lease of a change that it has recorded
@@ -65,17 +66,20 @@ def reconcile_once(
     Raises:
         ClusterError: there is no cluster, and none could be started.
         ConflictError: raised by `check`.
-        DeploymentError: the gateway cannot be started, or comes from a Serve config file.
+        DeploymentError: the gateway cannot be started, comes from a Serve config file, or is another platform's.
     """
     cluster.connect(settings)
     forget_client()
     if unattended and not control.running():
         return []
-    url = control.start(settings)
-    check_gateway()
-    running = control.applications()
     endpoints = Endpoints(settings)
+    running = control.applications()
     records = endpoints.all()
+    other = other_platform(endpoints.platform, records, running)
+    if unattended and other:
+        return [Outcome(GATEWAY_APP, "was not touched", f"the cluster serves {other}")]
+    url = control.start(settings)
+    check_gateway(endpoints)
     strangers = ", ".join(drift.unknown_routes(records, running))
     if unattended and strangers:
         problem = f"it also routes to {strangers}, which this database does not know"
@@ -85,7 +89,7 @@ def reconcile_once(
         outcomes.append(outcome)
         check()
     if not unattended:
-        outcomes += _delete_unwanted(endpoints, drift.unwanted(records, running), strangers)
+        outcomes += _delete_unwanted(endpoints, drift.unwanted(endpoints.platform, records, running), strangers)
     return outcomes
 
 
@@ -98,15 +102,17 @@ def _repairs(
     unattended: bool,
 ) -> Iterator[Outcome]:
     # Only who asks for a pass has the newest options of the shared replicas.
-    differences = drift.differences(records, running, None if unattended else rollout.shared_args(settings))
+    options = None if unattended else rollout.shared_args(settings)
+    differences = drift.differences(endpoints.platform, records, running, options)
     mine = [record for record in records if not (unattended and _deployer_may_live(endpoints, record))]
     for record in mine:
         if record.state is State.REMOVING:
             yield _remove(endpoints, record, settings)
-    shared = [record for record in mine if record.route and SHARED_APP in record.route.applications]
+    name = shared_app(endpoints.platform)
+    shared = [record for record in mine if record.route and name in record.route.applications]
     if shared and (drift.lost(shared[0], running) or any(found.what == "options" for found in differences)):
         # One repair for all endpoints that the shared replicas serve.
-        yield _share(settings)
+        yield _share(name, settings)
         running = control.applications()
     changes = []
     for record in mine:
@@ -167,20 +173,20 @@ def _remove(endpoints: Endpoints, record: Record, settings: Settings) -> Outcome
     return Outcome(record.name, "removed, as was begun")
 
 
-def _share(settings: Settings) -> Outcome:
-    """Restore the shared replicas."""
+def _share(name: str, settings: Settings) -> Outcome:
+    """Restore the shared replicas, whose application has this name."""
     try:
-        rollout.submit_shared(settings)
+        rollout.submit_shared(name, settings)
         defaults = DeploySpec.model_fields
         control.wait(
-            SHARED_APP,
+            name,
             placement_timeout_s=defaults["placement_timeout_s"].default,
             startup_timeout_s=defaults["startup_timeout_s"].default,
             report=lambda _: None,
         )
     except MaasError as error:
-        return Outcome(SHARED_APP, "could not be started", str(error))
-    return Outcome(SHARED_APP, "runs as it should")
+        return Outcome(name, "could not be started", str(error))
+    return Outcome(name, "runs as it should")
 
 
 def _resume(endpoints: Endpoints, record: Record, settings: Settings) -> rollout.Change | Outcome:
@@ -190,7 +196,7 @@ def _resume(endpoints: Endpoints, record: Record, settings: Settings) -> rollout
         spec = DeploySpec.parse(record.spec, source=f"endpoint {record.name}")
         registry = Registry(settings)
         version = registry.resolve(record.version)
-        wanted = desired.wanted(spec, version, registry)
+        wanted = desired.wanted(spec, version, registry, endpoints.platform)
         if record.state is State.DEPLOYING and record.application == wanted.application:
             change = rollout.Change(wanted, before, record)
         else:

@@ -246,6 +246,7 @@ def _current(settings: Settings) -> Any:
 
     if _outside(settings):
         return None
+    _existing(settings)
     deadline = time.monotonic() + _START_SECONDS
     while (left := deadline - time.monotonic()) > 0:
         actor = _actor(settings)
@@ -268,15 +269,23 @@ def _outside(settings: Settings) -> bool:
 
 
 def _name(settings: Settings) -> str:
-    return f"reconciler-{digest_of(settings.database)[:12]}"
+    return f"reconciler-{Endpoints(settings).platform.id}"
 
 
 def _existing(settings: Settings) -> Any:
     """The platform's actor. None: it does not exist."""
+    if old := _named(f"reconciler-{digest_of(settings.database)[:12]}"):  # as version 0.2.0 named it
+        import ray
+
+        ray.kill(old)
+    return _named(_name(settings))
+
+
+def _named(name: str) -> Any:
     import ray
 
     try:
-        return ray.get_actor(_name(settings), namespace=_NAMESPACE)
+        return ray.get_actor(name, namespace=_NAMESPACE)
     except ValueError:
         return None
 

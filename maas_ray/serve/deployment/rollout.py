@@ -16,9 +16,9 @@ from maas_ray.serve.deployment import smoke
 from maas_ray.serve.deployment.desired import code_version
 from maas_ray.serve.deployment.drift import holds_replicas, needed_by, own_path, running_replicas, target_replicas
 from maas_ray.serve.deployment.endpoints import Endpoints, Record, State
-from maas_ray.serve.deployment.gateway_routes import apply_gateway
+from maas_ray.serve.deployment.gateway_routes import apply_gateway, check_gateway
 from maas_ray.serve.routes import direct_path
-from maas_ray.serve.spec import GATEWAY_APP, SHARED_APP, DeploySpec, Scaling, SharedArgs
+from maas_ray.serve.spec import GATEWAY_APP, DeploySpec, Scaling, SharedArgs
 from maas_ray.settings import Settings
 from maas_ray.spec import digest_of
 from maas_ray.terminal.lines import progress
@@ -104,14 +104,15 @@ def carry_out(endpoints: Endpoints, changes: Sequence[Change], settings: Setting
 def submit(change: Change, settings: Settings) -> None:
     """Begin to start a change's application, or bring the shared replicas to their options."""
     name = change.wanted.application
-    if name == SHARED_APP:
-        submit_shared(settings)
+    if change.wanted.shared:
+        submit_shared(name, settings)
         return
     _make_way(name)
     # A path that another application has moves together with the route.
     path = own_path(change.wanted) if _stays(change) else None
-    running, before = control.applications(), change.before.application if change.before else SHARED_APP
-    needed = running_replicas(running[before]) if before in running and before != SHARED_APP else 0
+    running, before = control.applications(), change.before
+    replaced = running.get(before.application) if before and not before.shared else None
+    needed = running_replicas(replaced) if replaced else 0
     _submit(change.wanted, path, _first_replicas(_spec(change.wanted).scaling, running.get(name), needed))
 
 
@@ -148,16 +149,21 @@ def shared_args(settings: Settings) -> SharedArgs:
     return SharedArgs.from_yaml(settings.shared) if settings.shared else SharedArgs()
 
 
-def submit_shared(settings: Settings) -> None:
-    """Begin to bring the shared replicas to the options that the settings name."""
+def submit_shared(name: str, settings: Settings) -> None:
+    """Begin to bring the shared replicas to the options that the settings name.
+
+    Args:
+        name: their application.
+        settings: of the platform.
+    """
     from maas_ray.serve import shared
 
-    _make_way(SHARED_APP)
+    _make_way(name)
     args = shared_args(settings)
     # Running replicas accept changes of all other options.
     version = digest_of({"resources": args.resources.document(), "code": code_version()})[:12]
-    replicas = _first_replicas(args.scaling, control.applications().get(SHARED_APP))
-    control.submit(shared.application(args, replicas), SHARED_APP, version=version, route_prefix=None)
+    replicas = _first_replicas(args.scaling, control.applications().get(name))
+    control.submit(shared.application(args, replicas), name, version=version, route_prefix=None)
 
 
 def _make_way(name: str) -> None:
@@ -212,7 +218,7 @@ def make_ready(change: Change) -> Change:
         DeploymentError: it does not work, or did not answer.
     """
     spec = _spec(change.wanted)
-    own = change.wanted.application != SHARED_APP
+    own = not change.wanted.shared
     with progress(f"{change.begun.name}: replicas ready") as bar:
         control.wait(
             change.begun.application,
@@ -277,7 +283,7 @@ def take_back(endpoints: Endpoints, begun: Record, before: Record | None, error:
     except ConflictError:  # another process has taken over
         delete_unused(endpoints, [begun.application])
         return
-    same = before and before.route and before.application == begun.application != SHARED_APP
+    same = before and before.route and before.application == begun.application and not begun.shared
     if before and before.route and same and before.spec != begun.spec:
         # The same replicas got new options. Give them the old options back.
         running = control.applications().get(before.application)
@@ -300,7 +306,10 @@ def remove(endpoints: Endpoints, record: Record, settings: Settings, *, connecte
 
     Raises:
         ConflictError: another writer changed the endpoint meanwhile.
+        DeploymentError: the cluster serves another platform.
     """
+    if connected:
+        check_gateway(endpoints)
     applications = [record.application, *(record.route.applications if record.route else ())]
     record = endpoints.put(replace(record, route=None, state=State.REMOVING, problem=""))
     with endpoints.lease(record).held(wait_seconds=0):

@@ -6,12 +6,13 @@ failed deployment changes nothing for clients. The desired state is recorded in 
 table is always written from there, so two deployers cannot lose each other's routes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from maas_ray import cluster
+from maas_ray.database.platform import Platform
 from maas_ray.errors import ConflictError, NotFoundError
 from maas_ray.registry.gates import pass_gates
 from maas_ray.registry.references import check_alias
@@ -21,7 +22,7 @@ from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.deployment.endpoints import Endpoints, Record, Served, State
 from maas_ray.serve.deployment.gateway_routes import check_gateway
 from maas_ray.serve.engines.vllm import chosen
-from maas_ray.serve.spec import GATEWAY_APP, SHARED_APP, DeploySpec
+from maas_ray.serve.spec import GATEWAY_APP, DeploySpec
 from maas_ray.settings import Settings, exists
 from maas_ray.terminal.lines import say
 
@@ -35,7 +36,8 @@ class Endpoint:
         version: the version it serves, `name/number`; if it serves none, the version it should serve.
         task: the model's task.
         engine: the engine that computes, and why no faster one does. Empty: not known.
-        state: `serving`, `unhealthy`, `deploying`, `failed`, `removing`, or `down` if its application does not run.
+        state: `serving`, `unhealthy`, `deploying`, `failed`, `removing`; `down` if its application does not run, and
+            `not routed` if it runs, but the cluster's gateway does not lead to it, as when that is another platform's.
         replicas: the number of running replicas.
         adapters: versions of the LoRA adapters that are served as `name:adapter`.
         shared: the replicas serve other endpoints too.
@@ -166,10 +168,11 @@ def undeploy(name: str, *, settings: Settings | None = None) -> None:
 def endpoints(*, settings: Settings | None = None) -> list[Endpoint]:
     """Every endpoint, with its recorded and its actual state."""
     settings = settings or Settings.from_environment()
-    records = Endpoints(settings).all()
+    table = Endpoints(settings)
+    records = table.all()
     running = _running(settings) if records else {}
     url = control.start(settings) if GATEWAY_APP in running else ""
-    return [_endpoint(record, running, url) for record in records]
+    return _described(table.platform, records, running, url)
 
 
 def history(name: str, *, settings: Settings | None = None) -> list[Served]:
@@ -196,9 +199,11 @@ def diff(spec: DeploySpec | None = None, *, settings: Settings | None = None) ->
     known = exists(settings.database)
     if spec is None:
         # Applications are read before records, so that an endpoint created meanwhile is not reported.
-        running = _running(settings) if known else {}
-        records = Endpoints(settings).all() if known else []
-        return drift.differences(records, running, rollout.shared_args(settings))
+        if not known:
+            return []
+        running = _running(settings)
+        endpoints = Endpoints(settings)
+        return drift.differences(endpoints.platform, endpoints.all(), running, rollout.shared_args(settings))
     registry = Registry(settings)
     with spec.at("version"):
         version = registry.resolve(spec.version)
@@ -211,17 +216,18 @@ def diff(spec: DeploySpec | None = None, *, settings: Settings | None = None) ->
 def _serve(requested: Sequence[tuple[DeploySpec, ModelVersion]], settings: Settings) -> list[Endpoint]:
     """Serve versions at their endpoints, all or none. Endpoints in the desired state are left alone."""
     registry = Registry(settings)
-    wanted = [desired.wanted(spec, version, registry) for spec, version in requested]
+    endpoints = Endpoints(settings)
+    wanted = [desired.wanted(spec, version, registry, endpoints.platform) for spec, version in requested]
     cluster.connect(settings)
     url = control.start(settings)
-    check_gateway()
+    check_gateway(endpoints)
 
-    endpoints = Endpoints(settings)
     running, records = control.applications(), endpoints.all()
-    differences = drift.differences(records, running, rollout.shared_args(settings))
+    differences = drift.differences(endpoints.platform, records, running, rollout.shared_args(settings))
     differing = {difference.endpoint for difference in differences}
     present = {record.name: record for record in records}
-    _name_outdated(record for name, record in present.items() if name not in {new.name for new in wanted})
+    others = [record for name, record in present.items() if name not in {new.name for new in wanted}]
+    _name_outdated([record.name for record in others if desired.is_outdated(record, endpoints.platform)])
     changing = []
     for new in wanted:
         old = present.get(new.name)
@@ -234,11 +240,12 @@ def _serve(requested: Sequence[tuple[DeploySpec, ModelVersion]], settings: Setti
     if changing:
         rollout.carry_out(endpoints, rollout.begin(endpoints, changing), settings, url)
     names, running = {new.name for new in wanted}, control.applications()
-    return [_endpoint(record, running, url) for record in endpoints.all() if record.name in names]
+    described = _described(endpoints.platform, endpoints.all(), running, url)
+    return [endpoint for endpoint in described if endpoint.name in names]
 
 
-def _name_outdated(others: Iterable[Record]) -> None:
-    if names := [record.name for record in others if desired.is_outdated(record)]:
+def _name_outdated(names: Sequence[str]) -> None:
+    if names:
         say(
             f"{', '.join(names)}: these endpoints run the code of another version of maas_ray, which may not "
             "understand this version's gateway. Deploy each of them again."
@@ -263,9 +270,15 @@ def _no_endpoint(name: str, known: Sequence[str]) -> NotFoundError:
     )
 
 
-def _endpoint(record: Record, running: dict[str, Any], url: str) -> Endpoint:
+def _described(platform: Platform, records: Sequence[Record], running: dict[str, Any], url: str) -> list[Endpoint]:
+    """Each endpoint's recorded and actual state."""
+    routed = drift.routed(platform, records, running)
+    return [_endpoint(record, running, url, routed=record.name in routed) for record in records]
+
+
+def _endpoint(record: Record, running: dict[str, Any], url: str, *, routed: bool) -> Endpoint:
     version, task, engine, state, replicas = record.version, "", "", record.state.value, 0
-    shared = record.serving_application == SHARED_APP
+    shared = record.shared if record.route is None else bool(record.route.target.shared)
     adapters: dict[str, str] = {}
     if record.route is not None:
         version, task, engine = record.route.version, record.route.task, record.route.engine
@@ -274,9 +287,11 @@ def _endpoint(record: Record, running: dict[str, Any], url: str) -> Endpoint:
         replicas = drift.running_replicas(application) if application else 0
         if application is None:
             state = "down"
+        elif not routed:
+            state = "not routed"
         elif application["status"] == "UNHEALTHY" or (application["status"] != "RUNNING" and not replicas):
             state = "unhealthy"
-    serves = record.route is not None and state != "down"
+    serves = record.route is not None and state not in ("down", "not routed")
     url = url if serves else ""
     return Endpoint(
         name=record.name,

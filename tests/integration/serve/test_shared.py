@@ -16,6 +16,7 @@ from maas_ray import DeploySpec, deploy, diff, promote, reconcile, rollback, und
 from maas_ray.errors import DeploymentError
 from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.deployment.endpoints import Endpoints
+from maas_ray.serve.deployment.ownership import shared_app
 from maas_ray.settings import Settings
 from tests.integration.serve.test_updates import Load
 from tests.support.bundles import image_task, register, text_task
@@ -25,7 +26,10 @@ from tests.support.openvino import convert_version
 IMAGES, TEXT = image_task(), text_task(4096)
 PIXELS = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 1), dtype=np.uint8)
 BODY = {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 8, 8, 1], "data": PIXELS.ravel().tolist()}]}
-APP = "maas-shared"
+
+
+def app() -> str:
+    return shared_app(Endpoints(Settings.from_environment()).platform)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +69,7 @@ def applications() -> dict[str, dict]:
 
 
 def replicas() -> list[dict]:
-    (deployment,) = applications()[APP]["deployments"].values()
+    (deployment,) = applications()[app()]["deployments"].values()
     return [replica for replica in deployment["replicas"] if replica["state"] == "RUNNING"]
 
 
@@ -96,7 +100,7 @@ def expected_scores(directory: Path, number: int) -> list[float]:
 
 def test_all_answer_as_themselves_from_one_replica(served) -> None:
     settings, url, directory = served
-    assert set(applications()) == {APP, "maas-gateway"}
+    assert set(applications()) == {app(), "maas-gateway"}
     assert len(replicas()) == 1
     tones = {"one": 1, "two": 2, "three": 1}
     right = {name: expected_scores(directory, number) for name, number in tones.items()}
@@ -163,7 +167,7 @@ def test_to_replicas_of_its_own_and_back(served) -> None:
         put(settings, "tone/2", "two")
         asked.goes_on()
     assert asked.failed == []
-    assert set(applications()) == {APP, "maas-gateway"}
+    assert set(applications()) == {app(), "maas-gateway"}
     np.testing.assert_allclose(scores(url, "two"), expected_scores(directory, 2), rtol=1e-5)
 
 
@@ -191,7 +195,7 @@ def test_one_that_cannot_be_loaded_any_more_is_a_503_and_no_other_s_concern(serv
         assert time.monotonic() < deadline
         time.sleep(0.5)
     undeploy("gone", settings=settings)
-    assert APP in applications()
+    assert app() in applications()
 
 
 def test_an_engine_that_dies_is_loaded_anew(served) -> None:
@@ -222,11 +226,11 @@ def test_what_is_lost_comes_back_at_once_for_all(served) -> None:
     settings, url, directory = served
     from ray import serve
 
-    serve.delete(APP)
+    serve.delete(app())
     assert {(one.endpoint, one.what) for one in diff(settings=settings)} == {
         (name, "missing") for name in ("one", "two", "three", "lm", "lm2")
     }
-    assert {(one.endpoint, one.problem) for one in reconcile(settings=settings)} == {(APP, "")}
+    assert {(one.endpoint, one.problem) for one in reconcile(settings=settings)} == {(app(), "")}
     np.testing.assert_allclose(scores(url, "three"), expected_scores(directory, 1), rtol=1e-5)
     assert (diff(settings=settings), reconcile(settings=settings)) == ([], [])
 
@@ -256,8 +260,8 @@ def test_requests_come_where_their_model_is(served) -> None:
     for _ in range(20):
         scores(url, "three")
     assert loads("three") == first
-    assert [(one.endpoint, one.what) for one in diff(settings=settings)] == [(APP, "options")]
-    assert {(one.endpoint, one.problem) for one in reconcile(settings=settings)} == {(APP, "")}
+    assert [(one.endpoint, one.what) for one in diff(settings=settings)] == [(app(), "options")]
+    assert {(one.endpoint, one.problem) for one in reconcile(settings=settings)} == {(app(), "")}
     assert diff(settings=settings) == []
 
 
@@ -274,8 +278,8 @@ def test_promoting_and_undeploying(served) -> None:
     for name in ("one", "two", "three", "lm"):
         undeploy(name, settings=settings)
         assert httpx.get(f"{url}/v2/models/{name}").status_code == 404
-    assert APP in applications()
+    assert app() in applications()
     undeploy("lm2", settings=settings)
-    assert APP not in applications()  # nobody needs it
+    assert app() not in applications()  # nobody needs it
     put(settings, "tone/1", "one")
     assert scores(url, "one")

@@ -15,10 +15,10 @@ import httpx
 import psutil
 import pytest
 
-from maas_ray import DeploySpec, Registry, deploy, diff, endpoints, history, promote, reconcile, rollback
+from maas_ray import DeploySpec, Registry, deploy, diff, endpoints, history, promote, reconcile, rollback, undeploy
 from maas_ray.cluster import free_ports
 from maas_ray.errors import DeploymentError, NotFoundError
-from maas_ray.serve.deployment import reconciler, rollout
+from maas_ray.serve.deployment import ownership, reconciler, rollout
 from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.deployment.endpoints import Endpoints, State
 from maas_ray.settings import Settings
@@ -206,15 +206,16 @@ def test_what_is_lost_or_half_done_is_put_right(served: Settings) -> None:
     put(served)
     # A deployer died, before it had brought anything up and after; and one before it could tidy up.
     half = table.put(replace(table.get("shade"), application="model-shade-00000000", state=State.DEPLOYING))
-    control.submit(serve.deployment(Idle).bind(), "model-left-00000000", version="1", route_prefix=None)
+    left = ownership.model_app(table.platform, "left", "0" * 8)
+    control.submit(serve.deployment(Idle).bind(), left, version="1", route_prefix=None)
     assert {(one.endpoint, one.what) for one in diff(settings=served)} == {
         ("shade", "unfinished"),
-        ("model-left-00000000", "unwanted"),
+        (left, "unwanted"),
     }
     with load(served) as asked:
         outcomes = reconcile(settings=served)
     assert asked.failed == []
-    assert {one.endpoint: one.problem for one in outcomes} == {"shade": "", "model-left-00000000": ""}
+    assert {one.endpoint: one.problem for one in outcomes} == {"shade": "", left: ""}
     assert table.get("shade").application != half.application
     assert (diff(settings=served), reconcile(settings=served)) == ([], [])
 
@@ -334,14 +335,14 @@ def test_the_reconciler_repairs_unasked_but_deletes_nothing(served: Settings) ->
     from ray import serve
 
     table = Endpoints(served)
-    stands = table.get("shade")
-    control.submit(serve.deployment(Idle).bind(), "model-left-00000000", version="1", route_prefix=None)
+    stands, left = table.get("shade"), ownership.model_app(table.platform, "left", "0" * 8)
+    control.submit(serve.deployment(Idle).bind(), left, version="1", route_prefix=None)
     control.delete([stands.application])
     actor = reconciler._actor(served)
     ray.get(actor.loop_every.remote(0.5))
     try:
         deadline = time.monotonic() + 120
-        while {(one.endpoint, one.what) for one in diff(settings=served)} != {("model-left-00000000", "unwanted")}:
+        while {(one.endpoint, one.what) for one in diff(settings=served)} != {(left, "unwanted")}:
             assert time.monotonic() < deadline
             time.sleep(0.3)
         assert httpx.post(f"{now(served).url}/v2/models/shade/infer", json=BODY).status_code == 200
@@ -352,6 +353,31 @@ def test_the_reconciler_repairs_unasked_but_deletes_nothing(served: Settings) ->
     finally:
         ray.get(actor.loop_every.remote(0))
     assert not [one for one in reconcile(settings=served) if one.problem]
+    assert diff(settings=served) == []
+
+
+def test_another_platform_on_this_cluster_changes_nothing(served: Settings, tmp_path: Path) -> None:
+    other = served.model_copy(update={"database": f"sqlite:///{tmp_path}/other.db"})
+    # As if it had served on a cluster of its own before.
+    shade, table, gone = Endpoints(served).get("shade"), Endpoints(other), "model-stranger-00000000"
+    route = shade.route.with_target(application=gone)
+    record = table.put(replace(shade, revision=0, name="stranger", application=gone, route=route))
+    running, replicas = set(applications()), pid_of("maas-gateway")
+    acts = {
+        "deploy": lambda: deploy(DeploySpec.parse(SPEC | {"endpoint": "another"}), settings=other),
+        "promote": lambda: promote("shade/1", "champion", settings=other),
+        "rollback": lambda: rollback("stranger", to=1, settings=other),
+        "undeploy": lambda: undeploy("stranger", settings=other),
+        "reconcile": lambda: reconcile(settings=other),
+    }
+    with load(served) as asked:
+        for act in acts.values():
+            with raises(DeploymentError, "cluster_of_another_platform", Endpoints(served).platform.id):
+                act()
+    assert asked.failed == []
+    assert (table.all(), set(applications()), pid_of("maas-gateway")) == ([record], running, replicas)
+    assert [(one.name, one.state, one.url) for one in endpoints(settings=other)] == [("stranger", "down", "")]
+    assert ("maas-gateway", "platform") in {(one.endpoint, one.what) for one in diff(settings=other)}
     assert diff(settings=served) == []
 
 

@@ -7,16 +7,20 @@ from typing import Any
 
 import pytest
 
+from maas_ray.database.platform import Platform
 from maas_ray.serve.api.app import create_app
-from maas_ray.serve.deployment import smoke
+from maas_ray.serve.deployment import ownership, smoke
 from maas_ray.serve.deployment.drift import Difference, changes, differences, unwanted
 from maas_ray.serve.deployment.endpoints import Record, State
 from maas_ray.serve.routes import Route, to_config
-from maas_ray.serve.spec import GATEWAY_APP, SHARED_APP, SHARED_DEPLOYMENT, DeploySpec, SharedArgs
+from maas_ray.serve.spec import GATEWAY_APP, SHARED_DEPLOYMENT, DeploySpec, SharedArgs
 from tests.support.echo import EchoAndSums
 from tests.support.models import route
 from tests.unit.serve.deployment.test_endpoints import record
 
+PLATFORM = Platform("0123abcd", "sqlite:////srv/maas.db", "ann@head")
+SHARED = ownership.shared_app(PLATFORM)
+LEFT = ownership.model_app(PLATFORM, "left", "f" * 64)
 SPEC = DeploySpec.parse({"version": "a@champion", "endpoint": "a"})
 ROUTE = route("a", "predict")
 SERVING = record(
@@ -36,8 +40,9 @@ def application(status: str = "RUNNING", replicas: tuple[str, ...] = ("RUNNING",
     )
 
 
-def gateway(*routes: Route) -> dict[str, Any]:
-    return application(deployments={"Gateway": {"deployment_config": {"user_config": to_config(routes)}}})
+def gateway(*routes: Route, platform: Platform | None = PLATFORM) -> dict[str, Any]:
+    config = to_config(routes) | ownership.to_config(platform)
+    return application(deployments={"Gateway": {"deployment_config": {"user_config": config}}})
 
 
 RUNNING = {ROUTE.target.application: application(), GATEWAY_APP: gateway(ROUTE)}
@@ -45,7 +50,7 @@ RUNNING = {ROUTE.target.application: application(), GATEWAY_APP: gateway(ROUTE)}
 
 def found(*records: Record, **running: Any) -> set[tuple[str, str]]:
     shown = {name.replace("_", "-"): one for name, one in running.items()}
-    return {(one.endpoint, one.what) for one in differences(records, RUNNING | shown)}
+    return {(one.endpoint, one.what) for one in differences(PLATFORM, records, RUNNING | shown)}
 
 
 def test_what_stands_as_it_should_differs_in_nothing() -> None:
@@ -74,8 +79,8 @@ def test_what_stands_as_it_should_differs_in_nothing() -> None:
         ([SERVING], {"maas_gateway": application("DELETING")}, (GATEWAY_APP, "missing")),
         ([SERVING], {"model_a": application(route_prefix="/v2/models/a")}, ("a", "path")),
         ([DIRECT], {}, ("a", "path")),
-        ([SERVING], {"model_other": application()}, ("model-other", "unwanted")),
-        ([], {"maas_gateway": gateway()}, ("model-a", "unwanted")),
+        ([SERVING], {LEFT: application()}, (LEFT, "unwanted")),
+        ([], {"maas_gateway": gateway(), SHARED: application()}, (SHARED, "unwanted")),
     ],
 )
 def test_what_does_not_is_found(records: list[Record], running: dict[str, Any], what: tuple[str, str]) -> None:
@@ -83,18 +88,18 @@ def test_what_does_not_is_found(records: list[Record], running: dict[str, Any], 
 
 
 def test_where_nothing_runs_all_is_missing() -> None:
-    assert {(one.endpoint, one.what) for one in differences([SERVING], {})} == {
+    assert {(one.endpoint, one.what) for one in differences(PLATFORM, [SERVING], {})} == {
         ("a", "missing"),
         (GATEWAY_APP, "missing"),
     }
-    assert differences([], {}) == []
+    assert differences(PLATFORM, [], {}) == []
 
 
 def test_what_a_change_under_way_needs_is_not_unwanted() -> None:
-    begun = replace(SERVING, application="model-new", state=State.DEPLOYING)
-    running = {**RUNNING, "model-new": application("DEPLOYING", ())}
-    assert unwanted([begun], running) == []
-    assert unwanted([replace(begun, state=State.FAILED)], running) == ["model-new"]
+    begun = replace(SERVING, application=LEFT, state=State.DEPLOYING)
+    running = {**RUNNING, LEFT: application("DEPLOYING", ())}
+    assert unwanted(PLATFORM, [begun], running) == []
+    assert unwanted(PLATFORM, [replace(begun, state=State.FAILED)], running) == [LEFT]
 
 
 def test_a_spec_against_what_was_asked_for_last() -> None:
@@ -128,16 +133,16 @@ def test_the_smoke_request_is_one_that_the_api_takes(name: str, kind: str) -> No
 
 
 def test_shared_replicas_are_wanted_as_long_as_an_endpoint_has_them() -> None:
-    shared = ROUTE.with_target(application=SHARED_APP, shared="{}")
-    one = replace(SERVING, application=SHARED_APP, route=shared)
-    running = {SHARED_APP: application(), GATEWAY_APP: gateway(shared)}
-    assert differences([one], running) == []
-    assert unwanted([], running) == [SHARED_APP]
-    assert unwanted([], {SHARED_APP: application(source="declarative")}) == []
-    (missing,) = differences([one], {GATEWAY_APP: gateway(shared)})
+    shared = ROUTE.with_target(application=SHARED, shared="{}")
+    one = replace(SERVING, application=SHARED, route=shared)
+    running = {SHARED: application(), GATEWAY_APP: gateway(shared)}
+    assert differences(PLATFORM, [one], running) == []
+    assert unwanted(PLATFORM, [], running) == [SHARED]
+    assert unwanted(PLATFORM, [], {SHARED: application(source="declarative")}) == []
+    (missing,) = differences(PLATFORM, [one], {GATEWAY_APP: gateway(shared)})
     assert (missing.endpoint, missing.what) == ("a", "missing")
     other = shared.with_target(shared='{"digest":"x"}')
-    (difference,) = differences([one], {SHARED_APP: application(), GATEWAY_APP: gateway(other)})
+    (difference,) = differences(PLATFORM, [one], {SHARED: application(), GATEWAY_APP: gateway(other)})
     assert difference.what == "route"
 
 
@@ -145,10 +150,10 @@ def test_shared_replicas_work_as_their_file_says() -> None:
     args = SharedArgs(max_models=3)
     deployment = {"message": "", "replicas": [{"state": "RUNNING"}], "deployment_config": {"user_config": {}}}
     deployment["deployment_config"]["user_config"] = args.document()
-    route = ROUTE.with_target(application=SHARED_APP, shared="{}")
-    one = replace(SERVING, application=SHARED_APP, route=route)
-    running = {SHARED_APP: application(deployments={SHARED_DEPLOYMENT: deployment}), GATEWAY_APP: gateway(route)}
-    assert differences([one], running, args) == differences([one], running) == []
-    (difference,) = differences([one], running, SharedArgs(max_models=4))
-    assert difference == Difference(SHARED_APP, "options", "{'max_models': 4}", "{'max_models': 3}")
-    assert differences([], {SHARED_APP: application("DELETING")}, args) == []
+    route = ROUTE.with_target(application=SHARED, shared="{}")
+    one = replace(SERVING, application=SHARED, route=route)
+    running = {SHARED: application(deployments={SHARED_DEPLOYMENT: deployment}), GATEWAY_APP: gateway(route)}
+    assert differences(PLATFORM, [one], running, args) == differences(PLATFORM, [one], running) == []
+    (difference,) = differences(PLATFORM, [one], running, SharedArgs(max_models=4))
+    assert difference == Difference(SHARED, "options", "{'max_models': 4}", "{'max_models': 3}")
+    assert differences(PLATFORM, [], {SHARED: application("DELETING")}, args) == []

@@ -12,7 +12,7 @@ from maas_ray.serve.deployment import desired, verbs
 from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.deployment.dry_run import dry_run
 from maas_ray.serve.deployment.endpoints import Endpoints, State
-from maas_ray.serve.spec import GATEWAY_APP, SHARED_APP, DeploySpec
+from maas_ray.serve.spec import GATEWAY_APP, DeploySpec
 from maas_ray.settings import Settings
 from tests.support.bundles import image_task, register
 from tests.support.errors import raises
@@ -46,8 +46,9 @@ def test_a_new_endpoint_would_be_started(settings: Settings, version: ModelVersi
 def test_an_unchanged_endpoint_would_be_left_alone(
     settings: Settings, version: ModelVersion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = Endpoints(settings).put(desired.wanted(SPEC, version, Registry(settings)))
-    running = {record.application: application(), GATEWAY_APP: gateway(record.route)}
+    endpoints = Endpoints(settings)
+    record = endpoints.put(desired.wanted(SPEC, version, Registry(settings), endpoints.platform))
+    running = {record.application: application(), GATEWAY_APP: gateway(record.route, platform=endpoints.platform)}
     runs(monkeypatch, **running)
     assert dry_run(SPEC, settings=settings)[1:] == ["would change nothing"]
     changed = SPEC.model_copy(update={"request_timeout_s": 7.0})
@@ -62,14 +63,19 @@ def test_an_unchanged_endpoint_would_be_left_alone(
 def test_an_endpoint_that_runs_other_code_is_named(
     settings: Settings, version: ModelVersion, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record = Endpoints(settings).put(desired.wanted(SPEC, version, Registry(settings)))
-    verbs._name_outdated([record])
-    assert capsys.readouterr().out == ""
+    endpoints = Endpoints(settings)
+    platform = endpoints.platform
+    record = endpoints.put(desired.wanted(SPEC, version, Registry(settings), platform))
+    assert not desired.is_outdated(record, platform)
     monkeypatch.setattr(desired, "code_version", lambda: "other")
-    shared = replace(record, name="shared", application=SHARED_APP)
-    verbs._name_outdated([record, shared, replace(record, name="half", state=State.DEPLOYING)])
+    assert desired.is_outdated(record, platform)
+    assert not desired.is_outdated(replace(record, spec=record.spec | {"replicas": "shared"}), platform)
+    assert not desired.is_outdated(replace(record, state=State.DEPLOYING), platform)
+    assert desired.is_outdated(replace(record, spec={"version": "img/1", "unknown": 1}), platform)
+    verbs._name_outdated([])
+    assert capsys.readouterr().out == ""
+    verbs._name_outdated(["img"])
     assert capsys.readouterr().out.startswith("img: ")
-    assert desired.is_outdated(replace(record, spec={"version": "img/1", "unknown": 1}))
 
 
 def test_errors_are_those_of_a_deployment(

@@ -15,12 +15,12 @@ from maas_ray import cluster
 from maas_ray.database.engine import Database
 from maas_ray.database.leases import Lease
 from maas_ray.errors import ClusterError, ConflictError, DeploymentError, MaasError
-from maas_ray.serve.deployment import drift, reconcile, reconciler, rollout
+from maas_ray.serve.deployment import drift, ownership, reconcile, reconciler, rollout
 from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.deployment.endpoints import Endpoints, Record, State
 from maas_ray.serve.deployment.reconcile import Outcome, reconcile_once
 from maas_ray.serve.deployment.reconciler import Reconciler, leased_pass
-from maas_ray.serve.spec import GATEWAY_APP, SHARED_APP, SHARED_DEPLOYMENT
+from maas_ray.serve.spec import GATEWAY_APP, SHARED_DEPLOYMENT
 from maas_ray.settings import Settings, exists
 from tests.support.errors import raises
 from tests.support.models import route
@@ -48,9 +48,14 @@ class Platform:
         self.resumed.append(record.name)
         return Outcome(record.name, "resumed")
 
+    def application(self, name: str) -> str:
+        return ownership.model_app(Endpoints(self.settings).platform, name, "f" * 64)
+
     def routes_can_be_written(self) -> None:
         def apply(endpoints: Endpoints, _: Settings) -> None:
-            self.running[GATEWAY_APP] = gateway(*(record.route for record in endpoints.all() if record.route))
+            self.running[GATEWAY_APP] = gateway(
+                *(record.route for record in endpoints.all() if record.route), platform=endpoints.platform
+            )
 
         self._monkeypatch.setattr(reconcile, "apply_gateway", apply)
 
@@ -66,21 +71,23 @@ class Platform:
 
 @pytest.fixture
 def platform(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> Platform:
-    return Platform(monkeypatch, settings, dict(RUNNING))
+    running = RUNNING | {GATEWAY_APP: gateway(ROUTE, platform=Endpoints(settings).platform)}
+    return Platform(monkeypatch, settings, running)
 
 
 def test_a_pass_on_request_resumes_changes_and_deletes_unneeded_applications(platform: Platform) -> None:
     platform.record(BEGUN)
-    platform.running["model-left"] = application()
+    left = platform.application("left")
+    platform.running |= {left: application(), "model-of-another-team": application()}
     outcomes = reconcile_once(platform.settings)
     assert platform.resumed == ["a"]
-    assert platform.deleted == ["model-left"]
-    assert [outcome.endpoint for outcome in outcomes] == ["a", "model-left"]
+    assert platform.deleted == [left]
+    assert [outcome.endpoint for outcome in outcomes] == ["a", left]
 
 
 def test_an_unattended_pass_leaves_a_change_that_has_just_begun(platform: Platform) -> None:
     platform.record(BEGUN, age=timedelta(seconds=50))
-    platform.running["model-left"] = application()
+    platform.running[platform.application("left")] = application()
     assert reconcile_once(platform.settings, unattended=True) == []
     platform.record(replace(BEGUN, name="b"), age=timedelta(seconds=61))
     reconcile_once(platform.settings, unattended=True)
@@ -124,35 +131,41 @@ def test_a_pass_on_request_deletes_nothing_while_the_gateway_has_routes_of_anoth
     platform: Platform,
 ) -> None:
     platform.record(SERVING)
-    platform.running |= {GATEWAY_APP: gateway(ROUTE, route("stranger", "predict")), "model-stranger": application()}
+    mine, stranger = Endpoints(platform.settings).platform, platform.application("stranger")
+    platform.running |= {
+        GATEWAY_APP: gateway(ROUTE, route("stranger", "predict"), platform=mine),
+        stranger: application(),
+    }
     platform.routes_can_be_written()
     written, left = reconcile_once(platform.settings)
     assert (written.endpoint, written.problem) == (GATEWAY_APP, "")
-    assert (left.endpoint, "stranger" in left.problem) == ("model-stranger", True)
+    assert (left.endpoint, "stranger" in left.problem) == (stranger, True)
     assert platform.deleted == []
     reconcile_once(platform.settings)
-    assert platform.deleted == ["model-stranger"]
+    assert platform.deleted == [stranger]
 
 
 def test_an_unattended_pass_starts_lost_shared_replicas_but_leaves_their_options(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shared = ROUTE.with_target(application=SHARED_APP)
-    platform.record(replace(SERVING, application=SHARED_APP, route=shared))
+    mine = Endpoints(platform.settings).platform
+    name = ownership.shared_app(mine)
+    shared = ROUTE.with_target(application=name)
+    platform.record(replace(SERVING, application=name, route=shared))
     options = {"deployment_config": {"user_config": {"max_models": 2}}, "replicas": [{"state": "RUNNING"}]}
     platform.running |= {
-        SHARED_APP: application(deployments={SHARED_DEPLOYMENT: options}),
-        GATEWAY_APP: gateway(shared),
+        name: application(deployments={SHARED_DEPLOYMENT: options}),
+        GATEWAY_APP: gateway(shared, platform=mine),
     }
     started: list[int] = []
-    monkeypatch.setattr(rollout, "submit_shared", lambda used: started.append(rollout.shared_args(used).max_models))
+    monkeypatch.setattr(rollout, "submit_shared", lambda _, used: started.append(rollout.shared_args(used).max_models))
     monkeypatch.setattr(control, "wait", lambda *_, **__: None)
     settings = platform.settings.model_copy(update={"shared": "{max_models: 3}"})
     reconcile_once(settings, unattended=True)
     assert started == []
     reconcile_once(settings)
     assert started == [3]
-    del platform.running[SHARED_APP]
+    del platform.running[name]
     reconcile_once(settings, unattended=True)
     assert started == [3, 3]
 
@@ -172,7 +185,8 @@ def test_an_unattended_pass_does_not_start_serve(platform: Platform) -> None:
 
 def test_an_unattended_pass_leaves_a_gateway_with_routes_of_another_database(platform: Platform) -> None:
     platform.record(BEGUN, age=timedelta(days=1))
-    platform.running[GATEWAY_APP] = gateway(ROUTE, route("stranger", "predict"))
+    mine = Endpoints(platform.settings).platform
+    platform.running[GATEWAY_APP] = gateway(ROUTE, route("stranger", "predict"), platform=mine)
     (outcome,) = reconcile_once(platform.settings, unattended=True)
     assert outcome.endpoint == GATEWAY_APP
     assert "stranger" in outcome.problem

@@ -17,7 +17,7 @@ from maas_ray.serve.deployment.endpoints import Endpoints, Record
 from maas_ray.serve.spec import DeploySpec, SharedArgs
 from maas_ray.settings import Settings
 from tests.support.errors import raises
-from tests.unit.serve.deployment.test_drift import SERVING
+from tests.unit.serve.deployment.test_drift import PLATFORM, SERVING, SHARED
 
 URL = "http://localhost"
 
@@ -126,7 +126,9 @@ def test_a_new_version_starts_with_the_replicas_of_the_old_one(serve: _Serve, se
     assert serve.running["model-two"].target == 5
     assert serve.bounds("model-two") == (1, 8)
     assert [
-        found for found in differences(Endpoints(settings).all(), control.applications()) if found.endpoint == "a"
+        found
+        for found in differences(PLATFORM, Endpoints(settings).all(), control.applications())
+        if found.endpoint == "a"
     ] == []
     serve.while_waiting = lambda: None
     _move(settings, _record("model-three", scaling={"max_replicas": 3}))
@@ -147,7 +149,11 @@ def test_a_deployer_that_dies_before_the_end_leaves_a_difference(
         with pytest.raises(KeyboardInterrupt):
             _move(settings, _record("model-two"))
     endpoints = Endpoints(settings)
-    (found,) = [found for found in differences(endpoints.all(), control.applications()) if found.endpoint == "a"]
+    (found,) = [
+        found
+        for found in differences(endpoints.platform, endpoints.all(), control.applications())
+        if found.endpoint == "a"
+    ]
     assert found.what == "scaling"
     rollout.restore_options(endpoints.all()[0])
     assert (serve.running["model-two"].target, serve.bounds("model-two")) == (2, (1, 8))
@@ -182,9 +188,9 @@ def test_replicas_that_did_not_fit_are_not_wanted_after_the_change_failed(serve:
 
 
 def test_shared_replicas_keep_their_number(serve: _Serve, settings: Settings) -> None:
-    rollout.submit_shared(settings)
-    shared = serve.running["maas-shared"]
+    rollout.submit_shared(SHARED, settings)
+    shared = serve.running[SHARED]
     shared.target = 3
     options = SharedArgs(max_models=2).model_dump_json()
-    rollout.submit_shared(settings.model_copy(update={"shared": options}))
+    rollout.submit_shared(SHARED, settings.model_copy(update={"shared": options}))
     assert shared.target == 3
