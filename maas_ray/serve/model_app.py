@@ -29,6 +29,7 @@ from maas_ray.serve.api.open_inference.tensors import InferBody, parse_infer, re
 from maas_ray.serve.api.open_inference.values import numpy_dtype
 from maas_ray.serve.api.predict import Head, PredictBody, parse_rows
 from maas_ray.serve.api.refusals import BACKPRESSURE
+from maas_ray.serve.autoscaling import ROWS, autoscaling, first_replicas
 from maas_ray.serve.caller import Caller
 from maas_ray.serve.engines import network
 from maas_ray.serve.engines.vllm import chosen, placement
@@ -37,7 +38,7 @@ from maas_ray.serve.replicas.direct import SingleModel, create_single_app
 from maas_ray.serve.replicas.text_rows import TextRows
 from maas_ray.serve.resolve import make_route
 from maas_ray.serve.routes import Route
-from maas_ray.serve.spec import ModelArgs, Scaling, ServingOptions
+from maas_ray.serve.spec import ModelArgs, ServingOptions
 from maas_ray.serve.text.codec import TextCodec
 from maas_ray.serve.text.streaming import StreamedAnswer, merge_answers, stream_answer
 from maas_ray.serve.text.types import Delta, TextRequest
@@ -85,6 +86,7 @@ class Generator:
     ) -> None:
         from maas_ray.serve.engines.start import start, warm_up
 
+        self.in_progress = 0  # sequences
         self._phases = {"replica": time.time()}
         task, directory = await asyncio.to_thread(_fetch, uri, digest)
         self._phases["bundle"] = time.time()
@@ -126,9 +128,13 @@ class Generator:
             stream_answer(self._engine.generate(part), StreamedAnswer(task, part, request.stop, index, lead))
             for index, part in enumerate(prepared)
         ]
-        async with aclosing(answers[0] if len(answers) == 1 else merge_answers(answers)) as deltas:
-            async for delta in deltas:
-                yield delta
+        self.in_progress += len(answers)
+        try:
+            async with aclosing(answers[0] if len(answers) == 1 else merge_answers(answers)) as deltas:
+                async for delta in deltas:
+                    yield delta
+        finally:
+            self.in_progress -= len(answers)
 
     async def complete(self, request: TextRequest, caller: Caller) -> list[Delta] | RequestError:
         """The complete answers."""
@@ -178,6 +184,7 @@ class Predictor:
     """A replica that answers a batch at a time; rows of all requests in flight share batches."""
 
     async def __init__(self, *args: Any) -> None:  # type: ignore[misc]  # Serve awaits the constructor
+        self.in_progress = 0  # rows
         self._model = await asyncio.to_thread(_Model, *args)
         options = self._model.options
         self._batch = Batcher(self._answer, size=options.max_batch_size, wait_s=options.batch_wait_ms / 1000)
@@ -219,11 +226,15 @@ class Predictor:
 
     async def _answers(self, rows: Iterable["_Row"]) -> list["_Row"]:
         """Answers in the order of the rows; the first error is raised."""
-        answers = []
-        for answer in await asyncio.gather(*map(self._batch, rows)):
-            if isinstance(answer, Exception):
-                raise answer
-            answers.append(answer)
+        answers, waiting = [], [self._batch(row) for row in rows]
+        self.in_progress += len(waiting)
+        try:
+            for answer in await asyncio.gather(*waiting):
+                if isinstance(answer, Exception):
+                    raise answer
+                answers.append(answer)
+        finally:
+            self.in_progress -= len(waiting)
         return answers
 
     def check_health(self) -> None:
@@ -253,29 +264,6 @@ def _example(task: Task) -> _Row:
     }
 
 
-def autoscaling(scaling: Scaling, replicas: int | None) -> dict[str, Any]:
-    """Serve's autoscaling configuration.
-
-    Args:
-        scaling: the bounds and the target.
-        replicas: replicas to begin with. Serve takes this number at every submission that changes anything. More than
-            the minimum are kept until the next submission, because an application without a route looks idle.
-            None: the application runs already, and keeps the number that it has.
-    """
-    # Gateways report waiting requests to Serve's controller every 10 s. With this field, they report requests without a
-    # replica every second. Serve calls the field deprecated, but does not read the variable that it names instead.
-    frequent = {"metrics_interval_s": 1} if scaling.min_replicas == 0 else {}
-    return {
-        **frequent,
-        # A single replica may stop again if the minimum is 0.
-        "min_replicas": max(scaling.min_replicas, replicas if replicas and replicas > 1 else 0),
-        "initial_replicas": replicas,
-        "max_replicas": scaling.max_replicas,
-        "target_ongoing_requests": scaling.target_ongoing_requests,
-        "downscale_delay_s": scaling.downscale_delay_s,
-    }
-
-
 class _Own:
     """A replica with one version. It also answers HTTP, if the endpoint is `direct`.
 
@@ -292,6 +280,10 @@ class _Own:
     def __serve_build_asgi_app__(self) -> App:
         return create_single_app(self._single)
 
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve, see `autoscaling`."""
+        return {ROWS: self.in_progress}  # type: ignore[attr-defined]
+
     def reconfigure(self, config: dict[str, Any]) -> None:
         """Apply options of the route that do not need a new replica."""
         self._single.update(Route.model_validate(config["route"]))
@@ -307,23 +299,12 @@ class OwnPredictor(_Own, Predictor):
     """A replica of one predicting model."""
 
 
-def first_replicas(scaling: Scaling, needed: int = 0) -> int:
-    """Replicas that a new application starts with.
-
-    Args:
-        scaling: its bounds.
-        needed: replicas that do its work now, in the application that it replaces.
-    """
-    # One starts even if the minimum is 0: a version that cannot load must not get a route.
-    return min(max(1, scaling.min_replicas, needed), scaling.max_replicas)
-
-
 def application(options: ServingOptions, uri: str, route: Route, replicas: int | None) -> Application:
     """The application for a bundle, as `route` describes it. `replicas`: see `autoscaling`."""
     deployment = serve.deployment(
         name="Model",
         **placement(options, route.kind),
-        autoscaling_config=autoscaling(options.scaling, replicas),
+        autoscaling_config=autoscaling(options.scaling, options.max_ongoing_requests, replicas),
         max_ongoing_requests=options.max_ongoing_requests,
         max_queued_requests=options.max_queued_requests,
         backpressure_config=BACKPRESSURE,

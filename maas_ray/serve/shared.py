@@ -24,9 +24,10 @@ from maas_ray.ray_private.serve import report_models
 from maas_ray.serve.api import refusals
 from maas_ray.serve.api.open_inference.tensors import InferBody
 from maas_ray.serve.api.predict import PredictBody
+from maas_ray.serve.autoscaling import ROWS, autoscaling, first_replicas
 from maas_ray.serve.caller import Caller
 from maas_ray.serve.engines import openvino
-from maas_ray.serve.model_app import Generator, Predictor, autoscaling, first_replicas
+from maas_ray.serve.model_app import Generator, Predictor
 from maas_ray.serve.replicas.cache import ModelCache
 from maas_ray.serve.spec import SHARED_DEPLOYMENT, ServingOptions, SharedArgs, SharedModel
 from maas_ray.serve.text.types import Delta, TextRequest
@@ -46,6 +47,10 @@ class Shared:
         self._models: ModelCache[Generator | Predictor] = ModelCache(
             self._load, max_models=args.max_models, max_bytes=args.weights_gb * 1e9, changed=self._changed
         )
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve, see `autoscaling`."""
+        return {ROWS: sum(model.in_progress for model in self._models.loaded())}
 
     def reconfigure(self, config: dict[str, Any]) -> None:
         """Apply the options that do not need a new replica."""
@@ -150,7 +155,7 @@ def application(args: SharedArgs, replicas: int | None) -> Application:
     deployment = serve.deployment(
         name=SHARED_DEPLOYMENT,
         ray_actor_options={"num_cpus": args.resources.cpus, "num_gpus": args.resources.gpus},
-        autoscaling_config=autoscaling(args.scaling, replicas),
+        autoscaling_config=autoscaling(args.scaling, args.max_ongoing_requests, replicas),
         max_ongoing_requests=args.max_ongoing_requests,
         max_queued_requests=args.max_queued_requests,
         max_constructor_retry_count=2,

@@ -40,8 +40,9 @@ class Scaling(Spec):
     """Minimum of replicas. 0 lets an idle model stop, at the price of a cold start."""
     max_replicas: int = Field(4, ge=1)
     """Maximum of replicas."""
-    target_ongoing_requests: float = Field(16.0, gt=0)
-    """Requests in flight that one replica should have. Above it, replicas are added."""
+    target_ongoing_requests: float | None = Field(None, gt=0)
+    """Requests in flight that one replica should have. Above it, replicas are added. A request of several rows or
+    sequences counts as so many. None: half of `max_ongoing_requests`."""
     downscale_delay_s: float = Field(600.0, ge=0)
     """Time for which fewer replicas must suffice before one is removed, seconds. It also holds for the last one."""
 
@@ -53,6 +54,23 @@ class Scaling(Spec):
                 f"min_replicas ({self.min_replicas}) is above max_replicas ({self.max_replicas}); raise max_replicas.",
             )
         return self
+
+    def target(self, max_ongoing_requests: int) -> float:
+        """Requests in flight that one replica should have."""
+        return self.target_ongoing_requests or max_ongoing_requests / 2
+
+    def check_target(self, max_ongoing_requests: int) -> None:
+        """Check that a replica can have as many requests as it should have.
+
+        Raises:
+            InvalidError: it cannot.
+        """
+        if self.target(max_ongoing_requests) > max_ongoing_requests:
+            raise InvalidError(
+                "target_out_of_reach",
+                f"scaling.target_ongoing_requests ({self.target_ongoing_requests:g}) is above max_ongoing_requests "
+                f"({max_ongoing_requests}), so replicas would never be added; lower it, or remove it.",
+            )
 
 
 class Resources(Spec):
@@ -119,6 +137,11 @@ class ServingOptions(Spec):
                 f"engine: {self.engine} does not support this model's task; set it to auto, {', '.join(fitting)}.",
                 code="engine_unfit",
             )
+
+    @model_validator(mode="after")
+    def _target_in_reach(self) -> Self:
+        self.scaling.check_target(self.max_ongoing_requests)
+        return self
 
     @model_validator(mode="after")
     def _openvino_on_the_cpu(self) -> Self:
@@ -245,6 +268,11 @@ class SharedArgs(Spec):
     """Requests that wait for a replica at each gateway. Further ones get status 429."""
     request_timeout_s: float = Field(300.0, gt=0, le=MAX_TIMEOUT_S)
     """Longest time for a replica that is removed to finish its requests, seconds."""
+
+    @model_validator(mode="after")
+    def _target_in_reach(self) -> Self:
+        self.scaling.check_target(self.max_ongoing_requests)
+        return self
 
 
 class SharedModel(Spec):

@@ -64,7 +64,7 @@ INNER_FLOORS = {
         {"text"},
         {"api"},  # the protocols: no Ray, no registry
         {"engines"},
-        {"resolve", "calls", "replicas"},
+        {"autoscaling", "resolve", "calls", "replicas"},
         {"gateway", "model_app"},
         {"shared"},
         {"deployment"},

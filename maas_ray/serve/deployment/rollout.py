@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from maas_ray.errors import ConflictError, DeploymentError
+from maas_ray.serve.autoscaling import first_replicas
 from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.deployment import smoke
 from maas_ray.serve.deployment.desired import code_version
@@ -133,9 +134,7 @@ def _first_replicas(scaling: Scaling, running: Mapping[str, Any] | None, needed:
         running: the application as it runs now.
         needed: replicas of the application that it replaces.
     """
-    from maas_ray.serve import model_app
-
-    return None if running and target_replicas(running) else model_app.first_replicas(scaling, needed)
+    return None if running and target_replicas(running) else first_replicas(scaling, needed)
 
 
 def shared_args(settings: Settings) -> SharedArgs:
@@ -177,7 +176,7 @@ def _make_way(name: str) -> None:
 
 
 def _submit(record: Record, route_prefix: str | None, replicas: int | None = None) -> None:
-    """Make a record the target state of its application. `replicas`: see `model_app.autoscaling`."""
+    """Make a record the target state of its application. `replicas`: see `autoscaling.autoscaling`."""
     from maas_ray.serve import model_app
 
     assert record.route is not None  # noqa: S101  a desired record has a route

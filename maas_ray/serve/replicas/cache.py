@@ -91,6 +91,10 @@ class ModelCache(Generic[M]):
         """Change the limits, from the next load on."""
         self._max_models, self._max_bytes = max_models, max_bytes
 
+    def loaded(self) -> list[M]:
+        """The models that are loaded."""
+        return [entry.loading.result() for entry in self._entries.values() if entry.loaded]
+
     def keys(self) -> list[str]:
         """The keys of models that are loaded or loading."""
         return list(self._entries)
@@ -128,9 +132,8 @@ class ModelCache(Generic[M]):
 
     def close(self) -> None:
         """Close all models."""
-        for entry in self._entries.values():
-            if entry.loaded:
-                entry.loading.result().close()
+        for model in self.loaded():
+            model.close()
         self._entries.clear()
 
     def _begin(self, key: str, size: int, *, retry: bool) -> _Entry[M]:

@@ -3,19 +3,23 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from maas_ray.database.base import VERSION_TABLE, Base
 from maas_ray.database.engine import Database, open_engine
 from maas_ray.database.leases import LeaseRow
+from maas_ray.database.migrate import config
 from maas_ray.errors import StorageError
 from maas_ray.serve.deployment.endpoints import EndpointRow, Endpoints, ServedRow
 from maas_ray.settings import Settings
 from tests.support.errors import raises
+from tests.unit.serve.deployment.test_drift import SERVING
 
 
 def test_processes_that_start_at_once_migrate_once(each_database: Settings) -> None:
@@ -45,3 +49,22 @@ def test_a_database_that_cannot_be_used_is_named_without_its_password(tmp_path: 
     with raises(StorageError, "database_unusable", url.replace("secret", "***")) as caught:
         Database(url)
     assert "secret" not in str(caught.value)
+
+
+def test_stored_targets_of_autoscaling_that_were_not_chosen_are_computed(each_database: Settings) -> None:
+    endpoints = Endpoints(each_database)
+    for name, target, most in (("default", 16.0, 32), ("beyond", 20.0, 4), ("chosen", 3.0, 32)):
+        spec = {"version": "m/1", "max_ongoing_requests": most, "scaling": {"target_ongoing_requests": target}}
+        endpoints.put(replace(SERVING, name=name, spec=spec, revision=0))
+    with open_engine(each_database.database).begin() as connection:
+        configuration = config()
+        configuration.attributes["connection"] = connection
+        command.stamp(configuration, "0003")
+        command.upgrade(configuration, "0005")
+    found = {one.name: one.spec["scaling"]["target_ongoing_requests"] for one in endpoints.all()}
+    assert found == {"default": None, "beyond": None, "chosen": 3.0}
+    assert {endpoints.history(name)[0].spec["scaling"]["target_ongoing_requests"] for name in found} == {None, 3.0}
+    with open_engine(each_database.database).begin() as connection:
+        configuration.attributes["connection"] = connection
+        command.downgrade(configuration, "0003")
+    assert [one.spec["scaling"] for one in endpoints.all()] == [{}, {"target_ongoing_requests": 3.0}, {}]
