@@ -59,12 +59,12 @@ def test_stored_targets_of_autoscaling_that_were_not_chosen_are_computed(each_da
     with open_engine(each_database.database).begin() as connection:
         configuration = config()
         configuration.attributes["connection"] = connection
-        command.stamp(configuration, "0003")
+        command.stamp(configuration, "0004")
         command.upgrade(configuration, "0005")
     found = {one.name: one.spec["scaling"]["target_ongoing_requests"] for one in endpoints.all()}
     assert found == {"default": None, "beyond": None, "chosen": 3.0}
     assert {endpoints.history(name)[0].spec["scaling"]["target_ongoing_requests"] for name in found} == {None, 3.0}
     with open_engine(each_database.database).begin() as connection:
         configuration.attributes["connection"] = connection
-        command.downgrade(configuration, "0003")
+        command.downgrade(configuration, "0004")
     assert [one.spec["scaling"] for one in endpoints.all()] == [{}, {"target_ongoing_requests": 3.0}, {}]
