@@ -16,7 +16,7 @@ beyond tensors of a fixed shape, write a `maas_ray.tasks.Task`. docs/own-model.m
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
@@ -28,6 +28,8 @@ from pydantic import Field, TypeAdapter, create_model
 
 from maas_ray.errors import DataError, InvalidError, RequestError, UnlearntError
 from maas_ray.tasks import AnswerRow, Column, RequestRow, Row, Task, TaskSpec, TensorSpec
+from maas_ray.tasks.cells import indices, label
+from maas_ray.tasks.fitting import Names, SummedTaskSpec
 from maas_ray.tasks.metrics import classification, mean_loss, regression
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.task import Outcomes
@@ -116,7 +118,7 @@ class Label:
     """A class, by name. Names are collected from the training split; networks and losses see the index of a name."""
 
 
-class ModuleTaskSpec(TaskSpec):
+class ModuleTaskSpec(SummedTaskSpec):
     """`task: {type: "my_module:MyTask"}`"""
 
     task_class: ClassVar[Any]
@@ -130,21 +132,19 @@ class ModuleTaskSpec(TaskSpec):
         return tuple(self.task_class.features)
 
     def parse_row(self, row: Row) -> Row | None:
-        """Arrays, and labels as strings; None if a value is missing."""
+        """Arrays, and the names of labels; None if a value is missing."""
         kinds = self.task_class.features | self.task_class.targets
-        if any(row[n] is None or (isinstance(kind, Label) and str(row[n]) == "") for n, kind in kinds.items()):
+        labels = {n: label(row[n]) for n, kind in kinds.items() if isinstance(kind, Label)}
+        if not all(labels.values()) or any(row[n] is None for n in kinds):
             return None
-        return {n: str(row[n]) if isinstance(kind, Label) else kind.parse(n, row[n]) for n, kind in kinds.items()}
+        return labels | {n: kind.parse(n, row[n]) for n, kind in kinds.items() if isinstance(kind, Tensor)}
 
-    def fit(self, rows: Iterable[Row]) -> "ModuleTask":
+    def totals(self) -> Names:
+        return Names(*(name for name, kind in self.task_class.targets.items() if isinstance(kind, Label)))
+
+    def fitted(self, sample: None, totals: Names) -> "ModuleTask":
         """The names of labels, sorted."""
-        labels: dict[str, set[str]] = {
-            n: set() for n, kind in self.task_class.targets.items() if isinstance(kind, Label)
-        }
-        for row in rows:
-            for name, names in labels.items():
-                names.add(row[name])
-        fitted: ModuleTask = self.task_class(self, {name: sorted(names) for name, names in labels.items()})
+        fitted: ModuleTask = self.task_class(self, {name: sorted(names) for name, names in totals.names.items()})
         return fitted
 
 
@@ -182,7 +182,7 @@ class ModuleTask(Task):
     def __init__(self, spec: TaskSpec, labels: dict[str, list[str]]) -> None:
         super().__init__(spec)
         self.labels = labels
-        self._indices = {name: {label: index for index, label in enumerate(names)} for name, names in labels.items()}
+        self._indices = {name: indices(names) for name, names in labels.items()}
 
     # --- to be written by the user
 
@@ -227,11 +227,11 @@ class ModuleTask(Task):
 
     def encode(self, rows: list[Row]) -> dict[str, Any]:
         columns = {name: [row[name] for row in rows] for name in self.stored}
-        for name, indices in self._indices.items():
-            unknown = next((value for value in columns[name] if value not in indices), None)
+        for name, known in self._indices.items():
+            unknown = next((value for value in columns[name] if value not in known), None)
             if unknown is not None:
                 raise UnlearntError(f"{name} {unknown!r} does not occur in the training split")
-            columns[name] = [indices[value] for value in columns[name]]
+            columns[name] = [known[value] for value in columns[name]]
         return {name: np.array(values, self.stored[name].dtype) for name, values in columns.items()}
 
     def traits(self, rows: list[Row], encoded: Mapping[str, Any]) -> list[Trait]:

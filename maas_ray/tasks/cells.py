@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from datetime import date, time, timedelta
 from decimal import Decimal
 from numbers import Integral, Real
@@ -103,12 +104,21 @@ def numbers(values: Sequence[Cell]) -> np.ndarray:
 
 
 def category(value: Cell) -> str:
-    """A cell as the name of a category; empty if the cell is. Whole numbers lose their decimals."""
+    """A cell as the name of a category; empty if the cell is. Whole numbers lose their decimals.
+
+    Names are in NFC, because macOS decomposes the letters of file names: `é` is one name, however it is encoded.
+    """
     if isinstance(value, str) and value.endswith("0") and _WHOLE.fullmatch(value):
         value = float(value)
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() else repr(value)
-    return "" if value is None else str(value)
+    return "" if value is None else unicodedata.normalize("NFC", str(value))
+
+
+def indices(names: Iterable[str], start: int = 0) -> dict[str, int]:
+    """The index of each name, also in NFC: the names of older tasks are as their files had them."""
+    exact = {name: index for index, name in enumerate(names, start)}
+    return {unicodedata.normalize("NFC", name): index for name, index in exact.items()} | exact
 
 
 def name_of(value: Any) -> str:

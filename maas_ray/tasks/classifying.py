@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from maas_ray.errors import DataError, UnlearntError
+from maas_ray.tasks.cells import indices
 from maas_ray.tasks.metrics import CountedMetrics, classification, counted_classification, mean_loss
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.rows import AnswerRow, Row, TensorSpec, shortest
@@ -62,7 +63,7 @@ class Classifying(Task):
 
     @cached_property
     def _label_ids(self) -> dict[str, int]:
-        return {label: index for index, label in enumerate(self.labels)}
+        return indices(self.labels)
 
     def label_ids(self, rows: Iterable[Row], column: str = "label") -> np.ndarray:
         """The label's id of each row, int64 [n]; -1 for a row without a label (a request).

@@ -55,7 +55,7 @@ INNER_FLOORS = {
         {"network"},
         {"custom_network"},
         {"task"},
-        {"base", "classifying", "custom_task", "pretrained"},
+        {"base", "classifying", "custom_task", "fitting", "pretrained"},
         {"text", "tables", "vision", "speech"},
     ],
     "serve": [

@@ -4,13 +4,21 @@ A value is missing if the tasks on tables take it for missing: null, NaN, blank 
 source lists under `missing`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from maas_ray.data.cleaning.base import CleaningStep, Dropped, Notes, changed, named, names_in, value
-from maas_ray.data.cleaning.base.statistics import Mean, Mode, Numbers, Statistic, gathered, is_missing
+from maas_ray.data.cleaning.base import Dropped, Notes, changed, named, names_in, value
+from maas_ray.data.cleaning.base.statistics import (
+    ColumnTotals,
+    Mean,
+    Mode,
+    Numbers,
+    Statistic,
+    SummedStep,
+    is_missing,
+)
 from maas_ray.errors import InvalidError
 from maas_ray.tasks.rows import Row
 
@@ -18,7 +26,7 @@ FillValue = str | int | float
 _FITTED: dict[str, Callable[[], Statistic]] = {"mean": Mean, "median": Numbers, "mode": Mode}
 
 
-class Missing(CleaningStep):
+class Missing(SummedStep):
     """`{step: missing, columns: [age], strategy: median}`"""
 
     step: Literal["missing"] = "missing"
@@ -54,14 +62,14 @@ class Missing(CleaningStep):
     def fits(self) -> bool:
         return self.strategy in _FITTED
 
-    def fit(self, rows: Iterable[Row]) -> Self:
-        """Fill in the statistics. A median takes 8 bytes a row and column, a mode those of its distinct values."""
-        if not self.fits:
-            return self
-        statistics = gathered(self.step, rows, {name: _FITTED[self.strategy]() for name in self.columns or ()})
+    def totals(self) -> ColumnTotals:
+        """A median takes 8 bytes a row and column, a mode those of its distinct values."""
+        return ColumnTotals(self.step, {name: _FITTED[self.strategy]() for name in self.columns or ()})
+
+    def with_totals(self, totals: ColumnTotals) -> Self:
         fitted = {
             name: statistic.quantiles([0.5])[0] if isinstance(statistic, Numbers) else statistic.value
-            for name, statistic in statistics.items()
+            for name, statistic in totals.checked().items()
         }
         return self.model_copy(update={"fitted": fitted})
 

@@ -1,12 +1,11 @@
 """`outliers`: drops or clips numbers beyond fences that are fitted on the training split."""
 
-from collections.abc import Iterable
 from typing import Literal, Self
 
 from pydantic import Field
 
-from maas_ray.data.cleaning.base import CleaningStep, Dropped, Notes, changed, named
-from maas_ray.data.cleaning.base.statistics import Mean, Numbers, gathered, is_missing, number_in
+from maas_ray.data.cleaning.base import Dropped, Notes, changed, named
+from maas_ray.data.cleaning.base.statistics import ColumnTotals, Mean, Numbers, SummedStep, is_missing, number_in
 from maas_ray.errors import DataError, InvalidError
 from maas_ray.tasks.rows import Row
 
@@ -16,7 +15,7 @@ _THRESHOLDS = {"iqr": 1.5, "zscore": 3.0, "mad": 3.5}
 _NORMAL = 0.6745
 
 
-class Outliers(CleaningStep):
+class Outliers(SummedStep):
     """`{step: outliers, columns: [price], method: iqr, action: clip}`"""
 
     step: Literal["outliers"] = "outliers"
@@ -41,11 +40,15 @@ class Outliers(CleaningStep):
     def fits(self) -> bool:
         return True
 
-    def fit(self, rows: Iterable[Row]) -> Self:
-        """Fill in the fences. `iqr` and `mad` take 8 bytes for each row and column."""
-        statistics = {name: Mean() if self.method == "zscore" else Numbers() for name in self.columns}
-        filled = gathered(self.step, rows, statistics)
-        fences = {name: self._fences(name, statistic) for name, statistic in filled.items()}
+    def totals(self) -> ColumnTotals:
+        """`iqr` and `mad` take 8 bytes for each row and column."""
+        return ColumnTotals(
+            self.step, {name: Mean() if self.method == "zscore" else Numbers() for name in self.columns}
+        )
+
+    def with_totals(self, totals: ColumnTotals) -> Self:
+        """The step with its fences."""
+        fences = {name: self._fences(name, statistic) for name, statistic in totals.checked().items()}
         return self.model_copy(update={"fitted": fences})
 
     def _fences(self, name: str, statistic: Mean | Numbers) -> tuple[float, float]:

@@ -1,15 +1,13 @@
 """One attempt at a dataset, on a cluster: read → decide → clean → fit → encode → write.
 
-Rows stay in the cluster. The driver receives counts, sizes, the entries of files, and, one block at a time, the rows
-that fitting reads.
+Rows stay in the cluster. The driver receives counts, sizes, the entries of files, the totals that fitting sums up, and,
+one block at a time, the rows that fitting reads in order.
 """
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -46,8 +44,8 @@ from maas_ray.data.reading import Inspected
 from maas_ray.data.spec import PrepareSpec
 from maas_ray.errors import DataError
 from maas_ray.storage import FileEntry
-from maas_ray.tasks import Row, Task
-from maas_ray.terminal.lines import Progress, say
+from maas_ray.tasks import Task
+from maas_ray.terminal.lines import say
 
 
 @dataclass(frozen=True)
@@ -236,37 +234,11 @@ def _fit_task(spec: PrepareSpec, ordered: Blocks, cache: ResumeCache) -> dict[st
     """The files of the fitted task, through the cache."""
     if (before := cache.load(FITTED, "task")) is not None:
         return files_of(pa.concat_tables(before))
-    files = packing.saved(_fitted(spec, ordered))
+    with stage(f"fitting {spec.task.type}", len(ordered)) as bar:
+        files = packing.saved(global_steps.fit_task(spec.task, ordered, bar))
     for _ in cache.store(FITTED, "task", iter([files_table(files)])):
         pass
     return files
-
-
-def _fitted(spec: PrepareSpec, ordered: Blocks) -> Task:
-    """The task, fitted on the training split in the order of its content."""
-    with stage(f"fitting {spec.task.type}", None) as bar:
-        training = _training(spec, ordered, bar)
-        first = next(training, None)
-        if first is None:
-            raise DataError(
-                "no row is left to train on: every row is empty, unreadable, or in another split. "
-                "Give more data, or smaller splits.",
-                code="nothing_to_train_on",
-            )
-        return spec.task.fit(chain([first], training))
-
-
-def _training(spec: PrepareSpec, ordered: Blocks, bar: Progress) -> Iterator[Row]:
-    count, last = 0, b""
-    for table in tables(ordered):
-        for kept in row_steps.kept_rows(table, spec.task):
-            if kept.split:
-                return  # training rows come first
-            if kept.digest < last:
-                raise RuntimeError("blocks came out of order: fitting would depend on the cluster")
-            count, last = count + 1, kept.digest
-            yield kept.row
-        bar.update(count)
 
 
 # --- encode ----------------------------------------------------------------------------------------

@@ -1,13 +1,15 @@
-"""Steps that need all rows, on a cluster: duplicates, stratified splits, decontamination, and fitted cleaning.
+"""Steps that need all rows, on a cluster: duplicates, stratified splits, decontamination, and fitting.
 
 The driver receives only what a decision needs: two numbers for each duplicate, two hashes for each label whose share is
-held out, hashes of the n-grams to evaluate with, and, one block at a time, the rows that steps are fitted on.
+held out, hashes of the n-grams to evaluate with, the totals that steps and tasks are fitted on, and, one block at a
+time, the rows that a tokenizer or the user's own `fit` reads.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,20 +17,22 @@ import pyarrow.compute as pc
 import ray
 
 from maas_ray.data.cleaning import CleaningStep
+from maas_ray.data.cleaning.base.statistics import SummedStep
 from maas_ray.data.dedup.decontaminate import MIN_WORDS, Decontaminate, HeldOutRuns, held_out_runs
 from maas_ray.data.dedup.survivors import Decisions, duplicate_keys, linked, survivors_of
 from maas_ray.data.pipeline import row_steps
-from maas_ray.data.pipeline.blocks import Blocks, run, run_over, run_sorted, tables
+from maas_ray.data.pipeline.blocks import Blocks, Watch, objects, run, run_over, run_sorted, tables
 from maas_ray.data.pipeline.index import INDEX, RowIndex, keys_of_old_rows, splits_of
 from maas_ray.data.pipeline.objects import packed
 from maas_ray.data.pipeline.rows import CONTAMINATED, KEPT
 from maas_ray.data.spec import PrepareSpec
 from maas_ray.data.splits import stratify
-from maas_ray.data.splits.hashing import SPLIT_BITS
 from maas_ray.errors import DataError
-from maas_ray.tasks import Row, TaskSpec
-from maas_ray.terminal.lines import say
+from maas_ray.tasks import Row, Task, TaskSpec
+from maas_ray.tasks.fitting import SummedTaskSpec, Totals
+from maas_ray.terminal.lines import Progress, say
 
+Kind = TypeVar("Kind", bound=Totals)
 _RANGE_BYTES = 32 << 20
 _KEY_BYTES = 33
 _OPEN_BYTES = 16
@@ -163,17 +167,74 @@ def fit_and_clean(
     for step in steps:
         if step.fits and waiting:
             ordered, waiting = run_over(ordered, partial(row_steps.cleaned, steps=tuple(waiting), task=task)), []
-        fitted = (*fitted, step.fit(_training(ordered)) if step.fits else step)
+        fitted = (*fitted, _fit_step(step, ordered) if step.fits else step)
         waiting.append(fitted[-1])
     if waiting:
         ordered = run_over(ordered, partial(row_steps.cleaned, steps=tuple(waiting), task=task))
     return ordered, fitted
 
 
+def _fit_step(step: CleaningStep, ordered: Blocks) -> CleaningStep:
+    if not isinstance(step, SummedStep) or type(step).fit is not SummedStep.fit or _in_one_block(ordered):
+        return step.fit(_training(ordered))
+    next(_training(ordered))  # raises if there is no row
+    return step.with_totals(_merged(step.totals(), ordered, row_steps.raw_totals))
+
+
+def fit_task(task: TaskSpec, ordered: Blocks, bar: Progress) -> Task:
+    """The task, fitted on the training split in the order of its content.
+
+    Totals are summed in the cluster. The driver reads the rows that `fit_sample` needs, or those of a single block,
+    which gives the same result without a start of workers. A `fit` of the user's own reads all rows there.
+
+    Raises:
+        DataError: there are no rows to fit on.
+    """
+    rows = _parsed_training(task, ordered, bar)
+    if (first := next(rows, None)) is None:
+        raise DataError(
+            "no row is left to train on: every row is empty, unreadable, or in another split. "
+            "Give more data, or smaller splits.",
+            code="nothing_to_train_on",
+        )
+    rows = chain([first], rows)
+    if not isinstance(task, SummedTaskSpec) or type(task).fit is not SummedTaskSpec.fit or _in_one_block(ordered):
+        return task.fit(rows)
+    totals = task.totals()
+    sample = task.fit_sample(rows)
+    step = partial(row_steps.task_totals, task=task)
+    return task.fitted(sample, _merged(totals, ordered, step, lambda done, _: bar.update(done)))
+
+
+def _merged(totals: Kind, ordered: Blocks, step: Callable[..., Any], watch: Watch | None = None) -> Kind:
+    """Totals of the training rows of all blocks; `step` sums those of one block."""
+    for part in objects(run(ordered, partial(step, totals=totals), watch)):
+        totals.merge(part)
+    return totals
+
+
+def _in_one_block(ordered: Blocks) -> bool:
+    """True if no block but the first holds rows of the training split."""
+    return not any(map(row_steps.trains, tables(ordered[1:2])))
+
+
+def _parsed_training(task: TaskSpec, ordered: Blocks, bar: Progress) -> Iterator[Row]:
+    last = b""
+    for done, table in enumerate(tables(ordered)):
+        bar.update(done)
+        for kept in row_steps.kept_rows(table, task):
+            if kept.split:
+                return  # training rows come first
+            if kept.digest < last:
+                raise RuntimeError("blocks came out of order: fitting would depend on the cluster")
+            last = kept.digest
+            yield kept.row
+
+
 def _training(ordered: Blocks) -> Iterator[Row]:
     count = 0
     for table in tables(ordered):
-        if len(table) and table["key"][0].as_py() >> SPLIT_BITS:
+        if len(table) and not row_steps.trains(table):
             break  # training rows come first
         for row in row_steps.raw_rows(table):
             count += 1

@@ -4,6 +4,7 @@ Each function takes one Arrow block. No result depends on how rows are cut into 
 end, so that the counts add up. `read_rows` comes before; `global_steps` runs the steps that need all rows.
 """
 
+import copy
 import json
 import re
 from collections import Counter
@@ -19,6 +20,7 @@ from maas_ray.data.dedup.normalise import text_of
 from maas_ray.data.dedup.survivors import SURVIVAL_ORDER, Decisions
 from maas_ray.data.kept_columns import KEPT as KEEP
 from maas_ray.data.kept_columns import kept
+from maas_ray.data.pipeline.objects import packed
 from maas_ray.data.pipeline.rows import (
     DUPLICATE,
     EMPTY,
@@ -38,6 +40,7 @@ from maas_ray.data.splits.assignment import rekeyed
 from maas_ray.data.splits.hashing import SPLIT_BITS, fraction
 from maas_ray.errors import InvalidError
 from maas_ray.tasks import Row, TaskSpec
+from maas_ray.tasks.fitting import Totals
 
 NOTED = "noted"
 """`fate` of the records in a tally that count changes by cleaning instead of rows."""
@@ -141,6 +144,30 @@ def raw_rows(rows: pa.Table) -> Iterator[Row]:
     """The kept rows, raw, as cleaned so far."""
     for batch in rows.filter(pc.equal(rows["fate"], KEPT)).select(["shape", "payload"]).to_batches(_SLICE_ROWS):
         yield from map(raw_of, batch["shape"].to_pylist(), batch["payload"].to_pylist())
+
+
+def raw_totals(rows: pa.Table, totals: Totals) -> Iterator[pa.Table]:
+    """Totals of the training rows of a block, raw, as cleaned so far."""
+    if trains(rows):
+        yield _summed(totals, raw_rows(rows))
+
+
+def task_totals(rows: pa.Table, task: TaskSpec, totals: Totals) -> Iterator[pa.Table]:
+    """Totals of the training rows of a block, as the task parses them."""
+    if trains(rows):
+        yield _summed(totals, (kept.row for kept in kept_rows(rows, task)))
+
+
+def trains(rows: pa.Table) -> bool:
+    """True for an ordered block of the training split; no block holds rows of two splits."""
+    return len(rows) > 0 and not rows["key"][0].as_py() >> SPLIT_BITS
+
+
+def _summed(totals: Totals, rows: Iterable[Row]) -> pa.Table:
+    totals = copy.deepcopy(totals)  # a worker gets the same object for several blocks
+    for row in rows:
+        totals.add(row)
+    return packed([totals.detached()])
 
 
 def cleaned(rows: pa.Table, steps: tuple[CleaningStep, ...], task: TaskSpec) -> pa.Table:

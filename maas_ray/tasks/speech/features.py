@@ -4,9 +4,8 @@
 `processor.Processor` for Transformers' models.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
@@ -15,6 +14,7 @@ from pydantic import Field, model_validator
 
 from maas_ray.errors import DataError, InvalidError, UnlearntError
 from maas_ray.spec import Spec
+from maas_ray.tasks.fitting import Totals
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.rows import Row
 from maas_ray.tasks.speech import audio
@@ -142,19 +142,48 @@ class Frontend(Protocol):
         """Write its files into a bundle."""
 
 
-class Extent:
-    """Running maximum of the lengths of clips and transcripts."""
+class SpeechTotals(Totals):
+    """The characters of transcripts, and the lengths of the longest clip and of the longest transcript.
 
-    def __init__(self) -> None:
+    Args:
+        count_labels: the number of labels of a transcript. None: its characters are its labels.
+    """
+
+    def __init__(self, count_labels: Callable[[str], int] | None = None) -> None:
+        self._count_labels = count_labels or len
+        self.characters: set[str] = set()
         self.samples = self.labels = 0
 
-    def add(self, samples: int, labels: int) -> None:
-        """Count one row."""
-        self.samples, self.labels = max(self.samples, samples), max(self.labels, labels)
+    def add(self, row: Row) -> None:
+        self.characters.update(row["transcript"])
+        self.samples = max(self.samples, len(row["audio"]))
+        self.labels = max(self.labels, self._count_labels(row["transcript"]))
+
+    def merge(self, other: "SpeechTotals") -> None:
+        self.characters |= other.characters
+        self.samples, self.labels = max(self.samples, other.samples), max(self.labels, other.labels)
+
+    def detached(self) -> "SpeechTotals":
+        detached = SpeechTotals()
+        detached.merge(self)
+        return detached
 
     def stored(self, max_samples: int) -> tuple[int, int]:
         """Maximum samples and labels of a stored row, with room for longer rows of other splits."""
         return min(int(self.samples * _SPARE), max_samples), int(self.labels * _SPARE) + 8
+
+
+def moments(features: LogMel | Mfcc, rate: int, rows: Iterable[Row]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each number of a frame, over the first clips."""
+    clips, sums = 0, np.zeros((2, features.width))
+    for row in islice(rows, _FIT_CLIPS):
+        frames = features.compute(row["audio"], rate).astype(np.float64)
+        sums += frames.mean(axis=0), (frames**2).mean(axis=0)
+        clips += 1
+    if not clips:
+        raise DataError("the training split has no clips; speech recognition needs at least one.", code="split_empty")
+    mean, square = sums / clips
+    return mean.tolist(), np.sqrt(np.maximum(square - mean**2, 1e-4)).tolist()
 
 
 class Frames:
@@ -174,29 +203,6 @@ class Frames:
         self.characters = state.characters
         self._labels = {character: label for label, character in enumerate(state.characters, start=BLANK + 1)}
         self.shape = (audio.frames_in(state.samples, rate), features.width)
-
-    @staticmethod
-    def fit(features: LogMel | Mfcc, rate: int, rows: Iterable[Row], max_samples: int) -> SpeechState:
-        """Fit the vocabulary, the extent, and the mean and deviation of each number of a frame."""
-        extent, characters, clips = Extent(), Counter[str](), 0
-        moments = np.zeros((2, features.width))
-        for row in rows:
-            extent.add(len(row["audio"]), len(row["transcript"]))
-            characters.update(row["transcript"])
-            if clips < _FIT_CLIPS:
-                frames = features.compute(row["audio"], rate).astype(np.float64)
-                moments += frames.mean(axis=0), (frames**2).mean(axis=0)
-                clips += 1
-        if not clips:
-            raise DataError(
-                "the training split has no clips; speech recognition needs at least one.", code="split_empty"
-            )
-        mean, square = moments / clips
-        std = np.sqrt(np.maximum(square - mean**2, 1e-4))
-        samples, labels = extent.stored(max_samples)
-        return SpeechState(
-            samples=samples, labels=labels, characters=sorted(characters), mean=mean.tolist(), std=std.tolist()
-        )
 
     def features(self, samples: np.ndarray) -> np.ndarray:
         return ((self._features.compute(samples, self._rate) - self._mean) / self._std).astype(np.float16)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,8 +17,7 @@ import numpy as np
 from maas_ray.errors import DataError, InvalidError
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.pretrained import as_weights, check_built_whole, model_directory, module_of
-from maas_ray.tasks.rows import Row
-from maas_ray.tasks.speech.features import Extent, SpeechState
+from maas_ray.tasks.speech.features import SpeechState, SpeechTotals
 
 if TYPE_CHECKING:
     import torch
@@ -72,47 +72,43 @@ class Processor:
         )
 
     @classmethod
-    def fit(
-        cls, directory: Path, rate: int, rows: Iterable[Row], max_samples: int, language: str | None
-    ) -> tuple["Processor", SpeechState]:
-        """Take over the processor of a model's directory, and fit a vocabulary if it lacks one.
+    def totals(cls, directory: Path, rate: int, language: str | None) -> SpeechTotals:
+        """The totals of no rows, for the processor of a model's directory.
 
         Raises:
             DataError: it is not for speech, or for clips of another rate.
         """
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(directory, local_files_only=True)
-        extractor = _extractor(directory)
+        config, extractor = _config(directory), _extractor(directory)
         if extractor.sampling_rate != rate:
             raise DataError(
                 f"processor: {directory} takes {extractor.sampling_rate} Hz, not {rate}; set `sample_rate` to that.",
                 code="wrong_sample_rate",
             )
         state = _state_of(config, extractor, directory)
+        tokenizer = _given_tokenizer(directory, language)
+        if not tokenizer and state.start_id is not None:
+            raise DataError(
+                f"processor: {directory} does not hold a tokenizer; save the model's own there.", code="file_missing"
+            )
+        return SpeechTotals(partial(_label_count, tokenizer) if tokenizer else None)
+
+    @classmethod
+    def fit(
+        cls, directory: Path, totals: SpeechTotals, max_samples: int, language: str | None
+    ) -> tuple["Processor", SpeechState]:
+        """Take over the processor of a model's directory, and fit a vocabulary if it lacks one."""
+        config, extractor = _config(directory), _extractor(directory)
+        state = _state_of(config, extractor, directory)
+        tokenizer = _given_tokenizer(directory, language)
+        limit = extractor.n_samples if state.start_id is not None else max_samples
+        samples, labels = totals.stored(min(limit, max_samples))
+        labels = min(labels, getattr(config, "max_target_positions", None) or labels)
+        characters = [] if tokenizer else sorted(totals.characters)
+        state = state.model_copy(update={"samples": samples, "labels": labels, "characters": characters})
         with tempfile.TemporaryDirectory() as name:
             scratch = Path(name)
             extractor.save_pretrained(scratch)
-            given = any((directory / file).is_file() for file in _TOKENIZER_FILES)
-            tokenizer = _tokenizer(directory, language) if given else None
-            if not tokenizer and state.start_id is not None:
-                raise DataError(
-                    f"processor: {directory} does not hold a tokenizer; save the model's own there.",
-                    code="file_missing",
-                )
-            extent, characters = Extent(), set[str]()
-            for row in rows:
-                text = row["transcript"]
-                labels = len(tokenizer(text).input_ids) if tokenizer else len(text)
-                extent.add(len(row["audio"]), labels)
-                if not tokenizer:
-                    characters.update(text)
             (tokenizer or _fitted_tokenizer(characters, scratch)).save_pretrained(scratch)
-            limit = extractor.n_samples if state.start_id is not None else max_samples
-            samples, max_labels = extent.stored(min(limit, max_samples))
-            max_labels = min(max_labels, getattr(config, "max_target_positions", None) or max_labels)
-            fitted = sorted(characters) if not given else []
-            state = state.model_copy(update={"samples": samples, "labels": max_labels, "characters": fitted})
             return cls(scratch, state, language), state
 
     # --- a Frontend
@@ -266,6 +262,12 @@ def _state_of(config: Any, extractor: Any, directory: Path) -> SpeechState:
     return SpeechState(samples=0, labels=0, start_id=form[0], convolutions=form[1])
 
 
+def _config(directory: Path) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(directory, local_files_only=True)
+
+
 def _extractor(directory: Path) -> Any:
     from transformers import AutoFeatureExtractor
 
@@ -294,6 +296,16 @@ def _tokenizer(directory: Path, language: str | None) -> Any:
     if language and hasattr(tokenizer, "set_prefix_tokens") and f"<|{language}|>" in tokenizer.get_vocab():
         tokenizer.set_prefix_tokens(language=language, task="transcribe")
     return tokenizer
+
+
+def _given_tokenizer(directory: Path, language: str | None) -> Any:
+    """The tokenizer in a directory, or None if there is none."""
+    given = any((directory / file).is_file() for file in _TOKENIZER_FILES)
+    return _tokenizer(directory, language) if given else None
+
+
+def _label_count(tokenizer: Any, text: str) -> int:
+    return len(tokenizer(text).input_ids)
 
 
 def _fitted_tokenizer(characters: Iterable[str], directory: Path) -> Any:

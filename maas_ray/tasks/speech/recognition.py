@@ -15,16 +15,17 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from maas_ray.errors import DataError, InvalidError, RequestError, UnlearntError
+from maas_ray.tasks.fitting import SummedTaskSpec
 from maas_ray.tasks.metrics import mean_loss
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.pretrained import Pretrained, model_directory
 from maas_ray.tasks.rows import Column, Row, TensorSpec
 from maas_ray.tasks.speech import audio
-from maas_ray.tasks.speech.features import AnyFeatures, Frames, Frontend, LogMel, SpeechState
+from maas_ray.tasks.speech.features import AnyFeatures, Frames, Frontend, LogMel, SpeechState, SpeechTotals, moments
 from maas_ray.tasks.speech.networks import ConvLstm
 from maas_ray.tasks.speech.processor import Processor, identity_of
 from maas_ray.tasks.speech.requests import SpeechAnswer, SpeechRow
-from maas_ray.tasks.task import Outcomes, Task, TaskSpec
+from maas_ray.tasks.task import Outcomes, Task
 from maas_ray.tasks.traits import Sound, Trait, lengths, picture_of
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 _NO_LABEL = -100  # marks positions without a label, as in Transformers
 
 
-class AutomaticSpeechRecognitionSpec(TaskSpec):
+class AutomaticSpeechRecognitionSpec(SummedTaskSpec):
     """`task: {type: automatic-speech-recognition}`"""
 
     type: Literal["automatic-speech-recognition"] = "automatic-speech-recognition"
@@ -99,15 +100,27 @@ class AutomaticSpeechRecognitionSpec(TaskSpec):
         case = self.case or ("lower" if self.processor is None else "keep")
         return {"lower": text.lower(), "upper": text.upper(), "keep": text}[case]
 
-    def fit(self, rows: Iterable[Row]) -> "AutomaticSpeechRecognition":
-        """Fit the vocabulary and the statistics of frames, or take over a processor's."""
+    def totals(self) -> SpeechTotals:
+        if self.processor is None:
+            return SpeechTotals()
+        return Processor.totals(model_directory(self.processor), self.sample_rate, self.language)
+
+    def fit_sample(self, rows: Iterable[Row]) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of the numbers of a frame; a processor needs none."""
+        return ([], []) if self.processor is not None else moments(self.features, self.sample_rate, rows)
+
+    def fitted(self, sample: tuple[list[float], list[float]], totals: SpeechTotals) -> "AutomaticSpeechRecognition":
+        """The vocabulary, and the statistics of frames or a processor's."""
         max_samples = int(self.max_seconds * self.sample_rate)
         if self.processor is not None:
-            processor, state = Processor.fit(
-                model_directory(self.processor), self.sample_rate, rows, max_samples, self.language
-            )
+            directory = model_directory(self.processor)
+            processor, state = Processor.fit(directory, totals, max_samples, self.language)
             return AutomaticSpeechRecognition(self, state, processor)
-        return AutomaticSpeechRecognition(self, Frames.fit(self.features, self.sample_rate, rows, max_samples))
+        samples, labels = totals.stored(max_samples)
+        mean, std = sample
+        characters = sorted(totals.characters)
+        state = SpeechState(samples=samples, labels=labels, characters=characters, mean=mean, std=std)
+        return AutomaticSpeechRecognition(self, state)
 
 
 class AutomaticSpeechRecognition(Task):

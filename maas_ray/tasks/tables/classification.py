@@ -1,6 +1,6 @@
 """`tabular-classification`: one label for a row of a table."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,6 +9,7 @@ import numpy as np
 from maas_ray.errors import InvalidError
 from maas_ray.tasks.cells import label
 from maas_ray.tasks.classifying import Classifying, fit_labels
+from maas_ray.tasks.fitting import Names, SummedTaskSpec
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.rows import Column, Row
 from maas_ray.tasks.tables.features import TableFeatures, fit_features
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class TabularClassificationSpec(TableSpec):
+class TabularClassificationSpec(TableSpec, SummedTaskSpec):
     """`task: {type: tabular-classification, target: species}`"""
 
     type: Literal["tabular-classification"] = "tabular-classification"
@@ -33,19 +34,14 @@ class TabularClassificationSpec(TableSpec):
         except InvalidError as error:
             raise InvalidError(error.code, f"column {self.target!r}: {error}") from error
 
-    def fit(self, rows: Iterable[Row]) -> "TabularClassification":
-        labels: set[str] = set()
+    def totals(self) -> Names:
+        return Names("target")
 
-        def watched() -> Iterator[Row]:
-            for row in rows:
-                labels.add(row["target"])
-                yield row
+    def fit_sample(self, rows: Iterable[Row]) -> TableFeatures:
+        return fit_features(self, rows)
 
-        training = watched()
-        features = fit_features(self, training)
-        for _ in training:  # collect the labels of all rows
-            pass
-        return TabularClassification(self, features, fit_labels(labels))
+    def fitted(self, sample: TableFeatures, totals: Names) -> "TabularClassification":
+        return TabularClassification(self, sample, fit_labels(totals.names["target"]))
 
 
 class TabularClassification(TableTask, Classifying):

@@ -8,7 +8,7 @@ held-out end that is shorter than context and horizon together gives no window; 
 Covariates, like the target, are known up to the present. Future covariates are not supported.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,20 +18,20 @@ from pydantic import Field, model_validator
 from maas_ray.errors import DataError, InvalidError, RequestError
 from maas_ray.spec import Spec
 from maas_ray.tasks.cells import category, cell, number
+from maas_ray.tasks.fitting import ExactMoments, SummedTaskSpec, Totals
 from maas_ray.tasks.metrics import mean_loss, regression
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.rows import AnswerRow, Column, OptionalTensor, RequestRow, Row, Steps, TensorSpec
-from maas_ray.tasks.tables.features import Moments
 from maas_ray.tasks.tables.networks import Recurrent
 from maas_ray.tasks.tables.times import check_format, instant
-from maas_ray.tasks.task import Outcomes, Task, TaskSpec
+from maas_ray.tasks.task import Outcomes, Task
 from maas_ray.tasks.traits import Curve, Trait, lengths
 
 if TYPE_CHECKING:
     import torch
 
 
-class TimeSeriesForecastingSpec(TaskSpec):
+class TimeSeriesForecastingSpec(SummedTaskSpec):
     """`task: {type: time-series-forecasting, target: sales, time: day, context_length: 28, horizon: 7}`"""
 
     type: Literal["time-series-forecasting"] = "time-series-forecasting"
@@ -134,19 +134,32 @@ class TimeSeriesForecastingSpec(TaskSpec):
             )
         return np.array(sorted(range(steps), key=values.__getitem__), np.int64)
 
-    def fit(self, rows: Iterable[Row]) -> "TimeSeriesForecasting":
-        """Mean and standard deviation of each channel."""
-        moments, longest = Moments(len(self.channels)), 0
-        for row in rows:
-            moments.add(row["values"])
-            longest = max(longest, len(row["values"]))
-        if longest < self.context_length + self.horizon:
+    def totals(self) -> "SeriesTotals":
+        return SeriesTotals(len(self.channels))
+
+    def fitted(self, sample: None, totals: "SeriesTotals") -> "TimeSeriesForecasting":
+        if totals.longest < self.context_length + self.horizon:
             raise DataError(
                 f"context_length plus horizon is {self.context_length + self.horizon} steps, but the longest series of "
-                f"the training split has {longest}.",
+                f"the training split has {totals.longest}.",
                 code="series_too_short",
             )
-        return TimeSeriesForecasting(self, SeriesFeatures(mean=moments.mean.tolist(), std=moments.std.tolist()))
+        return TimeSeriesForecasting(self, SeriesFeatures(mean=totals.moments.mean, std=totals.moments.std))
+
+
+class SeriesTotals(Totals):
+    """The statistics of each channel over all steps, and the length of the longest series."""
+
+    def __init__(self, channels: int) -> None:
+        self.moments, self.longest = ExactMoments(channels), 0
+
+    def add(self, row: Row) -> None:
+        self.moments.add(row["values"])
+        self.longest = max(self.longest, len(row["values"]))
+
+    def merge(self, other: "SeriesTotals") -> None:
+        self.moments.merge(other.moments)
+        self.longest = max(self.longest, other.longest)
 
 
 class SeriesFeatures(Spec):

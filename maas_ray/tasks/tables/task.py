@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from maas_ray.errors import InvalidError, RequestError, UnlearntError
-from maas_ray.tasks.cells import Cell, category, cell, number
+from maas_ray.tasks.cells import Cell, category, cell, indices, number
 from maas_ray.tasks.cells import numbers as numbers_of
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.rows import Column, OptionalTensor, RequestRow, Row, TensorSpec
@@ -49,7 +49,7 @@ class TableTask(Task):
         # Categories of all columns are numbered consecutively from 1; 0 is a category that training has not seen.
         self._indices, start = {}, 1
         for column in features.categories:
-            self._indices[column.name] = {value: start + index for index, value in enumerate(column.categories)}
+            self._indices[column.name] = indices(column.categories, start)
             start += len(column.categories)
         self.categories = start - 1
         """Number of categories of all columns together."""

@@ -11,6 +11,7 @@ from maas_ray.errors import CorruptError, RequestError
 from maas_ray.tasks.cells import label as label_of
 from maas_ray.tasks.cells import text_of
 from maas_ray.tasks.classifying import Classifying, fit_labels
+from maas_ray.tasks.fitting import Names, SummedTaskSpec
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.pretrained import Pretrained
 from maas_ray.tasks.rows import Column, RequestRow, Row, TensorSpec
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class TextClassificationSpec(EncoderTaskSpec):
+class TextClassificationSpec(EncoderTaskSpec, SummedTaskSpec):
     """`task: {type: text-classification}`"""
 
     type: Literal["text-classification"] = "text-classification"
@@ -37,20 +38,15 @@ class TextClassificationSpec(EncoderTaskSpec):
         text, name = text_of("text", row["text"]), label_of(row["label"])
         return {"text": text, "label": name} if name and text is not None and text.strip() else None
 
-    def fit(self, rows: Iterable[Row]) -> "TextClassification":
-        """Collect the labels, sorted, and fit the tokenizer unless it is given."""
-        labels: set[str] = set()
+    def totals(self) -> Names:
+        return Names("label")
 
-        def texts() -> Iterable[str]:
-            for row in rows:
-                labels.add(row["label"])
-                yield row["text"]
+    def fit_sample(self, rows: Iterable[Row]) -> Files:
+        """The tokenizer, fitted unless it is given."""
+        return self.tokenizer_files(row["text"] for row in rows)
 
-        reading = texts()
-        files = self.tokenizer_files(reading)
-        for _ in reading:  # collect the labels of the rows that the tokenizer did not need
-            pass
-        return TextClassification(self, files, fit_labels(labels))
+    def fitted(self, sample: Files, totals: Names) -> "TextClassification":
+        return TextClassification(self, sample, fit_labels(totals.names["label"]))
 
 
 class ClassifiedText(RequestRow):

@@ -15,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from maas_ray.errors import CorruptError, DataError, InvalidError, RequestError, UnlearntError
+from maas_ray.tasks.cells import indices
 from maas_ray.tasks.cells import label as label_of
+from maas_ray.tasks.fitting import Names, SummedTaskSpec
 from maas_ray.tasks.metrics import mean_loss
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.pretrained import Pretrained
@@ -33,7 +35,7 @@ OUTSIDE = "O"
 _NO_TAG = -100  # marks pieces without a tag; torch's cross entropy ignores it
 
 
-class TokenClassificationSpec(EncoderTaskSpec):
+class TokenClassificationSpec(EncoderTaskSpec, SummedTaskSpec):
     """`task: {type: token-classification}`"""
 
     type: Literal["token-classification"] = "token-classification"
@@ -58,25 +60,21 @@ class TokenClassificationSpec(EncoderTaskSpec):
             raise InvalidError("length_mismatch", f"the row has {len(tokens)} tokens, but {len(tags)} tags")
         return {"tokens": tokens, "tags": tags}
 
-    def fit(self, rows: Iterable[Row]) -> "TokenClassification":
-        """Collect the tags, sorted, and fit the tokenizer unless it is given."""
-        labels: set[str] = set()
+    def totals(self) -> Names:
+        return Names("tags")
 
-        def texts() -> Iterable[str]:
-            for row in rows:
-                labels.update(row["tags"])
-                yield " ".join(row["tokens"])
+    def fit_sample(self, rows: Iterable[Row]) -> Files:
+        """The tokenizer, fitted unless it is given."""
+        return self.tokenizer_files((" ".join(row["tokens"]) for row in rows), of_words=True)
 
-        reading = texts()
-        files = self.tokenizer_files(reading, of_words=True)
-        for _ in reading:  # collect the tags of the rows that the tokenizer did not need
-            pass
-        if len(labels) < 2:
+    def fitted(self, sample: Files, totals: Names) -> "TokenClassification":
+        tags = sorted(totals.names["tags"])
+        if len(tags) < 2:
             raise DataError(
-                f"the training split has {len(labels)} tags: {sorted(labels)}. There must be at least two.",
+                f"the training split has {len(tags)} tags: {tags}. There must be at least two.",
                 code="too_few_labels",
             )
-        return TokenClassification(self, files, sorted(labels))
+        return TokenClassification(self, sample, tags)
 
 
 class TaggedText(RequestRow):
@@ -137,7 +135,7 @@ class TokenClassification(EncoderTask):
 
     def __init__(self, spec: TokenClassificationSpec, files: Files, labels: list[str]) -> None:
         super().__init__(spec, files)
-        self._labels, self._label_ids = labels, {label: index for index, label in enumerate(labels)}
+        self._labels, self._label_ids = labels, indices(labels)
         self._names = np.array(labels, dtype=object)
         self.prefixed = all(label == OUTSIDE or label[:2] in ("B-", "I-") for label in labels)
         splitter = self.encoder.tokenizer.pre_tokenizer

@@ -1,8 +1,7 @@
 """`image-classification`: one label for an image. Stored pixels are uint8, [channels, height, width]."""
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -13,15 +12,16 @@ from maas_ray.errors import DataError, InvalidError, RequestError
 from maas_ray.spec import Spec
 from maas_ray.tasks.cells import label as label_of
 from maas_ray.tasks.classifying import Classifying, fit_labels
+from maas_ray.tasks.fitting import SummedTaskSpec
 from maas_ray.tasks.network import CONFIG_FILE, Forward
 from maas_ray.tasks.pretrained import Pretrained, as_weights, model_directory
 from maas_ray.tasks.rows import Column, Row, TensorSpec
-from maas_ray.tasks.task import TaskSpec
 from maas_ray.tasks.traits import Picture, Trait, lengths
 from maas_ray.tasks.vision import images
 from maas_ray.tasks.vision.networks import Cnn, ResNet
 from maas_ray.tasks.vision.processor import PROCESSOR_FILE, ImageProcessor, check_takes
 from maas_ray.tasks.vision.requests import ImageRow
+from maas_ray.tasks.vision.totals import PixelTotals
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _SIDES = ((0, "high"), (1, "wide"))
 
 
-class ImageClassificationSpec(TaskSpec):
+class ImageClassificationSpec(SummedTaskSpec):
     """`task: {type: image-classification}`"""
 
     type: Literal["image-classification"] = "image-classification"
@@ -73,26 +73,14 @@ class ImageClassificationSpec(TaskSpec):
             return None
         return {"image": images.decode(image), "label": name}
 
-    def fit(self, rows: Iterable[Row]) -> "ImageClassification":
-        """Fit labels, image size and colour, and the mean and standard deviation of each channel."""
-        sizes: Counter[tuple[int, int]] = Counter()
-        labels: set[str] = set()
-        colored = False
-        # Per-channel sums of each image's mean value and mean squared value, in [0, 1].
-        moments, count = np.zeros((2, 3)), 0
-        for row in rows:
-            image = row["image"]
-            labels.add(row["label"])
-            sizes[image.shape[:2]] += 1
-            colored |= image.shape[2] == 3
-            scaled = _to_channels(image, 3).reshape(-1, 3) / 255.0
-            moments += scaled.mean(axis=0), (scaled**2).mean(axis=0)
-            count += 1
-        mean, square = moments / count
-        std = np.sqrt(np.maximum(square - mean**2, 1e-4))
-        size = self.image_size or max(sizes, key=lambda size: (sizes[size], size))
+    def totals(self) -> PixelTotals:
+        return PixelTotals()
+
+    def fitted(self, sample: None, totals: PixelTotals) -> "ImageClassification":
+        """Labels, image size and colour, and the mean and standard deviation of each channel."""
+        size = self.image_size or totals.most_frequent_size
         height, width = (size, size) if isinstance(size, int) else size
-        channels = {"rgb": 3, "grey": 1, None: 3 if colored else 1}[self.color]
+        channels = {"rgb": 3, "grey": 1, None: 3 if totals.colored else 1}[self.color]
         processor = None
         if self.processor is not None:
             from transformers import AutoConfig
@@ -106,12 +94,12 @@ class ImageClassificationSpec(TaskSpec):
             elif own := getattr(config, "image_size", None):
                 height, width = (own, own) if isinstance(own, int) else own
         features = ImageFeatures(
-            labels=fit_labels(labels),
+            labels=fit_labels(totals.labels),
             height=height,
             width=width,
             channels=channels,
-            mean=processor.mean if processor else [float(value) for value in mean[:channels]],
-            std=processor.std if processor else [float(value) for value in std[:channels]],
+            mean=processor.mean if processor else totals.mean[:channels],
+            std=processor.std if processor else totals.std[:channels],
             upright=True,
         )
         return ImageClassification(self, features, processor)

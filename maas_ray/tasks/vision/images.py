@@ -69,7 +69,12 @@ def _pixels(picture: "Image") -> np.ndarray:
     """uint8 [H, W, 1 or 3], in the order of the file."""
     if picture.mode.startswith("I"):
         # From 16 bits per pixel, take the high byte. Pillow's own conversion would clip instead of scale.
-        return cast(np.ndarray, np.clip(np.asarray(picture) >> 8, 0, 255).astype(np.uint8)[..., None])
+        values = np.asarray(picture) >> 8
+        if values.min() < 0 or values.max() > 255:
+            raise InvalidError(
+                "unknown_range", "the pixels are integers of more than 16 bits; save it with 8 or 16 bits"
+            )
+        return cast(np.ndarray, values.astype(np.uint8)[..., None])
     grey = picture.mode in ("1", "L", "LA")
     return np.array(picture.convert("L"))[..., None] if grey else np.array(picture.convert("RGB"))
 

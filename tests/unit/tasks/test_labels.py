@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 
 from maas_ray.errors import InvalidError
+from maas_ray.own import Label, ModuleTask, Tensor
 from maas_ray.tasks import TaskSpec
-from maas_ray.tasks.tables.classification import TabularClassificationSpec
+from maas_ray.tasks.tables.classification import TabularClassification, TabularClassificationSpec
+from maas_ray.tasks.tables.features import CategoryColumn, TableFeatures
 from maas_ray.tasks.text.classification import TextClassificationSpec
 from maas_ray.tasks.text.embeddings import FeatureExtractionSpec
 from maas_ray.tasks.text.generation import TextGenerationSpec
@@ -25,7 +27,18 @@ def png() -> bytes:
     return data.getvalue()
 
 
+class Kind(ModuleTask):
+    features = {"x": Tensor("float32", ())}
+    targets = {"kind": Label()}
+    answers = {"kind": Tensor("str")}
+
+    def row_loss(self, output: Any, **targets: Any) -> Any: ...
+
+    def decode(self, output: Any) -> Any: ...
+
+
 TASKS: dict[str, tuple[TaskSpec, dict[str, Any], str, str]] = {
+    "own": (Kind.spec_type.parse({"type": "here:Kind"}), {"x": 1.0}, "kind", "kind"),
     "text": (TextClassificationSpec(), {"text": "x"}, "label", "label"),
     "image": (ImageClassificationSpec(), {"image": png()}, "label", "label"),
     "table": (TabularClassificationSpec(target="y", features=("x",)), {"x": 1}, "y", "target"),
@@ -39,6 +52,7 @@ TASKS: dict[str, tuple[TaskSpec, dict[str, Any], str, str]] = {
         ((1, 1.0, "1", "1.0", " 1 ", b"1", np.float32(1).item(), Decimal("1.00")), "1"),
         ((True, "true", "True", b"TRUE"), "true"),
         ((0.5, "0.5"), "0.5"),
+        (("caf\u00e9", "cafe\u0301", "cafe\u0301".encode()), "caf\u00e9"),  # as macOS writes names of files
         (("pos", b"pos", "pos "), "pos"),
         (("007",), "007"),
         (("nan", b"nan", " nan"), "nan"),  # Min Nan in ISO 639
@@ -85,3 +99,14 @@ def test_a_text_in_bytes_is_read_by_every_task_on_text() -> None:
         assert spec.parse_row({name: value.encode() for name, value in row.items()}) == row
         with raises(InvalidError, "not_utf_8", "0xff"):
             spec.parse_row(row | {spec.inputs[0]: b"\xff"})
+
+
+def test_a_task_from_before_knows_its_labels_and_categories_in_nfc() -> None:
+    categories = CategoryColumn(name="x", categories=["tea", "cafe\u0301"], fill=None)
+    features = TableFeatures(order=["x"], numbers=[], categories=[categories])
+    task = TabularClassification(TabularClassificationSpec(target="y"), features, ["tea", "cafe\u0301"])
+    rows = [{"features": {"x": name}, "target": name} for name in ("caf\u00e9", "cafe\u0301", "tea")]
+
+    encoded = task.encode(rows)
+    assert encoded["label"].tolist() == [1, 1, 0]
+    assert encoded["categories"].tolist() == [[2], [2], [1]]

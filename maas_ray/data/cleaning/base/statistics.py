@@ -1,17 +1,18 @@
-"""Statistics of a column that are equal to the last bit in whatever order values come."""
+"""Statistics of columns that are equal to the last bit in whatever order values come, and steps fitted on them."""
 
+from abc import ABC, abstractmethod
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from decimal import Decimal, localcontext
 from fractions import Fraction
-from typing import Any, TypeVar
+from typing import Any, Self
 
 import numpy as np
 
-from maas_ray.data.cleaning.base.step import named
+from maas_ray.data.cleaning.base.step import CleaningStep, named
 from maas_ray.errors import DataError, InvalidError
 from maas_ray.tasks.cells import cell, number
+from maas_ray.tasks.fitting import Totals, root
 from maas_ray.tasks.rows import Row
 
 _MAX_DISTINCT = 1 << 20
@@ -52,6 +53,11 @@ class Mean:
         self._sums[under] += over
         self._squares[under * under] += over * over
 
+    def merge(self, other: "Mean") -> None:
+        self.count += other.count
+        self._sums.update(other._sums)
+        self._squares.update(other._squares)
+
     @property
     def _mean(self) -> Fraction:
         return sum((Fraction(over, under) for under, over in self._sums.items()), Fraction()) / self.count
@@ -65,9 +71,7 @@ class Mean:
     def std(self) -> float:
         """The standard deviation of the values as a population."""
         squares = sum((Fraction(over, under) for under, over in self._squares.items()), Fraction()) / self.count
-        variance = squares - self._mean**2
-        with localcontext(prec=50):  # a square may be too large for a float
-            return float((Decimal(variance.numerator) / Decimal(variance.denominator)).sqrt())
+        return root(squares - self._mean**2)
 
 
 class Numbers:
@@ -82,6 +86,9 @@ class Numbers:
 
     def add(self, content: Any) -> None:
         self._values.append(number_in(content) + 0.0)  # turns -0.0 into 0.0
+
+    def merge(self, other: "Numbers") -> None:
+        self._values.extend(other._values)
 
     def quantiles(self, shares: Sequence[float]) -> list[float]:
         """Quantiles, with linear interpolation between two values (Hyndman and Fan 1996, type 7)."""
@@ -108,6 +115,13 @@ class Mode:
         if isinstance(value, float) and value.is_integer():
             value = int(value)  # 1 and 1.0 are one value, whichever comes first
         self._counts[value] += 1
+        self._check()
+
+    def merge(self, other: "Mode") -> None:
+        self._counts.update(other._counts)
+        self._check()
+
+    def _check(self) -> None:
         if len(self._counts) > _MAX_DISTINCT:
             raise InvalidError("too_many_values", f"more than {_MAX_DISTINCT:,} different values; a mode says nothing")
 
@@ -118,29 +132,78 @@ class Mode:
 
 
 Statistic = Mean | Numbers | Mode
-Kind = TypeVar("Kind", bound=Statistic)
 
 
-def gathered(step: str, rows: Iterable[Row], statistics: dict[str, Kind]) -> dict[str, Kind]:
-    """Statistics of columns, filled with the values of rows.
+class ColumnTotals(Totals):
+    """Statistics of columns of raw rows. Missing values do not count.
 
-    Raises:
-        DataError: a column is missing or empty, or holds a value of another kind.
+    Args:
+        step: name of the step that needs them.
+        statistics: statistics without values, by column.
     """
-    for row in rows:
-        for name, statistic in statistics.items():
+
+    def __init__(self, step: str, statistics: dict[str, Any]) -> None:
+        self._step, self._statistics = step, statistics
+        self._error: DataError | None = None  # the first one, so that the order of blocks does not decide
+
+    def add(self, row: Row) -> None:
+        for name, statistic in self._statistics.items():
+            if self._error is not None:
+                return
             try:
                 content = named(row, name)
                 if not is_missing(content):
                     statistic.add(content)
             except ValueError as error:
-                raise DataError(
-                    f"{step}: column {name!r} cannot be fitted: {error}. Remove it from `columns`.",
-                    code=getattr(error, "code", "not_a_number"),
-                ) from error
-    if empty := [name for name, statistic in statistics.items() if not statistic.count]:
-        raise DataError(
-            f"{step}: column {empty[0]!r} is empty in the training split; remove it from `columns`.",
-            code="column_empty",
+                self._fail(name, error)
+
+    def merge(self, other: "ColumnTotals") -> None:
+        self._error = self._error or other._error
+        for name, statistic in self._statistics.items():
+            if self._error is not None:
+                return
+            try:
+                statistic.merge(other._statistics[name])
+            except ValueError as error:
+                self._fail(name, error)
+
+    def _fail(self, name: str, error: ValueError) -> None:
+        self._error = DataError(
+            f"{self._step}: column {name!r} cannot be fitted: {error}. Remove it from `columns`.",
+            code=getattr(error, "code", "not_a_number"),
         )
-    return statistics
+
+    def checked(self) -> dict[str, Any]:
+        """The statistics by column.
+
+        Raises:
+            DataError: a column is missing or empty, or holds a value of another kind.
+        """
+        if self._error is not None:
+            raise self._error
+        if empty := [name for name, statistic in self._statistics.items() if not statistic.count]:
+            raise DataError(
+                f"{self._step}: column {empty[0]!r} is empty in the training split; remove it from `columns`.",
+                code="column_empty",
+            )
+        return self._statistics
+
+
+class SummedStep(CleaningStep, ABC):
+    """A cleaning step that is fitted on statistics of columns."""
+
+    @abstractmethod
+    def totals(self) -> ColumnTotals:
+        """The statistics of no rows."""
+
+    @abstractmethod
+    def with_totals(self, totals: ColumnTotals) -> Self:
+        """The step, fitted on the statistics of all training rows."""
+
+    def fit(self, rows: Iterable[Row]) -> Self:
+        if not self.fits:
+            return self
+        totals = self.totals()
+        for row in rows:
+            totals.add(row)
+        return self.with_totals(totals)

@@ -24,6 +24,10 @@ _MAX_FIELD = 16 << 20  # characters; an unclosed quote is noticed here at the la
 _MAX_LINE = 64 << 20  # bytes; a longer line is not a row, and is never in memory as a whole
 _EXCERPT_LINES, _EXCERPT_BYTES = 5, 4 << 10
 _READ_BYTES = 1 << 18
+_PEEKED_BYTES = 64
+_EXCEL_HINT = re.compile(rb'(?:\xef\xbb\xbf)?"?sep=(.)"?\r?\n?')
+"""The first line by which Excel is told the delimiter."""
+_MARK = "\ufeff"  # the byte order mark of a file that was appended to another
 _COMMA_NUMBER = re.compile(r"\s*[+-]?(?:\d{1,3}(?:\.\d{3})+(?:,\d+)?|\d*,\d+)(?:[eE][+-]?\d+)?\s*")
 # Bytes that are scanned for plain rows at a time, and rows that are parsed one by one when a scan finds few.
 _MIN_STRETCH, _MAX_STRETCH = 1 << 16, 1 << 18
@@ -59,12 +63,26 @@ def header(dialect: Dialect, uri: str, handle: IO[bytes]) -> tuple[list[str], Pl
     Raises:
         StorageError: the first row cannot be a header.
     """
-    if dialect.names is not None:
-        return list(dialect.names), Place()
     content = _Content(handle)
-    first, end = next(_parsed(dialect, content, Place()), (None, Place()))
+    if encoding := _wide_encoding(content.peek(_PEEKED_BYTES)):
+        raise StorageError(
+            f"{uri}: the file is {encoding}; convert it: iconv -f {encoding} -t UTF-8.", code="unsupported_encoding"
+        )
+    rows = ((row, end) for row, end in _parsed(dialect, content, Place()) if row is not None)
+    first, end = next(rows, (None, Place()))
+    start = Place()
+    if first is not None and (hint := _EXCEL_HINT.fullmatch(first.head)):
+        if (delimiter := hint[1].decode(dialect.charset, "replace")) != dialect.delimiter:
+            raise StorageError(
+                f"{uri}: its first line says that values are between {delimiter!r}; set `delimiter: {delimiter!r}`.",
+                code="wrong_delimiter",
+            )
+        start = end
+        first, end = next(rows, (None, start)) if dialect.names is None else (first, end)
+    if dialect.names is not None:
+        return list(dialect.names), start
     if first is None:
-        return [], Place()
+        return [], start
     if first.fields is None:
         raise StorageError(f"{uri}: the first row is not a header: {first.error}.", code="invalid_header")
     names = [name.strip() for name in first.fields]
@@ -73,6 +91,17 @@ def header(dialect: Dialect, uri: str, handle: IO[bytes]) -> tuple[list[str], Pl
         named = ", ".join(map(repr, twice))
         raise StorageError(f"{uri}: the header names {named} more than once; set `names`.", code="duplicate_column")
     return names, end
+
+
+def _wide_encoding(start: bytes) -> str:
+    """The encoding of a file whose characters take two bytes or more, by its first bytes. Empty: another one."""
+    if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "UTF-32"
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "UTF-16"
+    if len(start) >= 4 and not any(start[1::2]):
+        return "UTF-16LE"
+    return "UTF-16BE" if len(start) >= 4 and not any(start[::2]) else ""
 
 
 def records(dialect: Dialect, handle: IO[bytes], start: Place | None = None) -> Iterator[Record]:
@@ -313,6 +342,7 @@ class Values:
     def __init__(self, names: list[str], dialect: Dialect, used: frozenset[str] = frozenset()) -> None:
         self._names, self._missing = names, frozenset(dialect.missing)
         self._all_named, self._comma = all(names), dialect.decimal == ","
+        self._first = names[0] if len(names) > 1 else None
         self._escaped = rf"\{dialect.quote}".encode() if dialect.quote and not dialect.escape else None
         self.nulls = Nulls(names, used)
 
@@ -328,12 +358,19 @@ class Values:
         if len(fields) != len(self._names):
             problem = f"{len(fields)} fields, but {len(self._names)} columns"
             raise InvalidError("wrong_field_count", problem + self._hint(record))
+        if self._first is not None and fields[0].removeprefix(_MARK).strip() == self._first:
+            self._check_not_header(fields)
         values = [None if value.strip() in missing else value for value in fields]
         if self._comma:
             values = [value if value is None else _with_point(value) for value in values]
         self.nulls.add(fields, values)
         row = dict(zip(self._names, values, strict=True))
         return row if self._all_named else {name: value for name, value in row.items() if name}
+
+    def _check_not_header(self, fields: list[str]) -> None:
+        """Return if a row is not a header: of a file that was appended, or of one that `names` is set for."""
+        if [fields[0].removeprefix(_MARK).strip(), *(field.strip() for field in fields[1:])] == self._names:
+            raise InvalidError("repeated_header", "the row repeats the names of the columns")
 
     def _hint(self, record: Record) -> str:
         if self._escaped is None or self._escaped not in record.head:

@@ -4,9 +4,12 @@ import io
 import json
 import os
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +18,7 @@ from PIL import Image
 
 from maas_ray.data.dedup.normalise import normalised
 from maas_ray.data.names import SPLITS
-from maas_ray.data.pipeline import packing, row_steps
+from maas_ray.data.pipeline import global_steps, packing, row_steps
 from maas_ray.data.pipeline.objects import packed, unpacked
 from maas_ray.data.pipeline.read_rows import Reading, read_rows
 from maas_ray.data.pipeline.removed import write_quarantine
@@ -30,6 +33,7 @@ from maas_ray.tasks.speech.recognition import AutomaticSpeechRecognitionSpec
 from maas_ray.tasks.text.generation import TextGenerationSpec
 from maas_ray.tasks.text.tokenization import FittedTokenizer
 from maas_ray.tasks.vision.classification import ImageClassificationSpec
+from maas_ray.terminal.lines import progress
 from tests.support import speech, tokenizer_families
 from tests.support.errors import raises
 
@@ -61,6 +65,18 @@ def ranges(tables: list[pa.Table], key: str, boundaries: list[int]) -> list[pa.T
     return [table for table in found if len(table)]
 
 
+def without_a_cluster() -> Any:
+    """The calls of Ray by which tasks are fitted, in this process."""
+
+    def run(blocks: list[pa.Table], step: Any, watch: Any = None) -> list[pa.Table]:
+        return [table for block in blocks for table in step(block)]
+
+    def objects(blocks: list[pa.Table]) -> Iterator[Any]:
+        return chain.from_iterable(map(unpacked, blocks))
+
+    return patch.multiple(global_steps, run=run, tables=iter, objects=objects)
+
+
 def reading_of(task_spec: AnyTaskSpec, shares: tuple[float, float] = (0.0, 0.0)) -> Reading:
     return Reading(task_spec, Splits(validation=shares[0], test=shares[1]))
 
@@ -74,8 +90,8 @@ def run(
     read = pa.concat_tables(read_rows(packed(enumerate(parts)), reading_of(task_spec, shares)))
     boundaries = row_steps.key_ranges((1 - sum(shares), *shares, 0.0), cut)
     ordered = [row_steps.settle(table) for table in ranges(blocks(read, rng, cut), "key", boundaries)]
-    rows = [row for table in ordered for row in row_steps.kept_rows(table, task_spec)]
-    task = task_spec.fit(kept.row for kept in rows if kept.split == 0)
+    with without_a_cluster(), progress("", None) as bar:
+        task = global_steps.fit_task(task_spec, ordered, bar)
     files = packing.saved(task)
     chunks = [chunk for table in ordered for chunk in packing.encode(table, files, task_spec)]
     listed = [row for chunk in chunks for row in packing.listing(chunk).to_pylist()]

@@ -205,9 +205,40 @@ def test_delimiter_quote_charset_names_and_missing_can_be_set(tmp_path: Path) ->
     assert told(everything(source)) == [(1, {"a": None, "b": "5' 3\""}), (2, {"a": "Müller", "b": None})]
 
 
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("names", [None, ("a", "b")])
+def test_the_line_that_tells_excel_the_delimiter_is_not_a_row(
+    mark: bytes, names: tuple[str, ...] | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(mark + b"sep=;\r\n" + (b"" if names else b"a;b\r\n") + b"1;2\r\n3;4\r\n")
+    source = CsvSource(path=str(path), delimiter=";", names=names)
+    assert [row.row for row in everything(source)] == [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
+
+
+def test_a_header_among_the_rows_is_quarantined(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"  # cat one.csv two.csv
+    path.write_bytes(b"a,b\n1,2\na , b\n3,4\n\xef\xbb\xbfa,b\na,5\n")
+    rows = everything(CsvSource(path=str(path)))
+    assert [row.row for row in rows if row.row] == [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}, {"a": "a", "b": "5"}]
+    assert [row.position for row in rows if row.error] == [3, 5]
+    # Nor is the header of a file that `names` is set for.
+    assert everything(CsvSource(path=str(path), names=("a", "b")))[0].error
+    path.write_bytes(b"text\ntext\n")  # one column: it may well be a value
+    assert [row.row for row in everything(CsvSource(path=str(path)), ("text",))] == [{"text": "text"}]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("names", [None, ("a", "b")])
+def test_a_file_of_wide_characters_is_refused(encoding: str, names: tuple[str, ...] | None, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_bytes("a,b\r\n1,2\r\n".encode(encoding))
+    assert "iconv -f UTF-" in problem_of(CsvSource(path=str(tmp_path), names=names), ("a", "b"))
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
+        (b"sep=;\na;b\n", "its first line says that values are between ';'; set `delimiter: ';'`."),
         (b"a,c\n1,2\n", "has no column 'b' (set `columns.b`); it has: a, c."),
         (b"a,b,b\n1,2,3\n", "the header names 'b' more than once; set `names`."),
         (b'a,"b\n', "the first row is not a header: not CSV: unexpected end of data."),

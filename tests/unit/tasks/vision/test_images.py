@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from maas_ray.errors import InvalidError
 from maas_ray.tasks import load_task
 from maas_ray.tasks.vision import images
 from maas_ray.tasks.vision.classification import ImageClassification, ImageClassificationSpec
 from maas_ray.tasks.vision.requests import ImageRow
+from tests.support.errors import raises
 
 DRAWN = np.random.default_rng(0).integers(0, 256, (6, 9, 3)).astype(np.uint8)
 
@@ -48,6 +50,14 @@ def test_an_array_has_no_orientation_and_damaged_exif_does_not_matter() -> None:
     data = io.BytesIO()
     Image.fromarray(DRAWN).save(data, "PNG", exif=b"Exif\0\0MM\0*\0\0\0")
     np.testing.assert_array_equal(images.decode(data.getvalue()), DRAWN)
+
+
+def test_integers_beyond_16_bits_are_of_unknown_range() -> None:
+    for value in (-1, 1 << 16):
+        data = io.BytesIO()
+        Image.fromarray(np.full((2, 2), value, np.int32)).save(data, "TIFF")
+        with raises(InvalidError, "unknown_range"):
+            images.decode(data.getvalue())
 
 
 def fitted(path: Path, content: bytes) -> ImageClassification:
