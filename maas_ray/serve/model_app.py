@@ -95,7 +95,9 @@ class Generator:
         started = await asyncio.to_thread(start, task, directory, digest, options, cache=cache, loop=loop)
         self._engine, self._name = started.engine, started.name
         self._phases["engine"] = time.time()
-        self._codec = TextCodec(cast(TextGeneration, task), started.context, started.end_ids, self._engine.supports)
+        self._codec = TextCodec(
+            cast(TextGeneration, task), started.context, started.end_ids, self._engine.supports, options.tool_calls
+        )
         head = Head(model=name, version=number)
         self._rows = TextRows(self._codec.task, self.generate, head, options.max_ongoing_requests)
         await warm_up(self._engine, self._codec.task.end_of_text_id)
@@ -116,6 +118,11 @@ class Generator:
 
     async def generate(self, request: TextRequest, caller: Caller) -> AsyncGenerator[Delta | RequestError, None]:
         """The answers, piece by piece; a `RequestError` is the first and only item."""
+        async with aclosing(self._generate(request, streamed=True)) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    async def _generate(self, request: TextRequest, *, streamed: bool) -> AsyncGenerator[Delta | RequestError, None]:
         try:
             long = request.is_chat or request.more_prompts or len(request.prompt) > _LONG_PROMPT
             prepare = partial(self._codec.prepare, request)
@@ -124,10 +131,11 @@ class Generator:
             yield error
             return
         task, lead = self._codec.task, self._codec.lead(request)
-        answers = [
-            stream_answer(self._engine.generate(part), StreamedAnswer(task, part, request.stop, index, lead))
-            for index, part in enumerate(prepared)
-        ]
+        answers = []
+        for index, part in enumerate(prepared):
+            parser = self._codec.parser(request, part, streamed=streamed)
+            answer = StreamedAnswer(task, part, request.stop, index, lead, parser)
+            answers.append(stream_answer(self._engine.generate(part), answer))
         self.in_progress += len(answers)
         try:
             async with aclosing(answers[0] if len(answers) == 1 else merge_answers(answers)) as deltas:
@@ -139,7 +147,7 @@ class Generator:
     async def complete(self, request: TextRequest, caller: Caller) -> list[Delta] | RequestError:
         """The complete answers."""
         answers: dict[int, list[Delta]] = {}
-        async with aclosing(self.generate(request, caller)) as deltas:
+        async with aclosing(self._generate(request, streamed=False)) as deltas:
             async for delta in deltas:
                 if isinstance(delta, RequestError):
                     return delta
@@ -149,6 +157,8 @@ class Generator:
                 pieces[-1],
                 text="".join(piece.text for piece in pieces),
                 logprobs=tuple(logprob for piece in pieces for logprob in piece.logprobs),
+                reasoning="".join(piece.reasoning for piece in pieces),
+                calls=tuple(call for piece in pieces for call in piece.calls),
             )
             for _, pieces in sorted(answers.items())
         ]

@@ -36,10 +36,35 @@ class CompletionPiece(_Piece):
     text: str
 
 
+class CalledFunction(BaseModel):
+    name: str
+    arguments: str
+
+
+class ToolCall(BaseModel):
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class CalledFunctionPiece(BaseModel):
+    name: str | None = None
+    arguments: str
+
+
+class ToolCallPiece(BaseModel):
+    index: int
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: CalledFunctionPiece
+
+
 class ChatMessage(BaseModel):
     role: Literal["assistant"]
     content: str | None
     refusal: str | None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCall] | None = None
 
 
 class ChatChoice(_Choice):
@@ -49,6 +74,8 @@ class ChatChoice(_Choice):
 class ChatDelta(BaseModel):
     role: Literal["assistant"] = "assistant"
     content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallPiece] | None = None
 
 
 class ChatPiece(_Piece):

@@ -8,10 +8,14 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from maas_ray.errors import PromptTooLongError, RequestError
 from maas_ray.serve.text import json_schema
+from maas_ray.serve.text.answer_parts import AnswerParser, ReasoningParser
+from maas_ray.serve.text.call_schema import call_schema
+from maas_ray.serve.text.tool_calls import FORMATS, GRAMMAR, CallFormat, CallParser, format_of
 from maas_ray.serve.text.types import GenerateRequest, TextRequest
 
 if TYPE_CHECKING:
@@ -32,6 +36,7 @@ class TextCodec:
         context: longest sequence of the model, tokens.
         end_ids: tokens that end an answer.
         supports: parameters that the engine honours, see `Engine`; requests that need others are refused.
+        tool_calls: the format of tool calls, see `ServingOptions`.
     """
 
     def __init__(
@@ -40,8 +45,10 @@ class TextCodec:
         context: int,
         end_ids: tuple[int, ...],
         supports: frozenset[str] = frozenset(),
+        tool_calls: str = "auto",
     ) -> None:
         self.task, self.context, self.supports = task, context, supports
+        self._tool_calls = tool_calls
         self.end_ids = tuple(sorted({*end_ids, task.end_of_text_id}))
 
     def prepare(self, request: TextRequest) -> list[GenerateRequest]:
@@ -54,7 +61,7 @@ class TextCodec:
         highest = max((token for token, _ in request.sampling.logit_bias), default=0)
         if highest >= self.task.vocab_size:
             raise self._outside_vocabulary("logit_bias", highest)
-        schema = None if request.json_schema is None else json_schema.check(request.json_schema)
+        schema = self._schema(request)
         seed = random.getrandbits(63) if request.seed is None else request.seed
         prepared = []
         for prompt in (request.prompt, *request.more_prompts):
@@ -79,8 +86,8 @@ class TextCodec:
 
     def _check_supported(self, request: TextRequest) -> None:
         needed = {name: name for name in request.sampling.changed()}
-        if request.json_schema is not None:
-            needed["json_schema"] = "response_format"
+        if request.json_schema is not None or request.required_tools:
+            needed["json_schema"] = "tool_choice" if request.required_tools else "response_format"
         for name, param in needed.items():
             if name not in _ALWAYS_SUPPORTED | self.supports:
                 raise RequestError(
@@ -88,6 +95,56 @@ class TextCodec:
                     param=param,
                     code="unsupported_parameter",
                 )
+
+    def _schema(self, request: TextRequest) -> str | None:
+        """The schema that the answer must follow. None: any text."""
+        if request.required_tools or (request.tools and request.json_schema is not None):
+            return call_schema(
+                request.tools,
+                request.required_tools or _names(request),
+                request.strict_tools,
+                several=request.parallel_tool_calls,
+                answer=None if request.required_tools else request.json_schema,
+            )
+        return None if request.json_schema is None else json_schema.check(request.json_schema)
+
+    def _check_calls(self, request: TextRequest) -> None:
+        if request.tools and not request.required_tools and self._tool_calls == "auto" and self._format is None:
+            raise RequestError(
+                "'tools': the chat template writes calls in a format that this server does not know. Deploy the model "
+                f"with tool_calls: {', '.join(FORMATS)}; or with tool_calls: none, which leaves calls in the text.",
+                param="tools",
+                code="unsupported_parameter",
+            )
+
+    @cached_property
+    def _format(self) -> CallFormat | None:
+        """The format of tool calls. None: it is not known, or calls stay text."""
+        if self._tool_calls == "auto":
+            return format_of(self.task.chat) if self.task.chat is not None else None
+        return FORMATS.get(self._tool_calls)
+
+    def parser(self, request: TextRequest, prepared: GenerateRequest, *, streamed: bool) -> AnswerParser:
+        """The parser of an answer's parts.
+
+        Args:
+            request: the request.
+            prepared: the engine's request.
+            streamed: calls are sent in pieces.
+        """
+        if not request.is_chat or self.task.chat is None:
+            return AnswerParser()
+        tokens: list[str] = []
+        reasoning = calls = None
+        if (marks := self.task.chat.reasoning) is not None and prepared.json_schema is None:
+            prompt = self.task.tokenizer.decode(prepared.prompt_ids[-_CONTEXT:], skip_special_tokens=False)
+            reasoning = ReasoningParser(marks, begun=prompt.rstrip().endswith(marks[0]))
+            tokens += marks
+        one = self._format if prepared.json_schema is None else GRAMMAR
+        if request.tools and one is not None:
+            calls = CallParser(one, _names(request), streamed=streamed)
+            tokens += [*one.marks, *one.tokens]
+        return AnswerParser(reasoning, calls, several_calls=request.parallel_tool_calls, tokens=tokens)
 
     def _outside_vocabulary(self, param: str, token: int) -> RequestError:
         return RequestError(
@@ -106,6 +163,7 @@ class TextCodec:
                     code="chat_not_supported",
                 )
             ids = self.task.chat_ids(prompt, list(request.tools))
+            self._check_calls(request)
         elif isinstance(prompt, str):
             ids = self.task.prompt_ids(prompt)
         else:
@@ -119,6 +177,11 @@ class TextCodec:
     def lead(self, request: TextRequest) -> str:
         """White space that the chat template writes before an answer, which is not part of it."""
         return self.task.chat.lead if request.is_chat and self.task.chat is not None else ""
+
+
+def _names(request: TextRequest) -> list[str]:
+    """The names of a request's tools."""
+    return [tool["function"]["name"] for tool in request.tools]
 
 
 def _seed(seed: int, index: int) -> int:

@@ -40,27 +40,71 @@ _PYTHON: dict[str, tuple[type, ...]] = {
 }
 
 
-def check(schema: dict[str, Any]) -> str:
+class _RefusedError(Exception):
+    """The engine cannot enforce a schema; the message names the place and the reason."""
+
+
+def check(schema: dict[str, Any], param: str = "response_format") -> str:
     """The schema as text, if the engine can enforce all of it.
+
+    Args:
+        schema: the schema.
+        param: the field of the request that it came in.
 
     Raises:
         RequestError: it cannot; names the place and the reason.
     """
     text = json.dumps(schema, ensure_ascii=False)
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise _refusal("schema", "it contains half of a surrogate pair, which is not a character")
-    if len(text.encode()) > _BYTES:
-        raise _refusal("schema", f"it is longer than {_BYTES:,} bytes")
-    _Check(schema).run()
+    try:
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise _refusal("schema", "it contains half of a surrogate pair, which is not a character")
+        if len(text.encode()) > _BYTES:
+            raise _refusal("schema", f"it is longer than {_BYTES:,} bytes")
+        _Check(schema).run()
+    except _RefusedError as error:
+        message = f"Invalid JSON schema in '{param}': {error}."
+        raise RequestError(message, param=param, code="invalid_json_schema") from error
     return text
 
 
-def _refusal(where: str, problem: str) -> RequestError:
-    return RequestError(
-        f"Invalid JSON schema in 'response_format': {where}: {problem}.",
-        param="response_format",
-        code="invalid_json_schema",
-    )
+def _refusal(where: str, problem: str) -> _RefusedError:
+    return _RefusedError(f"{where}: {problem}")
+
+
+def enforceable(schema: dict[str, Any], param: str) -> dict[str, Any]:
+    """A schema without the keywords that `check` would refuse. More documents fit it.
+
+    Raises:
+        RequestError: it is nested too deeply.
+    """
+    try:
+        reduced: dict[str, Any] = _enforceable(schema)
+    except RecursionError as error:
+        raise RequestError(f"'{param}' is nested too deeply.", param=param, code="invalid_json_schema") from error
+    return reduced
+
+
+def _enforceable(schema: Any) -> Any:
+    if not isinstance(schema, dict):
+        return schema
+    kept: dict[str, Any] = {}
+    for word, inner in schema.items():
+        if word in ("properties", *_DEFINITIONS) and isinstance(inner, dict):
+            kept[word] = {name: _enforceable(subschema) for name, subschema in inner.items()}
+        elif word in ("anyOf", "oneOf") and isinstance(inner, list):
+            kept["anyOf"] = [_enforceable(branch) for branch in inner]
+        elif word != "format" or inner in _FORMATS:
+            kept[word] = _enforceable(inner) if word in ("items", "additionalProperties") else inner
+    if "properties" in kept:
+        kept.setdefault("type", "object")
+    types = kept.get("type", [])
+    words = set().union(*(_OF_TYPE.get(kind, set()) for kind in ([types] if isinstance(types, str) else types)))
+    alone = next((word for word in ("$ref", "anyOf", "enum", "const") if word in kept), None)
+    if alone is not None:
+        words = {alone}
+    if alone not in ("$ref", "anyOf"):
+        words.add("type")
+    return {word: inner for word, inner in kept.items() if word in words | _NOTES | set(_DEFINITIONS)}
 
 
 class _Check:

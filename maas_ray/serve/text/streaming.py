@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
+from maas_ray.serve.text.answer_parts import AnswerParser, Parts
 from maas_ray.serve.text.codec import Detokenizer, Lead, StopStrings, context_of
 from maas_ray.serve.text.types import Delta, GenerateRequest, TokenLogprob, Tokens
 
@@ -26,6 +27,7 @@ class StreamedAnswer:
         stop: strings that end the answer.
         index: position among the answers to the client's request.
         lead: text that may come before the answer and is not part of it.
+        parser: of the answer's parts. None: all of it is content.
     """
 
     def __init__(
@@ -35,8 +37,11 @@ class StreamedAnswer:
         stop: tuple[str, ...],
         index: int = 0,
         lead: str = "",
+        parser: AnswerParser | None = None,
     ) -> None:
+        self._task, self._parser = task, parser or AnswerParser()
         self._text = Detokenizer(task.tokenizer, context_of(request.prompt_ids, task))
+        self._marks = {token: text for token, text in task.special.items() if text in self._parser.tokens}
         self._lead, self._stops = Lead(lead), StopStrings(stop)
         self._request, self._index, self._count = request, index, 0
         self._spelling = task.spelling
@@ -45,11 +50,12 @@ class StreamedAnswer:
 
     def push(self, tokens: Tokens) -> Delta | None:
         """Add tokens; returns the piece that can be sent, if any. Not to be called after the last piece."""
-        piece, reason, stopped = "", None, False
+        parts: list[Parts] = []
+        reason, stopped = None, False
         for index, token in enumerate(tokens.ids):  # one by one, so that the count does not depend on their grouping
             self._count += 1
             ended = token in self._request.end_ids
-            new = self._lead.push(self._text.push([token]))
+            new = self._lead.push(self._decode(token))
             if self._request.sampling.logprobs and not ended:
                 spelled = self._spelling.bytes_of(token) if self._spelling.by_token else new.encode()
                 if not self._decoded and not new.startswith(" "):
@@ -57,18 +63,36 @@ class StreamedAnswer:
                 self._held.append(_logprob(spelled, tokens.logprobs[index], self._decoded))
                 self._decoded += len(new)
             more, stopped = self._stops.push(new)
-            piece += more
+            parts.append(self._parsed(more))
+            if self._parser.ended:
+                reason = "tool_calls"
+                break
             if stopped or ended or self._count >= self._request.max_tokens:
+                rest = ""
                 if not stopped:
                     rest, stopped = self._stops.push(self._lead.push(self._text.flush()) + self._lead.flush())
-                    piece += rest + ("" if stopped else self._stops.flush())
-                reason = "stop" if stopped or ended else "length"
+                    rest += "" if stopped else self._stops.flush()
+                parts.append(self._parsed(rest, final=True))
+                reason = ("tool_calls" if self._parser.called else "stop") if stopped or ended else "length"
                 break
-        self._returned += len(piece)
         logprobs = self._released(everything=reason is not None and not stopped) if self._held else ()
-        if not piece and not logprobs and reason is None:
+        content, reasoning = "".join(one.content for one in parts), "".join(one.reasoning for one in parts)
+        calls = tuple(call for one in parts for call in one.calls)
+        if not (content or reasoning or calls or logprobs) and reason is None:
             return None
-        return Delta(piece, reason, len(self._request.prompt_ids), self._count, self._index, logprobs)
+        read = len(self._request.prompt_ids)
+        return Delta(content, reason, read, self._count, self._index, logprobs, reasoning, calls)
+
+    def _decode(self, token: int) -> str:
+        """The text that has become certain with a token. Of the special ones, it shows those that the parser reads."""
+        if token not in self._marks:
+            return self._text.push([token])
+        before, self._text = self._text.flush(), Detokenizer(self._task.tokenizer)
+        return before + self._marks[token]
+
+    def _parsed(self, text: str, *, final: bool = False) -> Parts:
+        self._returned += len(text)
+        return self._parser.push(text, final=final)
 
     def _released(self, *, everything: bool) -> tuple[TokenLogprob, ...]:
         """Log probabilities of the tokens whose text has been returned, at least in part."""

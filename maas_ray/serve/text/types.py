@@ -81,6 +81,9 @@ class TextRequest:
         more_prompts: further prompts, each answered as if it were the only one.
         json_schema: the answer is a JSON document of this schema.
         tools: functions that the model may want to call, in the form that the chat template shows to it.
+        required_tools: names of tools, one of which the answer must call.
+        strict_tools: names of tools whose arguments must follow every keyword of their schema, if a call is required.
+        parallel_tool_calls: the answer may have several calls.
     """
 
     prompt: str | list[int] | list[dict[str, Any]]
@@ -93,6 +96,9 @@ class TextRequest:
     more_prompts: tuple[str | list[int], ...] = ()
     json_schema: dict[str, Any] | None = None
     tools: tuple[dict[str, Any], ...] = ()
+    required_tools: tuple[str, ...] = ()
+    strict_tools: tuple[str, ...] = ()
+    parallel_tool_calls: bool = True
 
     @property
     def is_chat(self) -> bool:
@@ -114,16 +120,27 @@ class TokenLogprob(NamedTuple):
 
 
 @dataclass(frozen=True)
+class CallPiece:
+    """A piece of a tool call: which one of the answer's, the function's name in the first piece, and JSON text."""
+
+    index: int
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
 class Delta:
     """The next piece of an answer.
 
     Args:
         text: the piece.
-        finish_reason: `stop` or `length` in the last piece.
+        finish_reason: `stop`, `length` or `tool_calls` in the last piece.
         prompt_tokens: tokens of the prompt.
         completion_tokens: tokens of the answer so far.
         index: which of the request's answers; those to the first prompt come first.
         logprobs: of the tokens that begin in this piece, if requested.
+        reasoning: text that the model wrote before its answer.
+        calls: pieces of tool calls.
     """
 
     text: str
@@ -132,6 +149,8 @@ class Delta:
     completion_tokens: int
     index: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
+    reasoning: str = ""
+    calls: tuple[CallPiece, ...] = ()
 
 
 # --- tokens ----------------------------------------------------------------------------------------

@@ -1,10 +1,12 @@
 """Chats as one text, rendered by the tokenizer's own template in training and in serving."""
 
+import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from maas_ray.errors import RequestError
 from maas_ray.tasks.text.messages import Message
@@ -28,6 +30,68 @@ MARKED = (
     "{% if not loop.last or add_generation_prompt %}{{ '\\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+
+
+_SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
+_QUESTION = {"role": "user", "content": "x"}
+_FUNCTION = {"name": "f", "arguments": {"city": "Rome"}}
+_CALLING = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [{"id": "call_0123456789abcdefghij", "type": "function", "function": _FUNCTION}],
+}
+
+
+class CallStyle(NamedTuple):
+    """The form in which a template wants calls.
+
+    Templates differ in two points that OpenAI's API fixes: arguments are an object, or its JSON text (DeepSeek);
+    identifiers are any text, or nine letters and digits (Mistral).
+    """
+
+    text_arguments: bool = False
+    short_ids: bool = False
+
+    def applied(self, messages: list[Message]) -> list[Message]:
+        """Messages in canonical form, with their calls in this style."""
+        return [self._message(message) for message in messages] if any(self) else messages
+
+    def _message(self, message: Message) -> Message:
+        changed = dict(message)
+        if "tool_calls" in message:
+            changed["tool_calls"] = [self._call(call) for call in message["tool_calls"]]
+        if "tool_call_id" in message:
+            changed["tool_call_id"] = self._id(message["tool_call_id"])
+        return changed
+
+    def _call(self, call: dict[str, Any]) -> dict[str, Any]:
+        function = call["function"]
+        if self.text_arguments:
+            function = function | {"arguments": json.dumps(function["arguments"], ensure_ascii=False)}
+        return call | {"function": function} | ({"id": self._id(call["id"])} if "id" in call else {})
+
+    def _id(self, name: Any) -> Any:
+        if not self.short_ids or not isinstance(name, str) or _SHORT_ID.fullmatch(name):
+            return name
+        return hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:9]
+
+
+def style_of(render: Callable[[list[Message]], str]) -> CallStyle:
+    """The first style in which a template renders a call.
+
+    Args:
+        render: renders messages, or raises a RequestError.
+    """
+    for style in (CallStyle(), CallStyle(text_arguments=True), CallStyle(short_ids=True), CallStyle(True, True)):
+        try:
+            if "{'city'" not in render(style.applied([_QUESTION, _CALLING])):  # an object as Python writes it
+                return style
+        except RequestError:
+            continue
+    return CallStyle()
+
+
+_REASONING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
 
 
 class ChatTemplate:
@@ -101,7 +165,16 @@ class ChatTemplate:
             )
         return self._templates[name]
 
+    @cached_property
+    def _calls(self) -> CallStyle:
+        return style_of(lambda messages: self._rendered(messages, None, answer=False))
+
     def _render(self, messages: list[Message], tools: list[dict[str, Any]] | None, *, answer: bool = True) -> str:
+        if any("tool_calls" in message or "tool_call_id" in message for message in messages):
+            messages = self._calls.applied(messages)
+        return self._rendered(messages, tools, answer=answer)
+
+    def _rendered(self, messages: list[Message], tools: list[dict[str, Any]] | None, *, answer: bool) -> str:
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -120,6 +193,12 @@ class ChatTemplate:
                 f"The model's chat template rejects these messages: {error}", param="messages", code="invalid_value"
             ) from error
         return str(rendered[0])
+
+    @cached_property
+    def reasoning(self) -> tuple[str, str] | None:
+        """The texts around the reasoning that the model writes before an answer. None: the template knows of none."""
+        sources = self._templates.values()
+        return next((marks for marks in _REASONING if any(marks[1] in source for source in sources)), None)
 
     @cached_property
     def lead(self) -> str:

@@ -52,6 +52,8 @@ _HARMLESS = {
     "parallel_tool_calls",
     "prediction",
 }
+# Fields of messages, parts, tools and calls that say nothing to a model.
+_NOTES = {"id", "index", "annotations", "cache_control", "parsed", "parsed_arguments"}
 
 
 class StreamOptions(Body):
@@ -59,12 +61,27 @@ class StreamOptions(Body):
     include_obfuscation: bool | None = None
 
 
-class ContentPart(Body):
+class _Item(Body):
+    """An object that clients fill with more than OpenAI's fields: with empty ones, and with notes to other servers."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_notes(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {
+            name: value
+            for name, value in data.items()
+            if name in cls.model_fields or not (value is None or name in _NOTES)
+        }
+
+
+class ContentPart(_Item):
     type: Literal["text"]
     text: str
 
 
-class _Function(Body):
+class _Function(_Item):
     name: str
     arguments: str
 
@@ -72,7 +89,7 @@ class _Function(Body):
     @classmethod
     def _object(cls, value: str) -> str:
         try:
-            fine = isinstance(json.loads(value), dict)
+            fine = not value.strip() or isinstance(json.loads(value), dict)
         except (ValueError, RecursionError):
             fine = False
         if not fine:
@@ -80,23 +97,19 @@ class _Function(Body):
         return value
 
 
-class ToolCall(Body):
+class ToolCall(_Item):
     id: str
     type: Literal["function"]
     function: _Function
 
 
-class Message(Body):
+class Message(_Item):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart]
     name: str | None = None
     tool_calls: Annotated[list[ToolCall], Field(min_length=1)] | None = None
     tool_call_id: str | None = None
-    # Clients often send back a complete answer, with these fields empty.
-    refusal: None = None
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
-    audio: None = None
-    function_call: None = None
+    reasoning_content: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -113,21 +126,35 @@ class Message(Body):
                 )
         if role == "tool" and data.get("tool_call_id") is None:
             raise PydanticCustomError("missing", "Missing required parameter: '{name}'.", {"name": "tool_call_id"})
-        if data.get("tool_calls") and data.get("content") is None:
-            return data | {"content": ""}
+        if role == "assistant" and data.get("content") is None:
+            data = data | {"content": ""}
+        if "reasoning" in data:  # the same field, as vLLM calls it
+            data = {"reasoning_content": data["reasoning"]} | {k: v for k, v in data.items() if k != "reasoning"}
         return data
 
 
-class ToolFunction(Body):
+class ToolFunction(_Item):
     name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: Literal[False] | None = None
+    strict: bool | None = None
+    """true: if the call is required, a schema that cannot be enforced is refused."""
 
 
-class Tool(Body):
+class Tool(_Item):
     type: Literal["function"]
     function: ToolFunction
+
+
+class _Named(Body):
+    name: str
+
+
+class NamedTool(Body):
+    """A function that the answer must call."""
+
+    type: Literal["function"]
+    function: _Named
 
 
 class JsonSchema(Body):
@@ -296,17 +323,27 @@ class ChatBody(_TextBody):
     logprobs: bool | None = None
     response_format: ResponseFormat | None = None
     tools: list[Tool] | None = None
-    tool_choice: Any = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
 
     @model_validator(mode="after")
-    def _free_choice(self) -> Any:
-        if self.tool_choice not in (None, "none", "auto"):
+    def _possible_choice(self) -> Any:
+        tools = [tool.function.name for tool in self.tools or ()]
+        missing = [name for name in self._required if name not in tools]
+        if missing or (self.tool_choice == "required" and not tools):
             raise PydanticCustomError(
-                "unsupported_parameter",
-                '\'{name}\' is supported by this server as "none" and "auto" only.',
-                {"name": "tool_choice"},
+                "invalid_value",
+                "'{name}' requires a call of {function}, which is not among 'tools'.",
+                {"name": "tool_choice", "function": missing[0] if missing else "a function"},
             )
         return self
+
+    @property
+    def _required(self) -> tuple[str, ...]:
+        """Names of tools, one of which must be called."""
+        if isinstance(self.tool_choice, NamedTool):
+            return (self.tool_choice.function.name,)
+        return tuple(tool.function.name for tool in self.tools or ()) if self.tool_choice == "required" else ()
 
     def request(self) -> TextRequest:
         tokens = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
@@ -320,6 +357,9 @@ class ChatBody(_TextBody):
             logprobs=bool(self.logprobs),
             json_schema=self.response_format and self.response_format.required_schema,
             tools=() if self.tool_choice == "none" else tuple(tools),
+            required_tools=self._required,
+            strict_tools=tuple(tool.function.name for tool in self.tools or () if tool.function.strict),
+            parallel_tool_calls=self.parallel_tool_calls is not False and not isinstance(self.tool_choice, NamedTool),
         )
 
 

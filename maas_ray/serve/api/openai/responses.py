@@ -3,7 +3,7 @@
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -37,9 +37,7 @@ class Renderer:
         """The body of an answer that is not streamed."""
         choices = []
         for answer in answers:
-            content: dict[str, Any] = {"text": answer.text}
-            if self._chat:
-                content = {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
+            content = {"message": _message(answer)} if self._chat else {"text": answer.text}
             logprobs = self._rendered(answer.logprobs)
             choices.append(
                 {"index": answer.index, **content, "logprobs": logprobs, "finish_reason": answer.finish_reason}
@@ -65,10 +63,8 @@ class Renderer:
                         yield _event(
                             {**head, "choices": [self._choice(index, {"role": "assistant", "content": ""}, None)]}
                         )
-                    if delta.text or delta.logprobs:
-                        content = {"content": delta.text} if self._chat else delta.text
-                        choice = self._choice(index, content, None, delta.logprobs)
-                        yield _event({**head, "choices": [choice]})
+                    for content, logprobs in self._contents(delta):
+                        yield _event({**head, "choices": [self._choice(index, content, None, logprobs)]})
                     if delta.finish_reason is not None:
                         last.append(delta)
                         choice = self._choice(index, {} if self._chat else "", delta.finish_reason)
@@ -81,10 +77,28 @@ class Renderer:
             yield _event({**head, "choices": [], "usage": self._usage(last)})
         yield b"data: [DONE]\n\n"
 
+    def _contents(self, delta: Delta) -> Iterator[tuple[dict[str, Any] | str, Sequence[TokenLogprob]]]:
+        """The contents of a delta's events, and their log probabilities."""
+        if delta.reasoning:
+            yield {"reasoning_content": delta.reasoning}, ()
+        if delta.text or delta.logprobs:
+            yield {"content": delta.text} if self._chat else delta.text, delta.logprobs
+        for piece in delta.calls:
+            function = {"name": piece.name} if piece.name else {}
+            head = {"id": _call_id(), "type": "function"} if piece.name else {}
+            yield (
+                {
+                    "tool_calls": [
+                        {"index": piece.index, **head, "function": {**function, "arguments": piece.arguments}}
+                    ]
+                },
+                (),
+            )
+
     def _choice(
         self,
         index: int,
-        content: dict[str, str] | str,
+        content: dict[str, Any] | str,
         finish_reason: str | None,
         logprobs: Sequence[TokenLogprob] = (),
     ) -> dict[str, Any]:
@@ -113,6 +127,25 @@ class Renderer:
         prompt = sum(answer.prompt_tokens for answer in answers if answer.index % self._n == 0)
         completion = sum(answer.completion_tokens for answer in answers)
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _message(answer: Delta) -> dict[str, Any]:
+    """A complete chat message."""
+    calls = [
+        {"id": _call_id(), "type": "function", "function": {"name": piece.name, "arguments": piece.arguments}}
+        for piece in answer.calls
+    ]
+    return {
+        "role": "assistant",
+        "content": answer.text if answer.text or not calls else None,
+        "refusal": None,
+        **({"reasoning_content": answer.reasoning} if answer.reasoning else {}),
+        **({"tool_calls": calls} if calls else {}),
+    }
+
+
+def _call_id() -> str:
+    return f"call_{uuid.uuid4().hex[:24]}"
 
 
 def _event(document: dict[str, Any]) -> bytes:

@@ -76,7 +76,7 @@ def parsed(spec: TextGenerationSpec, messages: Any, tools: Any = None) -> dict[s
 @pytest.mark.parametrize("kind", ["fitted", "given"])
 def test_both_doors_render_one_text(kind: str, tmp_path: Path) -> None:
     task = fitted() if kind == "fitted" else given(tmp_path)
-    template, codec = task.chat, TextCodec(task, context=1024, end_ids=())
+    template, codec = task.chat, TextCodec(task, context=1024, end_ids=(), tool_calls="none")
     assert template is not None
     for messages, tools in CHATS:
         row = parsed(task.spec, messages, tools)

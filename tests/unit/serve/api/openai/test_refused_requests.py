@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.echo import CALL, SCHEMA, Call, chat, complete, say
+from tests.support.echo import CALL, SCHEMA, TOOL, Call, chat, complete, say
 
 SCHEMA_PARAM, CALL_PARAM = "response_format.json_schema.schema", "messages[0].tool_calls[0]"
 MISSING = "missing_required_parameter"
@@ -10,7 +10,6 @@ MISSING = "missing_required_parameter"
 
 UNSUPPORTED = {
     "top_logprobs": 3,
-    "tool_choice": "required",
     "functions": [{}],
     "modalities": ["audio"],
     "reasoning_effort": "high",
@@ -76,7 +75,15 @@ def test_unsupported_parameters_of_a_completion_are_refused_by_name(call: Call, 
             f"{CALL_PARAM}.function.arguments",
             "invalid_value",
         ),
-        ({"messages": [say(None, "assistant")]}, "messages[0].content", "invalid_type"),
+        ({"messages": [say("x", refusal="no")]}, "messages[0].refusal", "unknown_parameter"),
+        ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
+        (
+            {"tool_choice": {"type": "function", "function": {"name": "g"}}, "tools": [TOOL]},
+            "tool_choice",
+            "invalid_value",
+        ),
+        ({"tool_choice": "any"}, "tool_choice", "invalid_value"),
+        ({"tool_choice": {"type": "function"}}, "tool_choice", "invalid_value"),
         ({"model": None}, "model", "invalid_type"),
     ],
 )
