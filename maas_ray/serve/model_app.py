@@ -47,7 +47,7 @@ from maas_ray.tasks import Task
 from maas_ray.tasks.text.generation import TextGeneration
 
 _log = logging.getLogger("ray.serve")
-_LONG_PROMPT = 20_000  # characters; longer prompts are tokenised in a thread
+_LONG_PROMPT = 4_000  # characters; longer prompts are tokenised in a thread
 
 
 def _fetch(uri: str, digest: str) -> tuple[Task, Path]:
@@ -117,7 +117,7 @@ class Generator:
         return self._phases
 
     async def generate(self, request: TextRequest, caller: Caller) -> AsyncGenerator[Delta | RequestError, None]:
-        """The answers, piece by piece; a `RequestError` is the first and only item."""
+        """The answers, piece by piece; a `RequestError` is the last item, and mostly the only one."""
         async with aclosing(self._generate(request, streamed=True)) as deltas:
             async for delta in deltas:
                 yield delta
@@ -141,6 +141,8 @@ class Generator:
             async with aclosing(answers[0] if len(answers) == 1 else merge_answers(answers)) as deltas:
                 async for delta in deltas:
                     yield delta
+        except RequestError as error:  # the engine refuses it
+            yield error
         finally:
             self.in_progress -= len(answers)
 

@@ -4,6 +4,8 @@ Knows pydantic's error types, and none of the APIs' fields.
 """
 
 import json
+import math
+import re
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -47,9 +49,32 @@ def parse_json(body: bytes) -> Any:
         RequestError: the body is not valid JSON; gives the position.
     """
     try:
-        return pydantic_core.from_json(body, allow_inf_nan=False)
+        document = pydantic_core.from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise RequestError(f"The body is not valid JSON: {error}.", code="invalid_json") from error
+    if _LARGE_NUMBER.search(body) and not _is_finite(document):
+        raise RequestError(
+            "The body has a number that is larger than the largest double, about 1.8e308. Send a smaller one.",
+            code="invalid_json",
+        )
+    return document
+
+
+_LARGE_NUMBER = re.compile(rb"[eE]\+?\d{3}|\d{200}")  # whatever is above 1e308 matches, in a string or not
+
+
+def _is_finite(document: Any) -> bool:
+    """False if a number was too large for a float, which pydantic makes infinite."""
+    pending = [document]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            pending += value.values()
+        elif isinstance(value, list):
+            pending += value
+        elif isinstance(value, float) and not math.isfinite(value):
+            return False
+    return True
 
 
 def parse_body(kind: type[_Body], document: Any) -> _Body:

@@ -7,7 +7,19 @@ as if it were alone: neither its neighbours nor their arrival change its tokens.
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
+from maas_ray.errors import RequestError
 from maas_ray.serve.text.types import GenerateRequest, Tokens
+
+
+class RequestRefusedError(RequestError):
+    """The engine does not accept a request that passed every check of ours.
+
+    Args:
+        why: the engine's own words.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"The engine that serves this model refuses the request: {why}.", code="refused_by_engine")
 
 
 class Engine(Protocol):
@@ -24,7 +36,8 @@ class Engine(Protocol):
         """New tokens, in order, a few at a time; the last may be one of `end_ids`. Closing it cancels the request.
 
         Raises:
-            DeploymentError: the engine has died.
+            RequestRefusedError: the engine refuses this request.
+            DeploymentError: this request failed; or the engine has died, and `check` raises too.
         """
 
     def check(self) -> None:

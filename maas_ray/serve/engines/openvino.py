@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import subprocess
 import threading
+import time
 from collections import defaultdict, deque
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,12 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from maas_ray.errors import DeploymentError
-from maas_ray.serve.engines import parameters
+from maas_ray.serve.engines import RequestRefusedError, parameters
 from maas_ray.serve.engines.kv_cache import pages
 from maas_ray.serve.engines.openvino_convert import Converted
-from maas_ray.serve.engines.openvino_process import Load
+from maas_ray.serve.engines.openvino_process import FINISHED, REFUSED, Load
 from maas_ray.serve.engines.processes import module_command, module_environment
 from maas_ray.serve.text.types import GenerateRequest, Tokens
+
+PATIENCE_S = 120.0
+"""Longest time of a step. On a slow machine, a step with `prefill_tokens` of a large model's prompt takes a minute."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class OpenVinoEngine:
         kv_cache_bytes: most memory for keys and values; at least one full sequence must fit.
         prefill_tokens: maximum number of prompt tokens in one step.
         adapter: files of a LoRA adapter that is added to the model. None: the model itself.
+        patience_s: the engine has died if it works for so long without finishing a step.
 
     Raises:
         DeploymentError: the key-value cache is too small for one sequence, or the model does not load.
@@ -59,6 +64,7 @@ class OpenVinoEngine:
         kv_cache_bytes: int,
         prefill_tokens: int,
         adapter: Path | None = None,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         load = Load(
             directory=model.directory,
@@ -70,7 +76,8 @@ class OpenVinoEngine:
         )
         # A JSON schema restricts characters, so OpenVINO needs the tokenizer to know the characters of each token.
         self.supports = parameters.OPENVINO | ({"json_schema"} if model.spells_tokens else set())
-        self._died = ""
+        self._died, self._patience_s = "", patience_s
+        self._silent_since: float | None = None  # while the process has work
         self._numbers = itertools.count()
         self._waiting: dict[int, _Waiting] = {}
         self._process, self._connection = _prepared() or _start()
@@ -92,28 +99,39 @@ class OpenVinoEngine:
         self._waiting[number] = waiting
         try:
             self.check()  # after the registration, so that a later death reaches this request
-            self._sender.submit(self._connection.send, (number, request))
+            self._send((number, request))
             while not end:
                 tokens, end = await waiting.arrived.get()
                 while not end and not waiting.arrived.empty():
                     more, end = waiting.arrived.get_nowait()
                     tokens = Tokens(tokens.ids + more.ids, tokens.logprobs + more.logprobs)
-                if end not in ("", "finished"):
+                if end.startswith(REFUSED):
+                    raise RequestRefusedError(end.removeprefix(REFUSED))
+                if end not in ("", FINISHED):
                     raise DeploymentError(f"the text engine failed: {end}.", code="engine_failed")
                 if tokens.ids:
                     yield tokens
         finally:
             del self._waiting[number]
             if not end:
-                self._sender.submit(self._connection.send, (number, None))
+                self._send((number, None))
 
     def check(self) -> None:
+        since = self._silent_since
+        if not self._died and since is not None and time.monotonic() - since > self._patience_s:
+            self._process.kill()  # which ends its requests
+            self._died = f"it has not finished a step for {self._patience_s:g} s"
         if self._died:
             raise DeploymentError(f"the text engine has stopped: {self._died}.", code="engine_stopped")
 
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
+
+    def _send(self, message: tuple[int, GenerateRequest | None]) -> None:
+        if self._silent_since is None:
+            self._silent_since = time.monotonic()
+        self._sender.submit(self._connection.send, message)
 
     def _receive(self) -> None:
         last_words = ""
@@ -124,7 +142,8 @@ class OpenVinoEngine:
                     last_words = message
                 else:
                     self._deliver(message)
-        self._died = self._end(last_words)
+                    self._silent_since = time.monotonic() if self._waiting else None
+        self._died = self._end(last_words or self._died)
         self._deliver([(number, Tokens([]), self._died) for number in list(self._waiting)])
 
     def _deliver(self, step: list[tuple[int, Tokens, str]]) -> None:

@@ -5,9 +5,12 @@ lock, so nothing else could run in the same process; and reading a result before
 
     received   `Load`, once; then (number, request) to begin, (number, None) to cancel
     sent       None when the model is loaded; then, after a step, a list of
-               (number, `Tokens`, "finished" | "refused" | ""); or a string, the cause of death
+               (number, `Tokens`, "" | FINISHED | REFUSED … | the cause of a failure), which may be empty;
+               or a string, the cause of death
 
-When the other end closes, this process ends.
+A request that cannot begin, or whose tokens cannot be read, ends alone. When a step fails, nobody knows whose fault
+that is, and the pipeline is not to be used again: the process ends, and `restarting` finds out. When the other end
+closes, this process ends.
 """
 
 import sys
@@ -20,6 +23,9 @@ from typing import Any
 from maas_ray.serve.engines.parameters import for_openvino
 from maas_ray.serve.text.types import GenerateRequest, Tokens
 
+FINISHED, REFUSED = "finished", "refused: "
+_SILENCE_S = 1.0
+"""Longest time without a message while there is work, unless a step takes longer."""
 _DELIVERY_S, _LONGEST_S = 0.01, 0.2
 """Seconds between deliveries to one request, for each request in flight, so that all requests together get 100
 deliveries a second; and the longest interval. A delivery costs about a millisecond of processor time on its way to the
@@ -36,17 +42,22 @@ class _Running:
         self._logprobs = logprobs
 
     def take(self) -> None:
-        """Take the tokens of the last step."""
+        """Take the tokens of the last step. If that fails, the request ends."""
         from openvino_genai import GenerationStatus
 
-        status = self.handle.get_status()
-        while self.handle.can_read():
-            for output in self.handle.read().values():
-                self.tokens.ids.extend(output.generated_ids)
-                if self._logprobs:
-                    self.tokens.logprobs.extend(output.generated_log_probs)
+        try:
+            status = self.handle.get_status()
+            while self.handle.can_read():
+                for output in self.handle.read().values():
+                    self.tokens.ids.extend(output.generated_ids)
+                    if self._logprobs:
+                        self.tokens.logprobs.extend(output.generated_log_probs)
+        except Exception as error:
+            self.end = _cause(error)
+            self.handle.cancel()
+            return
         if status != GenerationStatus.RUNNING:
-            self.end = "finished" if status == GenerationStatus.FINISHED else "refused"
+            self.end = FINISHED if status == GenerationStatus.FINISHED else f"it ended the request as {status.name}"
 
 
 @dataclass(frozen=True)
@@ -77,13 +88,19 @@ def serve(connection: Connection) -> None:
     pipeline = _pipeline(connection.recv())
     connection.send(None)
     running: dict[int, _Running] = {}
+    sent_at = 0.0
     while True:
         while connection.poll(0 if pipeline.has_non_finished_requests() else None):
             number, request = connection.recv()
             if request is not None:
-                running[number] = _Running(_begin(pipeline, number, request), request.sampling.logprobs)
-            elif number in running:
-                running.pop(number).handle.cancel()
+                try:
+                    running[number] = _Running(_begin(pipeline, number, request), request.sampling.logprobs)
+                except Exception as error:
+                    connection.send([(number, Tokens([]), REFUSED + _cause(error))])
+            else:
+                if number in running:
+                    running.pop(number).handle.cancel()
+                connection.send([])  # the other end waits for a sign of life after each message
         pipeline.step()
         now, pause, deliveries = time.monotonic(), min(_DELIVERY_S * len(running), _LONGEST_S), []
         for number, request in list(running.items()):
@@ -93,8 +110,9 @@ def serve(connection: Connection) -> None:
                 request.tokens, request.sent_at = Tokens([], []), now
             if request.end:
                 del running[number]
-        if deliveries:
+        if deliveries or now - sent_at >= _SILENCE_S:
             connection.send(deliveries)
+            sent_at = now
 
 
 def _pipeline(load: Load) -> Any:
@@ -136,6 +154,11 @@ def _begin(pipeline: Any, number: int, request: GenerateRequest) -> Any:
     if request.json_schema is not None:
         config.structured_output_config = StructuredOutputConfig(json_schema=request.json_schema)
     return pipeline.add_request(number, Tensor(np.array([request.prompt_ids], dtype=np.int64)), config)
+
+
+def _cause(error: Exception) -> str:
+    """The last line of OpenVINO's message: the lines before it name its own source files."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip().rstrip(".")
 
 
 def main() -> None:

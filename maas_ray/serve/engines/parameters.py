@@ -6,7 +6,7 @@ Imports no engine: OpenVINO's process must not load Torch.
 import hashlib
 from typing import Any
 
-from maas_ray.serve.text.types import MIN_FLOAT32, GenerateRequest
+from maas_ray.serve.text.types import GenerateRequest
 
 OPENVINO = frozenset({"frequency_penalty", "presence_penalty", "logprobs"})
 # Transformers' log probabilities include the processors' changes, even the sampling noise, so they are not reported.
@@ -20,7 +20,7 @@ def for_openvino(request: GenerateRequest) -> dict[str, Any]:
     drawn = {
         "do_sample": True,
         "temperature": sampling.temperature,
-        "top_p": max(sampling.top_p, MIN_FLOAT32),
+        "top_p": sampling.top_p,
         # The generator uses 32 bits of its seed; these depend on all bits of the request's.
         "rng_seed": int.from_bytes(hashlib.sha256(str(request.seed).encode()).digest()[:4]),
     }

@@ -14,6 +14,7 @@ from maas_ray.errors import DeploymentError
 from maas_ray.registry.bundle import open_bundle
 from maas_ray.serve.engines import Engine
 from maas_ray.serve.engines.adapters import AdapterEngine
+from maas_ray.serve.engines.restarting import RestartingEngine
 from maas_ray.serve.spec import ServingOptions
 from maas_ray.serve.text.types import Adapter, GenerateRequest, SamplingParams
 
@@ -105,9 +106,11 @@ def _openvino(directory: Path, digest: str, options: ServingOptions, cache: Path
                 f"compression: {options.compression} leaves no weights that adapters fit. Leave out one of them.",
                 code="adapter_on_compressed_model",
             )
-        return OpenVinoEngine(model, **limits, adapter=_fetched(adapter))
+        files = _fetched(adapter)
+        return RestartingEngine(lambda: OpenVinoEngine(model, **limits, adapter=files))
 
-    engine = AdapterEngine(OpenVinoEngine(model, **limits), load, options.max_adapters)
+    base = RestartingEngine(lambda: OpenVinoEngine(model, **limits))
+    engine = AdapterEngine(base, load, options.max_adapters)
     name = "openvino" if options.compression == "none" else f"openvino {options.compression}"
     return Started(engine, name, model.context, model.end_ids)
 
@@ -133,12 +136,13 @@ def _transformers(task: "Task", directory: Path, options: ServingOptions, name: 
         files = _fetched(adapter)
         network: Any = task.load_model(directory)
         Lora.load(files).merge(network, files)
-        return TransformersEngine(network.to(device), context=context, **_limits(options))
+        network = network.to(device)
+        return RestartingEngine(lambda: TransformersEngine(network, context=context, **_limits(options)))
 
     network: Any = task.load_model(directory).to(device)
     context = int(network.config.get_text_config().max_position_embeddings)
     ends = network.generation_config.eos_token_id
-    base = TransformersEngine(network, context=context, **_limits(options))
+    base = RestartingEngine(lambda: TransformersEngine(network, context=context, **_limits(options)))
     engine = AdapterEngine(base, load, options.max_adapters)
     return Started(engine, name, context, () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends))
 

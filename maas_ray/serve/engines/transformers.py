@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from maas_ray.errors import DeploymentError
-from maas_ray.serve.engines import parameters
+from maas_ray.serve.engines import RequestRefusedError, parameters
 from maas_ray.serve.engines.kv_cache import PAGE, pages
 from maas_ray.serve.text.types import GenerateRequest, Tokens
 
@@ -69,14 +69,17 @@ class TransformersEngine:
         self._manager.register_result_handler(name, arrived.put_nowait)
         finished = False
         try:
-            self._manager.add_request(
-                request.prompt_ids,
-                request_id=name,
-                max_new_tokens=request.max_tokens,
-                eos_token_id=list(request.end_ids),
-                streaming=True,
-                **parameters.for_transformers(request),
-            )
+            try:
+                self._manager.add_request(
+                    request.prompt_ids,
+                    request_id=name,
+                    max_new_tokens=request.max_tokens,
+                    eos_token_id=list(request.end_ids),
+                    streaming=True,
+                    **parameters.for_transformers(request),
+                )
+            except ValueError as error:
+                raise RequestRefusedError(str(error).rstrip(".")) from error
             seen = 0
             while not finished:
                 output = await self._next(arrived)

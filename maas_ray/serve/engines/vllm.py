@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from maas_ray.errors import DeploymentError
 from maas_ray.ray_private.llm import client_of, vllm_engine
-from maas_ray.serve.engines import parameters
+from maas_ray.serve.engines import RequestRefusedError, parameters
 from maas_ray.serve.spec import ServingOptions
 from maas_ray.serve.text.types import Adapter, GenerateRequest, Tokens
 
@@ -156,14 +156,17 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind
 
         self.check()
-        sampling = SamplingParams(
-            max_tokens=request.max_tokens,
-            **parameters.for_vllm(request),
-            stop_token_ids=list(request.end_ids),
-            ignore_eos=True,  # `end_ids` has every token that ends an answer
-            detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
-        )
+        try:
+            sampling = SamplingParams(
+                max_tokens=request.max_tokens,
+                **parameters.for_vllm(request),
+                stop_token_ids=list(request.end_ids),
+                ignore_eos=True,  # `end_ids` has every token that ends an answer
+                detokenize=False,
+                output_kind=RequestOutputKind.DELTA,
+            )
+        except ValueError as error:
+            raise RequestRefusedError(_first_line(error)) from error
         adapter = await self._adapter(request.adapter) if request.adapter else None
         outputs = self._client.generate(
             {"prompt_token_ids": request.prompt_ids},
@@ -175,6 +178,8 @@ class VllmEngine:
             async for output in outputs:
                 if tokens := list(output.outputs[0].token_ids):
                     yield Tokens(tokens)
+        except ValueError as error:  # vLLM's for a request that it does not accept
+            raise RequestRefusedError(_first_line(error)) from error
         except Exception as error:
             raise DeploymentError(f"the text engine failed: {_first_line(error)}.", code="engine_failed") from error
         finally:

@@ -54,8 +54,11 @@ def check(schema: dict[str, Any], param: str = "response_format") -> str:
     Raises:
         RequestError: it cannot; names the place and the reason.
     """
-    text = json.dumps(schema, ensure_ascii=False)
     try:
+        try:
+            text = json.dumps(schema, ensure_ascii=False, allow_nan=False)
+        except ValueError:
+            raise _refusal("schema", "it contains a number that is not finite") from None
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise _refusal("schema", "it contains half of a surrogate pair, which is not a character")
         if len(text.encode()) > _BYTES:

@@ -48,6 +48,13 @@ class StreamedAnswer:
         self._decoded = self._returned = 0  # characters
         self._held: list[TokenLogprob] = []
 
+    @property
+    def empty(self) -> Delta | None:
+        """The whole answer to a request for no tokens. None: tokens are requested."""
+        if self._request.max_tokens:
+            return None
+        return Delta("", "length", len(self._request.prompt_ids), 0, self._index)
+
     def push(self, tokens: Tokens) -> Delta | None:
         """Add tokens; returns the piece that can be sent, if any. Not to be called after the last piece."""
         parts: list[Parts] = []
@@ -103,12 +110,16 @@ class StreamedAnswer:
 
 def _logprob(spelled: bytes, logprob: float, offset: int) -> TokenLogprob:
     """A token's entry, by its bytes; `offset` is the position of its text in the answer."""
-    return TokenLogprob(spelled.decode(errors="replace"), spelled, max(logprob, _MIN_LOGPROB), offset)
+    # In this order, NaN becomes the minimum too.
+    return TokenLogprob(spelled.decode(errors="replace"), spelled, max(_MIN_LOGPROB, logprob), offset)
 
 
 async def stream_answer(tokens: AsyncGenerator[Tokens, None], answer: StreamedAnswer) -> AsyncGenerator[Delta, None]:
     """The pieces of one answer. Closing it cancels the engine's work on the answer."""
     async with aclosing(tokens):
+        if answer.empty is not None:
+            yield answer.empty
+            return
         async for batch in tokens:
             delta = answer.push(batch)
             if delta is not None:

@@ -6,7 +6,8 @@ Knows nothing of HTTP, tokenizers, engines or Serve.
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Self
 
-MIN_FLOAT32 = 2.0**-126  # the smallest normal one
+_MIN_TEMPERATURE = 1e-30  # dividing a score by less could exceed the largest float32
+_MIN_TOP_P = 2.0**-126  # the smallest normal float32
 
 # --- both levels -----------------------------------------------------------------------------------
 
@@ -16,11 +17,12 @@ class SamplingParams:
     """How each token of an answer is chosen, and what is reported of it.
 
     This is the only list of these parameters. APIs fill it from fields of the same names (`of`), `TextCodec` refuses
-    those that the model's engine does not support, and `engines.parameters` translates them for each engine.
+    those that the model's engine does not support, and `engines.parameters` translates them for each engine. Engines
+    compute in float32, so values that are positive in a request and 0 there are replaced here.
 
     Args:
         temperature: 0 takes the likeliest token each time; higher is more varied.
-        top_p: sample among the likeliest tokens whose probabilities sum to this, in (0, 1].
+        top_p: sample among the likeliest tokens whose probabilities sum to this, at most 1. 0: the likeliest one.
         frequency_penalty: subtracted from a token's score for each time that the answer already contains it.
         presence_penalty: subtracted from a token's score once the answer contains it.
         logprobs: report each token's log probability, as the model gave it before any other parameter changed it.
@@ -33,6 +35,11 @@ class SamplingParams:
     presence_penalty: float = 0.0
     logprobs: bool = False
     logit_bias: tuple[tuple[int, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.temperature < _MIN_TEMPERATURE:
+            object.__setattr__(self, "temperature", 0.0)
+        object.__setattr__(self, "top_p", max(self.top_p, _MIN_TOP_P))
 
     @classmethod
     def of(cls, source: object, **others: Any) -> Self:
@@ -47,8 +54,8 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
-        """True if the likeliest token is taken each time: also at temperatures that are 0 for an engine's float32."""
-        return self.temperature < MIN_FLOAT32
+        """True if the likeliest token is taken each time."""
+        return self.temperature == 0
 
     def changed(self) -> list[str]:
         """The names of the parameters that differ from their defaults."""
@@ -72,7 +79,7 @@ class TextRequest:
 
     Args:
         prompt: text, or token ids, or the messages of a chat, in the form of `tasks.text.messages`.
-        max_tokens: maximum number of new tokens. None: as many as fit into the context.
+        max_tokens: maximum number of new tokens; 0 gets an empty answer. None: as many as fit into the context.
         sampling: how tokens are chosen.
         stop: strings that end the answer and are not part of it.
         seed: the same request with the same seed gets the same answer. None: a new seed for each request.

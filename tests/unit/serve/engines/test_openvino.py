@@ -1,10 +1,14 @@
 """The OpenVINO engine: its processes, its imports, and answers that follow a JSON schema."""
 
+import asyncio
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +19,9 @@ from maas_ray.errors import DeploymentError
 from maas_ray.serve.engines import Engine, openvino
 from maas_ray.serve.engines.openvino import OpenVinoEngine
 from maas_ray.serve.engines.openvino_convert import Converted
+from maas_ray.serve.engines.restarting import RestartingEngine
 from maas_ray.serve.text.json_schema import check
-from tests.support.engines import DIGEST, PROMPTS, TASK, Make, request, run_all
+from tests.support.engines import DIGEST, PROMPTS, TASK, Make, request, run, run_all
 from tests.support.errors import raises
 
 
@@ -34,6 +39,7 @@ import os
 from maas_ray.serve.engines import openvino
 from maas_ray.serve.engines.openvino import OpenVinoEngine
 from maas_ray.serve.engines.openvino_convert import Converted
+from maas_ray.serve.engines.restarting import RestartingEngine
 from pathlib import Path
 model = Converted.load(Path({str(model.directory)!r}))
 engine = OpenVinoEngine(model, threads=1, max_requests=1, kv_cache_bytes=10**9, prefill_tokens=64)
@@ -141,3 +147,62 @@ def test_answers_follow_a_json_schema(engine: Engine) -> None:
     assert all(one is None or isinstance(one, int) for one in whole["types"])
     assert all(isinstance(one, dict) for one in whole["anything"])
     assert all(whole[name] for name in set(whole) - {"anything"}), whole
+
+
+def test_answers_go_on_after_the_death_of_openvino_s_process(model: Converted) -> None:
+    engines: list[OpenVinoEngine] = []
+
+    def begin() -> OpenVinoEngine:
+        engines.append(
+            OpenVinoEngine(
+                replace(model, context=2000), threads=1, max_requests=8, kv_cache_bytes=10**9, prefill_tokens=64
+            )
+        )
+        return engines[-1]
+
+    engine = RestartingEngine(begin)
+    asked = [
+        request(PROMPTS[0], max_tokens=300),
+        request(PROMPTS[1], max_tokens=300, temperature=0.8, seed=4, presence_penalty=0.5),
+        request(PROMPTS[2], max_tokens=300, logprobs=True),
+    ]
+    expected = run_all(engine, asked)
+
+    async def kill() -> list[list[int]]:
+        answers = [asyncio.create_task(run(engine, one)) for one in asked]
+        async with aclosing(engine.generate(request(PROMPTS[3], max_tokens=300))) as stream:
+            await anext(stream)
+            engines[0]._process.kill()
+            await anext(stream)
+        return await asyncio.gather(*answers)
+
+    assert asyncio.run(kill()) == expected
+    assert len(engines) == 2
+    engine.close()
+
+
+def test_an_engine_that_finishes_no_step_in_time_has_died(model: Converted) -> None:
+    engine = OpenVinoEngine(
+        replace(model, context=100_000),
+        threads=1,
+        max_requests=1,
+        kv_cache_bytes=10**9,
+        prefill_tokens=64,
+        patience_s=3,
+    )
+
+    async def ask() -> None:
+        async with aclosing(engine.generate(request(PROMPTS[0], max_tokens=90_000))) as stream:
+            await anext(stream)
+            engine.check()
+            os.kill(engine._process.pid, signal.SIGSTOP)
+            deadline = time.monotonic() + 20
+            with raises(DeploymentError, "engine_stopped", "3 s"):
+                while time.monotonic() < deadline:
+                    engine.check()
+                    await asyncio.sleep(0.1)
+            with raises(DeploymentError, "engine_failed", "3 s"):
+                async for _ in stream:
+                    pass
+
+    asyncio.run(ask())

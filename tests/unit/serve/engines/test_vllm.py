@@ -1,14 +1,29 @@
 """vLLM through `ray.serve.llm`: what it is told and given, checked without a GPU, and without vLLM where it is not."""
 
+import asyncio
+import itertools
 import json
+import sys
+from collections.abc import AsyncGenerator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from maas_ray.errors import DeploymentError, SpecError
-from maas_ray.serve.engines.vllm import chosen, config_fields, end_ids, installed, llm_config, placement
+from maas_ray.serve.engines import RequestRefusedError
+from maas_ray.serve.engines.vllm import (
+    VllmEngine,
+    chosen,
+    config_fields,
+    end_ids,
+    installed,
+    llm_config,
+    placement,
+)
 from maas_ray.serve.spec import DeploySpec, ServingOptions
+from tests.support.engines import request, run
 from tests.support.errors import raises
 
 BUNDLE = Path("/nodes/bundles/abc")
@@ -117,3 +132,55 @@ def test_end_tokens_come_from_the_model_s_files(tmp_path: Path) -> None:
     assert end_ids(tmp_path) == (3,)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [4, 5]}))
     assert end_ids(tmp_path) == (4, 5)
+
+
+class Client:
+    """VLLM's client, which refuses or dies, by the first token of a prompt."""
+
+    def __init__(self) -> None:
+        self.errored, self.dead_error = False, RuntimeError("EngineCore died")
+
+    async def generate(self, prompt: Any, sampling: Any, name: str, lora_request: Any) -> AsyncGenerator[Any, None]:
+        first = prompt["prompt_token_ids"][0]
+        if first == 1:
+            raise ValueError("the prompt is too odd\nsecond line")
+        for _ in range(sampling.max_tokens):
+            await asyncio.sleep(0.01)
+            if first == 2:
+                raise RuntimeError("only this one")
+            self.errored |= first == 3
+            if self.errored:
+                raise self.dead_error
+            yield SimpleNamespace(outputs=[SimpleNamespace(token_ids=[first])])
+
+
+def test_a_request_that_vllm_refuses_or_fails_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sampling_params(**fields: Any) -> Any:
+        if fields["max_tokens"] > 100:
+            raise ValueError("max_tokens is too large.")
+        return SimpleNamespace(**fields)
+
+    for name, attributes in {
+        "vllm": {"SamplingParams": sampling_params},
+        "vllm.sampling_params": {"RequestOutputKind": SimpleNamespace(DELTA=1)},
+    }.items():
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**attributes))
+    engine = VllmEngine.__new__(VllmEngine)
+    engine._client, engine._numbers = Client(), itertools.count(1)
+
+    async def ask() -> None:
+        other = asyncio.create_task(run(engine, request([7], max_tokens=10)))
+        with raises(RequestRefusedError, "refused_by_engine", "too odd"):
+            await run(engine, request([1]))
+        with raises(RequestRefusedError, "refused_by_engine", "too large"):
+            await run(engine, request([7], max_tokens=101))
+        with raises(DeploymentError, "engine_failed", "only this one"):
+            await run(engine, request([2]))
+        assert await other == [7] * 10
+        engine.check()
+        with raises(DeploymentError, "engine_failed", "EngineCore died"):
+            await run(engine, request([3]))
+        with raises(DeploymentError, "engine_stopped", "EngineCore died"):  # so Serve replaces the replica
+            engine.check()
+
+    asyncio.run(ask())
