@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from maas_ray.errors import DeploymentError, SpecError
+from maas_ray.errors import DeploymentError, OverloadedError, SpecError
 from maas_ray.serve.engines.adapters import AdapterEngine
 from maas_ray.serve.engines.lora import Lora, check
 from maas_ray.serve.engines.start import Started, start
@@ -134,10 +134,10 @@ class Counting:
 class Pool:
     """An `AdapterEngine` over such engines, and all that it brought up."""
 
-    def __init__(self, keep: int, seconds: float = 0.0) -> None:
+    def __init__(self, keep: int, seconds: float = 0.0, patience_s: float = 5.0) -> None:
         self.made: list[Counting] = []
         self.fails, self.seconds, self.base = False, seconds, Counting(0)
-        self.engine = AdapterEngine(self.base, self._load, keep)
+        self.engine = AdapterEngine(self.base, self._load, keep, patience_s)
 
     def _load(self, adapter: Adapter) -> Counting:
         assert sum(not engine.closed for engine in self.made) < 2
@@ -180,7 +180,28 @@ def test_an_adapter_is_loaded_once_and_not_evicted_while_it_answers() -> None:
         assert answers == [[1] * 30, [1] * 3, [2] * 3, [1] * 3]
 
     asyncio.run(ask())
-    assert pool.loaded == [1, 2, 1]  # the last asks after 2 and is not let past it
+    assert pool.loaded == [1, 2]  # the last asks after 2, and needs not wait for it
+
+
+def test_a_loaded_adapter_does_not_wait_for_one_too_many() -> None:
+    pool = Pool(1, patience_s=0.3)
+
+    async def ask() -> None:
+        long = asyncio.create_task(pool.ask(1, 100))
+        await asyncio.sleep(0.05)
+        began = time.monotonic()
+        waiting = [asyncio.create_task(pool.ask(number)) for number in (2, 3)]
+        await asyncio.sleep(0.05)
+        assert await pool.ask(1) == [1, 1]
+        assert time.monotonic() - began < 0.25
+        for one in waiting:
+            with raises(OverloadedError, "rate_limit_exceeded", "max_adapters"):
+                await one
+        assert time.monotonic() - began < 0.9  # the long answer takes a second
+        assert await long == [1] * 100
+        assert await pool.ask(2) == [2, 2]  # nobody is in the way any more
+
+    asyncio.run(ask())
 
 
 def test_the_base_answers_while_an_adapter_loads() -> None:
