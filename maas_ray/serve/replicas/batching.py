@@ -5,6 +5,7 @@ needs one queue for each model, which ends with the model.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -25,7 +26,7 @@ class Batcher(Generic[Row, Answer]):
 
     def __init__(self, compute: Callable[[list[Row]], Sequence[Answer]], *, size: int, wait_s: float) -> None:
         self._compute, self._size, self._wait_s = compute, size, wait_s
-        self._rows: list[tuple[Row, asyncio.Future[Answer], float]] = []  # with their times of arrival
+        self._rows: deque[tuple[Row, asyncio.Future[Answer], float]] = deque()  # with their times of arrival
         self._full = asyncio.Event()
         self._working: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, "batches")
@@ -54,7 +55,7 @@ class Batcher(Generic[Row, Answer]):
                     with suppress(TimeoutError):
                         async with asyncio.timeout_at(self._rows[0][2] + self._wait_s):
                             await self._full.wait()
-                batch, self._rows = self._rows[: self._size], self._rows[self._size :]
+                batch = [self._rows.popleft() for _ in range(min(self._size, len(self._rows)))]
                 batch = [entry for entry in batch if not entry[1].done()]  # without rows whose caller has left
                 if not batch:
                     continue

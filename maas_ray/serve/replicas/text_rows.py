@@ -64,12 +64,7 @@ class TextRows:
         task = self._task
         tensors = {tensor.name for tensor in task.inputs}
         parameters = [name for name in task.request.model_fields if name not in tensors]
-        request = parse_infer(body, task.inputs, task.outputs, parameters)
-        if request.rows > self._max_rows:
-            raise RequestError(
-                f"inputs: {request.rows} rows, but a request may have at most {self._max_rows}. Send several requests.",
-                param="inputs",
-            )
+        request = parse_infer(body, task.inputs, task.outputs, parameters, self._max_rows)
         try:
             rows: list[RequestRow] = [
                 task.request.model_validate(

@@ -71,3 +71,20 @@ def test_a_batch_that_fails_fails_its_rows_and_no_others() -> None:
         batches.close()
 
     asyncio.run(scenario())
+
+
+def test_many_waiting_rows_are_not_copied_for_every_batch() -> None:
+    async def scenario(rows: int) -> float:
+        batches = Batcher(lambda batch: batch, size=16, wait_s=0)
+        loop = asyncio.get_running_loop()
+        answers = [loop.create_future() for _ in range(rows)]
+        batches._rows.extend((row, answer, 0.0) for row, answer in enumerate(answers))
+        began = time.process_time()
+        await batches._work()
+        took = time.process_time() - began
+        assert [answer.result() for answer in answers] == list(range(rows))
+        batches.close()
+        return took
+
+    few, many = (asyncio.run(scenario(rows)) for rows in (4_000, 64_000))
+    assert many < 64 * few + 0.5  # 16 times the rows; quadratic work would be 256 times
