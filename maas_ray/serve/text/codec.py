@@ -37,6 +37,11 @@ class TextCodec:
         end_ids: tokens that end an answer.
         supports: parameters that the engine honours, see `Engine`; requests that need others are refused.
         tool_calls: the format of tool calls, see `ServingOptions`.
+
+    Attributes:
+        max_characters: most characters of a prompt: as many longest tokens as fit into the context. A longer prompt is
+            refused unread, because to tokenise it takes up to a second for a megabyte. A tokenizer that collapses
+            spaces could make a shorter prompt of it, so clients should collapse them.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class TextCodec:
         self.task, self.context, self.supports = task, context, supports
         self._tool_calls = tool_calls
         self.end_ids = tuple(sorted({*end_ids, task.end_of_text_id}))
+        self.max_characters = context * max(map(len, task.tokenizer.get_vocab(with_added_tokens=True)))
 
     def prepare(self, request: TextRequest) -> list[GenerateRequest]:
         """The engine's requests, one for each answer: `n` for the first prompt, then `n` for the next.
@@ -63,6 +69,8 @@ class TextCodec:
             raise self._outside_vocabulary("logit_bias", highest)
         schema = self._schema(request)
         seed = random.getrandbits(63) if request.seed is None else request.seed
+        for prompt in (request.prompt, *request.more_prompts):
+            self._check_size(prompt, request)
         prepared = []
         for prompt in (request.prompt, *request.more_prompts):
             ids = self._ids(replace(request, prompt=prompt))
@@ -146,6 +154,31 @@ class TextCodec:
             tokens += [*one.marks, *one.tokens]
         return AnswerParser(reasoning, calls, several_calls=request.parallel_tool_calls, tokens=tokens)
 
+    def _check_size(self, prompt: Any, request: TextRequest) -> None:
+        """Refuse a prompt that cannot fit, before anything is done with it."""
+        if isinstance(prompt, str):
+            characters = len(prompt)
+        elif request.is_chat:
+            if len(prompt) > self.context:
+                raise RequestError(
+                    f"This model's maximum context length is {self.context} tokens, but there are {len(prompt)} "
+                    "messages. Send fewer.",
+                    param=request.param,
+                    code="context_length_exceeded",
+                )
+            characters = _characters(prompt, self.max_characters) + _characters(request.tools, self.max_characters)
+        elif len(prompt) > self.context:
+            raise PromptTooLongError(len(prompt), request.max_tokens or 1, self.context, request.param)
+        else:
+            return
+        if characters > self.max_characters:
+            raise RequestError(
+                f"This model's maximum context length is {self.context} tokens, which hold at most "
+                f"{self.max_characters} characters, but the prompt has more. Shorten it.",
+                param=request.param,
+                code="context_length_exceeded",
+            )
+
     def _outside_vocabulary(self, param: str, token: int) -> RequestError:
         return RequestError(
             f"'{param}' has the token id {token}, but this model's are 0 to {self.task.vocab_size - 1}.",
@@ -182,6 +215,20 @@ class TextCodec:
 def _names(request: TextRequest) -> list[str]:
     """The names of a request's tools."""
     return [tool["function"]["name"] for tool in request.tools]
+
+
+def _characters(value: Any, most: int) -> int:
+    """Characters of all strings in a document, counted until there are more than `most`."""
+    total, pending = 0, [value]
+    while pending and total <= most:
+        inner = pending.pop()
+        if isinstance(inner, str):
+            total += len(inner)
+        elif isinstance(inner, dict):
+            pending += inner.values()
+        elif isinstance(inner, list | tuple):
+            pending += inner
+    return total
 
 
 def _seed(seed: int, index: int) -> int:

@@ -117,7 +117,7 @@ class ChatTokens:
 
     def _of_marks(self, text: str) -> Encoded:
         tokenizer, ids = self._marking
-        encoding = tokenizer.encode(text, add_special_tokens=False)
+        [encoding] = tokenizer.encode_batch([text], add_special_tokens=False)  # `encode` would hold Python's lock
         # Unigram finds a spelled-out token in its vocabulary.
         if spelled := next((self._meaning[token] for token in encoding.ids if token in self._meaning), None):
             raise RequestError(

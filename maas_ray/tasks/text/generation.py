@@ -265,7 +265,8 @@ class TextGeneration(Task):
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Token ids of a text to continue, encoded like the beginning of a document."""
-        return [*self.layout.prefix, *self.tokenizer.encode(prompt, add_special_tokens=False).ids]
+        [encoded] = self.tokenizer.encode_batch_fast([prompt], add_special_tokens=False)  # `encode` holds Python's lock
+        return [*self.layout.prefix, *encoded.ids]
 
     def chat_ids(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[int]:
         """Token ids of the prompt for the assistant's answer to messages, in the form of `messages.canonical_chat`.

@@ -1,6 +1,8 @@
 """Requests become token ids: as the training text did, within the context and the vocabulary."""
 
+import asyncio
 import json
+import time
 
 import pytest
 
@@ -41,6 +43,45 @@ def test_prompt_and_answer_fit_the_context(codec: TextCodec) -> None:
     with pytest.raises(PromptTooLongError) as caught:
         codec.prepare(ask([{"role": "user", "content": "x" * 200}], max_tokens=None))
     assert caught.value.param == "messages"
+
+
+LONGEST = max((TASK.tokenizer.decode([token]) for token in range(TASK.vocab_size)), key=len)
+
+
+def test_a_prompt_that_cannot_fit_is_refused_unread(codec: TextCodec) -> None:
+    assert len(codec.prepare(ask(LONGEST * 63, max_tokens=1))[0].prompt_ids) == 63  # the most that can fit
+    chat = {"role": "user", "content": "x"}
+    for prompt in ("x" * 10**7, [chat | {"content": "x" * 10**7}], [chat] * 100_000, [5] * 10**6):
+        request = ask(prompt)
+        began = time.perf_counter()
+        with raises(RequestError, "context_length_exceeded", "64 tokens") as caught:
+            codec.prepare(request)
+        assert time.perf_counter() - began < 0.05
+        assert caught.value.param == request.param
+    with raises(RequestError, "context_length_exceeded", "64 tokens"):
+        codec.prepare(ask("a", more_prompts=("b", "x" * 10**7)))
+    tools = ({"type": "function", "function": {"name": "f", "description": "x" * 10**7}},)
+    with raises(RequestError, "context_length_exceeded", "64 tokens"):
+        codec.prepare(ask([chat], tools=tools))
+
+
+def test_a_long_prompt_is_tokenised_beside_the_event_loop() -> None:
+    codec = TextCodec(TASK, context=10**6, end_ids=())
+    text = " ".join(f"word{number}" for number in range(30_000))
+
+    async def prepare() -> tuple[float, float]:
+        began = last = time.perf_counter()
+        longest = 0.0
+        preparing = asyncio.create_task(asyncio.to_thread(codec.prepare, ask(text)))
+        while not preparing.done():
+            await asyncio.sleep(0.001)
+            now = time.perf_counter()
+            longest, last = max(longest, now - last), now
+        await preparing
+        return longest, now - began
+
+    longest, total = asyncio.run(prepare())
+    assert longest < total / 2
 
 
 @pytest.mark.parametrize("ids", [[1, 99999], [-1]])
