@@ -19,6 +19,8 @@ from maas_ray.tasks.text.messages import canonical_chat, canonical_tools
 
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_N = 16
+MAX_STOPS = 64
+"""Most stop strings. OpenAI has a limit of 4."""
 MAX_ANSWERS = 32
 """Most answers to a request: `n` to each of its prompts."""
 
@@ -201,9 +203,10 @@ class _TextBody(Body):
 
     model: str
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    """0 takes the most likely token each time."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] | None = None
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=MAX_STOPS)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -236,7 +239,7 @@ class _TextBody(Body):
                         "'{name}' is not supported at this path. Leave it out.",
                         {"name": name},
                     )
-            elif name not in _HARMLESS:
+            elif name not in _HARMLESS and value is not None:
                 raise PydanticCustomError("unknown_parameter", "Unknown parameter: '{name}'.", {"name": name})
         return kept
 
@@ -274,7 +277,10 @@ class CompletionBody(_TextBody):
         | Annotated[list[str], Field(min_length=1)]
         | Annotated[list[int], Field(min_length=1)]
         | Annotated[list[list[int]], Field(min_length=1)]
-    ) = ""
+        | None
+    ) = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    """0 gets an empty answer, with the number of tokens of the prompt."""
     best_of: Annotated[int, Field(ge=1)] | None = None
     logprobs: Annotated[int, Field(ge=0)] | None = None
 
@@ -307,7 +313,7 @@ class CompletionBody(_TextBody):
     @property
     def _prompts(self) -> list[Any]:
         several = isinstance(self.prompt, list) and self.prompt and not isinstance(self.prompt[0], int)
-        return list(self.prompt) if several else [self.prompt]
+        return list(self.prompt or ()) if several else [self.prompt or ""]
 
     def request(self) -> TextRequest:
         first, *others = self._prompts
@@ -321,10 +327,21 @@ class ChatBody(_TextBody):
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
+
+    @model_validator(mode="after")
+    def _chosen_tokens_alone(self) -> Any:
+        if self.logprobs and self.top_logprobs:
+            raise PydanticCustomError(
+                "unsupported_parameter",
+                "'{name}' above 0 is not supported by this server. 0 reports the chosen tokens.",
+                {"name": "top_logprobs"},
+            )
+        return self
 
     @model_validator(mode="after")
     def _possible_choice(self) -> Any:

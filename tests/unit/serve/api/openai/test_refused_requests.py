@@ -9,7 +9,6 @@ MISSING = "missing_required_parameter"
 
 
 UNSUPPORTED = {
-    "top_logprobs": 3,
     "functions": [{}],
     "modalities": ["audio"],
     "reasoning_effort": "high",
@@ -21,6 +20,11 @@ def test_unsupported_parameters_of_a_chat_are_refused_by_name(call: Call, name: 
     response = chat(call, **{name: value})
     error = response.json()["error"]
     assert (response.status_code, error["param"], error["code"]) == (400, name, "unsupported_parameter")
+
+
+def test_alternatives_to_the_chosen_tokens_are_refused(call: Call) -> None:
+    error = chat(call, logprobs=True, top_logprobs=3).json()["error"]
+    assert (error["param"], error["code"]) == ("top_logprobs", "unsupported_parameter")
 
 
 @pytest.mark.parametrize(("name", "value"), {"logprobs": 2, "best_of": 3, "echo": True, "suffix": "x"}.items())
@@ -36,12 +40,12 @@ def test_unsupported_parameters_of_a_completion_are_refused_by_name(call: Call, 
         ({"temperature": 2.1}, "temperature", "invalid_value"),
         ({"temperature": -0.1}, "temperature", "invalid_value"),
         ({"temperature": True}, "temperature", "invalid_type"),
-        ({"top_p": 0}, "top_p", "invalid_value"),
+        ({"top_p": -1e-45}, "top_p", "invalid_value"),
         ({"max_tokens": 0}, "max_tokens", "invalid_value"),
         ({"max_tokens": 1.5}, "max_tokens", "invalid_type"),
         ({"max_tokens": "5"}, "max_tokens", "invalid_type"),
         ({"seed": 2**63}, "seed", "invalid_value"),
-        ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "invalid_value"),
+        ({"stop": ["a"] * 65}, "stop", "invalid_value"),
         ({"stop": ""}, "stop", "invalid_value"),
         ({"stop": [1]}, "stop[0]", "invalid_type"),
         ({"stream": "yes"}, "stream", "invalid_type"),
@@ -119,8 +123,8 @@ def test_a_wrong_field_is_named_with_a_code(call: Call, changes: dict, param: st
         ),
         ({"seed": 2**63}, f"Invalid 'seed': integer above maximum value. Expected a value < {2**63}, but got "),
         (
-            {"stop": list("abcde")},
-            "Invalid 'stop': array too long. Expected an array with maximum length 4, but got one ",
+            {"stop": ["a"] * 65},
+            "Invalid 'stop': array too long. Expected an array with maximum length 64, but got one ",
         ),
         (
             {"messages": []},
@@ -150,7 +154,7 @@ def test_a_wrong_field_is_told_in_openais_words(call: Call, changes: dict, messa
 
 
 def test_wrong_prompts_are_refused(call: Call) -> None:
-    for prompt in (5, None, [], [[]] * 33, [1, "a"], ["a", 1], [["a"]], {"a": 1}):
+    for prompt in (5, [], [[]] * 33, [1, "a"], ["a", 1], [["a"]], {"a": 1}):
         response = complete(call, prompt=prompt)
         assert response.status_code == 400, prompt
         assert response.json()["error"]["param"].startswith("prompt")

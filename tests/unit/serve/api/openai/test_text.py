@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from functools import partial
 
 import pytest
 
@@ -109,6 +110,17 @@ def test_log_probabilities_are_reported_when_requested(call: Call) -> None:
         assert all(pieces)
         assert [one["logprobs"] for one in chunks if one["finish_reason"]] == [None]
         assert path(call).json()["choices"][0]["logprobs"] is None
+
+
+def test_fields_on_which_nothing_hangs_are_accepted() -> None:
+    models = EchoAndSums()
+    call = partial(send, create_app(models, body_limit=LIMIT))
+    stop = [f"stop {number}" for number in range(64)]
+    assert complete(call, prompt=None, top_p=0, stop=stop, of_tomorrow=None).status_code == 200
+    assert (models.asked.prompt, models.asked.stop) == ("", tuple(stop))
+    assert 0 < models.asked.sampling.top_p < 1e-37
+    assert chat(call, top_logprobs=5, logprobs=False, of_tomorrow=None).status_code == 200
+    assert not models.asked.sampling.logprobs
 
 
 def test_a_chat_request_reaches_the_model_with_all_parameters() -> None:
