@@ -4,7 +4,7 @@ import os
 import re
 import sysconfig
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import PurePosixPath
 from typing import Any
@@ -17,6 +17,13 @@ from maas_ray.data.sources.base import MAX_BYTES, InputFile, Source
 from maas_ray.errors import DataError, InvalidError
 
 PYTHON_STDLIB = "PYTHON_STDLIB"
+_LAYOUTS = {
+    "_temporary": "a job of Spark or Hadoop that has not finished, or that died, keeps rows there",
+    "_delta_log": "it is a table of Delta Lake, and the log there says which files count",
+    ".hoodie": "it is a table of Hudi, and the timeline there says which files count",
+    "metadata": "it is a table of Iceberg, and the snapshots there say which files count",
+}
+"""Directories beside files that are not all valid, and the reason."""
 _CHUNK = 1 << 20
 
 
@@ -102,6 +109,7 @@ def _listed(source: Files) -> list[InputFile]:
             # An object store lists everything below a prefix at once; a local tree is walked.
             entries = _walk(fs, inner, source.exclude) if local else fs.find(inner, detail=True)
             root, usual = inner, source.usual
+            _check_layout(source, fs, inner, entries)
         elif fs.exists(inner):
             entries, root = {inner: fs.info(inner)}, str(PurePosixPath(inner).parent)
         elif any(sign in inner for sign in "*?["):
@@ -132,6 +140,26 @@ def _listed(source: Files) -> list[InputFile]:
             code="no_files",
         )
     return files
+
+
+def _check_layout(source: Files, fs: Any, root: str, entries: Mapping[str, Any]) -> None:
+    """Return if all files below a directory are rows.
+
+    Raises:
+        DataError: a log decides which of them are; old and unfinished files are not.
+    """
+    existing = {".hoodie"} if fs.isdir(f"{root.rstrip('/')}/.hoodie") else set()
+    for name in entries:
+        *directories, last = name.removeprefix(root).split("/")
+        existing |= {part for part in directories if part != "metadata" or last.endswith(".metadata.json")}
+    excluded = [_pattern(pattern) for pattern in source.exclude]
+    for part, reason in _LAYOUTS.items():
+        if part in existing and not any(matches(part) for matches in excluded):
+            raise DataError(
+                f"{source.path} contains {part!r}: {reason}. Export its rows to another directory, or read all files "
+                f"that lie there with `exclude: [{part}]`.",
+                code="table_layout",
+            )
 
 
 def _walk(fs: LocalFileSystem, root: str, exclude: tuple[str, ...]) -> dict[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from maas_ray.errors import InvalidError
+from maas_ray.tasks.speech.containers import check_whole_mp3, check_whole_wav, with_length
 
 if TYPE_CHECKING:
     import soundfile
@@ -20,29 +21,32 @@ if TYPE_CHECKING:
 FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")
 MIN_SECONDS = 0.1
 _RATES = (1_000, 384_000)
+_MAX_PEAK = 16.0  # float files may exceed their full scale of 1 a little, but not as integers in them do
+_UNKNOWN_LENGTH = 1 << 60  # libsndfile's length of an OGG file without an end
 _MAX_CHANNELS = 16
 _BLOCK_FRAMES = 1 << 16  # frames decoded at a time, since a small file can hold gigabytes of silence
 _RANGE_DB = 80.0  # librosa's default: quieter values are raised to this far below the loudest
 _WINDOW_S, _HOP_S = 0.025, 0.010
 
 
-def decode(content: bytes, rate: int, max_seconds: float) -> np.ndarray:
+def decode(content: bytes, rate: int, max_seconds: float, *, whole: bool = False) -> np.ndarray:
     """An audio file as mono samples, float32 [n] in [-1, 1], at a rate. Channels are averaged.
 
     Args:
         content: a WAV, FLAC, OGG or MP3 file.
         rate: samples per second of the result.
         max_seconds: maximum length. No more is decoded, whatever the file's header says.
+        whole: refuse a file that was cut off. Half a clip is not a clip of its transcript.
 
     Raises:
         InvalidError: it is not such a file, is empty, too short or too long.
     """
-    samples, own_rate = decode_at_own_rate(content, max_seconds)
+    samples, own_rate = decode_at_own_rate(content, max_seconds, whole=whole)
     check_length(len(samples), own_rate, max_seconds)
     return resampled(samples, own_rate, rate)
 
 
-def decode_at_own_rate(content: bytes, max_seconds: float) -> tuple[np.ndarray, int]:
+def decode_at_own_rate(content: bytes, max_seconds: float, *, whole: bool = False) -> tuple[np.ndarray, int]:
     """Mono samples at the file's own rate, and the rate. A file that is too long is cut one sample above the maximum.
 
     Raises:
@@ -54,14 +58,34 @@ def decode_at_own_rate(content: bytes, max_seconds: float) -> tuple[np.ndarray, 
         raise InvalidError("empty_file", "the audio file is empty (0 bytes)")
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
-            samples, own_rate = _read(file, max_seconds), file.samplerate
+            own_rate, frames, mp3 = file.samplerate, file.frames, file.format == "MP3"
+            if whole:
+                _check_whole(content, file)
+            if not mp3 or (complete := with_length(content, frames)) is content:
+                samples = _read(file, max_seconds)
+            else:
+                with soundfile.SoundFile(io.BytesIO(complete)) as longer:
+                    samples = _read(longer, max_seconds)
     except soundfile.LibsndfileError as error:
         raise InvalidError(
             "invalid_audio", f"not an audio file of WAV, FLAC, OGG or MP3: {error.error_string}"
         ) from error
     if not np.isfinite(samples).all():
         raise InvalidError("not_finite", "the audio contains samples that are not finite numbers")
+    if len(samples) and max(samples.max(), -samples.min()) > _MAX_PEAK:
+        raise InvalidError(
+            "unknown_range", "the samples are floating point numbers far beyond 1; save it with samples in [-1, 1]"
+        )
     return samples, own_rate
+
+
+def _check_whole(content: bytes, file: "soundfile.SoundFile") -> None:
+    if file.format in ("WAV", "WAVEX"):
+        check_whole_wav(content)
+    elif file.format == "MP3":
+        check_whole_mp3(content, file.frames)
+    elif file.frames >= _UNKNOWN_LENGTH:
+        raise InvalidError("truncated_audio", "the file was cut off: its last page is missing")
 
 
 def _read(file: "soundfile.SoundFile", max_seconds: float) -> np.ndarray:

@@ -86,7 +86,8 @@ class AutomaticSpeechRecognitionSpec(SummedTaskSpec):
             return None
         if not isinstance(content, bytes):
             raise InvalidError("wrong_type", f"audio is a {type(content).__name__}, not an audio file")
-        return {"audio": audio.decode(content, self.sample_rate, self.max_seconds), "transcript": text}
+        samples = audio.decode(content, self.sample_rate, self.max_seconds, whole=True)
+        return {"audio": samples, "transcript": text}
 
     def _text(self, transcript: Any) -> str:
         if isinstance(transcript, bytes):

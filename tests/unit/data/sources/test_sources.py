@@ -62,6 +62,32 @@ def test_a_format_takes_its_usual_names_from_a_directory(tree: Path) -> None:
     assert names(JsonlSource(path=str(tree))) == ["data/ROWS.JSONL", "data/rows.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("file", "excluded"),
+    [
+        ("_temporary/0/_temporary/attempt_1/part-1.jsonl", "_temporary"),
+        ("_delta_log/00000000000000000000.json", "_delta_log"),
+        ("data/_delta_log/00000000000000000000.json", "_delta_log"),
+        (".hoodie/hoodie.properties", ".hoodie"),
+        ("metadata/v1.metadata.json", "metadata"),
+    ],
+)
+def test_a_table_whose_log_decides_which_files_count_is_refused(file: str, excluded: str, tmp_path: Path) -> None:
+    for name in ("part-0.jsonl", file):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    with raises(DataError, "table_layout", repr(excluded)):
+        list_files(JsonlSource(path=str(tmp_path)))
+    files = list_files(JsonlSource(path=str(tmp_path), exclude=(excluded,)))
+    assert [file.relative for file in files] == ["part-0.jsonl"]
+
+
+def test_a_directory_called_metadata_is_not_a_table(tmp_path: Path) -> None:
+    (tmp_path / "metadata").mkdir()
+    (tmp_path / "metadata/rows.jsonl").write_text("{}")
+    assert len(list_files(JsonlSource(path=str(tmp_path)))) == 1
+
+
 def test_globs_start_where_the_first_pattern_does(tree: Path) -> None:
     assert names(TextSource(path=f"{tree}/docs/**/*.md")) == ["c.md", "deep/d.md", "tests/e.md"]
     assert names(TextSource(path=f"{tree}/*.md", exclude=("b*",))) == ["a.md"]
