@@ -6,10 +6,10 @@ overloaded, too slow, or unavailable. Knows nothing of HTTP or of the shapes of 
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from maas_ray.errors import RequestError
@@ -19,11 +19,11 @@ from maas_ray.serve.api.model_calls import Answer, checked, find_route, translat
 from maas_ray.serve.api.open_inference.tensors import InferBody
 from maas_ray.serve.api.predict import PredictBody
 from maas_ray.serve.caller import Caller
+from maas_ray.serve.readiness import Readiness, in_thread
 from maas_ray.serve.routes import Route, Table, Target, pick
 from maas_ray.serve.text.types import Adapter, Delta, TextRequest
 
 _log = logging.getLogger("ray.serve")
-_STATUS_SECONDS = 1.0
 _MAX_REPLICA_DEATH_RETRIES = 1  # after the death of a replica: the request itself may be what kills replicas
 
 
@@ -51,7 +51,8 @@ class Models:
         self._applications: dict[str, Any] = {}  # one handle for each, which has its own router and connections
         self._handles: dict[tuple[str, str], _Handles] = {}
         self._waiting: dict[str, set[Any]] = {}
-        self._status: tuple[float, dict[str, bool]] = (0.0, {})
+        self._connecting: dict[str, asyncio.Task[None]] = {}
+        self._readiness = Readiness()
 
     async def update(self, table: Table) -> None:
         """Replace the routing table.
@@ -65,7 +66,7 @@ class Models:
             await self._connect(application)
         self._routes = routes
         self._applications = {name: handle for name, handle in self._applications.items() if name in applications}
-        bound = {(target.application, target.shared) for route in table for target in route.targets}
+        bound = {binding for route in table for binding in _bindings(route)}
         self._handles = {key: handles for key, handles in self._handles.items() if key in bound}
         for application in self._waiting.keys() - applications:
             waiting = self._waiting.pop(application)
@@ -144,10 +145,16 @@ class Models:
 
         retries = 0
         while True:
+            route = self._current(route, caller)
             if route.adapter and isinstance(argument, TextRequest):
                 argument = replace(argument, adapter=Adapter(route.adapter.uri, route.adapter.digest))
             target = pick(route, caller)
-            response = getattr(await self._bound(route, target), method).remote(argument, caller)
+            handles = await self._bound(target)
+            if self._current(route, caller) is not route:
+                continue  # it moved meanwhile
+            if handles is None:
+                raise refusals.unavailable(route.name, "its application is not running")
+            response = getattr(handles, method).remote(argument, caller)
             waiting = self._waiting.setdefault(target.application, set())
             waiting.add(response)
             try:
@@ -161,44 +168,59 @@ class Models:
                 if response in waiting or (task and task.cancelling()):
                     response.cancel()
                     raise
-                route = self.route(route.name, caller=caller)
             finally:
                 waiting.discard(response)
 
     async def ready(self, route: Route, *, caller: Caller) -> bool:
         """True if the application can answer, according to Serve's controller."""
-        from ray import serve
+        return await self._readiness.ready(route.target.application)
 
-        updated_at, ready = self._status
-        if time.monotonic() - updated_at > _STATUS_SECONDS:
-            applications = (await asyncio.to_thread(serve.status)).applications
-            ready = {
-                name: status.status == "RUNNING"
-                or all(one.replica_states.get("RUNNING", 0) > 0 for one in status.deployments.values())
-                for name, status in applications.items()
-            }
-            self._status = (time.monotonic(), ready)
-        return ready.get(route.target.application, False)
+    def _current(self, route: Route, caller: Caller) -> Route:
+        """The route itself; or its model's present one, if it has moved since the request came.
 
-    async def _bound(self, route: Route, target: Target) -> _Handles:
+        Raises:
+            ModelNotFoundError: the model is gone.
+            RequestError: it now is a model of another kind.
+        """
+        present = self.route(route.name, caller=caller)
+        if present is route or _bindings(route) <= _bindings(present):
+            return route
+        if present.kind != route.kind:
+            raise refusals.unavailable(route.name, f"it was replaced by {present.version}, of another task")
+        return present
+
+    async def _bound(self, target: Target) -> _Handles | None:
+        """The handles of a target. None: its application is not running."""
         key = (target.application, target.shared)
-        handles = self._handles.get(key)
-        if handles is None:
-            if target.application not in self._applications:
-                await self._connect(target.application)
-            handle = self._applications.get(target.application)
+        if key not in self._handles:
+            handle = self._applications.get(target.application) or await self._reconnect(target.application)
             if handle is None:
-                raise refusals.unavailable(route.name, "its application is not running")
-            handles = self._handles[key] = _Handles.of(handle, target.shared)
-        return handles
+                return None
+            self._handles[key] = _Handles.of(handle, target.shared)
+        return self._handles[key]
+
+    async def _reconnect(self, application: str) -> Any:
+        """The handle of an application of the table that was not running when the table came. None: it still is not."""
+        connecting = self._connecting.get(application)
+        if connecting is None:
+            connecting = self._connecting[application] = asyncio.create_task(self._connect(application))
+            connecting.add_done_callback(lambda _: self._connecting.pop(application))
+        await asyncio.shield(connecting)
+        return self._applications.get(application)
 
     async def _connect(self, application: str) -> None:
+        from ray.exceptions import RayError
         from ray.serve.exceptions import RayServeException
 
         try:
-            self._applications[application] = await asyncio.to_thread(_handle, application)
-        except RayServeException as error:
+            self._applications[application] = await in_thread(partial(_handle, application))
+        except (RayServeException, RayError) as error:
             _log.warning("no handle for %s: %s", application, error)
+
+
+def _bindings(route: Route) -> set[tuple[str, str]]:
+    """The keys of the handles that the route needs."""
+    return {(target.application, target.shared) for target in route.targets}
 
 
 def _handle(application: str) -> Any:

@@ -63,7 +63,7 @@ INNER_FLOORS = {
         {"routes"},
         {"text"},
         {"api"},  # the protocols: no Ray, no registry
-        {"engines"},
+        {"engines", "readiness"},
         {"autoscaling", "resolve", "calls", "replicas"},
         {"gateway", "model_app"},
         {"shared"},

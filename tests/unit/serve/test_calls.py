@@ -1,18 +1,21 @@
 """Calls over Serve handles, with handles that are scripted: retries, cancellation, the caller, failures."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray.exceptions import ActorDiedError
-from ray.serve.exceptions import BackPressureError
+from ray.serve.exceptions import BackPressureError, RayServeException
 
-from maas_ray.errors import DeploymentError, OverloadedError, RequestError
+from maas_ray.errors import DeploymentError, ModelNotFoundError, OverloadedError, RequestError
 from maas_ray.serve.api.model_calls import Answer, Usage
 from maas_ray.serve.api.open_inference.tensors import InferBody
+from maas_ray.serve.api.openai import embeddings
+from maas_ray.serve.api.predict import PredictBody
 from maas_ray.serve.caller import Caller
 from maas_ray.serve.calls import Models
 from maas_ray.serve.text.types import Delta, TextRequest
@@ -194,12 +197,124 @@ def test_an_error_that_a_replica_returned_is_raised() -> None:
 
 
 def test_an_application_that_is_not_running_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def connect(application: str) -> None:
+    def handle(application: str) -> None:
         assert application == "model-lm"
+        raise RayServeException("not deployed")
 
     calls, _ = models()
     calls._applications = {}
-    monkeypatch.setattr(calls, "_connect", connect)
+    monkeypatch.setattr("maas_ray.serve.calls._handle", handle)
     with raises(RequestError, "model_unavailable", "'lm'") as caught:
         infer(calls)
     assert caught.value.status == 503
+
+
+class Accepted:
+    """Serve's response to a call that a replica works on."""
+
+    def __init__(self, answer: Coroutine[Any, Any, Any]) -> None:
+        self._answer = answer
+        self._replica_result_future = SimpleNamespace(cancel=lambda: False)
+
+    def __await__(self) -> Any:
+        return self._answer.__await__()
+
+    def cancel(self) -> None:
+        self._answer.close()
+
+
+class Applications:
+    """Applications of embeddings, each version's vectors its own number; one that is gone never answers."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, models: Models) -> None:
+        self.models, self.asked, self.deleted = models, list[str](), set[str]()
+        self.after_each: Callable[[], Any] = lambda: None
+        monkeypatch.setattr("maas_ray.serve.calls._handle", self.handle)
+
+    def handle(self, application: str) -> Any:
+        assert application not in self.deleted
+        method = SimpleNamespace(remote=lambda body, _: Accepted(self.answer(application, body)))
+        return SimpleNamespace(complete=method, infer=method, predict=method, options=lambda **_: method)
+
+    async def answer(self, application: str, body: PredictBody) -> Answer[bytes]:
+        self.asked.append(application)
+        if application in self.deleted:
+            await asyncio.sleep(60)
+        row = {"embedding": [float(application[-1])], "tokens": 1}
+        predictions = [row for _ in json.loads(body.data)["instances"]]
+        if (change := self.after_each()) is not None:
+            await change
+        return Answer(json.dumps({"predictions": predictions}).encode(), Usage(len(predictions)))
+
+    async def route_to(self, *applications: str) -> None:
+        served = [route("emb", "predict", application=name, task=embeddings.TASK) for name in applications]
+        self.deleted = {"model-1", "model-2", "model-3", "model-4", "model-5"} - set(applications)
+        await self.models.update(tuple(served))
+
+
+def embed(served: Applications, inputs: int) -> list[float]:
+    """The numbers of the versions whose vectors the answer has."""
+
+    async def ask() -> dict[str, Any]:
+        await served.route_to("model-1")
+        body = embeddings.EmbeddingBody(model="emb", input=["text"] * inputs)
+        return await embeddings.answer(served.models, served.models.route("emb", caller=CALLER), body, caller=CALLER)
+
+    answer = asyncio.run(asyncio.wait_for(ask(), 10))
+    assert [row["index"] for row in answer["data"]] == list(range(inputs))
+    return sorted({row["embedding"][0] for row in answer["data"]})
+
+
+def test_embeddings_in_parts_come_from_one_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = Applications(monkeypatch, Models())
+    served.after_each = lambda: served.route_to("model-2") if len(served.asked) == 1 else None
+    assert embed(served, 600) == [2.0]
+    assert served.asked == ["model-1"] + ["model-2"] * 3
+
+
+def test_embeddings_whose_route_moves_all_the_time_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = Applications(monkeypatch, Models())
+    served.after_each = lambda: served.route_to(f"model-{len(served.asked) + 1}")
+    with raises(RequestError, "model_unavailable", "emb"):
+        embed(served, 600)
+    served = Applications(monkeypatch, Models())
+    served.after_each = lambda: served.route_to("model-2")
+    assert embed(served, 256) == [1.0]  # one part needs no other
+
+
+def test_a_request_with_an_old_route_takes_the_present_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = Applications(monkeypatch, Models())
+
+    async def ask(*present: str) -> Answer[bytes]:
+        await served.route_to("model-1")
+        old = served.models.route("emb", caller=CALLER)
+        await served.route_to(*present)
+        return await served.models.predict(old, PredictBody(b'{"instances": [1]}', "application/json"), caller=CALLER)
+
+    asyncio.run(ask("model-2"))
+    assert served.asked == ["model-2"]
+    with raises(ModelNotFoundError, "model_not_found", "emb"):
+        asyncio.run(ask())
+
+
+def test_a_request_does_not_go_to_an_application_that_left_while_it_was_connected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    served = Applications(monkeypatch, Models())
+
+    async def ask() -> None:
+        await served.route_to("model-1")
+        del served.models._applications["model-1"]  # it did not run when the table came
+        connect = served.models._connect
+
+        async def slowly(application: str) -> None:
+            await connect(application)
+            if application == "model-1":
+                await served.route_to("model-2")
+
+        monkeypatch.setattr(served.models, "_connect", slowly)
+        old = served.models.route("emb", caller=CALLER)
+        await served.models.predict(old, PredictBody(b'{"instances": [1]}', "application/json"), caller=CALLER)
+
+    asyncio.run(asyncio.wait_for(ask(), 10))
+    assert served.asked == ["model-2"]

@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 
 from maas_ray.bodies import Body
 from maas_ray.errors import RequestError
+from maas_ray.serve.api import refusals
 from maas_ray.serve.api.model_calls import ModelCalls
 from maas_ray.serve.api.predict import MAX_ROWS, PredictBody
 from maas_ray.serve.caller import Caller
@@ -24,6 +25,7 @@ from maas_ray.serve.routes import Route
 
 TASK = "feature-extraction"
 MAX_INPUTS = 2048  # OpenAI's limit
+_ATTEMPTS = 3
 
 _Text = Annotated[str, StringConstraints(min_length=1)]
 _Tokens = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
@@ -68,17 +70,36 @@ class EmbeddingBody(Body):
 async def answer(models: ModelCalls, route: Route, body: EmbeddingBody, *, caller: Caller) -> dict[str, Any]:
     """The complete answer; many inputs are sent in parts, one after the other.
 
+    All vectors come from one version: if the route moves between two parts, the first part is sent again.
+
     Raises:
-        RequestError: the model cannot accept an input; names it.
+        RequestError: the model cannot accept an input; names it. Or its route moved again and again.
     """
-    rows, data, tokens = body.rows(), list[dict[str, Any]](), 0
-    for start in range(0, len(rows), MAX_ROWS):
-        part = json.dumps({"instances": rows[start : start + MAX_ROWS]}).encode()
-        with _named(start, body.several):
-            answered = await models.predict(route, PredictBody(part, "application/json"), caller=caller)
-        for row in json.loads(answered.body)["predictions"]:
-            data.append({"object": "embedding", "index": len(data), "embedding": _rendered(row["embedding"], body)})
-            tokens += row["tokens"]
+    rows = body.rows()
+    parts = [(start, rows[start : start + MAX_ROWS]) for start in range(0, len(rows), MAX_ROWS)]
+    for _ in range(_ATTEMPTS):
+        predictions: list[dict[str, Any]] = []
+        for start, part in parts:
+            asked = PredictBody(json.dumps({"instances": part}).encode(), "application/json")
+            with _named(start, body.several):
+                answered = await models.predict(route, asked, caller=caller)
+            predictions += json.loads(answered.body)["predictions"]
+            present = models.route(route.name, caller=caller) if len(parts) > 1 else route
+            if present != route:
+                route = present
+                break
+        else:
+            return _document(route, body, predictions)
+    raise refusals.unavailable(route.name, "its version changed while it answered")
+
+
+def _document(route: Route, body: EmbeddingBody, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The answer's document, from the model's answers to all inputs."""
+    data = [
+        {"object": "embedding", "index": index, "embedding": _rendered(row["embedding"], body)}
+        for index, row in enumerate(rows)
+    ]
+    tokens = sum(row["tokens"] for row in rows)
     return {
         "object": "list",
         "data": data,
