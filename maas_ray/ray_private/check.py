@@ -27,6 +27,7 @@ class Use(NamedTuple):
 _LOOPBACK = "joining a cluster on loopback"
 _STATUS = "deploying, and reading the state of applications"
 _BODIES = "request bodies that are too large cost no memory"
+_HEADERS = "request ids, and that clients give no orders to Serve"
 _MODELS = "requests reach the shared replica that has their model loaded"
 _FINAL = "runs whose workers would fail again end at once, without restarts"
 _ELASTIC = "elastic training: workers save before their number changes, and leave machines that are about to go"
@@ -52,6 +53,8 @@ USES = (
     Use("serve.api", "delete(_blocking)", "deleting the old version while it finishes its requests"),
     Use("serve._private.constants", "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM", "cancelling requests whose client left"),
     Use("serve._private.haproxy", "HAProxyConfig.balance_algorithm", "cancelling requests whose client left"),
+    Use("serve._private.constants", "RAY_SERVE_HAPROXY_HEALTH_CHECK_FASTINTER", _HEADERS),
+    Use("serve._private.haproxy", "BackendConfig.build_health_check_config", _HEADERS),
     Use("train.v2._internal.callbacks", "DatasetsCallback", "a process less for each start of training workers"),
     Use("train.v2._internal.exceptions", "WorkerHealthCheckFailedError", "the reason why workers are restarted"),
     Use("train.v2._internal.execution.callback", "ControllerCallback", _ELASTIC),

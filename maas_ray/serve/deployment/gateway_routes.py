@@ -1,5 +1,7 @@
 """The gateway and its routing table, which is always written from the database."""
 
+import ipaddress
+
 from maas_ray.database.platform import Platform
 from maas_ray.errors import DeploymentError
 from maas_ray.serve.deployment import ownership
@@ -35,8 +37,20 @@ def apply_gateway(endpoints: Endpoints, settings: Settings) -> None:
     now = ownership.of_gateway(control.applications())
     if now is not None and now.id != platform.id:  # both found the cluster free
         raise _taken(f"platform {now}", platform)
-    if args.grpc_port and (problem := control.ask(GATEWAY_APP, "grpc_problem")):
+    for problem in control.ask(GATEWAY_APP, "problems"):
         say(problem)
+    if not _is_loopback(control.host()):
+        say(
+            f"Requests are not authenticated, and the gateway listens at {control.host()}. Put a proxy with "
+            "authentication before it, and its ports behind a firewall; or set MAAS_HTTP_HOST=127.0.0.1."
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def check_gateway(endpoints: Endpoints | None) -> None:

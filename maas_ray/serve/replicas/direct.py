@@ -1,6 +1,8 @@
 """The direct path of a model: its replicas answer `/v2/models/NAME` themselves, without a hop over the gateway.
 
 A replica serves the gateway's own HTTP application, middleware included, over `ModelCalls` to a single model: itself.
+Serve gives the replica of every application a port for HTTP. A request there answers 404 unless the endpoint is
+`direct`, so that nobody can go round the gateway.
 """
 
 import asyncio
@@ -8,15 +10,18 @@ from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+from starlette.responses import JSONResponse
+
 from maas_ray.errors import RequestError
 from maas_ray.ray_private.serve import bound_read_ahead
 from maas_ray.serve.api.app import create_app
-from maas_ray.serve.api.middleware import App, Receive, Scope, Send
+from maas_ray.serve.api.incoming import Receive, Scope
+from maas_ray.serve.api.middleware import App, Send
 from maas_ray.serve.api.model_calls import Answer, checked, find_route, translated_failures
-from maas_ray.serve.api.open_inference.tensors import InferBody
+from maas_ray.serve.api.open_inference.tensors import InferBody, error_shape
 from maas_ray.serve.api.predict import PredictBody
 from maas_ray.serve.caller import Caller
-from maas_ray.serve.routes import Route
+from maas_ray.serve.routes import Route, direct_path
 from maas_ray.serve.spec import GatewayArgs
 from maas_ray.serve.text.types import Delta, TextRequest
 
@@ -33,6 +38,11 @@ class SingleModel:
 
     def __init__(self, replica: Any, route: Route) -> None:
         self._replica, self._route = replica, route
+
+    @property
+    def name(self) -> str:
+        """The model's public name."""
+        return self._route.name
 
     def update(self, route: Route) -> None:
         """Replace the route, when options change for which replicas stay, such as the timeout."""
@@ -81,7 +91,15 @@ def create_single_app(model: SingleModel) -> App:
     api = create_app(model, body_limit=int(GatewayArgs().body_limit_mb * 1e6))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        # Serve passes the application's prefix as `root_path`, which routers remove; here paths are complete.
-        await api({**scope, "root_path": ""}, receive, send)
+        # Serve passes the path that leads to the application as `root_path`, which routers remove; here paths are
+        # complete. An application that no path leads to has none.
+        is_direct = scope.get("root_path", "").endswith(direct_path(model.name))
+        await (api if is_direct else _not_direct)({**scope, "root_path": ""}, receive, send)
 
     return app
+
+
+async def _not_direct(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "http":
+        refusal = RequestError("This replica answers its gateway only. Ask the gateway.", code="not_found", status=404)
+        await JSONResponse(error_shape(refusal), refusal.status)(scope, receive, send)

@@ -75,3 +75,11 @@ def test_a_direct_stream_that_is_too_slow_is_closed() -> None:
     ended = ask(replica, "generate", "/v1/completions", json=asked | {"prompt": "slow"})
     assert '"code": "timeout"' in ended.text.replace('":"', '": "')
     assert replica.closed == 2
+
+
+@pytest.mark.parametrize("root_path", ["", "/v2/models/other", "/proxy"])
+def test_a_replica_without_a_direct_path_answers_no_client(root_path: str) -> None:
+    app = create_single_app(SingleModel(Replica(), route("m", "generate")))
+    asked = {"model": "m", "prompt": "x"}
+    for method, path in (("POST", "/v1/completions"), ("POST", "/v2/models/m/infer"), ("GET", "/v1/models")):
+        assert send(app, method, path, root_path=root_path, json=asked).status_code == 404

@@ -1,0 +1,188 @@
+"""HAProxy itself, as `maas up` sets it up: it gives slow clients up, and never an answer when it reloads."""
+
+import re
+import socket
+import socketserver
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+from maas_ray.cluster.haproxy import MAX_ANSWER_SECONDS, REQUEST_SECONDS, loopback_environment
+from maas_ray.serve.spec import MAX_TIMEOUT_S
+from tests.support.haproxy import HaProxy, running, write_configuration
+
+LIMIT_S = 1  # in place of the half minute in which a request must arrive
+STREAM_S = 2.0
+
+
+class Replica(socketserver.ThreadingTCPServer):
+    """Answers with the headers that it got, slowly at `/stream`, and not at all at `/die`."""
+
+    daemon_threads = allow_reuse_address = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Answer)
+        self.requests: list[tuple[str, dict[str, str]]] = []
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+
+class _Answer(socketserver.StreamRequestHandler):
+    server: Replica
+
+    def handle(self) -> None:
+        with suppress(OSError):  # HAProxy resets the connections of its health checks
+            self._answer()
+
+    def _answer(self) -> None:
+        while line := self.rfile.readline():
+            path = line.split()[1].decode()
+            headers = {}
+            while (line := self.rfile.readline().strip()) != b"":
+                name, _, value = line.decode().partition(":")
+                headers[name.lower()] = value.strip()
+            self.rfile.read(int(headers.get("content-length", 0)))
+            if path != "/-/healthz":
+                self.server.requests.append((path, headers))
+            if path == "/die":
+                return
+            self.wfile.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+            for _ in range(10 if path == "/stream" else 1):
+                self.wfile.write(b"1\r\nx\r\n")
+                if path == "/stream":
+                    time.sleep(STREAM_S / 10)
+            self.wfile.write(b"0\r\n\r\n")
+
+
+@pytest.fixture(scope="module")
+def replica() -> Iterator[Replica]:
+    with Replica() as server:
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def configuration(replica: Replica, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
+    # The directory's path is short: HAProxy's sockets lie in it.
+    path, port = write_configuration(tmp_path_factory.getbasetemp() / "h", [replica.server_address[1]])
+    text = path.read_text()
+    assert f"timeout http-request {REQUEST_SECONDS}s" in text
+    return path, port, text.replace(f"timeout http-request {REQUEST_SECONDS}s", f"timeout http-request {LIMIT_S}s")
+
+
+@pytest.fixture
+def proxy(configuration: tuple[Path, int, str]) -> Iterator[HaProxy]:
+    path, port, text = configuration
+    path.write_text(text)
+    with running(path, port) as started:
+        wait_for_replica(started)
+        yield started
+
+
+def wait_for_replica(proxy: HaProxy) -> None:
+    deadline = time.monotonic() + 10
+    while httpx.get(f"{proxy.url}/up").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_slow_clients_are_given_up_while_others_are_answered(proxy: HaProxy) -> None:
+    begins = [
+        b"",
+        b"POST / HTT",
+        b"GET / HTTP/1.1\r\nhost: a\r\nx-slow: ",
+        b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{",
+        b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{",
+    ]
+    with ExitStack() as stack:
+        slow = []
+        for begin in begins * 40:
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", proxy.port), timeout=LIMIT_S + 2))
+            client.sendall(begin)
+            slow.append(client)
+        for client in slow[1:5]:  # a byte now and then changes nothing
+            threading.Timer(LIMIT_S / 2, client.sendall, [b"1"]).start()
+        assert httpx.get(f"{proxy.url}/x").text == "x"
+        answers = []
+        for client in slow:
+            answer = b""
+            while piece := client.recv(1000):
+                answer += piece
+            answers.append(answer.split(b"\r\n")[0])
+    assert set(answers) == {b"HTTP/1.1 408 Request Time-out"}
+
+
+def test_answers_outlive_reloads(proxy: HaProxy, configuration: tuple[Path, int, str]) -> None:
+    path, _, text = configuration
+    assert MAX_ANSWER_SECONDS >= MAX_TIMEOUT_S + 60
+    limit = f"hard-stop-after {MAX_ANSWER_SECONDS}s"
+    assert limit in text
+    with httpx.stream("GET", f"{proxy.url}/stream") as answer:
+        for _ in range(5):
+            proxy.reload()
+        assert answer.read() == b"x" * 10
+    path.write_text(text.replace(limit, "hard-stop-after 1s"))
+    proxy.reload()
+    with httpx.stream("GET", f"{proxy.url}/stream") as answer:
+        proxy.reload()
+        with pytest.raises(httpx.RemoteProtocolError):  # the limit is what cuts answers
+            answer.read()
+
+
+def test_idle_connections_leave_a_replaced_process_before_its_replicas_do(proxy: HaProxy) -> None:
+    with httpx.Client() as client:
+        for _ in range(3):
+            assert client.get(f"{proxy.url}/x").status_code == 200
+            proxy.reload()
+            assert client.get(f"{proxy.url}/x").status_code == 200  # on the kept connection, or on a new one
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=6) as client:
+        client.sendall(b"GET /x HTTP/1.1\r\nhost: a\r\n\r\n")
+        assert client.recv(1000)
+        proxy.reload()
+        started = time.monotonic()
+        while client.recv(1000):
+            pass
+        assert time.monotonic() - started < 5
+
+
+def test_a_request_has_one_id_that_the_client_cannot_choose(proxy: HaProxy, replica: Replica) -> None:
+    replica.requests.clear()
+    httpx.get(f"{proxy.url}/die", headers={"x-request-id": "mine"})
+    httpx.get(f"{proxy.url}/x", headers={"x-request-id": "mine", "x-client-request-id": "other"})
+    first, second, third = (headers for _, headers in replica.requests)  # a replica that dies kills one more at most
+    assert first["x-request-id"] == second["x-request-id"] != third["x-request-id"]
+    assert {len(headers["x-request-id"]) for headers in (first, third)} == {36}
+    assert (first["x-client-request-id"], third["x-client-request-id"]) == ("mine", "other")
+
+
+def test_serve_takes_no_orders_from_clients(proxy: HaProxy, replica: Replica) -> None:
+    from ray.serve._private import constants
+
+    orders = {
+        constants.SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER: "-1",
+        constants.SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER: "?1",
+        constants.SERVE_MULTIPLEXED_MODEL_ID: "other",
+        constants.SERVE_MULTIPLEXED_MODEL_ID.replace("_", "-").title(): "other",
+        constants.SERVE_SESSION_ID: "s",
+        f"{constants.SERVE_INGRESS_ROUTER_HEADER_PREFIX}target": "r",
+    }
+    httpx.get(f"{proxy.url}/x", headers={**orders, "traceparent": "00-ab-cd-01"})
+    got = replica.requests[-1][1]
+    assert set(got) == {"host", "accept", "accept-encoding", "user-agent", "traceparent", "x-request-id"}
+
+
+def test_metrics_and_statistics_move_to_loopback(configuration: tuple[Path, int, str]) -> None:
+    path, port, text = configuration
+    opened = re.findall(r"bind [*]?:(\d+)$", text, re.MULTILINE)
+    path.write_text(text)
+    ports = dict(zip(("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT"), opened, strict=True))
+    environment = loopback_environment(path.parent, {"RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(path), **ports})
+    program = environment["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    subprocess.run([program, "-c", "-f", str(path)], check=True, capture_output=True)  # only checks the file
+    bound = re.findall(r"bind (\S+)", path.read_text())
+    assert bound == [f"127.0.0.1:{one}" for one in (opened[0], port, opened[1])]
