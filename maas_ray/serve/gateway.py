@@ -4,6 +4,7 @@ It neither imports Torch nor opens bundles, and a new table restarts nothing. Se
 argument from its annotation, so this module must not turn annotations into strings.
 """
 
+import os
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -12,47 +13,67 @@ import ray
 from ray import serve
 from ray.serve import Application
 
+from maas_ray.cluster.haproxy import HARD_STOP
 from maas_ray.ray_private.serve import bound_read_ahead
 from maas_ray.serve.api.app import create_app
 from maas_ray.serve.api.middleware import App
 from maas_ray.serve.api.open_inference.grpc_server import GrpcServer
 from maas_ray.serve.api.open_inference.shared_port import Address
 from maas_ray.serve.api.refusals import BACKPRESSURE
+from maas_ray.serve.caller import ANONYMOUS
 from maas_ray.serve.calls import Models
 from maas_ray.serve.resolve import resolve_route
 from maas_ray.serve.routes import Table, from_config, to_config
 from maas_ray.serve.spec import GATEWAY_DEPLOYMENT, GatewayArgs
 
 _DRAINING_SECONDS = 40.0  # time to stop a replica, in addition to its requests
+_SERVES_HARD_STOP = "120"  # Serve's default
 _MAX_CALLS = 1000  # concurrent requests in one gateway: far more than models accept, so that models refuse, not it
 
 
 @serve.ingress()
 class Gateway:
-    """A gateway replica."""
+    """A gateway replica.
 
-    def __init__(self, body_limit: int) -> None:
+    Args:
+        options: of `create_app`.
+    """
+
+    def __init__(self, options: dict[str, Any]) -> None:
         self._models = Models()
-        self._body_limit = body_limit
+        self._options = options
         here = ray.get_runtime_context().get_node_id()
-        self._grpc = GrpcServer(self._models, owner=here, message_limit=body_limit, max_calls=_MAX_CALLS)
+        limit = options["body_limit"]
+        self._grpc = GrpcServer(self._models, owner=here, message_limit=limit, max_calls=_MAX_CALLS)
 
     def __serve_build_asgi_app__(self) -> App:
         bound_read_ahead()
-        return create_app(self._models, body_limit=self._body_limit)
+        return create_app(self._models, **self._options)
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Apply a new routing table, and the address for gRPC."""
         await self._models.update(from_config(config))
         await self._grpc.listen(Address(**config["grpc"]) if config.get("grpc") else None)
 
-    def grpc_problem(self) -> str:
-        """The reason why gRPC is not available, for a person. Empty: it is, or was not requested."""
-        return self._grpc.problem
+    def problems(self) -> list[str]:
+        """Whatever keeps this gateway from serving as it should, for a person; one line each."""
+        longest = max((route.timeout_s for route in self._models.routes(caller=ANONYMOUS)), default=0)
+        return [problem for problem in (self._grpc.problem, _cut_answers(longest, os.environ)) if problem]
 
     async def __del__(self) -> None:
         # Serve awaits this when a replica stops, once its HTTP requests are finished; it does not know of gRPC calls.
         await self._grpc.close()
+
+
+def _cut_answers(longest: float, environment: Mapping[str, str]) -> str:
+    """The problem that HAProxy cuts answers which are allowed to take longer. Empty: it does not."""
+    limit = float(environment.get(HARD_STOP, _SERVES_HARD_STOP))
+    if environment.get("RAY_SERVE_ENABLE_HA_PROXY") != "1" or longest < limit:
+        return ""
+    return (
+        f"Whenever replicas come or go, HAProxy cuts answers that are older than {limit:g} s, but request_timeout_s of "
+        f"a model is {longest:g}. Set {HARD_STOP} to {longest + 60:.0f} or more where the nodes of the cluster start."
+    )
 
 
 def application(args: GatewayArgs, table: Table, platform: Mapping[str, Any] = MappingProxyType({})) -> Application:
@@ -81,7 +102,13 @@ def application(args: GatewayArgs, table: Table, platform: Mapping[str, Any] = M
         graceful_shutdown_timeout_s=_DRAINING_SECONDS + 2 * max((route.timeout_s for route in table), default=0),
         user_config=to_config(table) | {"grpc": grpc} | dict(platform),
     )(Gateway)
-    return deployment.bind(int(args.body_limit_mb * 1e6))
+    options = {
+        "body_limit": int(args.body_limit_mb * 1e6),
+        "text_body_limit": int(args.text_body_limit_mb * 1e6),
+        "budget": int(args.bodies_mb * 1e6),
+        "origins": args.cors_origins,
+    }
+    return deployment.bind(options)
 
 
 def build(args: GatewayArgs) -> Application:

@@ -6,6 +6,7 @@ into strings (`from __future__ import annotations`).
 
 import json
 from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -327,6 +328,12 @@ class GatewayArgs(Spec):
     """The models and their public names."""
     body_limit_mb: float = Field(16.0, gt=0)
     """Largest request body, MB (10⁶ bytes). A larger one gets status 413."""
+    text_body_limit_mb: float = Field(4.0, gt=0)
+    """The same for completions and chats."""
+    bodies_mb: float = Field(128.0, gt=0)
+    """Large request bodies that a gateway replica has in memory at the same time, MB. Others get status 429."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins of web pages whose scripts may call the gateway, such as `https://app.example.com`. `*`: every page."""
     min_replicas: int = Field(1, ge=1)
     """Minimum of gateway replicas."""
     max_replicas: int = Field(4, ge=1)
@@ -335,3 +342,21 @@ class GatewayArgs(Spec):
     """Address that gRPC listens on. None: MAAS_HTTP_HOST."""
     grpc_port: int | None = Field(None, ge=0, le=65535)
     """Port of gRPC, on every machine with a gateway replica. 0: gRPC is off. None: MAAS_GRPC_PORT."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.bodies_mb < self.body_limit_mb:
+            raise InvalidError(
+                "bodies_below_limit",
+                f"bodies_mb ({self.bodies_mb:g}) is below body_limit_mb ({self.body_limit_mb:g}), so the largest body "
+                "would never be accepted; raise bodies_mb.",
+            )
+        for origin in self.cors_origins:
+            parts = urlsplit(origin)
+            if origin != "*" and (not parts.hostname or origin != f"{parts.scheme}://{parts.netloc}"):
+                raise InvalidError(
+                    "invalid_origin",
+                    f"cors_origins: {origin!r} is not an origin; write it as browsers send it, such as "
+                    "https://app.example.com, without a path, or write '*'.",
+                )
+        return self

@@ -3,14 +3,21 @@
 A request passes the `EdgeMiddleware`, then one of the endpoints below, which calls the model through `ModelCalls`.
 """
 
+import asyncio
+import gzip
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
 from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route as HttpRoute
 
 from maas_ray.errors import RequestError
 from maas_ray.serve.api import openapi
-from maas_ray.serve.api.middleware import App, EdgeMiddleware
+from maas_ray.serve.api.middleware import CLIENT_ID_HEADER, App, EdgeMiddleware
 from maas_ray.serve.api.model_calls import ModelCalls
 from maas_ray.serve.api.open_inference import tensors as open_inference
 from maas_ray.serve.api.open_inference.tensors import LENGTH_HEADER, InferBody
@@ -21,6 +28,9 @@ from maas_ray.serve.api.validation import parse_body, parse_json
 from maas_ray.serve.caller import Caller
 from maas_ray.serve.routes import Route
 
+_COMPRESSION_LEVEL = 1  # the fastest
+_COMPRESS: dict[str, Callable[[bytes, int], bytes]] = {"gzip": gzip.compress, "deflate": zlib.compress}
+
 
 class _Api(Starlette):
     """Starlette's router alone: the `EdgeMiddleware` around it is the only layer that turns errors into answers."""
@@ -29,8 +39,23 @@ class _Api(Starlette):
         return self.router
 
 
-def create_app(models: ModelCalls, *, body_limit: int) -> App:
-    """The HTTP application over these models."""
+def create_app(
+    models: ModelCalls,
+    *,
+    body_limit: int,
+    text_body_limit: int | None = None,
+    budget: int | None = None,
+    origins: Sequence[str] = (),
+) -> App:
+    """The HTTP application over these models.
+
+    Args:
+        models: the models.
+        body_limit: largest request body, bytes.
+        text_body_limit: the same for completions and chats. None: `body_limit`.
+        budget: bytes of request bodies that are in memory at the same time. None: eight times `body_limit`.
+        origins: origins of web pages whose scripts may send requests; `*` is every page.
+    """
     endpoints = _Endpoints(models)
     v1, v2 = "/v1/models/{name}", "/v2/models/{name}"
     routes = [
@@ -44,6 +69,7 @@ def create_app(models: ModelCalls, *, body_limit: int) -> App:
             HttpRoute(f"{model}/predict", endpoints.predict, methods=["POST"])
             for model in (v1, f"{v1}/versions/{{version}}")
         ),
+        HttpRoute(f"{v1}:predict", endpoints.predict, methods=["POST"]),
         *(
             HttpRoute(f"{model}{tail}", answer, methods=methods)
             for model in (v2, f"{v2}/versions/{{version}}")
@@ -61,7 +87,21 @@ def create_app(models: ModelCalls, *, body_limit: int) -> App:
     api = _Api(routes=routes)
     api.router.redirect_slashes = False
     shapes = {"/v2": open_inference.error_shape, "": responses.error_shape}
-    return EdgeMiddleware(api, body_limit=body_limit, shapes=shapes)
+    text_limit = body_limit if text_body_limit is None else text_body_limit
+    limits = {"/v1/completions": text_limit, "/v1/chat/": text_limit, "": body_limit}
+    app = EdgeMiddleware(api, body_limits=limits, budget=8 * body_limit if budget is None else budget, shapes=shapes)
+    return _for_browsers(app, origins) if origins else app
+
+
+def _for_browsers(app: App, origins: Sequence[str]) -> App:
+    """The application for scripts of web pages too: it answers preflights, and says which pages may read answers."""
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=("GET", "POST"),
+        allow_headers=("*",),
+        expose_headers=("x-request-id", CLIENT_ID_HEADER, "retry-after", LENGTH_HEADER),
+    )
 
 
 class _Endpoints:
@@ -79,13 +119,15 @@ class _Endpoints:
         return JSONResponse({"object": "list", "data": cards})
 
     async def model(self, request: Request) -> Response:
-        route = self._models.route(request.path_params["name"], caller=_caller(request))
-        if not openai_path(route):
-            raise _wrong_path(route)
-        return JSONResponse(responses.model_card(route.name, route.created, route.parent))
+        """The model, as OpenAI's API describes it, and its readiness, as version 1 of KServe's protocol does."""
+        caller = _caller(request)
+        route = self._models.route(request.path_params["name"], caller=caller)
+        readiness = {"name": route.name, "ready": await self._models.ready(route, caller=caller)}
+        card = responses.model_card(route.name, route.created, route.parent) if openai_path(route) else {}
+        return JSONResponse(card | readiness)
 
     async def embeddings(self, request: Request) -> Response:
-        body = parse_body(embeddings.EmbeddingBody, parse_json(await request.body()))
+        body = parse_body(embeddings.EmbeddingBody, await _document(request))
         route = self._models.route(body.model, caller=_caller(request))
         if route.task != embeddings.TASK:
             raise _wrong_path(route)
@@ -101,7 +143,7 @@ class _Endpoints:
         self, kind: type[openai.CompletionBody] | type[openai.ChatBody], request: Request, *, chat: bool
     ) -> Response:
         caller = _caller(request)
-        body = parse_body(kind, parse_json(await request.body()))
+        body = parse_body(kind, await _document(request))
         route = self._models.route(body.model, caller=caller)
         if route.kind != "generate":
             raise _wrong_path(route)
@@ -115,7 +157,7 @@ class _Endpoints:
         return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-cache"})
 
     async def transcriptions(self, request: Request) -> Response:
-        form = transcriptions.parse_transcription(await request.body(), request.headers.get("content-type", ""))
+        form = transcriptions.parse_transcription(await _body(request), request.headers.get("content-type", ""))
         route = self._models.route(form.model, caller=_caller(request))
         if route.task != transcriptions.TASK:
             raise _wrong_path(route)
@@ -130,7 +172,7 @@ class _Endpoints:
 
     async def predict(self, request: Request) -> Response:
         route = self._version(request)
-        body = PredictBody(await request.body(), request.headers.get("content-type", ""))
+        body = PredictBody(await _body(request), request.headers.get("content-type", ""))
         answer = await self._models.predict(route, body, caller=_caller(request))
         return Response(answer.body, media_type="application/json")
 
@@ -162,16 +204,40 @@ class _Endpoints:
 
     async def infer(self, request: Request) -> Response:
         route = self._version(request)
-        body = InferBody.of_http(await request.body(), request.headers.get(LENGTH_HEADER))
+        body = InferBody.of_http(await _body(request), request.headers.get(LENGTH_HEADER))
         answer = (await self._models.infer(route, body, caller=_caller(request))).body
+        data, headers = await _compressed(answer.data, request.headers.get("accept-encoding", ""))
         if answer.json_length is None:
-            return Response(answer.data, media_type="application/json")
-        headers = {LENGTH_HEADER: str(answer.json_length)}
-        return Response(answer.data, headers=headers, media_type="application/octet-stream")
+            return Response(data, headers=headers, media_type="application/json")
+        headers[LENGTH_HEADER] = str(answer.json_length)
+        return Response(data, headers=headers, media_type="application/octet-stream")
 
     def _version(self, request: Request) -> Route:
         name, version = request.path_params["name"], request.path_params.get("version", "")
         return self._models.route(name, version, caller=_caller(request))
+
+
+async def _body(request: Request) -> bytes:
+    """The body. Starlette's own method would keep it for as long as the request."""
+    return b"".join([piece async for piece in request.stream()])
+
+
+async def _document(request: Request) -> Any:
+    """The JSON document in the body, whose bytes are dropped."""
+    document = parse_json(await _body(request))
+    request.scope["body"].release()
+    return document
+
+
+async def _compressed(data: bytes, accepted: str) -> tuple[bytes, dict[str, str]]:
+    """An answer as its client wants it: compressed if it accepts nothing else. With the headers that say so.
+
+    Most clients accept compressed answers beside others. Compressing these would cost more time than it saves.
+    """
+    compress = _COMPRESS.get(accepted.strip().lower())
+    if compress is None:
+        return data, {}
+    return await asyncio.to_thread(compress, data, _COMPRESSION_LEVEL), {"content-encoding": accepted.strip().lower()}
 
 
 def _caller(request: Request) -> Caller:

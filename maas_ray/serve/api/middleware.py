@@ -1,32 +1,37 @@
 """The middleware of every HTTP application here: pure ASGI, the same in a gateway and on a replica.
 
-It determines the caller, bounds the size of a request's body and the time in which it must arrive, and answers every
-error in the shape of the API that was called, whatever raised it. Requests are identified by `X-Request-ID`, which
-Serve adds to each request and each answer. It knows no model and no API: the shapes are arguments.
+It determines the caller, bounds a request's body (`incoming`), and answers every error in the shape of the API that was
+called, whatever raised it. Requests are identified by `X-Request-ID`, which HAProxy or Serve gives to each request, and
+Serve to each answer; a client's own id comes back as `X-Client-Request-ID`. It knows no model and no API: the shapes
+are arguments.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from copy import copy
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
 from maas_ray.errors import RequestError
 from maas_ray.serve.api import refusals
+from maas_ray.serve.api.incoming import ENCODINGS, BodyBudget, IncomingBody, Message, Receive, Scope
 from maas_ray.serve.caller import authenticate
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+_Value = TypeVar("_Value")
 ErrorShape = Callable[[RequestError], dict[str, Any]]
 
+CLIENT_ID_HEADER = "x-client-request-id"
+"""The header with a client's own id of a request: OpenAI's name."""
+_BEFORE_THE_BODY = (408, 413, 415, 429)  # statuses of refusals that may leave the rest of the body unread
+_MAX_CLIENT_ID = 200  # characters that are repeated
 _log = logging.getLogger("ray.serve")
 
 
@@ -34,29 +39,44 @@ class EdgeMiddleware:
     """Wraps an ASGI application, which finds the caller in `scope["caller"]`.
 
     Args:
-        app: raises `RequestError` for errors that the client can fix.
-        body_limit: largest request body, bytes.
-        shapes: the shape of an error for each path prefix; the first prefix that fits counts.
+        app: raises `RequestError` for errors that the client can fix. It finds the `IncomingBody` in `scope["body"]`,
+            and may release it early.
+        body_limits: largest request body for each path prefix, bytes. In both mappings, the first prefix that fits
+            counts.
+        budget: bytes of bodies that the process may hold at the same time.
+        shapes: the shape of an error for each path prefix.
     """
 
-    def __init__(self, app: App, *, body_limit: int, shapes: Mapping[str, ErrorShape]) -> None:
-        self._app, self._limit, self._shapes = app, body_limit, shapes
+    def __init__(
+        self, app: App, *, body_limits: Mapping[str, int], budget: int, shapes: Mapping[str, ErrorShape]
+    ) -> None:
+        self._app, self._limits, self._shapes = app, body_limits, shapes
+        self._budget = BodyBudget(budget)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         started = False
+        received = Headers(scope=scope)
+        client_id = received.get(CLIENT_ID_HEADER, "")[:_MAX_CLIENT_ID]
 
         async def watched_send(message: Message) -> None:
             nonlocal started
             started = True
+            if client_id and message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (CLIENT_ID_HEADER.encode(), client_id.encode("latin-1"))]
             await send(message)
 
         headers: dict[str, str] = {}
+        body = None
         try:
-            scope["caller"] = authenticate(Headers(scope=scope))
-            await self._app(scope, _bounded(scope, receive, self._limit), watched_send)
+            scope["caller"] = authenticate(received)
+            limit = _of_prefix(self._limits, scope["path"])
+            body = scope["body"] = IncomingBody(scope, receive, limit=limit, budget=self._budget)
+            await self._app(scope, body.receive, watched_send)
+        except ClientDisconnect:
+            return
         except RequestError as error:
             # A copy, because the error's traceback refers to this frame, which would refer to the error: a cycle that
             # keeps the body, also a large one, in memory until the garbage collector runs.
@@ -65,23 +85,36 @@ class EdgeMiddleware:
             headers |= error.headers or {}
             refusal = _router_error(error, scope)
         except Exception:
-            request_id = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-            _log.exception("%s %s failed, request %s", scope["method"], scope["path"], request_id)
+            request_id = received.get("x-request-id", "")
+            _log.exception("%s %s failed, request %s (%s)", scope["method"], scope["path"], request_id, client_id)
             refusal = refusals.internal_error(request_id)
         else:
             return
+        finally:
+            if body is not None:
+                body.release()
         if started:
             raise refusal  # too late for a status: the connection breaks, which the client notices
-        if refusal.status in (429, 503):
-            headers["retry-after"] = str(refusals.RETRY_AFTER_S)
-        if refusal.status in (408, 413):
-            headers["connection"] = "close"  # the rest of the body is not read, or not to its end
-        shape = next(shape for prefix, shape in self._shapes.items() if scope["path"].startswith(prefix))
-        response = JSONResponse(shape(refusal), refusal.status, headers)
-        if refusal.status == 413:
-            await _send_and_drain(response, receive, send)
+        unread = refusal.status in _BEFORE_THE_BODY and not (body and body.complete)
+        headers |= _headers(refusal, unread=unread)
+        response = JSONResponse(_of_prefix(self._shapes, scope["path"])(refusal), refusal.status, headers)
+        if unread and refusal.status != 408:
+            await _send_and_drain(response, receive, watched_send)
         else:
-            await response(scope, receive, send)
+            await response(scope, receive, watched_send)
+
+
+def _headers(refusal: RequestError, *, unread: bool) -> dict[str, str]:
+    headers = {}
+    if refusal.status in (429, 503):
+        headers["retry-after"] = str(refusals.RETRY_AFTER_S)
+    if refusal.status == 504:
+        headers["x-should-retry"] = "false"  # OpenAI's clients would send the request again, to wait as long again
+    if refusal.status == 415:
+        headers["accept-encoding"] = ", ".join(ENCODINGS)
+    if unread:
+        headers["connection"] = "close"
+    return headers
 
 
 async def _send_and_drain(response: JSONResponse, receive: Receive, send: Send) -> None:
@@ -101,32 +134,8 @@ async def _send_and_drain(response: JSONResponse, receive: Receive, send: Send) 
     await send({"type": "http.response.body", "body": b""})
 
 
-def _bounded(scope: Scope, receive: Receive, limit: int) -> Receive:
-    """`receive` that refuses a body over the limit, as soon as that is known, or one that takes too long to arrive."""
-    size, complete = 0, False
-    deadline = asyncio.get_running_loop().time() + refusals.BODY_SECONDS
-
-    async def bounded() -> Message:
-        nonlocal size, complete
-        if complete:
-            return await receive()
-        if size == 0:
-            declared = dict(scope["headers"]).get(b"content-length", b"")
-            if declared.isdigit() and int(declared) > limit:
-                raise refusals.body_too_large(limit)
-        try:
-            async with asyncio.timeout_at(deadline):
-                message = await receive()
-        except TimeoutError as error:
-            raise refusals.body_too_slow() from error
-        if message["type"] == "http.request":
-            size += len(message.get("body", b""))
-            complete = not message.get("more_body", False)
-            if size > limit:
-                raise refusals.body_too_large(limit)
-        return message
-
-    return bounded
+def _of_prefix(values: Mapping[str, _Value], path: str) -> _Value:
+    return next(value for prefix, value in values.items() if path.startswith(prefix))
 
 
 def _router_error(error: HTTPException, scope: Scope) -> RequestError:

@@ -32,12 +32,13 @@ _ERRORS = {
     404: "No such model, or no such version of it, is served here.",
     408: "The body did not arrive in time.",
     413: "The body is larger than the limit.",
+    415: "The body's `Content-Encoding` is not supported.",
     429: "All replicas are busy and the queue is full; `Retry-After` says when to retry.",
     500: "A fault of the server; the cause is in its log.",
     503: "The model is unavailable for now; `Retry-After` says when to retry.",
     504: "The model did not answer in time; the request was cancelled.",
 }
-_CALL_ERRORS = (400, 404, 408, 413, 429, 500, 503, 504)
+_CALL_ERRORS = (400, 404, 408, 413, 415, 429, 500, 503, 504)
 _READ_ERRORS = (404, 500)
 _ANSWERS: tuple[type[BaseModel], ...] = (
     schemas.Completion,
@@ -102,8 +103,7 @@ def _schemas() -> _Document:
 def _openai(routes: Sequence[Route]) -> _Document:
     generating = [route for route in routes if route.kind == "generate"]
     embedding = [route for route in routes if route.task == embeddings.TASK]
-    hearing = [route for route in routes if route.task == transcriptions.TASK]
-    name = [_path("name", "Public model name.", _names([*generating, *embedding, *hearing]))]
+    name = [_path("name", "Public model name.", _names(routes))]
     listed = _operation(
         "list_models",
         "Models for text, embeddings and speech",
@@ -114,11 +114,11 @@ def _openai(routes: Sequence[Route]) -> _Document:
     )
     card = _operation(
         "get_model",
-        "One of these models",
+        "One model, and its readiness as version 1 of KServe's protocol has it",
         "OpenAI",
         schemas.Error,
-        (400, *_READ_ERRORS),
-        {200: schemas.Model},
+        _READ_ERRORS,
+        {200: {"anyOf": [_ref(schemas.Model), _ref(schemas.ModelReady)]}},
         parameters=name,
     )
     paths: _Document = {"/v1/models": {"get": listed}, "/v1/models/{name}": {"get": card}}
@@ -203,9 +203,9 @@ def _plain(routes: Sequence[Route]) -> _Document:
     del many["additionalProperties"]  # the fields of `Head` come before them
     said = {"allOf": [_ref(predict.Head), {"anyOf": [*answer["anyOf"], many]}]}
     return {
-        f"/v1/models/{{name}}{version}/predict": {
+        f"/v1/models/{{name}}{tail}": {
             "post": _operation(
-                f"predict{'_version' if version else ''}",
+                name,
                 "Answers in the task's own terms, to a row or to several `instances`",
                 "predict",
                 schemas.Error,
@@ -215,7 +215,11 @@ def _plain(routes: Sequence[Route]) -> _Document:
                 parameters=_model(routes, version),
             )
         }
-        for version in ("", "/versions/{version}")
+        for name, version, tail in (
+            ("predict", "", "/predict"),
+            ("predict_version", "/versions/{version}", "/versions/{version}/predict"),
+            ("predict_kserve", "", ":predict"),  # the verb of version 1 of KServe's protocol
+        )
     }
 
 

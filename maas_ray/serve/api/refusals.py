@@ -3,6 +3,8 @@
 Messages and codes are the same over HTTP and gRPC, at a gateway and on a model's own path.
 """
 
+from collections.abc import Sequence
+
 from maas_ray.errors import OverloadedError, RequestError
 
 RETRY_AFTER_S = 1
@@ -36,6 +38,30 @@ def body_too_large(limit: int) -> RequestError:
         f"The body is larger than the limit of {limit:,} bytes. Send a smaller request.",
         code="request_too_large",
         status=413,
+    )
+
+
+def too_many_bodies() -> OverloadedError:
+    """The process holds as many bytes of large bodies as it may."""
+    return OverloadedError(f"The server is receiving too many large bodies. Try again in {RETRY_AFTER_S} s.")
+
+
+def unsupported_encoding(encoding: str, supported: Sequence[str]) -> RequestError:
+    """The body has a `Content-Encoding` that is not supported."""
+    return RequestError(
+        f"Content-Encoding: {encoding[:80]!r} is not supported. Use {' or '.join(supported)}, or none.",
+        param="Content-Encoding",
+        code="unsupported_encoding",
+        status=415,
+    )
+
+
+def invalid_encoding(encoding: str) -> RequestError:
+    """The body is not encoded as its `Content-Encoding` says."""
+    return RequestError(
+        f"The body is not valid {encoding}, as its Content-Encoding says, or not complete.",
+        param="Content-Encoding",
+        code="invalid_encoding",
     )
 
 

@@ -274,6 +274,10 @@ class FeatureExtraction(EncoderTask):
         return {"text": np.array(row.text, dtype=object)}
 
     def _check_tokens(self, tokens: list[int]) -> None:
+        if not tokens:
+            raise RequestError(
+                "tokens: the array is empty; give at least one token id.", param="tokens", code="invalid_value"
+            )
         if max(tokens) >= self.vocab_size:
             raise RequestError(
                 f"{max(tokens)} is not a token id of this model, which has {self.vocab_size}. Ids must come from the "

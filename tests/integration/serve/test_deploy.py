@@ -234,7 +234,8 @@ def test_mistakes_reach_the_client_as_its_own_errors(served: Served, openai_clie
     big = httpx.post(f"{served.url}/v1/completions", content=b"x" * 17_000_000, timeout=60)
     assert (big.status_code, big.json()["error"]["code"]) == (413, "request_too_large")
     answer = httpx.get(f"{served.url}/nothing", headers={"x-request-id": "mine"})
-    assert (answer.status_code, answer.headers["x-request-id"]) == (404, "mine")
+    assert (answer.status_code, answer.headers["x-client-request-id"]) == (404, "mine")
+    assert len(answer.headers["x-request-id"]) == 36  # HAProxy's
 
 
 def test_a_model_that_openvino_does_not_know_is_served_by_transformers_which_is_said(

@@ -22,6 +22,7 @@ import grpc
 
 from maas_ray.errors import RequestError
 from maas_ray.serve.api import refusals
+from maas_ray.serve.api.middleware import CLIENT_ID_HEADER
 from maas_ray.serve.api.model_calls import ModelCalls
 from maas_ray.serve.api.open_inference import tensors as open_inference
 from maas_ray.serve.api.open_inference.grpc_messages import MESSAGES, PACKAGE, parse, to_body, to_response
@@ -219,8 +220,9 @@ def _handler(
 
     async def handler(_: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-        request_id = metadata.get("x-request-id") or uuid.uuid4().hex
-        trailers = [("x-request-id", request_id)]
+        request_id = uuid.uuid4().hex
+        client_id = metadata.get(CLIENT_ID_HEADER) or metadata.get("x-request-id", "")
+        trailers = [("x-request-id", request_id), *([(CLIENT_ID_HEADER, client_id)] if client_id else [])]
         try:
             caller = authenticate(metadata)
             request = parse(f"{name}Request", await _read(context))
@@ -228,7 +230,7 @@ def _handler(
         except RequestError as error:
             refusal = copy(error)  # as in `EdgeMiddleware`
         except Exception:
-            _log.exception("%s failed, request %s", name, request_id)
+            _log.exception("%s failed, request %s (%s)", name, request_id, client_id)
             refusal = refusals.internal_error(request_id)
         else:
             context.set_trailing_metadata(tuple(trailers))

@@ -8,7 +8,7 @@ replica, which knows its engine. Knows nothing of Serve.
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from maas_ray.bodies import Body
@@ -23,6 +23,14 @@ MAX_STOPS = 64
 """Most stop strings. OpenAI has a limit of 4."""
 MAX_ANSWERS = 32
 """Most answers to a request: `n` to each of its prompts."""
+
+# A body with hundreds of thousands of small objects would take seconds to validate.
+MAX_MESSAGES = 2048
+"""Most messages of a chat."""
+MAX_PARTS = 1024
+"""Most parts of a message's content."""
+MAX_TOOLS = 128
+"""Most tools of a request, and most calls of a message."""
 
 # Values that change nothing here. Other values are refused.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -56,6 +64,18 @@ _HARMLESS = {
 }
 # Fields of messages, parts, tools and calls that say nothing to a model.
 _NOTES = {"id", "index", "annotations", "cache_control", "parsed", "parsed_arguments"}
+
+
+def _at_most(count: int) -> BeforeValidator:
+    """Refuse a longer array before its items are validated."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, list) and len(value) > count:
+            message = "array too long. Expected an array with maximum length {count}, but got one with length {length}"
+            raise PydanticCustomError("invalid_value", message, {"count": count, "length": len(value)})
+        return value
+
+    return BeforeValidator(check)
 
 
 class StreamOptions(Body):
@@ -107,9 +127,9 @@ class ToolCall(_Item):
 
 class Message(_Item):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[ContentPart]
+    content: str | Annotated[list[ContentPart], _at_most(MAX_PARTS)]
     name: str | None = None
-    tool_calls: Annotated[list[ToolCall], Field(min_length=1)] | None = None
+    tool_calls: Annotated[list[ToolCall], _at_most(MAX_TOOLS), Field(min_length=1)] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
 
@@ -324,12 +344,12 @@ class CompletionBody(_TextBody):
 class ChatBody(_TextBody):
     """`POST /v1/chat/completions`"""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], _at_most(MAX_MESSAGES), Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    tools: list[Tool] | None = None
+    tools: Annotated[list[Tool], _at_most(MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
 

@@ -55,10 +55,12 @@ def test_typed_contents_are_answered_with_typed_contents(port: int, client: trit
 
 def test_each_call_has_a_request_id(port: int, client: triton.InferenceServerClient) -> None:
     with stub(port) as ask:
-        _, call = ask.ServerLive.with_call(service_pb2.ServerLiveRequest(), metadata=[("x-request-id", "mine")])
-        assert dict(call.trailing_metadata())["x-request-id"] == "mine"
+        for given in ("x-request-id", "x-client-request-id"):
+            _, call = ask.ServerLive.with_call(service_pb2.ServerLiveRequest(), metadata=[(given, "mine")])
+            trailers = dict(call.trailing_metadata())
+            assert (len(trailers["x-request-id"]), trailers["x-client-request-id"]) == (32, "mine")
         _, call = ask.ServerLive.with_call(service_pb2.ServerLiveRequest())
-        assert len(dict(call.trailing_metadata())["x-request-id"]) == 32
+        assert [name for name, _ in call.trailing_metadata()] == ["x-request-id"]
 
 
 def test_the_caller_is_determined_from_metadata_and_goes_with_every_call(

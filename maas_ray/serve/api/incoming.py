@@ -1,0 +1,166 @@
+"""A request's body on its way in: limited in bytes, in time and in memory, and decompressed.
+
+`IncomingBody.receive` takes the place of ASGI's own. It knows no API.
+"""
+
+import asyncio
+import zlib
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Protocol
+
+from starlette.datastructures import Headers
+
+from maas_ray.serve.api import refusals
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+
+_UNCOUNTED = (
+    64 * 1024
+)  # bytes of each body that take nothing from the budget: HAProxy sends them at once, or not at all
+
+
+class BodyBudget:
+    """Bytes of large bodies that one process may hold at the same time.
+
+    A large body takes its length from the budget before it arrives, so that those which are admitted can arrive. Small
+    bodies take nothing, so that large ones which never end keep nobody else out.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._free = limit
+
+    def take(self, count: int) -> bool:
+        """Take bytes, if that many are left."""
+        if count > self._free:
+            return False
+        self._free -= count
+        return True
+
+    def give_back(self, count: int) -> None:
+        """Give bytes back."""
+        self._free += count
+
+
+class IncomingBody:
+    """The body of one request.
+
+    Args:
+        scope: of the request.
+        receive: ASGI's.
+        limit: largest body, bytes, compressed or not.
+        budget: of this process.
+
+    Raises:
+        RequestError: the body's encoding is not supported.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, *, limit: int, budget: BodyBudget) -> None:
+        headers = Headers(scope=scope)
+        declared = headers.get("content-length", "")
+        self._declared = int(declared) if declared.isascii() and declared.isdigit() and len(declared) < 20 else 0
+        self._decoder = _decoder(headers.get("content-encoding", ""))
+        self._receive, self._limit, self._budget = receive, limit, budget
+        self._size, self._taken = 0, 0
+        self._deadline = asyncio.get_running_loop().time() + refusals.BODY_SECONDS
+        self.complete = False
+        """True once the last byte has arrived."""
+
+    async def receive(self) -> Message:
+        """The next message.
+
+        Raises:
+            RequestError: the body is too large, as soon as that is known; it takes too long; this process holds too
+                many large bodies; or it is not encoded as it says.
+        """
+        if self.complete:
+            return await self._receive()
+        self._admit(self._declared)
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError as error:
+            raise refusals.body_too_slow() from error
+        if message["type"] != "http.request":
+            return message
+        self.complete = not message.get("more_body", False)
+        data = message.get("body", b"")
+        if self._decoder is not None:
+            data = self._decoder.decode(data, self._limit - self._size + 1)
+            if self.complete:
+                self._decoder.finish()
+        self._size += len(data)
+        self._admit(self._size)
+        return {"type": "http.request", "body": data, "more_body": not self.complete}
+
+    def _admit(self, size: int) -> None:
+        """Take what a body of this size needs."""
+        if size > self._limit:
+            raise refusals.body_too_large(self._limit)
+        more = size - _UNCOUNTED - self._taken
+        if more > 0:
+            if not self._budget.take(more):
+                raise refusals.too_many_bodies()
+            self._taken += more
+
+    def release(self) -> None:
+        """Give back what the body took: it is no longer in memory, or soon will not be."""
+        self._budget.give_back(self._taken)
+        self._taken = 0
+
+
+class _Decoder(Protocol):
+    def decode(self, data: bytes, limit: int) -> bytes:
+        """The next bytes; stops when there are more than the limit."""
+
+    def finish(self) -> None:
+        """Check that the body is complete."""
+
+
+def _decoder(encoding: str) -> _Decoder | None:
+    """The decoder for a `Content-Encoding`. None: the bytes are the body."""
+    name = encoding.strip().lower()
+    if name in ("", "identity"):
+        return None
+    if name not in ENCODINGS:
+        raise refusals.unsupported_encoding(encoding, ENCODINGS)
+    return _Zlib(name)
+
+
+ENCODINGS = ("gzip", "deflate")
+"""The supported values of `Content-Encoding`."""
+
+
+class _Zlib:
+    """Decodes gzip, of one member or several, and deflate, with or without zlib's header."""
+
+    def __init__(self, encoding: str) -> None:
+        self._encoding = encoding
+        self._inflate: Any = None
+
+    def decode(self, data: bytes, limit: int) -> bytes:
+        pieces = []
+        while data and limit > 0:
+            if self._inflate is None or (self._inflate.eof and self._encoding == "gzip"):
+                self._inflate = zlib.decompressobj(self._window(data))
+            try:
+                piece = self._inflate.decompress(data, limit)
+            except zlib.error as error:
+                raise refusals.invalid_encoding(self._encoding) from error
+            pieces.append(piece)
+            limit -= len(piece)
+            data = self._inflate.unconsumed_tail or self._inflate.unused_data
+            if data and self._inflate.eof and self._encoding == "deflate":
+                raise refusals.invalid_encoding(self._encoding)
+        return b"".join(pieces)
+
+    def finish(self) -> None:
+        if self._inflate is not None and not self._inflate.eof:
+            raise refusals.invalid_encoding(self._encoding)
+
+    def _window(self, data: bytes) -> int:
+        if self._encoding == "gzip":
+            return 16 + zlib.MAX_WBITS
+        # RFC 1950's header says 8 for its method. Some clients leave the header out, which the RFC of HTTP mentions.
+        return zlib.MAX_WBITS if data[0] & 0x0F == 8 else -zlib.MAX_WBITS
