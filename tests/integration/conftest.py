@@ -27,6 +27,7 @@ LONGEST = (
     "serve/test_updates.py",
     "data/test_prepare.py",
     "data/test_growth.py",
+    "serve/test_answers.py",
 )
 
 

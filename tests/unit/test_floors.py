@@ -249,6 +249,12 @@ def test_modules_and_folders_stay_small(room: str) -> None:
     assert (long, wide) == ([], [])
 
 
+def test_test_files_stay_small_too() -> None:
+    paths = (ROOT / "tests").rglob("*.py")
+
+    assert [path for path in paths if path.read_text(encoding="utf-8").count("\n") > MAX_LINES] == []
+
+
 @pytest.mark.parametrize(
     "module",
     [
