@@ -40,6 +40,16 @@ def test_roc_auc_is_absent_if_a_single_label_occurs(label: list[int]) -> None:
         assert "roc_auc" not in classification({"label": np.array(label), "scores": scores}, labels)
 
 
+@pytest.mark.parametrize("score", [np.nan, np.inf])
+def test_roc_auc_is_absent_if_a_score_is_not_finite(score: float) -> None:
+    """No order of such rows is right: scikit-learn refuses them."""
+    outcomes = {"label": np.array([0, 1, 0, 1]), "scores": np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.0, score]])}
+
+    with pytest.raises(ValueError, match="NaN|infinity"):
+        metrics.roc_auc_score(outcomes["label"], outcomes["scores"][:, 1])
+    assert "roc_auc" not in classification(outcomes, ["no", "yes"])
+
+
 def test_two_labels_of_which_the_second_is_nowhere_have_no_precision_and_recall() -> None:
     outcomes = {"label": np.array([0, 0]), "scores": np.array([[0.9, 0.1], [0.8, 0.2]])}
 
