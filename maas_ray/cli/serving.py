@@ -43,9 +43,9 @@ def deploy(
 
     The endpoint answers at /v1/models/NAME/predict and by the Open Inference
     Protocol under /v2; text generation also by OpenAI's API. The new version
-    gets traffic after it has answered a smoke request. Until then, and if it
-    fails, the previous version serves. Deploying again without a change does
-    nothing.
+    gets traffic after it has answered a smoke request. Until then, and if the
+    deployment fails, the previous version keeps serving. Deploying again
+    without a change does nothing.
 
     With replicas=shared, the platform's shared replicas load the version on
     its first request. MAAS_SHARED configures them.

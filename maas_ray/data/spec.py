@@ -75,7 +75,10 @@ class PrepareSpec(Spec):
             )
         for name in self.keep:
             if name in FILE_COLUMNS:
-                raise InvalidError("keep_unsupported", f"keep: {name!r} holds files; keep columns of names or numbers.")
+                raise InvalidError(
+                    "keep_unsupported",
+                    f"keep: {name!r} holds files, which are not kept; list columns of texts or numbers.",
+                )
 
     @model_validator(mode="after")
     def _text_can_be_compared(self) -> "PrepareSpec":

@@ -179,7 +179,11 @@ class TableTask(Task):
         cells: dict[str, list[Cell]] = {}
         for name, values in inputs.items():
             if values.dtype.kind == "f" and np.isinf(values).any():
-                raise RequestError(f"{name} holds a number that is not finite.", param=name, code="invalid_value")
+                raise RequestError(
+                    f"{name} holds an infinite number; send a finite one, or null if it is missing.",
+                    param=name,
+                    code="invalid_value",
+                )
             cells[name] = list(map(cell, values.tolist()))
         stored = self.encode_columns(cells, len(next(iter(cells.values()))))
         with torch.inference_mode():

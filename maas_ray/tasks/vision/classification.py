@@ -51,7 +51,7 @@ class ImageClassificationSpec(SummedTaskSpec):
         if self.processor is not None and (self.image_size is not None or self.color is not None):
             raise InvalidError(
                 "conflicting_fields",
-                "processor: already sets `image_size` and `color`. Remove those two, or `processor`.",
+                "`processor` already sets `image_size` and `color`. Remove these two, or `processor`.",
             )
         return self
 

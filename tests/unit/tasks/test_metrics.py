@@ -45,7 +45,7 @@ def test_roc_auc_is_absent_if_a_score_is_not_finite(score: float) -> None:
     """No order of such rows is right: scikit-learn refuses them."""
     outcomes = {"label": np.array([0, 1, 0, 1]), "scores": np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.0, score]])}
 
-    with pytest.raises(ValueError, match="NaN|infinity"):
+    with pytest.raises(ValueError, match=r"NaN|infinity"):
         metrics.roc_auc_score(outcomes["label"], outcomes["scores"][:, 1])
     assert "roc_auc" not in classification(outcomes, ["no", "yes"])
 

@@ -129,7 +129,7 @@ def to_body(request: Any) -> InferBody:
         where = f"inputs[{index}]"
         if raw and tensor.HasField("contents"):
             raise RequestError(
-                f"{where}.contents: raw_input_contents is given too. Keep one of them.",
+                f"{where}.contents: raw_input_contents is set too. Set only one of them.",
                 param=f"{where}.contents",
                 code="tensor_data",
             )

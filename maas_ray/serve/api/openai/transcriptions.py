@@ -45,7 +45,7 @@ class TranscriptionBody(Body):
         name = "timestamp_granularities"
         if "word" in self.timestamp_granularities:
             raise PydanticCustomError(
-                "unsupported_parameter", "'{name}' is supported by this server as \"segment\" only.", {"name": name}
+                "unsupported_parameter", "'{name}' may only be \"segment\" on this server.", {"name": name}
             )
         if self.timestamp_granularities and self.response_format != "verbose_json":
             raise PydanticCustomError(
