@@ -16,7 +16,6 @@ import psutil
 import pytest
 
 from maas_ray import DeploySpec, Registry, deploy, diff, endpoints, history, promote, reconcile, rollback, undeploy
-from maas_ray.cluster import free_ports
 from maas_ray.errors import DeploymentError, NotFoundError
 from maas_ray.serve.deployment import ownership, reconciler, rollout
 from maas_ray.serve.deployment import serve_control as control
@@ -379,34 +378,3 @@ def test_another_platform_on_this_cluster_changes_nothing(served: Settings, tmp_
     assert [(one.name, one.state, one.url) for one in endpoints(settings=other)] == [("stranger", "down", "")]
     assert ("maas-gateway", "platform") in {(one.endpoint, one.what) for one in diff(settings=other)}
     assert diff(settings=served) == []
-
-
-@pytest.mark.soak
-def test_endpoints_come_back_with_the_cluster(tmp_path: Path) -> None:
-    """`maas down`, `maas up`: another cluster, the same endpoints."""
-    home = tmp_path / "home"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAAS_", "RAY_"))}
-    environment |= {"MAAS_HOME": str(home), "MAAS_HTTP_PORT": str(free_ports(1)[0])}
-    environment |= {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
-    (tmp_path / "token").write_text("abcdef9876543210" * 4)
-    register(Settings(home=str(home)), "shade", IMAGES, tmp_path / "bundle")
-
-    def maas(*arguments: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-c", "from maas_ray.cli import main; main()", *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
-
-    try:
-        deployed = maas("deploy", "shade@champion")
-        assert deployed.returncode == 0, deployed.stderr
-        assert maas("diff").stdout == "no differences\n"
-        maas("down")
-        lost = maas("diff")
-        assert (lost.returncode, "shade         missing" in lost.stdout) == (1, True), lost.stdout
-        up = maas("up")
-        assert (up.returncode, up.stderr) == (0, "")
-        assert "shade serves shade/1\n" in up.stdout
-        assert (maas("diff").returncode, maas("reconcile").returncode) == (0, 0)
-        url = f"http://127.0.0.1:{environment['MAAS_HTTP_PORT']}/v2/models/shade/infer"
-        assert httpx.post(url, json=BODY, timeout=60).status_code == 200
-    finally:
-        maas("down")
