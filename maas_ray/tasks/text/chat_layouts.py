@@ -95,7 +95,20 @@ def _optional(row: Row, name: str) -> Any:
 
 
 def _messages(row: Row) -> Any:
-    return row["messages"]
+    """The messages, with the names that templates know for roles such as `human` or `System`; they skip others."""
+    messages = row["messages"]
+    if not isinstance(messages, list):
+        return messages
+    return [
+        message | {"role": known}
+        if isinstance(message, dict) and (known := _role_of(message.get("role"))) is not None
+        else message
+        for message in messages
+    ]
+
+
+def _role_of(name: Any) -> str | None:
+    return _ROLES.get(name.lower()) if isinstance(name, str) and name != "function_call" else None
 
 
 def _conversations(row: Row) -> Any:
@@ -128,7 +141,7 @@ def _calls(text: Any, where: str) -> list[Any]:
 
 def _instruction(row: Row) -> list[Message]:
     instruction, context, output = (_text(row, name) for name in ("instruction", "input", "output"))
-    if not instruction and not context and not output:
+    if not output.strip() or not (instruction + context).strip():
         return []
     messages = _system(row)
     for index, pair in enumerate(_optional(row, "history") or ()):

@@ -19,6 +19,10 @@ _CHANGING = ("function_call", "audio", "refusal")
 """Fields of OpenAI's messages that stand for something else than content and are not supported."""
 
 
+_SCHEMAS = ("input_schema", "inputSchema")
+"""The names that Anthropic and MCP have for the `parameters` of a tool."""
+
+
 def canonical_chat(messages: Any) -> list[Message]:
     """A chat in canonical form.
 
@@ -97,6 +101,9 @@ def _tool(tool: Any, where: str) -> dict[str, Any]:
     function = without_missing(_filled(fields.get("function", tool), f"{where}.function"))
     if not isinstance(function.get("name"), str):
         raise InvalidError("wrong_type", f"{where}.function.name must be a string")
+    for name in _SCHEMAS:
+        if name in function:
+            function.setdefault("parameters", function[name])
     order = ("name", "description", "parameters")
     shown = {name: function[name] for name in order if name in function}
     return {"type": "function", "function": shown}

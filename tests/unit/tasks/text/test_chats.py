@@ -57,6 +57,11 @@ WITH_EVERYTHING = (
 )
 
 
+def renamed(function: dict[str, Any], schema: str) -> dict[str, Any]:
+    """A function whose parameters have another name."""
+    return {schema if name == "parameters" else name: value for name, value in function.items()}
+
+
 def fitted() -> TextGeneration:
     spec = TextGenerationSpec(tokenizer=FittedTokenizer(vocab_size=400), sequence_length=64, column="messages")
     return spec.fit([parsed(spec, *chat) for chat in CHATS])
@@ -128,6 +133,8 @@ def test_arguments_are_one_object_as_text_and_as_arrow_reads_them(arguments: Any
             }
         ],
         [{"type": "function", "function": {**WEATHER["function"], "other": None}}],
+        [renamed(WEATHER["function"], "input_schema")],  # Anthropic
+        [renamed(WEATHER["function"], "inputSchema")],  # MCP
     ],
 )
 def test_tools_have_one_form(tools: Any) -> None:
@@ -275,7 +282,17 @@ def test_rows_that_are_not_in_their_layout_are_quarantined(column: str, row: dic
 @pytest.mark.parametrize("row", [{"conversations": []}, {"conversations": None}])
 def test_an_empty_conversation_is_empty(row: dict) -> None:
     assert TextGenerationSpec(column="conversations").parse_row(row) is None
-    assert TextGenerationSpec(column="instruction").parse_row({"instruction": "", "output": None}) is None
+    for instruction, output in (("", None), ("Add.", ""), ("Add.", None), (" ", "3")):
+        row = {"instruction": instruction, "output": output}
+        assert TextGenerationSpec(column="instruction").parse_row(row) is None
+
+
+def test_roles_have_the_names_that_templates_know() -> None:
+    roles = ["System", "human", "gpt", "USER", "model", "ipython", "function"]
+    made = parsed(TextGenerationSpec(column="messages"), [{"role": role, "content": "x"} for role in roles])
+    assert [message["role"] for message in json.loads(made["messages"])] == [
+        "system", "user", "assistant", "user", "assistant", "ipython", "function"
+    ]  # fmt: skip
 
 
 # --- templates by name
