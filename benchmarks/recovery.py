@@ -55,7 +55,7 @@ def ours_in(directory: str) -> Callable[[dict], Any]:
     def train_worker(config: dict) -> Any:
         stamp = stamper(directory)
         stamp("function")
-        from maas_ray.training.worker import loop
+        from maas_ray.training.worker import entry, loop
 
         class Stamped(loop.Worker):  # without annotations: it travels by value, and they would not
             def __init__(self, job):
@@ -72,8 +72,8 @@ def ours_in(directory: str) -> Callable[[dict], Any]:
                 super()._step(step, feed)
                 stamp("step", step)
 
-        loop.Worker = Stamped
-        return loop.train_worker(config)
+        entry.Worker = Stamped
+        return entry.train_worker(config)
 
     return train_worker
 

@@ -110,8 +110,9 @@ def _bundle_meta(run: TrainingRun, position: Position) -> BundleMeta:
 
 
 def _measured_rows(run: TrainingRun, position: Position) -> dict[str, int]:
-    """Rows that each measured split was measured on: all at the end of a run, otherwise the first `max_rows`."""
-    limit = None if position.ended else run.spec.validation.max_rows
+    """Rows that each measured split was measured on, the first ones of the split."""
+    validation = run.spec.validation
+    limit = validation.max_rows_at_end if position.ended else validation.max_rows
     splits = {name.partition("/")[0]: run.dataset.split(name.partition("/")[0]).rows for name in position.metrics}
     return {split: min(rows, limit or rows) for split, rows in splits.items()}
 

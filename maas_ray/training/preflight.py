@@ -13,6 +13,7 @@ from maas_ray.training.deepspeed.sections import without_effect
 from maas_ray.training.plan import Plan, default_lanes
 from maas_ray.training.runs.identity import couples_rows
 from maas_ray.training.spec import TrainSpec
+from maas_ray.training.trainable import check_trainable
 
 
 def open_for(spec: TrainSpec, settings: Settings) -> PreparedDataset:
@@ -48,8 +49,12 @@ def check_network(spec: TrainSpec, dataset: PreparedDataset) -> list[str]:
 
     Raises:
         DataError: it cannot be built.
+        PreflightError: DeepSpeed cannot train it; checked here for a network of the user's own.
     """
-    return spec.network.check(dataset.task)
+    lines = spec.network.check(dataset.task)
+    if spec.network.own_source is not None:
+        check_trainable(spec.network.skeleton(dataset.task), _configuration(spec, total_steps=1))
+    return lines
 
 
 def make_plan(spec: TrainSpec, dataset: PreparedDataset, *, lanes: int | None = None) -> Plan:
@@ -78,11 +83,16 @@ def check_deepspeed(spec: TrainSpec, plan: Plan) -> list[str]:
     Raises:
         SpecError: DeepSpeed refuses it.
     """
-    config = resolve(spec, workers=spec.max_workers, total_steps=plan.total_steps, hidden_size=None, on_cpu=False)
+    config = _configuration(spec, plan.total_steps)
     _check_schedule(spec, config, plan.total_steps)
     with spec.at("deepspeed"):
         unread = check_with_deepspeed(config, plan.total_steps)
     return without_effect(spec.deepspeed, unread)
+
+
+def _configuration(spec: TrainSpec, total_steps: int) -> dict[str, Any]:
+    """DeepSpeed's configuration, as far as it does not depend on the network or the device."""
+    return resolve(spec, workers=spec.max_workers, total_steps=total_steps, hidden_size=None, on_cpu=False)
 
 
 def _check_schedule(spec: TrainSpec, config: dict[str, Any], steps: int) -> None:

@@ -23,7 +23,7 @@ def recording(directory: Path, install: Callable[[], None] = lambda: None) -> Ca
 
         import torch
 
-        from maas_ray.training.worker import loop
+        from maas_ray.training.worker import entry, loop
 
         class Recorded(loop.Worker):  # without annotations: they would not travel
             def __init__(self, job):
@@ -60,8 +60,8 @@ def recording(directory: Path, install: Callable[[], None] = lambda: None) -> Ca
                 return one
 
         install()
-        loop.Worker = Recorded
-        return loop.train_worker(config)
+        entry.Worker = Recorded
+        return entry.train_worker(config)
 
     return train_worker
 

@@ -70,6 +70,12 @@ class Perceptron:
 
         return nn.Sequential(nn.Linear(INPUTS, 8), nn.Tanh(), nn.Linear(8, 1))
 
+    def skeleton(self, task: Task) -> Any:
+        import torch
+
+        with torch.device("meta"):
+            return self.build(task)
+
 
 def rows(count: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Stored rows; some have many tokens, some few, some none."""

@@ -83,7 +83,7 @@ def skipped(problem: str) -> str:
 def comparable_loss(position: Position) -> float | None:
     """The loss by which a run's checkpoints are compared, on the same rows for all. None: not measured, or not finite.
 
-    The last checkpoint's metrics are of all validation rows, those of the others of the first `max_rows`.
+    The last checkpoint's metrics are of more validation rows than those of the others, which are of `max_rows`.
     """
     loss = position.metrics.get(_BEST) if position.comparable_loss is None else position.comparable_loss
     return loss if loss is not None and math.isfinite(loss) else None

@@ -64,7 +64,7 @@ def take(engine: Any, rank: int, position: Position) -> Snapshot:
     import torch
 
     scratch = tempfile.TemporaryDirectory(prefix="maas-checkpoint-")
-    untrained = {layout.UNTRAINED: engine.untrained.state()}
+    untrained = {layout.UNTRAINED: engine.untrained.state(engine)}
     engine.save_checkpoint(scratch.name, tag=layout.TAG, client_state=untrained, save_latest=False)
     states = {
         Path(path).relative_to(scratch.name).as_posix(): state for path, state in engine.checkpoint_engine.taken.items()

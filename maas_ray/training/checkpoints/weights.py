@@ -59,6 +59,17 @@ def consolidated(saved: Path, order: Sequence[str] | None = None) -> dict[str, A
         ) from error
 
 
+def dtypes_in(saved: Path) -> dict[str, Any]:
+    """The dtypes by name of the weights that the engine computed with. Empty under ZeRO 3, which does not save them."""
+    from torch.utils.serialization import config
+
+    path = saved / layout.TAG / _MODEL_STATES
+    if not path.exists():
+        return {}
+    with config.patch("load.mmap", True):  # type: ignore[attr-defined]  # added when torch is imported
+        return {name: value.dtype for name, value in _load(path)["module"].items()}
+
+
 @dataclass(frozen=True)
 class _Cut:
     """A parameter inside a vector that is stored in pieces."""
@@ -161,9 +172,10 @@ def _cut_from_shards(saved: Path) -> dict[str, Any]:
     for name, shape in (first.get("frozen_param_shapes") or {}).items():
         pieces = [_exact(rank).get(name, rank["frozen_param_fragments"][name]) for rank in ranks]
         state[name] = _Cut(pieces, 0, torch.Size(shape))
-    for name, other in first["shared_params"].items():
+    # DeepSpeed does not know the names of modules that are used twice.
+    for name, other in {**(first.get(layout.UNTRAINED) or {}).get("shared", {}), **first["shared_params"]}.items():
         if other in state:
-            state[name] = state[other]
+            state.setdefault(name, state[other])
     return state
 
 

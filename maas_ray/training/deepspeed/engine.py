@@ -13,6 +13,7 @@ from maas_ray.training.deepspeed.document import zero_stage
 from maas_ray.training.deepspeed.groups import optimizer_groups
 from maas_ray.training.deepspeed.untrained import Untrained, own_values
 from maas_ray.training.deepspeed.zero3 import build_sharded
+from maas_ray.training.trainable import check_trainable
 
 _REFUSALS = (ValueError, TypeError, KeyError, AttributeError, AssertionError, NotImplementedError)
 
@@ -44,7 +45,7 @@ def build_engine(
         DeepSpeed's engine, whose `untrained` are the parameters that are not trained.
 
     Raises:
-        PreflightError: there is nothing to train.
+        PreflightError: there is nothing to train, or DeepSpeed cannot train it.
         TrainingError: DeepSpeed refuses the configuration or the network.
     """
     import deepspeed
@@ -53,7 +54,13 @@ def build_engine(
     if on_cpu:
         load_communication()  # otherwise DeepSpeed does, under a lock that a killed process leaves behind
     torch.manual_seed(seed)
-    module = build_sharded(network, task, config) if zero_stage(config) == 3 else network.build(task)
+    if zero_stage(config) == 3:
+        module = build_sharded(network, task, config)
+    else:
+        module = network.build(task)
+        check_trainable(module, config)
+        for parameter in module.parameters():
+            parameter.data = parameter.data.contiguous()  # DeepSpeed sends its bytes
     torch.manual_seed(seed + 1 + rank)
     groups = optimizer_groups(task, module, spare=spare)
     untrained = Untrained.of(module, groups)

@@ -28,11 +28,13 @@ class Untrained:
         values: exact values on the CPU, by name, of those that the engine's precision rounds. ZeRO 3: of each, this
             rank's share. Otherwise only rank 0, which saves them, has any.
         built: values while the engine is built, by name.
+        shared: further names of parameters and buffers, with the first name of each.
     """
 
     trained: list[str]
     values: dict[str, Any] = field(default_factory=dict)
     built: dict[str, Any] = field(default_factory=dict)
+    shared: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, module: "torch.nn.Module", groups: Groups) -> "Untrained":
@@ -62,7 +64,7 @@ class Untrained:
         built = {name: getattr(p, SHARE, p.data) for name, p in _untrained(module)}
         for parameter in module.parameters():
             parameter.__dict__.pop(SHARE, None)
-        return cls(trained, built=built)
+        return cls(trained, built=built, shared=_shared(module))
 
     def keep(self, engine: Any, rank: int) -> None:
         """Keep the values that the engine has rounded, and release the others."""
@@ -110,9 +112,26 @@ class Untrained:
                 if name in state:
                     buffer.copy_(state[name].contiguous())
 
-    def state(self) -> dict[str, Any]:
-        """The entry of a checkpoint."""
-        return {"trained": self.trained, "values": self.values}
+    def state(self, engine: Any) -> dict[str, Any]:
+        """The entry of a checkpoint.
+
+        Values that the network has changed, as a moving average does that it keeps in frozen parameters, are those of
+        the engine from now on.
+        """
+        import torch
+
+        for name, parameter in _untrained(engine.module):
+            value = self.values.get(name)
+            if value is not None and not torch.equal(value.to(held := _held(parameter, value)), held):
+                del self.values[name]
+        return {"trained": self.trained, "values": self.values, "shared": self.shared}
+
+
+def _shared(module: "torch.nn.Module") -> dict[str, str]:
+    """Further names of parameters and buffers that have several, with the first name of each."""
+    first: dict[int, str] = {}
+    named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    return {name: kept for name, value in named if (kept := first.setdefault(id(value), name)) != name}
 
 
 def share_of(value: "torch.Tensor", size: int, rank: int) -> "torch.Tensor":

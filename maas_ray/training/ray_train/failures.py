@@ -21,7 +21,13 @@ _MISTAKES = (
     *(TypeError, AttributeError, AssertionError, NameError, ImportError, NotImplementedError),
     *(LookupError, ArithmeticError),
 )
+AT_START = "before its first step"
+"""Note of an error before a worker's first step that may not pass: nothing but code, configuration and data made it."""
+_GPU = re.compile(r"\bcu(da|dnn|blas)|\bhip\b|out of memory", re.I)  # a process that is ending may still hold it
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
+# Their errors are neither OSError nor of a common class: object stores, HTTP, RPC, and processes of Ray.
+_CLIENTS = {"aiohttp", "aiobotocore", "azure", "botocore", "google", "grpc", "httpcore", "httpx", "ray", "urllib3"}
+_NETWORK_WORDS = re.compile(r"connection|timed? ?out|deadline|broken pipe|socket|unreachable|\bnccl\b|\bgloo\b", re.I)
 
 
 def is_permanent(failure: Any) -> bool:
@@ -29,11 +35,37 @@ def is_permanent(failure: Any) -> bool:
     cause = _platform_error(failure)
     if cause is not None:
         return isinstance(cause, _PERMANENT) or cause.code == "deepspeed_refused"
-    return isinstance(getattr(failure, "_base_exc", failure), (*_MISTAKES, InvalidError))
+    raised = getattr(failure, "_base_exc", failure)
+    at_start = AT_START in getattr(raised, "__notes__", ()) and not _GPU.search(str(raised))
+    return at_start or isinstance(raised, (*_MISTAKES, InvalidError))
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """True if an error may be gone at the next try although all its words are the same: storage, network, a process.
+
+    Args:
+        error: as a worker raises it. Its causes are lost when it is sent to another process.
+    """
+    import torch
+
+    while error is not None:
+        if isinstance(error, (OSError, EOFError, torch.distributed.DistError)):
+            return True
+        if type(error) is RuntimeError and _NETWORK_WORDS.search(str(error)):
+            return True
+        cause = getattr(error, "cause", None)  # an error in a task of Ray has it
+        if not isinstance(cause, BaseException):
+            if type(error).__module__.partition(".")[0] in _CLIENTS:
+                return True
+            cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        error = cause
+    return False
 
 
 def signatures(error: Any) -> set[tuple[str, ...]]:
     """Type, message and step of each worker's failure that says its step, for comparison with the next failure.
+
+    Workers say it unless the error may pass.
 
     Args:
         error: Ray Train's.

@@ -15,8 +15,8 @@ from maas_ray.training.ray_train.failures import translated
 from maas_ray.training.ray_train.process import environment, interruptible, watched
 from maas_ray.training.runs.record import TrainingRun
 from maas_ray.training.validation.validator import Validator
+from maas_ray.training.worker.entry import train_worker
 from maas_ray.training.worker.job import Job, worker_environment
-from maas_ray.training.worker.loop import train_worker
 
 Resources = dict[str, float]
 """Amounts that each worker reserves, by Ray's name of the resource."""

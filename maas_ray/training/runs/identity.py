@@ -39,6 +39,8 @@ def identity_of(spec: TrainSpec, fingerprint: str, *, couples_rows: bool = False
     # The interval of validations is that of checkpoints unless `validation`, which is in the spec above, has its own.
     if spec.validation_decides and spec.validation.every_steps is None:
         document["validate_every"] = spec.validate_every
+    if spec.validation.max_rows_at_end is None:  # it came after version 0.2
+        del document["spec"]["validation"]["max_rows_at_end"]
     if spares:
         document["spares"] = True
     if couples_rows:

@@ -16,9 +16,10 @@ from maas_ray.tasks import NetworkSpec
 from maas_ray.tasks.base import outcomes_of
 from maas_ray.training.checkpoints import catalog, loading
 from maas_ray.training.checkpoints.position import Position
-from maas_ray.training.checkpoints.weights import consolidated
+from maas_ray.training.checkpoints.weights import consolidated, dtypes_in
 from maas_ray.training.events import Event, in_words
 from maas_ray.training.export import optimizer_order, tied_names
+from maas_ray.training.validation.computing import compute_as
 
 
 class Validator:
@@ -88,14 +89,10 @@ class Validator:
         model = self._network.build(task)
         tied = tied_names(model)
         with storage.scratch("maas-validate-") as scratch, torch.no_grad():
-            state = consolidated(loading.fetch(uri, scratch / "saved"), optimizer_order(task, model))
+            saved = loading.fetch(uri, scratch / "saved")
+            dtypes, state = dtypes_in(saved), consolidated(saved, optimizer_order(task, model))
             for key, value in model.state_dict().items():
                 if key not in tied:
                     value.copy_(state[key].contiguous())
             del state  # it keeps the files mapped
-        for field, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
-            if position.deepspeed.get(field, {}).get("enabled"):
-                for parameter in model.parameters():  # DeepSpeed keeps buffers as they are
-                    if parameter.is_floating_point():
-                        parameter.data = parameter.data.to(dtype)
-        return model.to(self._device).eval()
+        return compute_as(model.to(self._device), position.deepspeed, dtypes).eval()

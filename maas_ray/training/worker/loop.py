@@ -35,31 +35,9 @@ from maas_ray.training.worker.rehearsal import rehearse
 from maas_ray.training.worker.report import Progress, Reporter
 from maas_ray.training.worker.saving import Saver
 from maas_ray.training.worker.step import Steps
+from maas_ray.training.worker.unsaved import Unsaved
 
 _POLL_SECONDS = 5.0
-_FINAL = {"non_finite_loss", "rehearsal_failed", "nothing_to_train", "run_differs", "storage_not_shared"}
-"""Codes of errors that no restart mends and that all ranks raise alike."""
-
-
-def train_worker(config: dict[str, Job]) -> TrainingError | None:
-    """Train from the newest whole checkpoint, or from the start, to the end.
-
-    Errors in `_FINAL`, such as a loss that is not finite, would be raised again after a restart. So they are returned,
-    not raised: Ray Train restarts workers that raise. Any other error says its step, so that it is known again.
-    """
-    worker: Worker | None = None
-    try:
-        worker = Worker(config["job"])
-        worker.run()
-    except TrainingError as error:
-        if error.code not in _FINAL:
-            raise
-        return error
-    except Exception as error:
-        if worker is not None:
-            error.add_note(f"at step {worker.step:,}")
-        raise
-    return None
 
 
 class Worker:
@@ -92,6 +70,7 @@ class Worker:
             pass
         self.ledger, self.left_out = Ledger(), Ledger()
         self.batches = Batches(job.dataset, self.ranks.device, self.spec.seed, self.rank)
+        self.unsaved = Unsaved(self.engine, job, self.batches, self.ranks)
         self.saver = Saver(
             self.engine,
             job.home,
@@ -190,9 +169,13 @@ class Worker:
         """Take steps, and report, validate and save between them, to the end of the plan or an early one."""
         total, spec = self.job.plan.total_steps, self.spec
         poll_every, polled = spec.log_every_steps, (self.position.step, self.progress.seconds)
-        for step in range(self.position.step + 1, total + 1):
+        first = self.position.step + 1
+        for step in range(first, total + 1):
             self.step = step
             self._step(step, passes)
+            if step == first:
+                self.unsaved.check()
+                self.progress.restart_window()
             ended = "every step is done" if step == total else ""
             saves, validates = spec.saves_at(step), step % spec.validate_every == 0
             if ended or saves or validates or step % spec.log_every_steps == 0:
@@ -288,15 +271,15 @@ class Worker:
     # --- validation
 
     def _validate(self, step: int, *, final: bool = False) -> dict[str, float]:
-        """Metrics of the validation split, measured in the workers; at the end of a run of all of it and of `test`."""
+        """Metrics of the validation split, measured in the workers; at the end of a run those of `test` too."""
         started = time.perf_counter()
         share_buffers(self.engine.module)
         metrics: dict[str, float] = {}
         losses: dict[str, float] = {}
         max_rows = self.spec.validation.max_rows
+        limit = self.spec.validation.max_rows_at_end if final else max_rows
         for split in ("validation", "test") if final else ("validation",):
             if self.job.dataset.meta.splits[split].rows:
-                limit = None if final else max_rows
                 measured = measure(
                     self.engine, self.job.dataset, self.batches, self.ranks, split, limit, first=max_rows
                 )
@@ -343,6 +326,7 @@ class Worker:
 
         Raises:
             NonFiniteLossError: weights are not finite, so that no run could go on from them; on every rank alike.
+            PreflightError: training has changed what a version would not hold.
         """
         began = time.perf_counter()
         if not self._finite():
@@ -350,6 +334,7 @@ class Worker:
         if ended and self.position.left_out_steps == step:
             raise NonFiniteLossError(step, math.inf, self._advice(), of="gradient norm")
         share_buffers(self.engine.module)
+        self.unsaved.check()
         name = self.saver.next_name(step)
         validate = validate and bool(self.job.validator)
         comparable = self.position.comparable_loss if metrics else None

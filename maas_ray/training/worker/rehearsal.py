@@ -22,6 +22,7 @@ from maas_ray.training.checkpoints import loading, snapshot
 from maas_ray.training.checkpoints.position import Position
 from maas_ray.training.collectives import barrier, from_first_rank
 from maas_ray.training.export import check_names, export, tied_names
+from maas_ray.training.validation.computing import autocasts, compute_as
 from maas_ray.training.worker.batches import Batches
 from maas_ray.training.worker.job import Job, Rank
 
@@ -54,9 +55,8 @@ def rehearse(engine: Any, job: Job, batches: Batches, rank: Rank, position: Posi
     """
     import torch
 
-    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
     with torch.random.fork_rng([] if rank.on_cpu else [rank.device]):
-        whole = 4 * parameters <= MAX_BYTES
+        whole = 4 * parameters_in(engine.module) <= MAX_BYTES
         problem = _whole(engine, job, batches, rank, position) if whole else _names(engine, job, rank)
     if problem := from_first_rank(problem):
         raise PreflightError(
@@ -66,11 +66,16 @@ def rehearse(engine: Any, job: Job, batches: Batches, rank: Rank, position: Posi
         )
 
 
+def parameters_in(module: Any) -> int:
+    """The number of a network's parameters. ZeRO 3 may hold them in shares."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
+
+
 def _whole(engine: Any, job: Job, batches: Batches, rank: Rank, position: Position) -> str:
     """The problem of writing, exporting and loading the engine's state, on rank 0. Empty: there is none."""
     batch = batches.any_row()
     engine.eval()
-    answers = [_answers(job, engine, batch) for _ in range(2)]
+    ours = [answers(job, engine, batch) for _ in range(2)]
     engine.train()
     uri = storage.join(job.home, from_first_rank(PREFIX + uuid.uuid4().hex[:8]))
     if rank.rank == 0:
@@ -85,12 +90,12 @@ def _whole(engine: Any, job: Job, batches: Batches, rank: Rank, position: Positi
     try:
         loaded, again = _exported(uri, job, rank)
         # In fp32, so that values drawn when a network is built show even if they are small.
-        served = [_answers(job, loaded, batch) for _ in range(2)]
-        if problem := _difference(served, _answers(job, again, batch)):
+        served = [answers(job, loaded, batch) for _ in range(2)]
+        if problem := _difference(served, answers(job, again, batch)):
             return problem
         del again
         wide = None if _exact(engine) else served[0]
-        return _difference(answers, _answers(job, _cast(loaded, engine), batch), wide)
+        return _difference(ours, answers(job, _cast(loaded, engine), batch), wide)
     except Exception as error:  # whatever the user's code raises
         return f"{type(error).__name__}: {error}"
     finally:
@@ -108,19 +113,11 @@ def _exported(uri: str, job: Job, rank: Rank) -> list[Any]:
 
 
 def _cast(model: Any, engine: Any) -> Any:
-    """A network that computes in the precision of the engine, as its weights and its autocast decide."""
-    import torch
-
-    dtypes = {name: parameter.dtype for name, parameter in engine.module.named_parameters()}
-    for name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(dtypes.get(name, parameter.dtype))
-    if engine.torch_autocast_enabled():
-        device = next(engine.module.parameters()).device.type
-        model.forward = torch.autocast(device, engine.torch_autocast_dtype())(model.forward)
-    return model
+    """A network that computes in the precision of the engine."""
+    return compute_as(model, engine.config, {name: p.dtype for name, p in engine.module.named_parameters()})
 
 
-def _answers(job: Job, model: Any, batch: dict[str, Any]) -> Outcomes:
+def answers(job: Job, model: Any, batch: dict[str, Any]) -> Outcomes:
     """A network's outcomes of a batch if the run measures any, otherwise its loss."""
     import torch
 
@@ -136,7 +133,7 @@ def _exact(engine: Any) -> bool:
     import torch
 
     wide = all(p.dtype == torch.float32 for p in engine.module.parameters() if p.is_floating_point())
-    return wide and not engine.torch_autocast_enabled()
+    return wide and not autocasts(engine.config)
 
 
 def _difference(ours: list[Outcomes], loaded: Outcomes, wide: Outcomes | None = None) -> str:

@@ -4,6 +4,8 @@ import pickle
 from typing import Any
 
 import pytest
+import ray
+import torch
 from ray.train import FailureConfig, ScalingConfig
 from ray.train.v2._internal.callbacks import BackendSetupCallback, DatasetsCallback
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
@@ -18,6 +20,7 @@ from maas_ray.training.ray_train.controller import (
     _WorthRetrying,
     would_return,
 )
+from maas_ray.training.ray_train.failures import AT_START, may_pass
 
 GONE = (
     "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker "
@@ -42,6 +45,11 @@ def test_an_error_is_told_by_its_last_line():
     assert _cause(FailedError(failures)) == "worker 1 failed (ValueError: the cause)"
 
 
+def at_start(error: Exception) -> Exception:
+    error.add_note(AT_START)
+    return error
+
+
 @pytest.mark.parametrize(
     ("failures", "returns"),
     [
@@ -53,6 +61,8 @@ def test_an_error_is_told_by_its_last_line():
         ({0: IndexError("index out of range in self")}, True),
         ({0: RuntimeError("CUDA error"), 1: RuntimeError("connection closed by peer")}, False),
         ({0: StorageError("the disk is full")}, False),
+        ({0: at_start(RuntimeError("expected scalar type BFloat16 but found Float"))}, True),
+        ({0: at_start(RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable"))}, False),
         ({0: TypeError("broken"), 1: WorkerHealthCheckFailedError("", RuntimeError(GONE))}, False),
         ({}, False),
     ],
@@ -93,3 +103,37 @@ def test_an_error_that_comes_again_at_the_same_step_ends_the_run():
     assert decisions(wrong[0], wrong[0] | gone) == [again, again]
     storage = {0: noted(StorageError("the disk is full"), 6)}
     assert decisions(storage, storage) == [again, again]
+
+
+def test_an_error_of_storage_or_of_the_network_may_pass_even_if_it_comes_again():
+    class EndpointConnectionError(Exception):
+        """Botocore's errors are no OSErrors."""
+
+    EndpointConnectionError.__module__ = "botocore.exceptions"
+
+    def raised(error: Exception, cause: Exception | None = None) -> Exception:
+        try:
+            raise error from cause
+        except Exception as caught:
+            return caught
+
+    closed = "[third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:41953"
+    for error in (
+        ConnectionResetError(104, "Connection reset by peer"),
+        TimeoutError("timed out"),
+        OSError(5, "Input/output error"),
+        EndpointConnectionError('Could not connect to the endpoint URL: "http://s3/"'),
+        torch.distributed.DistBackendError("NCCL error in: ProcessGroupNCCL.cpp:3690, remote process exited"),
+        RuntimeError(closed),
+        ray.exceptions.GetTimeoutError("Get timed out"),
+        raised(RuntimeError("the batch cannot be read"), ConnectionError("refused")),
+        ray.exceptions.RayTaskError("read", "Traceback", OSError(5, "Input/output error")),
+    ):
+        assert may_pass(error), error
+    for error in (
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied (3x4 and 5x6)"),
+        torch.cuda.OutOfMemoryError("CUDA out of memory"),
+        raised(ValueError("a label"), KeyError("x")),
+        ray.exceptions.RayTaskError("read", "Traceback", ValueError("a label")),
+    ):
+        assert not may_pass(error), error

@@ -24,6 +24,7 @@ from maas_ray.training.checkpoints import snapshot
 from maas_ray.training.checkpoints.position import Position
 from maas_ray.training.checkpoints.spec import CheckpointSpec
 from maas_ray.training.deepspeed.engine import build_engine
+from maas_ray.training.validation.validator import Validator
 from maas_ray.training.worker import rehearsal
 from maas_ray.training.worker.batches import Batches
 from maas_ray.training.worker.job import Rank
@@ -41,9 +42,8 @@ stored = {
 }
 
 
-def problem_of(kind, network, stage, precision, **changes):
-    task = image_task() if kind == "image" else text_task()
-    config = {
+def config_of(stage, precision, **changes):
+    return {
         "train_batch_size": world,
         "train_micro_batch_size_per_gpu": 1,
         "optimizer": {"type": "AdamW", "params": {"torch_adam": True}},
@@ -52,9 +52,17 @@ def problem_of(kind, network, stage, precision, **changes):
         "steps_per_print": 1 << 30,
         **changes,
     }
+
+
+def engine_of(kind, network, config):
+    task = image_task() if kind == "image" else text_task()
     engine = build_engine(network, task, config, seed=0, rank=number, on_cpu=True)
     snapshot.hold(engine)
-    dataset = weighing.dataset(task, stored[kind] | {"index": np.arange(4)})
+    return engine, weighing.dataset(task, stored[kind] | {"index": np.arange(4)})
+
+
+def problem_of(kind, network, stage, precision, **changes):
+    engine, dataset = engine_of(kind, network, config_of(stage, precision, **changes))
     home = str(directory / "run")
     job = SimpleNamespace(
         home=home, dataset=dataset, spec=SimpleNamespace(network=network, checkpoint=CheckpointSpec(retry_seconds=0))
@@ -85,6 +93,24 @@ if number == 0:
     ours, loaded, wide = seen[-1]
     assert np.array_equal(ours[0]["loss"], loaded["loss"]) and not np.array_equal(loaded["loss"], wide["loss"])
 rehearsal._difference = compare
+# The validator beside the training measures what the workers would.
+network = Llama(hidden_size=32, layers=2, heads=2)
+for precision, changes in (("fp32", {"torch_autocast": autocast}), ("bf16", {})):
+    config = config_of(1, precision, **changes)
+    engine, dataset = engine_of("text", network, config)
+    position, home = Position(step=0, workers=world, deepspeed=config), str(directory / f"validated {precision}")
+    snapshot.take(engine, number, position).write(f"{home}/step-0")
+    torch.distributed.barrier()
+    batch = dataset.task.collate({name: rows[:1] for name, rows in stored["text"].items()})
+    engine.eval()
+    with torch.no_grad():
+        ours = dataset.task.outcomes(engine, batch)
+        if number == 0:
+            validator = Validator(network, dataset, home, batch_size=1, max_rows=None, threads=1, gpu=False)
+            theirs = dataset.task.outcomes(validator._load(f"{home}/step-0", position), batch)
+            for name, values in ours.items():
+                assert np.array_equal(values, theirs[name]), (precision, name)
+    torch.distributed.barrier()
 assert "in_place" in problem_of("image", Half(channels=(8,), hidden_size=8), 1, "fp32")
 """
 

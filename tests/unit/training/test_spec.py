@@ -134,6 +134,14 @@ def test_the_default_learning_rate_follows_the_network(tmp_path: Path):
     assert filled(TrainSpec.parse(given | {"deepspeed": document}))["optimizer"]["params"]["lr"] == 0.2
 
 
+def test_the_last_validation_measures_the_rows_that_it_is_compared_on():
+    spec = parse("validation: {max_rows: 100, max_rows_at_end: 100}\n")
+    assert identity_of(spec, "fp") != identity_of(parse("validation: {max_rows: 100}\n"), "fp")
+    for fields in ("{max_rows: 100, max_rows_at_end: 99}", "{max_rows: null, max_rows_at_end: 5000}"):
+        with raises(SpecError, "range_reversed", "max_rows_at_end"):
+            parse(f"validation: {fields}\n")
+
+
 @pytest.mark.parametrize(
     ("fields", "tokens", "rows"),
     [
