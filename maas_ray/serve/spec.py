@@ -138,7 +138,7 @@ class ServingOptions(Spec):
         fitting = _GENERATING if kind == "generate" else _PREDICTING
         if self.engine not in ("auto", *fitting):
             raise DeploymentError(
-                f"engine: {self.engine} does not support this model's task; set it to auto, {', '.join(fitting)}.",
+                f"engine: {self.engine} does not support this model's task; set it to auto or {', '.join(fitting)}.",
                 code="engine_unfit",
             )
 

@@ -199,7 +199,7 @@ def _parameters(pairs: Iterable[Any], where: str) -> dict[str, Any]:
             )
         if value is None or (isinstance(value, float) and not math.isfinite(value)):
             raise RequestError(
-                f"{where}: {parameter.key!r} is {value}, which is not a value of a parameter.", param=where
+                f"{where}: {parameter.key!r} is {value}; set it to a boolean, a finite number or a string.", param=where
             )
         parameters[parameter.key] = value
     return parameters
