@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import pydantic_core
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, BeforeValidator, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from maas_ray.errors import RequestError
 
@@ -87,6 +87,18 @@ def parse_body(kind: type[_Body], document: Any) -> _Body:
         return kind.model_validate(document)
     except ValidationError as error:
         raise request_error(error) from error
+
+
+def at_most(count: int) -> BeforeValidator:
+    """Refuse a longer array before its items are validated."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, list) and len(value) > count:
+            message = "array too long. Expected an array with maximum length {count}, but got one with length {length}"
+            raise PydanticCustomError("invalid_value", message, {"count": count, "length": len(value)})
+        return value
+
+    return BeforeValidator(check)
 
 
 def request_error(error: ValidationError, within: str = "") -> RequestError:

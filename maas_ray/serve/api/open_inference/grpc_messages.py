@@ -44,6 +44,9 @@ _MESSAGES = {
     "Parameter": "string key, InferParameter value",
     "InferParameter": "bool bool_param, int64 int64_param, string string_param, double double_param, "
     "uint64 uint64_param",
+    # These two are grpc.health.v1's; on the wire, an enum is an int32.
+    "HealthCheckRequest": "string service",
+    "HealthCheckResponse": "int32 status",
     "InferTensorContents": "bool* bool_contents, int32* int_contents, int64* int64_contents, uint32* uint_contents, "
     "uint64* uint64_contents, float* fp32_contents, double* fp64_contents, bytes* bytes_contents",
 }

@@ -11,42 +11,24 @@ import errno
 import logging
 import os
 import time
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
-from maas_ray.errors import RequestError
-from maas_ray.serve.api import refusals
-from maas_ray.serve.api.middleware import CLIENT_ID_HEADER
 from maas_ray.serve.api.model_calls import ModelCalls
 from maas_ray.serve.api.open_inference import tensors as open_inference
-from maas_ray.serve.api.open_inference.grpc_messages import MESSAGES, PACKAGE, parse, to_body, to_response
+from maas_ray.serve.api.open_inference.grpc_calls import answering
+from maas_ray.serve.api.open_inference.grpc_health import Health
+from maas_ray.serve.api.open_inference.grpc_messages import MESSAGES, PACKAGE, to_body, to_response
 from maas_ray.serve.api.open_inference.shared_port import Address, claim, has_connections, leave, listening
-from maas_ray.serve.caller import Caller, authenticate
+from maas_ray.serve.caller import Caller
 from maas_ray.serve.spec import MAX_TIMEOUT_S
 
 _log = logging.getLogger("ray.serve")
 _RETRY_SECONDS = 5.0  # between attempts to use a port that another process has
 _CONNECTION_SECONDS = 10.0  # age at which a connection is asked to end, ± 10 %; its calls are finished
-_MAX_MESSAGE = 2000  # bytes of an error; clients accept 8 KB of trailers, in which a byte may take three
-_CODES = {
-    400: grpc.StatusCode.INVALID_ARGUMENT,
-    401: grpc.StatusCode.UNAUTHENTICATED,
-    403: grpc.StatusCode.PERMISSION_DENIED,
-    404: grpc.StatusCode.NOT_FOUND,
-    408: grpc.StatusCode.DEADLINE_EXCEEDED,
-    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    500: grpc.StatusCode.INTERNAL,
-    501: grpc.StatusCode.UNIMPLEMENTED,
-    503: grpc.StatusCode.UNAVAILABLE,
-    504: grpc.StatusCode.DEADLINE_EXCEEDED,
-}
 
 
 class GrpcServer:
@@ -60,7 +42,7 @@ class GrpcServer:
     """
 
     def __init__(self, models: ModelCalls, *, owner: str, message_limit: int, max_calls: int) -> None:
-        self._service = _Service(models)
+        self._models, self._service = models, _Service(models)
         self._owner, self._message_limit, self._max_calls = owner, message_limit, max_calls
         self._address: Address | None = None
         self._stop = asyncio.Event()
@@ -89,7 +71,7 @@ class GrpcServer:
     async def _serve(self, address: Address, tried: asyncio.Event, stop: asyncio.Event) -> None:
         while not stop.is_set():
             try:
-                listener = await self._start(address)
+                listener = await self._start(address, stop)
             except OSError as error:
                 problem = (
                     f"gRPC cannot listen at {address}: {error.strerror}. Set MAAS_GRPC_PORT to another port, or to 0."
@@ -109,7 +91,7 @@ class GrpcServer:
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), _RETRY_SECONDS)
 
-    async def _start(self, address: Address) -> "_Listener":
+    async def _start(self, address: Address, stop: asyncio.Event) -> "_Listener":
         claimed = claim(address, self._owner)
         server = grpc.aio.server(
             maximum_concurrent_rpcs=self._max_calls,
@@ -122,7 +104,7 @@ class GrpcServer:
                 ("grpc.keepalive_timeout_ms", 10_000),
             ],
         )
-        server.add_generic_rpc_handlers((self._service.handler(),))
+        server.add_generic_rpc_handlers((self._service.handler(), Health(self._models, stop).handler()))
         before = listening(address)
         try:
             server.add_insecure_port(str(address))
@@ -180,7 +162,7 @@ class _Service:
         }
         # On the wire one message is a stream of one. Taken as a stream, it is read and parsed inside the handler: there
         # the time to read it is limited, and an error in it becomes the client's error.
-        handlers = {name: grpc.stream_unary_rpc_method_handler(_handler(name, call)) for name, call in calls.items()}
+        handlers = {name: grpc.stream_unary_rpc_method_handler(answering(name, call)) for name, call in calls.items()}
         return grpc.method_handlers_generic_handler(f"{PACKAGE}.GRPCInferenceService", handlers)
 
     async def live(self, _: Any, caller: Caller) -> Any:
@@ -208,51 +190,3 @@ class _Service:
         route = self._models.route(request.model_name, request.model_version, caller=caller)
         answer = await self._models.infer(route, to_body(request), caller=caller)
         return to_response(answer.body, typed=not request.raw_input_contents)
-
-
-def _handler(
-    name: str, call: Callable[[Any, Caller], Awaitable[Any]]
-) -> Callable[[AsyncIterator[bytes], grpc.aio.ServicerContext], Awaitable[bytes]]:
-    """The counterpart of HTTP's `EdgeMiddleware`: a handler from bytes to bytes, whose errors become statuses.
-
-    When the client leaves, or its deadline passes, gRPC cancels the handler, and with it everything that it awaits.
-    """
-
-    async def handler(_: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
-        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-        request_id = uuid.uuid4().hex
-        client_id = metadata.get(CLIENT_ID_HEADER) or metadata.get("x-request-id", "")
-        trailers = [("x-request-id", request_id), *([(CLIENT_ID_HEADER, client_id)] if client_id else [])]
-        try:
-            caller = authenticate(metadata)
-            request = parse(f"{name}Request", await _read(context))
-            answer: bytes = (await call(request, caller)).SerializeToString()
-        except RequestError as error:
-            refusal = copy(error)  # as in `EdgeMiddleware`
-        except Exception:
-            _log.exception("%s failed, request %s (%s)", name, request_id, client_id)
-            refusal = refusals.internal_error(request_id)
-        else:
-            context.set_trailing_metadata(tuple(trailers))
-            return answer
-        if refusal.status in (429, 503):
-            trailers.append(("grpc-retry-pushback-ms", str(refusals.RETRY_AFTER_S * 1000)))
-        context.set_trailing_metadata(tuple(trailers))
-        # Not `abort`, which would create a cycle of references too.
-        context.set_code(_CODES.get(refusal.status, grpc.StatusCode.UNKNOWN))
-        context.set_details(refusal.message.encode()[:_MAX_MESSAGE].decode(errors="ignore"))
-        return b""
-
-    return handler
-
-
-async def _read(context: grpc.aio.ServicerContext) -> bytes:
-    try:
-        async with asyncio.timeout(refusals.BODY_SECONDS):
-            message = await context.read()
-    except TimeoutError as error:
-        raise refusals.body_too_slow() from error
-    if message is grpc.aio.EOF:
-        raise RequestError("The call does not contain a message.", code="invalid_message")
-    data: bytes = message
-    return data

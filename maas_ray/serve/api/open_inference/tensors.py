@@ -8,7 +8,7 @@ A gateway forwards a body unread, and it is parsed on the model's replica. Knows
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import ConfigDict, Field, ValidationError
@@ -70,11 +70,25 @@ class InferBody:
         return memoryview(self.data)[len(self.data) if self.json_length is None else self.json_length :]
 
 
+HINTS = frozenset(
+    {
+        *("priority", "timeout", "sequence_id", "sequence_start", "sequence_end"),
+        *("content_type", "headers", "triton_enable_empty_final_response"),
+    }
+)
+"""Parameters of a request on which no answer depends here. Clients of Triton and KServe send them of their own accord.
+
+A model whose own parameter has such a name gets it.
+"""
+# MLServer's names for data that is sent as it is. Others, such as base64, would say that it is encoded once more.
+_Plain = Literal["np", "pd", "str", "hg_str"]
+
 _Size = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class InputParameters(Body):
     binary_data_size: _Size | None = None
+    content_type: _Plain | None = None
 
 
 class InputTensor(Body):
@@ -87,6 +101,7 @@ class InputTensor(Body):
 
 class ChoiceParameters(Body):
     binary_data: bool | None = None
+    content_type: _Plain | None = None
 
 
 class OutputChoice(Body):
@@ -154,7 +169,9 @@ def parse_infer(
         document = InferDocument.model_validate(parse_json(body.document))
     except ValidationError as error:
         raise _request_error(error) from error
-    extra = document.parameters.model_extra or {} if document.parameters else {}
+    extra = dict(document.parameters.model_extra or {}) if document.parameters else {}
+    for hint in HINTS.intersection(extra).difference(parameters):
+        del extra[hint]
     unknown = [name for name in extra if name not in parameters]
     if unknown:
         raise RequestError(
@@ -242,8 +259,11 @@ def _array(tensor: InputTensor, raw: memoryview | None, spec: TensorSpec, where:
             param=f"{where}.datatype",
             code="tensor_datatype",
         )
-    fits = len(tensor.shape) == len(spec.shape) and all(
-        want in (-1, have) for want, have in zip(spec.shape, tensor.shape, strict=True)
+    # Clients send a column as rows of one value, because Triton's own models have no tensor of rank 1.
+    column = len(spec.shape) == 1 and len(tensor.shape) == 2 and tensor.shape[1] == 1
+    shape = tensor.shape[:1] if column else tensor.shape
+    fits = len(shape) == len(spec.shape) and all(
+        want in (-1, have) for want, have in zip(spec.shape, shape, strict=True)
     )
     if not fits:
         raise RequestError(
@@ -268,7 +288,7 @@ def _array(tensor: InputTensor, raw: memoryview | None, spec: TensorSpec, where:
             param=f"{where}.data",
             code="tensor_shape",
         )
-    return values.reshape(tensor.shape)
+    return values.reshape(shape)
 
 
 # --- answers ---------------------------------------------------------------------------------------

@@ -8,11 +8,12 @@ replica, which knows its engine. Knows nothing of Serve.
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from maas_ray.bodies import Body
 from maas_ray.errors import RequestError
+from maas_ray.serve.api.validation import at_most
 from maas_ray.serve.text.json_schema import ANY_OBJECT
 from maas_ray.serve.text.types import SamplingParams, TextRequest
 from maas_ray.tasks.text.messages import canonical_chat, canonical_tools
@@ -66,18 +67,6 @@ _HARMLESS = {
 _NOTES = {"id", "index", "annotations", "cache_control", "parsed", "parsed_arguments"}
 
 
-def _at_most(count: int) -> BeforeValidator:
-    """Refuse a longer array before its items are validated."""
-
-    def check(value: Any) -> Any:
-        if isinstance(value, list) and len(value) > count:
-            message = "array too long. Expected an array with maximum length {count}, but got one with length {length}"
-            raise PydanticCustomError("invalid_value", message, {"count": count, "length": len(value)})
-        return value
-
-    return BeforeValidator(check)
-
-
 class StreamOptions(Body):
     include_usage: bool = False
     include_obfuscation: bool | None = None
@@ -127,9 +116,9 @@ class ToolCall(_Item):
 
 class Message(_Item):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[ContentPart], _at_most(MAX_PARTS)]
+    content: str | Annotated[list[ContentPart], at_most(MAX_PARTS)]
     name: str | None = None
-    tool_calls: Annotated[list[ToolCall], _at_most(MAX_TOOLS), Field(min_length=1)] | None = None
+    tool_calls: Annotated[list[ToolCall], at_most(MAX_TOOLS), Field(min_length=1)] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
 
@@ -344,12 +333,12 @@ class CompletionBody(_TextBody):
 class ChatBody(_TextBody):
     """`POST /v1/chat/completions`"""
 
-    messages: Annotated[list[Message], _at_most(MAX_MESSAGES), Field(min_length=1)]
+    messages: Annotated[list[Message], at_most(MAX_MESSAGES), Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[Tool], _at_most(MAX_TOOLS)] | None = None
+    tools: Annotated[list[Tool], at_most(MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
 

@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2
 from maas_ray.errors import RequestError
 from maas_ray.serve.api import refusals
 from maas_ray.serve.api.model_calls import Answer
-from maas_ray.serve.api.open_inference import grpc_server
+from maas_ray.serve.api.open_inference import grpc_calls
 from maas_ray.serve.api.open_inference.tensors import InferBody
 from maas_ray.serve.caller import Caller
 from maas_ray.serve.routes import Route
@@ -66,7 +66,7 @@ def test_each_call_has_a_request_id(port: int, client: triton.InferenceServerCli
 def test_the_caller_is_determined_from_metadata_and_goes_with_every_call(
     here: Here, port: int, client: triton.InferenceServerClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grpc_server, "authenticate", lambda metadata: Caller(id=metadata["x-user"], kind="test"))
+    monkeypatch.setattr(grpc_calls, "authenticate", lambda metadata: Caller(id=metadata["x-user"], kind="test"))
     with stub(port) as ask:
         ask.ModelInfer(typed(), metadata=[("x-user", "anna"), ("x-binary-bin", b"\0")])
     assert here.models.callers == {"route": Caller("anna", "test"), "infer": Caller("anna", "test")}
@@ -134,7 +134,7 @@ def test_mistakes_of_a_grpc_client_are_named(port: int, client: triton.Inference
     short = typed(x={"fp32_contents": [1]})
     elsewhere = typed(x={"fp64_contents": [1, 2]})
     unknown, zero = typed(), typed()
-    unknown.parameters["priority"].uint64_param = 1
+    unknown.parameters["classification"].uint64_param = 1
     zero.inputs[0].datatype = "FP8"
     shaped = typed()
     shaped.inputs[0].shape[:] = [-1, 2]
@@ -144,7 +144,7 @@ def test_mistakes_of_a_grpc_client_are_named(port: int, client: triton.Inference
             (one, "raw_input_contents: 1 tensors for 2 inputs"),
             (short, "1 elements"),
             (elsewhere, "inputs[0].contents: fp64_contents"),
-            (unknown, "priority"),
+            (unknown, "classification"),
             (zero, "'FP8'"),
             (shaped, "inputs[0].shape"),
             (service_pb2.ModelInferRequest(model_name="sums"), "inputs"),

@@ -77,7 +77,7 @@ def test_infer_answers_with_json_tensors(call: Call) -> None:
         (tensors(extra=1), "invalid_value", "inputs[0].extra"),
         (tensors(parameters={"binary_data_size": 5}), "tensor_data", "inputs[0]"),
         (tensors(parameters={"classification": 5}), "invalid_value", "inputs[0].parameters.classification"),
-        (tensors() | {"parameters": {"priority": 5}}, "unknown_parameter", "parameters.priority"),
+        (tensors() | {"parameters": {"classification": 5}}, "unknown_parameter", "parameters.classification"),
         (tensors() | {"outputs": [{"name": "z"}]}, "unknown_tensor", "outputs: 'z'"),
         (tensors() | {"id": 5}, "invalid_value", "'id'"),
         ({"inputs": tensors()["inputs"][:1]}, "missing_required_parameter", "word"),
