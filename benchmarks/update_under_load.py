@@ -12,6 +12,12 @@ The same small image classifier, one replica, behind the same HAProxy:
     back     to the version before
     zero     no requests until no replica is left; then all clients at once
 
+An autoscaled endpoint that has grown from 1 to 3 replicas, as it is (kept) and as Serve treats `initial_replicas` that
+are the minimum at every submission (reset). A single replica refuses some of its clients:
+
+    live     another `request_timeout_s`, which running replicas take
+    promote  another version
+
 Clients ask without pause while an update runs and for `--settle` seconds after it. A request failed that was
 not answered with 200 within 60 s. The stall is the longest time in which none was answered; for `zero`, the
 longest that one waited. Plain Serve tries a constructor 20 times before it gives up; here 3 times, as the other.
@@ -25,10 +31,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -37,7 +44,9 @@ from maas_ray import DeploySpec, Registry, cluster, deploy, promote, rollback
 from maas_ray.errors import DeploymentError
 from maas_ray.registry.bundle import BundleMeta, Lineage, publish_bundle
 from maas_ray.registry.versions import ModelVersion
+from maas_ray.serve.deployment import rollout
 from maas_ray.serve.deployment import serve_control as control
+from maas_ray.serve.deployment.verbs import Endpoint
 from maas_ray.settings import Settings
 from maas_ray.tasks.vision.classification import ImageClassificationSpec
 from maas_ray.tasks.vision.networks import Cnn
@@ -46,6 +55,7 @@ BODY = json.dumps(
     {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 8, 8, 1], "data": [7] * 64}]}
 ).encode()
 IDLE_S, ASK_S = 2.0, 60.0
+GROWN, ONGOING = 3, 2  # replicas; requests that each answers at once
 
 
 def register(settings: Settings, number: int) -> ModelVersion:
@@ -100,6 +110,51 @@ class Maas:
 
     def application(self) -> str:
         return next(name for name in control.applications() if name.startswith("model-"))
+
+
+class Grown:
+    """An endpoint with three replicas, each of which answers `ONGOING` requests at once and lets as many wait."""
+
+    def __init__(self, settings: Settings, versions: list[ModelVersion], name: str) -> None:
+        self._settings, self._versions, self._name = settings, versions, name
+        self.grow()
+        url = self._deploy().url
+        self.url = f"{url}/v2/models/{name}/infer"
+
+    def grow(self) -> None:
+        """Return to the first version, with three replicas."""
+        Registry(self._settings).set_alias(self._versions[0], self._name)
+        self._deploy(scaling={"min_replicas": GROWN, "max_replicas": GROWN})
+        self._deploy()
+
+    def live(self) -> None:
+        self._deploy(request_timeout_s=250)
+
+    def promote(self) -> None:
+        promote(self._versions[1].reference, self._name, settings=self._settings)
+
+    def _deploy(self, **changes: Any) -> Endpoint:
+        spec = {
+            "version": f"shade@{self._name}",
+            "endpoint": self._name,
+            "scaling": {"min_replicas": 1, "max_replicas": GROWN},
+            "resources": {"cpus": 0.25},
+            "max_ongoing_requests": ONGOING,
+            "max_queued_requests": ONGOING,
+            "batch_wait_ms": 50,
+        }
+        return deploy(DeploySpec.parse(spec | changes), settings=self._settings)
+
+
+@contextmanager
+def reset_replicas() -> Iterator[None]:
+    """Begin with the minimum of replicas at every submission."""
+    kept = rollout._first_replicas
+    rollout._first_replicas = lambda scaling, *_: max(1, scaling.min_replicas)
+    try:
+        yield
+    finally:
+        rollout._first_replicas = kept
 
 
 class Model:
@@ -255,6 +310,14 @@ def compare(settings: Settings, clients: int, settle: float) -> int:
         seen = from_zero(side, clients)
         print(f"zero  {name:6} {seen.failed:4} of {len(seen.took):6} requests failed   longest {max(seen.took):6.2f} s")
         failed += seen.failed if name == "maas" else 0
+    endpoint = Grown(settings, versions, "grown")
+    for phase in ("live", "promote"):
+        for name, behaviour in (("reset", reset_replicas), ("kept", nullcontext)):
+            endpoint.grow()
+            with behaviour():
+                seen, _ = under_load(endpoint.url, getattr(endpoint, phase), GROWN * ONGOING, settle)
+            print(f"{phase:7} {name:6} {seen.failed:4} of {len(seen.took):6} requests refused", flush=True)
+            failed += seen.failed if name == "kept" else 0
     print("kept" if not failed else "NOT kept", "(bar: no request of an endpoint fails)")
     return 1 if failed else 0
 

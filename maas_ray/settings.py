@@ -10,6 +10,7 @@
                                                       or the options themselves: {max_models: 4}
     MAAS_GRPC_PORT      8001                          port of the gateway's gRPC; 0 turns gRPC off
     MAAS_RECONCILE_SECONDS  60                    pause between unattended reconciliations; 0 reconciles on request
+    MAAS_CACHE_GB       20                            disk for fetched bundles, and for converted models
     MAAS_TRUST_REMOTE_CODE  0                         1 runs the code that datasets and bundles contain
     MAAS_VERBOSE        0                             1 shows Ray's own log lines and tracebacks of errors
 
@@ -55,6 +56,9 @@ class Settings(Spec):
     """Port of the gateway's gRPC, at the same address. 0: gRPC is off."""
     reconcile_seconds: float = Field(60, ge=0)
     """Pause between two unattended reconciliations, seconds. 0: only `maas reconcile` and `maas up` reconcile."""
+    cache_gb: float = Field(20, gt=0)
+    """Disk for bundles that this machine's replicas have fetched, GB, and as much again for converted models. The least
+    recently used ones are deleted; those in use stay, even if they are more."""
     trust_remote_code: bool = False
     """True lets the code that datasets and bundles contain run."""
     verbose: bool = False

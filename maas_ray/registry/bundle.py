@@ -9,8 +9,6 @@ Its URI is `<storage>/models/<name>/<digest>`. Weights are safetensors; nothing 
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from maas_ray.errors import CorruptError
 from maas_ray.settings import Settings
 from maas_ray.spec import Name, Spec
 from maas_ray.storage import Artifact
+from maas_ray.storage.disk_cache import Held, node_cache
 from maas_ray.tasks import Task, load_task
 from maas_ray.user_code.trust import check_carried
 
@@ -90,27 +89,18 @@ class Bundle:
     def meta(self) -> BundleMeta:
         return BundleMeta.parse(self.artifact.meta, source=self.uri)
 
-    def fetch(self, cache: Path | None = None) -> Path:
-        """The bundle in a local directory, each byte verified; one copy a node, shared by its processes.
+    def hold(self, cache: Path | None = None) -> Held:
+        """The bundle in a local directory, each byte verified; one copy a node, which stays while it is held.
 
         Args:
             cache: where copies are kept. None: `MAAS_HOME/bundles`.
         """
         cache = cache or Path(Settings.from_environment().home) / "bundles"
-        target = cache / self.digest
-        if target.is_dir():
-            return target
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".partial-") as partial:
-            self.artifact.fetch(Path(partial))
-            try:
-                os.rename(partial, target)
-            except OSError:
-                if not target.is_dir():  # else another process of this node was faster
-                    raise
-            else:
-                os.mkdir(partial)  # for the context manager to remove
-        return target
+        return node_cache(cache).get(self.digest, self.artifact.fetch)
+
+    def fetch(self, cache: Path | None = None) -> Path:
+        """See `hold`; the copy stays until this process ends."""
+        return self.hold(cache).for_ever()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every weight by name; only the heads of the files are read, and are not verified.

@@ -43,6 +43,7 @@ from maas_ray.serve.text.codec import TextCodec
 from maas_ray.serve.text.streaming import StreamedAnswer, merge_answers, stream_answer
 from maas_ray.serve.text.types import Delta, TextRequest
 from maas_ray.settings import Settings
+from maas_ray.storage.disk_cache import Held
 from maas_ray.tasks import Task
 from maas_ray.tasks.text.generation import TextGeneration
 
@@ -50,7 +51,7 @@ _log = logging.getLogger("ray.serve")
 _LONG_PROMPT = 4_000  # characters; longer prompts are tokenised in a thread
 
 
-def _fetch(uri: str, digest: str) -> tuple[Task, Path]:
+def _fetch(uri: str, digest: str) -> tuple[Task, Held]:
     """The task and the files of a bundle on this node, each byte verified."""
     bundle = open_bundle(uri)
     if bundle.digest != digest:
@@ -58,8 +59,8 @@ def _fetch(uri: str, digest: str) -> tuple[Task, Path]:
             f"the bundle at {uri} has digest {bundle.digest}, not {digest} as when it was deployed. Deploy it again.",
             code="digest_mismatch",
         )
-    directory = bundle.fetch()
-    return bundle.load_task(directory), directory
+    files = bundle.hold()
+    return bundle.load_task(files.path), files
 
 
 class _Model:
@@ -73,8 +74,8 @@ class _Model:
     """
 
     def __init__(self, uri: str, digest: str, name: str, number: str, options: ServingOptions) -> None:
-        self.task, directory = _fetch(uri, digest)
-        self.network, self.engine = network.load(self.task, directory, options)
+        self.task, self.files = _fetch(uri, digest)
+        self.network, self.engine = network.load(self.task, self.files.path, options)
         self.head, self.options = Head(model=name, version=number), options
 
 
@@ -88,11 +89,11 @@ class Generator:
 
         self.in_progress = 0  # sequences
         self._phases = {"replica": time.time()}
-        task, directory = await asyncio.to_thread(_fetch, uri, digest)
+        task, self._files = await asyncio.to_thread(_fetch, uri, digest)
         self._phases["bundle"] = time.time()
         cache = Path(Settings.from_environment().home) / "openvino"
         loop = asyncio.get_running_loop()
-        started = await asyncio.to_thread(start, task, directory, digest, options, cache=cache, loop=loop)
+        started = await asyncio.to_thread(start, task, self._files.path, digest, options, cache=cache, loop=loop)
         self._engine, self._name = started.engine, started.name
         self._phases["engine"] = time.time()
         self._codec = TextCodec(

@@ -12,20 +12,21 @@ from typing import Any
 
 from maas_ray.errors import DeploymentError
 from maas_ray.serve.engines.lora import Lora
-from maas_ray.serve.engines.openvino_convert import FACTS, MODEL, made_once
+from maas_ray.serve.engines.openvino_convert import FACTS, MODEL
+from maas_ray.storage.disk_cache import node_cache
 
 
 def with_adapter(model: Path, adapter: Path) -> Path:
     """The converted model in `model` with the adapter in `adapter`, whose directory is named by its digest.
 
+    It stays until this process ends, which is the engine's own.
+
     Raises:
         DeploymentError: the model does not have the changed weights.
     """
     method = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
-    target = model.with_name(f"{model.name}+{adapter.name}-{method}")
-    if not target.is_dir():
-        made_once(target, lambda partial: _add(model, adapter, partial))
-    return target
+    name = f"{model.name}+{adapter.name}-{method}"
+    return node_cache(model.parent).get(name, lambda partial: _add(model, adapter, partial)).for_ever()
 
 
 def _add(model: Path, adapter: Path, target: Path) -> None:

@@ -1,12 +1,11 @@
 """Conversion of a Transformers causal language model to OpenVINO, once on each node, cached by digest.
 
 The conversion runs in a process of its own (`python -m maas_ray.serve.engines.openvino_convert`): it needs Torch,
-Transformers and several times the model's memory, and a replica should keep none of them. It holds a lock while it
-works, and renames the directory last, so concurrent processes convert a model once, and nobody sees a partial result.
+Transformers and several times the model's memory, and a replica should keep none of them. The cache has a lock and
+renames the directory last, so concurrent processes convert a model once, and nobody sees a partial result.
 OpenVINO's own transformations recognise only exact patterns of operations, see `_mask` and `_stateful`.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -15,14 +14,14 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from maas_ray.errors import DeploymentError
 from maas_ray.serve.engines.processes import module_command, module_environment
+from maas_ray.storage.disk_cache import Held, node_cache
 
 MODEL, FACTS = "openvino_model.xml", "facts.json"
 _TOKENIZER, _DETOKENIZER = "openvino_tokenizer.xml", "openvino_detokenizer.xml"
@@ -43,6 +42,7 @@ class Converted:
         end_ids: tokens that end an answer, as the model says.
         token_bytes: keys and values of one token.
         spells_tokens: the tokenizer was converted too, so answers can be restricted to a JSON schema.
+        held: keeps the directory. None: something else does.
     """
 
     directory: Path
@@ -50,6 +50,7 @@ class Converted:
     end_ids: tuple[int, ...]
     token_bytes: int
     spells_tokens: bool
+    held: Held | None = None
 
     @classmethod
     def load(cls, directory: Path) -> "Converted":
@@ -79,9 +80,14 @@ def converted(directory: Path, digest: str, compression: str, *, cache: Path, th
     Raises:
         DeploymentError: the conversion failed.
     """
-    target = cache / f"{digest}-{compression}-{_method()}"
-    if target.is_dir():
-        return Converted.load(target)
+    held = node_cache(cache).get(
+        f"{digest}-{compression}-{_method()}", lambda partial: _convert_apart(directory, partial, compression, threads)
+    )
+    return replace(Converted.load(held.path), held=held)
+
+
+def _convert_apart(directory: Path, target: Path, compression: str, threads: int) -> None:
+    """Convert a model in a process of its own."""
     command = module_command("maas_ray.serve.engines.openvino_convert", str(directory), str(target), compression)
     # The end of the pipe that stays here closes when this process ends, and that ends the conversion.
     theirs, ours = os.pipe()
@@ -103,7 +109,6 @@ def converted(directory: Path, digest: str, compression: str, *, cache: Path, th
         raise DeploymentError(
             f"the conversion for OpenVINO failed (exit status {done.returncode}): {last}", code="conversion_failed"
         )
-    return Converted.load(target)
 
 
 def _method() -> str:
@@ -116,25 +121,11 @@ def main() -> None:
     """Convert the model in a directory. Arguments: the directory, the target, the compression."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        made_once(Path(sys.argv[2]), lambda partial: _convert(Path(sys.argv[1]), partial, sys.argv[3]))
+        _convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
     except Exception as error:
         traceback.print_exc()
         print(" ".join(f"{type(error).__name__}: {error}".split())[:500])  # the last line becomes the error message
         sys.exit(1)
-
-
-def made_once(target: Path, make: Callable[[Path], None]) -> None:
-    """Create a directory if it does not exist. One of several processes creates it, and nobody sees a partial one."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with (target.parent / f".{target.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel releases it however this process ends
-        if target.is_dir():
-            return
-        partial = target.with_name(f".{target.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        make(partial)
-        partial.rename(target)
 
 
 def _end_with_parent() -> None:
