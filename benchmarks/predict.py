@@ -81,7 +81,7 @@ def main() -> None:
         from maas_ray.serve.spec import ServingOptions
         from maas_ray.settings import Settings
         from maas_ray.tasks.vision.networks import Cnn
-        from tests import bundles
+        from tests.support import bundles
 
         settings, path = Settings.from_environment(), Path(directory) / "digits.parquet"
         table(path, arguments.rows)

@@ -1,5 +1,6 @@
 """Files beside the package agree with the package."""
 
+import ast
 import os
 import re
 import shutil
@@ -181,3 +182,36 @@ def test_make_explains_itself() -> None:
 
     for target in ("install", "quickstart", "test", "check", "docs", "mutants", "down", "clean", "constraints"):
         assert re.search(rf"(?m)^  make {target} +\w", out.stdout), target
+
+
+# --- benchmarks ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_a_benchmark_imports_names_that_exist(path: Path) -> None:
+    """Tests run no benchmark, so only this notices that a module has moved."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] in ("maas_ray", "tests"):
+            names = {name.name for name in node.names if not _source(f"{node.module}.{name.name}")}
+            assert names <= _names(str(node.module)), f"{path.name}:{node.lineno}"
+
+
+def _source(module: str) -> Path | None:
+    path = ROOT.joinpath(*module.split("."))
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.exists()), None)
+
+
+def _names(module: str) -> set[str]:
+    """Names that a module binds, and strings in it: a module may import its names when they are used."""
+    source = _source(module)
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))) if source else ():
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {name.asname or name.name for name in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.add(node.value)
+    return found
