@@ -1,10 +1,10 @@
 """Fitting an image task: sums over blocks in the workers, beside all images in the driver.
 
 The images lie in blocks in the object store, as `prepare` leaves them. Both ways give the same task; the driver's way
-is that of a task with a `fit` of its own. Times are medians over rounds that alternate; the driver's memory is the
-growth of its private memory while it fits.
+is that of a task with a `fit` of its own. Times are medians over rounds that alternate. The driver's own CPU time is
+what no number of workers shortens; its memory is the growth of its private memory while it fits.
 
-    python benchmarks/fit.py [--images 20000] [--blocks 16] [--cpus 2] [--rounds 3]
+    python benchmarks/fit.py [--images 4000] [--side 384] [--blocks 16] [--cpus 2] [--rounds 3]
 """
 
 import argparse
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -39,13 +40,13 @@ from maas_ray.tasks.vision.classification import ImageClassificationSpec
 from maas_ray.terminal.lines import progress
 
 
-def write_images(path: Path, count: int) -> None:
-    """JPEG files of 96×96 pixels in a table."""
+def write_images(path: Path, count: int, side: int) -> None:
+    """Square JPEG files in a table."""
     random, rows = np.random.default_rng(0), []
     for number in range(count):
-        pixels = np.kron(random.integers(0, 256, (12, 12, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
+        picture = Image.fromarray(random.integers(0, 256, (12, 12, 3), np.uint8))
         data = io.BytesIO()
-        Image.fromarray(pixels).save(data, "JPEG")
+        picture.resize((side, side), Image.Resampling.BICUBIC).save(data, "JPEG")
         rows.append({"image": data.getvalue(), "label": f"{number % 10}"})
     pq.write_table(pa.Table.from_pylist(rows), path)
 
@@ -70,17 +71,27 @@ def in_blocks(spec: TaskSpec, ordered: Blocks) -> Task:
         return global_steps.fit_task(spec, ordered, bar)
 
 
-def measured(fit: Callable[[TaskSpec, Blocks], Task], spec: TaskSpec, ordered: Blocks) -> tuple[float, float, Task]:
-    """Seconds, megabytes of private memory, and the task."""
+class Measured(NamedTuple):
+    """Seconds, the driver's CPU seconds, the megabytes by which it grew, and the task."""
+
+    seconds: float
+    cpu: float
+    memory: float
+    task: Task
+
+
+def measured(fit: Callable[[TaskSpec, Blocks], Task], spec: TaskSpec, ordered: Blocks) -> Measured:
     process = psutil.Process()
-    before, started = process.memory_full_info().uss, time.perf_counter()
+    before, started, cpu = process.memory_full_info().uss, time.perf_counter(), time.process_time()
     task = fit(spec, ordered)
-    return time.perf_counter() - started, (process.memory_full_info().uss - before) / 1e6, task
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    return Measured(seconds, cpu, (process.memory_full_info().uss - before) / 1e6, task)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--images", type=int, default=4_000)
+    parser.add_argument("--side", type=int, default=384)
     parser.add_argument("--blocks", type=int, default=16)
     parser.add_argument("--cpus", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
@@ -89,22 +100,15 @@ def main() -> None:
     ray.init(num_cpus=options.cpus, include_dashboard=False, configure_logging=False)
     with tempfile.TemporaryDirectory() as directory, quiet(0):
         path = Path(directory) / "images.parquet"
-        write_images(path, options.images)
+        write_images(path, options.images, options.side)
         ordered = ordered_blocks(spec, path, options.blocks)
         in_blocks(spec, ordered)  # starts the workers
-        seconds: dict[str, list[float]] = {"in the driver": [], "in blocks": []}
-        for _ in range(options.rounds):
-            tasks = []
-            for name, fit in (("in the driver", in_driver), ("in blocks", in_blocks)):
-                taken, memory, task = measured(fit, spec, ordered)
-                seconds[name].append(taken)
-                tasks.append(saved(task))
-                print(f"{name:<14} {taken:6.1f} s  {memory:+7.1f} MB in the driver")
-            assert tasks[0] == tasks[1], "the tasks differ"
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    print(
-        f"{options.images:,} images: in the driver ÷ in blocks = {medians['in the driver'] / medians['in blocks']:.2f}"
-    )
+        rounds = [[measured(fit, spec, ordered) for fit in (in_driver, in_blocks)] for _ in range(options.rounds)]
+    assert all(saved(one.task) == saved(other.task) for one, other in rounds), "the tasks differ"
+    print(f"{options.images:,} images of {options.side}×{options.side}, {options.cpus} CPUs")
+    for name, ways in zip(("in the driver", "in blocks"), zip(*rounds, strict=True), strict=True):
+        seconds, cpu, memory = (statistics.median(way[field] for way in ways) for field in range(3))
+        print(f"{name:<14} {seconds:6.1f} s, of the driver's CPU {cpu:6.2f} s, {memory:+6.1f} MB in the driver")
     ray.shutdown()
 
 

@@ -5,7 +5,7 @@ one block at a time, the rows that fitting reads in order.
 """
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -46,6 +46,9 @@ from maas_ray.errors import DataError
 from maas_ray.storage import FileEntry
 from maas_ray.tasks import Task
 from maas_ray.terminal.lines import say
+
+_MAX_KINDS = 10_000
+"""Kinds of errors that the driver counts."""
 
 
 @dataclass(frozen=True)
@@ -202,16 +205,21 @@ def _tally(ordered: Blocks) -> _Tally:
     outcomes: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     notes: Counter[str] = Counter()
-    examples: dict[str, list[str]] = defaultdict(list)
+    examples: dict[str, str] = {}
     for record in records(run(ordered, row_steps.tally)):
         if record["fate"] == row_steps.NOTED:
             notes[record["kind"]] += record["rows"]
             continue
         outcomes[record["fate"]] += record["rows"]
         if record["fate"] == QUARANTINED:
-            errors[record["kind"]] += record["rows"]
-            examples[record["kind"]].append(record["example"])
-    lines = [f"{count:,} × {min(examples[kind])}" for kind, count in errors.most_common(3)]
+            kind, example = record["kind"], record["example"]
+            errors[kind] += record["rows"]
+            examples[kind] = min(examples.get(kind, example), example)
+            if len(errors) > 2 * _MAX_KINDS:  # each row may have an error of its own
+                errors = Counter(dict(errors.most_common(_MAX_KINDS)))
+                examples = {kind: examples[kind] for kind in errors}
+    most = [kind for kind, _ in errors.most_common() if kind != row_steps.OTHER_ERRORS][:3]
+    lines = [f"{errors[kind]:,} × {examples[kind]}" for kind in most]
     return _Tally(outcomes, lines, notes)
 
 

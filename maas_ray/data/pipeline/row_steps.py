@@ -44,7 +44,10 @@ from maas_ray.tasks.fitting import Totals
 
 NOTED = "noted"
 """`fate` of the records in a tally that count changes by cleaning instead of rows."""
+OTHER_ERRORS = "other errors"
+"""The kind of errors beyond the most common ones."""
 _SLICE_ROWS = 1 << 10
+_MAX_KINDS = 200
 
 
 def split_counts(rows: pa.Table) -> pa.Table:
@@ -193,7 +196,10 @@ def cleaned(rows: pa.Table, steps: tuple[CleaningStep, ...], task: TaskSpec) -> 
 
 
 def tally(rows: pa.Table) -> pa.Table:
-    """Rows by outcome, and changes by cleaning. Errors that differ only in numbers are counted together."""
+    """Rows by outcome, and changes by cleaning. Errors that differ only in numbers are counted together.
+
+    If each row has an error of its own, the rarer ones are counted as one kind, so that a table stays small.
+    """
     counts: Counter[tuple[str, str]] = Counter()
     examples: dict[tuple[str, str], str] = {}
     columns = (rows[name].to_pylist() for name in ("fate", "error", "rows", "position"))
@@ -202,6 +208,11 @@ def tally(rows: pa.Table) -> pa.Table:
         counts[kind] += count
         example = f"{error} ({path}" + (f":{position})" if position else ")")
         examples[kind] = min(examples.get(kind, example), example)
+    for kind in sorted(counts, key=lambda kind: (-counts[kind], kind))[_MAX_KINDS:]:
+        other = kind[0], OTHER_ERRORS
+        counts[other] += counts.pop(kind)
+        example = examples.pop(kind)
+        examples[other] = min(examples.get(other, example), example)
     notes = Notes()
     for note in rows["notes"].drop_null().to_pylist():
         notes.update(json.loads(note))

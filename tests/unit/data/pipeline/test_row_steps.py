@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from maas_ray.data.dedup.survivors import Decisions
-from maas_ray.data.pipeline.row_steps import apply_decisions, key_ranges, settle
-from maas_ray.data.pipeline.rows import DUPLICATE, KEPT, NEAR_DUPLICATE, ROWS, SAMPLED_OUT, Packer
+from maas_ray.data.pipeline.row_steps import OTHER_ERRORS, apply_decisions, key_ranges, settle, tally
+from maas_ray.data.pipeline.rows import DUPLICATE, KEPT, NEAR_DUPLICATE, QUARANTINED, ROWS, SAMPLED_OUT, Packer
 from maas_ray.data.splits.hashing import SPLIT_BITS, sort_key
 from maas_ray.data.splits.stratify import Ends
 
@@ -101,3 +101,18 @@ def test_no_range_of_keys_spans_two_splits() -> None:
     assert {split << SPLIT_BITS for split in (1, 2, 3)} <= set(boundaries)
     assert boundaries == sorted(boundaries)
     assert len(boundaries) == 4 + 2 + 2 + 1 - 1
+
+
+def test_a_tally_stays_small_if_each_row_has_an_error_of_its_own() -> None:
+    broken = [{"fate": QUARANTINED, "error": f"{'x' * number} is not a number"} for number in range(1000)]
+    rare = [{"fate": "language: not in English", "error": ""}]
+    common = [{"fate": QUARANTINED, "error": "no header"}] * 3
+    rows = block(*(row | {"file": "a.csv", "notes": None} for row in [*broken, *rare, *common, {"error": ""}]))
+
+    records = tally(rows).to_pylist()
+    assert len(records) < 300
+    outcomes = {
+        fate: sum(row["rows"] for row in records if row["fate"] == fate) for fate in {r["fate"] for r in records}
+    }
+    assert outcomes == {QUARANTINED: 1003, "language: not in English": 1, KEPT: 1}
+    assert max(records, key=lambda row: (row["kind"] != OTHER_ERRORS, row["rows"]))["kind"] == "no header"
