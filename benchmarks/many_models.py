@@ -152,7 +152,7 @@ def compare(settings: Settings, arguments: argparse.Namespace) -> int:
     for number in range(-1, arguments.rounds):  # the first is to warm up, and is not counted
         for side, table in tables.items():
             show(table, version)
-            control.wait_for_http(url)
+            control.wait_for_http(f"{url}/v2/health/live")
             time.sleep(1)  # until the replica has the table
             asyncio.run(load(url, asked[side], 1, 2 * len(asked[side])))
             for callers in (1, 8):

@@ -113,7 +113,9 @@ def evaluated(registry: Registry, number: int, **given: object) -> ModelVersion:
     return registry.resolve(f"digits/{number}")
 
 
-def test_a_version_is_compared_with_what_another_has_on_the_same_rows(registry: Registry) -> None:
+def test_a_version_is_compared_with_what_another_has_on_the_same_rows(
+    registry: Registry, capsys: pytest.CaptureFixture[str]
+) -> None:
     evaluated(registry, 1, metrics={"f1": 0.9})
     second = evaluated(registry, 2, metrics={"f1": 0.896})
 
@@ -127,6 +129,9 @@ def test_a_version_is_compared_with_what_another_has_on_the_same_rows(registry: 
     assert not better.passed
     with raises(GateError, "gate_not_passed", "digits@champion", "digits/2", "gate f1 > champion: NOT passed"):
         pass_gates(registry, second, "champion", ["f1 >= champion - 0.005", "f1 > champion"])
+    assert capsys.readouterr().out == f"{near}\n"
+    with raises(SpecError, "gate_invalid", "f1 ? 1"):
+        judge(registry, second, "champion", ["f1 > 0", "f1 ? 1"])
 
 
 def test_the_newest_evaluation_counts_and_each_split_has_its_own(registry: Registry) -> None:
