@@ -7,7 +7,9 @@ import asyncio
 import gzip
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
@@ -24,10 +26,13 @@ from maas_ray.serve.api.open_inference.tensors import LENGTH_HEADER, InferBody
 from maas_ray.serve.api.openai import embeddings, responses, transcriptions
 from maas_ray.serve.api.openai import requests as openai
 from maas_ray.serve.api.predict import PredictBody
-from maas_ray.serve.api.validation import parse_body, parse_json
+from maas_ray.serve.api.validation import LARGE, parse_body, parse_json
 from maas_ray.serve.caller import Caller
 from maas_ray.serve.routes import Route
+from maas_ray.serve.text.types import TextRequest
 
+_Read = TypeVar("_Read")
+_PARSER = ThreadPoolExecutor(1, "bodies")
 _COMPRESSION_LEVEL = 1  # the fastest
 _COMPRESS: dict[str, Callable[[bytes, int], bytes]] = {"gzip": gzip.compress, "deflate": zlib.compress}
 
@@ -127,7 +132,7 @@ class _Endpoints:
         return JSONResponse(card | readiness)
 
     async def embeddings(self, request: Request) -> Response:
-        body = parse_body(embeddings.EmbeddingBody, await _document(request))
+        body = await _parsed(request, partial(parse_body, embeddings.EmbeddingBody))
         route = self._models.route(body.model, caller=_caller(request))
         if route.task != embeddings.TASK:
             raise _wrong_path(route)
@@ -143,11 +148,15 @@ class _Endpoints:
         self, kind: type[openai.CompletionBody] | type[openai.ChatBody], request: Request, *, chat: bool
     ) -> Response:
         caller = _caller(request)
-        body = parse_body(kind, await _document(request))
+
+        def read(document: Any) -> tuple[openai.CompletionBody | openai.ChatBody, TextRequest]:
+            body = parse_body(kind, document)
+            return body, body.request()
+
+        body, text = await _parsed(request, read)
         route = self._models.route(body.model, caller=caller)
         if route.kind != "generate":
             raise _wrong_path(route)
-        text = body.request()
         renderer = responses.Renderer(route.name, route.digest, chat=chat, n=text.n, logprobs=text.sampling.logprobs)
         if not body.stream:
             return JSONResponse(renderer.complete(await self._models.complete(route, text, caller=caller)))
@@ -222,11 +231,18 @@ async def _body(request: Request) -> bytes:
     return b"".join([piece async for piece in request.stream()])
 
 
-async def _document(request: Request) -> Any:
-    """The JSON document in the body, whose bytes are dropped."""
-    document = parse_json(await _body(request))
+async def _parsed(request: Request, read: Callable[[Any], _Read]) -> _Read:
+    """The JSON document in the body, as `read` makes of it. The bytes are dropped.
+
+    Large bodies are parsed in a thread, one at a time, so that other requests go on between the steps.
+    """
+    data = await _body(request)
+    if len(data) > LARGE:
+        parsed = await asyncio.get_running_loop().run_in_executor(_PARSER, lambda: read(parse_json(data)))
+    else:
+        parsed = read(parse_json(data))
     request.scope["body"].release()
-    return document
+    return parsed
 
 
 async def _compressed(data: bytes, accepted: str) -> tuple[bytes, dict[str, str]]:

@@ -17,6 +17,8 @@ from maas_ray.errors import RequestError
 
 _Body = TypeVar("_Body", bound=BaseModel)
 
+LARGE = 256 * 1024
+"""Bytes of a JSON body above which its parsing is worth some care."""
 _MAX_NAME = 200  # characters of a field's name that a message repeats
 _CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
 _TYPES = {

@@ -157,6 +157,18 @@ def test_large_bodies_share_a_budget_and_small_ones_need_none(size: int, monkeyp
         assert answer.headers["connection"] == "close"
 
 
+def test_a_large_body_is_parsed_beside_the_loop_and_answered_alike() -> None:
+    app = create_app(EchoAndSums(), body_limit=2_000_000)
+    text = "a" * 400_000
+    answer = send(app, "POST", "/v1/completions", json={"model": "echo", "prompt": text})
+    assert answer.json()["choices"][0]["text"] == text
+    asked = {"model": "echo", "messages": [{"role": "user", "content": text}], "n": 0}
+    refused = send(app, "POST", "/v1/chat/completions", json=asked)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
+    broken = send(app, "POST", "/v1/embeddings", content=b"[" * 400_000)
+    assert (broken.status_code, broken.json()["error"]["code"]) == (400, "invalid_json")
+
+
 def test_texts_have_a_limit_of_their_own() -> None:
     app = create_app(EchoAndSums(), body_limit=LIMIT, text_body_limit=100)
     for path, status in (("/v1/chat/completions", 413), ("/v1/completions", 413), ("/v1/embeddings", 400)):
