@@ -1,5 +1,6 @@
 """Rows on their way through a task: raw cells, stored columns, tensors of requests and answers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -82,6 +83,20 @@ class RequestRow(Body):
     """One row of a plain request, in a task's own words. Field docstrings become the API's documentation."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    @classmethod
+    def sample(cls, inputs: Sequence[TensorSpec]) -> dict[str, Any]:
+        """A row to try, as JSON: the fields with `examples`, and the required ones.
+
+        Args:
+            inputs: the tensors of the model that is to answer it.
+        """
+        plain: dict[Any, Any] = {str: "Hello", bool: False}
+        return {
+            name: field.examples[0] if field.examples else plain.get(field.annotation, 0)
+            for name, field in cls.model_fields.items()
+            if field.examples or field.is_required()
+        }
 
 
 class AnswerRow(BaseModel):

@@ -1,6 +1,7 @@
 """Endpoints, their history, and differences from the desired state, for a person or as JSON."""
 
 import json
+import shlex
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -79,20 +80,13 @@ def show_deployed(endpoint: "Endpoint") -> None:
         for adapter, version in endpoint.adapters.items():
             say(f"  {endpoint.name}:{adapter} is {version}")
         body = json.dumps({"model": endpoint.name, "prompt": "Once", "max_tokens": 32})
-        say(f"  curl {endpoint.url}/v1/completions -H 'Content-Type: application/json' -d '{body}'")
+        say(f"  curl {endpoint.url}/v1/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}")
     else:
-        say(f"  curl {_row_of(endpoint.task)} {endpoint.url}/v1/models/{endpoint.name}/predict")
-
-
-def _row_of(task: str) -> str:
-    """The arguments with which curl sends a row of a task."""
-    kind = find_task(task)
-    if kind is None:
-        return "-d '{…}'"
-    if kind.file:
-        return "-F file=@PATH"
-    row = {name: "…" for name, field in kind.request.model_fields.items() if field.is_required()}
-    return f"-d '{json.dumps(row, ensure_ascii=False)}'"
+        url = f"{endpoint.url}/v1/models/{endpoint.name}/predict"
+        row = json.dumps(endpoint.sample, ensure_ascii=False) if endpoint.sample else "{…}"
+        say(f"  curl {url} -d {shlex.quote(row)}")
+        if (kind := find_task(endpoint.task)) is not None and kind.file:
+            say(f"  curl {url} -F file=@PATH")
 
 
 def listed(settings: Settings) -> "list[Endpoint]":

@@ -7,7 +7,7 @@ table is always written from there, so two deployers cannot lose each other's ro
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -24,6 +24,8 @@ from maas_ray.serve.deployment.gateway_routes import check_gateway
 from maas_ray.serve.engines.vllm import chosen
 from maas_ray.serve.spec import GATEWAY_APP, DeploySpec
 from maas_ray.settings import Settings, exists
+from maas_ray.tasks import find_task
+from maas_ray.tasks.rows import TensorSpec
 from maas_ray.terminal.lines import say
 
 
@@ -44,6 +46,7 @@ class Endpoint:
         url: the gateway's URL. Empty: there is no gateway.
         problem: why the last deployment failed. Empty: it succeeded.
         updated: time of the record's last change.
+        sample: a row to try, in the task's own terms. Empty: not known.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Endpoint:
     url: str
     problem: str
     updated: datetime | None
+    sample: dict[str, Any] = field(default_factory=dict)
 
 
 def deploy(spec: DeploySpec, *, settings: Settings | None = None) -> Endpoint:
@@ -280,7 +284,10 @@ def _endpoint(record: Record, running: dict[str, Any], url: str, *, routed: bool
     version, task, engine, state, replicas = record.version, "", "", record.state.value, 0
     shared = record.shared if record.route is None else bool(record.route.target.shared)
     adapters: dict[str, str] = {}
+    sample: dict[str, Any] = {}
     if record.route is not None:
+        if kind := find_task(record.route.task):
+            sample = kind.request.sample([TensorSpec(**dict(tensor)) for tensor in record.route.inputs])
         version, task, engine = record.route.version, record.route.task, record.route.engine
         adapters = {adapter.name: adapter.version for adapter in record.route.adapters}
         application = running.get(record.serving_application)
@@ -305,4 +312,5 @@ def _endpoint(record: Record, running: dict[str, Any], url: str, *, routed: bool
         url=url,
         problem=record.problem,
         updated=record.updated,
+        sample=sample,
     )

@@ -43,6 +43,8 @@ class Converted:
         token_bytes: keys and values of one token.
         spells_tokens: the tokenizer was converted too, so answers can be restricted to a JSON schema.
         held: keeps the directory. None: something else does.
+        compression: compression of the weights. NNCF leaves layers in int8 that int4 does not suit, so a small model
+            that is requested in int4 may have none.
     """
 
     directory: Path
@@ -51,13 +53,21 @@ class Converted:
     token_bytes: int
     spells_tokens: bool
     held: Held | None = None
+    compression: str = "none"
 
     @classmethod
     def load(cls, directory: Path) -> "Converted":
         """The converted model in a directory."""
         facts = json.loads((directory / FACTS).read_text(encoding="utf-8"))
         spells_tokens = (directory / _DETOKENIZER).is_file()
-        return cls(directory, facts["context"], tuple(facts["end_ids"]), facts["token_bytes"], spells_tokens)
+        return cls(
+            directory,
+            facts["context"],
+            tuple(facts["end_ids"]),
+            facts["token_bytes"],
+            spells_tokens,
+            compression=facts["compression"],
+        )
 
 
 def refusal(directory: Path) -> str | None:
@@ -138,6 +148,7 @@ def _convert(directory: Path, target: Path, compression: str) -> None:
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     import openvino
     import torch
+    from openvino import Type
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
@@ -168,6 +179,9 @@ def _convert(directory: Path, target: Path, compression: str) -> None:
             smaller = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)
             mode = nncf.CompressWeightsMode.INT4_ASYM
             converted = nncf.compress_weights(converted, mode=mode, advanced_parameters=smaller)
+            if not any(node.get_element_type() in (Type.u4, Type.i4) for node in converted.get_ops()):
+                compression = "int8"
+    facts["compression"] = compression
     openvino.save_model(converted, target / MODEL, compress_to_fp16=False)
     _convert_tokenizer(directory, target)
     shutil.copy(directory / "config.json", target)

@@ -111,7 +111,9 @@ def _openvino(directory: Path, digest: str, options: ServingOptions, cache: Path
 
     base = RestartingEngine(lambda: OpenVinoEngine(model, **limits))
     engine = AdapterEngine(base, load, options.max_adapters)
-    name = "openvino" if options.compression == "none" else f"openvino {options.compression}"
+    name = "openvino" if model.compression == "none" else f"openvino {model.compression}"
+    if model.compression != options.compression:
+        name += f" (no layer suits {options.compression})"
     return Started(engine, name, model.context, model.end_ids)
 
 

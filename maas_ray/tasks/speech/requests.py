@@ -2,11 +2,17 @@
 
 from typing import Annotated, Any
 
-from pydantic import PlainValidator, WithJsonSchema
+from pydantic import Field, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from maas_ray.bodies import decoded_base64
 from maas_ray.tasks.rows import AnswerRow, RequestRow
+
+_SILENCE = (
+    "ZkxhQwAAACIQABAAAAALAAANAfQA8AAAH0Ae4Bk2cWCcfWPP6JuSCtMThAAAKCAAAAByZWZlcmVuY2UgbGliRkxBQyAxLjQuMiAyMDIyMTAyMgAA"
+    "AAD/+MQIAAQAAAD4VP/4dAgBDz+AAAAASPM="
+)
+"""One second as FLAC."""
 
 
 def _audio(value: Any) -> bytes:
@@ -28,6 +34,7 @@ class SpeechRow(RequestRow):
         bytes,
         PlainValidator(_audio),
         WithJsonSchema({"type": "string", "contentEncoding": "base64", "minLength": 1}),
+        Field(examples=[_SILENCE]),
     ]
     """A WAV, FLAC, OGG or MP3 file in base64. Any sample rate and number of channels is converted as the training clips
     were."""

@@ -8,7 +8,7 @@ held-out end that is shorter than context and horizon together gives no window; 
 Covariates, like the target, are known up to the present. Future covariates are not supported.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -190,6 +190,12 @@ class SeriesRow(RequestRow):
     values: Annotated[list[_Value | list[_Value]], Field(min_length=1)]
     """At least as many steps as the model's context, the newest last; earlier steps are ignored. A step is a number, or
     with covariates a list of the target and the covariates in their order. null is missing."""
+
+    @classmethod
+    def sample(cls, inputs: Sequence[TensorSpec]) -> dict[str, Any]:
+        """Zeros, as many as the model reads."""
+        _, steps, channels = inputs[0].shape
+        return {"values": [[0] * channels if channels > 1 else 0] * steps}
 
 
 class SeriesForecast(AnswerRow):

@@ -1,13 +1,14 @@
 """The request row of a table's model: one field for each of its columns."""
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field, create_model
 from pydantic_core import PydanticKnownError
 
 from maas_ray.tasks.cells import category, cell, number
-from maas_ray.tasks.rows import RequestRow
+from maas_ray.tasks.rows import RequestRow, TensorSpec
 from maas_ray.tasks.tables.features import TableFeatures
 
 
@@ -16,6 +17,11 @@ class TableRow(RequestRow):
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, float | str | bool | None]
+
+    @classmethod
+    def sample(cls, inputs: Sequence[TensorSpec]) -> dict[str, Any]:
+        """A zero or an empty text for each column."""
+        return {tensor.name: "" if tensor.datatype == "BYTES" else 0 for tensor in inputs}
 
 
 def _as_category(value: Any) -> Any:

@@ -52,7 +52,7 @@ class TextClassificationSpec(EncoderTaskSpec, SummedTaskSpec):
 class ClassifiedText(RequestRow):
     """A text."""
 
-    text: str = Field(min_length=1)
+    text: str = Field(min_length=1, examples=["Hello"])
     """The text to classify. If it is longer than the dataset's `max_length`, only its beginning is read."""
 
 

@@ -80,7 +80,7 @@ class FeatureExtractionSpec(EncoderTaskSpec):
 class EmbeddedText(RequestRow):
     """A text."""
 
-    text: Annotated[str, Field(min_length=1)] | None = None
+    text: Annotated[str, Field(min_length=1)] | None = Field(None, examples=["Hello"])
     """The text to embed."""
     tokens: list[Annotated[int, Field(ge=0)]] | None = None
     """Instead of `text`: ids of this model's own tokenizer, including special tokens."""

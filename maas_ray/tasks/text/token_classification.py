@@ -80,7 +80,7 @@ class TokenClassificationSpec(EncoderTaskSpec, SummedTaskSpec):
 class TaggedText(RequestRow):
     """A text, or its tokens."""
 
-    text: Annotated[str, Field(min_length=1)] | None = None
+    text: Annotated[str, Field(min_length=1)] | None = Field(None, examples=["Hello"])
     """A text, to be split into words and punctuation marks as BERT does. If training split otherwise, send `tokens`."""
     tokens: list[Annotated[str, Field(min_length=1)]] | None = None
     """The tokens, split as in training."""

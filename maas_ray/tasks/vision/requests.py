@@ -43,6 +43,7 @@ class ImageRow(RequestRow):
         WithJsonSchema(
             {"anyOf": [{"type": "string", "contentEncoding": "base64", "minLength": 1}, _PIXELS.json_schema()]}
         ),
+        Field(examples=[[[0, 255], [255, 0]]]),
     ]
     """A PNG, JPEG, WebP, GIF, BMP or TIFF file in base64, or rows of pixels: numbers, or [red, green, blue]. Any
     size and colour is converted as the training images were."""

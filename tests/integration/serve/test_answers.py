@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maas_ray import undeploy
+from maas_ray import endpoints, undeploy
 from maas_ray.errors import DeploymentError
+from maas_ray.views.endpoints import show_deployed
 from tests.support import ROOT
 from tests.support.bundles import register, save_bundle
 from tests.support.served import IMAGES, TEXT, Served, complete, image_request, put
@@ -304,6 +305,14 @@ def test_curl_sends_a_picture_and_gets_a_label(served: Served, tmp_path: Path) -
         assert answer["label"] == said["label"]
         assert answer["scores"] == pytest.approx(said["scores"], rel=1e-5)
     assert second["scores"] != pytest.approx(said["scores"], rel=1e-5)
+
+
+def test_the_suggested_command_works_as_it_is(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    (endpoint,) = [one for one in endpoints(settings=served.settings) if one.name == "img"]
+    show_deployed(endpoint)
+    command = next(line for line in capsys.readouterr().out.splitlines() if "curl" in line)
+    curl = subprocess.run(["bash", "-c", command], capture_output=True, check=True, timeout=60)
+    assert json.loads(curl.stdout)["label"] in ("dark", "light")
 
 
 def test_text_the_plain_way(served: Served) -> None:

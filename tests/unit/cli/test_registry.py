@@ -100,19 +100,29 @@ def test_an_invalid_reference_is_not_deployed(run: Run, reference: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "says"),
+    ("task", "sample", "says"),
     [
-        ("image-classification", "  curl -F file=@PATH http://h:1/v1/models/m/predict\n"),
-        ("text-generation", "  curl http://h:1/v1/completions -H"),
+        (
+            "image-classification",
+            {"image": [[0, 255]]},
+            "  curl http://h:1/v1/models/m/predict -d '{\"image\": [[0, 255]]}'\n"
+            "  curl http://h:1/v1/models/m/predict -F file=@PATH\n",
+        ),
+        (
+            "tabular-regression",
+            {"it's": 0},
+            """  curl http://h:1/v1/models/m/predict -d '{"it'"'"'s": 0}'\n""",
+        ),
+        ("text-generation", {"prompt": "Hello"}, "  curl http://h:1/v1/completions -H"),
     ],
 )
 def test_a_deployed_endpoint_is_shown_with_a_command_to_try(
-    task: str, says: str, capsys: pytest.CaptureFixture[str]
+    task: str, sample: dict, says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from maas_ray.serve.deployment.verbs import Endpoint
     from maas_ray.views.endpoints import show_deployed
 
-    show_deployed(Endpoint("m", "m/1", task, "", "serving", 1, {}, False, "http://h:1", "", None))
+    show_deployed(Endpoint("m", "m/1", task, "", "serving", 1, {}, False, "http://h:1", "", None, sample))
 
     assert says in capsys.readouterr().out
 
