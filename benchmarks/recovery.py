@@ -62,9 +62,9 @@ def ours_in(directory: str) -> Callable[[dict], Any]:
                 super().__init__(job)
                 stamp("loaded", self.position.step)
 
-            def _engine(self, config):
+            def _engine(self, config, *, spare):
                 stamp("found")
-                engine = super()._engine(config)
+                engine = super()._engine(config, spare=spare)
                 stamp("engine")
                 return engine
 
