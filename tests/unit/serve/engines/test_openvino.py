@@ -20,7 +20,10 @@ from maas_ray.serve.engines import Engine, openvino
 from maas_ray.serve.engines.openvino import OpenVinoEngine
 from maas_ray.serve.engines.openvino_convert import Converted
 from maas_ray.serve.engines.restarting import RestartingEngine
+from maas_ray.serve.text.call_schema import call_schema
 from maas_ray.serve.text.json_schema import check
+from maas_ray.serve.text.tool_calls import GRAMMAR, CallParser
+from maas_ray.serve.text.types import CallPiece
 from tests.support.engines import DIGEST, PROMPTS, TASK, Make, request, run, run_all
 from tests.support.errors import raises
 
@@ -118,6 +121,38 @@ KEPT_SCHEMAS = {
     "types": {"type": ["integer", "null"]},
 }
 SPACE = {"temperature": 1.0, "top_p": 0.9, "max_tokens": 100}
+
+
+@pytest.mark.parametrize("make", ["openvino"], indirect=True)
+def test_required_calls_follow_the_schemas_of_their_functions(engine: Engine) -> None:
+    unit = {"$defs": {"unit": {"enum": ["C", "F"]}}, "type": "object", "required": ["unit"]}
+    unit["properties"] = {"unit": {"$ref": "#/$defs/unit"}}
+    flag = {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"]}
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": parameters}}
+        for name, parameters in (("unit", unit), ("flag", flag))
+    ]
+    for names, several in ((["unit", "flag"], True), (["flag"], False)):
+        schema = call_schema(tools, names, several=several)
+        asked = [
+            request(PROMPTS[0], end_ids=(TASK.end_of_text_id,), json_schema=schema, seed=seed, **SPACE)
+            for seed in range(12)
+        ]
+        called: list[tuple[str, Any]] = []
+        for ids in run_all(engine, asked):
+            if ids[-1] == TASK.end_of_text_id:
+                parser = CallParser(GRAMMAR, names, streamed=False)
+                pieces = parser.push(TASK.tokenizer.decode(ids[:-1]), final=True)
+                assert parser.calls == len(pieces) >= 1  # nothing but calls
+                assert several or len(pieces) == 1
+                called += [
+                    (piece.name, json.loads(piece.arguments)) for piece in pieces if isinstance(piece, CallPiece)
+                ]
+        assert {name for name, _ in called} == {*names}
+        assert all(
+            arguments in ([{"unit": "C"}, {"unit": "F"}] if name == "unit" else [{"on": True}, {"on": False}])
+            for name, arguments in called
+        )
 
 
 @pytest.mark.parametrize("make", ["openvino"], indirect=True)

@@ -1,12 +1,13 @@
 """Tool calls: read from every format as its template writes it, in pieces of any size, and no text is lost."""
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from maas_ray.serve.spec import ServingOptions
 from maas_ray.serve.text.answer_parts import AnswerParser, ReasoningParser
 from maas_ray.serve.text.json_object import ObjectReader
 from maas_ray.serve.text.tool_calls import FORMATS, GRAMMAR, CallParser, format_of
@@ -97,6 +98,10 @@ def test_the_format_is_read_from_the_chat_template(name: str) -> None:
     found = format_of(ChatTemplate(TEMPLATES[name], SPECIAL))
     assert found is not None
     assert found.name == name.split(maxsplit=1)[0]
+
+
+def test_a_deployment_can_name_every_format() -> None:
+    assert set(get_args(ServingOptions.model_fields["tool_calls"].annotation)) == {"auto", "none", *FORMATS}
 
 
 def test_templates_without_calls_or_with_unknown_ones_have_no_format() -> None:
