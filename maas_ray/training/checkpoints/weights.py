@@ -138,7 +138,11 @@ def _cut_from_groups(states: Path) -> dict[str, Any]:
 
     saved = _load(states / _MODEL_STATES)
     files = zero_to_fp32.get_optim_files(str(states))
-    _, workers, ranks, paddings = zero_to_fp32.parse_optim_states(files, str(states))
+    if any(Path(file).name.startswith("bf16_") for file in files):
+        ranks, paddings = _of_bf16_optimizer(states), None
+    else:
+        _, _, ranks, paddings = zero_to_fp32.parse_optim_states(files, str(states))
+    workers = len(ranks)
     state: dict[str, Any] = dict(saved["module"])
     for group, shapes in enumerate(saved["param_shapes"]):
         pieces = [of_rank[group] for of_rank in ranks]
@@ -153,6 +157,16 @@ def _cut_from_groups(states: Path) -> dict[str, Any]:
         if other in state:
             state[name] = state[other]
     return state | _exact(saved)
+
+
+def _of_bf16_optimizer(states: Path) -> list[list[Any]]:
+    """Each rank's piece of each group, as the optimizer saves them that accumulates bf16 gradients in fp32.
+
+    DeepSpeed's own function does not read its files (`zero_to_fp32` looks for a ZeRO stage in them).
+    """
+    files = sorted(states.glob("bf16_*_optim_states.pt"), key=_rank)
+    optimizers = [_load(file)["optimizer_state_dict"] for file in files]
+    return [list(optimizer["single_partition_of_fp32_groups"]) for optimizer in optimizers]
 
 
 def _cut_from_shards(saved: Path) -> dict[str, Any]:

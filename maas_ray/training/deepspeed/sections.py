@@ -28,6 +28,8 @@ _UNUSABLE: dict[FieldPath, tuple[Any, str]] = {
     ("curriculum_learning", "enabled"): (False, _NEEDS_OTHER_CODE),
     ("progressive_layer_drop", "enabled"): (False, _NEEDS_OTHER_CODE),
     ("hybrid_engine", "enabled"): (False, "it generates while it trains, which needs code of its own"),
+    ("zero_optimization", "legacy_stage1"): (False, "DeepSpeed has removed it"),
+    ("checkpoint", "writer"): (None, "this platform writes the checkpoints"),
     ("amp", "enabled"): (False, "it needs NVIDIA's apex; use bf16 or fp16"),
 }
 """Field: the largest value that changes nothing, and the reason why others cannot be used."""

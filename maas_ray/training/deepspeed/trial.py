@@ -10,6 +10,7 @@ from typing import Any
 
 from maas_ray.errors import Problem
 from maas_ray.training.deepspeed.schedule import MAX_LEAD
+from maas_ray.training.trainable import updates_copies
 
 MOST_STEPS = 1_000
 _ERRORS = (TypeError, ValueError, AssertionError, KeyError, AttributeError, ArithmeticError, RuntimeError)
@@ -60,6 +61,8 @@ def _optimizer(config: dict[str, Any]) -> Any:
         kind: Any = torch.optim.AdamW if name.lower() == "adamw" or own.get("adam_w_mode", True) else torch.optim.Adam
         params.pop("fused", None)  # it looks at the device
     elif name.lower() == "adagrad":
+        if _offloads(config):
+            return None
         kind = torch.optim.Adagrad
     elif name.lower() in DEEPSPEED_OPTIMIZERS:
         if name.lower().startswith("mu") and name.lower() != "muon" and find_spec("mup") is None:
@@ -69,6 +72,11 @@ def _optimizer(config: dict[str, Any]) -> Any:
         kind = _class_of(torch.optim, name, DEEPSPEED_OPTIMIZERS)
     _check_names(kind, params)
     optimizer = kind([torch.nn.Parameter(torch.zeros(1))], **params)
+    if optimizer.state and updates_copies(config):
+        raise ValueError(
+            "it makes its state when it is built, for parameters that DeepSpeed replaces by copies under ZeRO and in "
+            "16 bits. Use `precision: fp32` and zero_optimization.stage 0, or another optimizer"
+        )
     untested = config.get("zero_optimization", {}).get("stage") and type(optimizer) not in ZERO_SUPPORTED_OPTIMIZERS
     if untested and not config.get("zero_allow_untested_optimizer"):
         raise ValueError('DeepSpeed has not tested it with ZeRO; write "zero_allow_untested_optimizer": true to use it')
@@ -79,8 +87,7 @@ def _compiled(name: str, config: dict[str, Any]) -> Any:
     """The class of an optimizer that DeepSpeed compiles when it is made."""
     from deepspeed.ops import adam, lamb, lion
 
-    zero = config.get("zero_optimization", {})
-    offloaded = (zero.get("offload_optimizer") or {}).get("device") in ("cpu", "nvme") or zero.get("cpu_offload")
+    zero, offloaded = config.get("zero_optimization", {}), _offloads(config)
     if name == "lamb":
         return lamb.FusedLamb
     if name == "lion":
@@ -88,6 +95,12 @@ def _compiled(name: str, config: dict[str, Any]) -> Any:
     if not offloaded:
         return adam.FusedAdam
     return adam.ZenFlowCPUAdam if zero.get("zenflow") else adam.DeepSpeedCPUAdam
+
+
+def _offloads(config: dict[str, Any]) -> bool:
+    """True if the optimizer's state is in the memory of the host."""
+    zero = config.get("zero_optimization", {})
+    return bool((zero.get("offload_optimizer") or {}).get("device") in ("cpu", "nvme") or zero.get("cpu_offload"))
 
 
 def _class_of(module: Any, name: str, others: Iterable[str]) -> Any:
@@ -121,7 +134,13 @@ def _scheduler(config: dict[str, Any], optimizer: Any) -> Any:
 
     name = config["scheduler"]["type"]
     kind = getattr(lr_schedules, name, None) if name in lr_schedules.VALID_LR_SCHEDULES else None
-    kind = kind or _class_of(torch.optim.lr_scheduler, name, lr_schedules.VALID_LR_SCHEDULES)
+    if kind is None:
+        kind = _class_of(torch.optim.lr_scheduler, name, lr_schedules.VALID_LR_SCHEDULES)
+        if updates_copies(config):
+            raise ValueError(
+                "Torch's schedulers take Torch's optimizers alone, which DeepSpeed wraps under ZeRO and in 16 bits. "
+                f"Use {', '.join(lr_schedules.VALID_LR_SCHEDULES)}, or `precision: fp32` and zero_optimization.stage 0"
+            )
     params = config["scheduler"].get("params", {})
     _check_names(kind, params)
     return kind(optimizer, **params)

@@ -154,6 +154,8 @@ class Attendant(ControllerCallback, ReportCallback):  # type: ignore[misc]
     def _say_waiting(self) -> None:
         if not self._waiting:
             self._waiting = True
+            if self._validator and self._spec.validation.place == "auto":
+                ray.kill(self._validator)  # another training's workers or this one's may wait for its room
             each = ", ".join(f"{amount:g} {name}" for name, amount in self._each.items())
             free = ray.available_resources()
             now = ", ".join(f"{free.get(name, 0.0):g} {name}" for name in self._each)

@@ -21,6 +21,23 @@ from maas_ray.training.events import Event, in_words
 from maas_ray.training.export import optimizer_order, tied_names
 from maas_ray.training.validation.computing import compute_as
 
+_READY_SECONDS = 60.0
+
+
+def runs(validator: Any) -> bool:
+    """True if the actor runs. Otherwise it is ended: two trainings could each hold the room that the other waits for.
+
+    Args:
+        validator: handle of a `Validator` actor.
+    """
+    import ray
+
+    try:
+        return bool(ray.get(validator.ready.remote(), timeout=_READY_SECONDS))
+    except ray.exceptions.RayError:  # it is dead, or still waits for room
+        ray.kill(validator)
+        return False
+
 
 class Validator:
     """The body of an actor that measures checkpoints of a run.
@@ -52,6 +69,10 @@ class Validator:
         self._batch_size, self._max_rows, self._device = batch_size, max_rows, torch.device("cuda" if gpu else "cpu")
         if not gpu:
             torch.set_num_threads(threads)
+
+    def ready(self) -> bool:
+        """True; answers when the process runs."""
+        return True
 
     def measure(self, name: str, events: Any) -> dict[str, float]:
         """Metrics of a checkpoint on the validation split; they are also stored in its directory.

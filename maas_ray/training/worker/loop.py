@@ -26,6 +26,7 @@ from maas_ray.training.feed import EPOCH, batches
 from maas_ray.training.hyperparameters import count_of_workers
 from maas_ray.training.plan import Ledger
 from maas_ray.training.validation.early_stopping import judge
+from maas_ray.training.validation.validator import runs
 from maas_ray.training.worker.advice import advice
 from maas_ray.training.worker.ahead import Ahead
 from maas_ray.training.worker.batches import Batches, Pass
@@ -70,6 +71,7 @@ class Worker:
             pass
         self.ledger, self.left_out = Ledger(), Ledger()
         self.batches = Batches(job.dataset, self.ranks.device, self.spec.seed, self.rank)
+        self.validator = self._validator()
         self.unsaved = Unsaved(self.engine, job, self.batches, self.ranks)
         self.saver = Saver(
             self.engine,
@@ -196,7 +198,7 @@ class Worker:
             if ended:
                 metrics = self._validate(step, final=True)
                 self._collect()
-            elif validates and not self.job.validator:
+            elif validates and not self.validator:
                 metrics = self._validate(step)
             if ended or saves:
                 self._save(step, ended, metrics, validate=validates and not ended)
@@ -293,6 +295,16 @@ class Worker:
         self.progress.restart_window()
         return metrics
 
+    def _validator(self) -> Any:
+        """The actor that measures beside the training. None, on every rank alike: there is none, or no room for it."""
+        validator = self.job.validator
+        if not validator or self.spec.validation.place == "beside":
+            return validator
+        if from_first_rank(self.rank == 0 and runs(validator)):
+            return validator
+        self._say("the cluster has no room for validation beside the training; the workers validate")
+        return None
+
     def _collect(self) -> None:
         """Collect the last validation beside the training; wait for it if it is not finished."""
         import ray
@@ -303,7 +315,7 @@ class Worker:
         started = time.perf_counter()
         self.saver.wait()
         metrics = {}
-        if self.rank == 0 and self.job.validator:  # there may be no room for one any more
+        if self.rank == 0 and self.validator:  # there may be no room for one any more
             try:
                 metrics = ray.get(self.job.validator.measure.remote(name, self.job.events))
             except ray.exceptions.RayError as error:
@@ -336,7 +348,7 @@ class Worker:
         share_buffers(self.engine.module)
         self.unsaved.check()
         name = self.saver.next_name(step)
-        validate = validate and bool(self.job.validator)
+        validate = validate and bool(self.validator)
         comparable = self.position.comparable_loss if metrics else None
         standing = {"step": step, "metrics": metrics, "comparable_loss": comparable, "ended": ended}
         standing |= {"seconds": self.progress.seconds}

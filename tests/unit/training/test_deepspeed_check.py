@@ -60,6 +60,8 @@ def test_a_section_that_deepspeed_would_ignore_is_refused(name: str):
         ({"progressive_layer_drop": {"enabled": True, "theta": 0.5}}, "progressive_layer_drop.enabled"),
         ({"curriculum_learning": {"enabled": True}}, "curriculum_learning.enabled"),
         ({"amp": {"enabled": True}}, "amp.enabled"),
+        ({"zero_optimization": {"stage": 1, "legacy_stage1": True}}, "zero_optimization.legacy_stage1"),
+        ({"checkpoint": {"writer": {"type": "fast"}}}, "checkpoint.writer"),
     ],
 )
 def test_sections_that_networks_here_cannot_follow_are_refused(document: dict[str, object], named: str):
@@ -76,7 +78,12 @@ def test_sections_without_effect_are_named():
     assert [line.split()[0] for line in named] == ["deepspeed.data_efficiency", "deepspeed.activation_checkpointing"]
     # Public documents have these: a comment, and fields of other programs.
     document: dict[str, Any] = {"_comment": "ours", "log": {"steps_per_print": 1}, "gradient_checkpointing": True}
-    used = {"prescale_gradients": False, "data_types": {"grad_accum_dtype": "fp32"}, "comms_logger": {"enabled": False}}
+    used: dict[str, Any] = {"zero_optimization": {"stage": 1}}
+    used |= {
+        "prescale_gradients": False,
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "comms_logger": {"enabled": False},
+    }
     unread = check_with_deepspeed(filled(parse(**document, **used)))
     assert [line.split()[0] for line in without_effect(document | used, unread)] == [
         "deepspeed.log",
@@ -101,6 +108,9 @@ def test_values_of_another_type_are_refused(document: dict[str, object], named: 
         parse(**document)
 
 
+UNSHARDED = {"zero_optimization": {"stage": 0}}
+
+
 @pytest.mark.parametrize(
     ("document", "named"),
     [
@@ -118,6 +128,8 @@ def test_values_of_another_type_are_refused(document: dict[str, object], named: 
             {"optimizer": {"type": "SGD", "params": {"lr": 0.1}}, "zero_optimization": {"stage": 1}},
             "untested_optimizer",
         ),
+        ({"optimizer": {"type": "Adagrad", "params": {"lr": 0.1}}}, "Adagrad"),
+        ({"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}, **UNSHARDED}, "grad_accum_dtype"),
     ],
 )
 def test_an_optimizer_or_a_scheduler_that_cannot_be_made_is_refused(document: dict[str, object], named: str):
@@ -125,14 +137,28 @@ def test_an_optimizer_or_a_scheduler_that_cannot_be_made_is_refused(document: di
         check_with_deepspeed(filled(parse(**document)))
 
 
+def test_adagrad_is_taken_where_deepspeed_keeps_the_parameters_that_it_was_made_for():
+    document = {"optimizer": {"type": "Adagrad", "params": {"lr": 0.1}}}
+    check_with_deepspeed(filled(parse("precision: fp32\n", **document, **UNSHARDED)))
+    offloaded = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+    check_with_deepspeed(filled(parse(**document, **offloaded)))
+
+
 def test_optimizers_and_schedulers_of_torch_are_taken():
     document = {
         "optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}},
         "scheduler": {"type": "StepLR", "params": {"step_size": 3}},
-        "zero_allow_untested_optimizer": True,
-        "zero_optimization": {"stage": 1},
+        **UNSHARDED,
     }
-    check_with_deepspeed(filled(parse(**document)))
+    check_with_deepspeed(filled(parse("precision: fp32\n", **document)))
+
+
+@pytest.mark.parametrize("fields", ["precision: fp32\n", "precision: bf16\n"])
+def test_a_scheduler_of_torch_is_refused_where_deepspeed_wraps_the_optimizer(fields: str):
+    document = {"scheduler": {"type": "StepLR", "params": {"step_size": 3}}}
+    stage = {"zero_optimization": {"stage": 1 if "fp32" in fields else 0}}
+    with raises(SpecError, "deepspeed_refused", "StepLR", "WarmupLR"):
+        check_with_deepspeed(filled(parse(fields, **document, **stage)))
 
 
 def test_a_schedule_that_ends_before_the_run_is_refused():
@@ -154,7 +180,7 @@ def test_a_schedule_that_ends_before_the_run_is_refused():
 )
 def test_a_schedule_that_fails_or_ends_in_a_step_of_the_run_is_refused(scheduler: dict[str, object], named: str):
     with raises(SpecError, "deepspeed_refused", scheduler["type"], named):
-        check_with_deepspeed(filled(parse(scheduler=scheduler)), 30)
+        check_with_deepspeed(filled(parse("precision: fp32\n", scheduler=scheduler, **UNSHARDED)), 30)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 30])
