@@ -259,22 +259,26 @@ def test_a_training_metric_is_compared_only_with_an_evaluation_of_as_many_rows(r
 
 
 @pytest.mark.parametrize(
-    ("ended", "most", "rows"),
+    ("ended", "fields", "rows"),
     [
-        ("every step is done", 100, {"validation": 300, "test": 200}),
-        ("", 100, {"validation": 100}),
-        ("", 400, {"validation": 300}),
-        ("", None, {"validation": 300}),
+        ("every step is done", {"max_rows": 100}, {"validation": 300, "test": 200}),
+        ("every step is done", {"max_rows": 100, "max_rows_at_end": 250}, {"validation": 250, "test": 200}),
+        ("", {"max_rows": 100}, {"validation": 100}),
+        ("", {"max_rows": 400}, {"validation": 300}),
+        ("", {}, {"validation": 300}),
     ],
 )
-def test_a_version_says_how_many_rows_its_training_measured(ended: str, most: int | None, rows: dict[str, int]) -> None:
+def test_a_version_says_how_many_rows_its_training_measured(
+    ended: str, fields: dict[str, int], rows: dict[str, int]
+) -> None:
     from types import SimpleNamespace
 
     from maas_ray.training.checkpoints.position import Position
     from maas_ray.training.finish import _measured_rows
+    from maas_ray.training.validation.spec import ValidationSpec
 
     sizes = {"validation": SimpleNamespace(rows=300), "test": SimpleNamespace(rows=200)}
-    spec = SimpleNamespace(validation=SimpleNamespace(max_rows=most))
+    spec = SimpleNamespace(validation=ValidationSpec.parse(fields))
     run: Any = SimpleNamespace(spec=spec, dataset=SimpleNamespace(split=sizes.__getitem__))
     position = Position(step=1, workers=1, ended=ended, metrics={f"{split}/loss": 1.0 for split in rows})
 
