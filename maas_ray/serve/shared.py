@@ -154,7 +154,7 @@ def application(args: SharedArgs, replicas: int | None) -> Application:
     """The application of all shared replicas. `replicas`: see `autoscaling`."""
     deployment = serve.deployment(
         name=SHARED_DEPLOYMENT,
-        ray_actor_options={"num_cpus": args.resources.cpus, "num_gpus": args.resources.gpus},
+        ray_actor_options=args.resources.actor_options(),
         autoscaling_config=autoscaling(args.scaling, args.max_ongoing_requests, replicas),
         max_ongoing_requests=args.max_ongoing_requests,
         max_queued_requests=args.max_queued_requests,

@@ -81,6 +81,14 @@ class Resources(Spec):
     """CPUs, and the number of threads that it computes with."""
     gpus: float = Field(0.0, ge=0)
     """GPUs. 0 computes on the CPU."""
+    memory_gb: float | None = Field(None, gt=0)
+    """Memory, GB: weights, twice while a model is converted, and `kv_cache_gb`. Ray places a replica on a machine that
+    has so much unreserved, and does not limit it. None: it reserves none, and machines are filled by their CPUs."""
+
+    def actor_options(self) -> dict[str, float]:
+        """Ray's options of an actor that reserves these resources."""
+        memory = {} if self.memory_gb is None else {"memory": self.memory_gb * 1e9}
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus} | memory
 
 
 _GENERATING, _PREDICTING = ("openvino", "transformers", "vllm"), ("onnxruntime", "torch", "torch.compile")

@@ -45,11 +45,12 @@ def placement(options: ServingOptions, kind: str) -> dict[str, Any]:
     vLLM gets a placement bundle with a GPU for each of its workers; the replica itself is in the first one.
     """
     if options.engine != "vllm" or kind != "generate":
-        return {"ray_actor_options": {"num_cpus": options.resources.cpus, "num_gpus": options.resources.gpus}}
+        return {"ray_actor_options": options.resources.actor_options()}
     bundles: list[dict[str, float]] = [{"GPU": 1} for _ in range(int(options.resources.gpus))]
-    bundles[0]["CPU"] = options.resources.cpus
+    replica = options.resources.actor_options() | {"num_gpus": 0}
+    bundles[0] |= {"CPU": replica["num_cpus"]} | ({"memory": replica["memory"]} if "memory" in replica else {})
     return {
-        "ray_actor_options": {"num_cpus": options.resources.cpus, "num_gpus": 0},
+        "ray_actor_options": replica,
         "placement_group_bundles": bundles,
         "placement_group_strategy": "STRICT_PACK",
     }

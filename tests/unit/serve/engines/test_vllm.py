@@ -79,6 +79,19 @@ def test_a_vllm_replica_has_a_placement_bundle_for_each_gpu() -> None:
     assert placement(options(2, engine="transformers"), "generate") == alone
 
 
+def test_a_replica_reserves_the_memory_that_it_is_given() -> None:
+    from ray import serve
+
+    resources = {"cpus": 3, "gpus": 2, "memory_gb": 1.5}
+    given = placement(options(2, resources=resources), "generate")
+    assert given["ray_actor_options"] == {"num_cpus": 3, "num_gpus": 0, "memory": 1.5e9}
+    assert given["placement_group_bundles"] == [{"GPU": 1, "CPU": 3, "memory": 1.5e9}, {"GPU": 1}]
+    serve.deployment(name="Model", **given)(type("Replica", (), {}))  # Serve takes them
+    alone = placement(ServingOptions.parse({"resources": resources}), "predict")
+    assert alone == {"ray_actor_options": {"num_cpus": 3, "num_gpus": 2, "memory": 1.5e9}}
+    serve.deployment(name="Model", **alone)(type("Replica", (), {}))
+
+
 @pytest.mark.parametrize(
     ("fields", "code", "value"),
     [
