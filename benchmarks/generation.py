@@ -151,12 +151,12 @@ def cold_start(directory: Path, digest: str, cache: Path, threads: int) -> None:
 import time; began = time.perf_counter()
 from pathlib import Path
 from maas_ray.serve.engines.start import warm_up
-from maas_ray.serve.engines import openvino_convert
-from maas_ray.serve.engines.openvino import OpenVinoEngine
+from maas_ray.serve.engines.openvino import conversion
+from maas_ray.serve.engines.openvino.engine import OpenVinoEngine
 from maas_ray.tasks import load_task
 directory = Path({str(directory)!r}); task = load_task(directory)
 imported = time.perf_counter()
-model = openvino_convert.converted(directory, {digest!r}, "none", cache=Path({str(cache)!r}), threads={threads})
+model = conversion.converted(directory, {digest!r}, "none", cache=Path({str(cache)!r}), threads={threads})
 converted = time.perf_counter()
 engine = OpenVinoEngine(model, threads={threads}, max_requests=32, kv_cache_bytes=10**9, prefill_tokens=512)
 loaded = time.perf_counter()
@@ -175,8 +175,8 @@ def compare(settings: Settings, arguments: argparse.Namespace) -> int:
     """Measure, print, and return 0 if the gateway holds its promise."""
     import torch
 
-    from maas_ray.serve.engines import openvino_convert
-    from maas_ray.serve.engines.openvino import OpenVinoEngine
+    from maas_ray.serve.engines.openvino import conversion
+    from maas_ray.serve.engines.openvino.engine import OpenVinoEngine
 
     torch.set_num_threads(arguments.threads)
     version = make_version(settings)
@@ -187,7 +187,7 @@ def compare(settings: Settings, arguments: argparse.Namespace) -> int:
 
     spec = {"version": version.reference, "resources": {"cpus": arguments.threads}, "scaling": {"max_replicas": 1}}
     endpoint = deploy(DeploySpec.parse(spec), settings=settings)
-    model = openvino_convert.converted(directory, bundle.digest, "none", cache=cache, threads=arguments.threads)
+    model = conversion.converted(directory, bundle.digest, "none", cache=cache, threads=arguments.threads)
     engine = OpenVinoEngine(model, threads=arguments.threads, max_requests=32, kv_cache_bytes=10**9, prefill_tokens=512)
     network = bundle.load_task(directory).load_model(directory)
     asks = {"gateway": through_gateway(endpoint.url, arguments.tokens), "engine": directly(engine, arguments.tokens)}

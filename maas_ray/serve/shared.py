@@ -26,7 +26,7 @@ from maas_ray.serve.api.open_inference.tensors import InferBody
 from maas_ray.serve.api.predict import PredictBody
 from maas_ray.serve.autoscaling import ROWS, autoscaling, first_replicas
 from maas_ray.serve.caller import Caller
-from maas_ray.serve.engines import openvino
+from maas_ray.serve.engines.openvino import engine as openvino
 from maas_ray.serve.model_app import Generator, Predictor
 from maas_ray.serve.replicas.cache import ModelCache
 from maas_ray.serve.spec import SHARED_DEPLOYMENT, ServingOptions, SharedArgs, SharedModel

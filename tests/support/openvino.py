@@ -5,13 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from maas_ray.registry.versions import ModelVersion
-from maas_ray.serve.engines.openvino_convert import Converted, _convert, _method
+from maas_ray.serve.engines.openvino.conversion import Converted, _convert, _method
 from maas_ray.settings import Settings
 from maas_ray.storage.disk_cache import node_cache
 
 
 def convert(directory: Path, digest: str, cache: Path, compression: str = "none") -> Converted:
-    """Convert a model into the cache, as `openvino_convert.converted` does in a process of its own."""
+    """Convert a model into the cache, as `conversion.converted` does in a process of its own."""
     name = f"{digest}-{compression}-{_method()}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing warns

@@ -87,14 +87,15 @@ class _UnconvertedError(Exception):
 
 
 def _openvino(directory: Path, digest: str, options: ServingOptions, cache: Path) -> Started:
-    from maas_ray.serve.engines import openvino_convert
-    from maas_ray.serve.engines.openvino import OpenVinoEngine
+    from maas_ray.serve.engines.openvino import conversion
+    from maas_ray.serve.engines.openvino.engine import OpenVinoEngine
+    from maas_ray.serve.engines.openvino.grammars import GrammarEngine
 
-    if reason := openvino_convert.refusal(directory):
+    if reason := conversion.refusal(directory):
         raise _UnconvertedError(reason)
     threads = options.threads
     try:
-        model = openvino_convert.converted(directory, digest, options.compression, cache=cache, threads=threads)
+        model = conversion.converted(directory, digest, options.compression, cache=cache, threads=threads)
     except DeploymentError as error:
         raise _UnconvertedError(str(error).removesuffix(".")) from error
 
@@ -110,7 +111,9 @@ def _openvino(directory: Path, digest: str, options: ServingOptions, cache: Path
         return RestartingEngine(lambda: OpenVinoEngine(model, **limits, adapter=files))
 
     base = RestartingEngine(lambda: OpenVinoEngine(model, **limits))
-    engine = AdapterEngine(base, load, options.max_adapters)
+    engine: Engine = AdapterEngine(base, load, options.max_adapters)
+    if model.spells_tokens:
+        engine = GrammarEngine(engine, model.directory)
     name = "openvino" if model.compression == "none" else f"openvino {model.compression}"
     if model.compression != options.compression:
         name += f" (no layer suits {options.compression})"

@@ -76,7 +76,7 @@ def replicas() -> list[dict]:
 def engines() -> int:
     """How many engines' processes the shared replica has; one of them waits for the next model."""
     children = psutil.Process(replicas()[0]["pid"]).children()
-    return sum("maas_ray.serve.engines.openvino_process" in child.cmdline() for child in children)
+    return sum("maas_ray.serve.engines.openvino.process" in child.cmdline() for child in children)
 
 
 def scores(url: str, name: str) -> list[float]:
@@ -202,7 +202,7 @@ def test_an_engine_that_dies_is_loaded_anew(served) -> None:
     _, url, _ = served
     right = words(url, "lm")
     for child in psutil.Process(replicas()[0]["pid"]).children():
-        if "maas_ray.serve.engines.openvino_process" in child.cmdline():
+        if "maas_ray.serve.engines.openvino.process" in child.cmdline():
             child.kill()
     deadline = time.monotonic() + 30
     while httpx.post(f"{url}/v1/completions", json={"model": "lm", "prompt": "x", "max_tokens": 1}).status_code != 200:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from maas_ray.serve.engines import Engine
-from maas_ray.serve.engines.openvino import OpenVinoEngine
-from maas_ray.serve.engines.openvino_convert import Converted
+from maas_ray.serve.engines.openvino.conversion import Converted
+from maas_ray.serve.engines.openvino.engine import OpenVinoEngine
 from tests.support.bundles import save_bundle
 from tests.support.engines import DIGEST, PAGE_BYTES, TASK, Make
 from tests.support.openvino import convert

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from maas_ray.serve.engines.openvino import OpenVinoEngine
-from maas_ray.serve.engines.openvino_convert import ARCHITECTURES, Converted
+from maas_ray.serve.engines.openvino.conversion import ARCHITECTURES, Converted
+from maas_ray.serve.engines.openvino.engine import OpenVinoEngine
 from tests.support.adapters import save_adapter
 from tests.support.engines import greedy, request, run_all
 from tests.support.openvino import convert

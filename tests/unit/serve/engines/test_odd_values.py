@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from maas_ray.serve.api.app import create_app
-from maas_ray.serve.engines.openvino import OpenVinoEngine
-from maas_ray.serve.engines.openvino_convert import Converted
+from maas_ray.serve.engines.openvino.conversion import Converted
+from maas_ray.serve.engines.openvino.engine import OpenVinoEngine
 from maas_ray.serve.engines.restarting import RestartingEngine
 from maas_ray.serve.model_app import Generator
 from maas_ray.serve.replicas.direct import SingleModel

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from maas_ray.errors import DeploymentError
-from maas_ray.serve.engines import Engine, openvino
-from maas_ray.serve.engines.openvino import OpenVinoEngine
-from maas_ray.serve.engines.openvino_convert import Converted
+from maas_ray.serve.engines import Engine
+from maas_ray.serve.engines.openvino import engine as openvino
+from maas_ray.serve.engines.openvino.conversion import Converted
+from maas_ray.serve.engines.openvino.engine import OpenVinoEngine
 from maas_ray.serve.engines.restarting import RestartingEngine
 from maas_ray.serve.text.call_schema import call_schema
 from maas_ray.serve.text.json_schema import check
@@ -39,9 +40,9 @@ def test_a_model_that_does_not_load_is_an_error(model: Converted, tmp_path: Path
 def test_openvino_s_process_ends_with_the_replica(model: Converted) -> None:
     code = f"""
 import os
-from maas_ray.serve.engines import openvino
-from maas_ray.serve.engines.openvino import OpenVinoEngine
-from maas_ray.serve.engines.openvino_convert import Converted
+from maas_ray.serve.engines.openvino import engine as openvino
+from maas_ray.serve.engines.openvino.engine import OpenVinoEngine
+from maas_ray.serve.engines.openvino.conversion import Converted
 from maas_ray.serve.engines.restarting import RestartingEngine
 from pathlib import Path
 model = Converted.load(Path({str(model.directory)!r}))

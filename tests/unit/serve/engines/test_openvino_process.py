@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from openvino_genai import GenerationStatus
 
-from maas_ray.serve.engines import openvino_process
-from maas_ray.serve.engines.openvino_process import FINISHED, REFUSED
+from maas_ray.serve.engines.openvino import process as loop
+from maas_ray.serve.engines.openvino.process import FINISHED, REFUSED
 from maas_ray.serve.text.types import GenerateRequest
 
 RAISES_IN_ADD, RAISES_IN_READ, RAISES_IN_STEP, IGNORED = 1, 2, 3, 4  # first token of a prompt
@@ -86,12 +86,12 @@ class Process:
 
 @pytest.fixture
 def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Process]:
-    monkeypatch.setattr(openvino_process, "_pipeline", lambda load: Pipeline())
+    monkeypatch.setattr(loop, "_pipeline", lambda load: Pipeline())
     ours, theirs = Pipe()
 
     def serve() -> None:
         try:
-            openvino_process.serve(theirs)
+            loop.serve(theirs)
         except EOFError:
             pass
         except RuntimeError as error:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from maas_ray.errors import DeploymentError, SpecError
-from maas_ray.serve.engines.openvino_convert import FACTS, Converted, converted
+from maas_ray.serve.engines.openvino.conversion import FACTS, Converted, converted
 from maas_ray.serve.engines.start import Started, start
 from maas_ray.serve.spec import ServingOptions
 from tests.support.bundles import save_bundle
@@ -22,7 +22,7 @@ from tests.support.openvino import convert
 def convert_apart(directory: Path, cache: Path) -> "subprocess.Popen[str]":
     code = f"""
 from pathlib import Path
-from maas_ray.serve.engines.openvino_convert import converted
+from maas_ray.serve.engines.openvino.conversion import converted
 print(converted(Path({str(directory)!r}), {DIGEST!r}, "int8", cache=Path({str(cache)!r}), threads=1).directory)
 """
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from maas_ray.errors import DeploymentError
 from maas_ray.serve.engines.lora import Lora
-from maas_ray.serve.engines.openvino_convert import FACTS, MODEL
+from maas_ray.serve.engines.openvino.conversion import FACTS, MODEL
 from maas_ray.storage.disk_cache import node_cache
 
 

@@ -121,7 +121,7 @@ def _pipeline(load: Load) -> Any:
 
     directory = load.directory
     if load.adapter is not None:
-        from maas_ray.serve.engines.openvino_adapter import with_adapter
+        from maas_ray.serve.engines.openvino.adapter import with_adapter
 
         directory = with_adapter(directory, load.adapter)
     scheduler = SchedulerConfig()

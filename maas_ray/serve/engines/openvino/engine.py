@@ -1,7 +1,7 @@
 """OpenVINO GenAI's continuous batching on the CPU, in a process of its own.
 
 This module talks to that process: it sends requests as they arrive, and a thread passes new tokens to the event loops
-that wait for them. `openvino_process` computes, and says why it is a process.
+that wait for them. `process` computes, and says why it is a process.
 """
 
 import asyncio
@@ -22,8 +22,8 @@ from typing import Any
 from maas_ray.errors import DeploymentError
 from maas_ray.serve.engines import RequestRefusedError, parameters
 from maas_ray.serve.engines.kv_cache import pages
-from maas_ray.serve.engines.openvino_convert import Converted
-from maas_ray.serve.engines.openvino_process import FINISHED, REFUSED, Load
+from maas_ray.serve.engines.openvino.conversion import Converted
+from maas_ray.serve.engines.openvino.process import FINISHED, REFUSED, Load
 from maas_ray.serve.engines.processes import module_command, module_environment
 from maas_ray.serve.text.types import GenerateRequest, Tokens
 
@@ -43,7 +43,7 @@ class OpenVinoEngine:
     """Continuous batching over a converted model. The constructor blocks until the model is loaded.
 
     Args:
-        model: see `openvino_convert`.
+        model: see `conversion`.
         threads: number of threads that compute.
         max_requests: most requests in a batch.
         kv_cache_bytes: most memory for keys and values; at least one full sequence must fit.
@@ -188,7 +188,7 @@ def _prepared() -> "tuple[subprocess.Popen[bytes], Connection] | None":
 def _start() -> "tuple[subprocess.Popen[bytes], Connection]":
     ours, theirs = Pipe()
     process = subprocess.Popen(
-        module_command("maas_ray.serve.engines.openvino_process", str(theirs.fileno())),
+        module_command("maas_ray.serve.engines.openvino.process", str(theirs.fileno())),
         stdin=subprocess.DEVNULL,
         env=module_environment(),
         pass_fds=[theirs.fileno()],

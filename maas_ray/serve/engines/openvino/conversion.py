@@ -1,6 +1,6 @@
 """Conversion of a Transformers causal language model to OpenVINO, once on each node, cached by digest.
 
-The conversion runs in a process of its own (`python -m maas_ray.serve.engines.openvino_convert`): it needs Torch,
+The conversion runs in a process of its own (`python -m maas_ray.serve.engines.openvino.conversion`): it needs Torch,
 Transformers and several times the model's memory, and a replica should keep none of them. The cache has a lock and
 renames the directory last, so concurrent processes convert a model once, and nobody sees a partial result.
 OpenVINO's own transformations recognise only exact patterns of operations, see `_mask` and `_stateful`.
@@ -24,6 +24,8 @@ from maas_ray.serve.engines.processes import module_command, module_environment
 from maas_ray.storage.disk_cache import Held, node_cache
 
 MODEL, FACTS = "openvino_model.xml", "facts.json"
+TRIAL_MODEL = "trial"
+"""Directory of a tiny network with as many tokens, on which `grammars` tries JSON schemas."""
 _TOKENIZER, _DETOKENIZER = "openvino_tokenizer.xml", "openvino_detokenizer.xml"
 # Architectures whose tokens were compared with those of Transformers. Others may convert, and be wrong.
 ARCHITECTURES = frozenset(
@@ -98,7 +100,7 @@ def converted(directory: Path, digest: str, compression: str, *, cache: Path, th
 
 def _convert_apart(directory: Path, target: Path, compression: str, threads: int) -> None:
     """Convert a model in a process of its own."""
-    command = module_command("maas_ray.serve.engines.openvino_convert", str(directory), str(target), compression)
+    command = module_command("maas_ray.serve.engines.openvino.conversion", str(directory), str(target), compression)
     # The end of the pipe that stays here closes when this process ends, and that ends the conversion.
     theirs, ours = os.pipe()
     try:
@@ -183,13 +185,37 @@ def _convert(directory: Path, target: Path, compression: str) -> None:
                 compression = "int8"
     facts["compression"] = compression
     openvino.save_model(converted, target / MODEL, compress_to_fp16=False)
-    _convert_tokenizer(directory, target)
+    if _convert_tokenizer(directory, target):
+        _save_trial_model(config.vocab_size, target / TRIAL_MODEL)
     shutil.copy(directory / "config.json", target)
     (target / FACTS).write_text(json.dumps(facts), encoding="utf-8")
 
 
-def _convert_tokenizer(directory: Path, target: Path) -> None:
-    """Convert the tokenizer, if that is possible: OpenVINO needs the characters of each token for JSON schemas."""
+def _save_trial_model(tokens: int, target: Path) -> None:
+    import openvino
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    width = 16
+    config = LlamaConfig(
+        vocab_size=tokens,
+        hidden_size=width,
+        intermediate_size=width,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    with torch.no_grad():
+        network = _stateful(LlamaForCausalLM(config).eval(), 1, 1, width)
+    target.mkdir()
+    openvino.save_model(network, target / MODEL)
+
+
+def _convert_tokenizer(directory: Path, target: Path) -> bool:
+    """Convert the tokenizer: OpenVINO needs the characters of each token for JSON schemas. False: it is impossible."""
     import openvino
     from openvino_tokenizers import convert_tokenizer
     from transformers import AutoTokenizer
@@ -199,9 +225,10 @@ def _convert_tokenizer(directory: Path, target: Path) -> None:
         parts = convert_tokenizer(tokenizer, with_detokenizer=True)
     except Exception:  # a kind of tokenizer that OpenVINO does not know
         traceback.print_exc()
-        return
+        return False
     for part, name in zip(parts, (_TOKENIZER, _DETOKENIZER), strict=True):
         openvino.save_model(part, target / name)
+    return True
 
 
 def _stateful(model: Any, layers: int, heads: int, width: int) -> Any:
