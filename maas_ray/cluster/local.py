@@ -144,6 +144,7 @@ def _node_environment(settings: Settings, temp_dir: Path) -> dict[str, str]:
     serve = serve_environment(temp_dir / "h")
     return {
         **own,
+        **settings.environment(),  # for the drivers of submitted jobs
         **worker_environment(settings),
         **LOOPBACK,
         **serve,

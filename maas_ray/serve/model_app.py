@@ -299,7 +299,7 @@ class _Own:
 
     def reconfigure(self, config: dict[str, Any]) -> None:
         """Apply options of the route that do not need a new replica."""
-        self._single.update(Route.model_validate(config["route"]))
+        self._single.update(Route.model_validate(config["route"], extra="ignore"))
 
 
 @serve.ingress()

@@ -162,8 +162,8 @@ def to_config(table: Table) -> dict[str, Any]:
 
 
 def from_config(config: dict[str, Any]) -> Table:
-    """The routing table in a `user_config`."""
-    return _TABLE.validate_python(config["routes"])
+    """The routing table in a `user_config`. Fields that a newer version of the package added are ignored."""
+    return _TABLE.validate_python(config["routes"], extra="ignore")
 
 
 def pick(route: Route, caller: Caller) -> Target:

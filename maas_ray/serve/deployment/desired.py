@@ -1,6 +1,5 @@
 """The desired state of an endpoint, computed from its spec: a record with its application and its route."""
 
-import hashlib
 from dataclasses import replace
 from functools import cache
 
@@ -13,7 +12,7 @@ from maas_ray.serve.engines.vllm import chosen
 from maas_ray.serve.resolve import make_route, share
 from maas_ray.serve.spec import DeploySpec
 from maas_ray.spec import digest_of
-from maas_ray.version import PACKAGE
+from maas_ray.version import compute_code_version
 
 # Options that need no new replicas: running replicas accept them, or they only matter while deploying.
 _LIVE_OPTIONS = {
@@ -109,12 +108,3 @@ def _identity(spec: DeploySpec, reference: str, uri: str, digest: str) -> str:
 def code_version() -> str:
     """A digest of the code that this process runs. Replicas that run other code are replaced."""
     return compute_code_version()
-
-
-def compute_code_version() -> str:
-    """A digest of the package's code as it is installed now."""
-    digest = hashlib.sha256()
-    root = PACKAGE
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:12]

@@ -26,7 +26,7 @@ def apply_gateway(endpoints: Endpoints, settings: Settings) -> None:
     platform = endpoints.platform
     with endpoints.exclusive() as table:
         application = gateway.application(args, table, ownership.to_config(platform))
-        control.submit(application, GATEWAY_APP, version=code_version(), route_prefix="/")
+        control.submit(application, GATEWAY_APP, version=code_version(), route_prefix="/", user_code=False)
     with progress("gateway: replicas ready") as bar:
         control.wait(
             GATEWAY_APP,

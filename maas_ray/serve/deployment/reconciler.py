@@ -4,8 +4,7 @@ The actor is detached from its driver, restarted by Ray when it dies, and holds 
 while it works, so that two processes never reconcile at once. Its state is in the database, so killing it loses
 nothing. `reconcile` asks it for a pass and waits; between such passes it makes unattended ones of its own.
 
-It has the settings and the environment variables of whoever deployed or reconciled last: a caller with other settings
-replaces it, because the replicas that a process submits inherit the variables with which Ray started that process.
+It has the settings of whoever deployed or reconciled last: a caller with other settings replaces it.
 """
 
 import json
@@ -23,7 +22,6 @@ from maas_ray import cluster
 from maas_ray.database.engine import Database
 from maas_ray.database.leases import Lease
 from maas_ray.errors import ClusterError, ConflictError, MaasError
-from maas_ray.serve.deployment.desired import compute_code_version
 from maas_ray.serve.deployment.endpoints import Endpoints
 from maas_ray.serve.deployment.reconcile import Outcome, reconcile_once, work
 from maas_ray.serve.deployment.rollout import shared_args
@@ -31,6 +29,7 @@ from maas_ray.serve.spec import DeploySpec
 from maas_ray.settings import PREFIX, Settings
 from maas_ray.spec import digest_of
 from maas_ray.terminal.lines import duration, say
+from maas_ray.version import compute_code_version
 
 _log = logging.getLogger("maas_ray.reconciler")
 _LEASE = "reconcile"
@@ -50,7 +49,8 @@ def reconcile(*, settings: Settings | None = None) -> list[Outcome]:
     The reconciler does the work. If none can be started, this process does.
 
     Raises:
-        ClusterError: there is no cluster, and none could be started; or the reconciler does not answer.
+        ClusterError: there is no cluster, and none could be started; its nodes have other code than this process; or
+            the reconciler does not answer.
         ConflictError: another process is reconciling, and does not end; or another command replaced the reconciler.
         DeploymentError: the gateway cannot be started, or comes from a Serve config file.
         SpecError: the file that MAAS_SHARED names is wrong.
@@ -59,6 +59,7 @@ def reconcile(*, settings: Settings | None = None) -> list[Outcome]:
     if not work(settings):
         return []
     cluster.connect(settings)
+    cluster.check_code()
     actor = _current(settings)
     if actor is None:
         say("no process for the reconciler could be started on the cluster; this process reconciles")
@@ -312,8 +313,7 @@ def _actor(settings: Settings) -> Any:
         "max_task_retries": -1,
         "max_concurrency": 8,
     }
-    # The actor inherits this job's runtime environment, and replicas inherit the one of the process that submits them.
-    # So replicas that the actor submits are the same as this job's, and the next deployment replaces none of them.
+    # Replicas may run user code if the process that submits them may, so the actor gets this job's environment.
     inherited = (ray.get_runtime_context().runtime_env or {}).get("env_vars") or {}
     if f"{PREFIX}HOME" not in inherited:
         options["runtime_env"] = {"env_vars": cluster.worker_environment(settings)}

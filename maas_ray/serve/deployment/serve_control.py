@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from maas_ray import cluster
 from maas_ray.errors import ClusterError, DeploymentError
-from maas_ray.ray_private.serve import client, delete_in_background, set_code_version
+from maas_ray.ray_private.serve import client, delete_in_background, finish
 from maas_ray.serve.spec import MAX_TIMEOUT_S
 from maas_ray.terminal.lines import say
 
@@ -92,7 +92,9 @@ def running() -> bool:
     return client() is not None
 
 
-def submit(application: "Application", name: str, *, version: str, route_prefix: str | None) -> None:
+def submit(
+    application: "Application", name: str, *, version: str, route_prefix: str | None, user_code: bool = True
+) -> None:
     """Make this the target state of the application `name`. Returns before the state is reached.
 
     Args:
@@ -100,10 +102,11 @@ def submit(application: "Application", name: str, *, version: str, route_prefix:
         name: its name.
         version: version of its code. Replicas of the same version stay and get new options.
         route_prefix: path prefix of its ingress. None: it has no path.
+        user_code: it loads bundles, which may contain code.
     """
     from ray import serve
 
-    set_code_version(application, version)
+    finish(application, version=version, runtime_env=cluster.replica_runtime_env(user_code=user_code))
     target = serve.RunTarget(application, name=name, route_prefix=route_prefix)
     serve.run_many([target], wait_for_applications_running=False)
 

@@ -70,6 +70,7 @@ def deploy(spec: DeploySpec, *, settings: Settings | None = None) -> Endpoint:
 
     Raises:
         NotFoundError: there is no such version.
+        ClusterError: there is no cluster, and none could be started; or its nodes have other code than this process.
         DeploymentError: it could not be started; the endpoint serves what it served before.
         ConflictError: another writer changed the endpoint meanwhile.
     """
@@ -223,6 +224,7 @@ def _serve(requested: Sequence[tuple[DeploySpec, ModelVersion]], settings: Setti
     endpoints = Endpoints(settings)
     wanted = [desired.wanted(spec, version, registry, endpoints.platform) for spec, version in requested]
     cluster.connect(settings)
+    cluster.check_code()
     url = control.start(settings)
     check_gateway(endpoints)
 

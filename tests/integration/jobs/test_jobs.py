@@ -155,7 +155,26 @@ def test_each_verb_is_a_job(head: Head, specs: Path, tmp_path: Path) -> None:
     assert deployed.returncode == 0, deployed.stdout + deployed.stderr
     assert "arithmetic serves arithmetic/1 at http://127.0.0.1:" in deployed.stdout
     assert _predict(settings.http_port)["version"] == "1"
+    # From a shell, without the job's directory, and with other variables: a live option changes, and nothing restarts.
+    change = ["deploy", str(specs / "deploy.yaml"), "--set", "request_timeout_s=200"]
+    [again] = head.maas(change, env_vars=storage | {"MAAS_SHARED": "{max_models: 3}"})
+    assert again.status == 0, again.err
+    _check_secrets(head)
     _check_logs(head, storage, version.lineage.run, settings.http_port)
+
+
+def _check_secrets(head: Head) -> None:
+    """Serve's REST API, which the dashboard shows, has no address of a database."""
+    import httpx
+
+    token = Path(head.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+    details = httpx.get(
+        f"{head.dashboard}/api/serve/applications/", headers={"Authorization": f"Bearer {token}"}, timeout=60
+    )
+    assert details.status_code == 200, details.text
+    assert "request_timeout_s" in details.text
+    assert f'MAAS_DATABASE": "{head.settings.database}' not in details.text.replace(" ", "")
+    assert head.settings.mlflow not in details.text
 
 
 def _check_logs(head: Head, storage: dict[str, str], run: str, port: int) -> None:
@@ -167,6 +186,7 @@ def _check_logs(head: Head, storage: dict[str, str], run: str, port: int) -> Non
     assert (listed.status, listed.err) == (0, "")
     sources = {line.split()[0]: line for line in listed.out.splitlines()[1:]}
     assert {"cluster", "gateway", "arithmetic", run} <= set(sources)
+    assert sources["arithmetic"].count("replica ") == sources["gateway"].count("replica ") == 1
     assert "controller, worker 0" in sources[run]
     assert unknown.status == 1
     assert "arithmetic" in unknown.err

@@ -58,3 +58,11 @@ def test_targets_are_picked_by_weight_and_shadows_never() -> None:
         canary.target.model_copy(update={"application": "x"}),
         *canary.targets[1:],
     )
+
+
+def test_fields_of_a_newer_version_are_ignored_by_a_gateway_but_not_in_a_record() -> None:
+    newer = FIELDS | {"targets": [target("model-lm", region="eu")], "budget": 7}
+    (read,) = from_config({"routes": [newer], "grpc": None})
+    assert read == Route.parse(FIELDS | {"targets": [target("model-lm")]})
+    with raises(SpecError, "extra_forbidden"):
+        Route.parse(newer)
