@@ -8,6 +8,8 @@
     MAAS_HTTP_PORT      8000                          port the gateway listens on
     MAAS_SHARED                                       YAML file with the options of shared replicas, see `SharedArgs`,
                                                       or the options themselves: {max_models: 4}
+    MAAS_GATEWAY                                      YAML file with the options of the gateway, see `GatewayArgs`, or
+                                                      the options themselves: {body_limit_mb: 4}
     MAAS_GRPC_PORT      8001                          port of the gateway's gRPC; 0 turns gRPC off
     MAAS_RECONCILE_SECONDS  60                    pause between unattended reconciliations; 0 reconciles on request
     MAAS_CACHE_GB       20                            disk for fetched bundles, and for converted models
@@ -31,6 +33,7 @@ from maas_ray.spec import Spec
 from maas_ray.spec.problems import closest
 
 PREFIX = "MAAS_"
+_SERVICE = re.compile(r"MAAS_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 _SQLITE_FILE = re.compile(r"(sqlite(?:\+\w+)?:///)(?!:memory:|file:)(.+)")
 
 
@@ -52,6 +55,8 @@ class Settings(Spec):
     shared: str = ""
     """YAML file with the options of the platform's shared replicas, or the options as a YAML mapping in braces.
     Empty: the defaults."""
+    gateway: str = ""
+    """YAML file with the options of the gateway, or the options as a YAML mapping in braces. Empty: the defaults."""
     grpc_port: int = Field(8001, ge=0, le=65535)
     """Port of the gateway's gRPC, at the same address. 0: gRPC is off."""
     reconcile_seconds: float = Field(60, ge=0)
@@ -77,17 +82,26 @@ class Settings(Spec):
         return {name: _absolute(name, value) for name, value in filled.items()}
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
-        """Read the `MAAS_*` variables.
+    def from_environment(cls, environment: Mapping[str, str] | None = None, *, strict: bool = True) -> "Settings":
+        """Read the `MAAS_*` variables. Those that Kubernetes sets for a service called `maas-…` are ignored.
+
+        Args:
+            environment: the variables. None: those of this process.
+            strict: unknown variables are errors. In workers and replicas they are not: whoever started the node may
+                have set one, and no user is there to correct it.
 
         Raises:
             SpecError: a value is wrong, or a variable is unknown, which is most likely a misspelling.
         """
         environment = os.environ if environment is None else environment
         variables = {PREFIX + name.upper(): name for name in cls.model_fields}
-        given = {name: value for name, value in environment.items() if name.startswith(PREFIX)}
+        given = {
+            name: value
+            for name, value in environment.items()
+            if name.startswith(PREFIX) and not _of_kubernetes(name, value)
+        }
         problems: list[Problem] = []
-        for unknown in sorted(given.keys() - variables.keys()):
+        for unknown in sorted(given.keys() - variables.keys()) if strict else ():
             near = closest(unknown, variables)
             fix = f"did you mean {near}?" if near else f"settings: {', '.join(variables)}."
             problems.append(Problem(f"{unknown}: there is no such setting; {fix}", "unknown_setting"))
@@ -106,13 +120,19 @@ class Settings(Spec):
         return {PREFIX + name.upper(): str(value) for name, value in self.document().items()}
 
 
+def _of_kubernetes(name: str, value: str) -> bool:
+    """True if Kubernetes sets the variable for a service, in the form that Docker's links had."""
+    return bool(_SERVICE.fullmatch(name)) or (name.endswith("PORT") and "://" in value)
+
+
 def _absolute(name: str, value: Any) -> Any:
     """A setting with its local path made absolute, if it has one: a cluster's processes work in other directories."""
     if not isinstance(value, str):
         return value
     if name in ("mlflow", "database"):
         return _SQLITE_FILE.sub(lambda url: url[1] + os.path.abspath(url[2]), value)
-    path = (name == "storage" and "://" not in value) or (name == "shared" and value and not value.startswith("{"))
+    options = name in ("shared", "gateway") and value and not value.startswith("{")
+    path = options or (name == "storage" and "://" not in value)
     return os.path.abspath(os.path.expanduser(value)) if path else value
 
 

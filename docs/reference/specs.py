@@ -21,7 +21,7 @@ def spec_pages() -> dict[str, str]:
     from maas_ray import DeploySpec, EvaluateSpec, PredictSpec, PrepareSpec, TrainSpec
     from maas_ray.data.cleaning import STEPS
     from maas_ray.data.sources import FORMATS
-    from maas_ray.serve.spec import SharedArgs
+    from maas_ray.serve.spec import GatewayArgs, SharedArgs
     from maas_ray.settings import Settings
     from maas_ray.tasks import TASKS
 
@@ -35,7 +35,7 @@ def spec_pages() -> dict[str, str]:
         "train": ("`maas train`: the spec of a training run", [TrainSpec]),
         "evaluate": ("`maas evaluate`: the spec of an evaluation", [EvaluateSpec]),
         "predict": ("`maas predict`: the spec of a batch prediction", [PredictSpec]),
-        "deploy": ("`maas deploy`: the spec of an endpoint", [DeploySpec, SharedArgs]),
+        "deploy": ("`maas deploy`: the spec of an endpoint", [DeploySpec, SharedArgs, GatewayArgs]),
         "settings": ("Settings: environment variables `MAAS_…`", [Settings]),
     }
     home = {model: family for family, (_, models) in families.items() for model in models}

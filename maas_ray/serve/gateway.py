@@ -76,13 +76,13 @@ def _cut_answers(longest: float, environment: Mapping[str, str]) -> str:
     )
 
 
-def application(args: GatewayArgs, table: Table, platform: Mapping[str, Any] = MappingProxyType({})) -> Application:
+def application(args: GatewayArgs, table: Table, notes: Mapping[str, Any] = MappingProxyType({})) -> Application:
     """The gateway with a routing table. Without gRPC, if `args.grpc_port` is 0 or None.
 
     Args:
         args: its options.
         table: its routes.
-        platform: said in its `user_config` about the platform that it belongs to.
+        notes: further entries of its `user_config`, for deployers to read.
     """
     grpc = {"host": args.grpc_host, "port": args.grpc_port} if args.grpc_port else None
     deployment = serve.deployment(
@@ -90,7 +90,7 @@ def application(args: GatewayArgs, table: Table, platform: Mapping[str, Any] = M
         # It mostly waits for models, like Serve's own proxies, and like them reserves no CPU.
         ray_actor_options={"num_cpus": 0},
         autoscaling_config={
-            "min_replicas": args.min_replicas,
+            "min_replicas": args.min_replicas or 1,
             "max_replicas": args.max_replicas,
             "target_ongoing_requests": 64,
         },
@@ -100,7 +100,7 @@ def application(args: GatewayArgs, table: Table, platform: Mapping[str, Any] = M
         max_surge_percent=100,
         # A replica that stops finishes all its requests, however long they take: first HTTP, then gRPC.
         graceful_shutdown_timeout_s=_DRAINING_SECONDS + 2 * max((route.timeout_s for route in table), default=0),
-        user_config=to_config(table) | {"grpc": grpc} | dict(platform),
+        user_config=to_config(table) | {"grpc": grpc} | dict(notes),
     )(Gateway)
     options = {
         "body_limit": int(args.body_limit_mb * 1e6),
@@ -111,12 +111,17 @@ def application(args: GatewayArgs, table: Table, platform: Mapping[str, Any] = M
     return deployment.bind(options)
 
 
+def alive_nodes() -> int:
+    """Number of nodes of the connected cluster."""
+    return sum(node["Alive"] for node in ray.nodes())
+
+
 def build(args: GatewayArgs) -> Application:
     """The gateway, for a Serve config file: versions are resolved now."""
     from maas_ray.settings import Settings
 
-    settings = Settings.from_environment()
+    settings = Settings.from_environment(strict=False)
     host = settings.http_host if args.grpc_host is None else args.grpc_host
     port = settings.grpc_port if args.grpc_port is None else args.grpc_port
-    args = args.model_copy(update={"grpc_host": host, "grpc_port": port})
+    args = args.for_nodes(alive_nodes()).model_copy(update={"grpc_host": host, "grpc_port": port})
     return application(args, tuple(resolve_route(model, settings) for model in args.models))

@@ -91,7 +91,7 @@ class Generator:
         self._phases = {"replica": time.time()}
         task, self._files = await asyncio.to_thread(_fetch, uri, digest)
         self._phases["bundle"] = time.time()
-        cache = Path(Settings.from_environment().home) / "openvino"
+        cache = Path(Settings.from_environment(strict=False).home) / "openvino"
         loop = asyncio.get_running_loop()
         started = await asyncio.to_thread(start, task, self._files.path, digest, options, cache=cache, loop=loop)
         self._engine, self._name = started.engine, started.name
@@ -332,7 +332,7 @@ def application(options: ServingOptions, uri: str, route: Route, replicas: int |
 
 def build(args: ModelArgs) -> Application:
     """The application of a version, for a Serve config file: the version is resolved now."""
-    version = Registry(Settings.from_environment()).resolve(args.version)
+    version = Registry(Settings.from_environment(strict=False)).resolve(args.version)
     args = chosen(args, version.task)
     route = make_route(version, endpoint=args.endpoint, application="", timeout_s=args.request_timeout_s)
     return application(args, version.uri, route, first_replicas(args.scaling))

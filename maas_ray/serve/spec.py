@@ -330,7 +330,9 @@ class ServedModel(Spec):
 
 
 class GatewayArgs(Spec):
-    """Arguments of `maas_ray.serve.gateway:build`."""
+    """Arguments of `maas_ray.serve.gateway:build`; and without models and gRPC, the contents of the file that
+    `MAAS_GATEWAY` names.
+    """
 
     models: tuple[ServedModel, ...] = ()
     """The models and their public names."""
@@ -342,8 +344,8 @@ class GatewayArgs(Spec):
     """Large request bodies that a gateway replica has in memory at the same time, MB. Others get status 429."""
     cors_origins: tuple[str, ...] = ()
     """Origins of web pages whose scripts may call the gateway, such as `https://app.example.com`. `*`: every page."""
-    min_replicas: int = Field(1, ge=1)
-    """Minimum of gateway replicas."""
+    min_replicas: int | None = Field(None, ge=1)
+    """Minimum of gateway replicas. Serve spreads them over the nodes. None: 2 on a cluster of several nodes, else 1."""
     max_replicas: int = Field(4, ge=1)
     """Maximum of gateway replicas."""
     grpc_host: str | None = None
@@ -367,4 +369,18 @@ class GatewayArgs(Spec):
                     f"cors_origins: {origin!r} is not an origin; write it as browsers send it, such as "
                     "https://app.example.com, without a path, or write '*'.",
                 )
+        if (self.min_replicas or 1) > self.max_replicas:
+            raise InvalidError(
+                "bounds_crossed",
+                f"min_replicas: {self.min_replicas} is above max_replicas, {self.max_replicas}; change one of them.",
+            )
         return self
+
+    def own_options(self) -> dict[str, Any]:
+        """The options that the file of `MAAS_GATEWAY` may have."""
+        return self.model_dump(mode="json", exclude={"models", "grpc_host", "grpc_port"})
+
+    def for_nodes(self, nodes: int) -> Self:
+        """The same with the default minimum of replicas for a cluster of so many nodes."""
+        default = min(2 if nodes > 1 else 1, self.max_replicas)
+        return self.model_copy(update={"min_replicas": self.min_replicas or default})

@@ -90,3 +90,26 @@ def test_a_port_out_of_range_is_refused(port: str) -> None:
     code = "int_parsing" if "." in port else "less_than_equal" if port == "65536" else "greater_than_equal"
     with raises(SpecError, code, "MAAS_HTTP_PORT", port):
         Settings.from_environment({"MAAS_HTTP_PORT": port})
+
+
+@pytest.mark.parametrize(
+    "injected",
+    [
+        {"MAAS_GATEWAY_SERVICE_HOST": "10.0.0.1", "MAAS_GATEWAY_SERVICE_PORT": "8000"},
+        {"MAAS_GATEWAY_SERVICE_PORT_HTTP": "8000", "MAAS_GATEWAY_PORT": "tcp://10.0.0.1:8000"},
+        {"MAAS_GATEWAY_PORT_8000_TCP": "tcp://10.0.0.1:8000", "MAAS_GATEWAY_PORT_8000_TCP_PROTO": "tcp"},
+        {"MAAS_PORT_53_UDP_PORT": "53", "MAAS_PORT_53_UDP_ADDR": "10.0.0.1", "MAAS_SERVICE_HOST": "10.0.0.1"},
+        {"MAAS_HTTP_PORT": "tcp://10.0.0.1:80", "MAAS_GRPC_PORT": "tcp://10.0.0.2:80"},  # services maas-http, maas-grpc
+    ],
+)
+def test_variables_of_a_kubernetes_service_are_ignored(injected: dict[str, str]) -> None:
+    assert Settings.from_environment({"MAAS_HOME": "/srv"} | injected) == Settings.from_environment(
+        {"MAAS_HOME": "/srv"}
+    )
+
+
+@pytest.mark.parametrize("name", ["MAAS_HTP_PORT", "MAAS_SERVICE_HOSTS", "MAAS_PORT_TCP", "MAAS_X"])
+def test_misspellings_that_resemble_them_are_refused_but_stop_no_worker(name: str) -> None:
+    with raises(SpecError, "unknown_setting", name):
+        Settings.from_environment({name: "9000"})
+    assert Settings.from_environment({name: "9000", "MAAS_HOME": "/srv"}, strict=False).home == "/srv"

@@ -13,7 +13,7 @@ from maas_ray.database.platform import Platform
 from maas_ray.serve.deployment.endpoints import Record, State
 from maas_ray.serve.deployment.ownership import gateway_config, other_platform, owner, shared_app
 from maas_ray.serve.routes import direct_path, from_config, to_config
-from maas_ray.serve.spec import GATEWAY_APP, SHARED_DEPLOYMENT, DeploySpec, SharedArgs
+from maas_ray.serve.spec import GATEWAY_APP, SHARED_DEPLOYMENT, DeploySpec, GatewayArgs, SharedArgs
 
 _NONE = "nothing"
 _RUNNING = ("RUNNING", "UPDATING", "PENDING_MIGRATION")  # Serve's states of replicas that have started and stay
@@ -37,7 +37,11 @@ class Difference:
 
 
 def differences(
-    platform: Platform, records: Sequence[Record], running: Mapping[str, Any], shared: SharedArgs | None = None
+    platform: Platform,
+    records: Sequence[Record],
+    running: Mapping[str, Any],
+    shared: SharedArgs | None = None,
+    gateway: GatewayArgs | None = None,
 ) -> list[Difference]:
     """Differences between records and applications.
 
@@ -47,10 +51,11 @@ def differences(
         running: every application as Serve reports it, by name. It must be read before `records`, or an application
             whose endpoint is created in between would seem to belong to none.
         shared: desired options of the shared replicas. None: they are not compared.
+        gateway: desired options of the gateway. None: they are not compared.
     """
     differing = [difference for record in records for difference in _of_record(record, running)]
     differing += _of_shared(shared_app(platform), running, shared)
-    differing += _of_gateway(platform, records, running)
+    differing += _of_gateway(platform, records, running, gateway)
     return [*differing, *(_unwanted(name) for name in unwanted(platform, records, running))]
 
 
@@ -189,8 +194,10 @@ def _of_shared(name: str, running: Mapping[str, Any], args: SharedArgs | None) -
     return [Difference(name, "options", str(desired), str(actual))] if fields else []
 
 
-def _of_gateway(platform: Platform, records: Sequence[Record], running: Mapping[str, Any]) -> list[Difference]:
-    """Differences between the recorded routing table and the gateway's."""
+def _of_gateway(
+    platform: Platform, records: Sequence[Record], running: Mapping[str, Any], args: GatewayArgs | None
+) -> list[Difference]:
+    """Differences between the recorded routing table and the gateway's, and between desired options and its."""
     table = tuple(record.route for record in records if record.route is not None)
     should = {route["name"]: route for route in to_config(table)["routes"]}
     if other := other_platform(platform, records, running):
@@ -199,7 +206,10 @@ def _of_gateway(platform: Platform, records: Sequence[Record], running: Mapping[
     if gateway is None or gateway["status"] == "DELETING":
         return [Difference(GATEWAY_APP, "missing", f"routes to {', '.join(should)}", _NONE)] if should else []
     has = _routes(running)
-    return [
+    options = gateway_config(running).get("options")
+    desired = args.own_options() if args else options
+    differs = options is not None and desired != options
+    return [Difference(GATEWAY_APP, "options", str(desired), str(options))] * differs + [
         _route(name, should.get(name), has.get(name))
         for name in sorted(should.keys() | has.keys())
         if should.get(name) != has.get(name)

@@ -5,7 +5,7 @@ from maas_ray.registry.versions import Registry
 from maas_ray.serve.deployment import desired, drift, rollout
 from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.deployment.endpoints import Endpoints, Record
-from maas_ray.serve.deployment.gateway_routes import check_gateway
+from maas_ray.serve.deployment.gateway_routes import check_gateway, gateway_args
 from maas_ray.serve.spec import DeploySpec
 from maas_ray.settings import Settings, exists
 
@@ -34,6 +34,7 @@ def dry_run(spec: DeploySpec, *, settings: Settings | None = None) -> list[str]:
     endpoints = Endpoints(settings) if exists(settings.database) else None
     new = desired.wanted(spec, version, registry, endpoints.platform if endpoints else _NEW)
     rollout.shared_args(settings)
+    gateway_args(settings)
     connected = control.connected(settings)
     if connected:
         check_gateway(endpoints)

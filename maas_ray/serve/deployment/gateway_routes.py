@@ -3,14 +3,43 @@
 import ipaddress
 
 from maas_ray.database.platform import Platform
-from maas_ray.errors import DeploymentError
+from maas_ray.errors import DeploymentError, SpecError
 from maas_ray.serve.deployment import ownership
 from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.deployment.desired import code_version
 from maas_ray.serve.deployment.endpoints import Endpoints
 from maas_ray.serve.spec import GATEWAY_APP, GatewayArgs
 from maas_ray.settings import Settings
+from maas_ray.spec import digest_of
 from maas_ray.terminal.lines import progress, say
+
+
+def gateway_args(settings: Settings) -> GatewayArgs:
+    """Options of the gateway.
+
+    Raises:
+        SpecError: the file that MAAS_GATEWAY names is wrong, or has an option that is not set there.
+    """
+    source = settings.gateway
+    if not source:
+        return GatewayArgs()
+    inline = source.startswith("{")
+    args = GatewayArgs.from_text(source, source="MAAS_GATEWAY") if inline else GatewayArgs.from_yaml(source)
+    elsewhere = {
+        "models": "is set by `maas deploy`",
+        "grpc_host": "is MAAS_HTTP_HOST",
+        "grpc_port": "is MAAS_GRPC_PORT",
+    }
+    problems = [f"{name}: {why}; remove it." for name, why in elsewhere.items() if name in args.model_fields_set]
+    if problems:
+        raise SpecError("MAAS_GATEWAY" if inline else source, problems, code="gateway_option_elsewhere")
+    return args
+
+
+def _version(args: GatewayArgs) -> str:
+    """Version of the gateway's replicas: other code and other limits replace them, another number does not."""
+    limits = {name: value for name, value in args.own_options().items() if name not in ("min_replicas", "max_replicas")}
+    return digest_of({"code": code_version(), "limits": limits})[:12]
 
 
 def apply_gateway(endpoints: Endpoints, settings: Settings) -> None:
@@ -22,11 +51,16 @@ def apply_gateway(endpoints: Endpoints, settings: Settings) -> None:
     from maas_ray.serve import gateway
 
     check_gateway(endpoints)
-    args = GatewayArgs(grpc_host=control.host(), grpc_port=settings.grpc_port)
+    options = gateway_args(settings)
+    args = options.for_nodes(gateway.alive_nodes())
+    args = args.model_copy(update={"grpc_host": control.host(), "grpc_port": settings.grpc_port})
     platform = endpoints.platform
     with endpoints.exclusive() as table:
-        application = gateway.application(args, table, ownership.to_config(platform))
-        control.submit(application, GATEWAY_APP, version=code_version(), route_prefix="/", user_code=False)
+        application = gateway.application(
+            args, table, ownership.to_config(platform) | {"options": options.own_options()}
+        )
+        version = _version(options)
+        control.submit(application, GATEWAY_APP, version=version, route_prefix="/", user_code=False)
     with progress("gateway: replicas ready") as bar:
         control.wait(
             GATEWAY_APP,

@@ -23,7 +23,7 @@ from maas_ray.registry.versions import Registry
 from maas_ray.serve.deployment import desired, drift, rollout
 from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.deployment.endpoints import Endpoints, Record, State
-from maas_ray.serve.deployment.gateway_routes import apply_gateway, check_gateway
+from maas_ray.serve.deployment.gateway_routes import apply_gateway, check_gateway, gateway_args
 from maas_ray.serve.deployment.ownership import other_platform, shared_app
 from maas_ray.serve.spec import GATEWAY_APP, DeploySpec
 from maas_ray.settings import Settings, exists
@@ -101,9 +101,9 @@ def _repairs(
     url: str,
     unattended: bool,
 ) -> Iterator[Outcome]:
-    # Only who asks for a pass has the newest options of the shared replicas.
-    options = None if unattended else rollout.shared_args(settings)
-    differences = drift.differences(endpoints.platform, records, running, options)
+    # Only who asks for a pass has the newest options of the shared replicas and of the gateway.
+    options = () if unattended else (rollout.shared_args(settings), gateway_args(settings))
+    differences = drift.differences(endpoints.platform, records, running, *options)
     mine = [record for record in records if not (unattended and _deployer_may_live(endpoints, record))]
     for record in mine:
         if record.state is State.REMOVING:
@@ -214,7 +214,7 @@ def _resume(endpoints: Endpoints, record: Record, settings: Settings) -> rollout
 def _finish(endpoints: Endpoints, change: rollout.Change, settings: Settings, url: str) -> Outcome:
     name, version = change.begun.name, change.begun.version
     try:
-        change = rollout.make_ready(change)
+        change = rollout.make_ready(change, settings)
     except MaasError as error:
         rollout.take_back(endpoints, change.begun, change.before, error)
         return Outcome(name, f"{version} could not be started", str(error))

@@ -23,6 +23,7 @@ from maas_ray.database.engine import Database
 from maas_ray.database.leases import Lease
 from maas_ray.errors import ClusterError, ConflictError, MaasError
 from maas_ray.serve.deployment.endpoints import Endpoints
+from maas_ray.serve.deployment.gateway_routes import gateway_args
 from maas_ray.serve.deployment.reconcile import Outcome, reconcile_once, work
 from maas_ray.serve.deployment.rollout import shared_args
 from maas_ray.serve.spec import DeploySpec
@@ -226,9 +227,10 @@ def _longest_wait(settings: Settings) -> float:
 
 
 def _portable(settings: Settings) -> Settings:
-    """The settings for a process on another machine: with the contents of the file that MAAS_SHARED names."""
-    options = json.dumps(shared_args(settings).document()) if settings.shared else ""
-    return settings.model_copy(update={"shared": options})
+    """The settings for a process on another machine: with the contents of the files that they name."""
+    shared = json.dumps(shared_args(settings).document()) if settings.shared else ""
+    options = gateway_args(settings).model_dump(mode="json", exclude_unset=True) if settings.gateway else {}
+    return settings.model_copy(update={"shared": shared, "gateway": json.dumps(options) if options else ""})
 
 
 def _identity(settings: Settings) -> str:

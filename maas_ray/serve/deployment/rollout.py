@@ -17,7 +17,7 @@ from maas_ray.serve.deployment import smoke
 from maas_ray.serve.deployment.desired import code_version
 from maas_ray.serve.deployment.drift import holds_replicas, needed_by, own_path, running_replicas, target_replicas
 from maas_ray.serve.deployment.endpoints import Endpoints, Record, State
-from maas_ray.serve.deployment.gateway_routes import apply_gateway, check_gateway
+from maas_ray.serve.deployment.gateway_routes import apply_gateway, check_gateway, gateway_args
 from maas_ray.serve.routes import direct_path
 from maas_ray.serve.spec import GATEWAY_APP, DeploySpec, Scaling, SharedArgs
 from maas_ray.settings import Settings
@@ -94,7 +94,7 @@ def carry_out(endpoints: Endpoints, changes: Sequence[Change], settings: Setting
                 leases.enter_context(endpoints.lease(change.begun).held(wait_seconds=0))
             for change in changes:
                 submit(change, settings)
-            ready = [make_ready(change) for change in changes]
+            ready = [make_ready(change, settings) for change in changes]
         except BaseException as error:
             for change in changes:
                 take_back(endpoints, change.begun, change.before, error)
@@ -207,7 +207,7 @@ def give_path(record: Record, url: str, before: Record | None = None) -> None:
         control.wait_for_http(f"{url}{direct_path(record.name)}", f'"versions":["{record.route.number}"]'.encode())
 
 
-def make_ready(change: Change) -> Change:
+def make_ready(change: Change, settings: Settings) -> Change:
     """Wait until a change's application works and has answered its smoke request.
 
     Returns:
@@ -237,7 +237,7 @@ def make_ready(change: Change) -> Change:
     standing = before.adapters if before and before.target.application == route.target.application else ()
     for one in route.expanded():
         if one.adapter is None or one.adapter not in standing:
-            smoke.check(one, spec.smoke)
+            smoke.check(one, spec.smoke, gateway_args(settings))
     route = route.model_copy(update={"engine": engine})
     return replace(change, wanted=replace(change.wanted, route=route))
 

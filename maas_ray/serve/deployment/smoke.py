@@ -23,13 +23,14 @@ from maas_ray.serve.spec import GatewayArgs
 _SHOWN = 600  # characters of an answer
 
 
-def check(route: Route, body: dict[str, Any] | None = None) -> None:
+def check(route: Route, body: dict[str, Any] | None = None, limits: GatewayArgs | None = None) -> None:
     """Send a smoke request and check the answer.
 
     Args:
         route: to the application.
         body: the request, as a client sends it, without `model`. Its answer must have status 200. None: a default
             request for the task. A model may refuse the default's row of zeros, so status 4xx is accepted too.
+        limits: those of the gateway. None: the defaults.
 
     Raises:
         DeploymentError: the answer has another status.
@@ -37,7 +38,7 @@ def check(route: Route, body: dict[str, Any] | None = None) -> None:
     path, default = _request(route, body)
     asked = json.dumps(default if body is None else body | ({"model": route.name} if _generates(route) else {}))
     with _raised() as raised:
-        status, answer = _run(_ask(route, path, asked.encode()))
+        status, answer = _run(_ask(route, path, asked.encode(), limits or GatewayArgs()))
     refusal_is_fine = body is None and not _generates(route)
     if status != 200 and not (refusal_is_fine and 400 <= status < 500):
         why = f" It raised: {_short(raised.last)}" if raised.last else ""
@@ -98,11 +99,12 @@ def _request(route: Route, body: dict[str, Any] | None) -> tuple[str, dict[str, 
     return f"/v2/models/{route.name}/infer", {"inputs": inputs}
 
 
-async def _ask(route: Route, path: str, body: bytes) -> tuple[int, str]:
+async def _ask(route: Route, path: str, body: bytes, limits: GatewayArgs) -> tuple[int, str]:
     models = Models()
     await models.update((route,))
     try:
-        return await _post(create_app(models, body_limit=int(GatewayArgs().body_limit_mb * 1e6)), path, body)
+        sizes = {"body_limit": int(limits.body_limit_mb * 1e6), "text_body_limit": int(limits.text_body_limit_mb * 1e6)}
+        return await _post(create_app(models, **sizes), path, body)
     finally:
         await models.close()
 

@@ -20,7 +20,7 @@ from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.serve.deployment import desired, drift, reconciler, rollout
 from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.deployment.endpoints import Endpoints, Record, Served, State
-from maas_ray.serve.deployment.gateway_routes import check_gateway
+from maas_ray.serve.deployment.gateway_routes import check_gateway, gateway_args
 from maas_ray.serve.engines.vllm import chosen
 from maas_ray.serve.spec import GATEWAY_APP, DeploySpec
 from maas_ray.settings import Settings, exists
@@ -208,7 +208,8 @@ def diff(spec: DeploySpec | None = None, *, settings: Settings | None = None) ->
             return []
         running = _running(settings)
         endpoints = Endpoints(settings)
-        return drift.differences(endpoints.platform, endpoints.all(), running, rollout.shared_args(settings))
+        options = rollout.shared_args(settings), gateway_args(settings)
+        return drift.differences(endpoints.platform, endpoints.all(), running, *options)
     registry = Registry(settings)
     with spec.at("version"):
         version = registry.resolve(spec.version)
@@ -229,7 +230,8 @@ def _serve(requested: Sequence[tuple[DeploySpec, ModelVersion]], settings: Setti
     check_gateway(endpoints)
 
     running, records = control.applications(), endpoints.all()
-    differences = drift.differences(endpoints.platform, records, running, rollout.shared_args(settings))
+    options = rollout.shared_args(settings), gateway_args(settings)
+    differences = drift.differences(endpoints.platform, records, running, *options)
     differing = {difference.endpoint for difference in differences}
     present = {record.name: record for record in records}
     others = [record for name, record in present.items() if name not in {new.name for new in wanted}]

@@ -129,6 +129,7 @@ def test_who_loses_the_race_for_a_free_cluster_is_told(settings: Settings, monke
     seen = [{}, {GATEWAY_APP: gateway(route("x", "predict"), platform=OTHER)}]
     monkeypatch.setattr(control, "applications", lambda: seen.pop(0))
     monkeypatch.setattr(control, "host", lambda: "127.0.0.1")
+    monkeypatch.setattr("maas_ray.serve.gateway.alive_nodes", lambda: 1)
     for name in ("submit", "wait"):
         monkeypatch.setattr(control, name, lambda *_, **__: None)
     with raises(DeploymentError, "cluster_of_another_platform", OTHER.id):

@@ -120,7 +120,7 @@ def test_a_deployer_holds_the_leases_of_its_changes(settings: Settings, monkeypa
         taken.extend(endpoints.lease(change.begun).taken() for change in changes)
 
     monkeypatch.setattr(rollout, "submit", note)
-    monkeypatch.setattr(rollout, "make_ready", lambda change: change)
+    monkeypatch.setattr(rollout, "make_ready", lambda change, _: change)
     monkeypatch.setattr(rollout, "switch", note)
     rollout.carry_out(endpoints, changes, settings, "http://localhost")
     assert taken == [True] * 6
