@@ -103,8 +103,8 @@ async def _ask(route: Route, path: str, body: bytes, limits: GatewayArgs) -> tup
     models = Models()
     await models.update((route,))
     try:
-        sizes = {"body_limit": int(limits.body_limit_mb * 1e6), "text_body_limit": int(limits.text_body_limit_mb * 1e6)}
-        return await _post(create_app(models, **sizes), path, body)
+        limit, text_limit = int(limits.body_limit_mb * 1e6), int(limits.text_body_limit_mb * 1e6)
+        return await _post(create_app(models, body_limit=limit, text_body_limit=text_limit), path, body)
     finally:
         await models.close()
 
