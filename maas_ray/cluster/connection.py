@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from maas_ray.cluster.environment import AUTH, adopt, has_token, worker_environment
+from maas_ray.cluster.environment import AUTH, adopt, has_token, without_proxy, worker_environment
 from maas_ray.cluster.local import up
 from maas_ray.cluster.ports import answers
 from maas_ray.cluster.state import Cluster, State
@@ -56,15 +56,26 @@ def connect(settings: Settings, *, start: bool = True) -> Cluster:
             )
         cluster = up(settings)
     _join(cluster, settings)
-    return Cluster(cluster.address, cluster.dashboard or dashboard_url(), cluster.origin)
+    dashboard = cluster.dashboard or dashboard_url()
+    os.environ.update(without_proxy([cluster.address, dashboard], os.environ))
+    return Cluster(cluster.address, dashboard, cluster.origin)
 
 
 def find(settings: Settings) -> Cluster | None:
     """The running cluster that `connect` would join. None: it would start one.
 
+    This process then reaches it without a proxy.
+
     Raises:
         ClusterError: `RAY_ADDRESS` names a cluster that does not answer.
     """
+    cluster = _find(settings)
+    if cluster:
+        os.environ.update(without_proxy([cluster.address, cluster.dashboard], os.environ))
+    return cluster
+
+
+def _find(settings: Settings) -> Cluster | None:
     address = os.environ.get("RAY_ADDRESS", "")
     if address and address != "auto":
         if address.startswith(("http://", "https://")):

@@ -2,8 +2,10 @@
 
 import os
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from maas_ray.ray_private.core import use_loopback
 from maas_ray.settings import Settings
@@ -17,6 +19,10 @@ LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _ADDRESSES = ("MAAS_DATABASE", "MAAS_MLFLOW")
 _TRUST = "MAAS_TRUST_REMOTE_CODE"
 _OF_WORKERS = ("MAAS_HOME", "MAAS_STORAGE", _TRUST)
+
+
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
+_NO_PROXY = ("no_proxy", "NO_PROXY")
 
 
 def worker_environment(settings: Settings) -> dict[str, str]:
@@ -44,6 +50,21 @@ def replica_runtime_env(*, user_code: bool) -> dict[str, Any]:
         given = {name: value for name, value in {**os.environ, **job}.items() if name == _TRUST}
         variables[_TRUST] = str(Settings.from_environment(given).trust_remote_code)
     return {"env_vars": variables, "working_dir": None}
+
+
+def without_proxy(addresses: Iterable[str], environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables by which a process reaches these `host:port` and URLs, and its own machine, without an HTTP proxy.
+
+    A proxy is for the world outside. urllib, requests and gRPC would send it the requests for the cluster too.
+    Empty: `environment` has no proxy.
+    """
+    if not any(environment.get(name) or environment.get(name.upper()) for name in _PROXIES):
+        return {}
+    found = (urlsplit(address if "://" in address else f"//{address}").hostname for address in addresses if address)
+    present = [name for key in _NO_PROXY for name in environment.get(key, "").split(",")]
+    names = [*present, "127.0.0.1", "localhost", "::1", *(host for host in found if host)]
+    value = ",".join(dict.fromkeys(name.strip() for name in names if name.strip()))
+    return dict.fromkeys(_NO_PROXY, "*" if "*" in value.split(",") else value)
 
 
 def has_token() -> bool:

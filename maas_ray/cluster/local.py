@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from maas_ray.cluster.environment import AUTH, LOOPBACK, adopt, has_token, worker_environment
+from maas_ray.cluster.environment import AUTH, LOOPBACK, adopt, has_token, without_proxy, worker_environment
 from maas_ray.cluster.haproxy import loopback_environment, serve_environment
 from maas_ray.cluster.ports import first_free_port, free_ports
 from maas_ray.cluster.state import Cluster, RecordedProcess, State, exclusive
@@ -147,6 +147,7 @@ def _node_environment(settings: Settings, temp_dir: Path) -> dict[str, str]:
         **settings.environment(),  # for the drivers of submitted jobs
         **worker_environment(settings),
         **LOOPBACK,
+        **without_proxy((), own),
         **serve,
         **loopback_environment(temp_dir / "h", serve),
         AUTH: os.environ.get(AUTH, "token"),

@@ -1,13 +1,16 @@
 """Workers and replicas get what they need: no addresses with passwords, and nothing that differs between deployers."""
 
+import urllib.request
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+import requests
 
 from maas_ray import cluster
 from maas_ray.cluster.code import QUESTION, compare, node_question
+from maas_ray.cluster.environment import without_proxy
 from maas_ray.errors import ClusterError
 from maas_ray.settings import Settings
 from maas_ray.version import __version__, compute_code_version
@@ -70,3 +73,27 @@ def test_other_code_on_the_cluster_is_refused(installed: str) -> None:
     compare(here, here)
     with raises(ClusterError, "cluster_of_other_code", installed, here):
         compare(installed, here)
+
+
+@pytest.mark.parametrize("proxy", ["http_proxy", "HTTPS_PROXY", "all_proxy"])
+@pytest.mark.parametrize("given", [{}, {"NO_PROXY": "corp.example, 10.0.0.0/8"}, {"no_proxy": "*"}])
+def test_the_cluster_is_reached_without_a_proxy(
+    monkeypatch: pytest.MonkeyPatch, proxy: str, given: dict[str, str]
+) -> None:
+    addresses = ["10.1.2.3:6379", "http://head.internal:8265", "[fd00::1]:6379", "ray://gate:10001", ""]
+    environment = {proxy: "http://127.0.0.1:9", **given}
+    added = without_proxy(addresses, environment)
+    assert added["no_proxy"] == added["NO_PROXY"]
+    for name, value in (environment | added).items():
+        monkeypatch.setenv(name, value)
+    # The rules of the clients that are used, urllib and requests.
+    for host in ("127.0.0.1", "localhost", "10.1.2.3", "head.internal", "gate"):
+        assert urllib.request.proxy_bypass_environment(host)
+        assert requests.utils.should_bypass_proxies(f"http://{host}:8265/api", None)
+    assert bool(urllib.request.proxy_bypass_environment("huggingface.co")) == ("no_proxy" in given)
+    if "NO_PROXY" in given:
+        assert added["no_proxy"].startswith("corp.example,10.0.0.0/8,")
+
+
+def test_without_a_proxy_nothing_is_set() -> None:
+    assert without_proxy(["10.1.2.3:6379"], {"NO_PROXY": "x", "http_proxy": ""}) == {}
