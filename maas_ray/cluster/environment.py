@@ -18,7 +18,7 @@ LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # Addresses that may contain passwords. Only drivers and the reconciler use them, and those get them otherwise.
 _ADDRESSES = ("MAAS_DATABASE", "MAAS_MLFLOW")
 _TRUST = "MAAS_TRUST_REMOTE_CODE"
-_OF_WORKERS = ("MAAS_HOME", "MAAS_STORAGE", _TRUST)
+_OF_WORKERS = ("MAAS_HOME", "MAAS_STORAGE", "MAAS_CACHE_GB", _TRUST)
 
 
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")

@@ -95,7 +95,7 @@ class Bundle:
         Args:
             cache: where copies are kept. None: `MAAS_HOME/bundles`.
         """
-        cache = cache or Path(Settings.from_environment().home) / "bundles"
+        cache = cache or Path(Settings.from_environment(strict=False).home) / "bundles"
         return node_cache(cache).get(self.digest, self.artifact.fetch)
 
     def fetch(self, cache: Path | None = None) -> Path:

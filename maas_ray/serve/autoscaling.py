@@ -7,8 +7,6 @@ requests of one row. A replica reports how many it works on.
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ray import cloudpickle
-
 from maas_ray.serve.spec import Scaling
 
 if TYPE_CHECKING:
@@ -28,6 +26,11 @@ def autoscaling(scaling: Scaling, max_ongoing_requests: int, replicas: int | Non
             the minimum are kept until the next submission, because an application without a route looks idle.
             None: the application runs already, and keeps the number that it has.
     """
+    from ray import cloudpickle
+
+    # Serve's controller gets the policy's code. It may run in an environment without this package, or with another
+    # version.
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
     # Gateways report waiting requests to Serve's controller every 10 s. With this field, they report requests without a
     # replica every second. Serve calls the field deprecated, but does not read the variable that it names instead.
     frequent = {"metrics_interval_s": 1} if scaling.min_replicas == 0 else {}
@@ -61,7 +64,3 @@ def replicas_for_rows(context: "AutoscalingContext") -> tuple[float, dict[str, A
     rows = sum((context.aggregated_metrics or {}).get(ROWS, {}).values())
     total = max(context.total_num_requests, (context.total_queued_requests or 0) + rows)
     return total / context.config.get_target_ongoing_requests(), {}
-
-
-# Serve's controller gets the policy's code. It may run in an environment without this package, or with another version.
-cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -140,7 +140,7 @@ class DiskCache:
 
 def node_cache(root: Path) -> DiskCache:
     """A cache of this machine, with the limit that the settings name."""
-    return DiskCache(root, Settings.from_environment().cache_gb * 1e9)
+    return DiskCache(root, Settings.from_environment(strict=False).cache_gb * 1e9)
 
 
 def _size(directory: Path) -> int:

@@ -1,5 +1,7 @@
 """Workers and replicas get what they need: no addresses with passwords, and nothing that differs between deployers."""
 
+import subprocess
+import sys
 import urllib.request
 from types import SimpleNamespace
 from typing import Any
@@ -97,3 +99,9 @@ def test_the_cluster_is_reached_without_a_proxy(
 
 def test_without_a_proxy_nothing_is_set() -> None:
     assert without_proxy(["10.1.2.3:6379"], {"NO_PROXY": "x", "http_proxy": ""}) == {}
+
+
+def test_verbs_import_ray_only_when_the_cluster_is_known() -> None:
+    # Ray reads RAY_AUTH_MODE when it is imported, and the cluster's is set after that is found.
+    code = "import sys, maas_ray.serve.deployment.verbs, maas_ray.batch.run; print('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
