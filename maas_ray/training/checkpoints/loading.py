@@ -22,11 +22,14 @@ def fetch(uri: str, directory: Path) -> Path:
 def convert(source: Path, directory: Path) -> None:
     """Write DeepSpeed's universal format of a checkpoint, which any number of workers can load.
 
+    One rank's part is converted after the other, and parts are mapped into memory, whose pages the system can reclaim.
+
     Args:
         source: the checkpoint's files.
         directory: where `state_universal/` is written.
     """
     from deepspeed.checkpoint.ds_to_universal import main
+    from torch.utils.serialization import config
 
     arguments = Namespace(
         input_folder=str(source / layout.TAG),
@@ -38,7 +41,11 @@ def convert(source: Path, directory: Path) -> None:
         inject_missing_state=True,
     )
     # DeepSpeed prints each step of the conversion, and raises its errors.
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        config.patch("load.mmap", True),  # type: ignore[attr-defined]  # added when torch is imported
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         main(arguments)
 
 
