@@ -144,7 +144,7 @@ async def connections(port: int, count: int, begin: bytes, rest: int, hold_s: fl
 
 
 def held(url: str, process: psutil.Process, count: int, begin: bytes, rest: int, hold_s: float) -> tuple[Seen, int]:
-    """What another client sees meanwhile, and the number of connections that were given up."""
+    """Requests of another client meanwhile, and the number of connections that were given up."""
     port, found = int(url.rpartition(":")[2]), [0]
 
     def work() -> None:
