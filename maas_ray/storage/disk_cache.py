@@ -81,12 +81,13 @@ class DiskCache:
             if excess <= 0:
                 return
             with self._alone(path.name) as alone:
-                if alone:
+                if alone and path.is_dir():  # another process sweeps too
                     gone = path.with_name(f".{path.name}.partial")
                     shutil.rmtree(gone, ignore_errors=True)
                     path.rename(gone)  # never half a directory under its name
                     shutil.rmtree(gone, ignore_errors=True)
-                    excess -= sizes[path]
+            if not path.is_dir():
+                excess -= sizes[path]
 
     def _get(self, name: str, make: Callable[[Path], object]) -> Held | None:
         """The directory, held. None: another process deleted it in between."""

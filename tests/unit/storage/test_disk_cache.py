@@ -1,6 +1,7 @@
 """A cache of directories is bounded, keeps what is in use, and survives killed processes."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -117,3 +118,24 @@ def test_a_failed_creation_leaves_nothing(tmp_path: Path) -> None:
         cache.get("a", fail)
     cache.sweep()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_another_process_deletes_during_a_sweep_counts_as_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = DiskCache(tmp_path, max_bytes=90)
+    for name in "abc":
+        use(DiskCache(tmp_path, max_bytes=1000), name)
+    last_use = DiskCache._last_use
+
+    def meanwhile(self: DiskCache, path: Path) -> float:  # the sizes are known by now
+        used = last_use(self, path)
+        if path.name == "c" and (tmp_path / "a").is_dir():
+            shutil.rmtree(tmp_path / "a")
+            (tmp_path / ".a.lock").unlink()
+        return used
+
+    monkeypatch.setattr(DiskCache, "_last_use", meanwhile)
+    cache.sweep()
+    assert names(tmp_path) == {"b", "c"}
+    assert not (tmp_path / ".a.lock").exists()
