@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -86,18 +87,20 @@ class GrammarEngine:
 
     def _tried(self, schema: str) -> str:
         too_large = f"its grammar takes more than {self._limit_s:g} s to compile; make it smaller, or fields required"
-        if self._helper is None:
-            self._helper = self._begin()
-        _, connection = self._helper
-        try:
-            connection.send(schema)
-            if not connection.poll(_WAIT_S):
-                self._end()
-                raise DeploymentError(f"a JSON schema was not compiled within {_WAIT_S:g} s.", code="engine_failed")
-            answer = connection.recv()
-        except (EOFError, OSError):  # the kernel ended the process at its limit
-            self._end()
-            return too_large
+        while True:
+            new = self._helper is None
+            process, connection = self._helper or self._begin()
+            try:
+                connection.send(schema)
+                answer = self._received(connection)
+                break
+            except (EOFError, OSError):
+                status = self._status(process)
+            if status == -signal.SIGXCPU:  # the kernel ended the process at its limit
+                return too_large
+            if new:
+                return f"its compilation ended with status {status}"
+            # An older process may have ended before, for a lack of memory for example.
         if isinstance(answer, float):
             return too_large if answer > self._limit_s else ""
         self._end()
@@ -114,13 +117,31 @@ class GrammarEngine:
             pass_fds=[theirs.fileno()],
         )
         theirs.close()
+        self._helper = process, ours
         try:
-            ours.recv()
-        except EOFError as error:
+            self._received(ours)
+        except (EOFError, OSError) as error:
             raise DeploymentError(
-                f"the process that compiles JSON schemas ended with status {process.wait()}.", code="engine_failed"
+                f"the process that compiles JSON schemas ended with status {self._status(process)}.",
+                code="engine_failed",
             ) from error
         return process, ours
+
+    def _received(self, connection: Connection) -> Any:
+        if not connection.poll(_WAIT_S):
+            self._end()
+            raise DeploymentError(
+                f"the process that compiles JSON schemas did not answer within {_WAIT_S:g} s.", code="engine_failed"
+            )
+        return connection.recv()
+
+    def _status(self, process: subprocess.Popen[bytes]) -> int:
+        """The status of a process that has ended by itself."""
+        if self._helper is None:
+            raise DeploymentError("the text engine has been closed.", code="engine_stopped")
+        status = process.wait()
+        self._end()
+        return status
 
     def _end(self) -> None:
         """End the process, if there is one."""

@@ -77,6 +77,32 @@ def test_a_schema_that_takes_too_long_is_refused_and_remembered(engine: GrammarE
     assert seen.schemas == [optional(5)]
 
 
+def test_a_process_that_ended_between_two_schemas_is_replaced(engine: GrammarEngine) -> None:
+    assert ask(engine, optional(7)) == [[1]]
+    assert engine._helper is not None
+    engine._helper[0].kill()
+    engine._helper[0].wait()
+    assert ask(engine, optional(8)) == [[1]]
+
+
+def test_a_schema_that_ends_new_processes_too_is_refused(
+    engine: GrammarEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = GrammarEngine._begin
+
+    def frail(self: GrammarEngine) -> Any:
+        process, connection = begin(self)
+        process.kill()
+        process.wait()
+        return process, connection
+
+    engine._end()
+    monkeypatch.setattr(GrammarEngine, "_begin", frail)
+    with raises(RequestError, "invalid_json_schema", "-9"):
+        ask(engine, optional(9))
+    assert engine._helper is None
+
+
 def test_a_schema_that_cannot_be_compiled_is_refused(engine: GrammarEngine) -> None:
     with raises(RequestError, "invalid_json_schema", "schema: "):
         ask(engine, json.dumps({"type": "foo"}))
