@@ -13,7 +13,7 @@ from maas_ray.database.platform import Platform
 from maas_ray.serve.deployment.endpoints import Record, State
 from maas_ray.serve.deployment.ownership import gateway_config, other_platform, owner, shared_app
 from maas_ray.serve.routes import direct_path, from_config, to_config
-from maas_ray.serve.spec import GATEWAY_APP, SHARED_DEPLOYMENT, DeploySpec, GatewayArgs, SharedArgs
+from maas_ray.serve.spec import GATEWAY_APP, SHARED_DEPLOYMENT, DeploySpec, GatewayArgs, Scaling, SharedArgs
 
 _NONE = "nothing"
 _RUNNING = ("RUNNING", "UPDATING", "PENDING_MIGRATION")  # Serve's states of replicas that have started and stay
@@ -123,7 +123,13 @@ def holds_replicas(record: Record, running: Mapping[str, Any]) -> bool:
     """True if the endpoint's application still has the minimum of replicas that it began with, see `model_app`."""
     application = running.get(record.application)
     held = _bounds(application).get("min_replicas") if application and not record.shared else None
-    return held is not None and held > DeploySpec.parse(record.spec, source=record.name).scaling.min_replicas
+    return held is not None and held > _recorded_minimum(record)
+
+
+def _recorded_minimum(record: Record) -> int:
+    # Not parsed: an earlier version may have had other fields.
+    minimum: int = (record.spec.get("scaling") or {}).get("min_replicas", Scaling().min_replicas)
+    return minimum
 
 
 def _bounds(application: Mapping[str, Any]) -> Mapping[str, Any]:

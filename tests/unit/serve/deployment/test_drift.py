@@ -40,6 +40,13 @@ def application(status: str = "RUNNING", replicas: tuple[str, ...] = ("RUNNING",
     )
 
 
+def held(minimum: int) -> dict[str, Any]:
+    """An application whose deployer has held this minimum of replicas."""
+    bounds = {"min_replicas": minimum, "max_replicas": 4}
+    deployment = {"message": "", "replicas": [], "deployment_config": {"autoscaling_config": bounds}}
+    return application(deployments={"Model": deployment})
+
+
 def gateway(*routes: Route, platform: Platform | None = PLATFORM) -> dict[str, Any]:
     config = to_config(routes) | ownership.to_config(platform)
     return application(deployments={"Gateway": {"deployment_config": {"user_config": config}}})
@@ -59,6 +66,8 @@ def test_what_stands_as_it_should_differs_in_nothing() -> None:
     assert found(SERVING, model_a=application(replicas=())) == set()  # scaled to zero
     assert found(SERVING, model_a=application("UNHEALTHY")) == set()  # one replica of several is ill
     assert found(SERVING, model_a=application("DEPLOYING", ("UPDATING",))) == set()  # it takes new options
+    assert found(SERVING, model_a=held(1)) == set()
+    assert found(replace(SERVING, spec={"of_old": 1}), model_a=held(1)) == set()  # a field of an earlier version
     assert found(DIRECT, model_a=application(route_prefix="/v2/models/a")) == set()
     assert found(SERVING, model_other=application(source="declarative"), mine=application()) == set()
 
@@ -79,6 +88,8 @@ def test_what_stands_as_it_should_differs_in_nothing() -> None:
         ([SERVING], {"maas_gateway": application("DELETING")}, (GATEWAY_APP, "missing")),
         ([SERVING], {"model_a": application(route_prefix="/v2/models/a")}, ("a", "path")),
         ([DIRECT], {}, ("a", "path")),
+        ([SERVING], {"model_a": held(3)}, ("a", "scaling")),
+        ([replace(SERVING, spec={"of_old": 1})], {"model_a": held(2)}, ("a", "scaling")),
         ([SERVING], {LEFT: application()}, (LEFT, "unwanted")),
         ([], {"maas_gateway": gateway(), SHARED: application()}, (SHARED, "unwanted")),
     ],
