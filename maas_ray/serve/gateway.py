@@ -105,7 +105,7 @@ def application(args: GatewayArgs, table: Table, notes: Mapping[str, Any] = Mapp
     options = {
         "body_limit": int(args.body_limit_mb * 1e6),
         "text_body_limit": int(args.text_body_limit_mb * 1e6),
-        "budget": int(args.bodies_mb * 1e6),
+        "budget": args.bodies_mb and int(args.bodies_mb * 1e6),
         "origins": args.cors_origins,
     }
     return deployment.bind(options)

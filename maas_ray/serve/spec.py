@@ -340,8 +340,9 @@ class GatewayArgs(Spec):
     """Largest request body, MB (10⁶ bytes). A larger one gets status 413."""
     text_body_limit_mb: float = Field(4.0, gt=0)
     """The same for completions and chats."""
-    bodies_mb: float = Field(128.0, gt=0)
-    """Large request bodies that a gateway replica has in memory at the same time, MB. Others get status 429."""
+    bodies_mb: float | None = Field(None, gt=0)
+    """Large request bodies that a gateway replica has in memory at the same time, MB. Others get status 429. None:
+    eight times `body_limit_mb`."""
     cors_origins: tuple[str, ...] = ()
     """Origins of web pages whose scripts may call the gateway, such as `https://app.example.com`. `*`: every page."""
     min_replicas: int | None = Field(None, ge=1)
@@ -355,7 +356,7 @@ class GatewayArgs(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.bodies_mb < self.body_limit_mb:
+        if self.bodies_mb is not None and self.bodies_mb < self.body_limit_mb:
             raise InvalidError(
                 "bodies_below_limit",
                 f"bodies_mb ({self.bodies_mb:g}) is below body_limit_mb ({self.body_limit_mb:g}), so the largest body "

@@ -18,6 +18,7 @@ def test_options_are_a_file_or_a_mapping(settings: Settings, tmp_path: Path) -> 
     assert gateway_args(settings) == GatewayArgs()
     inline = settings.model_copy(update={"gateway": "{body_limit_mb: 4, max_replicas: 8}"})
     assert gateway_args(inline) == GatewayArgs(body_limit_mb=4, max_replicas=8)
+    assert GatewayArgs(body_limit_mb=200).body_limit_mb == 200  # a file of 0.2.0, which had no limit for all bodies
     (tmp_path / "gateway.yaml").write_text("body_limit_mb: 4\nmax_replicas: 8\n")
     file = settings.model_copy(update={"gateway": str(tmp_path / "gateway.yaml")})
     assert gateway_args(file) == gateway_args(inline)
