@@ -1,11 +1,13 @@
 """A request's body on its way in: limited in bytes, in time and in memory, and decompressed.
 
-`IncomingBody.receive` takes the place of ASGI's own. It knows no API.
+`IncomingBody.receive` takes the place of ASGI's own, and `Leftovers` deal with the rest of a body that was refused.
+It knows no API.
 """
 
 import asyncio
 import zlib
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import Any, Protocol
 
 from starlette.datastructures import Headers
@@ -16,9 +18,18 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 
-_UNCOUNTED = (
-    64 * 1024
-)  # bytes of each body that take nothing from the budget: HAProxy sends them at once, or not at all
+_UNCOUNTED = 64 * 1024  # bytes of each body that the budget does not count: HAProxy sends them at once, or not at all
+DRAIN_SECONDS = 5.0
+"""Longest time for which the rest of a refused body is read and dropped."""
+_DRAINED, _DRAINED_PER_SECOND = 32_000_000, 8_000_000  # bytes of refused bodies: in a burst, and in the long run
+_UNDECLARED = 16_000_000  # bytes that a body of unknown length takes of these
+_BEGINNING, _BEGINNING_SECONDS = 256 * 1024, 0.5  # parts of the others that are read
+
+
+def declared_length(headers: Headers) -> int:
+    """A request's `Content-Length`, bytes. 0: it does not name it."""
+    given = headers.get("content-length", "")
+    return int(given) if given.isascii() and given.isdigit() and len(given) < 20 else 0
 
 
 class BodyBudget:
@@ -43,6 +54,47 @@ class BodyBudget:
         self._free += count
 
 
+class Leftovers:
+    """The rest of bodies that were refused, which clients still send.
+
+    Many clients send everything before they read. Most read the answer when sending fails, but some, such as urllib,
+    only report that it failed. So a refused body is read to its end and dropped, as long as such bodies are few. Of the
+    others only the beginning is read, so that a flood of them costs next to nothing.
+    """
+
+    def __init__(self) -> None:
+        self._free, self._at = float(_DRAINED), 0.0
+
+    async def drop(self, receive: Receive, declared: int) -> None:
+        """Read and drop the rest of a body, or its beginning.
+
+        Args:
+            receive: ASGI's.
+            declared: see `declared_length`.
+        """
+        count = declared or _UNDECLARED
+        left, seconds = (count, DRAIN_SECONDS) if self._take(count) else (_BEGINNING, _BEGINNING_SECONDS)
+        more = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while more and left > 0:
+                    message = await receive()
+                    more = message.get("more_body", False)  # a client that is gone has no more either
+                    left -= len(message.get("body", b""))
+                if more:
+                    # Closing now would break the connection, perhaps before a proxy has passed the answer on.
+                    await asyncio.sleep(_BEGINNING_SECONDS)
+
+    def _take(self, count: int) -> bool:
+        now = asyncio.get_running_loop().time()
+        self._free = min(_DRAINED, self._free + (now - self._at) * _DRAINED_PER_SECOND)
+        self._at = now
+        if count > self._free:
+            return False
+        self._free -= count
+        return True
+
+
 class IncomingBody:
     """The body of one request.
 
@@ -58,8 +110,7 @@ class IncomingBody:
 
     def __init__(self, scope: Scope, receive: Receive, *, limit: int, budget: BodyBudget) -> None:
         headers = Headers(scope=scope)
-        declared = headers.get("content-length", "")
-        self._declared = int(declared) if declared.isascii() and declared.isdigit() and len(declared) < 20 else 0
+        self._declared = declared_length(headers)
         self._decoder = _decoder(headers.get("content-encoding", ""))
         self._receive, self._limit, self._budget = receive, limit, budget
         self._size, self._taken = 0, 0

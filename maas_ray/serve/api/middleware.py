@@ -6,10 +6,8 @@ Serve to each answer; a client's own id comes back as `X-Client-Request-ID`. It 
 are arguments.
 """
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from copy import copy
 from typing import Any, TypeVar
 
@@ -20,7 +18,16 @@ from starlette.responses import JSONResponse
 
 from maas_ray.errors import RequestError
 from maas_ray.serve.api import refusals
-from maas_ray.serve.api.incoming import ENCODINGS, BodyBudget, IncomingBody, Message, Receive, Scope
+from maas_ray.serve.api.incoming import (
+    ENCODINGS,
+    BodyBudget,
+    IncomingBody,
+    Leftovers,
+    Message,
+    Receive,
+    Scope,
+    declared_length,
+)
 from maas_ray.serve.caller import authenticate
 
 Send = Callable[[Message], Awaitable[None]]
@@ -51,7 +58,7 @@ class EdgeMiddleware:
         self, app: App, *, body_limits: Mapping[str, int], budget: int, shapes: Mapping[str, ErrorShape]
     ) -> None:
         self._app, self._limits, self._shapes = app, body_limits, shapes
-        self._budget = BodyBudget(budget)
+        self._budget, self._leftovers = BodyBudget(budget), Leftovers()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -99,9 +106,16 @@ class EdgeMiddleware:
         headers |= _headers(refusal, unread=unread)
         response = JSONResponse(_of_prefix(self._shapes, scope["path"])(refusal), refusal.status, headers)
         if unread and refusal.status != 408:
-            await _send_and_drain(response, receive, watched_send)
+            await self._send_and_drop(response, scope, receive, watched_send)
         else:
             await response(scope, receive, watched_send)
+
+    async def _send_and_drop(self, response: JSONResponse, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the whole response, then drop what still arrives, then let the connection be closed."""
+        await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+        await send({"type": "http.response.body", "body": response.body, "more_body": True})
+        await self._leftovers.drop(receive, declared_length(Headers(scope=scope)))
+        await send({"type": "http.response.body", "body": b""})
 
 
 def _headers(refusal: RequestError, *, unread: bool) -> dict[str, str]:
@@ -115,23 +129,6 @@ def _headers(refusal: RequestError, *, unread: bool) -> dict[str, str]:
     if unread:
         headers["connection"] = "close"
     return headers
-
-
-async def _send_and_drain(response: JSONResponse, receive: Receive, send: Send) -> None:
-    """Send the response, and drop what still arrives before the connection is closed.
-
-    Many clients read nothing before they have sent everything. If the connection closed at once, the proxy before this
-    process would at times stop reading without closing its own side, and the client would wait for its timeout.
-    """
-    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
-    await send({"type": "http.response.body", "body": response.body, "more_body": True})
-    loop, more = asyncio.get_running_loop(), True
-    deadline = loop.time() + refusals.DRAIN_SECONDS
-    while more and loop.time() < deadline:
-        with suppress(TimeoutError):
-            async with asyncio.timeout_at(deadline):
-                more = (await receive()).get("more_body", False)  # a client that is gone has no more either
-    await send({"type": "http.response.body", "body": b""})
 
 
 def _of_prefix(values: Mapping[str, _Value], path: str) -> _Value:

@@ -14,9 +14,6 @@ BACKPRESSURE = {"status_code": 429, "retry_after_s": RETRY_AFTER_S}
 BODY_SECONDS = 120.0
 """Longest time in which a request's body must arrive: until then it occupies a slot that others could use."""
 
-DRAIN_SECONDS = 5.0
-"""Time for which the rest of a body that is too large is read and dropped, after its refusal was sent."""
-
 
 def overloaded() -> OverloadedError:
     """All replicas are busy and the queue is full."""

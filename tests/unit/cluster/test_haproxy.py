@@ -1,4 +1,7 @@
-"""HAProxy itself, as `maas up` sets it up: it gives slow clients up, and never an answer when it reloads."""
+"""HAProxy itself, as `maas up` sets it up: it gives slow clients up, and never an answer when it reloads.
+
+Clients whose bodies are refused get to read that, through it too.
+"""
 
 import re
 import socket
@@ -6,15 +9,23 @@ import socketserver
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
 import pytest
+import requests
+import uvicorn
 
 from maas_ray.cluster.haproxy import MAX_ANSWER_SECONDS, REQUEST_SECONDS, loopback_environment
+from maas_ray.cluster.ports import free_ports
+from maas_ray.serve.api.app import create_app
 from maas_ray.serve.spec import MAX_TIMEOUT_S
+from tests.support.echo import EchoAndSums
 from tests.support.haproxy import HaProxy, running, write_configuration
 
 LIMIT_S = 1  # in place of the half minute in which a request must arrive
@@ -84,9 +95,9 @@ def proxy(configuration: tuple[Path, int, str]) -> Iterator[HaProxy]:
         yield started
 
 
-def wait_for_replica(proxy: HaProxy) -> None:
+def wait_for_replica(proxy: HaProxy, path: str = "/up") -> None:
     deadline = time.monotonic() + 10
-    while httpx.get(f"{proxy.url}/up").status_code != 200:
+    while httpx.get(proxy.url + path).status_code != 200:
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -186,3 +197,66 @@ def test_metrics_and_statistics_move_to_loopback(configuration: tuple[Path, int,
     subprocess.run([program, "-c", "-f", str(path)], check=True, capture_output=True)  # only checks the file
     bound = re.findall(r"bind (\S+)", path.read_text())
     assert bound == [f"127.0.0.1:{one}" for one in (opened[0], port, opened[1])]
+
+
+# --- refused uploads
+
+UPLOAD = bytes(16_000_000)  # more than all buffers on the way hold
+REFUSED = {"/v2/models/sums/infer": 429, "/v1/completions": 413}
+
+
+def by_urllib(url: str) -> tuple[int, bytes]:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(urllib.request.Request(url, data=UPLOAD), timeout=10)
+    return refused.value.code, refused.value.read()
+
+
+def by_requests(url: str) -> tuple[int, bytes]:
+    answer = requests.post(url, data=UPLOAD, timeout=10)
+    return answer.status_code, answer.content
+
+
+def by_httpx(url: str) -> tuple[int, bytes]:
+    answer = httpx.post(url, content=UPLOAD, timeout=10)
+    return answer.status_code, answer.content
+
+
+@pytest.fixture
+def gateways(configuration: tuple[Path, int, str], replica: Replica) -> Iterator[list[str]]:
+    """URLs of the HTTP application: its own, and that of HAProxy before it. It has no memory for large bodies."""
+
+    async def app(scope, receive, send) -> None:
+        if scope["type"] == "http":
+            await api(scope | {"path": scope["path"].replace("/-/healthz", "/v2")}, receive, send)
+
+    api = create_app(EchoAndSums(), body_limit=20_000_000, text_body_limit=1_000_000, budget=1000)
+    (port,) = free_ports(1)
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    path, front, text = configuration
+    path.write_text(text.replace(f":{replica.server_address[1]} ", f":{port} "))
+    try:
+        with running(path, front) as proxy:
+            wait_for_replica(proxy, "/v2")
+            yield [f"http://127.0.0.1:{port}", proxy.url]
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def test_a_client_that_sends_everything_first_reads_its_refusal(gateways: list[str]) -> None:
+    for url in gateways:
+        status, body = by_urllib(url + "/v2/models/sums/infer")
+        assert (status, b"too many large bodies" in body) == (429, True)
+
+
+@pytest.mark.parametrize("upload", [by_requests, by_httpx])
+def test_many_refused_clients_read_their_refusals(
+    gateways: list[str], upload: Callable[[str], tuple[int, bytes]]
+) -> None:
+    urls = {url + path: status for url in gateways for path, status in REFUSED.items()}
+    with ThreadPoolExecutor(8) as clients:
+        answers = list(clients.map(upload, [*urls] * 2))
+    assert [status for status, _ in answers] == [*urls.values()] * 2
+    assert all(body.startswith(b"{") and body.endswith(b"}") for _, body in answers)

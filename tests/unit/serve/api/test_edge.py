@@ -150,9 +150,9 @@ async def _held(app, size: int, count: int) -> list[httpx.Response | None]:
 
 @pytest.mark.parametrize("size", [300_000, 950_000])
 def test_large_bodies_share_a_budget_and_small_ones_need_none(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from maas_ray.serve.api import refusals
+    from maas_ray.serve.api import incoming
 
-    monkeypatch.setattr(refusals, "DRAIN_SECONDS", 0.1)
+    monkeypatch.setattr(incoming, "DRAIN_SECONDS", 0.1)
     budget = 2_000_000
     app = create_app(EchoAndSums(), body_limit=1_000_000, budget=budget)
     answers = asyncio.run(_held(app, size, 20))

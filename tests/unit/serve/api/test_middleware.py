@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from maas_ray.errors import RequestError
-from maas_ray.serve.api import middleware, refusals
+from maas_ray.serve.api import incoming, middleware, refusals
 from maas_ray.serve.api.app import create_app
 from maas_ray.serve.api.model_calls import Answer
 from maas_ray.serve.api.open_inference.tensors import InferBody
@@ -37,7 +37,7 @@ def test_a_body_over_the_limit_is_refused(call: Call, path: str) -> None:
 
 @pytest.mark.parametrize("pieces", [50, None])
 def test_a_large_body_is_refused_at_the_limit_and_dropped(pieces: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refusals, "DRAIN_SECONDS", 0.1)
+    monkeypatch.setattr(incoming, "DRAIN_SECONDS", 0.1)
     app = create_app(EchoAndSums(), body_limit=LIMIT)
     read, seen = 0, []
 
@@ -57,6 +57,39 @@ def test_a_large_body_is_refused_at_the_limit_and_dropped(pieces: int | None, mo
     assert int(dict(start["headers"])[b"content-length"]) == len(body["body"])
     assert end == {"type": "http.response.body", "body": b""}
     assert read == pieces or (pieces is None and read > at_start)  # and what came after it
+
+
+def test_a_flood_of_refused_bodies_is_hardly_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(incoming, "_BEGINNING_SECONDS", 0.05)
+    piece = 100_000
+    app = create_app(EchoAndSums(), body_limit=LIMIT)
+
+    async def upload(size: int, declared: str) -> int:
+        """Bytes that are read of a body of this size."""
+        read, statuses = 0, []
+
+        async def receive() -> dict[str, Any]:
+            nonlocal read
+            await asyncio.sleep(0)
+            assert statuses or not declared  # the header suffices to refuse it
+            read += piece
+            return {"type": "http.request", "body": bytes(piece), "more_body": read < size}
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            statuses.append(message.get("status"))
+
+        headers = [(b"content-length", declared.encode())] if declared else []
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers, "query_string": b""}
+        await app(scope, receive, send)
+        assert statuses[0] == 413
+        return read
+
+    async def uploads() -> list[int]:
+        return await asyncio.gather(*(upload(15_000_000, "15000000") for _ in range(5)), upload(15_000_000, ""))
+
+    # 32 MB are read of bodies to their end, 256 KiB of the others. The one of unknown length has sent a piece before.
+    assert asyncio.run(uploads()) == [15_000_000] * 2 + [300_000] * 3 + [400_000]
+    assert asyncio.run(upload(10**9, "1000000000")) == 300_000
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v2/models/sums/infer"])
