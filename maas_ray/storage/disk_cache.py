@@ -16,7 +16,7 @@ from pathlib import Path
 from maas_ray.settings import Settings
 
 _ABANDONED_SECONDS = 86_400.0  # age of a download of earlier versions, which did not lock it, that has ended for sure
-_held_for_ever: "list[Held]" = []
+_held_for_ever: "dict[Path, Held]" = {}
 
 
 class Held:
@@ -35,7 +35,7 @@ class Held:
 
     def for_ever(self) -> Path:
         """Hold the directory until this process ends."""
-        _held_for_ever.append(self)
+        _held_for_ever.setdefault(self.path, self)
         return self.path
 
 

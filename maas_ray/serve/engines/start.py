@@ -17,6 +17,7 @@ from maas_ray.serve.engines.adapters import AdapterEngine
 from maas_ray.serve.engines.restarting import RestartingEngine
 from maas_ray.serve.spec import ServingOptions
 from maas_ray.serve.text.types import Adapter, GenerateRequest, SamplingParams
+from maas_ray.storage.disk_cache import Held
 
 if TYPE_CHECKING:
     from maas_ray.tasks import Task
@@ -108,7 +109,7 @@ def _openvino(directory: Path, digest: str, options: ServingOptions, cache: Path
                 code="adapter_on_compressed_model",
             )
         files = _fetched(adapter)
-        return RestartingEngine(lambda: OpenVinoEngine(model, **limits, adapter=files))
+        return RestartingEngine(lambda: OpenVinoEngine(model, **limits, adapter=files.path))
 
     base = RestartingEngine(lambda: OpenVinoEngine(model, **limits))
     engine: Engine = AdapterEngine(base, load, options.max_adapters)
@@ -123,7 +124,10 @@ def _openvino(directory: Path, digest: str, options: ServingOptions, cache: Path
 def _vllm(directory: Path, digest: str, options: ServingOptions, loop: asyncio.AbstractEventLoop) -> Started:
     from maas_ray.serve.engines.vllm import VllmEngine, end_ids, llm_config
 
-    engine = VllmEngine.started(llm_config(directory, digest[:12], options), _fetched, loop)
+    def fetch(adapter: Adapter) -> Path:
+        return _fetched(adapter).for_ever()
+
+    engine = VllmEngine.started(llm_config(directory, digest[:12], options), fetch, loop)
     return Started(engine, "vllm", engine.context, end_ids(directory))
 
 
@@ -140,7 +144,7 @@ def _transformers(task: "Task", directory: Path, options: ServingOptions, name: 
     def load(adapter: Adapter) -> Engine:
         files = _fetched(adapter)
         network: Any = task.load_model(directory)
-        Lora.load(files).merge(network, files)
+        Lora.load(files.path).merge(network, files.path)
         network = network.to(device)
         return RestartingEngine(lambda: TransformersEngine(network, context=context, **_limits(options)))
 
@@ -152,8 +156,8 @@ def _transformers(task: "Task", directory: Path, options: ServingOptions, name: 
     return Started(engine, name, context, () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends))
 
 
-def _fetched(adapter: Adapter) -> Path:
-    """An adapter's files on this node, each byte verified."""
+def _fetched(adapter: Adapter) -> Held:
+    """An adapter's files on this node, each byte verified. They stay while its engine may start from them."""
     bundle = open_bundle(adapter.uri)
     if bundle.digest != adapter.digest:
         raise DeploymentError(
@@ -161,7 +165,7 @@ def _fetched(adapter: Adapter) -> Path:
             "Deploy it again.",
             code="digest_mismatch",
         )
-    return bundle.fetch()
+    return bundle.hold()
 
 
 def _limits(options: ServingOptions) -> dict[str, int]:

@@ -139,3 +139,14 @@ def test_a_directory_that_another_process_deletes_during_a_sweep_counts_as_gone(
     cache.sweep()
     assert names(tmp_path) == {"b", "c"}
     assert not (tmp_path / ".a.lock").exists()
+
+
+def test_a_directory_is_held_for_ever_by_one_descriptor(tmp_path: Path) -> None:
+    def get() -> Path:
+        return DiskCache(tmp_path, max_bytes=10).get("a", file_of(40)).for_ever()
+
+    assert get() == tmp_path / "a"
+    opened = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        assert get() == tmp_path / "a"
+    assert len(os.listdir("/proc/self/fd")) == opened
