@@ -6,7 +6,7 @@ from maas_ray.data.dataset import PreparedDataset, open_dataset
 from maas_ray.settings import Settings
 from maas_ray.tasks.base import type_of
 from maas_ray.training.deepspeed.batch import batch_geometry, with_micro_batch
-from maas_ray.training.deepspeed.check import check_with_deepspeed
+from maas_ray.training.deepspeed.check import check_on_cpu, check_with_deepspeed
 from maas_ray.training.deepspeed.document import value_at
 from maas_ray.training.deepspeed.resolve import resolve
 from maas_ray.training.deepspeed.sections import without_effect
@@ -87,7 +87,19 @@ def check_deepspeed(spec: TrainSpec, plan: Plan) -> list[str]:
     _check_schedule(spec, config, plan.total_steps)
     with spec.at("deepspeed"):
         unread = check_with_deepspeed(config, plan.total_steps)
+    if spec.device == "cpu":
+        check_without_gpus(spec)
     return without_effect(spec.deepspeed, unread)
+
+
+def check_without_gpus(spec: TrainSpec) -> None:
+    """Check that DeepSpeed can run the configuration in workers that have no GPU.
+
+    Raises:
+        SpecError: it cannot.
+    """
+    with spec.at("deepspeed"):
+        check_on_cpu(_configuration(spec, total_steps=1))
 
 
 def _configuration(spec: TrainSpec, total_steps: int) -> dict[str, Any]:

@@ -20,8 +20,15 @@ from maas_ray.terminal.lines import say
 from maas_ray.training.checkpoints.catalog import latest, newest
 from maas_ray.training.events import in_words
 from maas_ray.training.finish import finish
-from maas_ray.training.preflight import check_deepspeed, check_network, make_plan, open_for, with_defaults
-from maas_ray.training.ray_train.launch import fit, workers_in_words
+from maas_ray.training.preflight import (
+    check_deepspeed,
+    check_network,
+    check_without_gpus,
+    make_plan,
+    open_for,
+    with_defaults,
+)
+from maas_ray.training.ray_train.launch import fit, uses_gpus, workers_in_words
 from maas_ray.training.runs.alone import alone
 from maas_ray.training.runs.record import TAG_RUN, RunKey, TrainingRun, open_run, version_of
 from maas_ray.training.spec import TrainSpec
@@ -95,6 +102,8 @@ def _train(run: TrainingRun, lease: Lease) -> ModelVersion:
         if last and last[1].ended:
             say(f"run {run.name} is trained to the end already")
         else:
+            if not uses_gpus(spec):
+                check_without_gpus(spec)
             run.registry.prove(spec.model, bundle_home(run.settings, spec.model))
             run.note_start(plan.total_steps)
             fit(run, plan)

@@ -1,6 +1,5 @@
 """The configuration is read by DeepSpeed itself before any worker starts."""
 
-import contextlib
 import copy
 import difflib
 import logging
@@ -9,8 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from maas_ray.errors import Problem, SpecError
+from maas_ray.training import conflicts
 from maas_ray.training.deepspeed import trial
-from maas_ray.training.deepspeed.document import FieldPath, value_at, zero_stage
+from maas_ray.training.deepspeed.document import FieldPath, value_at
 
 
 def check_with_deepspeed(config: dict[str, Any], steps: int = 1) -> set[str]:
@@ -33,10 +33,23 @@ def check_with_deepspeed(config: dict[str, Any], steps: int = 1) -> set[str]:
     # DeepSpeed takes this process for the only worker.
     alone = {"train_batch_size": config["train_micro_batch_size_per_gpu"] * config["gradient_accumulation_steps"]}
     document = _Asked(copy.deepcopy(config) | alone)
-    problems = [*_misspelt(config), *_refused(document)] or [*_unbuildable(config), *trial.problems_of(config, steps)]
+    problems = [*_misspelt(config), *_refused(document)] or [
+        *conflicts.problems_of(config),
+        *trial.problems_of(config, steps),
+    ]
     if problems:
         raise SpecError("train", problems)
     return document.keys() - document.asked
+
+
+def check_on_cpu(config: dict[str, Any]) -> None:
+    """Return if DeepSpeed has all of a resolved configuration for workers without a GPU.
+
+    Raises:
+        SpecError: it has not.
+    """
+    if problems := conflicts.problems_on_cpu(config):
+        raise SpecError("train", problems)
 
 
 class _Asked(dict[str, Any]):
@@ -87,21 +100,6 @@ def _refused(document: _Asked) -> list[Problem]:
     except (DeepSpeedConfigError, AssertionError, ValueError, TypeError, KeyError, AttributeError) as error:
         return [Problem(_in_words(document, error), "deepspeed_refused")]
     return []
-
-
-def _unbuildable(config: dict[str, Any]) -> Iterator[Problem]:
-    """Mistakes that DeepSpeed finds when its engine is built, on any network."""
-    from deepspeed.runtime.config import DtypeEnum
-
-    accumulates = value_at(config, ("data_types", "grad_accum_dtype"))
-    if accumulates and value_at(config, ("bf16", "enabled")) is True and not zero_stage(config):
-        with contextlib.suppress(ValueError, KeyError):  # DeepSpeed refuses it in its own words
-            if DtypeEnum(accumulates).name == "fp32":
-                yield Problem(
-                    f"deepspeed.data_types.grad_accum_dtype is {accumulates!r}, but without ZeRO bf16 gradients "
-                    "accumulate in bf16. Write zero_optimization.stage 1, or remove it.",
-                    "deepspeed_refused",
-                )
 
 
 def _invalid(document: dict[str, Any], title: str, detail: Any) -> str:

@@ -7,6 +7,7 @@ default is filled like any other `"auto"`, see `resolve`.
 import copy
 from typing import Any
 
+from maas_ray.training.conflicts import offloads, only_with_cpu_adam
 from maas_ray.training.deepspeed.document import AUTO, value_at
 from maas_ray.training.deepspeed.fields import ADAM, PARAMETERS, PRECISIONS, SAME
 from maas_ray.training.hyperparameters import Hyperparameters
@@ -49,6 +50,8 @@ def _choose_adam(config: dict[str, Any], *, on_cpu: bool) -> None:
         return
     if zero.get("zenflow") or (not on_cpu and (zero.get("offload_optimizer") or zero.get("cpu_offload"))):
         return  # ZenFlow has an Adam of its own, and offloading needs DeepSpeed's to be fast
+    if offloads(config) and only_with_cpu_adam(config):
+        return
     if optimizer["params"].get("bias_correction") is False:
         return  # Torch's always corrects
     optimizer["params"].pop("bias_correction", None)

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from maas_ray.errors import Problem
+from maas_ray.training.conflicts import offloads
 from maas_ray.training.deepspeed.schedule import MAX_LEAD
 from maas_ray.training.trainable import updates_copies
 
@@ -61,7 +62,7 @@ def _optimizer(config: dict[str, Any]) -> Any:
         kind: Any = torch.optim.AdamW if name.lower() == "adamw" or own.get("adam_w_mode", True) else torch.optim.Adam
         params.pop("fused", None)  # it looks at the device
     elif name.lower() == "adagrad":
-        if _offloads(config):
+        if offloads(config):
             return None
         kind = torch.optim.Adagrad
     elif name.lower() in DEEPSPEED_OPTIMIZERS:
@@ -87,7 +88,7 @@ def _compiled(name: str, config: dict[str, Any]) -> Any:
     """The class of an optimizer that DeepSpeed compiles when it is made."""
     from deepspeed.ops import adam, lamb, lion
 
-    zero, offloaded = config.get("zero_optimization", {}), _offloads(config)
+    zero, offloaded = config.get("zero_optimization", {}), offloads(config)
     if name == "lamb":
         return lamb.FusedLamb
     if name == "lion":
@@ -95,12 +96,6 @@ def _compiled(name: str, config: dict[str, Any]) -> Any:
     if not offloaded:
         return adam.FusedAdam
     return adam.ZenFlowCPUAdam if zero.get("zenflow") else adam.DeepSpeedCPUAdam
-
-
-def _offloads(config: dict[str, Any]) -> bool:
-    """True if the optimizer's state is in the memory of the host."""
-    zero = config.get("zero_optimization", {})
-    return bool((zero.get("offload_optimizer") or {}).get("device") in ("cpu", "nvme") or zero.get("cpu_offload"))
 
 
 def _class_of(module: Any, name: str, others: Iterable[str]) -> Any:

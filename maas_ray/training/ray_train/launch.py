@@ -67,7 +67,9 @@ def _resources(spec: WorkerSpec) -> Resources:
     """Resources of each worker; prints a line if the cluster does not have enough of them now."""
     import ray
 
-    use_gpu = _use_gpu(spec)
+    use_gpu = uses_gpus(spec)
+    if use_gpu and (gpus := _gpus()) < spec.min_workers:
+        say(f"waiting for GPUs: {spec.min_workers} are needed, the cluster has {gpus}")
     needed, available = spec.min_workers * spec.cpus_per_worker, ray.cluster_resources().get("CPU", 0)
     if needed > available:
         say(
@@ -77,15 +79,15 @@ def _resources(spec: WorkerSpec) -> Resources:
     return {"CPU": spec.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
 
 
-def _use_gpu(spec: WorkerSpec) -> bool:
+def uses_gpus(spec: WorkerSpec) -> bool:
+    """True if the workers get GPUs on the cluster that this process is connected to."""
+    return spec.device == "gpu" or (spec.device == "auto" and _gpus() >= spec.min_workers)
+
+
+def _gpus() -> int:
     import ray
 
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    if spec.device == "gpu" and gpus < spec.min_workers:
-        say(f"waiting for GPUs: {spec.min_workers} are needed, the cluster has {gpus}")
-    if spec.device == "auto":
-        return gpus >= spec.min_workers
-    return spec.device == "gpu"
+    return int(ray.cluster_resources().get("GPU", 0))
 
 
 def _elasticity(spec: WorkerSpec, each: Resources) -> tuple[bool, dict[str, str]]:
