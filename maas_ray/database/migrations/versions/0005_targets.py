@@ -1,6 +1,5 @@
 """Targets of autoscaling: the former default, and those that no replica can reach, become the computed default."""
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -35,10 +34,10 @@ def downgrade() -> None:
 def _rewrite(change: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
     """Change the stored specs, each given with its `scaling`."""
     connection = op.get_bind()
-    for table, key in (("endpoints", "name"), ("served", "endpoint || '/' || number")):
-        update = sa.text(f"UPDATE {table} SET spec = :spec WHERE {key} = :id")  # noqa: S608
-        update = update.bindparams(sa.bindparam("spec", type_=sa.JSON()))
-        for row in connection.execute(sa.text(f"SELECT {key} AS id, spec FROM {table}")).all():  # noqa: S608
-            spec = json.loads(row.spec) if isinstance(row.spec, str) else row.spec
+    for name, keys in (("endpoints", ("name",)), ("served", ("endpoint", "number"))):
+        table = sa.table(name, *map(sa.column, keys), sa.column("spec", sa.JSON()))
+        for row in connection.execute(sa.select(table)).mappings().all():
+            spec = row["spec"]
             change(spec, spec.get("scaling") or {})
-            connection.execute(update, {"spec": spec, "id": row.id})
+            same = (table.c[key] == row[key] for key in keys)
+            connection.execute(sa.update(table).where(*same).values(spec=spec))
