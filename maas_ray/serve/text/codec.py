@@ -86,6 +86,7 @@ class TextCodec:
                     seed=_seed(seed, index),
                     end_ids=self.end_ids,
                     json_schema=schema,
+                    schema_param="tools" if request.tools else "response_format",
                     adapter=request.adapter,
                 )
                 for index in range(request.n)

@@ -175,6 +175,7 @@ class GenerateRequest:
         sampling: how tokens are chosen.
         adapter: added to the model for this sequence. None: the model itself.
         json_schema: the answer is a JSON document of this schema, which has passed `json_schema.check`.
+        schema_param: the field that the schema came in, for error messages.
     """
 
     prompt_ids: list[int]
@@ -184,6 +185,7 @@ class GenerateRequest:
     sampling: SamplingParams = SamplingParams()
     adapter: Adapter | None = None
     json_schema: str | None = None
+    schema_param: str = "response_format"
 
 
 class Tokens(NamedTuple):

@@ -67,8 +67,8 @@ class GrammarEngine:
         problem = await asyncio.wrap_future(self._thread.submit(self._outcome, request.json_schema or ""))
         if problem:
             raise RequestError(
-                f"Invalid JSON schema in 'response_format': schema: {problem}.",
-                param="response_format",
+                f"Invalid JSON schema in '{request.schema_param}': schema: {problem}.",
+                param=request.schema_param,
                 code="invalid_json_schema",
             )
         async with aclosing(self._engine.generate(request)) as stream:

@@ -106,4 +106,7 @@ def test_a_schema_that_ends_new_processes_too_is_refused(
 def test_a_schema_that_cannot_be_compiled_is_refused(engine: GrammarEngine) -> None:
     with raises(RequestError, "invalid_json_schema", "schema: "):
         ask(engine, json.dumps({"type": "foo"}))
+    with raises(RequestError, "invalid_json_schema", "'tools'") as caught:
+        run_all(engine, [request([5], json_schema=json.dumps({"type": "foo"}), schema_param="tools")])
+    assert caught.value.param == "tools"
     assert ask(engine, optional(6)) == [[1]]
