@@ -179,12 +179,14 @@ class Models:
         """The route itself; or its model's present one, if it has moved since the request came.
 
         Raises:
-            ModelNotFoundError: the model is gone.
+            ModelNotFoundError: the model is gone, or the version that the request asked for.
             RequestError: it now is a model of another kind.
         """
         present = self.route(route.name, caller=caller)
         if present is route or _bindings(route) <= _bindings(present):
             return route
+        if route.is_pinned:
+            return self.route(route.name, route.number, caller=caller)
         if present.kind != route.kind:
             raise refusals.unavailable(route.name, f"it was replaced by {present.version}, of another task")
         return present

@@ -83,6 +83,8 @@ class Route(Spec):
     """LoRA adapters that are served with it."""
     adapter: AdapterRoute | None = None
     """The adapter of this route, see `expanded`. None: the model itself."""
+    is_pinned: bool = Field(False, exclude=True)
+    """A request asked for this version, see `pinned`. Tables have no such routes."""
 
     @model_validator(mode="before")
     @classmethod
@@ -111,6 +113,11 @@ class Route(Spec):
     def with_target(self, **changes: Any) -> "Route":
         """The same route with changes to `target`."""
         return self.model_copy(update={"targets": (self.target.model_copy(update=changes), *self.targets[1:])})
+
+    def pinned(self) -> "Route":
+        """The route for a request that asked for this version, so that no other may answer."""
+        targets = tuple(target for target in self.targets if target.version == self.target.version)
+        return self.model_copy(update={"targets": targets, "is_pinned": True})
 
     @property
     def number(self) -> str:

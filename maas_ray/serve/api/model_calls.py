@@ -56,7 +56,7 @@ class ModelCalls(Protocol):
 
         Args:
             name: the public model name.
-            version: the number that the served version must have. Empty: any.
+            version: the number that the served version must have, also when it answers. Empty: any.
             caller: who calls.
 
         Raises:
@@ -85,9 +85,11 @@ def find_route(routes: Mapping[str, Route], name: str, version: str) -> Route:
         route = routes[name]
     except KeyError:
         raise ModelNotFoundError(name, sorted(routes)) from None
-    if version not in ("", route.number):
+    if not version:
+        return route
+    if version != route.number:
         raise ModelNotFoundError(f"{name} version {version}", [f"{name} version {route.number}"])
-    return route
+    return route.pinned()
 
 
 def checked(result: _Result | RequestError) -> _Result:

@@ -12,12 +12,13 @@ from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
 from maas_ray.errors import DeploymentError, ModelNotFoundError, OverloadedError, RequestError
-from maas_ray.serve.api.model_calls import Answer, Usage
+from maas_ray.serve.api.model_calls import Answer, Usage, find_route
 from maas_ray.serve.api.open_inference.tensors import InferBody
 from maas_ray.serve.api.openai import embeddings
 from maas_ray.serve.api.predict import PredictBody
 from maas_ray.serve.caller import Caller
 from maas_ray.serve.calls import Models
+from maas_ray.serve.routes import Route, from_config, pick, to_config
 from maas_ray.serve.text.types import Delta, TextRequest
 from tests.support.errors import raises
 from tests.support.models import route
@@ -270,6 +271,52 @@ def test_embeddings_in_parts_come_from_one_version(monkeypatch: pytest.MonkeyPat
     served.after_each = lambda: served.route_to("model-2") if len(served.asked) == 1 else None
     assert embed(served, 600) == [2.0]
     assert served.asked == ["model-1"] + ["model-2"] * 3
+
+
+class Moving(Response):
+    """Fails as its replica dies, after the route has moved to another application."""
+
+    calls: Models
+
+    def __init__(self, version: str, binding: str) -> None:
+        super().__init__(died())
+        self.version, self.binding = version, binding
+
+    async def _next(self) -> Any:
+        handle = self.calls._applications["model-lm"]
+        self.calls._routes = {"lm": route("lm", "generate", version=self.version, application=self.binding)}
+        self.calls._applications = {self.binding: handle}
+        return await super()._next()
+
+
+@pytest.mark.parametrize("asked", ["", "3"])
+@pytest.mark.parametrize("version", ["lm/3", "lm/4"])
+def test_no_other_version_answers_than_was_asked_for(asked: str, version: str) -> None:
+    moving = Moving(version, "model-lm-other")
+    moving.calls, method = models(moving, Response(ANSWER))
+
+    def ask() -> Answer[InferBody]:
+        found = moving.calls.route("lm", asked, caller=CALLER)
+        return asyncio.run(moving.calls.infer(found, BODY, caller=CALLER))
+
+    if asked and version == "lm/4":
+        with raises(ModelNotFoundError, "model_not_found", "lm version 3", "lm version 4"):
+            ask()
+        assert len(method.calls) == 1
+    else:
+        assert ask() == ANSWER
+        assert len(method.calls) == 2
+
+
+def test_a_request_for_a_version_is_never_sent_to_another_target() -> None:
+    targets = [
+        {"application": "model-lm", "version": "lm/3", "weight": 0.01},
+        {"application": "model-lm-next", "version": "lm/4", "weight": 0.99},
+    ]
+    split = Route.parse(route("lm", "generate").document() | {"targets": targets})
+    for _ in range(20):
+        assert pick(find_route({"lm": split}, "lm", "3"), CALLER).version == "lm/3"
+    assert from_config(to_config((split.pinned(),)))[0].is_pinned is False
 
 
 def test_embeddings_whose_route_moves_all_the_time_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

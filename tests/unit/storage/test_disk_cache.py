@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from maas_ray.storage.disk_cache import DiskCache
+from maas_ray.cluster import worker_environment
+from maas_ray.settings import Settings
+from maas_ray.storage.disk_cache import DiskCache, node_cache
 
 
 def file_of(size: int) -> Callable[[Path], None]:
@@ -150,3 +152,10 @@ def test_a_directory_is_held_for_ever_by_one_descriptor(tmp_path: Path) -> None:
     for _ in range(3):
         assert get() == tmp_path / "a"
     assert len(os.listdir("/proc/self/fd")) == opened
+
+
+def test_workers_know_the_limit_whatever_else_their_node_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = worker_environment(Settings.from_environment({"MAAS_CACHE_GB": "1.5"}))
+    for name, value in {**variables, "MAAS_OF_A_LATER_VERSION": "x"}.items():
+        monkeypatch.setenv(name, value)
+    assert node_cache(tmp_path) == DiskCache(tmp_path, 1.5e9)
