@@ -12,7 +12,7 @@ from maas_ray.training.deepspeed.build import load_communication
 from maas_ray.training.deepspeed.document import zero_stage
 from maas_ray.training.deepspeed.groups import optimizer_groups
 from maas_ray.training.deepspeed.untrained import Untrained, own_values
-from maas_ray.training.deepspeed.zero3 import build_sharded
+from maas_ray.training.deepspeed.zero3 import build_sharded, check_leaves
 from maas_ray.training.trainable import check_trainable
 
 _REFUSALS = (ValueError, TypeError, KeyError, AttributeError, AssertionError, NotImplementedError)
@@ -74,6 +74,8 @@ def build_engine(
             f"DeepSpeed cannot train this network with this configuration: {str(error).strip() or repr(error)}",
             code="deepspeed_refused",
         ) from error
+    if zero_stage(config) == 3:
+        check_leaves(engine.module)
     untrained.keep(engine, rank)
     engine.untrained = untrained
     _leave_out_bad_steps(engine)

@@ -5,6 +5,7 @@ parameters of its parts, ties them or computes with them would change empty tens
 network is built whole and shared out then, and a large one that does so is refused.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from maas_ray.errors import PreflightError
@@ -108,3 +109,27 @@ def _refusing_lost_values() -> Any:
 def _is_out(args: Any) -> bool:
     """True if an operation is on a parameter that is shared out."""
     return bool(args) and hasattr(args[0], "ds_id") and not args[0].numel()
+
+
+def check_leaves(module: "torch.nn.Module") -> None:
+    """Let each leaf of `zero_optimization.leaf_module` refuse a pass whose gradients DeepSpeed would reduce too early.
+
+    DeepSpeed reduces a leaf's gradients when those of its inputs are there. If no input has one, Torch says so before
+    the leaf has computed its own.
+    """
+    from deepspeed.utils import z3_leaf_module
+
+    for name, part in module.named_modules():
+        if z3_leaf_module(part) and any(parameter.requires_grad for parameter in part.parameters()):
+            part.register_forward_pre_hook(partial(_check_leaf, name))
+
+
+def _check_leaf(name: str, part: "torch.nn.Module", inputs: tuple[Any, ...]) -> None:
+    import torch
+
+    if torch.is_grad_enabled() and not any(isinstance(one, torch.Tensor) and one.requires_grad for one in inputs):
+        raise PreflightError(
+            f"deepspeed.zero_optimization.leaf_module names {name or type(part).__name__}, which gets no input with a "
+            "gradient by position, as the first module of a network. Name modules behind it, or remove it.",
+            code="zero_3_unsupported",
+        )

@@ -24,7 +24,7 @@ from maas_ray.training.worker.batches import Batches
 from maas_ray.training.worker.job import Rank
 from maas_ray.training.worker.step import Steps
 from tests.support import weighing
-from tests.unit.training.test_deepspeed_started import STARTED, resolved
+from tests.unit.training.test_deepspeed_started import FIRST, STARTED, resolved
 
 directory = Path(sys.argv[1])
 torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/store", rank=0, world_size=1)
@@ -53,7 +53,7 @@ def moved(document):
 
 gc.freeze()  # DeepSpeed collects garbage each time that it looks at the memory
 said = {}
-for name, document in STARTED.items():
+for name, document in (STARTED | {"first": FIRST}).items():
     try:
         said[name] = moved(document)
     except Exception as error:
@@ -112,6 +112,7 @@ STARTED |= {
     "small buckets": zero(3, sub_group_size=5, reduce_bucket_size=10, overlap_comm=True),
     "round_robin_gradients": zero(2, round_robin_gradients=True, contiguous_gradients=False),
 }
+FIRST = zero(3, leaf_module={"names": ["0"]})
 
 
 def resolved(document: dict[str, Any]) -> dict[str, Any]:
@@ -133,6 +134,10 @@ def test_what_is_accepted_runs(name: str, said: dict[str, str]):
     check_with_deepspeed(config, 10)
     check_on_cpu(config)
     assert not said[name]
+
+
+def test_a_leaf_module_without_inputs_that_have_gradients_is_named(said: dict[str, str]):
+    assert said["first"].startswith("PreflightError: deepspeed.zero_optimization.leaf_module names 0,")
 
 
 @pytest.mark.parametrize(
