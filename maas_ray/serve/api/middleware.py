@@ -37,8 +37,9 @@ ErrorShape = Callable[[RequestError], dict[str, Any]]
 
 CLIENT_ID_HEADER = "x-client-request-id"
 """The header with a client's own id of a request: OpenAI's name."""
+MAX_CLIENT_ID = 200
+"""Characters of it that are repeated."""
 _BEFORE_THE_BODY = (408, 413, 415, 429)  # statuses of refusals that may leave the rest of the body unread
-_MAX_CLIENT_ID = 200  # characters that are repeated
 _log = logging.getLogger("ray.serve")
 
 
@@ -66,7 +67,7 @@ class EdgeMiddleware:
             return
         started = False
         received = Headers(scope=scope)
-        client_id = received.get(CLIENT_ID_HEADER, "")[:_MAX_CLIENT_ID]
+        client_id = received.get(CLIENT_ID_HEADER, "")[:MAX_CLIENT_ID]
 
         async def watched_send(message: Message) -> None:
             nonlocal started

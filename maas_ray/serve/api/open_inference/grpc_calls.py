@@ -11,7 +11,7 @@ import grpc
 
 from maas_ray.errors import RequestError
 from maas_ray.serve.api import refusals
-from maas_ray.serve.api.middleware import CLIENT_ID_HEADER
+from maas_ray.serve.api.middleware import CLIENT_ID_HEADER, MAX_CLIENT_ID
 from maas_ray.serve.api.open_inference.grpc_messages import parse
 from maas_ray.serve.caller import Caller, authenticate
 
@@ -43,7 +43,7 @@ def answering(
     async def handler(_: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
         request_id = uuid.uuid4().hex
-        client_id = metadata.get(CLIENT_ID_HEADER) or metadata.get("x-request-id", "")
+        client_id = (metadata.get(CLIENT_ID_HEADER) or metadata.get("x-request-id", ""))[:MAX_CLIENT_ID]
         trailers = [("x-request-id", request_id), *([(CLIENT_ID_HEADER, client_id)] if client_id else [])]
         try:
             caller = authenticate(metadata)

@@ -59,6 +59,10 @@ def test_each_call_has_a_request_id(port: int, client: triton.InferenceServerCli
             _, call = ask.ServerLive.with_call(service_pb2.ServerLiveRequest(), metadata=[(given, "mine")])
             trailers = dict(call.trailing_metadata())
             assert (len(trailers["x-request-id"]), trailers["x-client-request-id"]) == (32, "mine")
+        _, call = ask.ServerLive.with_call(
+            service_pb2.ServerLiveRequest(), metadata=[("x-client-request-id", "x" * 5000)]
+        )
+        assert dict(call.trailing_metadata())["x-client-request-id"] == "x" * 200  # as over HTTP
         _, call = ask.ServerLive.with_call(service_pb2.ServerLiveRequest())
         assert [name for name, _ in call.trailing_metadata()] == ["x-request-id"]
 
