@@ -299,7 +299,8 @@ class _Own:
 
     def reconfigure(self, config: dict[str, Any]) -> None:
         """Apply options of the route that do not need a new replica."""
-        self._single.update(Route.model_validate(config["route"], extra="ignore"))
+        route = Route.model_validate(config["route"], extra="ignore")
+        self._single.update(route, direct=config.get("direct", False))
 
 
 @serve.ingress()
@@ -312,8 +313,18 @@ class OwnPredictor(_Own, Predictor):
     """A replica of one predicting model."""
 
 
-def application(options: ServingOptions, uri: str, route: Route, replicas: int | None) -> Application:
-    """The application for a bundle, as `route` describes it. `replicas`: see `autoscaling`."""
+def application(
+    options: ServingOptions, uri: str, route: Route, replicas: int | None, *, direct: bool = False
+) -> Application:
+    """The application for a bundle, as `route` describes it.
+
+    Args:
+        options: of the deployment.
+        uri: the bundle.
+        route: the route to the application.
+        replicas: see `autoscaling`.
+        direct: the endpoint's direct path leads to it.
+    """
     deployment = serve.deployment(
         name="Model",
         **placement(options, route.kind),
@@ -321,7 +332,7 @@ def application(options: ServingOptions, uri: str, route: Route, replicas: int |
         max_ongoing_requests=options.max_ongoing_requests,
         max_queued_requests=options.max_queued_requests,
         backpressure_config=BACKPRESSURE,
-        user_config={"route": route.model_dump(mode="json")},
+        user_config={"route": route.model_dump(mode="json"), "direct": direct},
         max_constructor_retry_count=2,
         max_surge_percent=100,
         graceful_shutdown_timeout_s=options.request_timeout_s,

@@ -180,7 +180,8 @@ def _submit(record: Record, route_prefix: str | None, replicas: int | None = Non
     from maas_ray.serve import model_app
 
     assert record.route is not None  # noqa: S101  a desired record has a route
-    application = model_app.application(_spec(record), record.uri, record.route, replicas)
+    direct = route_prefix is not None
+    application = model_app.application(_spec(record), record.uri, record.route, replicas, direct=direct)
     control.submit(application, record.application, version=record.application, route_prefix=route_prefix)
 
 

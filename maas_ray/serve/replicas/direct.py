@@ -2,10 +2,12 @@
 
 A replica serves the gateway's own HTTP application, middleware included, over `ModelCalls` to a single model: itself.
 Serve gives the replica of every application a port for HTTP. A request there answers 404 unless the endpoint is
-`direct`, so that nobody can go round the gateway.
+`direct`, so that nobody can go round the gateway. HAProxy learns a moment later that a path has moved to other
+replicas, so those that had it still answer meanwhile.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -26,6 +28,7 @@ from maas_ray.serve.spec import GatewayArgs
 from maas_ray.serve.text.types import Delta, TextRequest
 
 _Result = TypeVar("_Result")
+_LEAVING_S = 60.0  # time for which requests still come after the path has moved; HAProxy usually takes a second
 
 
 class SingleModel:
@@ -38,15 +41,28 @@ class SingleModel:
 
     def __init__(self, replica: Any, route: Route) -> None:
         self._replica, self._route = replica, route
+        self._direct, self._leaving = False, 0.0
+
+    @property
+    def on_path(self) -> bool:
+        """True if the direct path leads here, or has until a moment ago."""
+        return self._direct or time.monotonic() < self._leaving
 
     @property
     def name(self) -> str:
         """The model's public name."""
         return self._route.name
 
-    def update(self, route: Route) -> None:
-        """Replace the route, when options change for which replicas stay, such as the timeout."""
-        self._route = route
+    def update(self, route: Route, *, direct: bool = False) -> None:
+        """Replace the route, when options change for which replicas stay, such as the timeout.
+
+        Args:
+            route: the route.
+            direct: the direct path leads here.
+        """
+        if self._direct and not direct:
+            self._leaving = time.monotonic() + _LEAVING_S
+        self._route, self._direct = route, direct
 
     def routes(self, *, caller: Caller) -> list[Route]:
         return [self._route]
@@ -94,7 +110,7 @@ def create_single_app(model: SingleModel) -> App:
         # Serve passes the path that leads to the application as `root_path`, which routers remove; here paths are
         # complete. An application that no path leads to has none.
         is_direct = scope.get("root_path", "").endswith(direct_path(model.name))
-        await (api if is_direct else _not_direct)({**scope, "root_path": ""}, receive, send)
+        await (api if is_direct or model.on_path else _not_direct)({**scope, "root_path": ""}, receive, send)
 
     return app
 

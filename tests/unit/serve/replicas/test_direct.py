@@ -11,6 +11,7 @@ from maas_ray.serve.api.model_calls import Answer, Usage
 from maas_ray.serve.api.open_inference.tensors import InferBody
 from maas_ray.serve.api.predict import PredictBody
 from maas_ray.serve.caller import ANONYMOUS, Caller
+from maas_ray.serve.replicas import direct
 from maas_ray.serve.replicas.direct import SingleModel, create_single_app
 from maas_ray.serve.text.types import Delta, TextRequest
 from tests.support.models import route, send
@@ -83,3 +84,17 @@ def test_a_replica_without_a_direct_path_answers_no_client(root_path: str) -> No
     asked = {"model": "m", "prompt": "x"}
     for method, path in (("POST", "/v1/completions"), ("POST", "/v2/models/m/infer"), ("GET", "/v1/models")):
         assert send(app, method, path, root_path=root_path, json=asked).status_code == 404
+
+
+@pytest.mark.parametrize(("leaving", "status"), [(60.0, 200), (0.0, 404)])
+def test_replicas_answer_for_a_moment_after_their_path_has_moved(
+    leaving: float, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HAProxy still sends requests to them; Serve has taken the path away already."""
+    monkeypatch.setattr(direct, "_LEAVING_S", leaving)
+    model = SingleModel(Replica(), route("m", "generate"))
+    app = create_single_app(model)
+    model.update(route("m", "generate"), direct=True)
+    model.update(route("m", "generate"), direct=False)
+    asked = {"model": "m", "prompt": "x"}
+    assert send(app, "POST", "/v1/completions", json=asked | {"stream": True}).status_code == status
