@@ -77,9 +77,9 @@ def test_a_damaged_onnx_file_is_refused(tmp_path: Path) -> None:
 
 def test_an_engine_of_the_other_kind_is_refused() -> None:
     DeploySpec.parse({"version": "m/1", "engine": "torch"}).check_kind("predict")
-    with raises(DeploymentError, "engine_unfit", "torch", "auto, openvino"):
+    with raises(DeploymentError, "engine_unfit", "torch", "auto", "openvino, transformers"):
         DeploySpec.parse({"version": "m/1", "engine": "torch"}).check_kind("generate")
-    with raises(DeploymentError, "engine_unfit", "openvino", "auto, onnxruntime"):
+    with raises(DeploymentError, "engine_unfit", "openvino", "auto", "onnxruntime, torch"):
         DeploySpec.parse({"version": "m/1", "engine": "openvino"}).check_kind("predict")
 
 
