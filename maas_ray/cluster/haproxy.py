@@ -59,10 +59,11 @@ def serve_environment(directory: Path) -> dict[str, str]:
         # Serve continues the line, so the last one begins as the first did.
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_FASTINTER": "\n    ".join(("250ms", *_APPLICATION, "default-server")),
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(64 * 1024),
-        # When a gateway dies before it answers, HAProxy still holds the request and sends it to another gateway, once:
-        # the request may be what kills gateways.
+        # When a gateway dies before it answers, HAProxy still holds the request and sends it again. The first time may
+        # meet the same gateway, which is not known to be dead yet. Further times are not wanted: the request may be
+        # what kills gateways.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-        "RAY_SERVE_HAPROXY_RETRIES": "1",
+        "RAY_SERVE_HAPROXY_RETRIES": "2",
         HARD_STOP: str(MAX_ANSWER_SECONDS),
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(_IDLE_SECONDS),
         # The process that a reload leaves behind closes its idle connections in this time, before the replicas that it
