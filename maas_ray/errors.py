@@ -18,6 +18,7 @@
     ├── GateError            (RuntimeError)  a version is not good enough for an alias
     └── RequestError         (ValueError)    a request is wrong; the client has to change it
         ├── ModelNotFoundError               the model is not served here
+        ├── RequestRefusedError              the model's engine refuses the request
         ├── PromptTooLongError               prompt plus answer exceed the model's context
         └── OverloadedError                  the server is busy; retry later
 
@@ -244,6 +245,17 @@ class ModelNotFoundError(RequestError):
             code="model_not_found",
             status=404,
         )
+
+
+class RequestRefusedError(RequestError):
+    """The engine does not accept a request that passed every check of ours.
+
+    Args:
+        why: the engine's own words.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"The engine that serves this model refuses the request: {why}.", code="refused_by_engine")
 
 
 class PromptTooLongError(RequestError):

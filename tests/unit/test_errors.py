@@ -16,6 +16,7 @@ ARGUMENTS: dict[type[MaasError], dict[str, Any]] = {
     errors.NonFiniteLossError: {"step": 7, "loss": float("inf"), "advice": "Lower the learning rate."},
     errors.RequestError: {"message": "wrong", "param": "top_p", "code": "invalid_value", "status": 422},
     errors.ModelNotFoundError: {"model": "a", "served": ["b", "c"]},
+    errors.RequestRefusedError: {"why": "no token is left to choose from"},
     errors.PromptTooLongError: {"prompt_tokens": 90, "max_tokens": 20, "context": 100, "param": "max_tokens"},
 }
 

@@ -7,19 +7,7 @@ as if it were alone: neither its neighbours nor their arrival change its tokens.
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from maas_ray.errors import RequestError
 from maas_ray.serve.text.types import GenerateRequest, Tokens
-
-
-class RequestRefusedError(RequestError):
-    """The engine does not accept a request that passed every check of ours.
-
-    Args:
-        why: the engine's own words.
-    """
-
-    def __init__(self, why: str) -> None:
-        super().__init__(f"The engine that serves this model refuses the request: {why}.", code="refused_by_engine")
 
 
 class Engine(Protocol):

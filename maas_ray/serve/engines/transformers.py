@@ -10,8 +10,8 @@ import itertools
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from maas_ray.errors import DeploymentError
-from maas_ray.serve.engines import RequestRefusedError, parameters
+from maas_ray.errors import DeploymentError, RequestRefusedError
+from maas_ray.serve.engines import parameters
 from maas_ray.serve.engines.kv_cache import PAGE, pages
 from maas_ray.serve.text.types import GenerateRequest, Tokens
 

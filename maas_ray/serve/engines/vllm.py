@@ -13,9 +13,9 @@ from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from maas_ray.errors import DeploymentError
+from maas_ray.errors import DeploymentError, RequestRefusedError
 from maas_ray.ray_private.llm import client_of, vllm_engine
-from maas_ray.serve.engines import RequestRefusedError, parameters
+from maas_ray.serve.engines import parameters
 from maas_ray.serve.spec import ServingOptions
 from maas_ray.serve.text.types import Adapter, GenerateRequest, Tokens
 

@@ -19,8 +19,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from maas_ray.errors import DeploymentError
-from maas_ray.serve.engines import RequestRefusedError, parameters
+from maas_ray.errors import DeploymentError, RequestRefusedError
+from maas_ray.serve.engines import parameters
 from maas_ray.serve.engines.kv_cache import pages
 from maas_ray.serve.engines.openvino.conversion import Converted
 from maas_ray.serve.engines.openvino.process import FINISHED, REFUSED, Load

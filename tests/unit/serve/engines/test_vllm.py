@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from maas_ray.errors import DeploymentError, SpecError
-from maas_ray.serve.engines import RequestRefusedError
+from maas_ray.errors import DeploymentError, RequestRefusedError, SpecError
 from maas_ray.serve.engines.vllm import (
     VllmEngine,
     chosen,
