@@ -381,6 +381,15 @@ class GatewayArgs(Spec):
         """The options that the file of `MAAS_GATEWAY` may have."""
         return self.model_dump(mode="json", exclude={"models", "grpc_host", "grpc_port"})
 
+    def http_options(self) -> dict[str, Any]:
+        """Options of `create_app`, in JSON's types."""
+        return {
+            "body_limit": int(self.body_limit_mb * 1e6),
+            "text_body_limit": int(self.text_body_limit_mb * 1e6),
+            "budget": self.bodies_mb and int(self.bodies_mb * 1e6),
+            "origins": list(self.cors_origins),
+        }
+
     def for_nodes(self, nodes: int) -> Self:
         """The same with the default minimum of replicas for a cluster of so many nodes."""
         default = min(2 if nodes > 1 else 1, self.max_replicas)

@@ -156,11 +156,11 @@ def _routes_differ(differences: list[drift.Difference]) -> bool:
 
 
 def _restore_options(endpoints: Endpoints, differences: list[drift.Difference]) -> Iterator[Outcome]:
-    differing = {found.endpoint for found in differences if found.what in ("path", "scaling")}
+    differing = {found.endpoint for found in differences if found.what in ("path", "scaling", "options")}
     for record in endpoints.all():
         if record.state is State.SERVING and record.name in differing:
             rollout.restore_options(record)
-            yield Outcome(record.name, "has its path and its scaling")
+            yield Outcome(record.name, "has its path, its scaling and its options")
         if record.state is State.FAILED and record.route:  # the gateway had failed, and works now
             endpoints.put(replace(record, state=State.SERVING, problem=""))
 

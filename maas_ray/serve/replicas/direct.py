@@ -37,10 +37,14 @@ class SingleModel:
     Args:
         replica: answers; called in this process.
         route: the route to it.
+
+    Attributes:
+        options: of `create_app`.
     """
 
     def __init__(self, replica: Any, route: Route) -> None:
         self._replica, self._route = replica, route
+        self.options = GatewayArgs().http_options()
         self._direct, self._leaving = False, 0.0
 
     @property
@@ -53,16 +57,20 @@ class SingleModel:
         """The model's public name."""
         return self._route.name
 
-    def update(self, route: Route, *, direct: bool = False) -> None:
+    def update(self, route: Route, *, direct: bool = False, options: dict[str, Any] | None = None) -> None:
         """Replace the route, when options change for which replicas stay, such as the timeout.
 
         Args:
             route: the route.
             direct: the direct path leads here.
+            options: of `create_app`, as the gateway has them. None: the defaults.
         """
         if self._direct and not direct:
             self._leaving = time.monotonic() + _LEAVING_S
         self._route, self._direct = route, direct
+        options = options or GatewayArgs().http_options()
+        if options != self.options:
+            self.options = options
 
     def routes(self, *, caller: Caller) -> list[Route]:
         return [self._route]
@@ -104,9 +112,14 @@ async def _in_time(route: Route, result: Awaitable[_Result | RequestError]) -> _
 def create_single_app(model: SingleModel) -> App:
     """The HTTP application of a replica."""
     bound_read_ahead()
-    api = create_app(model, body_limit=int(GatewayArgs().body_limit_mb * 1e6))
+    options = model.options
+    api = create_app(model, **options)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal api, options
+        if model.options is not options:
+            options = model.options
+            api = create_app(model, **options)
         # Serve passes the path that leads to the application as `root_path`, which routers remove; here paths are
         # complete. An application that no path leads to has none.
         is_direct = scope.get("root_path", "").endswith(direct_path(model.name))
