@@ -218,8 +218,8 @@ class DeploySpec(ServingOptions):
     startup_timeout_s: float = Field(300.0, gt=0)
     """Longest time for a replica to load once it has its resources, seconds."""
     direct: bool = False
-    """true bypasses the gateway for `/v2/models/NAME`. Throughput rises several-fold, but the requests of a replica
-    that dies fail. The gateway would have retried them on another."""
+    """true bypasses the gateway for `/models/NAME` and `/v2/models/NAME`. Throughput rises several-fold, but the
+    requests of a replica that dies fail. The gateway would have retried them on another."""
     adapters: dict[Name, Reference] = {}
     """LoRA adapters by name, each a version `name@alias` or `name/number`. The adapter `french` is the public model
     `ENDPOINT:french`. Aliases are resolved now. Adapters are added and removed without a restart of the model."""
