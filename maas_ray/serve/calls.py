@@ -186,15 +186,15 @@ class Models:
 
         Raises:
             ModelNotFoundError: the model is gone, or the version that the request asked for.
-            RequestError: it now is a model of another kind.
+            RequestError: it now is a model of another task, whose answers have other fields.
         """
         present = self.route(route.name, caller=caller)
         if present is route or _bindings(route) <= _bindings(present):
             return route
         if route.is_pinned:
             return self.route(route.name, route.number, caller=caller)
-        if present.kind != route.kind:
-            raise refusals.unavailable(route.name, f"it was replaced by {present.version}, of another task")
+        if present.task != route.task:
+            raise refusals.of_another_task(route.name, present.version)
         return present
 
     async def _bound(self, target: Target) -> _Handles | None:

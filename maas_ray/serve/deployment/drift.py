@@ -151,7 +151,7 @@ def changes(spec: DeploySpec, version: str, record: Record | None) -> list[Diffe
         return [Difference(name, "missing", version, _NONE)]
     requested = _flat(spec.document()) | {"version": _named(spec.version, version)}
     present = _flat(DeploySpec.parse(record.spec, source=f"endpoint {name}").document())
-    present |= {"version": _named(record.spec["version"], record.version)}
+    present |= {"version": _named(record.spec.get("version", ""), record.version)}
     return [
         Difference(name, field, str(requested.get(field, "not set")), str(present.get(field, "not set")))
         for field in dict.fromkeys([*requested, *present])
