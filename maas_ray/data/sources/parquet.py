@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from maas_ray import storage
 from maas_ray.data.sources.base import Inspected, Raw
@@ -10,12 +10,17 @@ from maas_ray.data.sources.compressed import opened
 from maas_ray.data.sources.files import Files, digest_of
 from maas_ray.data.sources.ipc import first_line
 from maas_ray.data.sources.table import Table, missing, typed
-from maas_ray.data.sources.typed_columns import TypedColumns
-from maas_ray.errors import StorageError
+from maas_ray.data.sources.typed_columns import TypedColumns, metadata_of
+from maas_ray.errors import Problem, StorageError
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
 
 _BATCH_ROWS = 256
 # INT96, in which Spark writes times by default, would be read in nanoseconds: 9999-12-31 would become 1816-03-29.
 _OPTIONS: dict[str, Any] = {"page_checksum_verification": True, "coerce_int96_timestamp_unit": "us"}
+# Arrow has no such types. It reads their bytes, which could pass for text of control characters.
+_OPAQUE = {"INTERVAL": "intervals", "BSON": "BSON documents", "GEOMETRY": "geometries", "GEOGRAPHY": "geographies"}
 
 
 class ParquetSource(Table, Files):
@@ -35,12 +40,12 @@ class ParquetSource(Table, Files):
                 parquet = pq.ParquetFile(handle)
                 groups = tuple(parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups))
                 names = parquet.schema_arrow.names
+                problem = missing(inspected.file.uri, mapping, names) or _opaque(inspected.file.uri, parquet, mapping)
         except StorageError:
             raise
         except (OSError, pa.ArrowException) as error:
             damage = f"not readable Parquet: {first_line(error)}"
             return replace(inspected, damage=damage, unread=inspected.file.size)
-        problem = missing(inspected.file.uri, mapping, names)
         return replace(
             inspected, groups=groups, rows=sum(groups), problem=problem, columns=tuple(names) if problem else ()
         )
@@ -85,3 +90,23 @@ class ParquetSource(Table, Files):
                     message = f"row group {group} is not readable: {first_line(error)}"
                     yield Raw(uri, position, error=message, rows=end - position)
                     position = end
+
+
+def _opaque(where: str, parquet: "ParquetFile", mapping: dict[str, str]) -> str:
+    """The problem of a file with a column that Arrow reads as the bytes of its encoding. Empty: it has none."""
+    schema = parquet.schema_arrow
+    leaves = [parquet.schema.column(index) for index in range(len(parquet.schema))]
+    # GeoParquet has no logical type, and describes its columns in the file's metadata.
+    geometries = metadata_of(schema, b"geo").get("columns") or ()
+    for name in TypedColumns(schema, mapping).names:
+        kinds = {"GEOMETRY"} if name in geometries else set()
+        for leaf in leaves:
+            if leaf.path == name or leaf.path.startswith(f"{name}."):
+                kinds |= {leaf.logical_type.type, leaf.converted_type} & _OPAQUE.keys()
+        for kind in kinds:
+            return Problem(
+                f"{where}: column {name!r} has {_OPAQUE[kind]}, which cannot be read. Write it as text or numbers, "
+                f"such as CAST({name} AS VARCHAR) in SQL, or exclude it.",
+                code="unreadable_type",
+            )
+    return ""

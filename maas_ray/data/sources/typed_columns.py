@@ -83,17 +83,18 @@ def _one(name: str, index: int, value: Callable[[], Any], errors: dict[int, Inva
 
 def features_in(schema: "pa.Schema") -> dict[str, Any] | None:
     """Hugging Face's description of the columns. None: there is none."""
-    features = _metadata(schema, b"huggingface").get("info", {}).get("features")
+    features = metadata_of(schema, b"huggingface").get("info", {}).get("features")
     return features if isinstance(features, dict) else None
 
 
 def _pandas_index(schema: "pa.Schema") -> set[str]:
     """The columns that pandas made of the index of a frame."""
-    index = _metadata(schema, b"pandas").get("index_columns", [])
+    index = metadata_of(schema, b"pandas").get("index_columns", [])
     return {name for name in index if isinstance(name, str)}
 
 
-def _metadata(schema: "pa.Schema", key: bytes) -> dict[str, Any]:
+def metadata_of(schema: "pa.Schema", key: bytes) -> dict[str, Any]:
+    """A JSON document in the metadata of a file. Empty: there is none that can be read."""
     try:
         document = json.loads((schema.metadata or {}).get(key, b"{}"))
     except ValueError:
