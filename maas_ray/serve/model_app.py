@@ -300,7 +300,7 @@ class _Own:
     def reconfigure(self, config: dict[str, Any]) -> None:
         """Apply options of the route that do not need a new replica."""
         route = Route.model_validate(config["route"], extra="ignore")
-        self._single.update(route, direct=config.get("direct", False), options=config.get("http"))
+        self._single.update(route, direct=config.get("direct", False))
 
 
 @serve.ingress()
@@ -314,13 +314,7 @@ class OwnPredictor(_Own, Predictor):
 
 
 def application(
-    options: ServingOptions,
-    uri: str,
-    route: Route,
-    replicas: int | None,
-    *,
-    direct: bool = False,
-    http: dict[str, Any] | None = None,
+    options: ServingOptions, uri: str, route: Route, replicas: int | None, *, direct: bool = False
 ) -> Application:
     """The application for a bundle, as `route` describes it.
 
@@ -330,7 +324,6 @@ def application(
         route: the route to the application.
         replicas: see `autoscaling`.
         direct: the endpoint's direct path leads to it.
-        http: see `SingleModel.update`.
     """
     deployment = serve.deployment(
         name="Model",
@@ -339,7 +332,7 @@ def application(
         max_ongoing_requests=options.max_ongoing_requests,
         max_queued_requests=options.max_queued_requests,
         backpressure_config=BACKPRESSURE,
-        user_config={"route": route.model_dump(mode="json"), "direct": direct, "http": http},
+        user_config={"route": route.model_dump(mode="json"), "direct": direct},
         max_constructor_retry_count=2,
         max_surge_percent=100,
         graceful_shutdown_timeout_s=options.request_timeout_s,

@@ -80,6 +80,20 @@ def apply_gateway(endpoints: Endpoints, settings: Settings) -> None:
         )
 
 
+def claim_gateway(endpoints: Endpoints, settings: Settings) -> None:
+    """Make a gateway of version 0.2.0 say whose it is.
+
+    It must happen before a route moves. Afterwards the database would not know where that gateway's routes lead, and
+    they would seem to be another platform's.
+
+    Raises:
+        DeploymentError: the gateway did not come up, or belongs to another platform.
+    """
+    running = control.applications()
+    if ownership.gateway_config(running).get("routes") and ownership.of_gateway(running) is None:
+        apply_gateway(endpoints, settings)
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -10,14 +10,15 @@ from ray.serve._private.common import DeploymentID
 from ray.serve._private.deployment_info import DeploymentInfo
 
 from maas_ray.errors import DeploymentError
-from maas_ray.serve.deployment import rollout, smoke
+from maas_ray.serve.deployment import gateway_routes, rollout, smoke
 from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.deployment.drift import differences
 from maas_ray.serve.deployment.endpoints import Endpoints, Record
-from maas_ray.serve.spec import DeploySpec, SharedArgs
+from maas_ray.serve.deployment.ownership import of_gateway
+from maas_ray.serve.spec import GATEWAY_APP, DeploySpec, SharedArgs
 from maas_ray.settings import Settings
 from tests.support.errors import raises
-from tests.unit.serve.deployment.test_drift import PLATFORM, SERVING, SHARED
+from tests.unit.serve.deployment.test_drift import PLATFORM, SERVING, SHARED, gateway
 
 URL = "http://localhost"
 
@@ -194,3 +195,29 @@ def test_shared_replicas_keep_their_number(serve: _Serve, settings: Settings) ->
     options = SharedArgs(max_models=2).model_dump_json()
     rollout.submit_shared(SHARED, settings.model_copy(update={"shared": options}))
     assert shared.target == 3
+
+
+def test_a_gateway_of_0_2_0_says_whose_it_is_before_a_route_moves(
+    serve: _Serve, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _move(settings, _record())
+    (old,) = Endpoints(settings).all()
+    gateways = [gateway(old.route, platform=None)]
+    models = control.applications
+
+    def apply_gateway(endpoints: Endpoints, settings: Settings) -> None:
+        gateway_routes.check_gateway(endpoints)
+        gateways.append(gateway(*(record.route for record in endpoints.all()), platform=endpoints.platform))
+
+    monkeypatch.setattr(control, "applications", lambda: models() | {GATEWAY_APP: gateways[-1]})
+    for module in (gateway_routes, rollout):
+        monkeypatch.setattr(module, "apply_gateway", apply_gateway)
+    _move(settings, _record("model-two"))
+    _, claimed, moved = gateways
+    platform = Endpoints(settings).platform
+    assert [of_gateway({GATEWAY_APP: each}) for each in (claimed, moved)] == [platform] * 2
+    routes = [each["deployments"]["Gateway"]["deployment_config"]["user_config"]["routes"] for each in (claimed, moved)]
+    assert [[target["application"] for target in route["targets"]] for (route,) in routes] == [
+        ["model-one"],
+        ["model-two"],
+    ]
