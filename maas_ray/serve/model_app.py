@@ -117,13 +117,16 @@ class Generator:
         """Ends of the phases of the start, Unix seconds: `replica` (the start itself), `bundle`, `engine`, `warm`."""
         return self._phases
 
-    async def generate(self, request: TextRequest, caller: Caller) -> AsyncGenerator[Delta | RequestError, None]:
-        """The answers, piece by piece; a `RequestError` is the last item, and mostly the only one."""
-        async with aclosing(self._generate(request, streamed=True)) as deltas:
-            async for delta in deltas:
-                yield delta
+    async def generate(
+        self, request: TextRequest, caller: Caller, *, streamed: bool = True
+    ) -> AsyncGenerator[Delta | RequestError, None]:
+        """The answers, piece by piece; a `RequestError` is the last item, and mostly the only one.
 
-    async def _generate(self, request: TextRequest, *, streamed: bool) -> AsyncGenerator[Delta | RequestError, None]:
+        Args:
+            request: the request.
+            caller: who calls.
+            streamed: tool calls may come in pieces.
+        """
         try:
             long = request.is_chat or request.more_prompts or len(request.prompt) > _LONG_PROMPT
             prepare = partial(self._codec.prepare, request)
@@ -150,7 +153,7 @@ class Generator:
     async def complete(self, request: TextRequest, caller: Caller) -> list[Delta] | RequestError:
         """The complete answers."""
         answers: dict[int, list[Delta]] = {}
-        async with aclosing(self._generate(request, streamed=False)) as deltas:
+        async with aclosing(self.generate(request, caller, streamed=False)) as deltas:
             async for delta in deltas:
                 if isinstance(delta, RequestError):
                     return delta

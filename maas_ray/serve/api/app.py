@@ -157,7 +157,9 @@ class _Endpoints:
         route = self._models.route(body.model, caller=caller)
         if route.kind != "generate":
             raise _wrong_path(route)
-        renderer = responses.Renderer(route.name, route.digest, chat=chat, n=text.n, logprobs=text.sampling.logprobs)
+        prompts = 1 + len(text.more_prompts)
+        logprobs = text.sampling.logprobs
+        renderer = responses.Renderer(route.name, route.digest, chat=chat, n=text.n, prompts=prompts, logprobs=logprobs)
         if not body.stream:
             return JSONResponse(renderer.complete(await self._models.complete(route, text, caller=caller)))
         deltas = self._models.stream(route, text, caller=caller)

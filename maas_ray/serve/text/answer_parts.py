@@ -90,6 +90,11 @@ class AnswerParser:
         return self._calls is not None and self._calls.calls > 0
 
     @property
+    def may_end(self) -> bool:
+        """True if the answer ends with its only call."""
+        return self._calls is not None and not self._several
+
+    @property
     def ended(self) -> bool:
         """True if the answer has its only call."""
         return self.called and not self._several

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from maas_ray.serve.text.answer_parts import AnswerParser, Parts
-from maas_ray.serve.text.codec import Detokenizer, Lead, StopStrings, context_of
+from maas_ray.serve.text.answer_text import Lead, StopStrings, context_of, detokenizer
 from maas_ray.serve.text.types import Delta, GenerateRequest, TokenLogprob, Tokens
 
 if TYPE_CHECKING:
@@ -40,13 +40,16 @@ class StreamedAnswer:
         parser: AnswerParser | None = None,
     ) -> None:
         self._task, self._parser = task, parser or AnswerParser()
-        self._text = Detokenizer(task.tokenizer, context_of(request.prompt_ids, task))
+        self._text = detokenizer(task, context_of(request.prompt_ids, task))
         self._marks = {token: text for token, text in task.special.items() if text in self._parser.tokens}
         self._lead, self._stops = Lead(lead), StopStrings(stop)
         self._request, self._index, self._count = request, index, 0
         self._spelling = task.spelling
         self._decoded = self._returned = 0  # characters
         self._held: list[TokenLogprob] = []
+        # Whatever may end an answer within a group of tokens, or is reported of each, needs them one by one.
+        self._together = not (stop or request.sampling.logprobs or self._marks or self._parser.may_end)
+        self._ends = frozenset(request.end_ids)
 
     @property
     def empty(self) -> Delta | None:
@@ -59,10 +62,11 @@ class StreamedAnswer:
         """Add tokens; returns the piece that can be sent, if any. Not to be called after the last piece."""
         parts: list[Parts] = []
         reason, stopped = None, False
-        for index, token in enumerate(tokens.ids):  # one by one, so that the count does not depend on their grouping
-            self._count += 1
-            ended = token in self._request.end_ids
-            new = self._lead.push(self._decode(token))
+        for index, group in enumerate(self._groups(tokens.ids)):  # so that the count does not depend on the pieces
+            self._count += len(group)
+            token = group[-1]
+            ended = token in self._ends
+            new = self._lead.push(self._decode(group))
             if self._request.sampling.logprobs and not ended:
                 spelled = self._spelling.bytes_of(token) if self._spelling.by_token else new.encode()
                 if not self._decoded and not new.startswith(" "):
@@ -90,11 +94,20 @@ class StreamedAnswer:
         read = len(self._request.prompt_ids)
         return Delta(content, reason, read, self._count, self._index, logprobs, reasoning, calls)
 
-    def _decode(self, token: int) -> str:
-        """The text that has become certain with a token. Of the special ones, it shows those that the parser reads."""
+    def _groups(self, ids: list[int]) -> Sequence[list[int]]:
+        """Tokens that are decoded together; only the last one of a group may end the answer."""
+        if not self._together:
+            return [[token] for token in ids]
+        ids = ids[: self._request.max_tokens - self._count]
+        end = next((place for place, token in enumerate(ids, 1) if token in self._ends), len(ids))
+        return [ids[:end]] if ids else []
+
+    def _decode(self, group: list[int]) -> str:
+        """The text that has become certain. Of the special tokens, it shows those that the parser reads."""
+        token = group[-1]
         if token not in self._marks:
-            return self._text.push([token])
-        before, self._text = self._text.flush(), Detokenizer(self._task.tokenizer)
+            return self._text.push(group)
+        before, self._text = self._text.flush(), detokenizer(self._task)
         return before + self._marks[token]
 
     def _parsed(self, text: str, *, final: bool = False) -> Parts:

@@ -24,14 +24,18 @@ class Spelling:
     Attributes:
         by_token: a token's bytes depend on the token alone. WordPiece, and BPE with a suffix for the ends of words,
             never split a character, but write spaces that depend on the neighbours.
+        joins: the decoder writes the bytes of tokens one after another, see `joined`.
     """
 
     def __init__(self, tokenizer: "tokenizers.Tokenizer") -> None:
         self._tokenizer = tokenizer
         decoder = repr(tokenizer.decoder)
         self._byte_level = "ByteLevel" in decoder
+        self.joins = decoder.startswith("ByteLevel(")
         self.by_token = "WordPiece" not in decoder and "BPEDecoder" not in decoder
-        self._added = {token: added.content for token, added in tokenizer.get_added_tokens_decoder().items()}
+        added = tokenizer.get_added_tokens_decoder()
+        self._added = {token: one.content for token, one in added.items()}
+        self._written = {token: b"" for token, one in added.items() if one.special}
 
     def bytes_of(self, token: int) -> bytes:
         """A token's bytes."""
@@ -43,6 +47,22 @@ class Spelling:
         if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
             return bytes([int(piece[3:5], 16)])
         return piece.replace("▁", " ").encode()
+
+    def joined(self, tokens: Sequence[int]) -> bytes:
+        """The bytes that the decoder makes of tokens, if it `joins`; of special tokens, none."""
+        try:
+            return b"".join([self._written[token] for token in tokens])
+        except KeyError:
+            for token in tokens:
+                self._written.setdefault(token, self._write(token))
+            return self.joined(tokens)
+
+    def _write(self, token: int) -> bytes:
+        piece = self._tokenizer.id_to_token(token) or ""  # the decoder leaves out ids that it does not know
+        try:  # added tokens too, which `bytes_of` takes by their text
+            return bytes([_BYTES[character] for character in piece])
+        except KeyError:
+            return piece.encode()
 
     def continues(self, token: int) -> bool:
         """True if a token is a single byte that continues a character of UTF-8."""

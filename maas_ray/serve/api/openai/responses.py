@@ -19,11 +19,14 @@ class Renderer:
         fingerprint: the same for answers of the same model version.
         chat: use the shapes of the chat API, not of the completions API.
         n: choices for each prompt.
+        prompts: number of prompts.
         logprobs: report the log probabilities of each choice's tokens.
     """
 
-    def __init__(self, model: str, fingerprint: str, *, chat: bool, n: int = 1, logprobs: bool = False) -> None:
-        self._chat, self._n, self._logprobs = chat, n, logprobs
+    def __init__(
+        self, model: str, fingerprint: str, *, chat: bool, n: int = 1, prompts: int = 1, logprobs: bool = False
+    ) -> None:
+        self._chat, self._n, self._answers, self._logprobs = chat, n, n * prompts, logprobs
         kind = "chat.completion" if chat else "text_completion"
         self._head = {
             "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
@@ -47,64 +50,47 @@ class Renderer:
     async def stream(
         self, first: Delta, rest: AsyncGenerator[Delta, None], *, include_usage: bool
     ) -> AsyncGenerator[bytes, None]:
-        """Server-sent events. An error during the stream is the last event, without `[DONE]`."""
-        head = {**self._head, "object": "chat.completion.chunk" if self._chat else "text_completion"}
-        if include_usage:
-            head["usage"] = None  # as OpenAI does, in every chunk but the last
+        """Server-sent events, those of a delta together. An error during the stream is the last one: no `[DONE]`."""
+        events = _Events(self._head, chat=self._chat, usage=include_usage)
         started: set[int] = set()
         last: list[Delta] = []
+        ready = ""
         delta: Delta | None = first
         try:
             async with aclosing(rest):
                 while delta is not None:
-                    index = delta.index
-                    if self._chat and index not in started:
-                        started.add(index)
-                        yield _event(
-                            {**head, "choices": [self._choice(index, {"role": "assistant", "content": ""}, None)]}
-                        )
-                    for content, logprobs in self._contents(delta):
-                        yield _event({**head, "choices": [self._choice(index, content, None, logprobs)]})
+                    if self._chat and delta.index not in started:
+                        started.add(delta.index)
+                        ready += events.piece(delta.index, {"role": "assistant", "content": ""})
+                    ready += "".join(self._pieces(delta, events))
                     if delta.finish_reason is not None:
                         last.append(delta)
-                        choice = self._choice(index, {} if self._chat else "", delta.finish_reason)
-                        yield _event({**head, "choices": [choice]})
+                        ready += events.piece(delta.index, {} if self._chat else "", delta.finish_reason)
+                    if ready and len(last) < self._answers:
+                        yield ready.encode()
+                        ready = ""  # at the end it waits for what ends the stream
                     delta = await anext(rest, None)
         except RequestError as error:
-            yield _event(error_shape(error))
+            yield (ready + _event(error_shape(error))).encode()
             return
         if include_usage:
-            yield _event({**head, "choices": [], "usage": self._usage(last)})
-        yield b"data: [DONE]\n\n"
+            ready += events.usage(self._usage(last))
+        yield (ready + "data: [DONE]\n\n").encode()
 
-    def _contents(self, delta: Delta) -> Iterator[tuple[dict[str, Any] | str, Sequence[TokenLogprob]]]:
-        """The contents of a delta's events, and their log probabilities."""
+    def _pieces(self, delta: Delta, events: "_Events") -> Iterator[str]:
+        """The events of what a delta says."""
         if delta.reasoning:
-            yield {"reasoning_content": delta.reasoning}, ()
-        if delta.text or delta.logprobs:
-            yield {"content": delta.text} if self._chat else delta.text, delta.logprobs
+            yield events.piece(delta.index, {"reasoning_content": delta.reasoning})
+        if delta.logprobs:
+            content = {"content": delta.text} if self._chat else delta.text
+            yield events.piece(delta.index, content, logprobs=self._rendered(delta.logprobs))
+        elif delta.text:
+            yield events.text(delta.index, delta.text)
         for piece in delta.calls:
             function = {"name": piece.name} if piece.name else {}
             head = {"id": _call_id(), "type": "function"} if piece.name else {}
-            yield (
-                {
-                    "tool_calls": [
-                        {"index": piece.index, **head, "function": {**function, "arguments": piece.arguments}}
-                    ]
-                },
-                (),
-            )
-
-    def _choice(
-        self,
-        index: int,
-        content: dict[str, Any] | str,
-        finish_reason: str | None,
-        logprobs: Sequence[TokenLogprob] = (),
-    ) -> dict[str, Any]:
-        key = "delta" if self._chat else "text"
-        rendered = self._rendered(logprobs) if logprobs else None
-        return {"index": index, key: content, "logprobs": rendered, "finish_reason": finish_reason}
+            call = {"index": piece.index, **head, "function": {**function, "arguments": piece.arguments}}
+            yield events.piece(delta.index, {"tool_calls": [call]})
 
     def _rendered(self, logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:
         if not self._logprobs:
@@ -148,8 +134,49 @@ def _call_id() -> str:
     return f"call_{uuid.uuid4().hex[:24]}"
 
 
-def _event(document: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+class _Events:
+    """The events of one stream. Text, by far the most frequent, is put between prepared beginnings and ends.
+
+    Args:
+        head: the members that all answers have.
+        chat: see `Renderer`.
+        usage: the stream ends with its usage.
+    """
+
+    def __init__(self, head: dict[str, Any], *, chat: bool, usage: bool) -> None:
+        kind = "chat.completion.chunk" if chat else "text_completion"
+        self._head = {**head, "object": kind}
+        # OpenAI sends an empty usage in every chunk but the last.
+        self._before = f"data: {_json(self._head | ({'usage': None} if usage else {}))[:-1]},"
+        self._key = "delta" if chat else "text"
+        self._opening, self._closing = ('"delta":{"content":', "}") if chat else ('"text":', "")
+
+    def text(self, index: int, text: str) -> str:
+        """An event with a piece of content."""
+        content = f"{self._opening}{_json(text)}{self._closing}"
+        return f'{self._before}"choices":[{{"index":{index},{content},"logprobs":null,"finish_reason":null}}]}}\n\n'
+
+    def piece(
+        self,
+        index: int,
+        content: dict[str, Any] | str,
+        finish_reason: str | None = None,
+        logprobs: dict[str, Any] | None = None,
+    ) -> str:
+        """An event with a piece of any kind."""
+        choice = {"index": index, self._key: content, "logprobs": logprobs, "finish_reason": finish_reason}
+        return f'{self._before}"choices":[{_json(choice)}]}}\n\n'
+
+    def usage(self, usage: dict[str, int]) -> str:
+        """The event that ends a stream with its usage."""
+        return _event({**self._head, "choices": [], "usage": usage})
+
+
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+def _event(document: dict[str, Any]) -> str:
+    return f"data: {_json(document)}\n\n"
 
 
 def model_card(name: str, created: int, parent: str | None = None) -> dict[str, Any]:

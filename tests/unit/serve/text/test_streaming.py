@@ -4,12 +4,20 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maas_ray.serve.text.codec import Detokenizer, StopStrings, TextCodec
+from maas_ray.serve.text.answer_text import (
+    ByteDetokenizer,
+    Detokenizer,
+    StopStrings,
+    WindowDetokenizer,
+    detokenizer,
+)
+from maas_ray.serve.text.codec import TextCodec
 from maas_ray.serve.text.streaming import StreamedAnswer, merge_answers
 from maas_ray.serve.text.types import Delta, GenerateRequest, SamplingParams, Tokens
 from maas_ray.tasks.text.generation import TextGeneration, TextGenerationSpec
@@ -21,20 +29,45 @@ from tests.support.tokenizer_families import BOS, FAMILIES, save
 @settings(max_examples=200, deadline=None)
 def test_streamed_text_does_not_depend_on_the_grouping_of_tokens(text: str, sizes: list[int]) -> None:
     ids = TASK.tokenizer.encode(text).ids
-    detokenizer, out, at = Detokenizer(TASK.tokenizer), "", 0
-    for size in [*sizes, len(ids)]:
-        piece = detokenizer.push(ids[at : at + size])
-        assert not piece.endswith("\ufffd") or "\ufffd" in text
-        out, at = out + piece, at + size
-    assert out + detokenizer.flush() == text
+    for growing in both():
+        out, at = "", 0
+        for size in [*sizes, len(ids)]:
+            piece = growing.push(ids[at : at + size])
+            assert not piece.endswith("\ufffd") or "\ufffd" in text
+            out, at = out + piece, at + size
+        assert out + growing.flush() == text
+
+
+def both() -> tuple[Detokenizer, Detokenizer]:
+    """A detokenizer of byte-level BPE, and one of any tokenizer."""
+    assert isinstance(detokenizer(TASK), ByteDetokenizer)
+    return detokenizer(TASK), WindowDetokenizer(TASK.tokenizer)
 
 
 def test_a_character_is_held_back_until_it_is_complete() -> None:
     ids = TASK.tokenizer.encode("é🚀").ids
     assert len(ids) > 2
-    detokenizer = Detokenizer(TASK.tokenizer)
-    pieces = [detokenizer.push([one]) for one in ids]
-    assert [piece for piece in pieces if piece] == ["é", "🚀"]
+    for growing in both():
+        pieces = [growing.push([one]) for one in ids]
+        assert [piece for piece in pieces if piece] == ["é", "🚀"]
+
+
+def test_any_tokens_of_byte_level_bpe_are_decoded_as_the_library_decodes_them(tmp_path: Path) -> None:
+    """Halves of characters, special tokens, and added tokens of characters that stand for other bytes."""
+    random, families = (
+        Random(0),
+        [family for family in FAMILIES if family_task(family, tmp_path / family).spelling.joins],
+    )
+    assert families
+    for family in families:
+        task = family_task(family, tmp_path / family)
+        task.tokenizer.add_tokens(["<é>", "<東>"])
+        task.tokenizer.add_special_tokens(["<extra>"])
+        for _ in range(100):
+            ids = random.choices(range(task.vocab_size + 3), k=12)
+            growing = detokenizer(task)
+            pieces = [growing.push(ids[at : at + 3]) for at in range(0, 12, 3)]
+            assert "".join(pieces) + growing.flush() == task.tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def family_task(family: str, directory: Path, **config) -> TextGeneration:
@@ -126,9 +159,9 @@ def test_the_space_that_a_chat_template_writes_is_not_part_of_the_answer(tmp_pat
 
 def test_bytes_that_never_become_a_character_come_at_the_end() -> None:
     ids = TASK.tokenizer.encode("a🚀").ids[:-1]
-    detokenizer = Detokenizer(TASK.tokenizer)
-    assert detokenizer.push(ids) == "a"
-    assert detokenizer.flush() == "\ufffd"
+    for growing in both():
+        assert growing.push(ids) == "a"
+        assert growing.flush() == "\ufffd"
 
 
 @given(
