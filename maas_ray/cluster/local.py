@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from maas_ray.cluster.environment import AUTH, LOOPBACK, adopt, has_token, without_proxy, worker_environment
-from maas_ray.cluster.haproxy import loopback_environment, serve_environment
+from maas_ray.cluster.haproxy import serve_environment
 from maas_ray.cluster.ports import first_free_port, free_ports
 from maas_ray.cluster.state import Cluster, RecordedProcess, State, exclusive
 from maas_ray.errors import ClusterError, SpecError
@@ -141,15 +141,13 @@ def _start(settings: Settings, num_cpus: int, num_gpus: int | None, dashboard_po
 
 def _node_environment(settings: Settings, temp_dir: Path) -> dict[str, str]:
     own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    serve = serve_environment(temp_dir / "h")
     return {
         **own,
         **settings.environment(),  # for the drivers of submitted jobs
         **worker_environment(settings),
         **LOOPBACK,
         **without_proxy((), own),
-        **serve,
-        **loopback_environment(temp_dir / "h", serve),
+        **serve_environment(temp_dir / "h"),
         AUTH: os.environ.get(AUTH, "token"),
         # Ray's default of 15 gives every other program on the machine precedence over the workers.
         "RAY_worker_niceness": "0",

@@ -8,20 +8,26 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from maas_ray.errors import RequestError
 from maas_ray.ray_private.serve import cancel_if_queued
 from maas_ray.serve.api import refusals
-from maas_ray.serve.api.model_calls import Answer, checked, find_route, translated_failures
+from maas_ray.serve.api.model_calls import (
+    Answer,
+    checked,
+    find_route,
+    refuse_adapter,
+    translated_failures,
+    with_adapter,
+)
 from maas_ray.serve.api.open_inference.tensors import InferBody
 from maas_ray.serve.api.predict import PredictBody
 from maas_ray.serve.caller import Caller
 from maas_ray.serve.readiness import Readiness, in_thread
 from maas_ray.serve.routes import Route, Table, Target, pick
-from maas_ray.serve.text.types import Adapter, Delta, TextRequest
+from maas_ray.serve.text.types import Delta, TextRequest
 
 _log = logging.getLogger("ray.serve")
 _MAX_REPLICA_DEATH_RETRIES = 1  # after the death of a replica: the request itself may be what kills replicas
@@ -92,12 +98,12 @@ class Models:
         return answers
 
     async def infer(self, route: Route, body: InferBody, *, caller: Caller) -> Answer[InferBody]:
-        _refuse_adapter(route)
+        refuse_adapter(route)
         answer: Answer[InferBody] = await self._call(route, "infer", body, caller)
         return answer
 
     async def predict(self, route: Route, body: PredictBody, *, caller: Caller) -> Answer[bytes]:
-        _refuse_adapter(route)
+        refuse_adapter(route)
         answer: Answer[bytes] = await self._call(route, "predict", body, caller)
         return answer
 
@@ -146,8 +152,8 @@ class Models:
         retries = 0
         while True:
             route = self._current(route, caller)
-            if route.adapter and isinstance(argument, TextRequest):
-                argument = replace(argument, adapter=Adapter(route.adapter.uri, route.adapter.digest))
+            if isinstance(argument, TextRequest):
+                argument = with_adapter(argument, route)
             target = pick(route, caller)
             handles = await self._bound(target)
             if self._current(route, caller) is not route:
@@ -180,15 +186,15 @@ class Models:
 
         Raises:
             ModelNotFoundError: the model is gone, or the version that the request asked for.
-            RequestError: it now is a model of another kind.
+            RequestError: it now is a model of another task, whose answers have other fields.
         """
         present = self.route(route.name, caller=caller)
         if present is route or _bindings(route) <= _bindings(present):
             return route
         if route.is_pinned:
             return self.route(route.name, route.number, caller=caller)
-        if present.kind != route.kind:
-            raise refusals.unavailable(route.name, f"it was replaced by {present.version}, of another task")
+        if present.task != route.task:
+            raise refusals.of_another_task(route.name, present.version)
         return present
 
     async def _bound(self, target: Target) -> _Handles | None:
@@ -229,16 +235,6 @@ def _handle(application: str) -> Any:
     from ray import serve
 
     return serve.get_app_handle(application).options()  # which starts its router
-
-
-def _refuse_adapter(route: Route) -> None:
-    """Refuse a body that is passed on unread: it cannot say which adapter it is for, so the base would answer."""
-    if route.adapter:
-        raise RequestError(
-            f"{route.name!r} is an adapter; ask it at /v1/completions or /v1/chat/completions.",
-            param="model",
-            code="model_not_supported",
-        )
 
 
 @contextmanager

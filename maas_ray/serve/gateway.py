@@ -102,13 +102,7 @@ def application(args: GatewayArgs, table: Table, notes: Mapping[str, Any] = Mapp
         graceful_shutdown_timeout_s=_DRAINING_SECONDS + 2 * max((route.timeout_s for route in table), default=0),
         user_config=to_config(table) | {"grpc": grpc} | dict(notes),
     )(Gateway)
-    options = {
-        "body_limit": int(args.body_limit_mb * 1e6),
-        "text_body_limit": int(args.text_body_limit_mb * 1e6),
-        "budget": args.bodies_mb and int(args.bodies_mb * 1e6),
-        "origins": args.cors_origins,
-    }
-    return deployment.bind(options)
+    return deployment.bind(args.http_options())
 
 
 def alive_nodes() -> int:

@@ -303,7 +303,7 @@ class _Own:
     def reconfigure(self, config: dict[str, Any]) -> None:
         """Apply options of the route that do not need a new replica."""
         route = Route.model_validate(config["route"], extra="ignore")
-        self._single.update(route, direct=config.get("direct", False))
+        self._single.update(route, direct=config.get("direct", False), options=config.get("http"))
 
 
 @serve.ingress()
@@ -317,7 +317,13 @@ class OwnPredictor(_Own, Predictor):
 
 
 def application(
-    options: ServingOptions, uri: str, route: Route, replicas: int | None, *, direct: bool = False
+    options: ServingOptions,
+    uri: str,
+    route: Route,
+    replicas: int | None,
+    *,
+    direct: bool = False,
+    http: dict[str, Any] | None = None,
 ) -> Application:
     """The application for a bundle, as `route` describes it.
 
@@ -327,6 +333,7 @@ def application(
         route: the route to the application.
         replicas: see `autoscaling`.
         direct: the endpoint's direct path leads to it.
+        http: see `SingleModel.update`.
     """
     deployment = serve.deployment(
         name="Model",
@@ -335,7 +342,7 @@ def application(
         max_ongoing_requests=options.max_ongoing_requests,
         max_queued_requests=options.max_queued_requests,
         backpressure_config=BACKPRESSURE,
-        user_config={"route": route.model_dump(mode="json"), "direct": direct},
+        user_config={"route": route.model_dump(mode="json"), "direct": direct, "http": http},
         max_constructor_retry_count=2,
         max_surge_percent=100,
         graceful_shutdown_timeout_s=options.request_timeout_s,

@@ -218,8 +218,8 @@ class DeploySpec(ServingOptions):
     startup_timeout_s: float = Field(300.0, gt=0)
     """Longest time for a replica to load once it has its resources, seconds."""
     direct: bool = False
-    """true bypasses the gateway for `/v2/models/NAME`. Throughput rises several-fold, but the requests of a replica
-    that dies fail. The gateway would have retried them on another."""
+    """true bypasses the gateway for `/models/NAME` and `/v2/models/NAME`. Throughput rises several-fold, but the
+    requests of a replica that dies fail. The gateway would have retried them on another."""
     adapters: dict[Name, Reference] = {}
     """LoRA adapters by name, each a version `name@alias` or `name/number`. The adapter `french` is the public model
     `ENDPOINT:french`. Aliases are resolved now. Adapters are added and removed without a restart of the model."""
@@ -380,6 +380,15 @@ class GatewayArgs(Spec):
     def own_options(self) -> dict[str, Any]:
         """The options that the file of `MAAS_GATEWAY` may have."""
         return self.model_dump(mode="json", exclude={"models", "grpc_host", "grpc_port"})
+
+    def http_options(self) -> dict[str, Any]:
+        """Options of `create_app`, in JSON's types."""
+        return {
+            "body_limit": int(self.body_limit_mb * 1e6),
+            "text_body_limit": int(self.text_body_limit_mb * 1e6),
+            "budget": self.bodies_mb and int(self.bodies_mb * 1e6),
+            "origins": list(self.cors_origins),
+        }
 
     def for_nodes(self, nodes: int) -> Self:
         """The same with the default minimum of replicas for a cluster of so many nodes."""

@@ -47,7 +47,7 @@ def show_history(settings: Settings, name: str, *, as_json: bool = False) -> Non
     table = new_table("NUMBER", "VERSION", "DEPLOYED FROM", "SINCE")
     for entry in served:
         since = f"{entry.since.astimezone():%Y-%m-%d %H:%M:%S}"
-        table.add_row(str(entry.number), entry.version, entry.spec["version"], since)
+        table.add_row(str(entry.number), entry.version, entry.spec.get("version", ""), since)
     show_table(table)
 
 

@@ -57,17 +57,28 @@ def test_nodes_have_the_settings_of_serve_that_maas_up_has(cluster_yaml: dict[st
     (written,) = [
         command for command in cluster_yaml["setup_commands"] if ".maas_environment" in command and "END" in command
     ]
+    (start,) = [command for command in cluster_yaml["setup_commands"] if "write_start_script" in command]
     home = tmp_path / "home"
     home.mkdir()
-    shell = f"{written}\n. ~/.maas_environment; env -0"
+    start = start.replace("~/maas_ray/.venv/bin/python", sys.executable)
+    shell = f"{start}\n{written}\n. ~/.maas_environment; env -0"
     shown = subprocess.run(
-        ["bash", "-ec", shell], env={"HOME": str(home), "PATH": os.environ["PATH"]}, capture_output=True, check=True
+        ["bash", "-ec", shell],
+        env={"HOME": str(home), "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        check=True,
     )
     found = dict(line.split("=", 1) for line in shown.stdout.decode().split("\0") if line)
     own = {"FILE", "PATH", "BASE", "LOC", "PORT", "NBTHREAD"}  # each cluster's, or each machine's
     for name, value in serve_environment(tmp_path / "serve").items():
         if name.rpartition("_")[2] not in own:
             assert found[name].split() == value.split(), name
+    path = Path(found["RAY_SERVE_HAPROXY_BINARY_PATH"])
+    own_path = tmp_path / "serve" / "haproxy"
+    assert [line for line in path.read_text().splitlines() if "http-request" in line] == [
+        line for line in own_path.read_text().splitlines() if "http-request" in line
+    ]
+    assert os.access(path, os.X_OK)
 
 
 def test_every_node_is_set_up_from_the_constraints_and_asks_for_the_token(cluster_yaml: dict[str, Any]) -> None:

@@ -17,10 +17,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route as HttpRoute
 
-from maas_ray.errors import RequestError
+from maas_ray.errors import ModelNotFoundError, RequestError
 from maas_ray.serve.api import openapi
 from maas_ray.serve.api.middleware import CLIENT_ID_HEADER, App, EdgeMiddleware
 from maas_ray.serve.api.model_calls import ModelCalls
+from maas_ray.serve.api.model_urls import ModelUrls
 from maas_ray.serve.api.open_inference import tensors as open_inference
 from maas_ray.serve.api.open_inference.tensors import LENGTH_HEADER, InferBody
 from maas_ray.serve.api.openai import embeddings, responses, transcriptions
@@ -94,7 +95,8 @@ def create_app(
     shapes = {"/v2": open_inference.error_shape, "": responses.error_shape}
     text_limit = body_limit if text_body_limit is None else text_body_limit
     limits = {"/v1/completions": text_limit, "/v1/chat/": text_limit, "": body_limit}
-    app = EdgeMiddleware(api, body_limits=limits, budget=8 * body_limit if budget is None else budget, shapes=shapes)
+    edge = EdgeMiddleware(api, body_limits=limits, budget=8 * body_limit if budget is None else budget, shapes=shapes)
+    app = ModelUrls(edge)
     return _for_browsers(app, origins) if origins else app
 
 
@@ -119,21 +121,21 @@ class _Endpoints:
 
     async def list_models(self, request: Request) -> Response:
         """The models that this API can call."""
-        served = [route for route in self._models.routes(caller=_caller(request)) if openai_path(route)]
+        served = [route for route in self._routes(request) if openai_path(route)]
         cards = [responses.model_card(route.name, route.created, route.parent) for route in served]
         return JSONResponse({"object": "list", "data": cards})
 
     async def model(self, request: Request) -> Response:
         """The model, as OpenAI's API describes it, and its readiness, as version 1 of KServe's protocol does."""
         caller = _caller(request)
-        route = self._models.route(request.path_params["name"], caller=caller)
+        route = self._route(request, request.path_params["name"])
         readiness = {"name": route.name, "ready": await self._models.ready(route, caller=caller)}
         card = responses.model_card(route.name, route.created, route.parent) if openai_path(route) else {}
         return JSONResponse(card | readiness)
 
     async def embeddings(self, request: Request) -> Response:
         body = await _parsed(request, partial(parse_body, embeddings.EmbeddingBody))
-        route = self._models.route(body.model, caller=_caller(request))
+        route = self._route(request, body.model)
         if route.task != embeddings.TASK:
             raise _wrong_path(route)
         return JSONResponse(await embeddings.answer(self._models, route, body, caller=_caller(request)))
@@ -154,7 +156,7 @@ class _Endpoints:
             return body, body.request()
 
         body, text = await _parsed(request, read)
-        route = self._models.route(body.model, caller=caller)
+        route = self._route(request, body.model)
         if route.kind != "generate":
             raise _wrong_path(route)
         prompts = 1 + len(text.more_prompts)
@@ -169,7 +171,7 @@ class _Endpoints:
 
     async def transcriptions(self, request: Request) -> Response:
         form = transcriptions.parse_transcription(await _body(request), request.headers.get("content-type", ""))
-        route = self._models.route(form.model, caller=_caller(request))
+        route = self._route(request, form.model)
         if route.task != transcriptions.TASK:
             raise _wrong_path(route)
         try:
@@ -189,7 +191,7 @@ class _Endpoints:
 
     async def openapi(self, request: Request) -> Response:
         """The OpenAPI document of everything that is served here."""
-        return JSONResponse(openapi.document(self._models.routes(caller=_caller(request))))
+        return JSONResponse(openapi.document(self._routes(request)))
 
     # --- Open Inference Protocol
 
@@ -202,7 +204,7 @@ class _Endpoints:
     async def ready(self, request: Request) -> Response:
         """Readiness of all models together."""
         caller = _caller(request)
-        ready = all([await self._models.ready(route, caller=caller) for route in self._models.routes(caller=caller)])
+        ready = all([await self._models.ready(route, caller=caller) for route in self._routes(request)])
         return JSONResponse({"ready": ready}, 200 if ready else 503)
 
     async def metadata(self, request: Request) -> Response:
@@ -224,8 +226,22 @@ class _Endpoints:
         return Response(data, headers=headers, media_type="application/octet-stream")
 
     def _version(self, request: Request) -> Route:
-        name, version = request.path_params["name"], request.path_params.get("version", "")
-        return self._models.route(name, version, caller=_caller(request))
+        return self._route(request, request.path_params["name"], request.path_params.get("version", ""))
+
+    def _route(self, request: Request, name: str, version: str = "") -> Route:
+        """The route of a model that the request's URL has."""
+        route = self._models.route(name, version, caller=_caller(request))
+        if request.scope["model"] not in ("", route.name, route.parent):
+            raise ModelNotFoundError(name, [own.name for own in self._routes(request)])
+        return route
+
+    def _routes(self, request: Request) -> list[Route]:
+        """The routes of the models that the request's URL has: all, or that of `/models/NAME` and its adapters."""
+        routes, owner = self._models.routes(caller=_caller(request)), request.scope["model"]
+        own = [route for route in routes if owner in ("", route.name, route.parent)]
+        if owner and not own:
+            raise ModelNotFoundError(owner, [route.name for route in routes])
+        return own
 
 
 async def _body(request: Request) -> bytes:

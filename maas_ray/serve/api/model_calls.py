@@ -7,7 +7,7 @@ that answers for itself. Whatever depends on the caller, the model or the usage 
 import logging
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 from maas_ray.errors import DeploymentError, ModelNotFoundError, RequestError
@@ -16,7 +16,7 @@ from maas_ray.serve.api.open_inference.tensors import InferBody
 from maas_ray.serve.api.predict import PredictBody
 from maas_ray.serve.caller import Caller
 from maas_ray.serve.routes import Route
-from maas_ray.serve.text.types import Delta, TextRequest
+from maas_ray.serve.text.types import Adapter, Delta, TextRequest
 
 _log = logging.getLogger("ray.serve")
 _Body = TypeVar("_Body")
@@ -90,6 +90,21 @@ def find_route(routes: Mapping[str, Route], name: str, version: str) -> Route:
     if version != route.number:
         raise ModelNotFoundError(f"{name} version {version}", [f"{name} version {route.number}"])
     return route.pinned()
+
+
+def with_adapter(request: TextRequest, route: Route) -> TextRequest:
+    """The request, for the adapter of its route if that has one."""
+    return replace(request, adapter=Adapter(route.adapter.uri, route.adapter.digest)) if route.adapter else request
+
+
+def refuse_adapter(route: Route) -> None:
+    """Refuse a body that is passed on unread: it cannot say which adapter it is for, so the base would answer."""
+    if route.adapter:
+        raise RequestError(
+            f"{route.name!r} is an adapter; ask it at /v1/completions or /v1/chat/completions.",
+            param="model",
+            code="model_not_supported",
+        )
 
 
 def checked(result: _Result | RequestError) -> _Result:

@@ -78,6 +78,11 @@ def unavailable(model: str, why: str) -> RequestError:
     )
 
 
+def of_another_task(model: str, version: str) -> RequestError:
+    """The model was replaced, while it was asked, by a version that does something else."""
+    return unavailable(model, f"it was replaced by {version}, of another task")
+
+
 def internal_error(request_id: str) -> RequestError:
     """A fault of the server. Its details are for the log only."""
     return RequestError(

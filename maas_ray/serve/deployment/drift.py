@@ -53,7 +53,7 @@ def differences(
         shared: desired options of the shared replicas. None: they are not compared.
         gateway: desired options of the gateway. None: they are not compared.
     """
-    differing = [difference for record in records for difference in _of_record(record, running)]
+    differing = [found for record in records for found in _of_record(record, running, gateway)]
     differing += _of_shared(shared_app(platform), running, shared)
     differing += _of_gateway(platform, records, running, gateway)
     return [*differing, *(_unwanted(name) for name in unwanted(platform, records, running))]
@@ -151,7 +151,7 @@ def changes(spec: DeploySpec, version: str, record: Record | None) -> list[Diffe
         return [Difference(name, "missing", version, _NONE)]
     requested = _flat(spec.document()) | {"version": _named(spec.version, version)}
     present = _flat(DeploySpec.parse(record.spec, source=f"endpoint {name}").document())
-    present |= {"version": _named(record.spec["version"], record.version)}
+    present |= {"version": _named(record.spec.get("version", ""), record.version)}
     return [
         Difference(name, field, str(requested.get(field, "not set")), str(present.get(field, "not set")))
         for field in dict.fromkeys([*requested, *present])
@@ -159,7 +159,13 @@ def changes(spec: DeploySpec, version: str, record: Record | None) -> list[Diffe
     ]
 
 
-def _of_record(record: Record, running: Mapping[str, Any]) -> list[Difference]:
+def http_options(running: Mapping[str, Any], desired: GatewayArgs | None = None) -> dict[str, Any]:
+    """Options of the HTTP application (`create_app`) of the running gateway, or of the desired one."""
+    options = gateway_config(running).get("options") or {}
+    return (desired or GatewayArgs.model_validate(options, extra="ignore")).http_options()
+
+
+def _of_record(record: Record, running: Mapping[str, Any], gateway: GatewayArgs | None) -> list[Difference]:
     serves = record.route.version if record.route else _NONE
     if record.state is State.REMOVING:
         return [Difference(record.name, "unfinished", _NONE, "being removed")]
@@ -175,6 +181,12 @@ def _of_record(record: Record, running: Mapping[str, Any]) -> list[Difference]:
     words = "over the gateway"
     if has != should:
         found.append(Difference(record.name, "path", should or words, has or words))
+    elif has:
+        deployments = running[record.serving_application]["deployments"].values()
+        configs = [one.get("deployment_config", {}).get("user_config") or {} for one in deployments]
+        limits = next((config["http"] for config in configs if config.get("http")), GatewayArgs().http_options())
+        if limits != (wanted := http_options(running, gateway)):
+            found.append(Difference(record.name, "options", str(wanted), str(limits)))
     if holds_replicas(record, running):
         bounds = record.spec.get("scaling", {}), _bounds(running[record.serving_application])
         found.append(Difference(record.name, "scaling", *map(str, bounds)))

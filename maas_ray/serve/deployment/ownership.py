@@ -20,8 +20,7 @@ _SHARED = re.compile(rf"{SHARED_APP}-(?P<id>[0-9a-f]{{8}})")
 
 def model_app(platform: Platform, endpoint: str, identity: str) -> str:
     """Name of an endpoint's own application."""
-    slug = "".join(letter if letter.isalnum() else "-" for letter in endpoint.lower())
-    return f"model-{slug}-{platform.id}-{identity[:8]}"
+    return f"model-{_slug(endpoint)}-{platform.id}-{identity[:8]}"
 
 
 def shared_app(platform: Platform) -> str:
@@ -77,14 +76,30 @@ def other_platform(platform: Platform | None, records: Iterable[Record], running
         return (
             f"a platform of an earlier version of maas_ray, with the endpoints {', '.join(strange)}" if strange else ""
         )
-    others = {owner(name): name for name in _live(running) if owner(name) not in ("", own_id)}
+    own = {name for record in records for name in (record.application, *_applications(record))}
+    others = {
+        owner(name): name
+        for name, application in _live(running)
+        if name not in own and owner(name) not in ("", own_id) and not _of_earlier_version(name, application)
+    }
     return "; ".join(f"platform {id}, whose application {name} runs" for id, name in sorted(others.items()))
 
 
-def _live(running: Mapping[str, Any]) -> Iterator[str]:
+def _live(running: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for name, application in running.items():
         if application["source"] == "imperative" and application["status"] != "DELETING":
-            yield name
+            yield name, application
+
+
+def _of_earlier_version(name: str, application: Mapping[str, Any]) -> bool:
+    """True for an application of version 0.2.0 whose endpoint's own name ends like an id: `lm-deadbeef`."""
+    configs = [one.get("deployment_config", {}).get("user_config") or {} for one in application["deployments"].values()]
+    endpoints = [config["route"]["name"] for config in configs if config.get("route")]
+    return any(re.fullmatch(rf"model-{re.escape(_slug(endpoint))}-[0-9a-f]{{8}}", name) for endpoint in endpoints)
+
+
+def _slug(endpoint: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in endpoint.lower())
 
 
 def _applications(record: Record) -> set[str]:

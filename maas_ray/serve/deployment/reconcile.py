@@ -156,13 +156,18 @@ def _routes_differ(differences: list[drift.Difference]) -> bool:
 
 
 def _restore_options(endpoints: Endpoints, differences: list[drift.Difference]) -> Iterator[Outcome]:
-    differing = {found.endpoint for found in differences if found.what in ("path", "scaling")}
+    differing = {found.endpoint for found in differences if found.what in ("path", "scaling", "options")}
     for record in endpoints.all():
-        if record.state is State.SERVING and record.name in differing:
-            rollout.restore_options(record)
-            yield Outcome(record.name, "has its path and its scaling")
-        if record.state is State.FAILED and record.route:  # the gateway had failed, and works now
-            endpoints.put(replace(record, state=State.SERVING, problem=""))
+        try:
+            if record.state is State.SERVING and record.name in differing:
+                rollout.restore_options(record)
+                yield Outcome(record.name, "has its path, its scaling and its options")
+            if record.state is State.FAILED and record.route:  # the gateway had failed, and works now
+                endpoints.put(replace(record, state=State.SERVING, problem=""))
+        except ConflictError as error:
+            yield Outcome(record.name, "was left to another writer", str(error))
+        except MaasError as error:
+            yield Outcome(record.name, "was not given its options", str(error))
 
 
 def _remove(endpoints: Endpoints, record: Record, settings: Settings) -> Outcome:

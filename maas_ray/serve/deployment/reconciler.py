@@ -21,7 +21,7 @@ from typing import Any
 from maas_ray import cluster
 from maas_ray.database.engine import Database
 from maas_ray.database.leases import Lease
-from maas_ray.errors import ClusterError, ConflictError, MaasError
+from maas_ray.errors import ClusterError, ConflictError, MaasError, SpecError
 from maas_ray.serve.deployment.endpoints import Endpoints
 from maas_ray.serve.deployment.gateway_routes import gateway_args
 from maas_ray.serve.deployment.reconcile import Outcome, reconcile_once, work
@@ -220,7 +220,10 @@ def _longest_wait(settings: Settings) -> float:
     """Seconds in which a pass ends, and one that the reconciler is making already: the timeouts of all endpoints."""
     seconds = _WAIT_SECONDS + _CHANGE_SECONDS
     for record in Endpoints(settings).all():
-        spec = DeploySpec.parse(record.spec, source=f"endpoint {record.name}")
+        try:
+            spec = DeploySpec.parse(record.spec, source=f"endpoint {record.name}")
+        except SpecError:  # an earlier version had other fields; the pass reports it
+            continue
         # Replicas have that time to start, and a shared one has it again to load the model.
         seconds += 2 * (spec.placement_timeout_s + 2 * spec.startup_timeout_s + _CHANGE_SECONDS)
     return seconds

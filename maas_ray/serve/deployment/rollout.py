@@ -15,7 +15,14 @@ from maas_ray.serve.autoscaling import first_replicas
 from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.deployment import smoke
 from maas_ray.serve.deployment.desired import code_version
-from maas_ray.serve.deployment.drift import holds_replicas, needed_by, own_path, running_replicas, target_replicas
+from maas_ray.serve.deployment.drift import (
+    holds_replicas,
+    http_options,
+    needed_by,
+    own_path,
+    running_replicas,
+    target_replicas,
+)
 from maas_ray.serve.deployment.endpoints import Endpoints, Record, State
 from maas_ray.serve.deployment.gateway_routes import apply_gateway, check_gateway, claim_gateway, gateway_args
 from maas_ray.serve.routes import direct_path
@@ -180,8 +187,10 @@ def _submit(record: Record, route_prefix: str | None, replicas: int | None = Non
     from maas_ray.serve import model_app
 
     assert record.route is not None  # noqa: S101  a desired record has a route
+    # Replicas answer by the limits of the gateway beside them, which has been given its own before.
+    http = http_options(control.applications())
     direct = route_prefix is not None
-    application = model_app.application(_spec(record), record.uri, record.route, replicas, direct=direct)
+    application = model_app.application(_spec(record), record.uri, record.route, replicas, direct=direct, http=http)
     control.submit(application, record.application, version=record.application, route_prefix=route_prefix)
 
 

@@ -112,7 +112,7 @@ def promote(version: str, alias: str, *, gates: Sequence[str] = (), settings: Se
     specs = [
         DeploySpec.parse(record.spec, source=f"endpoint {record.name}")
         for record in records
-        if record.spec["version"] == reference and record.state is not State.REMOVING
+        if record.spec.get("version") == reference and record.state is not State.REMOVING
     ]
     moved = _serve([(spec, resolved) for spec in specs], settings) if specs else []
     registry.set_alias(resolved, alias)

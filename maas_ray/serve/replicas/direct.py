@@ -1,4 +1,4 @@
-"""The direct path of a model: its replicas answer `/v2/models/NAME` themselves, without a hop over the gateway.
+"""The direct path of a model: its replicas answer `/models/NAME` and `/v2/models/NAME` themselves, in one hop.
 
 A replica serves the gateway's own HTTP application, middleware included, over `ModelCalls` to a single model: itself.
 Serve gives the replica of every application a port for HTTP. A request there answers 404 unless the endpoint is
@@ -19,7 +19,14 @@ from maas_ray.ray_private.serve import bound_read_ahead
 from maas_ray.serve.api.app import create_app
 from maas_ray.serve.api.incoming import Receive, Scope
 from maas_ray.serve.api.middleware import App, Send
-from maas_ray.serve.api.model_calls import Answer, checked, find_route, translated_failures
+from maas_ray.serve.api.model_calls import (
+    Answer,
+    checked,
+    find_route,
+    refuse_adapter,
+    translated_failures,
+    with_adapter,
+)
 from maas_ray.serve.api.open_inference.tensors import InferBody, error_shape
 from maas_ray.serve.api.predict import PredictBody
 from maas_ray.serve.caller import Caller
@@ -37,10 +44,15 @@ class SingleModel:
     Args:
         replica: answers; called in this process.
         route: the route to it.
+
+    Attributes:
+        options: of `create_app`.
     """
 
     def __init__(self, replica: Any, route: Route) -> None:
-        self._replica, self._route = replica, route
+        self._replica = replica
+        self._name, self._routes = route.name, _by_name(route)
+        self.options = GatewayArgs().http_options()
         self._direct, self._leaving = False, 0.0
 
     @property
@@ -51,36 +63,43 @@ class SingleModel:
     @property
     def name(self) -> str:
         """The model's public name."""
-        return self._route.name
+        return self._name
 
-    def update(self, route: Route, *, direct: bool = False) -> None:
+    def update(self, route: Route, *, direct: bool = False, options: dict[str, Any] | None = None) -> None:
         """Replace the route, when options change for which replicas stay, such as the timeout.
 
         Args:
             route: the route.
             direct: the direct path leads here.
+            options: of `create_app`, as the gateway has them. None: the defaults.
         """
         if self._direct and not direct:
             self._leaving = time.monotonic() + _LEAVING_S
-        self._route, self._direct = route, direct
+        self._name, self._routes, self._direct = route.name, _by_name(route), direct
+        options = options or GatewayArgs().http_options()
+        if options != self.options:
+            self.options = options
 
     def routes(self, *, caller: Caller) -> list[Route]:
-        return [self._route]
+        return list(self._routes.values())
 
     def route(self, name: str, version: str = "", *, caller: Caller) -> Route:
-        return find_route({self._route.name: self._route}, name, version)
+        return find_route(self._routes, name, version)
 
     async def complete(self, route: Route, request: TextRequest, *, caller: Caller) -> list[Delta]:
-        return await _in_time(route, self._replica.complete(request, caller))
+        return await _in_time(route, self._replica.complete(with_adapter(request, route), caller))
 
     async def infer(self, route: Route, body: InferBody, *, caller: Caller) -> Answer[InferBody]:
+        refuse_adapter(route)
         return await _in_time(route, self._replica.infer(body, caller))
 
     async def predict(self, route: Route, body: PredictBody, *, caller: Caller) -> Answer[bytes]:
+        refuse_adapter(route)
         return await _in_time(route, self._replica.predict(body, caller))
 
     async def stream(self, route: Route, request: TextRequest, *, caller: Caller) -> AsyncGenerator[Delta, None]:
         deadline = asyncio.get_running_loop().time() + route.timeout_s
+        request = with_adapter(request, route)
         async with aclosing(self._replica.generate(request, caller)) as deltas:
             while True:
                 with translated_failures(route):
@@ -95,6 +114,10 @@ class SingleModel:
         return True
 
 
+def _by_name(route: Route) -> dict[str, Route]:
+    return {one.name: one for one in route.expanded()}
+
+
 async def _in_time(route: Route, result: Awaitable[_Result | RequestError]) -> _Result:
     with translated_failures(route):
         async with asyncio.timeout(route.timeout_s):
@@ -104,9 +127,14 @@ async def _in_time(route: Route, result: Awaitable[_Result | RequestError]) -> _
 def create_single_app(model: SingleModel) -> App:
     """The HTTP application of a replica."""
     bound_read_ahead()
-    api = create_app(model, body_limit=int(GatewayArgs().body_limit_mb * 1e6))
+    options = model.options
+    api = create_app(model, **options)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal api, options
+        if model.options is not options:
+            options = model.options
+            api = create_app(model, **options)
         # Serve passes the path that leads to the application as `root_path`, which routers remove; here paths are
         # complete. An application that no path leads to has none.
         is_direct = scope.get("root_path", "").endswith(direct_path(model.name))

@@ -6,7 +6,6 @@ Clients whose bodies are refused get to read that, through it too.
 import re
 import socket
 import socketserver
-import subprocess
 import threading
 import time
 import urllib.error
@@ -21,7 +20,7 @@ import pytest
 import requests
 import uvicorn
 
-from maas_ray.cluster.haproxy import MAX_ANSWER_SECONDS, REQUEST_SECONDS, loopback_environment
+from maas_ray.cluster.haproxy import MAX_ANSWER_SECONDS, REQUEST_SECONDS
 from maas_ray.cluster.ports import free_ports
 from maas_ray.serve.api.app import create_app
 from maas_ray.serve.spec import MAX_TIMEOUT_S
@@ -30,6 +29,7 @@ from tests.support.haproxy import HaProxy, running, write_configuration
 
 LIMIT_S = 1  # in place of the half minute in which a request must arrive
 STREAM_S = 2.0
+NAMES = ("a", "ab", "a-b", "a.b")
 
 
 class Replica(socketserver.ThreadingTCPServer):
@@ -78,9 +78,22 @@ def replica() -> Iterator[Replica]:
 
 
 @pytest.fixture(scope="module")
-def configuration(replica: Replica, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
+def own() -> Iterator[dict[str, Replica]]:
+    """Replicas of models that answer themselves."""
+    with ExitStack() as stack:
+        servers = {name: stack.enter_context(Replica()) for name in NAMES}
+        yield servers
+        for server in servers.values():
+            server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def configuration(
+    replica: Replica, own: dict[str, Replica], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, int, str]:
+    models = {f"/v2/models/{name}": server.server_address[1] for name, server in own.items()}
     # The directory's path is short: HAProxy's sockets lie in it.
-    path, port = write_configuration(tmp_path_factory.getbasetemp() / "h", [replica.server_address[1]])
+    path, port = write_configuration(tmp_path_factory.getbasetemp() / "h", [replica.server_address[1]], models)
     text = path.read_text()
     assert f"timeout http-request {REQUEST_SECONDS}s" in text
     return path, port, text.replace(f"timeout http-request {REQUEST_SECONDS}s", f"timeout http-request {LIMIT_S}s")
@@ -192,13 +205,40 @@ def test_serve_takes_no_orders_from_clients(proxy: HaProxy, replica: Replica) ->
 def test_metrics_and_statistics_move_to_loopback(configuration: tuple[Path, int, str]) -> None:
     path, port, text = configuration
     opened = re.findall(r"bind [*]?:(\d+)$", text, re.MULTILINE)
-    path.write_text(text)
-    ports = dict(zip(("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT"), opened, strict=True))
-    environment = loopback_environment(path.parent, {"RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(path), **ports})
-    program = environment["RAY_SERVE_HAPROXY_BINARY_PATH"]
-    subprocess.run([program, "-c", "-f", str(path)], check=True, capture_output=True)  # only checks the file
-    bound = re.findall(r"bind (\S+)", path.read_text())
+    assert len(opened) == 2
+    with running(path, port):
+        bound = re.findall(r"bind (\S+)", path.read_text())
     assert bound == [f"127.0.0.1:{one}" for one in (opened[0], port, opened[1])]
+
+
+def test_a_models_own_url_leads_to_its_own_replicas(proxy: HaProxy, replica: Replica, own: dict[str, Replica]) -> None:
+    for name in own:
+        wait_for_replica(proxy, f"/v2/models/{name}/up")
+    proxy.reload()
+    for name in (*NAMES, "A", "abc", "b", "a:fr", "models"):  # the gateway answers for those without an application
+        found = own.get(name, replica)
+        found.requests.clear()
+        tails = ["/v1/chat/completions", "/v1/models?a=/models/x", "/v2/models/x/infer", "/v1", "/v2"]
+        for tail in tails:
+            assert httpx.post(f"{proxy.url}/models/{name}{tail}", content=b"x").status_code == 200
+        httpx.get(f"{proxy.url}/v2/models/{name}")
+        assert [path for path, _ in found.requests] == [f"/v2/models/{name}{tail}" for tail in (*tails, "")]
+
+
+def test_other_paths_stay_as_they_are(proxy: HaProxy, replica: Replica) -> None:
+    others = ["/models", "/models/", "/models/a", "/models/a/v3", "/models/a/v1x", "/models//v1", "/x/models/a/v1"]
+    replica.requests.clear()
+    for path in others:
+        httpx.get(proxy.url + path)
+    assert [path for path, _ in replica.requests] == others
+
+
+def test_strangers_are_not_told_what_runs(proxy: HaProxy) -> None:
+    assert '"/v2/models/ab":' in proxy.path.read_text().replace("\\", "")  # Serve's answer, which nobody gets
+    for path in ("/-/routes", "/-/ROUTES"):
+        answer = httpx.get(proxy.url + path)
+        assert (answer.status_code, answer.content) == (404, b"")
+    assert httpx.get(f"{proxy.url}/-/healthz").status_code == 200
 
 
 # --- refused uploads

@@ -247,8 +247,8 @@ class Applications:
             await change
         return Answer(json.dumps({"predictions": predictions}).encode(), Usage(len(predictions)))
 
-    async def route_to(self, *applications: str) -> None:
-        served = [route("emb", "predict", application=name, task=embeddings.TASK) for name in applications]
+    async def route_to(self, *applications: str, task: str = embeddings.TASK) -> None:
+        served = [route("emb", "predict", application=name, task=task) for name in applications]
         self.deleted = {"model-1", "model-2", "model-3", "model-4", "model-5"} - set(applications)
         await self.models.update(tuple(served))
 
@@ -327,6 +327,32 @@ def test_embeddings_whose_route_moves_all_the_time_are_refused(monkeypatch: pyte
     served = Applications(monkeypatch, Models())
     served.after_each = lambda: served.route_to("model-2")
     assert embed(served, 256) == [1.0]  # one part needs no other
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_embeddings_whose_model_becomes_one_of_another_task_are_refused(
+    monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    served = Applications(monkeypatch, Models())
+    moved = "text-classification"
+    served.after_each = lambda: served.route_to("model-2", task=moved) if len(served.asked) == after else None
+    with raises(RequestError, "model_unavailable", "emb") as caught:
+        embed(served, 600)
+    assert (caught.value.status, served.asked) == (503, ["model-1"] * after)
+
+
+def test_a_request_is_never_answered_by_a_model_of_another_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = Applications(monkeypatch, Models())
+
+    async def ask() -> None:
+        await served.route_to("model-1")
+        old = served.models.route("emb", caller=CALLER)
+        await served.route_to("model-2", task="text-classification")
+        await served.models.predict(old, PredictBody(b'{"instances": [1]}', "application/json"), caller=CALLER)
+
+    with raises(RequestError, "model_unavailable", "emb"):
+        asyncio.run(ask())
+    assert served.asked == []
 
 
 def test_a_request_with_an_old_route_takes_the_present_one(monkeypatch: pytest.MonkeyPatch) -> None:

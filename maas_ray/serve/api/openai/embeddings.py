@@ -86,6 +86,8 @@ async def answer(models: ModelCalls, route: Route, body: EmbeddingBody, *, calle
             predictions += json.loads(answered.body)["predictions"]
             present = models.route(route.name, caller=caller) if len(parts) > 1 else route
             if present != route:
+                if present.task != TASK:
+                    raise refusals.of_another_task(route.name, present.version)
                 route = present
                 break
         else:

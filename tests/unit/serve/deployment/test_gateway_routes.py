@@ -6,12 +6,12 @@ import pytest
 
 from maas_ray.errors import SpecError
 from maas_ray.serve.deployment import gateway_routes, reconciler
-from maas_ray.serve.deployment.drift import differences
+from maas_ray.serve.deployment.drift import differences, http_options
 from maas_ray.serve.deployment.gateway_routes import gateway_args
 from maas_ray.serve.spec import GATEWAY_APP, GatewayArgs
 from maas_ray.settings import Settings
 from tests.support.errors import raises
-from tests.unit.serve.deployment.test_drift import PLATFORM, ROUTE, RUNNING, SERVING, gateway
+from tests.unit.serve.deployment.test_drift import DIRECT, PLATFORM, ROUTE, RUNNING, SERVING, application, gateway
 
 
 def test_options_are_a_file_or_a_mapping(settings: Settings, tmp_path: Path) -> None:
@@ -65,3 +65,21 @@ def test_options_that_differ_are_a_difference() -> None:
     assert differences(PLATFORM, [SERVING], running) == []
     (difference,) = differences(PLATFORM, [SERVING], running, None, GatewayArgs(body_limit_mb=4))
     assert (difference.endpoint, difference.what) == (GATEWAY_APP, "options")
+
+
+def test_a_direct_path_whose_limits_are_not_the_gateways_is_a_difference() -> None:
+    name = ROUTE.target.application
+    config = {"route": {}, "http": None}  # as replicas of 0.2.0, which had the defaults
+    model = application(route_prefix="/v2/models/a")
+    model["deployments"]["Model"]["deployment_config"] = {"user_config": config}
+    running = RUNNING | {name: model, GATEWAY_APP: gateway(ROUTE)}
+    limits = GatewayArgs(body_limit_mb=4, cors_origins=("https://a.example",))
+    assert differences(PLATFORM, [DIRECT], running) == []
+    assert differences(PLATFORM, [DIRECT], running, None, GatewayArgs()) == []
+    (found,) = differences(PLATFORM, [DIRECT], running, None, limits)
+    assert (found.endpoint, found.what) == ("a", "options")
+    running[GATEWAY_APP]["deployments"]["Gateway"]["deployment_config"]["user_config"]["options"] = limits.own_options()
+    (found,) = differences(PLATFORM, [DIRECT], running)  # the gateway has them already
+    config["http"] = http_options(running)
+    assert config["http"]["body_limit"] == 4_000_000
+    assert differences(PLATFORM, [DIRECT], running) == []

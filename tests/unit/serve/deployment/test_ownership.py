@@ -24,7 +24,15 @@ from tests.support.models import route
 from tests.unit.serve.deployment.test_drift import PLATFORM, ROUTE, SERVING, application, gateway
 
 OTHER = Platform("fedc9876", "postgresql://maas:***@db/maas", "bob@other")
+# An application of version 0.2.0, whose names carry no id: of an endpoint whose own name ends like one.
+EARLIER = "model-lm-deadbeef-86e80789"
 DIGEST = "0011223344556677"
+
+
+def serving(endpoint: str) -> dict[str, Any]:
+    """An application whose replicas have the route of this endpoint."""
+    config = {"user_config": {"route": route(endpoint, "predict").model_dump(mode="json")}}
+    return application(deployments={"Model": {"deployment_config": config}})
 
 
 @pytest.mark.parametrize("endpoint", ["lm", "a-b", "fedc9876", "x-fedc9876", "Ünder_score"])
@@ -56,6 +64,12 @@ def test_names_of_earlier_versions_and_of_others_have_no_owner(name: str) -> Non
         ([], {shared_app(OTHER): application("DEPLOYING", ())}, "fedc9876"),
         ([], {shared_app(OTHER): application("DELETING")}, ""),
         ([], {"model-of-another-team": application()}, ""),
+        ([replace(SERVING, application=EARLIER, route=None)], {EARLIER: application()}, ""),
+        ([replace(SERVING, route=ROUTE.with_target(application=EARLIER))], {EARLIER: application()}, ""),
+        ([], {EARLIER: serving("lm-deadbeef")}, ""),
+        ([], {EARLIER: serving("LM_deadbeef")}, ""),
+        ([], {EARLIER: serving("lm")}, "platform deadbeef"),
+        ([], {EARLIER: application()}, "platform deadbeef"),
         ([], {GATEWAY_APP: gateway(ROUTE, platform=OTHER) | {"status": "DELETING"}}, ""),
         # Version 0.2.0 wrote no platform: records say whose it is.
         ([SERVING], {GATEWAY_APP: gateway(ROUTE, platform=None)}, ""),

@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from maas_ray import cluster
 from maas_ray.database.engine import Database
 from maas_ray.database.leases import Lease
 from maas_ray.errors import ClusterError, ConflictError, DeploymentError, MaasError
-from maas_ray.serve.deployment import drift, ownership, reconcile, reconciler, rollout
+from maas_ray.serve.deployment import drift, ownership, reconcile, reconciler, rollout, verbs
 from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.deployment.endpoints import Endpoints, Record, State
 from maas_ray.serve.deployment.reconcile import Outcome, reconcile_once
@@ -299,6 +300,37 @@ def test_the_wait_for_the_reconciler_covers_the_timeouts_of_all_endpoints(settin
     assert reconciler._longest_wait(settings) == 660
     Endpoints(settings).put(replace(SERVING, revision=0))
     assert reconciler._longest_wait(settings) == 660 + 2 * (60 + 2 * 300 + 600)
+    Endpoints(settings).put(replace(SERVING, name="b", spec={"of_another_version": 1}, revision=0))
+    assert reconciler._longest_wait(settings) == 660 + 2 * (60 + 2 * 300 + 600)
+
+
+def test_a_record_that_cannot_be_read_keeps_no_other_endpoint_from_its_options(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[str] = []
+    monkeypatch.setattr(rollout, "_submit", lambda record, _: given.append(rollout._spec(record).version))
+    direct, path = {**SERVING.spec, "direct": True}, {"direct": True, "of_another_version": 1}
+    platform.record(replace(SERVING, spec=path), replace(SERVING, name="b", spec=direct))
+    platform.routes_can_be_written()
+    outcomes = {outcome.endpoint: outcome for outcome in reconcile_once(platform.settings)}
+    assert given == ["a@champion"]
+    assert outcomes["b"].problem == ""
+    assert "of_another_version" in outcomes["a"].problem
+
+
+def test_a_promotion_passes_over_a_record_that_cannot_be_read(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Endpoints(settings).put(replace(SERVING, spec={"of_another_version": 1}, revision=0))
+    Endpoints(settings).put(replace(SERVING, name="b", revision=0))
+    moved: list[str | None] = []
+    version = SimpleNamespace(name="a")
+    registry = SimpleNamespace(resolve=lambda _: version, set_alias=lambda *_: None)
+    monkeypatch.setattr(verbs, "Registry", lambda _: registry)
+    monkeypatch.setattr(verbs, "_serve", lambda requested, _: moved.extend(spec.endpoint for spec, _ in requested))
+    monkeypatch.setattr(verbs, "pass_gates", lambda *_: None)
+    verbs.promote("a/4", "champion", settings=settings)
+    assert moved == ["a"]
 
 
 def test_the_reconciler_answers_requests_and_passes_their_errors_on(

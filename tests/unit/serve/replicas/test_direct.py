@@ -1,6 +1,7 @@
 """A replica that answers HTTP itself: the same application as the gateway's, over one model."""
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator
 
 import httpx
@@ -13,6 +14,7 @@ from maas_ray.serve.api.predict import PredictBody
 from maas_ray.serve.caller import ANONYMOUS, Caller
 from maas_ray.serve.replicas import direct
 from maas_ray.serve.replicas.direct import SingleModel, create_single_app
+from maas_ray.serve.spec import GatewayArgs
 from maas_ray.serve.text.types import Delta, TextRequest
 from tests.support.models import route, send
 
@@ -66,6 +68,23 @@ def test_a_direct_replica_answers_like_the_gateway(path: str, body: str, status:
     answer = ask(Replica(), "predict", path, content=body)
     assert answer.status_code == status, answer.text
     assert status == 200 or list(answer.json()) == ["error"]
+
+
+def test_a_direct_replica_has_the_gateways_limits_and_origins() -> None:
+    model = SingleModel(Replica(), route("m", "predict"))
+    app, page = create_single_app(model), "https://app.example.com"
+
+    def asked(size: int) -> tuple[int, str | None]:
+        headers = {"origin": page}
+        answer = send(app, "POST", "/v2/models/m/infer", root_path="/v2/models/m", content=b"x" * size, headers=headers)
+        return answer.status_code, answer.headers.get("access-control-allow-origin")
+
+    assert asked(2_000_000) == (200, None)
+    config = GatewayArgs(body_limit_mb=1, cors_origins=(page,)).http_options()
+    model.update(route("m", "predict"), direct=True, options=json.loads(json.dumps(config)))
+    assert (asked(2_000_000), asked(900_000)) == ((413, page), (200, page))
+    model.update(route("m", "predict"), direct=True)
+    assert asked(2_000_000) == (200, None)
 
 
 def test_a_direct_stream_that_is_too_slow_is_closed() -> None:
