@@ -16,6 +16,7 @@ from ray.serve import Application
 from maas_ray.cluster.haproxy import HARD_STOP
 from maas_ray.ray_private.serve import bound_read_ahead
 from maas_ray.serve.api.app import create_app
+from maas_ray.serve.api.incoming import body_budget
 from maas_ray.serve.api.middleware import App
 from maas_ray.serve.api.open_inference.grpc_server import GrpcServer
 from maas_ray.serve.api.open_inference.shared_port import Address
@@ -44,11 +45,14 @@ class Gateway:
         self._options = options
         here = ray.get_runtime_context().get_node_id()
         limit = options["body_limit"]
-        self._grpc = GrpcServer(self._models, owner=here, message_limit=limit, max_calls=_MAX_CALLS)
+        self._budget = body_budget(options["budget"], limit)
+        self._grpc = GrpcServer(
+            self._models, owner=here, message_limit=limit, max_calls=_MAX_CALLS, budget=self._budget
+        )
 
     def __serve_build_asgi_app__(self) -> App:
         bound_read_ahead()
-        return create_app(self._models, **self._options)
+        return create_app(self._models, **self._options | {"budget": self._budget})
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Apply a new routing table, and the address for gRPC."""

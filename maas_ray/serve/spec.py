@@ -341,8 +341,8 @@ class GatewayArgs(Spec):
     text_body_limit_mb: float = Field(4.0, gt=0)
     """The same for completions and chats."""
     bodies_mb: float | None = Field(None, gt=0)
-    """Large request bodies that a gateway replica has in memory at the same time, MB. Others get status 429. None:
-    eight times `body_limit_mb`."""
+    """Large request bodies, and messages over gRPC, that a gateway replica has in memory at the same time, MB. Others
+    get status 429, or RESOURCE_EXHAUSTED. None: eight times `body_limit_mb`."""
     cors_origins: tuple[str, ...] = ()
     """Origins of web pages whose scripts may call the gateway, such as `https://app.example.com`. `*`: every page."""
     min_replicas: int | None = Field(None, ge=1)

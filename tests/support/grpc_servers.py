@@ -14,6 +14,7 @@ import tritonclient.grpc as triton
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from maas_ray.errors import ModelNotFoundError, OverloadedError, RequestError
+from maas_ray.serve.api.incoming import BodyBudget
 from maas_ray.serve.api.model_calls import Answer
 from maas_ray.serve.api.open_inference.grpc_server import GrpcServer
 from maas_ray.serve.api.open_inference.shared_port import Address
@@ -63,7 +64,7 @@ class Here:
     """An event loop in a thread, as a replica has one for its own code, and servers on it."""
 
     def __init__(self) -> None:
-        self.models = FailingSums()
+        self.models, self.budget = FailingSums(), BodyBudget(8 * LIMIT)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._servers: list[GrpcServer] = []
@@ -77,7 +78,8 @@ class Here:
 
     def server(self, port: int, owner: str = "us", max_calls: int = 10) -> GrpcServer:
         async def start() -> GrpcServer:
-            server = GrpcServer(self.models, owner=owner, message_limit=LIMIT, max_calls=max_calls)
+            limits = {"message_limit": LIMIT, "max_calls": max_calls, "budget": self.budget}
+            server = GrpcServer(self.models, owner=owner, **limits)
             await server.listen(Address("127.0.0.1", port))
             return server
 

@@ -19,6 +19,7 @@ from starlette.routing import Route as HttpRoute
 
 from maas_ray.errors import ModelNotFoundError, RequestError
 from maas_ray.serve.api import openapi
+from maas_ray.serve.api.incoming import BodyBudget, body_budget
 from maas_ray.serve.api.middleware import CLIENT_ID_HEADER, App, EdgeMiddleware
 from maas_ray.serve.api.model_calls import ModelCalls
 from maas_ray.serve.api.model_urls import ModelUrls
@@ -50,7 +51,7 @@ def create_app(
     *,
     body_limit: int,
     text_body_limit: int | None = None,
-    budget: int | None = None,
+    budget: BodyBudget | int | None = None,
     origins: Sequence[str] = (),
 ) -> App:
     """The HTTP application over these models.
@@ -59,7 +60,8 @@ def create_app(
         models: the models.
         body_limit: largest request body, bytes.
         text_body_limit: the same for completions and chats. None: `body_limit`.
-        budget: bytes of request bodies that are in memory at the same time. None: eight times `body_limit`.
+        budget: of large request bodies, which other servers of this process may share; or its bytes. None: eight times
+            `body_limit`.
         origins: origins of web pages whose scripts may send requests; `*` is every page.
     """
     endpoints = _Endpoints(models)
@@ -95,7 +97,9 @@ def create_app(
     shapes = {"/v2": open_inference.error_shape, "": responses.error_shape}
     text_limit = body_limit if text_body_limit is None else text_body_limit
     limits = {"/v1/completions": text_limit, "/v1/chat/": text_limit, "": body_limit}
-    edge = EdgeMiddleware(api, body_limits=limits, budget=8 * body_limit if budget is None else budget, shapes=shapes)
+    if not isinstance(budget, BodyBudget):
+        budget = body_budget(budget, body_limit)
+    edge = EdgeMiddleware(api, body_limits=limits, budget=budget, shapes=shapes)
     app = ModelUrls(edge)
     return _for_browsers(app, origins) if origins else app
 

@@ -18,7 +18,8 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 
-_UNCOUNTED = 64 * 1024  # bytes of each body that the budget does not count: HAProxy sends them at once, or not at all
+UNCOUNTED = 64 * 1024
+"""Bytes of each body that the budget does not count: HAProxy sends them at once, or not at all."""
 DRAIN_SECONDS = 5.0
 """Longest time for which the rest of a refused body is read and dropped."""
 _DRAINED, _DRAINED_PER_SECOND = 32_000_000, 8_000_000  # bytes of refused bodies: in a burst, and in the long run
@@ -52,6 +53,11 @@ class BodyBudget:
     def give_back(self, count: int) -> None:
         """Give bytes back."""
         self._free += count
+
+
+def body_budget(count: int | None, body_limit: int) -> BodyBudget:
+    """The budget of a process. None: eight bodies of the largest size."""
+    return BodyBudget(8 * body_limit if count is None else count)
 
 
 class Leftovers:
@@ -149,7 +155,7 @@ class IncomingBody:
         """Take what a body of this size needs."""
         if size > self._limit:
             raise refusals.body_too_large(self._limit)
-        more = size - _UNCOUNTED - self._taken
+        more = size - UNCOUNTED - self._taken
         if more > 0:
             if not self._budget.take(more):
                 raise refusals.too_many_bodies()

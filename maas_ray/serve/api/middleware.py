@@ -51,15 +51,15 @@ class EdgeMiddleware:
             and may release it early.
         body_limits: largest request body for each path prefix, bytes. In both mappings, the first prefix that fits
             counts.
-        budget: bytes of bodies that the process may hold at the same time.
+        budget: bytes of large bodies that the process may hold at the same time.
         shapes: the shape of an error for each path prefix.
     """
 
     def __init__(
-        self, app: App, *, body_limits: Mapping[str, int], budget: int, shapes: Mapping[str, ErrorShape]
+        self, app: App, *, body_limits: Mapping[str, int], budget: BodyBudget, shapes: Mapping[str, ErrorShape]
     ) -> None:
         self._app, self._limits, self._shapes = app, body_limits, shapes
-        self._budget, self._leftovers = BodyBudget(budget), Leftovers()
+        self._budget, self._leftovers = budget, Leftovers()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from copy import copy
 from typing import Any
 
@@ -11,11 +12,13 @@ import grpc
 
 from maas_ray.errors import RequestError
 from maas_ray.serve.api import refusals
+from maas_ray.serve.api.incoming import UNCOUNTED, BodyBudget
 from maas_ray.serve.api.middleware import CLIENT_ID_HEADER, MAX_CLIENT_ID
 from maas_ray.serve.api.open_inference.grpc_messages import parse
 from maas_ray.serve.caller import Caller, authenticate
 
 _log = logging.getLogger("ray.serve")
+_AT_ONCE_SECONDS = 0.5  # in which most messages are complete
 _MAX_MESSAGE = 2000  # bytes of an error; clients accept 8 KB of trailers, in which a byte may take three
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -32,8 +35,57 @@ _CODES = {
 }
 
 
+class Messages:
+    """The requests' messages, limited in time and in memory.
+
+    gRPC tells the size of a message only with the whole message. Therefore messages that arrive at once take their own
+    size from the budget, afterwards; all others take the largest size before the rest of them may arrive.
+
+    Args:
+        limit: largest message, bytes.
+        budget: of this process.
+    """
+
+    def __init__(self, limit: int, budget: BodyBudget) -> None:
+        self._largest, self._budget = max(0, limit - UNCOUNTED), budget
+
+    @asynccontextmanager
+    async def of(self, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
+        """The message of a call, which counts while the block runs.
+
+        Raises:
+            RequestError: it takes too long, the process holds too many large messages, or there is none.
+        """
+        taken = 0
+        reading = asyncio.ensure_future(context.read())
+        try:
+            await asyncio.wait({reading}, timeout=_AT_ONCE_SECONDS)
+            if not reading.done():
+                self._take(self._largest)
+                taken = self._largest
+                await asyncio.wait({reading}, timeout=refusals.BODY_SECONDS - _AT_ONCE_SECONDS)
+                if not reading.done():
+                    raise refusals.body_too_slow()
+            message = reading.result()
+            if message is grpc.aio.EOF:
+                raise RequestError("The call does not contain a message.", code="invalid_message")
+            size = max(0, len(message) - UNCOUNTED)
+            self._budget.give_back(taken)
+            taken = 0
+            self._take(size)
+            taken = size
+            yield message
+        finally:
+            reading.cancel()
+            self._budget.give_back(taken)
+
+    def _take(self, count: int) -> None:
+        if not self._budget.take(count):
+            raise refusals.too_many_bodies()
+
+
 def answering(
-    name: str, call: Callable[[Any, Caller], Awaitable[Any]]
+    name: str, call: Callable[[Any, Caller], Awaitable[Any]], messages: Messages
 ) -> Callable[[AsyncIterator[bytes], grpc.aio.ServicerContext], Awaitable[bytes]]:
     """A handler whose errors become statuses.
 
@@ -47,8 +99,9 @@ def answering(
         trailers = [("x-request-id", request_id), *([(CLIENT_ID_HEADER, client_id)] if client_id else [])]
         try:
             caller = authenticate(metadata)
-            request = parse(f"{name}Request", await read(context))
-            answer: bytes = (await call(request, caller)).SerializeToString()
+            async with messages.of(context) as message:
+                request = parse(f"{name}Request", message)
+                answer: bytes = (await call(request, caller)).SerializeToString()
         except RequestError as error:
             refusal = copy(error)  # as in `EdgeMiddleware`
         except Exception:
@@ -66,15 +119,3 @@ def answering(
         return b""
 
     return handler
-
-
-async def read(context: grpc.aio.ServicerContext) -> bytes:
-    try:
-        async with asyncio.timeout(refusals.BODY_SECONDS):
-            message = await context.read()
-    except TimeoutError as error:
-        raise refusals.body_too_slow() from error
-    if message is grpc.aio.EOF:
-        raise RequestError("The call does not contain a message.", code="invalid_message")
-    data: bytes = message
-    return data

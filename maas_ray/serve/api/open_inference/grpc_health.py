@@ -12,7 +12,7 @@ import grpc
 
 from maas_ray.errors import ModelNotFoundError, RequestError
 from maas_ray.serve.api.model_calls import ModelCalls
-from maas_ray.serve.api.open_inference.grpc_calls import answering, read
+from maas_ray.serve.api.open_inference.grpc_calls import Messages, answering
 from maas_ray.serve.api.open_inference.grpc_messages import MESSAGES, PACKAGE, parse
 from maas_ray.serve.caller import Caller, authenticate
 
@@ -28,14 +28,15 @@ class Health:
 
     Args:
         models: the models.
+        messages: the requests' messages.
         stop: set when the server is about to stop.
     """
 
-    def __init__(self, models: ModelCalls, stop: asyncio.Event) -> None:
-        self._models, self._stop, self._watches = models, stop, 0
+    def __init__(self, models: ModelCalls, messages: Messages, stop: asyncio.Event) -> None:
+        self._models, self._messages, self._stop, self._watches = models, messages, stop, 0
 
     def handler(self) -> grpc.GenericRpcHandler:
-        check = grpc.stream_unary_rpc_method_handler(answering("HealthCheck", self.check))
+        check = grpc.stream_unary_rpc_method_handler(answering("HealthCheck", self.check, self._messages))
         watch = grpc.stream_stream_rpc_method_handler(self.watch)
         return grpc.method_handlers_generic_handler(SERVICE, {"Check": check, "Watch": watch})
 
@@ -51,7 +52,8 @@ class Health:
         try:
             metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
             caller, last = authenticate(metadata), None
-            service = parse("HealthCheckRequest", await read(context)).service
+            async with self._messages.of(context) as message:
+                service = parse("HealthCheckRequest", message).service
             while not self._stop.is_set():
                 try:
                     status = await self._status(service, caller)

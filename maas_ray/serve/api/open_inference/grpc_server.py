@@ -17,9 +17,10 @@ from typing import Any
 
 import grpc
 
+from maas_ray.serve.api.incoming import BodyBudget
 from maas_ray.serve.api.model_calls import ModelCalls
 from maas_ray.serve.api.open_inference import tensors as open_inference
-from maas_ray.serve.api.open_inference.grpc_calls import answering
+from maas_ray.serve.api.open_inference.grpc_calls import Messages, answering
 from maas_ray.serve.api.open_inference.grpc_health import Health
 from maas_ray.serve.api.open_inference.grpc_messages import MESSAGES, PACKAGE, to_body, to_response
 from maas_ray.serve.api.open_inference.shared_port import Address, claim, has_connections, leave, listening
@@ -39,10 +40,14 @@ class GrpcServer:
         owner: identifies the replicas that may share the port: those of one cluster on one machine.
         message_limit: largest message that is accepted, bytes.
         max_calls: most concurrent calls; others are refused.
+        budget: bytes of large messages and bodies that the process may hold at the same time.
     """
 
-    def __init__(self, models: ModelCalls, *, owner: str, message_limit: int, max_calls: int) -> None:
-        self._models, self._service = models, _Service(models)
+    def __init__(
+        self, models: ModelCalls, *, owner: str, message_limit: int, max_calls: int, budget: BodyBudget
+    ) -> None:
+        self._models, self._messages = models, Messages(message_limit, budget)
+        self._service = _Service(models, self._messages)
         self._owner, self._message_limit, self._max_calls = owner, message_limit, max_calls
         self._address: Address | None = None
         self._stop = asyncio.Event()
@@ -104,7 +109,7 @@ class GrpcServer:
                 ("grpc.keepalive_timeout_ms", 10_000),
             ],
         )
-        server.add_generic_rpc_handlers((self._service.handler(), Health(self._models, stop).handler()))
+        server.add_generic_rpc_handlers((self._service.handler(), Health(self._models, self._messages, stop).handler()))
         before = listening(address)
         try:
             server.add_insecure_port(str(address))
@@ -148,8 +153,8 @@ class _Listener:
 class _Service:
     """The calls of the protocol."""
 
-    def __init__(self, models: ModelCalls) -> None:
-        self._models = models
+    def __init__(self, models: ModelCalls, messages: Messages) -> None:
+        self._models, self._messages = models, messages
 
     def handler(self) -> grpc.GenericRpcHandler:
         calls = {
@@ -162,7 +167,10 @@ class _Service:
         }
         # On the wire one message is a stream of one. Taken as a stream, it is read and parsed inside the handler: there
         # the time to read it is limited, and an error in it becomes the client's error.
-        handlers = {name: grpc.stream_unary_rpc_method_handler(answering(name, call)) for name, call in calls.items()}
+        handlers = {
+            name: grpc.stream_unary_rpc_method_handler(answering(name, call, self._messages))
+            for name, call in calls.items()
+        }
         return grpc.method_handlers_generic_handler(f"{PACKAGE}.GRPCInferenceService", handlers)
 
     async def live(self, _: Any, caller: Caller) -> Any:

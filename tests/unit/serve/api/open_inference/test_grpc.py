@@ -1,5 +1,6 @@
 """The Open Inference Protocol over gRPC, asked by real clients: right answers, and each error its own status."""
 
+import asyncio
 import gc
 import threading
 import time
@@ -13,6 +14,7 @@ from tritonclient.grpc import service_pb2
 
 from maas_ray.errors import RequestError
 from maas_ray.serve.api import refusals
+from maas_ray.serve.api.incoming import UNCOUNTED, BodyBudget
 from maas_ray.serve.api.model_calls import Answer
 from maas_ray.serve.api.open_inference import grpc_calls
 from maas_ray.serve.api.open_inference.tensors import InferBody
@@ -245,3 +247,65 @@ def test_calls_in_flight_are_finished_when_a_server_stops(here: Here, port: int)
         assert list(asking.result(5).outputs[0].contents.fp32_contents) == [3]
         closing.result(5)
     assert here.models.ended == ["answered"]
+
+
+# --- memory
+
+
+class Arriving:
+    """A call whose message arrives when the test says so."""
+
+    def __init__(self, message: bytes | None = None) -> None:
+        self.message: asyncio.Future[bytes] = asyncio.Future()
+        if message is not None:
+            self.message.set_result(message)
+
+    async def read(self) -> bytes:
+        return await self.message
+
+
+async def status(messages: grpc_calls.Messages, call: Arriving, seconds: float = 0) -> int:
+    """Hold a call's message for some seconds; returns 200, or the status of the refusal."""
+    try:
+        async with messages.of(call) as message:
+            assert message == await call.message
+            await asyncio.sleep(seconds)
+    except RequestError as error:
+        return error.status
+    return 200
+
+
+def test_messages_that_do_not_arrive_take_the_largest_size_from_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpc_calls, "_AT_ONCE_SECONDS", 0.05)
+    monkeypatch.setattr(refusals, "BODY_SECONDS", 0.5)
+    largest = 1_000_000
+    budget = BodyBudget(2 * (largest - UNCOUNTED))
+
+    async def run() -> None:
+        messages = grpc_calls.Messages(largest, budget)
+        stuck = [Arriving() for _ in range(4)]
+        asked = [asyncio.create_task(status(messages, call)) for call in stuck]
+        await asyncio.sleep(0.2)
+        assert [task.result() for task in asked if task.done()] == [429, 429]  # as soon as they are seen to be slow
+        assert await status(messages, Arriving(b"small" * 1000)) == 200
+        assert await status(messages, Arriving(bytes(UNCOUNTED + 1))) == 429
+        waiting = next(call for call, task in zip(stuck, asked, strict=True) if not task.done())
+        waiting.message.set_result(b"here")
+        assert sorted([await task for task in asked]) == [200, 408, 429, 429]
+        assert all(call.message.done() for call in stuck)  # nothing waits for the rest of those that were refused
+        held = [asyncio.create_task(status(messages, Arriving(bytes(largest)), 0.1)) for _ in range(3)]
+        assert sorted([await task for task in held]) == [200, 200, 429]
+
+    asyncio.run(run())
+    assert budget.take(2 * (largest - UNCOUNTED))  # everything was given back
+
+
+def test_large_messages_and_bodies_share_a_budget(here: Here, port: int, client: triton.InferenceServerClient) -> None:
+    large = typed(word={"bytes_contents": [b"x" * 80_000]})
+    with stub(port) as ask:
+        assert here.budget.take(8 * LIMIT)  # as bodies over HTTP do
+        code, said = status_of(lambda: ask.ModelInfer(large))
+        assert (code, said) == (grpc.StatusCode.RESOURCE_EXHAUSTED, refusals.too_many_bodies().message)
+        assert len(ask.ModelInfer(typed()).outputs) == 2
+        here.budget.give_back(8 * LIMIT)
+        assert len(ask.ModelInfer(large).outputs) == 2
