@@ -53,7 +53,6 @@ _FRONTEND = (
     # Serve would tell strangers which applications run.
     "http-request return status 404 if { path -i /-/routes }",
 )
-_SERVES_FILE = "/tmp/haproxy-serve/haproxy.cfg"  # noqa: S108  Serve's default
 
 
 def serve_environment(directory: Path) -> dict[str, str]:
@@ -121,9 +120,16 @@ def write_start_script(path: Path, loopback_ports: Iterable[str] = ()) -> bool:
     edits = [f"/^frontend http_frontend$/,/^ *bind /{{/^ *bind /a\\\n{rules}\n}}"]
     edits += [f"s/^( *bind) [*]?:({port})$/\\1 127.0.0.1:\\2/" for port in loopback_ports]
     commands = " ".join(f"-e {shlex.quote(edit)}" for edit in edits)
+    # Serve gives the file's path after `-f`. It differs from that of Serve's variable, by a directory for each node.
     path.write_text(
-        f'#!/bin/sh\nsed -i -E {commands} "${{RAY_SERVE_HAPROXY_CONFIG_FILE_LOC:-{_SERVES_FILE}}}"\n'
-        f'exec {shlex.quote(binary)} "$@"\n',
+        f"""#!/bin/sh
+previous=
+for argument; do
+    if [ "$previous" = -f ]; then sed -i -E {commands} "$argument"; fi
+    previous=$argument
+done
+exec {shlex.quote(binary)} "$@"
+""",
         encoding="utf-8",
     )
     path.chmod(0o700)

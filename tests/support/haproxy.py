@@ -65,8 +65,7 @@ class HaProxy:
         command = [str(self.path.parent / "haproxy"), "-db", "-f", str(self.path)]
         if self._processes:
             command += ["-x", str(self.path.parent / "a.sock"), "-sf", str(self._processes[-1].pid)]
-        environment = {"RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(self.path), "PATH": os.environ["PATH"]}
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self._processes.append(process)
         deadline = time.monotonic() + 10
         while not self._up(process):

@@ -110,6 +110,16 @@ def test_adapters_come_and_go_beside_their_base(
         assert replicas() == began
         assert reconcile(settings=settings) == []
 
+    # The model's own URL: first the gateway answers there, then the model's replicas.
+    with openai.OpenAI(base_url=f"{endpoint.url}/models/lm/v1", api_key="none", max_retries=0) as client:
+        for direct in (False, True):
+            put(settings, adapters={"fr": "fr/1"}, direct=direct)
+            assert names() == ["lm", "lm:fr"]
+            assert {name: ask(name) for name in ("lm", "lm:fr")} == {name: said[name] for name in ("lm", "lm:fr")}
+            with pytest.raises(openai.NotFoundError):
+                ask("other")
+    assert replicas() == began
+
 
 def of_doubles(bundle: Path, directory: Path) -> Path:
     """An adapter whose tensors are of a type that none has; its head is whole."""

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from maas_ray.errors import DeploymentError, NotFoundError
 from maas_ray.serve.deployment import ownership, reconciler, rollout
 from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.deployment.endpoints import Endpoints, State
+from maas_ray.serve.spec import GatewayArgs
 from maas_ray.settings import Settings
 from tests.support.bundles import image_task, register
 from tests.support.deployments import undeploy_all
@@ -101,6 +102,14 @@ def load(settings: Settings) -> Load:
     return Load(f"{now(settings).url}/v2/models/shade/infer")
 
 
+def become(value: Callable[[], object], wanted: object) -> None:
+    """Wait until it is so; Serve passes options on to running replicas a moment later."""
+    deadline = time.monotonic() + 30
+    while (now := value()) != wanted:
+        assert time.monotonic() < deadline, now
+        time.sleep(0.1)
+
+
 def applications() -> dict[str, dict]:
     return {name: found for name, found in control.applications().items() if found["status"] != "DELETING"}
 
@@ -173,8 +182,29 @@ def test_a_direct_path_moves_with_the_route(served: Settings) -> None:
     assert (wrong.status_code, list(wrong.json())) == (400, ["error"])
     assert httpx.get(url.removesuffix("/infer")).json()["name"] == "shade"
     assert httpx.post(url, content=b"x" * 17_000_000).status_code == 413
+    # The model's own URL leads there too: these replicas know no other model.
+    own = url.replace("/v2/", "/models/shade/v2/")
+    assert httpx.post(own, json=BODY).json() == direct.json()
+    for prefix in ("/models/shade/v1/models/other", "/v2/models/shade/v1/models/other"):
+        assert "Served models: shade." in httpx.get(now(served).url + prefix).json()["error"]["message"]
+    assert httpx.get(f"{now(served).url}/-/routes").status_code == 404
+    # Limits reach running replicas; those that are not the gateway's are seen, and mended.
+    table, running = Endpoints(served), pid_of(second)
+    limits = GatewayArgs(body_limit_mb=1, cors_origins=("https://app.example",)).http_options()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rollout, "http_options", lambda running: limits)
+        rollout.restore_options(table.get("shade"))
+
+    def refused() -> tuple[int, str | None]:
+        answer = httpx.post(own, content=b"x" * 1_100_000, headers={"origin": "https://app.example"})
+        return answer.status_code, answer.headers.get("access-control-allow-origin")
+
+    become(refused, (413, "https://app.example"))
+    assert [(one.endpoint, one.what) for one in diff(settings=served)] == [("shade", "options")]
+    assert [(one.endpoint, one.problem) for one in reconcile(settings=served)] == [("shade", "")]
+    become(refused, (400, None))
+    assert pid_of(second) == running
     # A path that went missing is seen, and given back.
-    table = Endpoints(served)
     rollout._submit(table.get("shade"), None)
     assert [(one.endpoint, one.what) for one in diff(settings=served)] == [("shade", "path")]
     assert [(one.endpoint, one.problem) for one in reconcile(settings=served)] == [("shade", "")]
