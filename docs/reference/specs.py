@@ -10,6 +10,7 @@ import annotated_types
 from pydantic import BaseModel, StringConstraints
 from pydantic.fields import FieldInfo
 
+from maas_ray.spec.meanings import meaning
 from reference.markup import FIELDS, paragraphs, table, yaml
 
 _MAX_LINKS = 4
@@ -87,6 +88,7 @@ def _field_row(
     model: type[BaseModel], name: str, family: str, home: Mapping[type[BaseModel], str]
 ) -> tuple[str, str, str, str, str]:
     info = fields(model)[name]
+    field = next(field for field, known in model.model_fields.items() if known is info)
 
     def linked(used: Sequence[type[BaseModel]]) -> str:
         pages = {home[model] for model in used} - {family}
@@ -100,7 +102,7 @@ def _field_row(
         type_of(info.annotation, linked),
         _default(info),
         ", ".join(_limits(info)),
-        " ".join((info.description or "").split()).replace("None:", "`null`:"),
+        " ".join(meaning(model, field).split()).replace("None:", "`null`:"),
     )
 
 

@@ -30,9 +30,16 @@ class _Origin:
 class Spec(BaseModel):
     """Base of all specs. Subclasses document every field in one line: meaning, unit, sentinel."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     _origin: _Origin = PrivateAttr(default_factory=_Origin)
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **options: Any) -> dict[str, Any]:
+        """The JSON schema, in which each field is described by its docstring."""
+        from maas_ray.spec.meanings import WithMeanings
+
+        return super().model_json_schema(*args, **{"schema_generator": WithMeanings, **options})
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from maas_ray.errors import Problem, SpecError
 from maas_ray.spec.fields import TAGS, models_in, tag_of
+from maas_ray.spec.meanings import meaning
 
 _WIDTH = 100
 _HEADER = "# Remove the # in front of a field to set it. The values shown are the defaults."
@@ -56,7 +57,7 @@ def _fields(model: type[BaseModel], choices: Mapping[str, str], indent: str, *, 
     for name, info in model.model_fields.items():
         if not indent:
             yield ""
-        yield from _comment(info.description or "", indent)
+        yield from _comment(meaning(model, name), indent)
         tags = _tags(info)
         if tags:
             listing = f"`{_tag_name(info)}` is one of: {', '.join(tags)}."

@@ -14,6 +14,7 @@ from maas_ray.errors import SpecError
 from maas_ray.spec import Spec
 from maas_ray.spec.document import read
 from maas_ray.spec.fields import models_in, tag_of
+from maas_ray.spec.meanings import meaning
 from maas_ray.spec.template import template
 from maas_ray.tasks import TASKS
 from tests.support import ROOT
@@ -40,8 +41,8 @@ def test_every_field_is_shown_with_its_meaning_and_its_default(spec: type[Spec])
 
     assert list(document) == list(spec.model_fields)
     for name, info in spec.model_fields.items():
-        assert info.description, f"{spec.__name__}.{name} has no docstring"
-        first_words = " ".join(info.description.split()[:3]).replace("None:", "null:")
+        assert meaning(spec, name), f"{spec.__name__}.{name} has no docstring"
+        first_words = " ".join(meaning(spec, name).split()[:3]).replace("None:", "null:")
         assert f"# {first_words}" in text
         if not info.is_required() and not models_in(info.annotation):
             default = info.get_default(call_default_factory=True, validated_data={})
@@ -93,6 +94,29 @@ def test_the_schema_accepts_the_specs_in_jobs_and_refuses_unknown_fields(spec: t
         document, _ = read(path.read_text(), path.name)
         assert [error.message for error in validator.iter_errors(document)] == [], path.name
         assert list(validator.iter_errors({**document, "no_such_field": 1}))
+
+
+def test_the_schema_says_what_fields_mean_also_below_other_fields() -> None:
+    schema = PrepareSpec.model_json_schema()
+
+    assert schema["properties"]["seed"]["description"] == meaning(PrepareSpec, "seed") != ""
+    near = schema["$defs"]["NearDuplicates"]["properties"]["shingle"]["description"]
+    assert near.startswith("Number of words in a shingle; of characters in a script without spaces.")
+
+
+def test_fields_of_a_class_in_a_function_have_meanings() -> None:
+    class Other(Spec):
+        field: int = 0
+
+    class Own(Other):
+        """A user's."""
+
+        field: int = 1
+        """Its
+        meaning."""
+        silent: int = 2
+
+    assert [meaning(Own, "field"), meaning(Own, "silent"), meaning(Other, "field")] == ["Its\nmeaning.", "", ""]
 
 
 @pytest.mark.parametrize("spec", [PrepareSpec, TrainSpec])
