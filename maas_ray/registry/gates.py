@@ -15,14 +15,16 @@ import operator
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator
 
 from maas_ray.errors import GateError, InvalidError, NotFoundError, SpecError
 from maas_ray.registry.references import check_alias, parse_reference
-from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.terminal.lines import say
+
+if TYPE_CHECKING:  # every training worker parses gates, and has no registry
+    from maas_ray.registry.versions import ModelVersion, Registry
 
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -155,7 +157,7 @@ class _Measured:
         return bool(self.fingerprint) and self.count is not None and ours == theirs
 
 
-def judge(registry: Registry, version: ModelVersion, alias: str, gates: Iterable[str]) -> list[Verdict]:
+def judge(registry: "Registry", version: "ModelVersion", alias: str, gates: Iterable[str]) -> list[Verdict]:
     """A verdict of each gate on moving an alias to a version.
 
     Raises:
@@ -168,7 +170,7 @@ def judge(registry: Registry, version: ModelVersion, alias: str, gates: Iterable
     return [_judged(registry, version, alias, gate) for gate in parsed]
 
 
-def pass_gates(registry: Registry, version: ModelVersion, alias: str, gates: Iterable[str]) -> None:
+def pass_gates(registry: "Registry", version: "ModelVersion", alias: str, gates: Iterable[str]) -> None:
     """Return if all gates pass; prints a line for each gate that passes.
 
     Raises:
@@ -184,7 +186,7 @@ def pass_gates(registry: Registry, version: ModelVersion, alias: str, gates: Ite
         raise GateError("\n".join([f"{version.name}@{alias} does not move to {version.reference}:", *failed]))
 
 
-def _judged(registry: Registry, version: ModelVersion, alias: str, gate: Gate) -> Verdict:
+def _judged(registry: "Registry", version: "ModelVersion", alias: str, gate: Gate) -> Verdict:
     try:
         ours = _measured(version, gate.metric)
         if not gate.reference:
@@ -202,13 +204,13 @@ def _judged(registry: Registry, version: ModelVersion, alias: str, gate: Gate) -
         return Verdict(gate, False, f"{error}{hint}", error.code or "")
 
 
-def _compared(gate: Gate, version: ModelVersion, ours: _Measured, bound: float, theirs: str) -> Verdict:
+def _compared(gate: Gate, version: "ModelVersion", ours: _Measured, bound: float, theirs: str) -> Verdict:
     against = f"{theirs}, which makes {bound:.6g}" if theirs and (gate.offset or gate.factor != 1) else theirs
     why = f"{version.reference} has {ours.value:.6g}" + (f", {against}" if against else "")
     return Verdict(gate, gate.holds(ours.value, bound), f"{why} ({ours.rows})")
 
 
-def _measured(version: ModelVersion, metric: str, like: _Measured | None = None) -> _Measured:
+def _measured(version: "ModelVersion", metric: str, like: _Measured | None = None) -> _Measured:
     """A metric by its name in a gate.
 
     Args:

@@ -279,6 +279,16 @@ def test_importing_is_light(module: str) -> None:
     assert out.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("module", ["maas_ray.data.pipeline.read_rows", "maas_ray.training.worker.entry"])
+def test_workers_load_no_database(module: str) -> None:
+    """Each worker of a preparation or a training loads its module anew; alembic alone takes as long as all of ours."""
+    code = f"import sys, {module}; print(sorted({{'sqlalchemy', 'alembic', 'mlflow'}} & set(sys.modules)))"
+
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert out.stdout.strip() == "[]"
+
+
 def test_the_command_line_loads_next_to_nothing() -> None:
     """`maas --help` answers at once: not even the libraries that every spec needs."""
     code = "import sys, maas_ray.cli; print(sorted({'numpy', 'pydantic', 'pyarrow', 'fsspec'} & set(sys.modules)))"
