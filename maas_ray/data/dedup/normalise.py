@@ -16,6 +16,7 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import xxhash
 
 from maas_ray.data.splits.hashing import mixed
@@ -99,6 +100,9 @@ class _Separated(dict[int, str | int]):
 
 
 _SEPARATED = _Separated()
+_SEPARATED_ASCII = "".join(map(chr, range(128))).lower().translate(_SEPARATED).encode().ljust(256)
+"""The same for bytes of ASCII, with upper case as lower case."""
+_SPACE = 0x20
 
 
 def words(text: str) -> list[str]:
@@ -142,6 +146,33 @@ def run_hashes(hashes: np.ndarray, lengths: Iterable[int]) -> Iterator[tuple[int
         yield length, mixed(runs)
 
 
+def words_of(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The words of many texts as numbers, see `word_hashes`, without a Python object for each word.
+
+    Returns:
+        The words of all texts, uint64, text by text in order; and the number of words of each text, int64 [texts].
+    """
+    parts = [
+        text.encode().translate(_SEPARATED_ASCII) if text.isascii() else _folded(text).translate(_SEPARATED).encode()
+        for text in texts
+    ]
+    characters = np.frombuffer(b" ".join([*parts, b""]), np.uint8)
+    inside = characters != _SPACE
+    first_space = ~inside  # the first space after each word
+    first_space[:1] = False
+    first_space[1:] &= inside[:-1]
+    ends = np.cumsum(np.fromiter(map(len, parts), np.int64, len(parts)) + 1)
+    counts = np.diff(np.searchsorted(np.flatnonzero(first_space), ends), prepend=0)
+    # All words in one buffer, each with a space at its end.
+    packed = characters[inside | first_space]
+    offsets = np.append(0, np.flatnonzero(packed == _SPACE) + 1)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(packed)]
+    encoded = pa.Array.from_buffers(pa.large_binary(), len(offsets) - 1, buffers).dictionary_encode()
+    distinct = b"".join(encoded.dictionary.to_pylist()).split(b" ")[:-1]
+    hashes = np.fromiter(map(xxhash.xxh3_64_intdigest, distinct), np.uint64, len(distinct))
+    return hashes[encoded.indices.to_numpy()], counts
+
+
 def gram_hashes(texts: Iterable[str], size: int) -> tuple[np.ndarray, np.ndarray]:
     """Every n-gram of `size` words of each text as a number. A text of fewer words is one n-gram, an empty text none.
 
@@ -151,13 +182,8 @@ def gram_hashes(texts: Iterable[str], size: int) -> tuple[np.ndarray, np.ndarray
     Returns:
         The n-grams of all texts, uint64, text by text in order; and the number of n-grams of each text, int64 [texts].
     """
-    split = [words(text) for text in texts]
-    short = ("",) * (size - 1)
-    # A short text is filled up with empty words, which no text contains.
-    filled = [some if len(some) >= size or not some else [*some, *short[len(some) - 1 :]] for some in split]
-    lengths = np.fromiter(map(len, filled), np.int64, len(filled))
-    total = int(lengths.sum())
-    hashes = np.fromiter(map(_HASHES.__getitem__, chain.from_iterable(filled)), np.uint64, total)
+    hashes, lengths = _filled(*words_of(texts), size)
+    total = len(hashes)
     counts = np.maximum(lengths - (size - 1), 0)
     if not total:
         return hashes, counts
@@ -171,3 +197,14 @@ def gram_hashes(texts: Iterable[str], size: int) -> tuple[np.ndarray, np.ndarray
         ends = (starts + lengths - back)[lengths > 0]
         within[ends] = False
     return mixed(runs[within[: len(runs)]]), counts
+
+
+def _filled(hashes: np.ndarray, lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Words and their numbers with each text of fewer words filled up to `size` by empty words, which no text has."""
+    filled = np.where(lengths > 0, np.maximum(lengths, size), 0)
+    if np.array_equal(filled, lengths):
+        return hashes, lengths
+    result = np.full(int(filled.sum()), xxhash.xxh3_64_intdigest(b""), np.uint64)
+    moved = np.cumsum(filled) - filled - (np.cumsum(lengths) - lengths)
+    result[np.arange(len(hashes)) + np.repeat(moved, lengths)] = hashes
+    return result, filled

@@ -11,7 +11,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maas_ray.data.dedup.normalise import gram_hashes, normalised, text_of, words
+from maas_ray.data.dedup.normalise import gram_hashes, normalised, text_of, words, words_of
 
 
 def test_text_of_strings_words_and_chats() -> None:
@@ -67,6 +67,15 @@ def test_words_hold_letters_marks_and_digits_alone(text: str) -> None:
     for word in words(text):
         assert word
         assert {unicodedata.category(character)[0] for character in word} <= {*"LMN"}
+
+
+@given(st.lists(st.text() | st.text(st.characters(max_codepoint=127), max_size=40), max_size=6))
+def test_words_of_many_texts_are_those_of_each(texts: list[str]) -> None:
+    hashes, counts = words_of(texts)
+
+    found = [words(text) for text in texts]
+    assert counts.tolist() == [len(some) for some in found]
+    assert hashes.tolist() == [xxhash.xxh3_64_intdigest(word.encode()) for some in found for word in some]
 
 
 def plainly(text: str, size: int) -> list[int]:
