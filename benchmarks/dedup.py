@@ -168,6 +168,7 @@ def on_ray(directory: Path, spec, half: int) -> tuple[float, dict[int, int]]:
     from maas_ray.data.pipeline import build
     from maas_ray.data.pipeline.blocks import quiet, tables
     from maas_ray.data.pipeline.input import inspect_input, parts_of
+    from maas_ray.data.pipeline.rows import paths_of
     from maas_ray.data.plan import list_sources
 
     prepare = PrepareSpec.parse(
@@ -189,9 +190,8 @@ def on_ray(directory: Path, spec, half: int) -> tuple[float, dict[int, int]]:
         seconds = time.perf_counter() - began
         found, places = {}, {}
         for table in tables(blocks):
-            for path, position, row, like in zip(
-                *(table[name].to_pylist() for name in ("path", "position", "row", "like")), strict=True
-            ):
+            columns = (table[name].to_pylist() for name in ("position", "row", "like"))
+            for path, position, row, like in zip(paths_of(table).to_pylist(), *columns, strict=True):
                 number = int(Path(path).stem) * half + position - 1  # lines count from 1
                 places[row] = number
                 if like is not None:
