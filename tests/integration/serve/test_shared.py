@@ -18,9 +18,9 @@ from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.deployment.endpoints import Endpoints
 from maas_ray.serve.deployment.ownership import shared_app
 from maas_ray.settings import Settings
-from tests.integration.serve.test_updates import Load
 from tests.support.bundles import image_task, register, text_task
 from tests.support.deployments import undeploy_all
+from tests.support.load import Load
 from tests.support.openvino import convert_version
 
 IMAGES, TEXT = image_task(), text_task(4096)
@@ -140,7 +140,7 @@ def test_a_stream_in_flight_keeps_its_model(served) -> None:
 def test_new_weights_take_over_without_a_process_or_a_failed_request(served) -> None:
     settings, url, directory = served
     before = replicas()
-    with Load(f"{url}/v2/models/one/infer") as asked:
+    with Load(f"{url}/v2/models/one/infer", BODY) as asked:
         asked.goes_on()
         assert put(settings, "tone/2", "one").version == "tone/2"
         asked.goes_on()
@@ -158,7 +158,7 @@ def test_new_weights_take_over_without_a_process_or_a_failed_request(served) -> 
 
 def test_to_replicas_of_its_own_and_back(served) -> None:
     settings, url, directory = served
-    with Load(f"{url}/v2/models/two/infer") as asked:
+    with Load(f"{url}/v2/models/two/infer", BODY) as asked:
         asked.goes_on()
         own = {"scaling": {"max_replicas": 1}, "resources": {"cpus": 0.5}}
         assert put(settings, "tone/2", "two", replicas="own", **own).shared is False
@@ -212,7 +212,7 @@ def test_an_engine_that_dies_is_loaded_anew(served) -> None:
 
 def test_a_replica_that_is_killed_is_replaced(served) -> None:
     settings, url, _ = served
-    with Load(f"{url}/v2/models/three/infer") as asked:
+    with Load(f"{url}/v2/models/three/infer", BODY) as asked:
         asked.goes_on()
         process = psutil.Process(replicas()[0]["pid"])
         process.send_signal(signal.SIGKILL)

@@ -4,11 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -25,51 +24,11 @@ from maas_ray.settings import Settings
 from tests.support.bundles import image_task, register
 from tests.support.deployments import undeploy_all
 from tests.support.errors import raises
+from tests.support.load import Load
 
 IMAGES = image_task()
 SPEC = {"version": "shade@champion", "scaling": {"max_replicas": 1}, "resources": {"cpus": 0.5}}
 BODY = {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 8, 8, 1], "data": [7] * 64}]}
-
-
-@dataclass
-class Load:
-    """Two clients that ask one endpoint without pause while the block runs."""
-
-    url: str
-    failed: list[str] = field(default_factory=list)
-    answered: int = 0
-
-    def __enter__(self) -> "Load":
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(2)]
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(60)
-
-    def _ask(self) -> None:
-        with httpx.Client(timeout=60) as http:
-            while not self._stop.is_set():
-                try:
-                    response = http.post(self.url, json=BODY)
-                except httpx.HTTPError as error:
-                    self.failed.append(repr(error))
-                else:
-                    self.answered += response.status_code == 200
-                    if response.status_code != 200:
-                        self.failed.append(f"{response.status_code} {response.text[:200]}")
-                time.sleep(0.02)
-
-    def goes_on(self, seconds: float = 60) -> None:
-        """Return when requests are answered again."""
-        before, deadline = self.answered, time.monotonic() + seconds
-        while self.answered < before + 5:
-            assert time.monotonic() < deadline, self.failed[-3:]
-            time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +58,7 @@ def now(settings: Settings):
 
 
 def load(settings: Settings) -> Load:
-    return Load(f"{now(settings).url}/v2/models/shade/infer")
+    return Load(f"{now(settings).url}/v2/models/shade/infer", BODY)
 
 
 def become(value: Callable[[], object], wanted: object) -> None:
@@ -313,7 +272,7 @@ def test_requests_that_wait_for_a_first_replica_move_along(served: Settings) -> 
         assert time.monotonic() < deadline
         time.sleep(0.1)
     other = "shade/1" if now(served).version == "shade/2" else "shade/2"
-    with Load(url) as asked:
+    with Load(url, BODY) as asked:
         promote(other, "champion", settings=served)
         asked.goes_on()
     assert asked.failed == []
