@@ -34,7 +34,7 @@ from maas_ray.registry.bundle import Bundle
 from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.settings import Settings
 from maas_ray.tasks import Task
-from maas_ray.tasks.task import Outcomes
+from maas_ray.tasks.task import ACCELERATION_FILE, Outcomes
 from maas_ray.terminal.lines import progress, say
 
 _MAX_SLICES = 20
@@ -125,7 +125,7 @@ def _check_features(version: ModelVersion, bundle: Bundle, dataset: PreparedData
     """
     ours = {entry.path: entry.sha256 for entry in bundle.artifact.files}
     theirs = {e.path.removeprefix("task/"): e.sha256 for e in dataset.artifact.files if e.path.startswith("task/")}
-    differing = [path for path, sha256 in theirs.items() if ours.get(path) != sha256]
+    differing = [path for path, sha256 in theirs.items() if path != ACCELERATION_FILE and ours.get(path) != sha256]
     if differing:
         raise DataError(
             f"dataset {dataset.name} was prepared with other features than those of {version.reference} "

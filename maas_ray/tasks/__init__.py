@@ -19,7 +19,18 @@ from maas_ray.spec.fields import user_type
 from maas_ray.tasks.custom_network import parse_network
 from maas_ray.tasks.custom_task import parse_task, task_type
 from maas_ray.tasks.network import Forward, NetworkSpec, type_of
-from maas_ray.tasks.rows import REST, AnswerRow, Column, OptionalTensor, Packing, RequestRow, Row, Steps, TensorSpec
+from maas_ray.tasks.rows import (
+    REST,
+    AnswerRow,
+    Column,
+    OptionalTensor,
+    Packing,
+    Ragged,
+    RequestRow,
+    Row,
+    Steps,
+    TensorSpec,
+)
 from maas_ray.tasks.task import TASK_FILE, Outcomes, Task, TaskSpec
 from maas_ray.user_code.source import is_import_path
 from maas_ray.user_code.trust import admitted
@@ -119,6 +130,7 @@ __all__ = [
     "OptionalTensor",
     "Outcomes",
     "Packing",
+    "Ragged",
     "RequestRow",
     "Row",
     "Steps",

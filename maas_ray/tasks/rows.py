@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -48,6 +48,34 @@ class OptionalTensor(TensorSpec):
     """
 
     optional: ClassVar[bool] = True
+
+
+class Ragged(Sequence[np.ndarray]):
+    """Arrays of different lengths, laid end to end.
+
+    Args:
+        values: their elements.
+        lengths: the number of elements of each, int64.
+    """
+
+    def __init__(self, values: np.ndarray, lengths: np.ndarray) -> None:
+        self.values, self.lengths = values, lengths
+        self._ends = np.cumsum(lengths).tolist()
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
+
+    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        return self.values[self._ends[index - 1] if index else 0 : self._ends[index]]
 
 
 @dataclass(frozen=True)

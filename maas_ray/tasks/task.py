@@ -33,6 +33,7 @@ Outcomes = dict[str, np.ndarray]
 """Results of rows, by name: one entry a row in each array."""
 
 TASK_FILE = "task.json"
+ACCELERATION_FILE = "acceleration.json"  # has no influence on what a task computes, only on how fast
 
 
 class TaskSpec(Spec, ABC):

@@ -121,6 +121,46 @@ def roberta() -> Tokenizer:
     return tokenizer
 
 
+LLAMA_3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PATTERNS = {
+    "gpt_2": None,
+    "llama_3": LLAMA_3_PATTERN,
+    "qwen": LLAMA_3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}"),
+    "gpt_4o": (
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+        r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+        r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+}
+"""The patterns by which byte-level BPE cuts a text, as the files of these models have them. GPT-2's is built in."""
+
+
+def of_pattern(name: str, *, pairs: bool = False, prefix: bool = False) -> Tokenizer:
+    """Byte-level BPE with a pattern.
+
+    Args:
+        name: of `PATTERNS`.
+        pairs: any two bytes merge, so that the tokens show where the pattern cuts.
+        prefix: a space is put before the text.
+    """
+    tokenizer = gpt_2()
+    if pairs:
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        merges = [(first, second) for first in alphabet for second in alphabet]
+        names = [*alphabet, *(first + second for first, second in merges)]
+        tokenizer.model = models.BPE(vocab={name: index for index, name in enumerate(names)}, merges=merges)
+    if (pattern := PATTERNS[name]) is None:
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    else:
+        cut = pre_tokenizers.Split(Regex(pattern), "isolated")
+        after = pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, after])
+    return tokenizer
+
+
 def bert() -> Tokenizer:
     """WordPiece: words are joined by spaces, except before punctuation."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))

@@ -9,6 +9,7 @@ into blocks or chunks. A row that is not packed is one element.
 """
 
 import json
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -28,7 +29,7 @@ from maas_ray.data.profile import Profile, from_json, merge, of_rows, to_json
 from maas_ray.data.shards import from_numpy, write_table
 from maas_ray.data.splits.hashing import shuffled
 from maas_ray.errors import DataError, UnlearntError
-from maas_ray.tasks import Column, Row, Task, TaskSpec, load_task
+from maas_ray.tasks import Column, Ragged, Row, Task, TaskSpec, load_task
 
 NO_ROWS = (0,) * len(SPLITS)
 _BATCH_ROWS, _BATCH_BYTES = 4096, 2 << 20
@@ -56,6 +57,8 @@ def encode(
     rows: pa.Table, files: dict[str, bytes], task_spec: TaskSpec, keep: tuple[str, ...] = ()
 ) -> Iterator[pa.Table]:
     """Encode kept rows with the saved task, so that no other task ever encodes."""
+    # There is a worker for each core; threads of each of them would share one cache behind a lock.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     task = loaded(files)
     schema = chunk_schema(task, keep)
     batch: list[Kept] = []
@@ -103,10 +106,13 @@ def _chunk(batch: list[Kept], task: Task, keep: tuple[str, ...]) -> dict[str, An
         good, dropped, unlearnt = _encodable(batch, task)
         encoded = task.encode([kept.row for kept in good]) if good else {name: [] for name in task.stored}
     elements = len(next(iter(encoded.values())))
-    columns = {}
+    columns: dict[str, Any] = {}
     for name, column in task.stored.items():
         values = encoded[name]
-        if task.packing:
+        if isinstance(values, Ragged):
+            elements = len(values.values)
+            columns[name] = np.ascontiguousarray(values.values, column.dtype).data
+        elif task.packing:
             elements = sum(map(len, values))
             columns[name] = b"".join(np.ascontiguousarray(value, column.dtype).data for value in values)
         else:

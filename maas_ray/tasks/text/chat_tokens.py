@@ -5,13 +5,16 @@ text, so they cannot tell the two apart. Here a message's special tokens are rep
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from maas_ray.errors import RequestError
 from maas_ray.tasks.text.chat import ChatTemplate
 from maas_ray.tasks.text.documents import Encoded
+from maas_ray.tasks.text.fast.encoder import FastTokenizer, IdEncoder
 from maas_ray.tasks.text.messages import Message
 from maas_ray.tasks.text.spelling import special_contents
 from maas_ray.tasks.text.tokenization import Files, tokenizer_of
@@ -37,9 +40,12 @@ class ChatTokens:
         files: the tokenizer's files.
         template: its chat template.
         after_answers: special tokens that the template writes only around answers count too.
+        fast: the same tokenizer in `fastokens`, if it gives the same ids.
     """
 
-    def __init__(self, files: Files, template: ChatTemplate, *, after_answers: bool = True) -> None:
+    def __init__(
+        self, files: Files, template: ChatTemplate, *, after_answers: bool = True, fast: FastTokenizer | None = None
+    ) -> None:
         self._files, self._template = files, template
         self._tokenizer = tokenizer_of(files)
         added = self._tokenizer.get_added_tokens_decoder()
@@ -48,6 +54,7 @@ class ChatTokens:
         # If the template writes none, those in the text were spelled by messages.
         self._parses = template.writes_special_tokens(self._tokenizer, after_answers=after_answers)
         self._tokenizer.encode_special_tokens = not self._parses
+        self._id_encoder = IdEncoder(self._tokenizer, fast)
         self._ids = {token.content: index for index, token in self._special.items()}
         # A plain word, such as `sop`, is left as it is: it could be a role.
         spelled = sorted((one for one in self._ids if not one.isidentifier()), key=len, reverse=True)
@@ -103,17 +110,28 @@ class ChatTokens:
         Raises:
             RequestError: the tokenizer has no other tokens for a special token that a message spells.
         """
-        encode = self._tokenizer.encode_batch if offsets else self._tokenizer.encode_batch_fast
-        plain = iter(encode([chat.text for chat in chats if not chat.marked], add_special_tokens=False))
+        texts = [chat.text for chat in chats if not chat.marked]
+        plain = self._plain(texts, offsets=offsets)
         written = {index: token.content for index, token in self._special.items()} if self._parses else {}
         encoded = []
         for text, marked in chats:
             if marked:
                 encoded.append(self._of_marks(text))
             else:
-                encoding = next(plain)
-                encoded.append(Encoded(text, encoding.ids, encoding.offsets if offsets else (), written))
+                encoded.append(Encoded(text, *next(plain), written))
         return encoded
+
+    def encode_request(self, chat: Rendered) -> list[int]:
+        """The tokens of a rendered chat, whichever thread it is in; see `encode`."""
+        return list(self._of_marks(chat.text).ids) if chat.marked else self._id_encoder.encode_request(chat.text)
+
+    def _plain(
+        self, texts: list[str], *, offsets: bool
+    ) -> Iterator[tuple[Sequence[int] | np.ndarray, Sequence[tuple[int, int]]]]:
+        if not offsets:
+            return ((ids, ()) for ids in self._id_encoder.encode(texts))
+        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        return ((encoding.ids, encoding.offsets) for encoding in encodings)
 
     def _of_marks(self, text: str) -> Encoded:
         tokenizer, ids = self._marking

@@ -7,11 +7,14 @@ without a mask and without a cache (`masking_utils._preprocess_mask_arguments`).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from maas_ray.errors import DataError
 from maas_ray.tasks.network import Forward
+from maas_ray.tasks.rows import Ragged
 from maas_ray.tasks.text.next_token import token_losses
 from maas_ray.tasks.text.spelling import counted_bytes, spells_every_text
 from maas_ray.tasks.text.tokenization import Files, first_tokens, special_tokens, tokenizer_of
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 _NOT_LEARNT = -100
+_NONE = np.zeros(0, np.uint32)
 
 
 class Encoded(NamedTuple):
@@ -33,9 +37,19 @@ class Encoded(NamedTuple):
     """
 
     text: str
-    ids: Sequence[int]
+    ids: Sequence[int] | np.ndarray
     offsets: Sequence[tuple[int, int]]
     written: Mapping[int, str]
+
+
+def laid_out(texts: Sequence[Encoded], *, counted: bool) -> tuple[Ragged, np.ndarray | None]:
+    """The tokens of texts, uint32, and the bytes of text that each token stands for, if they are counted."""
+    ids = [np.asarray(text.ids, np.uint32) for text in texts]
+    tokens = Ragged(np.concatenate([_NONE, *ids]), np.array([len(one) for one in ids], np.int64))
+    if not counted:
+        return tokens, None
+    counts = [counted_bytes(*text) for text in texts]
+    return tokens, np.concatenate([_NONE, *counts])
 
 
 @dataclass(frozen=True)
@@ -91,22 +105,38 @@ class Layout:
         """Dtypes of the columns that are stored beside the tokens."""
         return ({"begins": "uint8"} if self.begins else {}) | ({"bytes": "int32"} if self.bytes else {})
 
-    def document(self, encoded: Encoded, end: int) -> dict[str, np.ndarray]:
-        """The columns of one document.
+    def columns(self, tokens: Ragged, counts: np.ndarray | None, end: int) -> dict[str, Ragged]:
+        """The columns of documents.
 
         Args:
-            encoded: its text and tokens.
+            tokens: the tokens of each text.
+            counts: the bytes of text that each token stands for, int [tokens], if they are stored.
             end: id of the end-of-text token, which the template of a chat may have written already.
         """
-        written = self.begins and list(encoded.ids[-1:]) == [end]
-        ids = np.array([*self.prefix, *encoded.ids, *([] if written else [end])], np.int64)
-        columns = {"input_ids": ids}
+        ids, lengths, prefix = tokens.values, tokens.lengths, len(self.prefix)
+        written = np.zeros(len(lengths), bool)
         if self.begins:
-            columns["begins"] = np.arange(len(ids)) == 0
+            some = lengths > 0
+            written[some] = ids[np.cumsum(lengths)[some] - 1] == end
+        totals = prefix + lengths + ~written
+        starts = np.cumsum(totals) - totals
+        ends = (starts + totals - 1)[~written]
+        of_text = np.ones(int(totals.sum()), bool)
+        of_text[ends] = False
+        for index in range(prefix):
+            of_text[starts + index] = False
+        laid = np.empty(len(of_text), ids.dtype)
+        laid[of_text], laid[ends] = ids, end
+        for index, token in enumerate(self.prefix):
+            laid[starts + index] = token
+        columns = {"input_ids": laid}
+        if self.begins:
+            columns["begins"] = np.zeros(len(laid), np.uint8)
+            columns["begins"][starts[totals > 0]] = 1
         if self.bytes:
-            counts = counted_bytes(encoded.text, encoded.ids, encoded.offsets, encoded.written)
-            columns["bytes"] = np.pad(counts, (len(self.prefix), len(ids) - len(self.prefix) - len(counts)))
-        return columns
+            columns["bytes"] = np.zeros(len(laid), np.int32)
+            columns["bytes"][of_text] = counts
+        return {name: Ragged(values, totals) for name, values in columns.items()}
 
     def collated(self, batch: Mapping[str, np.ndarray], end: int, *, isolated: bool) -> dict[str, "torch.Tensor"]:
         """Stored columns [B, T] as int64 tensors.
@@ -161,6 +191,43 @@ def learnt(batch: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
 
 def _labels(batch: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
     return batch.get("labels", batch["input_ids"])[:, 1:]
+
+
+def check_model(config: Any, directory: Path, vocab_size: int, sequence_length: int, *, isolated: bool) -> None:
+    """Refuse a pretrained model that cannot read the documents of a dataset.
+
+    Args:
+        config: the model's configuration.
+        directory: of the model.
+        vocab_size: number of token ids of the dataset's tokenizer.
+        sequence_length: tokens of a stored row.
+        isolated: a token sees its own document alone.
+
+    Raises:
+        DataError: it cannot.
+    """
+    text = config.get_text_config()
+    embeds = text.vocab_size
+    if vocab_size > embeds:
+        raise DataError(
+            f"the dataset's tokenizer has {vocab_size} tokens, but the model in {directory} embeds only "
+            f"{embeds}. Prepare the dataset with `tokenizer: {directory}`.",
+            code="vocabulary_too_large",
+        )
+    positions = getattr(text, "max_position_embeddings", None)
+    # Rotary positions go on for ever; learnt ones end, with an IndexError or a device's assertion.
+    if positions and sequence_length > positions and not getattr(text, "rope_parameters", None):
+        raise DataError(
+            f"the model in {directory} reads {positions} tokens, but the dataset has sequences of "
+            f"{sequence_length}. Prepare the dataset with `sequence_length: {positions}`.",
+            code="texts_too_long",
+        )
+    if isolated and (reason := sees_other_documents(config)):
+        raise DataError(
+            f"the documents of the dataset are isolated, but the model in {directory} ({config.model_type}) "
+            f"{reason}. Prepare the dataset with `documents: joined`.",
+            code="documents_not_isolated",
+        )
 
 
 def sees_other_documents(config: Any) -> str:

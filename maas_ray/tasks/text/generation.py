@@ -18,23 +18,25 @@ from maas_ray.errors import DataError, InvalidError, RequestError
 from maas_ray.tasks.cells import text_of
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.pretrained import Pretrained
-from maas_ray.tasks.rows import AnswerRow, Column, Packing, RequestRow, Row, TensorSpec
+from maas_ray.tasks.rows import AnswerRow, Column, Packing, Ragged, RequestRow, Row, TensorSpec
 from maas_ray.tasks.task import Outcomes, Task, TaskSpec
 from maas_ray.tasks.text.chat import END, MARKED, PLAIN, START, ChatTemplate
 from maas_ray.tasks.text.chat_layouts import CHAT_LAYOUTS, chat_of, contents_of, layout_advice, parse_chat
 from maas_ray.tasks.text.chat_tokens import ChatTokens
-from maas_ray.tasks.text.documents import Encoded, Layout, learnt, next_token_losses, sees_other_documents
+from maas_ray.tasks.text.documents import Encoded, Layout, check_model, laid_out, learnt, next_token_losses
+from maas_ray.tasks.text.fast.encoder import FastTokenizer, IdEncoder, Proof
+from maas_ray.tasks.text.fast.proof import Sample, prove
 from maas_ray.tasks.text.networks import Llama
 from maas_ray.tasks.text.spelling import Spelling, byte_lengths, special_contents
 from maas_ray.tasks.text.tokenization import (
     Files,
     FittedTokenizer,
     digests,
+    end_of_text_of,
     fit_byte_level,
     given_tokenizer,
     hugging_face_files,
     read_files,
-    special_tokens,
     tokenizer_of,
     write_files,
 )
@@ -103,12 +105,15 @@ class TextGenerationSpec(TaskSpec):
 
     def fit(self, rows: Iterable[Row]) -> "TextGeneration":
         """Fit the tokenizer, or load the given one."""
+        sample = Sample()
+        texts = sample.passing(contents_of(row) if self.chats else row["text"] for row in rows)
         if isinstance(self.tokenizer, str):
             files = _given(self.tokenizer)
-            return TextGeneration(self, files, Layout.of(files, chats=self.chats))
-        texts = (contents_of(row) if self.chats else row["text"] for row in rows)
-        files = _fit_tokenizer(self.tokenizer, texts, self.chats)
-        return TextGeneration(self, files, Layout.of(files, chats=self.chats))
+        else:
+            files = _fit_tokenizer(self.tokenizer, texts, self.chats)
+        sample.fill(texts)
+        proof = prove(files["tokenizer.json"], sample.documents)
+        return TextGeneration(self, files, Layout.of(files, chats=self.chats), proof=proof)
 
 
 _Stop = Annotated[str, StringConstraints(min_length=1)]
@@ -146,6 +151,7 @@ class TextGeneration(Task):
         files: the tokenizer's files.
         layout: how documents are stored. None: as before layouts were recorded.
         end_of_text: the token that ends a document. None: the tokenizer's `eos_token`.
+        proof: whether `fastokens` encodes too.
     """
 
     spec: TextGenerationSpec
@@ -158,14 +164,20 @@ class TextGeneration(Task):
     request, answer = TextRow, TextAnswer
 
     def __init__(
-        self, spec: TextGenerationSpec, files: Files, layout: Layout | None, end_of_text: str | None = None
+        self,
+        spec: TextGenerationSpec,
+        files: Files,
+        layout: Layout | None,
+        end_of_text: str | None = None,
+        proof: Proof | None = None,
     ) -> None:
         super().__init__(spec)
+        self.proof = proof or Proof()
         self._files, self._recorded, self.layout = files, layout is not None, layout or Layout()
         self.tokenizer = tokenizer_of(files)
         # A document that spells out a special token means the text, not the token.
         self.tokenizer.encode_special_tokens = True
-        self.end_of_text = end_of_text or _end_of_text(files)
+        self.end_of_text = end_of_text or end_of_text_of(files)
         token_id = self.tokenizer.token_to_id(self.end_of_text)
         if token_id is None:
             raise DataError(
@@ -195,19 +207,20 @@ class TextGeneration(Task):
         return self.spec.sequence_length
 
     def encode(self, rows: list[Row]) -> dict[str, Any]:
-        """One array for each document: its token ids, ending with the end-of-text token, and what is stored of them."""
-        encoded = self._encoded_chats(rows) if self.spec.chats else self._encoded([row["text"] for row in rows])
-        documents = [self.layout.document(text, self.end_of_text_id) for text in encoded]
-        return {
-            name: [document[name].astype(column.dtype, copy=False) for document in documents]
-            for name, column in self.stored.items()
-        }
+        """The token ids of each document, ending with the end-of-text token, and what is stored of them: `Ragged`."""
+        counted = self.layout.bytes
+        if self.spec.chats:
+            tokens, counts = laid_out(self._encoded_chats(rows), counted=counted)
+        elif counted:
+            tokens, counts = laid_out(self._encoded([row["text"] for row in rows]), counted=True)
+        else:
+            tokens, counts = self._id_encoder.encode([row["text"] for row in rows]), None
+        tokens = Ragged(tokens.values.astype(self.stored["input_ids"].dtype), tokens.lengths)
+        return {**self.layout.columns(tokens, counts, self.end_of_text_id)}
 
     def _encoded(self, texts: list[str]) -> list[Encoded]:
-        encode = self.tokenizer.encode_batch if self.layout.bytes else self.tokenizer.encode_batch_fast
-        encodings = encode(texts, add_special_tokens=False)
-        offsets = [one.offsets if self.layout.bytes else () for one in encodings]
-        return [Encoded(text, one.ids, at, {}) for text, one, at in zip(texts, encodings, offsets, strict=True)]
+        encodings = self.tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [Encoded(text, one.ids, one.offsets, {}) for text, one in zip(texts, encodings, strict=True)]
 
     def _encoded_chats(self, rows: list[Row]) -> list[Encoded]:
         if self.chat is None:
@@ -223,6 +236,18 @@ class TextGeneration(Task):
             raise InvalidError("invalid_chat", str(error)) from error
 
     @cached_property
+    def _fast(self) -> FastTokenizer | None:
+        return FastTokenizer(self._files["tokenizer.json"]) if self.proof.holds else None
+
+    @cached_property
+    def _id_encoder(self) -> IdEncoder:
+        return IdEncoder(self.tokenizer, self._fast)
+
+    @property
+    def remarks(self) -> list[str]:
+        return self.proof.remarks
+
+    @cached_property
     def special(self) -> dict[int, str]:
         """Special tokens by id."""
         return special_contents(self.tokenizer)
@@ -234,7 +259,7 @@ class TextGeneration(Task):
 
     def traits(self, rows: list[Row], encoded: Mapping[str, Any]) -> list[Trait]:
         """Lengths of whole documents, before packing."""
-        traits = [lengths("tokens", map(len, encoded["input_ids"]))]
+        traits = [lengths("tokens", encoded["input_ids"].lengths)]
         if self.spec.column == "text":
             traits.append(lengths("characters", (len(row["text"]) for row in rows)))
         return traits
@@ -254,7 +279,8 @@ class TextGeneration(Task):
         if self.chat is None:
             raise InvalidError("no_chat_template", "the tokenizer does not have a chat template")
         # Tokens around answers alone did not count before layouts were recorded.
-        return ChatTokens(self._files, self.chat, after_answers=self._recorded or not self.spec.chats)
+        after_answers = self._recorded or not self.spec.chats
+        return ChatTokens(self._files, self.chat, after_answers=after_answers, fast=self._fast)
 
     @cached_property
     def restarts_after_special(self) -> bool:
@@ -265,8 +291,7 @@ class TextGeneration(Task):
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Token ids of a text to continue, encoded like the beginning of a document."""
-        [encoded] = self.tokenizer.encode_batch_fast([prompt], add_special_tokens=False)  # `encode` holds Python's lock
-        return [*self.layout.prefix, *encoded.ids]
+        return [*self.layout.prefix, *self._id_encoder.encode_request(prompt)]
 
     def chat_ids(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[int]:
         """Token ids of the prompt for the assistant's answer to messages, in the form of `messages.canonical_chat`.
@@ -276,11 +301,11 @@ class TextGeneration(Task):
             InvalidError: the tokenizer does not have a chat template.
         """
         chats = self._chat_tokens
-        [encoded] = chats.encode([chats.render(messages, tools, answer=True)])
-        return list(encoded.ids)
+        return chats.encode_request(chats.render(messages, tools, answer=True))
 
     def save_state(self, directory: Path) -> dict[str, Any]:
         write_files(self._files, directory)
+        self.proof.write(directory)
         return self.layout.state if self._recorded else {}
 
     def spec_document(self) -> dict[str, Any]:
@@ -293,10 +318,10 @@ class TextGeneration(Task):
     def load_state(cls, spec: Any, state: dict[str, Any], directory: Path) -> "TextGeneration":
         files = read_files(directory)
         if state:
-            return cls(spec, files, Layout.parse(state))
+            return cls(spec, files, Layout.parse(state), proof=Proof.read(directory))
         # From before layouts were recorded, when `special_tokens_map.json` was not read.
         config = {name: content for name, content in files.items() if name != "special_tokens_map.json"}
-        return cls(spec.model_copy(update={"documents": "joined"}), files, None, _end_of_text(config))
+        return cls(spec.model_copy(update={"documents": "joined"}), files, None, end_of_text_of(config))
 
     def collate(self, batch: Mapping[str, np.ndarray]) -> dict[str, "torch.Tensor"]:
         return self.layout.collated(batch, self.end_of_text_id, isolated=self.spec.documents == "isolated")
@@ -340,28 +365,8 @@ class TextGeneration(Task):
         return byte_lengths(self.tokenizer)
 
     def check_pretrained(self, config: Any, directory: Path) -> None:
-        text = config.get_text_config()
-        embeds = text.vocab_size
-        if self.vocab_size > embeds:
-            raise DataError(
-                f"the dataset's tokenizer has {self.vocab_size} tokens, but the model in {directory} embeds only "
-                f"{embeds}. Prepare the dataset with `tokenizer: {directory}`.",
-                code="vocabulary_too_large",
-            )
-        positions = getattr(text, "max_position_embeddings", None)
-        # Rotary positions go on for ever; learnt ones end, with an IndexError or a device's assertion.
-        if positions and self.spec.sequence_length > positions and not getattr(text, "rope_parameters", None):
-            raise DataError(
-                f"the model in {directory} reads {positions} tokens, but the dataset has sequences of "
-                f"{self.spec.sequence_length}. Prepare the dataset with `sequence_length: {positions}`.",
-                code="texts_too_long",
-            )
-        if self.spec.documents == "isolated" and (reason := sees_other_documents(config)):
-            raise DataError(
-                f"the documents of the dataset are isolated, but the model in {directory} ({config.model_type}) "
-                f"{reason}. Prepare the dataset with `documents: joined`.",
-                code="documents_not_isolated",
-            )
+        isolated = self.spec.documents == "isolated"
+        check_model(config, directory, self.vocab_size, self.spec.sequence_length, isolated=isolated)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -388,13 +393,3 @@ def _fit_tokenizer(spec: FittedTokenizer, texts: Iterable[str], chat: bool) -> d
 def _given(directory: str) -> Files:
     """The files of a given tokenizer, with the end-of-text token that its class in Transformers defines."""
     return given_tokenizer(Path(directory).expanduser(), "eos_token")
-
-
-def _end_of_text(files: Files) -> str:
-    if not (token := special_tokens(files).get("eos_token")):
-        raise DataError(
-            "the tokenizer's files do not name an eos_token, which must end each document. Add it to "
-            'tokenizer_config.json, such as {"eos_token": "</s>"}.',
-            code="no_end_of_text",
-        )
-    return token

@@ -95,7 +95,7 @@ def byte_lengths(tokenizer: "tokenizers.Tokenizer") -> np.ndarray:
 
 
 def counted_bytes(
-    text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]], special: Mapping[int, str]
+    text: str, ids: Sequence[int] | np.ndarray, offsets: Sequence[tuple[int, int]], special: Mapping[int, str]
 ) -> np.ndarray:
     """Number of bytes of a text that each of its tokens stands for, int64 [tokens]. They sum to the text's bytes.
 

@@ -122,6 +122,21 @@ def special_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
     }
 
 
+def end_of_text_of(files: Files) -> str:
+    """The token that ends a document.
+
+    Raises:
+        DataError: the files do not name it.
+    """
+    if not (token := special_tokens(files).get("eos_token")):
+        raise DataError(
+            "the tokenizer's files do not name an eos_token, which must end each document. Add it to "
+            'tokenizer_config.json, such as {"eos_token": "</s>"}.',
+            code="no_end_of_text",
+        )
+    return token
+
+
 def _in_transformers(directory: Path) -> Any:
     """A directory's tokenizer as Transformers loads it, with the defaults of its class. None: it cannot."""
     from transformers import AutoTokenizer
