@@ -9,7 +9,7 @@ an endpoint begins to serve is added to its history in the same transaction.
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -23,8 +23,9 @@ from maas_ray.database.base import Base, utc
 from maas_ray.database.engine import Database
 from maas_ray.database.leases import Lease
 from maas_ray.database.platform import Platform, read_platform
-from maas_ray.errors import ConflictError
+from maas_ray.errors import ConflictError, SpecError
 from maas_ray.serve.routes import Route, Table
+from maas_ray.serve.spec import DeploySpec
 
 if TYPE_CHECKING:
     from maas_ray.settings import Settings
@@ -221,7 +222,7 @@ class Endpoints:
         """Add an endpoint's version to its history, unless it is the last entry already."""
         last = next(iter(self._served(session, record.name)), None)
         new = {name: getattr(record, name) for name in ("spec", "version", "uri", "digest")}
-        if last is None or any(getattr(last, name) != value for name, value in new.items()):
+        if last is None or _entry(record) != _entry(last):
             number = 1 if last is None else last.number + 1
             session.add(ServedRow(endpoint=record.name, number=number, since=record.updated, **new))
 
@@ -242,6 +243,14 @@ class Endpoints:
     def _all(self, session: Session) -> list[Record]:
         rows = session.query(EndpointRow).order_by(EndpointRow.name).all()
         return [_record(row) for row in rows]
+
+
+def _entry(of: Record | ServedRow) -> tuple[Any, ...]:
+    """Everything that makes two entries of a history differ. Fields that a later version added have their defaults."""
+    spec = of.spec
+    with suppress(SpecError):  # an earlier version had other fields
+        spec = DeploySpec.parse(spec, source="history").document()
+    return spec, of.version, of.uri, of.digest
 
 
 def _served(row: ServedRow) -> Served:
