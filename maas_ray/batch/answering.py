@@ -19,7 +19,8 @@ from maas_ray.errors import RequestError
 from maas_ray.registry.bundle import Bundle
 from maas_ray.serve.api.validation import request_error
 from maas_ray.serve.caller import ANONYMOUS
-from maas_ray.serve.spec import Resources, ServingOptions
+from maas_ray.serve.resources import Resources
+from maas_ray.serve.spec import ServingOptions
 from maas_ray.tasks import AnswerRow, RequestRow, Task
 
 Answered = AnswerRow | Exception

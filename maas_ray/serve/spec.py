@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from maas_ray.errors import DeploymentError, InvalidError
 from maas_ray.registry.references import Reference
+from maas_ray.serve.resources import Resources
 from maas_ray.spec import Name, Spec
 
 GATEWAY_APP = "maas-gateway"
@@ -72,23 +73,6 @@ class Scaling(Spec):
                 f"scaling.target_ongoing_requests ({self.target_ongoing_requests:g}) is above max_ongoing_requests "
                 f"({max_ongoing_requests}), so replicas would never be added; lower it, or remove it.",
             )
-
-
-class Resources(Spec):
-    """Resources that one replica reserves on the cluster."""
-
-    cpus: float = Field(1.0, gt=0)
-    """CPUs, and the number of threads that it computes with."""
-    gpus: float = Field(0.0, ge=0)
-    """GPUs. 0 computes on the CPU."""
-    memory_gb: float | None = Field(None, gt=0)
-    """Memory, GB: weights, twice while a model is converted, and `kv_cache_gb`. Ray places a replica on a machine that
-    has so much unreserved, and does not limit it. None: it reserves none, and machines are filled by their CPUs."""
-
-    def actor_options(self) -> dict[str, float]:
-        """Ray's options of an actor that reserves these resources."""
-        memory = {} if self.memory_gb is None else {"memory": self.memory_gb * 1e9}
-        return {"num_cpus": self.cpus, "num_gpus": self.gpus} | memory
 
 
 _GENERATING, _PREDICTING = ("openvino", "transformers", "vllm"), ("onnxruntime", "torch", "torch.compile")
@@ -213,8 +197,12 @@ class DeploySpec(ServingOptions):
     replicas: Literal["own", "shared"] = "own"
     """own: replicas that serve only this endpoint. shared: the platform's shared replicas (`MAAS_SHARED`), which load a
     model at its first request and evict the least recently used. They suit models that are small or rarely used."""
-    placement_timeout_s: float = Field(60.0, gt=0)
-    """Longest wait for free resources on the cluster, seconds. Raise it if nodes are started on demand."""
+    strategy: Literal["blue_green", "recreate"] = "blue_green"
+    """blue_green: a new version starts beside the old one, and takes over without a pause. recreate: the old replicas
+    finish their requests and stop first, for a cluster without room for both, such as one GPU. Requests wait meanwhile.
+    The old version starts again if the new one fails."""
+    placement_timeout_s: float | None = Field(None, gt=0)
+    """Longest wait for free resources on the cluster, seconds. None: 60, or 900 if nodes are started on demand."""
     startup_timeout_s: float = Field(300.0, gt=0)
     """Longest time for a replica to load once it has its resources, seconds."""
     direct: bool = False
@@ -243,7 +231,12 @@ class DeploySpec(ServingOptions):
 
     @model_validator(mode="after")
     def _options_of_shared_replicas(self) -> Self:
-        for name, default in (("scaling", Scaling()), ("resources", Resources()), ("direct", False)):
+        for name, default in (
+            ("scaling", Scaling()),
+            ("resources", Resources()),
+            ("direct", False),
+            ("strategy", "blue_green"),
+        ):
             if self.replicas == "shared" and getattr(self, name) != default:
                 raise InvalidError(
                     "option_of_shared_replicas",

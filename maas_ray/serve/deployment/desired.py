@@ -21,6 +21,7 @@ _LIVE_OPTIONS = {
     "scaling",
     "max_queued_requests",
     "request_timeout_s",
+    "strategy",
     "placement_timeout_s",
     "startup_timeout_s",
     "adapters",

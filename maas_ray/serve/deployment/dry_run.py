@@ -58,7 +58,8 @@ def _action(spec: DeploySpec, new: Record, old: Record | None, running: dict[str
     if not connected:
         return f"would start a cluster, as none is running, then {_start(spec, new)}"
     if new.application not in running:
-        return f"would {_start(spec, new)}"
+        stop = "stop the replicas that run, then " if old and old.route and spec.strategy == "recreate" else ""
+        return f"would {stop}{_start(spec, new)}"
     if old and desired.same(old, new) and not drift.lost(old, running):
         return "would change nothing"
     return f"would update the running application {new.application}; its replicas stay"

@@ -23,6 +23,12 @@ def model_app(platform: Platform, endpoint: str, identity: str) -> str:
     return f"model-{_slug(endpoint)}-{platform.id}-{identity[:8]}"
 
 
+def model_apps(platform: Platform, endpoint: str, names: Iterable[str]) -> list[str]:
+    """Those applications that may be an endpoint's own. Similar names of endpoints give the same names."""
+    prefix = f"model-{_slug(endpoint)}-{platform.id}-"
+    return [name for name in names if name.startswith(prefix) and owner(name) == platform.id]
+
+
 def shared_app(platform: Platform) -> str:
     """Name of the application of the platform's shared replicas."""
     return f"{SHARED_APP}-{platform.id}"

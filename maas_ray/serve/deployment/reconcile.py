@@ -207,7 +207,7 @@ def _resume(endpoints: Endpoints, record: Record, settings: Settings) -> rollout
         else:
             (change,) = rollout.begin(endpoints, [(wanted, record)])
             begun, before = change.begun, change.before
-        rollout.submit(change, settings)
+        rollout.submit(endpoints, change, settings)
     except ConflictError as error:
         return Outcome(record.name, "was left to another writer", str(error))
     except MaasError as error:

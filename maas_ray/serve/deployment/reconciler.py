@@ -22,6 +22,7 @@ from maas_ray import cluster
 from maas_ray.database.engine import Database
 from maas_ray.database.leases import Lease
 from maas_ray.errors import ClusterError, ConflictError, MaasError, SpecError
+from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.deployment.endpoints import Endpoints
 from maas_ray.serve.deployment.gateway_routes import gateway_args
 from maas_ray.serve.deployment.reconcile import Outcome, reconcile_once, work
@@ -224,8 +225,9 @@ def _longest_wait(settings: Settings) -> float:
             spec = DeploySpec.parse(record.spec, source=f"endpoint {record.name}")
         except SpecError:  # an earlier version had other fields; the pass reports it
             continue
+        placement_s = control.placement_timeout(spec.placement_timeout_s)
         # Replicas have that time to start, and a shared one has it again to load the model.
-        seconds += 2 * (spec.placement_timeout_s + 2 * spec.startup_timeout_s + _CHANGE_SECONDS)
+        seconds += 2 * (placement_s + 2 * spec.startup_timeout_s + _CHANGE_SECONDS)
     return seconds
 
 

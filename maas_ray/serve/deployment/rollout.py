@@ -25,11 +25,12 @@ from maas_ray.serve.deployment.drift import (
 )
 from maas_ray.serve.deployment.endpoints import Endpoints, Record, State
 from maas_ray.serve.deployment.gateway_routes import apply_gateway, check_gateway, claim_gateway, gateway_args
+from maas_ray.serve.deployment.ownership import model_apps
 from maas_ray.serve.routes import direct_path
 from maas_ray.serve.spec import GATEWAY_APP, DeploySpec, Scaling, SharedArgs
 from maas_ray.settings import Settings
 from maas_ray.spec import digest_of
-from maas_ray.terminal.lines import progress
+from maas_ray.terminal.lines import progress, say
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def carry_out(endpoints: Endpoints, changes: Sequence[Change], settings: Setting
             for change in changes:
                 leases.enter_context(endpoints.lease(change.begun).held(wait_seconds=0))
             for change in changes:
-                submit(change, settings)
+                submit(endpoints, change, settings)
             ready = [make_ready(change, settings) for change in changes]
         except BaseException as error:
             for change in changes:
@@ -109,8 +110,12 @@ def carry_out(endpoints: Endpoints, changes: Sequence[Change], settings: Setting
         switch(endpoints, ready, settings, url)
 
 
-def submit(change: Change, settings: Settings) -> None:
-    """Begin to start a change's application, or bring the shared replicas to their options."""
+def submit(endpoints: Endpoints, change: Change, settings: Settings) -> None:
+    """Begin to start a change's application, or bring the shared replicas to their options.
+
+    Raises:
+        DeploymentError: an application that has to stop first did not end.
+    """
     name = change.wanted.application
     if change.wanted.shared:
         submit_shared(name, settings)
@@ -121,7 +126,48 @@ def submit(change: Change, settings: Settings) -> None:
     running, before = control.applications(), change.before
     replaced = running.get(before.application) if before and not before.shared else None
     needed = running_replicas(replaced) if replaced else 0
-    _submit(change.wanted, path, _first_replicas(_spec(change.wanted).scaling, running.get(name), needed))
+    spec = _spec(change.wanted)
+    if spec.strategy == "recreate":
+        _stop_others(endpoints, change.wanted, before)
+    _submit(change.wanted, path, _first_replicas(spec.scaling, running.get(name), needed))
+
+
+def _stop_others(endpoints: Endpoints, record: Record, before: Record | None) -> None:
+    """Stop the other versions of an endpoint, because the cluster has no room for them and this one.
+
+    Args:
+        endpoints: the table of endpoints.
+        record: the version that is about to start.
+        before: the record that the endpoint serves by.
+    """
+    running = control.applications()
+    others = set(model_apps(endpoints.platform, record.name, running)) - {record.application}
+    if before and not before.shared and before.application != record.application:
+        others.add(before.application)
+    others &= running.keys() - needed_by(other for other in endpoints.all() if other.name != record.name)
+    if not others:
+        return
+    timeouts = [one.route.timeout_s for one in (record, before) if one and one.route]
+    say(f"{record.name}: the replicas that run finish their requests and stop, before {record.version} starts")
+    control.delete(sorted(others))
+    for name in others:
+        control.wait_until_gone(name, max(timeouts))
+
+
+def _start_again(endpoints: Endpoints, record: Record) -> None:
+    """Start the version that an endpoint served, after it was stopped for one that failed."""
+    running = control.applications().get(record.application)
+    if running and running["status"] != "DELETING":
+        return  # it had not been stopped yet
+    spec = _spec(record)
+    try:
+        _stop_others(endpoints, record, None)
+        _make_way(record.application)
+        say(f"{record.name}: {record.version} starts again")
+        _submit(record, own_path(record), first_replicas(spec.scaling))
+        _wait(record, spec, surplus_timeout_s=0)
+    except DeploymentError as error:
+        say(f"{record.name}: {record.version} does not serve yet ({error}); `maas reconcile` tries again")
 
 
 def _stays(change: Change) -> bool:
@@ -227,17 +273,8 @@ def make_ready(change: Change, settings: Settings) -> Change:
         DeploymentError: it does not work, or did not answer.
     """
     spec = _spec(change.wanted)
-    own = not change.wanted.shared
-    with progress(f"{change.begun.name}: replicas ready") as bar:
-        control.wait(
-            change.begun.application,
-            placement_timeout_s=spec.placement_timeout_s,
-            startup_timeout_s=spec.startup_timeout_s,
-            enough=max(1, spec.scaling.min_replicas) if own else None,
-            # An autoscaled endpoint that stays may want more replicas than fit, with new options or without.
-            surplus_timeout_s=0 if _stays(change) else spec.placement_timeout_s,
-            report=lambda now: bar.update(now.running, now.note, total=now.wanted),
-        )
+    # An autoscaled endpoint that stays may want more replicas than fit, with new options or without.
+    _wait(change.begun, spec, surplus_timeout_s=0 if _stays(change) else spec.placement_timeout_s)
     route = change.wanted.route
     assert route is not None  # noqa: S101
     engine = control.ask(  # which also makes a shared replica load the model
@@ -250,6 +287,19 @@ def make_ready(change: Change, settings: Settings) -> Change:
             smoke.check(one, spec.smoke, gateway_args(settings))
     route = route.model_copy(update={"engine": engine})
     return replace(change, wanted=replace(change.wanted, route=route))
+
+
+def _wait(record: Record, spec: DeploySpec, *, surplus_timeout_s: float | None) -> None:
+    """Wait until an endpoint's application runs."""
+    with progress(f"{record.name}: replicas ready") as bar:
+        control.wait(
+            record.application,
+            placement_timeout_s=spec.placement_timeout_s,
+            startup_timeout_s=spec.startup_timeout_s,
+            enough=None if record.shared else max(1, spec.scaling.min_replicas),
+            surplus_timeout_s=surplus_timeout_s,
+            report=lambda now: bar.update(now.running, now.note, total=now.wanted),
+        )
 
 
 def switch(endpoints: Endpoints, changes: Sequence[Change], settings: Settings, url: str) -> None:
@@ -307,6 +357,8 @@ def take_back(endpoints: Endpoints, begun: Record, before: Record | None, error:
             scaling = _spec(before).scaling
             _submit(before, own_path(before), _first_replicas(scaling, None, running_replicas(running)))
         _submit(before, own_path(before))
+    elif before and not before.shared and _spec(begun).strategy == "recreate":
+        _start_again(endpoints, before)
     delete_unused(endpoints, [begun.application])
 
 

@@ -10,14 +10,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from maas_ray import cluster
 from maas_ray.errors import ClusterError, DeploymentError
 from maas_ray.ray_private.serve import client, delete_in_background, finish
 from maas_ray.serve.spec import MAX_TIMEOUT_S
-from maas_ray.terminal.lines import say
+from maas_ray.terminal.lines import duration, say
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -29,6 +29,8 @@ _PROXY_SECONDS = 60.0
 _DELETE_SECONDS = 120.0
 _BEGIN_SECONDS = 10.0
 _ASK_SECONDS = 60.0
+_PLACEMENT_SECONDS, _NODE_SECONDS = 60.0, 900.0
+_NODE_GROUP = "ray.io/node-group"  # `ray up`, KubeRay and Ray's other autoscalers label their nodes with it
 _HEAD = "node:__internal_head__"
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the gateway is this machine's
 
@@ -119,28 +121,42 @@ def applications() -> dict[str, Any]:
     return found
 
 
+def placement_timeout(requested: float | None) -> float:
+    """Longest wait for free resources, seconds: as requested, or long enough for a node to start if one may."""
+    return requested or (_NODE_SECONDS if _nodes_on_demand() else _PLACEMENT_SECONDS)
+
+
+def _nodes_on_demand() -> bool:
+    """True if an autoscaler may start nodes on the connected cluster."""
+    import ray
+
+    return any(_NODE_GROUP in (node.get("Labels") or {}) for node in ray.nodes() if node["Alive"])
+
+
 def wait(
     name: str,
     *,
-    placement_timeout_s: float,
+    placement_timeout_s: float | None,
     startup_timeout_s: float,
     report: Callable[[Progress], None],
     enough: int | None = None,
-    surplus_timeout_s: float = 0.0,
+    surplus_timeout_s: float | None = 0.0,
 ) -> None:
     """Wait until an application runs as submitted.
 
     Args:
         name: the application.
-        placement_timeout_s: longest wait for free resources on the cluster.
+        placement_timeout_s: longest wait for free resources on the cluster. None: see `placement_timeout`.
         startup_timeout_s: longest time to load, once the resources are free.
         report: called with the progress, several times a second.
         enough: replicas that suffice if there is no room for all that Serve wants. None: all of them.
-        surplus_timeout_s: longest wait for resources of further ones.
+        surplus_timeout_s: longest wait for resources of further ones. None: as long as for the first.
 
     Raises:
         DeploymentError: it failed, or a timeout has passed.
     """
+    room_s = placement_timeout(placement_timeout_s)
+    surplus_s = room_s if surplus_timeout_s is None else surplus_timeout_s
     began = placed = time.monotonic()
     while True:
         found = applications().get(name)
@@ -151,6 +167,8 @@ def wait(
         if found["status"] in ("DEPLOY_FAILED", "UNHEALTHY"):
             raise DeploymentError(_failure(found), code="application_failed")
         unplaced, progress = _progress(found)
+        if unplaced and room_s >= _NODE_SECONDS:
+            progress = replace(progress, note=f"{progress.note}; waiting up to {duration(room_s)} for a node")
         report(progress)
         now = time.monotonic()
         if not unplaced:
@@ -158,14 +176,14 @@ def wait(
         else:
             placed = now
         settled = enough is not None and progress.running >= enough and not progress.going
-        if settled and now - began > surplus_timeout_s:
+        if settled and now - began > surplus_s:
             say(f"{name}: {progress.running} of {progress.wanted} replicas run; {progress.note}")
             return
-        if now - began > placement_timeout_s:
+        if now - began > room_s:
             raise DeploymentError(
-                f"the cluster had no free resources for a replica within {placement_timeout_s:g} s: "
+                f"the cluster had no free resources for a replica within {room_s:g} s: "
                 f"{progress.note.removeprefix('no room; ')}. Request less (`resources`, `scaling.min_replicas`), "
-                "undeploy an endpoint, or add nodes.",
+                "undeploy an endpoint, or add nodes. If there is room for one version only, set strategy: recreate.",
                 code="no_room",
             )
         if now - placed > startup_timeout_s:
@@ -241,17 +259,22 @@ def delete(names: list[str]) -> None:
             time.sleep(_POLL_SECONDS)
 
 
-def wait_until_gone(name: str) -> None:
-    """Wait until an application that is being deleted is gone, so that its name can be used again.
+def wait_until_gone(name: str, request_timeout_s: float = 0.0) -> None:
+    """Wait until an application that is being deleted is gone, so that its name or its resources can be used again.
+
+    Args:
+        name: the application.
+        request_timeout_s: longest time that it may take for its last requests.
 
     Raises:
         DeploymentError: it still exists.
     """
-    deadline = time.monotonic() + _DELETE_SECONDS
+    limit = _DELETE_SECONDS + request_timeout_s
+    deadline = time.monotonic() + limit
     while applications().get(name, {}).get("status") == "DELETING":
         if time.monotonic() > deadline:
             raise DeploymentError(
-                f"{name} is still working on its last requests after {_DELETE_SECONDS:g} s.", code="delete_timeout"
+                f"{name} is still working on its last requests after {limit:g} s.", code="delete_timeout"
             )
         time.sleep(_POLL_SECONDS)
 
@@ -301,7 +324,11 @@ def _progress(found: dict[str, Any]) -> tuple[bool, Progress]:
     going = len(replicas) - running - unplaced
     if not unplaced:
         return False, Progress(running, wanted, "loading" if starting else "waiting for Serve", going)
-    short = _shortage(next(iter(deployments)).get("required_resources", {}))
+    first = next(iter(deployments))
+    short = _shortage(first.get("required_resources", {}))
+    options = first.get("deployment_config", {}).get("ray_actor_options") or {}
+    if labels := options.get("label_selector"):
+        short = "; ".join(filter(None, [short, f"its node must have the labels {labels}"]))
     return True, Progress(running, wanted, f"no room; {short}" if short else "starting", going)
 
 

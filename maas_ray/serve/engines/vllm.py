@@ -46,13 +46,17 @@ def placement(options: ServingOptions, kind: str) -> dict[str, Any]:
     """
     if options.engine != "vllm" or kind != "generate":
         return {"ray_actor_options": options.resources.actor_options()}
-    bundles: list[dict[str, float]] = [{"GPU": 1} for _ in range(int(options.resources.gpus))]
     replica = options.resources.actor_options() | {"num_gpus": 0}
+    # The bundles choose the node. The replica would need the type and the labels again.
+    type_, labels = replica.pop("accelerator_type", None), replica.pop("label_selector", None)
+    gpu = {"GPU": 1} | ({f"accelerator_type:{type_}": 0.001} if type_ else {})
+    bundles: list[dict[str, float]] = [dict(gpu) for _ in range(int(options.resources.gpus))]
     bundles[0] |= {"CPU": replica["num_cpus"]} | ({"memory": replica["memory"]} if "memory" in replica else {})
     return {
         "ray_actor_options": replica,
         "placement_group_bundles": bundles,
         "placement_group_strategy": "STRICT_PACK",
+        **({"placement_group_bundle_label_selector": [labels] * len(bundles)} if labels else {}),
     }
 
 

@@ -58,6 +58,7 @@ def test_what_was_served_is_remembered(settings: Settings) -> None:
     assert endpoints.history("a") == []  # it has only begun
     now = endpoints.put(replace(now, state=State.SERVING))
     now = endpoints.put(replace(now, problem="m/2: no room"))  # still the same
+    now = endpoints.put(replace(now, spec=now.spec | {"max_queued_requests": 64}))  # a later version wrote the default
     now = endpoints.put(replace(now, state=State.DEPLOYING, version="m/2"))
     now = endpoints.put(replace(now, state=State.SERVING))
     now = endpoints.put(replace(now, spec={"version": "m@champion", "smoke": {"a": 1}}))

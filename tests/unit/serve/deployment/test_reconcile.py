@@ -296,12 +296,17 @@ def test_waiting_for_the_reconciler_is_announced_and_ends_in_words(
     assert "1 min 30 s" in capsys.readouterr().out
 
 
-def test_the_wait_for_the_reconciler_covers_the_timeouts_of_all_endpoints(settings: Settings) -> None:
+@pytest.mark.parametrize(("labels", "room_s"), [({}, 60), ({"ray.io/node-group": "gpu"}, 900)])
+def test_the_wait_for_the_reconciler_covers_the_timeouts_of_all_endpoints(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, labels: dict[str, str], room_s: int
+) -> None:
+    """A node that an autoscaler starts takes minutes; Ray labels such nodes with their group."""
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Labels": {"ray.io/node-id": "1"} | labels}])
     assert reconciler._longest_wait(settings) == 660
     Endpoints(settings).put(replace(SERVING, revision=0))
-    assert reconciler._longest_wait(settings) == 660 + 2 * (60 + 2 * 300 + 600)
+    assert reconciler._longest_wait(settings) == 660 + 2 * (room_s + 2 * 300 + 600)
     Endpoints(settings).put(replace(SERVING, name="b", spec={"of_another_version": 1}, revision=0))
-    assert reconciler._longest_wait(settings) == 660 + 2 * (60 + 2 * 300 + 600)
+    assert reconciler._longest_wait(settings) == 660 + 2 * (room_s + 2 * 300 + 600)
 
 
 def test_a_record_that_cannot_be_read_keeps_no_other_endpoint_from_its_options(

@@ -14,7 +14,7 @@ from maas_ray.serve.deployment import gateway_routes, rollout, smoke
 from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.deployment.drift import differences
 from maas_ray.serve.deployment.endpoints import Endpoints, Record
-from maas_ray.serve.deployment.ownership import of_gateway
+from maas_ray.serve.deployment.ownership import model_app, of_gateway
 from maas_ray.serve.spec import GATEWAY_APP, DeploySpec, SharedArgs
 from maas_ray.settings import Settings
 from tests.support.errors import raises
@@ -55,10 +55,11 @@ class _Serve:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.running: dict[str, _Deployment] = {}
+        self.events: list[str] = []
         self.while_waiting: Callable[[], None] = lambda: None
         monkeypatch.setattr(control, "submit", self.submit)
         monkeypatch.setattr(control, "applications", lambda: {n: d.details() for n, d in self.running.items()})
-        monkeypatch.setattr(control, "delete", lambda names: [self.running.pop(name, None) for name in names])
+        monkeypatch.setattr(control, "delete", self.delete)
         monkeypatch.setattr(control, "wait", lambda *_, **__: self.while_waiting())
         monkeypatch.setattr(control, "ask", lambda *_, **__: "torch")
         monkeypatch.setattr(control, "wait_for_http", lambda *_: None)
@@ -68,7 +69,11 @@ class _Serve:
     def submit(self, application: Any, name: str, *, version: str, route_prefix: str | None) -> None:
         deployment = application._bound_deployment
         info = DeploymentInfo(deployment._deployment_config, deployment._replica_config, 0, "job", version=version)
+        self.events += [f"start {name}"] if name not in self.running else []
         self.running.setdefault(name, _Deployment()).deploy(info, route_prefix)
+
+    def delete(self, names: list[str]) -> None:
+        self.events += [f"stop {name}" for name in names if self.running.pop(name, None)]
 
     def bounds(self, name: str) -> tuple[int, int]:
         config = self.running[name].info.deployment_config.autoscaling_config
@@ -221,3 +226,84 @@ def test_a_gateway_of_0_2_0_says_whose_it_is_before_a_route_moves(
         ["model-one"],
         ["model-two"],
     ]
+
+
+# --- strategy: recreate ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(settings: Settings) -> tuple[Record, Record]:
+    """Two versions of an endpoint that is recreated, under names of this platform."""
+    platform = Endpoints(settings).platform
+    one, other = (model_app(platform, "a", digest) for digest in ("11111111", "22222222"))
+    return _record(one, strategy="recreate"), _record(other, strategy="recreate", max_batch_size=8)
+
+
+def test_recreate_stops_the_old_version_first(
+    serve: _Serve, settings: Settings, two: tuple[Record, Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = two
+    endpoints = Endpoints(settings)
+    alike = replace(_record(model_app(endpoints.platform, "A", "33333333")), name="A")
+    rollout.carry_out(endpoints, rollout.begin(endpoints, [(alike, None)]), settings, URL)
+    _move(settings, old)
+    serve.running[old.application].target = 5
+    patience = []
+    monkeypatch.setattr(control, "wait_until_gone", lambda name, seconds=0: patience.append((name, seconds)))
+    serve.events.clear()
+    _move(settings, new)
+    assert serve.events == [f"stop {old.application}", f"start {new.application}"]
+    assert (old.application, 300) in patience  # its requests may take so long
+    assert serve.running[new.application].target == 5
+    assert set(serve.running) == {new.application, alike.application}
+    assert endpoints.get("a").application == new.application
+
+
+def test_recreate_starts_the_old_version_again_if_the_new_one_fails(
+    serve: _Serve, settings: Settings, two: tuple[Record, Record]
+) -> None:
+    old, new = two
+    _move(settings, old)
+    serve.events.clear()
+
+    def fail() -> None:
+        if new.application in serve.running:
+            raise DeploymentError("it cannot load", code="application_failed")
+
+    serve.while_waiting = fail
+    with raises(DeploymentError, "application_failed"):
+        _move(settings, new)
+    assert serve.events == [
+        *(f"stop {old.application}", f"start {new.application}"),
+        *(f"stop {new.application}", f"start {old.application}"),
+    ]
+    now = Endpoints(settings).get("a")
+    assert (now.state.value, now.application, now.spec) == ("serving", old.application, old.spec)
+    assert "it cannot load" in now.problem
+    assert [found for found in differences(PLATFORM, [now], control.applications()) if found.endpoint == "a"] == []
+
+
+@pytest.mark.parametrize("dead_after", ["record", "stop", "start", "failure"])
+def test_recreate_is_continued_after_its_deployer_died(
+    serve: _Serve, settings: Settings, two: tuple[Record, Record], dead_after: str
+) -> None:
+    """Whoever continues a change carries it out again from its record, as `maas reconcile` does."""
+    old, new = two
+    endpoints = Endpoints(settings)
+    _move(settings, old)
+    (change,) = rollout.begin(endpoints, [(new, endpoints.get("a"))])
+    if dead_after != "record":
+        serve.delete([old.application])
+    if dead_after in ("start", "failure"):
+        rollout.submit(endpoints, change, settings)
+    wanted = new
+    if dead_after == "failure":  # and its record says already that the old version shall serve
+        wanted = endpoints.put(replace(change.before, revision=change.begun.revision, problem="it cannot load"))
+    serve.events.clear()
+    now = endpoints.get("a")
+    again = rollout.Change(wanted, rollout.served(endpoints, now), now)
+    rollout.carry_out(endpoints, [again], settings, URL)
+    assert set(serve.running) == {wanted.application}
+    assert endpoints.get("a").application == wanted.application
+    if dead_after == "failure":
+        assert serve.events == [f"stop {new.application}", f"start {old.application}"]

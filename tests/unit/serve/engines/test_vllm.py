@@ -91,6 +91,26 @@ def test_a_replica_reserves_the_memory_that_it_is_given() -> None:
     serve.deployment(name="Model", **alone)(type("Replica", (), {}))
 
 
+def test_a_replica_runs_on_the_nodes_that_are_named() -> None:
+    """The type is a resource of Ray's nodes: `accelerator_type:H100`, of which 0.001 is asked."""
+    from ray import serve
+    from ray._common.utils import resources_from_ray_options
+
+    resources = {"gpus": 2, "accelerator_type": "H100", "labels": {"ray.io/market-type": "!in(spot, other)"}}
+    given = placement(options(2, resources=resources), "generate")
+    assert given["ray_actor_options"] == {"num_cpus": 1, "num_gpus": 0}
+    typed = {"GPU": 1, "accelerator_type:H100": 0.001}
+    assert given["placement_group_bundles"] == [typed | {"CPU": 1}, typed]
+    assert given["placement_group_bundle_label_selector"] == [resources["labels"]] * 2
+    serve.deployment(name="Model", **given)(type("Replica", (), {}))  # Serve takes them
+    alone = placement(ServingOptions.parse({"resources": resources}), "predict")
+    assert alone["ray_actor_options"]["label_selector"] == resources["labels"]
+    assert resources_from_ray_options(alone["ray_actor_options"])["accelerator_type:H100"] == 0.001
+    serve.deployment(name="Model", **alone)(type("Replica", (), {}))
+    with raises(SpecError, "invalid_label", "-spot"):
+        ServingOptions.parse({"resources": {"labels": {"market": "-spot"}}})
+
+
 @pytest.mark.parametrize(
     ("fields", "code", "value"),
     [
