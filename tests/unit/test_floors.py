@@ -59,7 +59,8 @@ INNER_FLOORS = {
         {"text", "tables", "vision", "speech"},
     ],
     "serve": [
-        {"caller", "spec"},
+        {"caller", "resources"},
+        {"spec"},
         {"routes"},
         {"text"},
         {"api"},  # the protocols: no Ray, no registry
