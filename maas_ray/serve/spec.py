@@ -109,7 +109,9 @@ class ServingOptions(Spec):
     """Memory for keys and values, GB, for tasks that generate. Less is used if less suffices."""
     prefill_tokens: int = Field(512, ge=32)
     """Tokens of a prompt in one step, for tasks that generate. Longer prompts take several steps."""
-    tool_calls: Literal["auto", "none", "hermes", "mistral", "deepseek", "llama"] = "auto"
+    tool_calls: Literal[
+        "auto", "none", "hermes", "mistral", "deepseek", "qwen3_coder", "glm", "minimax", "kimi", "llama"
+    ] = "auto"
     """Format in which the model writes tool calls, for tasks that generate. auto: the format that the chat template
     renders. none: calls stay text."""
     max_adapters: int = Field(4, ge=1)

@@ -14,8 +14,9 @@ from maas_ray.errors import PromptTooLongError, RequestError
 from maas_ray.serve.text import json_schema
 from maas_ray.serve.text.answer_parts import AnswerParser, ReasoningParser
 from maas_ray.serve.text.answer_text import CONTEXT
+from maas_ray.serve.text.call_formats import FORMATS, GRAMMAR, CallFormat
 from maas_ray.serve.text.call_schema import call_schema
-from maas_ray.serve.text.tool_calls import FORMATS, GRAMMAR, CallFormat, CallParser, format_of
+from maas_ray.serve.text.tool_calls import CallParser, format_of
 from maas_ray.serve.text.types import GenerateRequest, TextRequest
 
 if TYPE_CHECKING:
@@ -147,7 +148,8 @@ class TextCodec:
             tokens += marks
         one = self._format if prepared.json_schema is None else GRAMMAR
         if request.tools and one is not None:
-            calls = CallParser(one, _names(request), streamed=streamed)
+            functions = {tool["function"]["name"]: tool["function"].get("parameters", {}) for tool in request.tools}
+            calls = CallParser(one, functions, streamed=streamed)
             tokens += [*one.marks, *one.tokens]
         return AnswerParser(reasoning, calls, several_calls=request.parallel_tool_calls, tokens=tokens)
 

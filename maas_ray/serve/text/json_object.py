@@ -11,14 +11,21 @@ class ObjectReader:
 
     Attributes:
         complete: the end was reached.
+        failed: never; an object that is not valid ends too, or does not.
     """
+
+    failed = False
 
     def __init__(self) -> None:
         self.complete = False
         self._depth, self._in_string, self._escaped = 0, False, False
 
-    def push(self, text: str) -> tuple[str, int]:
+    def push(self, text: str, *, final: bool = False) -> tuple[str, int]:
         """Add text.
+
+        Args:
+            text: the next piece.
+            final: nothing follows. An object needs no more text than it has to be read.
 
         Returns:
             The text that belongs to the object, and the number of characters that were read.

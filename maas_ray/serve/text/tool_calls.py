@@ -1,126 +1,24 @@
-"""The formats in which models write tool calls, and a parser for answers in them.
+"""A parser for answers with tool calls.
 
-A format is chosen by the chat template: the one whose parser reads back a call that the template rendered. The parser
+The format is chosen by the chat template: the one whose parser reads back a call that the template rendered. The parser
 never loses text. A call that is not valid stays in the content, except in a stream that has already sent its name.
 Transformers' `ResponseParser` raises an error for such a call, and vLLM's parsers need vLLM. Knows nothing of any API.
 """
 
 import json
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import regex
-
 from maas_ray.errors import RequestError
+from maas_ray.serve.text.call_formats import FORMATS, CallFormat, Shape
 from maas_ray.serve.text.json_object import ObjectReader
+from maas_ray.serve.text.tagged_arguments import TaggedReader
 from maas_ray.serve.text.types import CallPiece
 
 if TYPE_CHECKING:
     from maas_ray.tasks.text.chat import ChatTemplate
 
-_PAIR = r'"(?!name"|arguments"|parameters")[^"\\]{0,256}"\s*:\s*(?:"[^"\\]{0,256}"|[\w.+-]{1,256})'
-"""A member of a call beside its name and its arguments, such as `"type": "function"`."""
-_NAMED = rf'\{{\s*(?:{_PAIR}\s*,\s*)*"name"\s*:\s*"(?P<name>[^"\\]{{1,256}})"\s*,\s*(?:{_PAIR}\s*,\s*)*'
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A way to write one call.
-
-    Args:
-        head: from the beginning of the call to the JSON object in it. The group `name` is the function's name.
-        tail: from the end of that object to the end of the call. The group `more` announces another call.
-        short_tail: the tail of a model that omits the closing mark.
-        whole: the object is the complete call, not its arguments alone.
-    """
-
-    head: Any
-    tail: Any
-    short_tail: Any
-    whole: bool = False
-
-
-@dataclass(frozen=True)
-class CallFormat:
-    """A format of tool calls.
-
-    Args:
-        name: what users call it.
-        marks: the texts that begin a call.
-        shapes: the ways to write a call, in the order in which they are tried.
-        tokens: marks within a call. Like `marks`, they may be special tokens, which an answer's text leaves out.
-        bare: a character that begins a call without a mark, if it also begins the answer.
-    """
-
-    name: str
-    marks: tuple[str, ...]
-    shapes: tuple[Shape, ...]
-    tokens: tuple[str, ...] = ()
-    bare: str = ""
-
-
-def _object(opening: str, closing: str) -> tuple[Shape, Shape]:
-    """A call as `{"name": …, "arguments": {…}}`; with its members in any order, it is read as a whole."""
-    end = rf"\s*(?:,\s*{_PAIR}\s*)*\}}"
-    return (
-        Shape(
-            regex.compile(rf'{opening}{_NAMED}"(?:arguments|parameters)"\s*:\s*(?=\{{)'),
-            regex.compile(end + closing),
-            regex.compile(end),
-        ),
-        Shape(regex.compile(rf"{opening}(?=\{{)"), regex.compile(closing), regex.compile(""), whole=True),
-    )
-
-
-def _named(head: str, tail: str) -> Shape:
-    """A call as a name and the object of its arguments."""
-    return Shape(regex.compile(rf"{head}\s*(?=\{{)"), regex.compile(tail), regex.compile(""))
-
-
-GRAMMAR = CallFormat("grammar", (), _object(r"\s*(?:\[\s*)?", r"\s*(?:(?P<more>,)|\])"), bare="[")
-"""Calls that a grammar enforces: a JSON array of them, whatever the chat template writes."""
-
-FORMATS = {
-    one.name: one
-    for one in (
-        CallFormat(
-            "hermes", ("<tool_call>",), _object(r"<tool_call>\s*", r"\s*</tool_call>"), tokens=("</tool_call>",)
-        ),
-        CallFormat(
-            "mistral",
-            ("[TOOL_CALLS]",),
-            (
-                *_object(r"\s*(?:\[TOOL_CALLS\]\s*(?:\[\s*)?)?", r"\s*(?:(?P<more>,)|\])"),
-                _named(
-                    r"\[TOOL_CALLS\]\s*(?P<name>[\w.:/-]{1,256})\s*(?:\[CALL_ID\]\s*\w{1,256}\s*)?(?:\[ARGS\])?", ""
-                ),
-            ),
-            tokens=("[ARGS]", "[CALL_ID]"),
-        ),
-        CallFormat(
-            "deepseek",
-            ("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>"),
-            (
-                _named(
-                    r"\s*(?:<｜tool▁calls▁begin｜>\s*)?<｜tool▁call▁begin｜>\s*(?:function<｜tool▁sep｜>)?"
-                    r"(?P<name>[\w.:/-]{1,256})\s*(?:<｜tool▁sep｜>)?\s*(?:```(?:json)?)?",
-                    r"\s*(?:```\s*)?<｜tool▁call▁end｜>\s*(?:(?P<more>(?=<｜tool▁call▁begin｜>))|<｜tool▁calls▁end｜>)",
-                ),
-            ),
-            tokens=("<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>"),
-        ),
-        CallFormat(
-            "llama",
-            ("<|python_tag|>",),
-            _object(r"\s*(?:<\|python_tag\|>\s*)?", r"\s*(?:(?P<more>[;,]\s*(?=\{)|(?=\{|<\|python_tag\|>)))"),
-            bare="{",
-        ),
-    )
-}
-"""Formats by name. To add one, add it here, and a template of it to the tests."""
-
-_TOOL = {
+_TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "get_weather",
@@ -156,7 +54,8 @@ def _same(one: str, other: str) -> int:
 
 
 def _reads(one: CallFormat, answer: str) -> bool:
-    pieces = CallParser(one, [_FUNCTION["name"]], streamed=False).push(answer, final=True)
+    functions = {_FUNCTION["name"]: _TOOL["function"]["parameters"]}
+    pieces = CallParser(one, functions, streamed=False).push(answer, final=True)
     calls = [(piece.name, json.loads(piece.arguments)) for piece in pieces if isinstance(piece, CallPiece)]
     return calls == [(_FUNCTION["name"], _FUNCTION["arguments"])]
 
@@ -166,12 +65,13 @@ class CallParser:
 
     Args:
         format: how the model writes calls.
-        names: the functions that it may call. A call of another one is left to the client, unless it has no mark.
+        functions: the functions that it may call, with the JSON schemas of their arguments. A call of another one is
+            left to the client, unless it has no mark.
         streamed: return a call in pieces. Otherwise a call is returned once it is complete and valid.
     """
 
-    def __init__(self, format: CallFormat, names: Collection[str], *, streamed: bool) -> None:
-        self._format, self._names, self._streamed = format, names, streamed
+    def __init__(self, format: CallFormat, functions: Mapping[str, Mapping[str, Any]], *, streamed: bool) -> None:
+        self._format, self._functions, self._streamed = format, functions, streamed
         self._buffer = ""  # text that has not been read
         self._gap = ""  # white space before a call, which is content if the call is not valid
         self._begun = False
@@ -228,10 +128,10 @@ class CallParser:
             name = match.groupdict().get("name") or ""
             if self._unknown(name) and not shape.whole:
                 break
-            self._shape, self._name, self._object = shape, name, ObjectReader()
+            self._shape, self._name, self._reader = shape, name, self._reader_of(shape, name)
             self._raw, self._arguments = [self._gap, match[0]], [""]
             self._gap = ""
-            self._buffer, self._read = self._buffer[match.end() :], self._read_object
+            self._buffer, self._read = self._buffer[match.end() :], self._read_arguments
             if self._at_once:
                 pieces.append(CallPiece(self.calls, name, ""))
             return True
@@ -241,17 +141,20 @@ class CallParser:
         self._buffer, self._read = self._buffer[len(mark) :], self._read_text
         return True
 
-    def _read_object(self, pieces: list[str | CallPiece], final: bool) -> bool:
-        text, read = self._object.push(self._buffer)
+    def _reader_of(self, shape: Shape, name: str) -> ObjectReader | TaggedReader:
+        return ObjectReader() if shape.tags is None else TaggedReader(shape.tags, self._functions.get(name, {}))
+
+    def _read_arguments(self, pieces: list[str | CallPiece], final: bool) -> bool:
+        text, read = self._reader.push(self._buffer, final=final)
         self._raw.append(self._buffer[:read])
         self._arguments.append(text)
         self._buffer = self._buffer[read:]
         if self._at_once and text:
             pieces.append(CallPiece(self.calls, "", text))
-        if not self._object.complete and not final:
+        if not (self._reader.complete or self._reader.failed or final):
             return False
         if not self._at_once:
-            call = self._call() if self._object.complete else None
+            call = self._call() if self._reader.complete else None
             if call is None:
                 self._content(pieces, "".join(self._raw))
                 self._read = self._read_text
@@ -281,7 +184,7 @@ class CallParser:
 
     def _unknown(self, name: str) -> bool:
         """True for an object that only looks like a call: it has no mark, and names no function."""
-        return bool(self._format.bare) and name not in self._names
+        return bool(self._format.bare) and name not in self._functions
 
     def _call(self) -> tuple[str, str] | None:
         """The name and the arguments of a complete call. None: it is not valid."""

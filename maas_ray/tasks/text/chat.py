@@ -3,8 +3,9 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
+from itertools import count
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,7 +35,7 @@ MARKED = (
 
 _SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
 _QUESTION = {"role": "user", "content": "x"}
-_FUNCTION = {"name": "f", "arguments": {"city": "Rome"}}
+_FUNCTION: dict[str, Any] = {"name": "find_city", "arguments": {"city": "Rome"}}
 _CALLING = {
     "role": "assistant",
     "content": "",
@@ -46,49 +47,72 @@ class CallStyle(NamedTuple):
     """The form in which a template wants calls.
 
     Templates differ in two points that OpenAI's API fixes: arguments are an object, or its JSON text (DeepSeek);
-    identifiers are any text, or nine letters and digits (Mistral).
+    identifiers are any text, or nine letters and digits (Mistral), or the only place of the function's name, as in
+    `functions.find_city:0` (Kimi).
     """
 
     text_arguments: bool = False
     short_ids: bool = False
+    named_ids: bool = False
 
     def applied(self, messages: list[Message]) -> list[Message]:
         """Messages in canonical form, with their calls in this style."""
-        return [self._message(message) for message in messages] if any(self) else messages
+        if not any(self):
+            return messages
+        indices, ids = count(), dict[Any, str]()
+        return [self._message(message, indices, ids) for message in messages]
 
-    def _message(self, message: Message) -> Message:
+    def _message(self, message: Message, indices: Iterator[int], ids: dict[Any, str]) -> Message:
+        """A message. The position of each call is the next of `indices`; `ids` are those of earlier calls, by name."""
         changed = dict(message)
         if "tool_calls" in message:
-            changed["tool_calls"] = [self._call(call) for call in message["tool_calls"]]
+            changed["tool_calls"] = [self._call(call, next(indices), ids) for call in message["tool_calls"]]
         if "tool_call_id" in message:
-            changed["tool_call_id"] = self._id(message["tool_call_id"])
+            changed["tool_call_id"] = ids.get(message["tool_call_id"], self._short(message["tool_call_id"]))
         return changed
 
-    def _call(self, call: dict[str, Any]) -> dict[str, Any]:
-        function = call["function"]
+    def _call(self, call: dict[str, Any], index: int, ids: dict[Any, str]) -> dict[str, Any]:
+        function, changed = call["function"], dict(call)
         if self.text_arguments:
-            function = function | {"arguments": json.dumps(function["arguments"], ensure_ascii=False)}
-        return call | {"function": function} | ({"id": self._id(call["id"])} if "id" in call else {})
+            changed["function"] = function | {"arguments": json.dumps(function["arguments"], ensure_ascii=False)}
+        if self.named_ids:
+            changed["id"] = ids[call.get("id")] = f"functions.{function['name']}:{index}"
+        elif "id" in call:
+            changed["id"] = self._short(call["id"])
+        return changed
 
-    def _id(self, name: Any) -> Any:
+    def _short(self, name: Any) -> Any:
         if not self.short_ids or not isinstance(name, str) or _SHORT_ID.fullmatch(name):
             return name
         return hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:9]
 
 
+_STYLES = (
+    CallStyle(),
+    CallStyle(text_arguments=True),
+    CallStyle(short_ids=True),
+    CallStyle(text_arguments=True, short_ids=True),
+    CallStyle(named_ids=True),
+)
+
+
 def style_of(render: Callable[[list[Message]], str]) -> CallStyle:
-    """The first style in which a template renders a call.
+    """The first style in which a template renders all of a call.
 
     Args:
         render: renders messages, or raises a RequestError.
     """
-    for style in (CallStyle(), CallStyle(text_arguments=True), CallStyle(short_ids=True), CallStyle(True, True)):
+    fallback = None
+    for style in _STYLES:
         try:
-            if "{'city'" not in render(style.applied([_QUESTION, _CALLING])):  # an object as Python writes it
-                return style
+            rendered = render(style.applied([_QUESTION, _CALLING]))
         except RequestError:
             continue
-    return CallStyle()
+        if "{'city'" not in rendered:  # an object as Python writes it
+            if _FUNCTION["name"] in rendered:
+                return style
+            fallback = fallback or style
+    return fallback or CallStyle()
 
 
 _REASONING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))

@@ -189,6 +189,45 @@ def test_special_tokens_that_spell_calls_and_reasoning_are_read(tmp_path: Path) 
     assert "".join(chunk.get("content", "") for chunk in chunks) == "I look."
 
 
+def test_tagged_calls_have_values_of_their_types_and_stream(tmp_path: Path) -> None:
+    from tests.unit.serve.text.test_tool_calls import TEMPLATES
+
+    task = chat_task(tmp_path, template=TEMPLATES["qwen3_coder"])
+    tags = "<parameter=a>\n2\n</parameter>\n<parameter=city>\n2 Köln am Rhein\n</parameter>\n"
+    function = {"name": "add", "parameters": {"properties": {"a": {"type": "integer"}, "city": {"type": "string"}}}}
+    said = f"I add.\n\n<tool_call>\n<function=add>\n{tags}</function>\n</tool_call>" * 2
+    app, _ = scripted_app(task, lambda _: said)
+    tools = [{"type": "function", "function": function}]
+    message = ask(app, tools=tools, parallel_tool_calls=False)["choices"][0]["message"]
+    assert (message["content"], len(message["tool_calls"])) == ("I add.", 1)
+    assert json.loads(message["tool_calls"][0]["function"]["arguments"]) == {"a": 2, "city": "2 Köln am Rhein"}
+    calls = [
+        call for chunk in events(app, tools=tools, parallel_tool_calls=False) for call in chunk.get("tool_calls", ())
+    ]
+    assert {call["index"] for call in calls} == {0}
+    assert json.loads("".join(call["function"]["arguments"] for call in calls)) == {"a": 2, "city": "2 Köln am Rhein"}
+    assert len([call for call in calls if set(call["function"]["arguments"]) & set("Könamhei")]) > 2  # in pieces
+
+
+def test_a_template_that_names_functions_in_identifiers_gets_such(tmp_path: Path) -> None:
+    from tests.unit.serve.text.test_tool_calls import TEMPLATES
+
+    template = TEMPLATES["kimi"].replace("{{ m.content }}", "{{ m.tool_call_id }}{{ m.content }}")
+    task = chat_task(tmp_path, template=template)
+    app, engine = scripted_app(task, lambda _: "Done.")
+    calls = [
+        {"id": f"call_{name}", "type": "function", "function": {"name": name, "arguments": "{}"}}
+        for name in ("add", "get_weather")
+    ]
+    results = [{"role": "tool", "tool_call_id": f"call_{name}", "content": "5"} for name in ("get_weather", "add")]
+    ask(app, messages=[QUESTION, {"role": "assistant", "tool_calls": calls}, *results], tools=[WEATHER, ADD])
+    text = engine_text(task, engine)
+    assert "<|tool_call_begin|>functions.add:0<" in text
+    assert "<|tool_call_begin|>functions.get_weather:1<" in text
+    assert "functions.get_weather:15" in text  # id and content of the result
+    assert "call_" not in text.replace("tool_call_", "")
+
+
 # --- required calls
 
 
@@ -211,6 +250,27 @@ def test_a_required_call_is_enforced_by_a_grammar(task) -> None:
     ask(app, tools=[WEATHER, ADD], tool_choice=named)
     schema = json.loads(engine.asked[1].json_schema)
     assert (schema["maxItems"], list(schema["$defs"])) == (1, ["1"])
+
+
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+def test_only_allowed_tools_are_shown_or_enforced(task) -> None:
+    app, engine = scripted_app(task, by_round)
+    ask(app, tools=[WEATHER, ADD], tool_choice=allowed("auto", "get_weather"))
+    assert "get_weather" in engine_text(task, engine)
+    assert '"add"' not in engine_text(task, engine)
+    assert engine.asked[0].json_schema is None
+    app, engine = scripted_app(task, lambda _: grammar(("add", {"a": 1})))
+    ask(app, tools=[WEATHER, ADD], tool_choice=allowed("required", "add"), parallel_tool_calls=False)
+    schema = json.loads(engine.asked[0].json_schema)
+    assert (schema["maxItems"], list(schema["$defs"])) == (1, ["1"])
+    assert '"get_weather"' in engine_text(task, engine)  # the same prompt whatever is allowed, for caches
+    body = {"model": "m", "messages": [QUESTION], "tools": [ADD], "tool_choice": allowed("auto", "none")}
+    response = send(app, "POST", "/v1/chat/completions", json=body)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "tool_choice")
 
 
 def test_a_required_call_of_a_strict_function_needs_an_enforceable_schema(task) -> None:

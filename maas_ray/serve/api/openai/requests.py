@@ -5,7 +5,6 @@ parameters on which no answer depends are ignored. Parameters that only some eng
 replica, which knows its engine. Knows nothing of Serve.
 """
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
@@ -13,6 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from maas_ray.bodies import Body
 from maas_ray.errors import RequestError
+from maas_ray.serve.api.openai.messages import MAX_MESSAGES, MAX_TOOLS, AllowedTools, Message, NamedTool, Tool
 from maas_ray.serve.api.validation import at_most
 from maas_ray.serve.text.json_schema import ANY_OBJECT
 from maas_ray.serve.text.types import SamplingParams, TextRequest
@@ -24,14 +24,6 @@ MAX_STOPS = 64
 """Most stop strings. OpenAI has a limit of 4."""
 MAX_ANSWERS = 32
 """Most answers to a request: `n` to each of its prompts."""
-
-# A body with hundreds of thousands of small objects would take seconds to validate.
-MAX_MESSAGES = 2048
-"""Most messages of a chat."""
-MAX_PARTS = 1024
-"""Most parts of a message's content."""
-MAX_TOOLS = 128
-"""Most tools of a request, and most calls of a message."""
 
 # Values that change nothing here. Other values are refused.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -63,109 +55,11 @@ _HARMLESS = {
     "parallel_tool_calls",
     "prediction",
 }
-# Fields of messages, parts, tools and calls that say nothing to a model.
-_NOTES = {"id", "index", "annotations", "cache_control", "parsed", "parsed_arguments"}
 
 
 class StreamOptions(Body):
     include_usage: bool = False
     include_obfuscation: bool | None = None
-
-
-class _Item(Body):
-    """An object that clients fill with more than OpenAI's fields: with empty ones, and with notes to other servers."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_notes(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        return {
-            name: value
-            for name, value in data.items()
-            if name in cls.model_fields or not (value is None or name in _NOTES)
-        }
-
-
-class ContentPart(_Item):
-    type: Literal["text"]
-    text: str
-
-
-class _Function(_Item):
-    name: str
-    arguments: str
-
-    @field_validator("arguments")
-    @classmethod
-    def _object(cls, value: str) -> str:
-        try:
-            fine = not value.strip() or isinstance(json.loads(value), dict)
-        except (ValueError, RecursionError):
-            fine = False
-        if not fine:
-            raise PydanticCustomError("invalid_value", "the arguments of a call must be a JSON object, as text")
-        return value
-
-
-class ToolCall(_Item):
-    id: str
-    type: Literal["function"]
-    function: _Function
-
-
-class Message(_Item):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[ContentPart], at_most(MAX_PARTS)]
-    name: str | None = None
-    tool_calls: Annotated[list[ToolCall], at_most(MAX_TOOLS), Field(min_length=1)] | None = None
-    tool_call_id: str | None = None
-    reasoning_content: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_a_role(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        role = data.get("role")
-        for name, owner in (("tool_calls", "assistant"), ("tool_call_id", "tool")):
-            if data.get(name) is not None and role != owner:
-                raise PydanticCustomError(
-                    "invalid_value",
-                    "'{name}' is only allowed in a message of role '{owner}'.",
-                    {"name": name, "owner": owner},
-                )
-        if role == "tool" and data.get("tool_call_id") is None:
-            raise PydanticCustomError("missing", "Missing required parameter: '{name}'.", {"name": "tool_call_id"})
-        if role == "assistant" and data.get("content") is None:
-            data = data | {"content": ""}
-        if "reasoning" in data:  # the same field, as vLLM calls it
-            data = {"reasoning_content": data["reasoning"]} | {k: v for k, v in data.items() if k != "reasoning"}
-        return data
-
-
-class ToolFunction(_Item):
-    name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-    """true: if the call is required, a schema that cannot be enforced is refused."""
-
-
-class Tool(_Item):
-    type: Literal["function"]
-    function: ToolFunction
-
-
-class _Named(Body):
-    name: str
-
-
-class NamedTool(Body):
-    """A function that the answer must call."""
-
-    type: Literal["function"]
-    function: _Named
 
 
 class JsonSchema(Body):
@@ -339,7 +233,7 @@ class ChatBody(_TextBody):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
     tools: Annotated[list[Tool], at_most(MAX_TOOLS)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
     parallel_tool_calls: bool | None = None
 
     @model_validator(mode="after")
@@ -355,21 +249,29 @@ class ChatBody(_TextBody):
     @model_validator(mode="after")
     def _possible_choice(self) -> Any:
         tools = [tool.function.name for tool in self.tools or ()]
-        missing = [name for name in self._required if name not in tools]
+        missing = [name for name in self._chosen if name not in tools]
         if missing or (self.tool_choice == "required" and not tools):
             raise PydanticCustomError(
                 "invalid_value",
-                "'{name}' requires a call of {function}, which is not among 'tools'.",
+                "'{name}' names {function}, which is not among 'tools'.",
                 {"name": "tool_choice", "function": missing[0] if missing else "a function"},
             )
         return self
 
     @property
-    def _required(self) -> tuple[str, ...]:
-        """Names of tools, one of which must be called."""
+    def _chosen(self) -> tuple[str, ...]:
+        """Names of the tools that may be called."""
         if isinstance(self.tool_choice, NamedTool):
             return (self.tool_choice.function.name,)
-        return tuple(tool.function.name for tool in self.tools or ()) if self.tool_choice == "required" else ()
+        if isinstance(self.tool_choice, AllowedTools):
+            return tuple(tool.function.name for tool in self.tool_choice.allowed_tools.tools)
+        return () if self.tool_choice == "none" else tuple(tool.function.name for tool in self.tools or ())
+
+    @property
+    def _requires_call(self) -> bool:
+        if isinstance(self.tool_choice, AllowedTools):
+            return self.tool_choice.allowed_tools.mode == "required"
+        return isinstance(self.tool_choice, NamedTool) or self.tool_choice == "required"
 
     def request(self) -> TextRequest:
         tokens = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
@@ -382,8 +284,9 @@ class ChatBody(_TextBody):
             tokens,
             logprobs=bool(self.logprobs),
             json_schema=self.response_format and self.response_format.required_schema,
-            tools=() if self.tool_choice == "none" else tuple(tools),
-            required_tools=self._required,
+            # A required call is limited by a grammar; otherwise the model only sees the tools that it may call.
+            tools=tuple(tool for tool in tools if self._requires_call or tool["function"]["name"] in self._chosen),
+            required_tools=self._chosen if self._requires_call else (),
             strict_tools=tuple(tool.function.name for tool in self.tools or () if tool.function.strict),
             parallel_tool_calls=self.parallel_tool_calls is not False and not isinstance(self.tool_choice, NamedTool),
         )

@@ -21,9 +21,10 @@ from maas_ray.serve.engines.openvino import engine as openvino
 from maas_ray.serve.engines.openvino.conversion import Converted
 from maas_ray.serve.engines.openvino.engine import OpenVinoEngine
 from maas_ray.serve.engines.restarting import RestartingEngine
+from maas_ray.serve.text.call_formats import GRAMMAR
 from maas_ray.serve.text.call_schema import call_schema
 from maas_ray.serve.text.json_schema import check
-from maas_ray.serve.text.tool_calls import GRAMMAR, CallParser
+from maas_ray.serve.text.tool_calls import CallParser
 from maas_ray.serve.text.types import CallPiece
 from tests.support.engines import DIGEST, PROMPTS, TASK, Make, request, run, run_all
 from tests.support.errors import raises
@@ -142,7 +143,7 @@ def test_required_calls_follow_the_schemas_of_their_functions(engine: Engine) ->
         called: list[tuple[str, Any]] = []
         for ids in run_all(engine, asked):
             if ids[-1] == TASK.end_of_text_id:
-                parser = CallParser(GRAMMAR, names, streamed=False)
+                parser = CallParser(GRAMMAR, {name: {} for name in names}, streamed=False)
                 pieces = parser.push(TASK.tokenizer.decode(ids[:-1]), final=True)
                 assert parser.calls == len(pieces) >= 1  # nothing but calls
                 assert several or len(pieces) == 1

@@ -3,19 +3,22 @@
 import json
 from typing import Any, get_args
 
+import hypothesis
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maas_ray.serve.spec import ServingOptions
 from maas_ray.serve.text.answer_parts import AnswerParser, ReasoningParser
+from maas_ray.serve.text.call_formats import FORMATS, GRAMMAR
 from maas_ray.serve.text.json_object import ObjectReader
-from maas_ray.serve.text.tool_calls import FORMATS, GRAMMAR, CallParser, format_of
+from maas_ray.serve.text.tool_calls import CallParser, format_of
 from maas_ray.serve.text.types import CallPiece
 from maas_ray.tasks.text.chat import MARKED, PLAIN, ChatTemplate
 
 # The parts of published templates that write calls, without their prompts: Hermes 2 Pro and Qwen 2.5; Mistral Nemo and
-# Mistral Small 3.2; DeepSeek V3 and V3.1, as vLLM's examples have them; Llama 3.1.
+# Mistral Small 3.2; DeepSeek V3 and V3.1, as vLLM's examples have them; Llama 3.1; Qwen 3 Coder as it was first, and as
+# it is now; Seed-OSS; GLM 4.5 and 4.7; MiniMax M2; Kimi K2.
 
 
 def template(calls: str, answer: str = "<assistant>") -> str:
@@ -57,6 +60,62 @@ TEMPLATES = {
         "{% set c = m.tool_calls[0].function %}"
         "{{ '{\"name\": \"' + c.name + '\", \"parameters\": ' }}{{ c.arguments | tojson }}{{ '}' }}"
     ),
+}
+PLAIN_VALUE = "{{ v if v is string else v | tojson(ensure_ascii=False) }}"
+PYTHON_VALUE = (
+    "{{ v | tojson if v is mapping or (v is sequence and v is not string) else v | string }}"  # `True`, `None`
+)
+
+
+def tagged(begin: str, open: str, close: str, end: str, value: str = PLAIN_VALUE, calls: str = "") -> str:
+    """A template that writes each call as its name and parameters between tags."""
+    each = f"{{% for k, v in c.function.arguments.items() %}}{open}{value}{close}{{% endfor %}}"
+    return template(f"{calls}{{% for c in m.tool_calls %}}{begin}{each}{end}{{% endfor %}}")
+
+
+PARAMETER = "<parameter={{ k }}>"
+TAGGED = {
+    "qwen3_coder": tagged(
+        "\n<tool_call>\n<function={{ c.function.name }}>\n",
+        PARAMETER + "\n",
+        "\n</parameter>\n",
+        "</function>\n</tool_call>",
+        PYTHON_VALUE,
+    ),
+    "qwen3_coder of 2026": tagged(
+        "\n<tool_call>\n<function={{ c.function.name }}>\n",
+        PARAMETER + "\n",
+        "\n</parameter>\n",
+        "</function>\n</tool_call>",
+    ),
+    "qwen3_coder of seed": tagged(
+        "\n<seed:tool_call>\n<function={{ c.function.name }}>\n",
+        PARAMETER,
+        "</parameter>\n",
+        "</function>\n</seed:tool_call>",
+    ),
+    "glm 4.5": tagged(
+        "\n<tool_call>{{ c.function.name }}\n",
+        "<arg_key>{{ k }}</arg_key>\n<arg_value>",
+        "</arg_value>\n",
+        "</tool_call>",
+    ),
+    "glm 4.7": tagged(
+        "<tool_call>{{ c.function.name }}", "<arg_key>{{ k }}</arg_key><arg_value>", "</arg_value>", "</tool_call>"
+    ),
+    "minimax": template(
+        '\n<minimax:tool_call>\n{% for c in m.tool_calls %}<invoke name="{{ c.function.name }}">\n'
+        '{% for k, v in c.function.arguments.items() %}<parameter name="{{ k }}">'
+        + PLAIN_VALUE
+        + "</parameter>\n{% endfor %}</invoke>\n{% endfor %}</minimax:tool_call>"
+    ),
+}
+TEMPLATES |= TAGGED | {
+    "kimi": template(
+        "<|tool_calls_section_begin|>{% for c in m.tool_calls %}<|tool_call_begin|>{{ c.id }}"
+        "<|tool_call_argument_begin|>{{ c.function.arguments | tojson }}<|tool_call_end|>{% endfor %}"
+        "<|tool_calls_section_end|>"
+    )
 }
 SPECIAL = {"eos_token": "</s>"}
 NAMES = ["get_weather", "add-2"]
@@ -104,6 +163,12 @@ def test_a_deployment_can_name_every_format() -> None:
     assert set(get_args(ServingOptions.model_fields["tool_calls"].annotation)) == {"auto", "none", *FORMATS}
 
 
+def schema_of(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a function that takes these arguments."""
+    kinds = {bool: "boolean", int: "integer", str: "string", list: "array", dict: "object", type(None): "null"}
+    return {"type": "object", "properties": {name: {"type": kinds[type(it)]} for name, it in arguments.items()}}
+
+
 def test_templates_without_calls_or_with_unknown_ones_have_no_format() -> None:
     assert format_of(ChatTemplate(PLAIN, SPECIAL)) is None
     assert format_of(ChatTemplate(template("<call>{{ m.tool_calls | tojson }}</call>"), SPECIAL)) is None
@@ -116,6 +181,7 @@ VALUES = st.recursive(
     max_leaves=5,
 )
 ARGUMENTS = st.dictionaries(st.text(min_size=1, max_size=4), VALUES, max_size=3)
+NAMED_ARGUMENTS = st.dictionaries(st.from_regex("[a-zA-Zé_][a-zé0-9_.-]{0,3}", fullmatch=True), VALUES, max_size=3)
 
 
 @given(st.data())
@@ -125,16 +191,24 @@ def test_calls_are_read_as_the_template_wrote_them(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(TEMPLATES)))
     one = FORMATS[name.split(maxsplit=1)[0]]
     most = 1 if name == "llama" else 3
-    calls = data.draw(st.lists(st.tuples(st.sampled_from(NAMES), ARGUMENTS), min_size=1, max_size=most))
+    arguments = NAMED_ARGUMENTS if name in TAGGED else ARGUMENTS
+    calls = data.draw(st.lists(st.tuples(st.sampled_from(NAMES), arguments), min_size=1, max_size=most))
+    functions = {called: schema_of(dict(calls)[called]) for called in dict(calls)}
+    if name in TAGGED:
+        hypothesis.assume(len(functions) == len(calls))  # one schema for each function
     rendered = ChatTemplate(TEMPLATES[name], SPECIAL).whole([USER, calling(*calls)], TOOLS)
     answer = rendered.rpartition("<assistant>")[2].removesuffix("</s>")
     sizes = data.draw(st.lists(st.integers(1, 9), max_size=60))
     streamed = data.draw(st.booleans())
-    content, found = read(CallParser(one, NAMES, streamed=streamed), answer, sizes)
+    content, found = read(CallParser(one, functions, streamed=streamed), answer, sizes)
     assert [(name, json.loads(arguments)) for name, arguments in found] == calls
     assert content == ""
 
 
+FUNCTIONS: dict[str, dict[str, Any]] = {
+    "f": {"properties": {"a": {"type": "integer"}, "s": {"type": "string"}, "b": {"type": ["boolean", "null"]}}},
+    "g": {},
+}
 # name of the format, answer, content, calls; if they differ, content and calls of a stream
 CALL = '{"name": "f", "arguments": {"a": 1}}'
 READ: list[tuple[str, str, str, list[tuple[str, str]]]] = [
@@ -159,6 +233,24 @@ READ: list[tuple[str, str, str, list[tuple[str, str]]]] = [
     ("llama", '{"city": "Rome"} it is', '{"city": "Rome"} it is', []),
     ("llama", f"See {CALL}", f"See {CALL}", []),
     ("llama", "<|python_tag|>print(1)", "<|python_tag|>print(1)", []),
+    # Marks that models omit, white space that they add, tags within values.
+    ("qwen3_coder", "I look.\n<function=f>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>", "I look.",
+     [("f", '{"a": 1}')]),
+    ("qwen3_coder", "<tool_call><function=f><parameter=a>1</parameter></tool_call>", "", [("f", '{"a": 1}')]),
+    ("qwen3_coder", "<tool_call>\n<function=g>\n</function>\n</tool_call>", "", [("g", "{}")]),
+    ("qwen3_coder", "<function=f><parameter=s>\n</parameter> x\n</parameter>\n</function>", "",
+     [("f", '{"s": "</parameter> x"}')]),
+    ("qwen3_coder", "<function=f>\n<parameter=b>\nTrue\n</parameter>\n<parameter=s>\n5\n\n</parameter>\n</function>",
+     "", [("f", '{"b": true, "s": "5\\n"}')]),
+    ("qwen3_coder", "<tool_call>\nf\n</tool_call> <function", "<tool_call>\nf\n</tool_call> <function", []),
+    ("glm", "<tool_call>f\n<arg_key>b</arg_key>\n<arg_value>null</arg_value>\n</tool_call>\nDone.", "\nDone.",
+     [("f", '{"b": null}')]),
+    ("glm", "<tool_call>not a call</tool_call>", "<tool_call>not a call</tool_call>", []),
+    ("minimax", '<minimax:tool_call>\n<invoke name="f">\n<parameter name="a">x</parameter>\n</invoke>\n'
+     '<invoke name="g">\n</invoke>\n</minimax:tool_call>', "", [("f", '{"a": "x"}'), ("g", "{}")]),
+    ("kimi", '<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>{"a": 1}'
+     '<|tool_call_end|><|tool_call_begin|>g<|tool_call_argument_begin|>{}<|tool_call_end|><|tool_calls_section_end|>',
+     "", [("f", '{"a": 1}'), ("g", "{}")]),
     ("grammar", ' [ {"name":"f", "parameters" :{"a": 1}} , {"name":"g","parameters":{}} ] ', "",
      [("f", '{"a": 1}'), ("g", "{}")]),
     ("grammar", '{"answer": 5}', '{"answer": 5}', []),
@@ -172,7 +264,7 @@ def test_answers_with_and_without_calls(
 ) -> None:
     one = FORMATS.get(name, GRAMMAR)
     for size in (1, 2, 7, len(answer)):
-        parser = CallParser(one, ["f", "g"], streamed=streamed)
+        parser = CallParser(one, FUNCTIONS, streamed=streamed)
         assert read(parser, answer, [size] * (len(answer) // size)) == (content, calls)
         assert parser.calls == len(calls)
 
@@ -180,8 +272,18 @@ def test_answers_with_and_without_calls(
 @pytest.mark.parametrize("broken", ["{'a': 1}", '{"a": 1', '{"a" 1}', "{"])
 def test_a_broken_call_stays_text_and_in_a_stream_arguments(broken: str) -> None:
     answer = 'I look.\n<tool_call>{"name": "f", "arguments": ' + broken
-    assert read(CallParser(FORMATS["hermes"], ["f"], streamed=False), answer, [5, 9]) == (answer, [])
-    assert read(CallParser(FORMATS["hermes"], ["f"], streamed=True), answer, [5, 9]) == ("I look.", [("f", broken)])
+    assert read(CallParser(FORMATS["hermes"], {"f": {}}, streamed=False), answer, [5, 9]) == (answer, [])
+    assert read(CallParser(FORMATS["hermes"], {"f": {}}, streamed=True), answer, [5, 9]) == ("I look.", [("f", broken)])
+
+
+@pytest.mark.parametrize("broken", ["<parameter=s>\nRo", "<parameter=s>\nRo\n</para", "\nwhat", "<parameter=a>\n1"])
+def test_a_tagged_call_that_ends_too_early_is_treated_alike(broken: str) -> None:
+    answer = f"I look.\n<tool_call>\n<function=f>{broken}"
+    one = FORMATS["qwen3_coder"]
+    assert read(CallParser(one, FUNCTIONS, streamed=False), answer, [5, 9]) == (answer, [])
+    content, ((name, arguments),) = read(CallParser(one, FUNCTIONS, streamed=True), answer, [5, 9, 1, 1, 1])
+    assert (content.partition("\n")[0], name) == ("I look.", "f")
+    assert arguments == {"<parameter=s>\nRo": '{"s": "Ro'}.get(broken, arguments)
 
 
 @given(st.text(alphabet='{}[]"\\ab\n', max_size=30), st.lists(st.integers(1, 4), max_size=30))
@@ -190,7 +292,7 @@ def test_no_text_is_lost(text: str, sizes: list[int]) -> None:
     for one in (*FORMATS.values(), GRAMMAR):
         for mark in ("", *one.marks):
             answer = f"a \n{mark}{text}"
-            content, calls = read(CallParser(one, ["f"], streamed=False), answer, sizes)
+            content, calls = read(CallParser(one, {"f": {}}, streamed=False), answer, sizes)
             assert calls or content == answer
 
 
@@ -237,7 +339,7 @@ def test_reasoning_is_separated(answer: str, begun: bool, reasoning: str, conten
 def test_a_call_follows_reasoning_and_only_one_is_taken_if_one_is_allowed() -> None:
     answer = f"<think>hm</think>\n\n<tool_call>{CALL}</tool_call><tool_call>{CALL}</tool_call>"
     for several, count in ((True, 2), (False, 1)):
-        calls = CallParser(FORMATS["hermes"], ["f"], streamed=False)
+        calls = CallParser(FORMATS["hermes"], {"f": {}}, streamed=False)
         parser = AnswerParser(ReasoningParser(("<think>", "</think>"), begun=False), calls, several_calls=several)
         parts = parser.push(answer, final=True)
         assert (parts.reasoning, parts.content, len(parts.calls)) == ("hm", "", count)
