@@ -5,18 +5,16 @@ text, so they cannot tell the two apart. Here a message's special tokens are rep
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from maas_ray.errors import RequestError
 from maas_ray.tasks.text.chat import ChatTemplate
-from maas_ray.tasks.text.documents import Encoded
+from maas_ray.tasks.text.fast.counting import CountingEncoder, Encoded
 from maas_ray.tasks.text.fast.encoder import FastTokenizer, IdEncoder
 from maas_ray.tasks.text.messages import Message
-from maas_ray.tasks.text.spelling import special_contents
+from maas_ray.tasks.text.spelling import counted_bytes, special_contents
 from maas_ray.tasks.text.tokenization import Files, tokenizer_of
 
 if TYPE_CHECKING:
@@ -41,10 +39,17 @@ class ChatTokens:
         template: its chat template.
         after_answers: special tokens that the template writes only around answers count too.
         fast: the same tokenizer in `fastokens`, if it gives the same ids.
+        counts: the bytes that tokens stand for follow from its ids, see `CountingEncoder`.
     """
 
     def __init__(
-        self, files: Files, template: ChatTemplate, *, after_answers: bool = True, fast: FastTokenizer | None = None
+        self,
+        files: Files,
+        template: ChatTemplate,
+        *,
+        after_answers: bool = True,
+        fast: FastTokenizer | None = None,
+        counts: bool = False,
     ) -> None:
         self._files, self._template = files, template
         self._tokenizer = tokenizer_of(files)
@@ -55,6 +60,8 @@ class ChatTokens:
         self._parses = template.writes_special_tokens(self._tokenizer, after_answers=after_answers)
         self._tokenizer.encode_special_tokens = not self._parses
         self._id_encoder = IdEncoder(self._tokenizer, fast)
+        written = {index: token.content for index, token in self._special.items()} if self._parses else {}
+        self._counting_encoder = CountingEncoder(self._tokenizer, fast if counts else None, written)
         self._ids = {token.content: index for index, token in self._special.items()}
         # A plain word, such as `sop`, is left as it is: it could be a role.
         spelled = sorted((one for one in self._ids if not one.isidentifier()), key=len, reverse=True)
@@ -100,40 +107,28 @@ class ChatTokens:
         """The text that stands for a special token in marked text."""
         return _mark(self._ids[special])
 
-    def encode(self, chats: Sequence[Rendered], *, offsets: bool = False) -> list[Encoded]:
+    def encode(self, chats: Sequence[Rendered], *, counted: bool = False) -> list[Encoded]:
         """The tokens of rendered chats.
 
         Args:
             chats: the chats.
-            offsets: positions of characters are needed.
+            counted: the bytes that each token stands for are needed.
 
         Raises:
             RequestError: the tokenizer has no other tokens for a special token that a message spells.
         """
         texts = [chat.text for chat in chats if not chat.marked]
-        plain = self._plain(texts, offsets=offsets)
-        written = {index: token.content for index, token in self._special.items()} if self._parses else {}
-        encoded = []
-        for text, marked in chats:
-            if marked:
-                encoded.append(self._of_marks(text))
-            else:
-                encoded.append(Encoded(text, *next(plain), written))
-        return encoded
+        if counted:
+            plain = iter(self._counting_encoder.encode(texts))
+        else:
+            plain = iter([Encoded(ids, None) for ids in self._id_encoder.encode(texts)])
+        return [self._of_marks(chat.text, counted=counted) if chat.marked else next(plain) for chat in chats]
 
     def encode_request(self, chat: Rendered) -> list[int]:
         """The tokens of a rendered chat, whichever thread it is in; see `encode`."""
         return list(self._of_marks(chat.text).ids) if chat.marked else self._id_encoder.encode_request(chat.text)
 
-    def _plain(
-        self, texts: list[str], *, offsets: bool
-    ) -> Iterator[tuple[Sequence[int] | np.ndarray, Sequence[tuple[int, int]]]]:
-        if not offsets:
-            return ((ids, ()) for ids in self._id_encoder.encode(texts))
-        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
-        return ((encoding.ids, encoding.offsets) for encoding in encodings)
-
-    def _of_marks(self, text: str) -> Encoded:
+    def _of_marks(self, text: str, *, counted: bool = False) -> Encoded:
         tokenizer, ids = self._marking
         [encoding] = tokenizer.encode_batch([text], add_special_tokens=False)  # `encode` would hold Python's lock
         # Unigram finds a spelled-out token in its vocabulary.
@@ -143,8 +138,9 @@ class ChatTokens:
                 param="messages",
                 code="invalid_value",
             )
+        tokens = [ids.get(token, token) for token in encoding.ids]
         written = {index: _mark(index) for index in self._special}
-        return Encoded(text, [ids.get(token, token) for token in encoding.ids], encoding.offsets, written)
+        return Encoded(tokens, counted_bytes(text, tokens, encoding.offsets, written) if counted else None)
 
     @cached_property
     def _marking(self) -> "tuple[tokenizers.Tokenizer, dict[int, int]]":

@@ -8,15 +8,16 @@ without a mask and without a cache (`masking_utils._preprocess_mask_arguments`).
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from maas_ray.errors import DataError
 from maas_ray.tasks.network import Forward
 from maas_ray.tasks.rows import Ragged
+from maas_ray.tasks.text.fast.counting import Encoded
 from maas_ray.tasks.text.next_token import token_losses
-from maas_ray.tasks.text.spelling import counted_bytes, spells_every_text
+from maas_ray.tasks.text.spelling import spells_every_text
 from maas_ray.tasks.text.tokenization import Files, first_tokens, special_tokens, tokenizer_of
 
 if TYPE_CHECKING:
@@ -26,30 +27,12 @@ _NOT_LEARNT = -100
 _NONE = np.zeros(0, np.uint32)
 
 
-class Encoded(NamedTuple):
-    """A text and its tokens.
-
-    Args:
-        text: the text.
-        ids: its tokens.
-        offsets: where each of them begins and ends, in characters.
-        written: special tokens that the template of a chat wrote, by id, as they stand in the text.
-    """
-
-    text: str
-    ids: Sequence[int] | np.ndarray
-    offsets: Sequence[tuple[int, int]]
-    written: Mapping[int, str]
-
-
-def laid_out(texts: Sequence[Encoded], *, counted: bool) -> tuple[Ragged, np.ndarray | None]:
-    """The tokens of texts, uint32, and the bytes of text that each token stands for, if they are counted."""
+def laid_out(texts: Sequence[Encoded]) -> tuple[Ragged, np.ndarray | None]:
+    """The tokens of texts, uint32, and the bytes of text that each token stands for, if they were counted."""
     ids = [np.asarray(text.ids, np.uint32) for text in texts]
     tokens = Ragged(np.concatenate([_NONE, *ids]), np.array([len(one) for one in ids], np.int64))
-    if not counted:
-        return tokens, None
-    counts = [counted_bytes(*text) for text in texts]
-    return tokens, np.concatenate([_NONE, *counts])
+    counts = [text.counts for text in texts if text.counts is not None]
+    return tokens, np.concatenate(counts) if counts else None
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from maas_ray.tasks.task import Outcomes, Task, TaskSpec
 from maas_ray.tasks.text.chat import END, MARKED, PLAIN, START, ChatTemplate
 from maas_ray.tasks.text.chat_layouts import CHAT_LAYOUTS, chat_of, contents_of, layout_advice, parse_chat
 from maas_ray.tasks.text.chat_tokens import ChatTokens
-from maas_ray.tasks.text.documents import Encoded, Layout, check_model, laid_out, learnt, next_token_losses
+from maas_ray.tasks.text.documents import Layout, check_model, laid_out, learnt, next_token_losses
+from maas_ray.tasks.text.fast.counting import CountingEncoder, Encoded
 from maas_ray.tasks.text.fast.encoder import FastTokenizer, IdEncoder, Proof
 from maas_ray.tasks.text.fast.proof import Sample, prove
 from maas_ray.tasks.text.networks import Llama
@@ -208,19 +209,14 @@ class TextGeneration(Task):
 
     def encode(self, rows: list[Row]) -> dict[str, Any]:
         """The token ids of each document, ending with the end-of-text token, and what is stored of them: `Ragged`."""
-        counted = self.layout.bytes
         if self.spec.chats:
-            tokens, counts = laid_out(self._encoded_chats(rows), counted=counted)
-        elif counted:
-            tokens, counts = laid_out(self._encoded([row["text"] for row in rows]), counted=True)
+            tokens, counts = laid_out(self._encoded_chats(rows))
+        elif self.layout.bytes:
+            tokens, counts = laid_out(self._counting_encoder.encode([row["text"] for row in rows]))
         else:
             tokens, counts = self._id_encoder.encode([row["text"] for row in rows]), None
         tokens = Ragged(tokens.values.astype(self.stored["input_ids"].dtype), tokens.lengths)
         return {**self.layout.columns(tokens, counts, self.end_of_text_id)}
-
-    def _encoded(self, texts: list[str]) -> list[Encoded]:
-        encodings = self.tokenizer.encode_batch(texts, add_special_tokens=False)
-        return [Encoded(text, one.ids, one.offsets, {}) for text, one in zip(texts, encodings, strict=True)]
 
     def _encoded_chats(self, rows: list[Row]) -> list[Encoded]:
         if self.chat is None:
@@ -231,7 +227,7 @@ class TextGeneration(Task):
         chats, literal = self._chat_tokens, self.layout.literal
         try:
             rendered = [chats.render(*chat_of(row), answer=False, literal=literal) for row in rows]
-            return chats.encode(rendered, offsets=self.layout.bytes)
+            return chats.encode(rendered, counted=self.layout.bytes)
         except RequestError as error:
             raise InvalidError("invalid_chat", str(error)) from error
 
@@ -242,6 +238,10 @@ class TextGeneration(Task):
     @cached_property
     def _id_encoder(self) -> IdEncoder:
         return IdEncoder(self.tokenizer, self._fast)
+
+    @cached_property
+    def _counting_encoder(self) -> CountingEncoder:
+        return CountingEncoder(self.tokenizer, self._fast if self.proof.counts else None)
 
     @property
     def remarks(self) -> list[str]:
@@ -280,7 +280,9 @@ class TextGeneration(Task):
             raise InvalidError("no_chat_template", "the tokenizer does not have a chat template")
         # Tokens around answers alone did not count before layouts were recorded.
         after_answers = self._recorded or not self.spec.chats
-        return ChatTokens(self._files, self.chat, after_answers=after_answers, fast=self._fast)
+        return ChatTokens(
+            self._files, self.chat, after_answers=after_answers, fast=self._fast, counts=self.proof.counts
+        )
 
     @cached_property
     def restarts_after_special(self) -> bool:

@@ -115,9 +115,11 @@ def counted_bytes(
         return ends
     ends[-1] = len(points)
     counts = np.diff(until[np.maximum.accumulate(ends)], prepend=0)
-    for index, (token, (start, end)) in enumerate(zip(ids, offsets, strict=True)):
-        if token in special and special[token] in text[start:end]:
-            counts[index] = 0
+    if special:
+        for index in np.flatnonzero(np.isin(ids, list(special))).tolist():
+            start, end = offsets[index]
+            if special[int(ids[index])] in text[start:end]:
+                counts[index] = 0
     return counts
 
 

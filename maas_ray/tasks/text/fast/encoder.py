@@ -47,11 +47,13 @@ class Proof:
         version: the version that gave equal ids. Empty: it is not used.
         machine: the kind of processor that they were compared on.
         refused: the reason why it is not used.
+        counts: the bytes of text that tokens stand for follow from its ids, see `CountingEncoder`.
     """
 
     version: str = ""
     machine: str = ""
     refused: str = ""
+    counts: bool = False
 
     @classmethod
     def read(cls, directory: Path) -> "Proof":

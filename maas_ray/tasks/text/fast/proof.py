@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maas_ray.tasks.text.fast.cases import CASES, around
+from maas_ray.tasks.text.fast.counting import CountingEncoder, spells_most_texts
 from maas_ray.tasks.text.fast.encoder import FastTokenizer, Proof, encode_ids, installed
+from maas_ray.tasks.text.spelling import special_contents
 
 if TYPE_CHECKING:
     import tokenizers
 
 _DOCUMENTS = 1000
 _CHARACTERS, _WHOLE_CHARACTERS = 2000, 2_000_000
+_COUNTED = 200  # documents whose bytes are compared too
 _SHOWN = 40
 
 
@@ -81,7 +84,23 @@ def prove(tokenizer_json: bytes, documents: Sequence[str]) -> Proof:
         if (text := difference(tokenizer, fast, texts, literal=literal)) is not None:
             shown = repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
             return Proof(refused=f"fastokens {version} encodes {shown} as other tokens than tokenizers does")
-    return Proof(version, machine)
+    counts = spells_most_texts(json.loads(tokenizer_json)) and all(
+        counts_agree(tokenizer, fast, texts, literal=literal)
+        for literal, texts in ((False, added), (True, added), (True, CASES), (True, documents[-_COUNTED:]))
+    )
+    return Proof(version, machine, counts=counts)
+
+
+def counts_agree(
+    tokenizer: "tokenizers.Tokenizer", fast: FastTokenizer, texts: Sequence[str], *, literal: bool
+) -> bool:
+    """True if the bytes that follow from the ids of texts are those by offsets."""
+    tokenizer.encode_special_tokens = literal
+    encoder = CountingEncoder(tokenizer, fast, {} if literal else special_contents(tokenizer))
+    return all(
+        ours is None or ours.equals(theirs)
+        for ours, theirs in zip(encoder.by_ids(texts), encoder.by_offsets(texts), strict=True)
+    )
 
 
 def difference(
