@@ -207,25 +207,30 @@ class ImageClassification(Classifying):
         import torch
 
         return {
-            "pixel_values": self._tensor(batch["pixel_values"]),
+            "pixel_values": torch.from_numpy(np.ascontiguousarray(batch["pixel_values"])),
             "label": torch.from_numpy(np.ascontiguousarray(batch["label"])),
         }
 
-    def _tensor(self, pixels: np.ndarray) -> "torch.Tensor":
-        """uint8 [B, C, H, W] as the network takes them; Transformers' networks take normalised float32."""
-        import torch
-
-        tensor = torch.from_numpy(np.ascontiguousarray(pixels))
-        if self.spec.processor is None:
-            return tensor
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.features.mean, self.features.std))
-        return (tensor / 255.0 - mean) / std
-
     def logits(self, model: Forward, batch: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
-        pixels = batch["pixel_values"]
+        pixels = self._as_the_network_takes_them(batch["pixel_values"])
         output: Any = model(pixel_values=as_weights(model, pixels) if pixels.is_floating_point() else pixels)
         logits: torch.Tensor = getattr(output, "logits", output).float()
         return logits
+
+    def _as_the_network_takes_them(self, pixels: "torch.Tensor") -> "torch.Tensor":
+        """[B, C, H, W], normalised for Transformers' networks: where they are, so that bytes are copied to a GPU.
+
+        The platform's networks normalise themselves. Floats are taken as already normalised.
+        """
+        import torch
+
+        if self.spec.processor is None or pixels.is_floating_point():
+            return pixels
+        mean, std = (
+            torch.tensor(values).view(-1, 1, 1).to(pixels.device, non_blocking=True)
+            for values in (self.features.mean, self.features.std)
+        )
+        return (pixels / 255.0 - mean) / std
 
     def config_fields(self) -> dict[str, Any]:
         names = dict(enumerate(self.labels))
@@ -268,7 +273,8 @@ class ImageClassification(Classifying):
         ready = images.shape[1:] == (height, width, self.features.channels)
         pixels = images.transpose(0, 3, 1, 2) if ready else np.stack([self._resize(image) for image in images])
         with torch.inference_mode():
-            return self.answered(self.logits(model, {"pixel_values": self._tensor(pixels)}))
+            tensor = torch.from_numpy(np.ascontiguousarray(pixels))
+            return self.answered(self.logits(model, {"pixel_values": tensor}))
 
 
 def _to_channels(image: np.ndarray, channels: int) -> np.ndarray:
