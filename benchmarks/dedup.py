@@ -7,7 +7,10 @@ sides read the same JSON Lines, take shingles of five words, as many bands of as
 run from files to the decision about every document; datatrove writes the kept ones too, since its decision is that.
 
     python -m venv /tmp/datatrove && /tmp/datatrove/bin/pip install 'datatrove[processing]' spacy orjson
-    python benchmarks/dedup.py --datatrove /tmp/datatrove/bin/python [--documents 60000] [--bands 14 --rows 8]
+    python benchmarks/dedup.py --datatrove /tmp/datatrove/bin/python [--documents 60000] [--rounds 2] [--words split]
+
+Both look at the same planted pairs, so their recalls are compared pair by pair: the difference is the share of pairs
+that ours alone found less the share that theirs alone found, and its interval is that of matched proportions.
 
 `prepare` are its own steps on Ray, from listing the files to rows that are marked, exact duplicates and splits among
 them; `two processes` is the same code without Ray. datatrove is run as it comes, with spaCy's English tokenizer, and
@@ -18,9 +21,11 @@ that is in its time, as starting Ray's workers is in ours, and a cluster that is
 import argparse
 import itertools
 import json
+import math
 import os
 import random
 import re
+import statistics
 import subprocess
 import sys
 import sysconfig
@@ -201,7 +206,7 @@ def on_ray(directory: Path, spec, half: int) -> tuple[float, dict[int, int]]:
 
 def of_datatrove(python: str, directory: Path, words: str, arguments) -> tuple[float, dict[int, int]]:
     """datatrove in an environment of its own."""
-    output = directory / f"datatrove-{words}"
+    output = Path(tempfile.mkdtemp(prefix=f"{words}-", dir=directory.parent))  # a finished task is not run again
     command = [python, __file__, "--inside", str(directory), str(output), words]
     command += ["--bands", str(arguments.bands), "--rows", str(arguments.rows)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""})
@@ -270,6 +275,30 @@ def inside_datatrove(directory: Path, output: Path, words: str, bands: int, rows
 # --- what came of it
 
 
+def found_pairs(planted: list[tuple[int, int, float]], clusters: dict[int, int]) -> list[bool]:
+    """For each planted pair of the threshold's similarity or more: whether both are in one cluster."""
+    near = [(one, other) for one, other, true in planted if true >= THRESHOLD]
+    return [one in clusters and clusters[one] == clusters.get(other) for one, other in near]
+
+
+def difference(ours: list[bool], theirs: list[bool]) -> str:
+    """The difference of two recalls on the same pairs, with its 95 % interval for matched proportions.
+
+    Agresti and Min 2005, "Simple improved confidence intervals for comparing matched proportions": Wald's interval
+    after half a pair is added to each of the four cells, which is right for few pairs that differ, also for none.
+    """
+    alone = sum(one and not other for one, other in zip(ours, theirs, strict=True))
+    missed = sum(other and not one for one, other in zip(ours, theirs, strict=True))
+    count, more, fewer = len(ours) + 2, alone + 0.5, missed + 0.5
+    middle = (more - fewer) / count
+    wide = 1.96 * math.sqrt(more + fewer - (more - fewer) ** 2 / count) / count
+    return (
+        f"recall {sum(ours) / len(ours):.4f} against {sum(theirs) / len(theirs):.4f}, difference "
+        f"{(alone - missed) / len(ours):+.4f} (95 % interval {middle - wide:+.4f} to {middle + wide:+.4f}; "
+        f"of {len(ours):,} pairs {alone} were found by ours alone, {missed} by theirs alone)"
+    )
+
+
 def judged(texts: list[str], planted: list[tuple[int, int, float]], clusters: dict[int, int]) -> str:
     """Recall on planted pairs by similarity, and precision.
 
@@ -282,8 +311,8 @@ def judged(texts: list[str], planted: list[tuple[int, int, float]], clusters: di
         level = min(int(true * 10) / 10, 0.9)
         total[level] += 1
         joined[level] += one in clusters and clusters[one] == clusters.get(other)
-    near = [(one, other) for one, other, true in planted if true >= THRESHOLD]
-    recall = sum(one in clusters and clusters[one] == clusters.get(other) for one, other in near) / len(near)
+    near = found_pairs(planted, clusters)
+    recall = sum(near) / len(near)
     members = defaultdict(list)
     for document, cluster in clusters.items():
         members[cluster].append(document)
@@ -308,6 +337,7 @@ def main() -> None:
     parser.add_argument("--bands", type=int, default=14)
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--words", nargs="+", choices=["spacy", "split"], default=["spacy", "split"])
+    parser.add_argument("--rounds", type=int, default=1, help="times that all sides take turns")
     parser.add_argument("--without-ray", action="store_true")
     parser.add_argument("--inside", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -334,10 +364,23 @@ def main() -> None:
         if arguments.datatrove:
             for words in arguments.words:
                 sides[f"datatrove, {words}"] = partial(of_datatrove, arguments.datatrove, directory, words, arguments)
-        for side, run in sides.items():
-            seconds, clusters = run()
-            print(f"{side}: {len(texts) / seconds:,.0f} documents/s ({seconds:.1f} s)")
-            print(f"    {judged(texts, planted, clusters)}")
+        speeds: dict[str, list[float]] = {side: [] for side in sides}
+        found: dict[str, list[bool]] = {}
+        for number in range(arguments.rounds):
+            for side, run in sides.items():
+                seconds, clusters = run()
+                speeds[side].append(len(texts) / seconds)
+                print(f"{side}: {speeds[side][-1]:,.0f} documents/s ({seconds:.1f} s)", flush=True)
+                if not number:
+                    print(f"    {judged(texts, planted, clusters)}")
+                    found[side] = found_pairs(planted, clusters)
+        for ours, theirs in itertools.product(("prepare", "two processes"), sides):
+            if ours in sides and theirs.startswith("datatrove"):
+                ratios = [one / other for one, other in zip(speeds[ours], speeds[theirs], strict=True)]
+                print(
+                    f"{ours} ÷ {theirs}: {statistics.median(ratios):.2f} × documents/s (lowest {min(ratios):.2f}, "
+                    f"highest {max(ratios):.2f})\n    {difference(found[ours], found[theirs])}"
+                )
         print(f"load {os.getloadavg()[0]:.1f}")
 
 
