@@ -15,6 +15,10 @@ BODY_SECONDS = 120.0
 """Longest time in which a request's body must arrive: until then it occupies a slot that others could use."""
 
 
+MAX_ERROR = 4000
+"""Characters of an error's message: it may repeat what the client sent, which may be megabytes."""
+
+
 def overloaded() -> OverloadedError:
     """All replicas are busy and the queue is full."""
     return OverloadedError(f"All replicas are busy and the queue is full. Try again in {RETRY_AFTER_S} s.")

@@ -117,6 +117,7 @@ class TextGenerationSpec(TaskSpec):
         return TextGeneration(self, files, Layout.of(files, chats=self.chats), proof=proof)
 
 
+_MAX_STOPS = 64  # as at /v1/completions
 _Stop = Annotated[str, StringConstraints(min_length=1)]
 
 
@@ -129,10 +130,10 @@ class TextRow(RequestRow):
     """Maximum number of new tokens."""
     temperature: float = Field(1.0, ge=0, le=2)
     """0 always takes the most likely token; higher values give more varied text."""
-    top_p: float = Field(1.0, gt=0, le=1)
-    """Sample among the most likely tokens whose probabilities sum to this."""
-    stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] | None = None
-    """A text that ends the answer and is not part of it, or up to four such texts."""
+    top_p: float = Field(1.0, ge=0, le=1)
+    """Sample among the most likely tokens whose probabilities sum to this. 0 takes the most likely one."""
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=_MAX_STOPS)] | None = None
+    """A text that ends the answer and is not part of it, or up to 64 such texts."""
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     """Seed: equal requests with equal seeds get equal answers. null: a new seed each time."""
 

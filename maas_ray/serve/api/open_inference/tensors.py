@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from maas_ray.bodies import Body
 from maas_ray.errors import RequestError
 from maas_ray.serve.api.open_inference.values import FLOATS, from_bytes, from_json, to_bytes
+from maas_ray.serve.api.refusals import MAX_ERROR
 from maas_ray.serve.api.validation import message_of, parse_json
 from maas_ray.tasks import TensorSpec
 from maas_ray.version import __version__
@@ -339,4 +340,4 @@ def _request_error(error: ValidationError) -> RequestError:
 
 def error_shape(error: RequestError) -> dict[str, Any]:
     """An error in the shape of this protocol."""
-    return {"error": error.message}
+    return {"error": error.message[:MAX_ERROR]}

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import Any
 
 from maas_ray.errors import RequestError
+from maas_ray.serve.api.refusals import MAX_ERROR
 from maas_ray.serve.text.types import Delta, TokenLogprob
 
 
@@ -189,4 +190,5 @@ def error_shape(error: RequestError) -> dict[str, Any]:
     """An error in the shape that OpenAI's clients expect."""
     kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
     kind = "server_error" if error.status >= 500 else kinds.get(error.status, "invalid_request_error")
-    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+    message, param = error.message[:MAX_ERROR], error.param and error.param[:MAX_ERROR]
+    return {"error": {"message": message, "type": kind, "param": param, "code": error.code}}

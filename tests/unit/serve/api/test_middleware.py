@@ -188,3 +188,17 @@ def test_a_caller_who_is_not_admitted_gets_the_api_s_own_error(monkeypatch: pyte
         assert response.status_code == 401
         error = response.json()["error"]
         assert error if path == "/v2" else (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"model": "x" * 100_000, "prompt": "a"}),
+        ("/v1/completions", {"model": "echo", "prompt": "a", "x" * 100_000: 1}),
+        ("/v2/models/sums/infer", {"inputs": [{"name": "x" * 100_000, "datatype": "", "shape": [1], "data": [1]}]}),
+    ],
+)
+def test_an_error_does_not_repeat_megabytes(path: str, body: dict[str, Any]) -> None:
+    answer = send(create_app(EchoAndSums(), body_limit=1_000_000), "POST", path, json=body)
+    assert answer.status_code in (400, 404)
+    assert 1000 < len(answer.content) < 10_000

@@ -71,12 +71,12 @@ def test_predict_generates_text_for_one_row_and_for_several() -> None:
     engine = Engine()
     assert generate({"prompt": "a"}, engine) == {"model": "m", "version": "3", "text": "<a>"}
     asked = {"prompt": "b", "max_tokens": 5, "temperature": 0, "top_p": 0.5, "seed": 7, "stop": ["x"]}
-    answer = generate({"instances": [asked, {"prompt": "a", "stop": "y"}]}, engine)
+    answer = generate({"instances": [asked, {"prompt": "a", "stop": "y", "top_p": 0}]}, engine)
     assert answer["predictions"] == [{"text": "<b>"}, {"text": "<a>"}]
     assert engine.asked == [
         TextRequest("a", 16),
         TextRequest("b", 5, SamplingParams(temperature=0.0, top_p=0.5), ("x",), 7),
-        TextRequest("a", 16, stop=("y",)),
+        TextRequest("a", 16, SamplingParams(top_p=0.0), stop=("y",)),
     ]
 
 
@@ -96,7 +96,7 @@ def test_infer_generates_text_for_each_row() -> None:
         ({"prompt": "a", "max_tokens": 0}, "max_tokens", "invalid_value", ">= 1"),
         ({"prompt": "a", "max_tokens": "5"}, "max_tokens", "invalid_type", "a string"),
         ({"prompt": "a", "stop": 5}, "stop", "invalid_type", "a string or an array"),
-        ({"prompt": "a", "stop": list("abcde")}, "stop", "invalid_value", "length 4"),
+        ({"prompt": "a", "stop": ["a"] * 65}, "stop", "invalid_value", "length 64"),
         ({"prompt": "a", "n": 2}, "n", "unknown_parameter", "'n'"),
         ({"prompt": "long"}, "prompt", "context_length_exceeded", "10 tokens"),
         ({"instances": [{"prompt": "a"}, {"prompt": "long"}]}, "instances[1].prompt", "context_length_exceeded", ""),

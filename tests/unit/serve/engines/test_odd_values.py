@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,20 +10,25 @@ import httpx
 import pytest
 
 from maas_ray.serve.api.app import create_app
+from maas_ray.serve.api.predict import Head
 from maas_ray.serve.engines.openvino.conversion import Converted
 from maas_ray.serve.engines.openvino.engine import OpenVinoEngine
 from maas_ray.serve.engines.restarting import RestartingEngine
 from maas_ray.serve.model_app import Generator
 from maas_ray.serve.replicas.direct import SingleModel
+from maas_ray.serve.replicas.text_rows import TextRows
 from maas_ray.serve.text.codec import TextCodec
 from tests.support.engines import TASK
 from tests.support.models import route
 
-VALUES: list[Any] = [0, -0.0, 1e-300, 1e-45, 2e-38, 1e-30, 1e38, 1e308, 2**31, 2**63, 2**64, -1, 0.5, 1, True, "1"]
+VALUES: list[Any] = [0, -0.0, 1e-320, 1e-300, 1e-45, 2e-38, 1e-30, 1e38, 1e308, -1e308, -1, 0.5, 1, True, "1", None]
+VALUES += [2**31, 2**63 - 1, 2**63, 2**64, 2**200]
 NUMBERS = ["temperature", "top_p", "max_tokens", "n", "seed", "frequency_penalty", "presence_penalty", "logit_bias"]
 FIELDS = {
     "/v1/completions": [*NUMBERS, "logprobs", "best_of", "prompt"],
     "/v1/chat/completions": [*NUMBERS, "max_completion_tokens", "top_logprobs", "const"],
+    "/v1/models/lm:predict": ["temperature", "top_p", "max_tokens", "seed"],
+    "/v2/models/lm/infer": ["temperature", "top_p", "max_tokens", "seed", "shape", "binary_data_size"],
 }
 PLAIN = {"model": "lm", "prompt": "def add(", "max_tokens": 8, "temperature": 0}
 
@@ -35,11 +41,21 @@ def generator(model: Converted) -> Iterator[Generator]:
     generator.in_progress = 0
     generator._engine = RestartingEngine(lambda: OpenVinoEngine(model, **limits))
     generator._codec = TextCodec(TASK, model.context, model.end_ids, generator._engine.supports)
+    generator._rows = TextRows(TASK, generator.generate, Head(model="lm", version="3"))
     yield generator
     generator.close()
 
 
 def body(path: str, field: str, value: Any) -> dict[str, Any]:
+    if "predict" in path:
+        return {"prompt": "hi", "max_tokens": 2, field: value}
+    if "infer" in path:
+        tensor: dict[str, Any] = {"name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["hi"]}
+        if field == "shape":
+            return {"inputs": [tensor | {"shape": [value]}]}
+        if field == "binary_data_size":
+            return {"inputs": [tensor | {"parameters": {field: value}}]}
+        return {"inputs": [tensor], "parameters": {"max_tokens": 2, field: value}}
     chat = {"messages": [{"role": "user", "content": "hi"}]} if "chat" in path else {"prompt": "hi"}
     asked: dict[str, Any] = {"model": "lm", "max_tokens": 2} | chat
     if field == "const":
@@ -74,7 +90,9 @@ def test_odd_values_get_an_answer_or_an_error_that_names_the_field(generator: Ge
 
 def check(field: str, asked: dict[str, Any], answer: httpx.Response) -> None:
     assert answer.status_code in (200, 400), (asked, answer.text)
-    if answer.status_code == 200:
+    if "model" not in asked:  # predict and the Open Inference Protocol
+        assert answer.status_code == 200 or re.search(rf"{field}|inputs\[0\]", answer.text), (asked, answer.text)
+    elif answer.status_code == 200:
         choice = answer.json()["choices"][0]
         if field == "const" and choice["finish_reason"] == "stop":
             expected = asked["response_format"]["json_schema"]["schema"]["const"]
