@@ -24,7 +24,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "2/3 installing about 150 packages, some 2 GB; a minute or two"
 	@$(BIN)/python .ci/install.py
 	@echo "3/3 compiling DeepSpeed's communication between CPU workers, once; about a minute"
-	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 & \
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib maas_ray >/dev/null 2>&1 & \
 	  DS_ACCELERATOR=cpu $(BIN)/python -W ignore -m maas_ray.training.deepspeed.build \
 	  >$(VENV)/deepspeed-build.log 2>&1 || { cat $(VENV)/deepspeed-build.log; exit 1; }; wait
 	@touch $@
@@ -41,7 +41,9 @@ TOGETHER := $(BIN)/pytest tests/integration -n 2 --dist loadfile --no-loadscope-
   --junit-xml $(RESULTS)/integration.xml
 ALONE := $(BIN)/pytest tests/integration --junit-xml $(RESULTS)/alone.xml
 
+# Each worker process of Ray would compile the package again if Python writes no bytecode (PYTHONDONTWRITEBYTECODE).
 test: install ## Run the tests
+	@$(BIN)/python -m compileall -q -j 0 maas_ray tests
 	$(UNIT)
 	$(TOGETHER) -m 'not (alone or slow or soak)'
 	$(ALONE) -m 'alone and not (slow or soak)'

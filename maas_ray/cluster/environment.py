@@ -39,7 +39,8 @@ def replica_runtime_env(*, user_code: bool) -> dict[str, Any]:
     differs between deployers of one platform.
 
     Args:
-        user_code: the replica loads bundles, so it must know whether their code may run.
+        user_code: the replica loads bundles, so it must know whether their code may run, and Serve runs it in a thread
+            beside its own loop. A gateway blocks no loop, and is faster without the way between threads.
     """
     import ray
 
@@ -49,6 +50,8 @@ def replica_runtime_env(*, user_code: bool) -> dict[str, Any]:
         job = (ray.get_runtime_context().runtime_env or {}).get("env_vars") or {}
         given = {name: value for name, value in {**os.environ, **job}.items() if name == _TRUST}
         variables[_TRUST] = str(Settings.from_environment(given).trust_remote_code)
+    else:
+        variables["RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD"] = "0"
     return {"env_vars": variables, "working_dir": None}
 
 

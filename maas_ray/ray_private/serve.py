@@ -1,8 +1,8 @@
-"""Private names of Ray Serve: its client, versions of code, queued requests, multiplexed models, request bodies."""
+"""Private names of Ray Serve: its client, versions of code, requests, replicas that answer HTTP, request bodies."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 _READ_AHEAD_BYTES = 1_000_000
 _READ_AHEAD_WAIT_S = 0.002  # at most 500 MB/s for each request
@@ -55,6 +55,51 @@ def cancel_if_queued(response: Any) -> bool:
     `response.cancel()` would also end one that a replica works on.
     """
     return bool(response._replica_result_future.cancel())
+
+
+class HttpReplica(NamedTuple):
+    """A replica that answers HTTP itself.
+
+    Attributes:
+        host, port: its own server.
+        metadata: as its `record_replica_metadata` returned it. Serve passes it to the routers of handles only.
+    """
+
+    host: str
+    port: int
+    metadata: Mapping[str, Any]
+
+
+class HttpReplicas:
+    """The running replicas of an application that answer HTTP, as the router of its handle knows them.
+
+    Serve gives the ingress of each application a port of its own if HAProxy is on, and tells it to routers along with
+    the replica; there is no public way to ask for it.
+
+    Args:
+        handle: of the application. Its router has been started.
+    """
+
+    def __init__(self, handle: Any) -> None:
+        self._router = handle._router._asyncio_router
+        self._known: Mapping[Any, Any] | None = None
+        self._count = 0
+        self._found: dict[str, HttpReplica] = {}
+
+    def now(self) -> dict[str, HttpReplica]:
+        """The replicas by id: the same dictionary for as long as they are the same."""
+        router = self._router.request_router
+        known: Mapping[Any, Any] = router.curr_replicas if router else {}
+        # The router replaces the mapping when replicas change, and takes single ones out when it sees them dead.
+        if known is not self._known or len(known) != self._count:
+            replicas = list(known.values())
+            self._known, self._count = known, len(replicas)
+            self._found = {}
+            for replica in replicas:
+                if replica.backend_http_endpoint:
+                    host, port = replica.backend_http_endpoint
+                    self._found[replica.replica_id.unique_id] = HttpReplica(host, port, replica.replica_metadata)
+        return self._found
 
 
 def report_models(keys: Sequence[str]) -> None:

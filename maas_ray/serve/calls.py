@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from maas_ray.ray_private.serve import cancel_if_queued
+from maas_ray.ray_private.serve import HttpReplicas, cancel_if_queued
 from maas_ray.serve.api import refusals
 from maas_ray.serve.api.model_calls import (
     Answer,
@@ -28,6 +28,7 @@ from maas_ray.serve.caller import Caller
 from maas_ray.serve.readiness import Readiness, in_thread
 from maas_ray.serve.routes import Route, Table, Target, pick
 from maas_ray.serve.text.types import Delta, TextRequest
+from maas_ray.serve.upstreams import Replica, Replicas
 
 _log = logging.getLogger("ray.serve")
 _MAX_REPLICA_DEATH_RETRIES = 1  # after the death of a replica: the request itself may be what kills replicas
@@ -56,6 +57,7 @@ class Models:
         self._routes: dict[str, Route] = {}
         self._applications: dict[str, Any] = {}  # one handle for each, which has its own router and connections
         self._handles: dict[tuple[str, str], _Handles] = {}
+        self._replicas: dict[str, Replicas] = {}
         self._waiting: dict[str, set[Any]] = {}
         self._connecting: dict[str, asyncio.Task[None]] = {}
         self._readiness = Readiness()
@@ -72,6 +74,7 @@ class Models:
             await self._connect(application)
         self._routes = routes
         self._applications = {name: handle for name, handle in self._applications.items() if name in applications}
+        self._replicas = {name: replicas for name, replicas in self._replicas.items() if name in applications}
         bound = {binding for route in table for binding in _bindings(route)}
         self._handles = {key: handles for key, handles in self._handles.items() if key in bound}
         for application in self._waiting.keys() - applications:
@@ -92,6 +95,17 @@ class Models:
 
     def route(self, name: str, version: str = "", *, caller: Caller) -> Route:
         return find_route(self._routes, name, version)
+
+    def replica(self, route: Route, caller: Caller, tried: set[str]) -> Replica | None:
+        """A replica that answers the route's requests over HTTP; see `api.relay.Relay`."""
+        target = pick(route, caller)
+        handle = self._applications.get(target.application)
+        if target.shared or handle is None:
+            return None
+        replicas = self._replicas.get(target.application)
+        if replicas is None:
+            replicas = self._replicas[target.application] = Replicas(HttpReplicas(handle).now)
+        return replicas.choose(tried)
 
     async def complete(self, route: Route, request: TextRequest, *, caller: Caller) -> list[Delta]:
         answers: list[Delta] = await self._call(route, "complete", request, caller)

@@ -21,6 +21,7 @@ from maas_ray.serve.api.middleware import App
 from maas_ray.serve.api.open_inference.grpc_server import GrpcServer
 from maas_ray.serve.api.open_inference.shared_port import Address
 from maas_ray.serve.api.refusals import BACKPRESSURE
+from maas_ray.serve.api.relay import Relay
 from maas_ray.serve.caller import ANONYMOUS
 from maas_ray.serve.calls import Models
 from maas_ray.serve.resolve import resolve_route
@@ -52,7 +53,9 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> App:
         bound_read_ahead()
-        return create_app(self._models, **self._options | {"budget": self._budget})
+        models = self._models
+        relay = Relay(lambda asked, caller: models.route(asked.name, asked.version, caller=caller), models.replica)
+        return create_app(models, **self._options | {"budget": self._budget}, relay=relay)
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Apply a new routing table, and the address for gRPC."""

@@ -8,6 +8,7 @@ the type of `build`'s argument from its annotation, so this module must not turn
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
@@ -42,6 +43,7 @@ from maas_ray.serve.spec import ModelArgs, ServingOptions
 from maas_ray.serve.text.codec import TextCodec
 from maas_ray.serve.text.streaming import StreamedAnswer, merge_answers, stream_answer
 from maas_ray.serve.text.types import Delta, TextRequest
+from maas_ray.serve.upstreams import RELAY
 from maas_ray.settings import Settings
 from maas_ray.storage.disk_cache import Held
 from maas_ray.tasks import Task
@@ -291,10 +293,14 @@ class _Own:
 
     async def __init__(self, uri: str, route: Route, options: ServingOptions) -> None:  # type: ignore[misc]
         await super().__init__(uri, route.digest, route.name, route.number, options)  # type: ignore[call-arg,misc]
-        self._single = SingleModel(self, route)
+        self._single, self._secret = SingleModel(self, route), secrets.token_urlsafe()
 
     def __serve_build_asgi_app__(self) -> App:
-        return create_single_app(self._single)
+        return create_single_app(self._single, self._secret)
+
+    def record_replica_metadata(self) -> dict[str, str]:
+        """Called by Serve, which gives the result to gateways."""
+        return {RELAY: self._secret}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve, see `autoscaling`."""

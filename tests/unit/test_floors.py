@@ -65,6 +65,7 @@ INNER_FLOORS = {
         {"text"},
         {"api"},  # the protocols: no Ray, no registry
         {"engines", "readiness"},
+        {"upstreams"},
         {"autoscaling", "resolve", "calls", "replicas"},
         {"gateway", "model_app"},
         {"shared"},

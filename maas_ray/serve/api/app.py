@@ -6,7 +6,7 @@ A request passes the `EdgeMiddleware`, then one of the endpoints below, which ca
 import asyncio
 import gzip
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ from maas_ray.serve.api.open_inference.tensors import LENGTH_HEADER, InferBody
 from maas_ray.serve.api.openai import embeddings, responses, transcriptions
 from maas_ray.serve.api.openai import requests as openai
 from maas_ray.serve.api.predict import PredictBody
+from maas_ray.serve.api.relay import Asked, Endpoint, Relay, read_body
 from maas_ray.serve.api.validation import LARGE, parse_body, parse_json
 from maas_ray.serve.caller import Caller
 from maas_ray.serve.routes import Route
@@ -53,6 +54,7 @@ def create_app(
     text_body_limit: int | None = None,
     budget: BodyBudget | int | None = None,
     origins: Sequence[str] = (),
+    relay: Relay | None = None,
 ) -> App:
     """The HTTP application over these models.
 
@@ -63,26 +65,29 @@ def create_app(
         budget: of large request bodies, which other servers of this process may share; or its bytes. None: eight times
             `body_limit`.
         origins: origins of web pages whose scripts may send requests; `*` is every page.
+        relay: passes on the requests that it can. None: this application answers all.
     """
     endpoints = _Endpoints(models)
+
+    def relayed(endpoint: Endpoint, read: Callable[[Request, bytes], Awaitable[Asked | None]]) -> Endpoint:
+        return relay.before(endpoint, read) if relay else endpoint
+
+    predict, infer = relayed(endpoints.predict, _in_path), relayed(endpoints.infer, _in_path)
     v1, v2 = "/v1/models/{name}", "/v2/models/{name}"
     routes = [
-        HttpRoute("/v1/chat/completions", endpoints.chat, methods=["POST"]),
-        HttpRoute("/v1/completions", endpoints.completions, methods=["POST"]),
-        HttpRoute("/v1/embeddings", endpoints.embeddings, methods=["POST"]),
-        HttpRoute("/v1/audio/transcriptions", endpoints.transcriptions, methods=["POST"]),
+        HttpRoute("/v1/chat/completions", relayed(endpoints.chat, _in_json), methods=["POST"]),
+        HttpRoute("/v1/completions", relayed(endpoints.completions, _in_json), methods=["POST"]),
+        HttpRoute("/v1/embeddings", relayed(endpoints.embeddings, _in_json), methods=["POST"]),
+        HttpRoute("/v1/audio/transcriptions", relayed(endpoints.transcriptions, _in_form), methods=["POST"]),
         HttpRoute("/v1/models", endpoints.list_models),
         HttpRoute("/v1/models/{name}", endpoints.model),
-        *(
-            HttpRoute(f"{model}/predict", endpoints.predict, methods=["POST"])
-            for model in (v1, f"{v1}/versions/{{version}}")
-        ),
-        HttpRoute(f"{v1}:predict", endpoints.predict, methods=["POST"]),
+        *(HttpRoute(f"{model}/predict", predict, methods=["POST"]) for model in (v1, f"{v1}/versions/{{version}}")),
+        HttpRoute(f"{v1}:predict", predict, methods=["POST"]),
         *(
             HttpRoute(f"{model}{tail}", answer, methods=methods)
             for model in (v2, f"{v2}/versions/{{version}}")
             for tail, answer, methods in (
-                ("/infer", endpoints.infer, ["POST"]),
+                ("/infer", infer, ["POST"]),
                 ("/ready", endpoints.model_ready, ["GET"]),
                 ("", endpoints.metadata, ["GET"]),
             )
@@ -174,7 +179,7 @@ class _Endpoints:
         return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-cache"})
 
     async def transcriptions(self, request: Request) -> Response:
-        form = transcriptions.parse_transcription(await _body(request), request.headers.get("content-type", ""))
+        form = transcriptions.parse_transcription(await read_body(request), request.headers.get("content-type", ""))
         route = self._route(request, form.model)
         if route.task != transcriptions.TASK:
             raise _wrong_path(route)
@@ -189,7 +194,7 @@ class _Endpoints:
 
     async def predict(self, request: Request) -> Response:
         route = self._version(request)
-        body = PredictBody(await _body(request), request.headers.get("content-type", ""))
+        body = PredictBody(await read_body(request), request.headers.get("content-type", ""))
         answer = await self._models.predict(route, body, caller=_caller(request))
         return Response(answer.body, media_type="application/json")
 
@@ -221,7 +226,7 @@ class _Endpoints:
 
     async def infer(self, request: Request) -> Response:
         route = self._version(request)
-        body = InferBody.of_http(await _body(request), request.headers.get(LENGTH_HEADER))
+        body = InferBody.of_http(await read_body(request), request.headers.get(LENGTH_HEADER))
         answer = (await self._models.infer(route, body, caller=_caller(request))).body
         data, headers = await _compressed(answer.data, request.headers.get("accept-encoding", ""))
         if answer.json_length is None:
@@ -248,9 +253,25 @@ class _Endpoints:
         return own
 
 
-async def _body(request: Request) -> bytes:
-    """The body. Starlette's own method would keep it for as long as the request."""
-    return b"".join([piece async for piece in request.stream()])
+async def _in_path(request: Request, body: bytes) -> Asked:
+    return Asked(request.path_params["name"], request.path_params.get("version", ""))
+
+
+async def _in_json(request: Request, body: bytes) -> Asked | None:
+    document = await _document(body)
+    model = document.get("model") if isinstance(document, dict) else None
+    return Asked(model) if isinstance(model, str) else None
+
+
+async def _in_form(request: Request, body: bytes) -> Asked:
+    return Asked(transcriptions.parse_transcription(body, request.headers.get("content-type", "")).model)
+
+
+async def _document(body: bytes) -> Any:
+    """The JSON document in a body. Large ones are parsed in a thread, one at a time."""
+    if len(body) > LARGE:
+        return await asyncio.get_running_loop().run_in_executor(_PARSER, parse_json, body)
+    return parse_json(body)
 
 
 async def _parsed(request: Request, read: Callable[[Any], _Read]) -> _Read:
@@ -258,7 +279,7 @@ async def _parsed(request: Request, read: Callable[[Any], _Read]) -> _Read:
 
     Large bodies are parsed in a thread, one at a time, so that other requests go on between the steps.
     """
-    data = await _body(request)
+    data = await read_body(request)
     if len(data) > LARGE:
         parsed = await asyncio.get_running_loop().run_in_executor(_PARSER, lambda: read(parse_json(data)))
     else:

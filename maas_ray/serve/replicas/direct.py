@@ -7,6 +7,7 @@ replicas, so those that had it still answer meanwhile.
 """
 
 import asyncio
+import hmac
 import time
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
@@ -17,7 +18,7 @@ from starlette.responses import JSONResponse
 from maas_ray.errors import RequestError
 from maas_ray.ray_private.serve import bound_read_ahead
 from maas_ray.serve.api.app import create_app
-from maas_ray.serve.api.incoming import Receive, Scope
+from maas_ray.serve.api.incoming import Message, Receive, Scope
 from maas_ray.serve.api.middleware import App, Send
 from maas_ray.serve.api.model_calls import (
     Answer,
@@ -29,12 +30,15 @@ from maas_ray.serve.api.model_calls import (
 )
 from maas_ray.serve.api.open_inference.tensors import InferBody, error_shape
 from maas_ray.serve.api.predict import PredictBody
+from maas_ray.serve.api.relay import RELAY_HEADER
 from maas_ray.serve.caller import Caller
 from maas_ray.serve.routes import Route, direct_path
 from maas_ray.serve.spec import GatewayArgs
 from maas_ray.serve.text.types import Delta, TextRequest
 
 _Result = TypeVar("_Result")
+_RELAY_HEADER = RELAY_HEADER.encode()
+_NO_LIMIT = 2**40  # bytes: the gateway has limits
 _LEAVING_S = 60.0  # time for which requests still come after the path has moved; HAProxy usually takes a second
 
 
@@ -124,11 +128,19 @@ async def _in_time(route: Route, result: Awaitable[_Result | RequestError]) -> _
             return checked(await result)
 
 
-def create_single_app(model: SingleModel) -> App:
-    """The HTTP application of a replica."""
+def create_single_app(model: SingleModel, secret: str = "") -> App:
+    """The HTTP application of a replica.
+
+    Args:
+        model: the replica's.
+        secret: requests with it in `RELAY_HEADER` come from a gateway, which has checked them; see `api.relay`. Empty:
+            none do.
+    """
     bound_read_ahead()
     options = model.options
     api = create_app(model, **options)
+    relayed = _marked(create_app(model, body_limit=_NO_LIMIT))
+    expected = secret.encode()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         nonlocal api, options
@@ -137,10 +149,30 @@ def create_single_app(model: SingleModel) -> App:
             api = create_app(model, **options)
         # Serve passes the path that leads to the application as `root_path`, which routers remove; here paths are
         # complete. An application that no path leads to has none.
-        is_direct = scope.get("root_path", "").endswith(direct_path(model.name))
-        await (api if is_direct or model.on_path else _not_direct)({**scope, "root_path": ""}, receive, send)
+        root = scope.get("root_path", "")
+        scope = {**scope, "root_path": ""}
+        given = next((value for name, value in scope.get("headers", ()) if name == _RELAY_HEADER), b"")
+        if secret and hmac.compare_digest(given, expected):
+            await relayed(scope, receive, send)
+        else:
+            is_direct = root.endswith(direct_path(model.name))
+            await (api if is_direct or model.on_path else _not_direct)(scope, receive, send)
 
     return app
+
+
+def _marked(app: App) -> App:
+    """The application, whose answers say that it made them, not Serve."""
+
+    async def marked(scope: Scope, receive: Receive, send: Send) -> None:
+        async def mark(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (_RELAY_HEADER, b"1")]
+            await send(message)
+
+        await app(scope, receive, mark)
+
+    return marked
 
 
 async def _not_direct(scope: Scope, receive: Receive, send: Send) -> None:

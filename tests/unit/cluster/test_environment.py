@@ -48,7 +48,7 @@ def test_replicas_get_the_same_from_every_deployer(monkeypatch: pytest.MonkeyPat
     assert cluster.replica_runtime_env(user_code=True)["env_vars"]["MAAS_TRUST_REMOTE_CODE"] == "False"
     # Serve sets a deployer's working directory if the key is missing.
     assert cluster.replica_runtime_env(user_code=False) == {
-        "env_vars": {"MAAS_DATABASE": "", "MAAS_MLFLOW": ""},
+        "env_vars": {"MAAS_DATABASE": "", "MAAS_MLFLOW": "", "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"},
         "working_dir": None,
     }
 

@@ -72,7 +72,7 @@ class Renderer:
                         ready = ""  # at the end it waits for what ends the stream
                     delta = await anext(rest, None)
         except RequestError as error:
-            yield (ready + _event(error_shape(error))).encode()
+            yield ready.encode() + error_event(error)
             return
         if include_usage:
             ready += events.usage(self._usage(last))
@@ -178,6 +178,11 @@ _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 def _event(document: dict[str, Any]) -> str:
     return f"data: {_json(document)}\n\n"
+
+
+def error_event(error: RequestError) -> bytes:
+    """The last event of a stream that failed."""
+    return _event(error_shape(error)).encode()
 
 
 def model_card(name: str, created: int, parent: str | None = None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from maas_ray.errors import RequestError
 from maas_ray.serve.api.model_calls import Answer, Usage
 from maas_ray.serve.api.open_inference.tensors import InferBody
 from maas_ray.serve.api.predict import PredictBody
+from maas_ray.serve.api.relay import RELAY_HEADER
 from maas_ray.serve.caller import ANONYMOUS, Caller
 from maas_ray.serve.replicas import direct
 from maas_ray.serve.replicas.direct import SingleModel, create_single_app
@@ -117,3 +118,26 @@ def test_replicas_answer_for_a_moment_after_their_path_has_moved(
     model.update(route("m", "generate"), direct=False)
     asked = {"model": "m", "prompt": "x"}
     assert send(app, "POST", "/v1/completions", json=asked | {"stream": True}).status_code == status
+
+
+@pytest.mark.parametrize("root", ["", "/v2/models/m"])
+def test_a_gateway_that_knows_the_secret_is_answered_on_any_path(root: str) -> None:
+    app = create_single_app(SingleModel(Replica(), route("m", "predict")), "s3cret")
+
+    def post(secret: str | None, path: str = "/v2/models/m/infer", size: int = 3) -> httpx.Response:
+        headers = {} if secret is None else {RELAY_HEADER: secret}
+        return send(app, "POST", f"/v2/models/m{path}", root_path=root, content="x" * size, headers=headers)
+
+    answered = post("s3cret", size=20_000_000)  # the gateway has checked its size
+    assert (answered.status_code, answered.headers[RELAY_HEADER]) == (200, "1")
+    assert post("s3cret", "/v1/models/m/predict").status_code == 200
+    refused = post("s3cret", "/v1/models/other/predict")
+    assert (refused.status_code, refused.headers[RELAY_HEADER]) == (404, "1")
+    for wrong in (None, "", "s3cre", "S3CRET", "1"):
+        answer = post(wrong)
+        assert (answer.status_code, RELAY_HEADER in answer.headers) == (200 if root else 404, False)
+
+
+def test_without_a_secret_no_header_opens_a_replica() -> None:
+    app = create_single_app(SingleModel(Replica(), route("m", "predict")))
+    assert send(app, "POST", "/v2/models/m/infer", content="x", headers={RELAY_HEADER: ""}).status_code == 404
