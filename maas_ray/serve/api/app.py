@@ -36,6 +36,7 @@ from maas_ray.serve.text.types import TextRequest
 
 _Read = TypeVar("_Read")
 _PARSER = ThreadPoolExecutor(1, "bodies")
+_OFTEN = ("/v2/models/{name}/infer", "/v1/completions", "/v1/chat/completions")
 _COMPRESSION_LEVEL = 1  # the fastest
 _COMPRESS: dict[str, Callable[[bytes, int], bytes]] = {"gzip": gzip.compress, "deflate": zlib.compress}
 
@@ -97,7 +98,8 @@ def create_app(
         HttpRoute("/v2", endpoints.server),
         HttpRoute("/openapi.json", endpoints.openapi),
     ]
-    api = _Api(routes=routes)
+    # They are tried one after the other.
+    api = _Api(routes=sorted(routes, key=lambda route: route.path not in _OFTEN))
     api.router.redirect_slashes = False
     shapes = {"/v2": open_inference.error_shape, "": responses.error_shape}
     text_limit = body_limit if text_body_limit is None else text_body_limit
