@@ -38,6 +38,37 @@ class Taken(NamedTuple):
     learning_rate: float
 
 
+class _Weights(NamedTuple):
+    """The weights of the rows of a step.
+
+    Args:
+        rows: of this worker's, int64 [n].
+        total: the sum over all workers: a number, or a tensor [1] on the device.
+        summing: the all-reduce of that tensor. None: `total` is known.
+    """
+
+    rows: np.ndarray
+    total: Any
+    summing: Any = None
+
+    def weighted(self, loss: Any, part: slice, passes: int) -> Any:
+        """The loss of a pass times its share of the weight.
+
+        The sum stays on the device, so that no worker waits for the others or for its GPU before its forward pass.
+
+        Args:
+            loss: the mean over the rows of the pass.
+            part: these rows.
+            passes: the passes of the step on all workers.
+        """
+        share = int(self.rows[part].sum()) * passes
+        if self.summing is None:
+            weight = share / max(1, self.total)
+            return loss if weight == 1.0 else loss * weight
+        self.summing.wait()
+        return loss * (share / self.total.double().clamp(min=1)).to(loss.dtype).squeeze(0)
+
+
 class Steps:
     """Takes optimizer steps.
 
@@ -89,13 +120,13 @@ class Steps:
         """
         engine = self._engine
         learning_rate = float(engine.get_lr()[0])
-        weights, total = self._weights(step, rows, count)
+        weights = self._weights(step, rows, count)
         tries, scale = 0, dynamic_loss_scale(engine)
         dynamic = scale is not None
         while True:
             try:
                 batches = prepared or self._batches.of_step(step, rows, self._micro_batch)
-                losses = self._forward_and_backward(batches, weights, total)
+                losses = self._forward_and_backward(batches, weights)
             except Exception as error:
                 # DeepSpeed raises a plain exception at the smallest loss scale.
                 if not (dynamic and str(error).startswith("Current loss scale already at minimum")):
@@ -116,10 +147,10 @@ class Steps:
             raise NonFiniteLossError(step, math.inf, self._advice(), of="gradient norm")
         return Taken(losses, applied, learning_rate)
 
-    def _weights(self, step: int, rows: Rows, count: int) -> tuple[np.ndarray, int]:
-        """The weight of each of this worker's rows, and the sum over all rows of the step on all workers."""
+    def _weights(self, step: int, rows: Rows, count: int) -> "_Weights":
+        """The weights of this worker's rows, and their sum over all workers, which is waited for when it is needed."""
         if not self._weighs:
-            return np.ones(count, np.int64), self._plan.rows_in(step - 1)
+            return _Weights(np.ones(count, np.int64), self._plan.rows_in(step - 1))
         import torch
 
         weights = self._task.weights(rows) if count else np.zeros(0, np.int64)
@@ -129,11 +160,10 @@ class Steps:
                 f"it returned {weights.dtype} {list(weights.shape)}.",
                 code="invalid_weights",
             )
-        total = torch.tensor([int(weights.sum())], device=self._rank.device)
-        torch.distributed.all_reduce(total)
-        return weights, int(total.item())
+        total = torch.tensor([int(weights.sum())]).to(self._rank.device, non_blocking=True)
+        return _Weights(weights, total, torch.distributed.all_reduce(total, async_op=True))
 
-    def _forward_and_backward(self, batches: Iterator[Batch], weights: np.ndarray, total: int) -> list[Any]:
+    def _forward_and_backward(self, batches: Iterator[Batch], weights: "_Weights") -> list[Any]:
         """The passes of one step over this worker's rows, and the update; gives the weighted loss of each pass.
 
         Every unit of weight counts the same in a step. DeepSpeed takes the mean over passes and workers, so each
@@ -144,12 +174,10 @@ class Steps:
         losses = []
         for start in range(0, self._passes * self._micro_batch, self._micro_batch):
             part = slice(start, start + self._micro_batch)
-            if len(weights[part]):
+            if len(weights.rows[part]):
                 self._spare = next(batches)
-            weight = int(weights[part].sum()) * self._passes * self._rank.world / max(1, total)
             loss = self._task.loss(self._engine, self._spare or self._batches.any_row())
-            if weight != 1.0:
-                loss = loss * weight
+            loss = weights.weighted(loss, part, self._passes * self._rank.world)
             self._engine.backward(loss * missing_loss_scale(self._engine))
             self._engine.step()
             losses.append(loss.detach())

@@ -314,7 +314,8 @@ class Overflowing:
 
 
 def steps(engine: Overflowing, task: Weighing, said: list[str], monkeypatch: pytest.MonkeyPatch) -> Steps:
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda _: None)  # this worker is alone
+    alone = SimpleNamespace(wait=lambda: None)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda _, async_op: alone)
     plan = Plan(np.array([8]), 8, 1, 1, 0)
     rank = Rank(0, 0, 1, torch.device("cpu"))
     return Steps(
