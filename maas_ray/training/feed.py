@@ -11,6 +11,7 @@ import numpy as np
 from maas_ray.data.dataset import PreparedDataset
 from maas_ray.ray_private.data import range_datasource
 from maas_ray.training.plan import Plan
+from maas_ray.training.worker.ahead import Ahead
 
 EPOCH = "epoch"
 _SPLIT = "train"
@@ -23,21 +24,44 @@ def batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """One worker's rows of each step from `start_step` on: stored columns [n, *shape], `index` and `epoch` int64 [n].
 
-    If a worker has no rows in the short last step, there is no batch for it.
-
-    The Ray Data tasks reserve no CPU, so that a cluster whose CPUs are all reserved by training workers still feeds
-    them. At most two tasks run at a time for each worker.
+    If a worker has no rows in the short last step, there is no batch for it. The first read is made here, because Ray
+    Data takes most of a second to start, which it does meanwhile.
     """
-    import ray.data
-    from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
-
     reads = plan.reads(rank, workers, start_step, max(1, _READ_BYTES // _row_bytes(dataset)))
     if not reads:
         return
+    with Ahead(_blocks(dataset, plan, rank, workers, reads[1:])) as blocks:
+        held = rows_of(dataset, plan, rank, workers, *reads[0])
+        for step in range(start_step, plan.total_steps):
+            low, high = plan.share(step, rank, workers)
+            while len(held["index"]) < high - low:
+                block = next(blocks)
+                held = {name: np.concatenate([held[name], block[name]]) for name in block}
+            if high > low:
+                yield {name: values[: high - low] for name, values in held.items()}
+                held = {name: values[high - low :] for name, values in held.items()}
+
+
+def _blocks(
+    dataset: PreparedDataset, plan: Plan, rank: int, workers: int, reads: list[tuple[int, int]]
+) -> Iterator[dict[str, np.ndarray]]:
+    """A worker's rows of each read, by Ray Data tasks; on its own node, unless that has no room.
+
+    The tasks reserve no CPU, so that a cluster whose CPUs are all reserved by training workers still feeds them. At
+    most two tasks run at a time for each worker.
+    """
+    if not reads:
+        return
+    import ray.data
+    from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
+    node = ray.get_runtime_context().get_node_id()
+    context.scheduling_strategy = NodeAffinitySchedulingStrategy(node, soft=True)
     context.execution_options.resource_limits = ExecutionResources(object_store_memory=_AHEAD_BYTES)
 
     def read(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -49,17 +73,8 @@ def batches(
     pool = TaskPoolStrategy(size=2)
     source = ray.data.read_datasource(numbers, num_cpus=0, compute=pool, override_num_blocks=len(reads))
     stream = source.map_batches(read, batch_size=None, num_cpus=0, compute=pool)
-    # Whole blocks are cut into batches here: slicing an array is free, while a batch of Ray Data costs CPU in the step.
-    blocks = iter(stream.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2))
-    held: dict[str, np.ndarray] = {}
-    for step in range(start_step, plan.total_steps):
-        low, high = plan.share(step, rank, workers)
-        while (len(held["index"]) if held else 0) < high - low:
-            block = next(blocks)
-            held = {name: np.concatenate([held[name], block[name]]) for name in block} if held else block
-        if high > low:
-            yield {name: values[: high - low] for name, values in held.items()}
-            held = {name: values[high - low :] for name, values in held.items()}
+    # `batches` cuts whole blocks: slicing an array is free, while a batch of Ray Data costs CPU in the step.
+    yield from stream.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
 
 
 def rows_of(
