@@ -28,7 +28,8 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from maas_ray.errors import Problem, SpecError
+from maas_ray.errors import InvalidError, Problem, SpecError
+from maas_ray.redact import hide_secrets
 from maas_ray.spec import Spec
 from maas_ray.spec.problems import closest
 
@@ -79,6 +80,13 @@ class Settings(Spec):
             "database": f"sqlite:///{home}/maas.db",
         }
         filled = {**values, "home": str(home)} | {k: v for k, v in defaults.items() if not values.get(k)}
+        if hide_secrets(filled["storage"]) != filled["storage"]:
+            raise InvalidError(
+                "plain_password",
+                "storage: contains a password or a key, and URIs below it are recorded with every dataset, run and "
+                "version. Write the URI without it, and set it where Ray starts, on every node: in a variable of the "
+                "storage (AWS_…), or of fsspec (FSSPEC_SFTP_PASSWORD for sftp://).",
+            )
         return {name: _absolute(name, value) for name, value in filled.items()}
 
     @classmethod

@@ -355,9 +355,10 @@ class Worker:
 
     def _row(self, raw: Raw) -> "_Row":
         from maas_ray.batch.answering import request_of
+        from maas_ray.data.pipeline.rows import printable
 
         work = self._work
-        kept = {"path": _printable(raw.path), "position": raw.position}
+        kept = {"path": printable(raw.path), "position": raw.position}
         nulled: list[str] = []
         request = request_of(self._model.task, work.fields, work.spec.parameters, raw)
         if raw.row is not None and not isinstance(request, Exception):
@@ -373,12 +374,14 @@ class Worker:
         return _Row(raw, kept, request, tuple(nulled))
 
     def _write(self, output: writing.Output, rows: "Sequence[_Row]", answers: Sequence[Any]) -> None:
+        from maas_ray.data.pipeline.rows import printable
+
         good, broken = [], []
         for row, answer in zip(rows, answers, strict=True):
             if isinstance(answer, Exception):
                 problem = str(answer) or type(answer).__name__
                 origin = {"path": row.kept["path"], "position": row.raw.position, "rows": row.raw.rows}
-                broken.append(origin | {"error": _printable(problem), "excerpt": row.raw.excerpt})
+                broken.append(origin | {"error": printable(problem), "excerpt": row.raw.excerpt})
             else:
                 good.append(row.kept | writing.answer_values(answer, self._schema))
                 output.nulled.update(row.nulled)
@@ -394,7 +397,3 @@ class _Row:
     kept: dict[str, Any]
     request: Any
     nulled: tuple[str, ...]
-
-
-def _printable(text: str) -> str:
-    return text.encode(errors="backslashreplace").decode()

@@ -19,6 +19,7 @@ from maas_ray.cli.options import (
     print_lines,
     spec_of,
 )
+from maas_ray.terminal.lines import print_json
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -149,7 +150,7 @@ def evaluate(
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         report = verb(spec_of(EvaluateSpec, target, "evaluate", [*named, *(overrides or ())]))
     if as_json:
-        print(json.dumps(report.document(), indent=2, ensure_ascii=False))
+        print_json(report.document())
     else:
         evaluations.show_report(*reports.find(report.uri))
 

@@ -25,6 +25,7 @@ from maas_ray.data.profile import PROFILE_FILE, merge, to_json
 from maas_ray.data.shards import write_table
 from maas_ray.data.spec import PrepareSpec
 from maas_ray.errors import ConflictError
+from maas_ray.redact import without_secrets
 from maas_ray.spec import digest_of
 from maas_ray.storage import FileEntry
 
@@ -46,7 +47,7 @@ def commit(spec: PrepareSpec, plan: Plan, built: Built, attempt: str) -> Prepare
     meta = DatasetMeta(
         name=spec.dataset,
         fingerprint=plan.fingerprint,
-        spec=spec.document(),
+        spec=without_secrets(spec.document()),
         columns={name: StoredColumn(dtype=c.dtype, shape=c.shape) for name, c in built.task.stored.items()},
         splits=splits,
         counts=counts,

@@ -27,7 +27,7 @@ def inspect(source: AnySource, file: InputFile, columns: tuple[str, ...], before
     try:
         inspected = Inspected(file, stamp=source.stamp(file))
         if before is not None and before.stamp == inspected.stamp:
-            return before
+            return replace(before, file=file)  # a recorded URI has no passwords
         return source.inspect(inspected, source.mapping(columns))
     except (OSError, MaasError) as error:
         text = f"{file.uri} cannot be read: {str(error).removeprefix(file.uri).lstrip(': ')}"

@@ -1,16 +1,18 @@
 """Terminal output: lines, tables, and progress that fits a terminal or a log file."""
 
+import json
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as _Bar
 from rich.table import Table
 
-from maas_ray.redact import hide_secrets
+from maas_ray.redact import hide_secrets, without_secrets
 
 _LINE_SECONDS = 5.0
 _PIPE_WIDTH = 200  # a pipe has no width, and its lines should not wrap
@@ -27,9 +29,21 @@ def say(message: str) -> None:
     sys.stdout.flush()
 
 
+def print_json(document: Any) -> None:
+    """Print a document as JSON, without the secrets of its URLs."""
+    print(json.dumps(without_secrets(document), indent=2, ensure_ascii=False, default=str))
+
+
+class _Table(Table):
+    """A table that shows no secrets of URLs."""
+
+    def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
+        super().add_row(*(hide_secrets(cell) if isinstance(cell, str) else cell for cell in cells), **options)
+
+
 def new_table(*columns: str) -> Table:
     """A plain table with these headings. A cell that is too wide is folded."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = _Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
     return table

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from maas_ray.settings import Settings, exists
 from maas_ray.tasks import find_task
-from maas_ray.terminal.lines import new_table, say, show_table
+from maas_ray.terminal.lines import new_table, print_json, say, show_table
 
 if TYPE_CHECKING:
     from maas_ray.serve.deployment.drift import Difference
@@ -22,7 +22,7 @@ def show_endpoints(settings: Settings, *, as_json: bool = False) -> None:
     """Print all endpoints."""
     endpoints = listed(settings)
     if as_json:
-        print(json.dumps([asdict(endpoint) for endpoint in endpoints], indent=2, default=str))
+        print_json([asdict(endpoint) for endpoint in endpoints])
     elif endpoints:
         show_table(_endpoints_table(endpoints))
     else:
@@ -39,7 +39,7 @@ def show_history(settings: Settings, name: str, *, as_json: bool = False) -> Non
 
     served = history(name, settings=settings)
     if as_json:
-        print(json.dumps([asdict(entry) for entry in served], indent=2, default=str))
+        print_json([asdict(entry) for entry in served])
         return
     if not served:
         say(f"{name} has not served a version yet")
@@ -54,7 +54,7 @@ def show_history(settings: Settings, name: str, *, as_json: bool = False) -> Non
 def show_differences(differences: "list[Difference]", *, as_json: bool = False) -> None:
     """Print differences between the desired state and the cluster."""
     if as_json:
-        print(json.dumps([asdict(difference) for difference in differences], indent=2))
+        print_json([asdict(difference) for difference in differences])
     elif not differences:
         say("no differences")
     else:

@@ -1,6 +1,5 @@
 """Models and their versions, for a person or as JSON."""
 
-import json
 import textwrap
 from typing import Any
 
@@ -11,7 +10,7 @@ from maas_ray.errors import NotFoundError, StorageError
 from maas_ray.registry.versions import ModelVersion, Registry
 from maas_ray.settings import Settings, exists
 from maas_ray.tasks import find_task
-from maas_ray.terminal.lines import new_table, say, show_table
+from maas_ray.terminal.lines import new_table, print_json, say, show_table
 
 # The list shows the newest versions and those with an alias; older ones are counted.
 _NEWEST = 3
@@ -37,7 +36,7 @@ def show_models(settings: Settings, name: str | None, *, as_json: bool = False) 
         raise NotFoundError(f"unknown model {name!r}; registered: {known}.", code="unknown_model")
     shown = models[name] if name is not None else [version for versions in models.values() for version in versions]
     if as_json:
-        print(json.dumps([document_of(version) for version in shown], indent=2))
+        print_json([document_of(version) for version in shown])
     elif not shown:
         say("models     none; `maas train SPEC` registers one")
     elif name is None:
@@ -105,7 +104,7 @@ def _show_one(version: ModelVersion, *, as_json: bool) -> None:
 
     if as_json:
         reports = [report.find(evaluation.uri)[0].document() for evaluation in version.evaluations]
-        print(json.dumps([{**document_of(version), "evaluations": reports}], indent=2, ensure_ascii=False))
+        print_json([{**document_of(version), "evaluations": reports}])
         return
     _show_version(version, spec=True)
     for evaluation in version.evaluations:

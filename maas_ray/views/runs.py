@@ -4,7 +4,6 @@ Everything is read from MLflow, which knows only what the driver reported. A run
 there until it is started again, so a running one shows the time of its last report.
 """
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from maas_ray.registry.versions import TAG_TASK, Registry
 from maas_ray.settings import Settings, exists
 from maas_ray.tasks import Task, find_task
 from maas_ray.terminal.curves import Chart, Points, Series, draw, finite, short, write_png
-from maas_ray.terminal.lines import console, duration, new_table, say, show_table
+from maas_ray.terminal.lines import console, duration, new_table, print_json, say, show_table
 from maas_ray.training import events
 from maas_ray.training.runs.record import TAG_IDENTITY, TAG_PACKAGES, TAG_REVISION, TAG_RUN, TAG_TOTAL_STEPS
 
@@ -360,7 +359,7 @@ def _charts(run: Run, points: dict[str, Points]) -> list[Chart]:
 
 
 def _print_json(document: Any) -> None:
-    print(json.dumps(_plain(document), indent=2))
+    print_json(_plain(document))
 
 
 def _plain(value: Any) -> Any:

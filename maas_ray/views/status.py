@@ -1,13 +1,12 @@
 """The cluster, jobs, models and endpoints on one screen, for a person or as JSON."""
 
-import json
 import time
 from dataclasses import asdict
 from typing import Any
 
 from maas_ray import cluster as clusters
 from maas_ray.settings import Settings
-from maas_ray.terminal.lines import duration, say
+from maas_ray.terminal.lines import duration, print_json, say
 from maas_ray.views import endpoints, models
 
 
@@ -20,7 +19,7 @@ def show_status(settings: Settings, *, as_json: bool = False) -> None:
             "models": models.documents(settings),
             "endpoints": [asdict(endpoint) for endpoint in endpoints.listed(settings)],
         }
-        print(json.dumps(document, indent=2, default=str))
+        print_json(document)
         return
     if cluster is None:
         say("cluster    not running; `maas up` starts one")

@@ -5,8 +5,8 @@ import pickle
 import pytest
 
 from maas_ray.errors import SpecError, StorageError
-from maas_ray.redact import hide_secrets
-from maas_ray.terminal.lines import say
+from maas_ray.redact import hide_secrets, without_secrets
+from maas_ray.terminal.lines import new_table, print_json, say, show_table
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,7 @@ from maas_ray.terminal.lines import say
         ("https://b.s3/x?X-Amz-Signature=ab12&X-Amz-Credential=AK/1", "…?X-Amz-Signature=***&X-Amz-Credential=***"),
         ("https://h/x?api_key=k; then", "https://h/x?api_key=***; then"),
         ("ftp://:secret@h/x and s3://bucket/a", "ftp://:***@h/x and s3://bucket/a"),
+        ("postgresql://reader:${DB_PASSWORD}@db/shop?sslpassword=${KEY}", None),
         ("http://host:8000/v2/models/a@b", None),
         ("http://localhost:8265?design=1", None),
         ("mail ann:x@example.com", None),
@@ -46,3 +47,18 @@ def test_errors_and_lines_show_none(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert "hunter2" not in shown
         assert "postgresql://maas:***@db/maas" in shown
+
+
+def test_documents_and_tables_show_none(capsys: pytest.CaptureFixture[str]) -> None:
+    document = {"runs": [{"path": "sftp://ann:hunter2@host/x"}, 3, None], "url": ("https://h/x?sig=hunter2",)}
+    assert without_secrets(document) == {
+        "runs": [{"path": "sftp://ann:***@host/x"}, 3, None],
+        "url": ["https://h/x?sig=***"],
+    }
+    print_json(document)
+    table = new_table("URI")
+    table.add_row("sftp://ann:hunter2@host/x")
+    show_table(table)
+    shown = capsys.readouterr().out
+    assert shown.count("sftp://ann:***@host/x") == 2
+    assert "hunter2" not in shown

@@ -27,6 +27,16 @@ def test_home_is_absolute_whatever_was_written(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.parametrize(
+    "storage", ["sftp://ann:hunter2@host/maas", "https://host/maas?sig=hunter2", "s3://K:hunter2@b/x"]
+)
+def test_storage_must_not_contain_secrets(storage: str) -> None:
+    """URIs below it are recorded, and workers' environments, which the dashboard shows, contain it."""
+    with raises(SpecError, "plain_password", "FSSPEC_SFTP_PASSWORD") as caught:
+        Settings.from_environment({"MAAS_STORAGE": storage})
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("name", "value", "absolute"),
     [
         ("database", "sqlite:///maas.db", "sqlite:///{}/maas.db"),

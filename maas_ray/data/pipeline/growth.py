@@ -23,7 +23,7 @@ from maas_ray.data.dataset import INDEX_DIRECTORY, INPUTS_DIRECTORY, TASK_DIRECT
 from maas_ray.data.manifest import Split
 from maas_ray.data.names import FILE_COLUMNS, SPLITS
 from maas_ray.data.pipeline.index import RowIndex
-from maas_ray.data.pipeline.rows import PART_BITS
+from maas_ray.data.pipeline.rows import PART_BITS, printable
 from maas_ray.data.profile import PROFILE_FILE, Profile, from_json
 from maas_ray.data.reading import Inspected
 from maas_ray.data.sources import TABLES, AnySource, InputFile
@@ -203,7 +203,7 @@ def inputs_of(numbered: list[list[Inspected]], parts: Counter[tuple[int, str]]) 
         {
             "source": number,
             "relative": file.file.relative,
-            "uri": file.file.uri.encode(errors="backslashreplace").decode(),
+            "uri": printable(file.file.uri),
             "sha256": file.sha256,
             "stamp": file.stamp,
             "size": file.file.size,

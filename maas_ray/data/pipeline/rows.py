@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from maas_ray.data.names import SPLITS
+from maas_ray.redact import hide_secrets
 from maas_ray.tasks import Row
 
 KEPT, EMPTY, QUARANTINED = "", "empty", "quarantined"
@@ -86,9 +87,13 @@ def excerpt_of(row: Row) -> bytes:
 
 
 @lru_cache(1 << 10)
+@lru_cache(1 << 10)
 def printable(text: str) -> str:
-    """The text with escapes for characters that UTF-8 cannot encode. A file name on Linux may contain such bytes."""
-    return text.encode(errors="backslashreplace").decode()
+    """The text as it is stored: without secrets of URLs, and with escapes for characters that UTF-8 cannot encode.
+
+    A file name on Linux may contain such bytes.
+    """
+    return hide_secrets(text).encode(errors="backslashreplace").decode()
 
 
 class Packer:

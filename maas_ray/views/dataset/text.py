@@ -13,7 +13,7 @@ from maas_ray.data.names import SPLITS
 from maas_ray.data.profile import Names, Numbers, document_of
 from maas_ray.settings import Settings
 from maas_ray.tasks.traits import Curve, Picture, Sound
-from maas_ray.terminal.lines import new_table, say, show_table
+from maas_ray.terminal.lines import new_table, print_json, say, show_table
 from maas_ray.views.dataset.dropped import Dropped, Pair, Row
 from maas_ray.views.dataset.escape import escaped, number, share, size
 from maas_ray.views.dataset.histograms import bars, edges
@@ -33,7 +33,7 @@ def show_datasets(settings: Settings, *, as_json: bool = False) -> None:
     """Print the list of datasets."""
     listed = datasets(settings)
     if as_json:
-        print(json.dumps([asdict(one) for one in listed], indent=2, default=str))
+        print_json([asdict(one) for one in listed])
         return
     if not listed:
         say("datasets   none; `maas prepare SPEC` creates one")

@@ -153,6 +153,31 @@ def test_a_dataset_in_a_bucket_is_reused_and_grows(lake: S3FileSystem, capsys: p
     assert stamp("s3://lake/lines/new.jsonl") != before
 
 
+def test_the_signature_of_a_url_is_stored_nowhere(
+    server: str, lake: S3FileSystem, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A signed URL is a password for its time. It does not decide the dataset's identity either."""
+    lines = [json.dumps({"text": sentence(number)}) for number in range(20)]
+    lake.pipe_file("lake/signed.jsonl", "\n".join([*lines, lines[0], "{not json", ""]).encode())
+
+    def signed(signature: str) -> PrepareSpec:
+        url = f"{server.replace('://', '://reader:planted-password@')}/lake/signed.jsonl?X-Amz-Signature={signature}"
+        return text_spec(sources=[{"format": "jsonl", "path": url}], splits={}, max_quarantined=0.2)
+
+    first = prepare(signed("planted-signature"), settings=PLACE)
+    assert (first.meta.counts.read, first.meta.counts.quarantined, first.meta.counts.duplicates) == (22, 1, 1)
+    names = lake.find("lake/storage")
+    for name in names:
+        content = lake.cat_file(name)
+        if name.endswith(".parquet"):
+            content += repr(pq.read_table(io.BytesIO(content)).to_pylist()).encode()
+        assert b"planted" not in content, name
+    (source,) = first.meta.spec["sources"]
+    assert source["path"].endswith("@" + server.partition("://")[2] + "/lake/signed.jsonl?X-Amz-Signature=***")
+    assert prepare(signed("another-signature"), settings=PLACE).artifact == first.artifact
+    assert "planted" not in capsys.readouterr().out
+
+
 def test_a_table_names_images_in_a_bucket(lake: S3FileSystem) -> None:
     paths = []
     for number in range(40):
