@@ -15,6 +15,7 @@ from fsspec.utils import glob_translate
 from maas_ray import storage
 from maas_ray.data.sources.base import MAX_BYTES, InputFile, Source
 from maas_ray.errors import DataError, InvalidError
+from maas_ray.redact import hide_secrets
 
 PYTHON_STDLIB = "PYTHON_STDLIB"
 _LAYOUTS = {
@@ -120,10 +121,12 @@ def _listed(source: Files) -> list[InputFile]:
     chosen = _chooser(source, usual, whole=len(entries) == 1 and inner in entries)
     files: list[InputFile] = []
     others: list[InputFile] = []
+    above = hide_secrets(root).rstrip("/")
     for name, info in sorted(entries.items()):
         # A link to a file counts as that file. A link to a directory is not followed, because it may be circular.
         if info["type"] == "file" or (info.get("islink") and fs.isfile(name)):
-            relative = name.removeprefix(root.rstrip("/")).lstrip("/").encode(errors="backslashreplace").decode()
+            # A path below the source identifies a file. The signature of its URL does not, and is not recorded.
+            relative = hide_secrets(name).removeprefix(above).lstrip("/").encode(errors="backslashreplace").decode()
             uri = name if local else fs.unstrip_protocol(name)
             file = InputFile(uri, relative, int(info["size"] or 0))
             (files if chosen(relative) else others).append(file)
