@@ -118,7 +118,7 @@ def _for_browsers(app: App, origins: Sequence[str]) -> App:
         allow_origins=origins,
         allow_methods=("GET", "POST"),
         allow_headers=("*",),
-        expose_headers=("x-request-id", CLIENT_ID_HEADER, "retry-after", LENGTH_HEADER),
+        expose_headers=("x-request-id", CLIENT_ID_HEADER, "retry-after", "x-should-retry", LENGTH_HEADER),
     )
 
 
