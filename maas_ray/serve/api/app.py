@@ -98,8 +98,8 @@ def create_app(
         HttpRoute("/v2", endpoints.server),
         HttpRoute("/openapi.json", endpoints.openapi),
     ]
-    # They are tried one after the other.
-    api = _Api(routes=sorted(routes, key=lambda route: route.path not in _OFTEN))
+    routes.sort(key=lambda route: route.path not in _OFTEN)  # they are tried one after the other
+    api = _Api(routes=routes)
     api.router.redirect_slashes = False
     shapes = {"/v2": open_inference.error_shape, "": responses.error_shape}
     text_limit = body_limit if text_body_limit is None else text_body_limit
