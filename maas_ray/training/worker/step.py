@@ -65,8 +65,12 @@ class _Weights(NamedTuple):
         if self.summing is None:
             weight = share / max(1, self.total)
             return loss if weight == 1.0 else loss * weight
+        import torch
+
         self.summing.wait()
-        return loss * (share / self.total.double().clamp(min=1)).to(loss.dtype).squeeze(0)
+        # As with a number: no loss is multiplied in less than 32 bits.
+        weight = (share / self.total.double().clamp(min=1)).to(torch.promote_types(loss.dtype, torch.float32))
+        return (loss * weight.squeeze(0)).to(loss.dtype)
 
 
 class Steps:

@@ -12,7 +12,7 @@ from maas_ray.errors import DataError, NonFiniteLossError
 from maas_ray.training.plan import Plan
 from maas_ray.training.worker.batches import Batches
 from maas_ray.training.worker.job import Rank
-from maas_ray.training.worker.step import MAX_TRIES, Steps
+from maas_ray.training.worker.step import MAX_TRIES, Steps, _Weights
 from tests.support import ranks, weighing
 from tests.support.bundles import image_task
 from tests.support.errors import raises
@@ -357,3 +357,17 @@ def test_weights_must_be_an_integer_for_each_row(
     engine = Overflowing(Perceptron().build(task), overflows=0)
     with raises(DataError, "invalid_weights", "Weighing", named):
         steps(engine, task, [], monkeypatch).take(1, weighing.rows(8), 8)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_sum_on_the_device_weighs_as_a_number_does(precision: torch.dtype) -> None:
+    loss = torch.tensor(100.0, dtype=precision)
+    summed = _Weights(np.array([1, 2, 4]), torch.tensor([21]), SimpleNamespace(wait=lambda: None))
+
+    weighted = summed.weighted(loss, slice(0, 2), 2)  # 2/7, which 16 bits do not hold
+
+    assert weighted.dtype == precision
+    assert weighted.shape == ()
+    assert (
+        weighted.item() == _Weights(summed.rows, 21).weighted(loss, slice(0, 2), 2).item() == (loss * (6 / 21)).item()
+    )
