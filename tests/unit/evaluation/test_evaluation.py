@@ -3,6 +3,7 @@
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from maas_ray.evaluation.intervals import affordable, count, differences, interv
 from maas_ray.evaluation.measure import _check_numbers
 from maas_ray.evaluation.plots import plots
 from maas_ray.evaluation.report import Report, Slice, find, keep
+from maas_ray.evaluation.run import _check_features
 from maas_ray.evaluation.tables import details, word_errors
 from maas_ray.registry.versions import Registry
 from maas_ray.settings import Settings
+from maas_ray.storage import FileEntry
 from maas_ray.tasks.metrics import CountedMetrics, classification, counted_classification, regression
 from maas_ray.views.evaluations import show_report
 from tests.support import bundles
@@ -143,6 +146,23 @@ def test_outcomes_that_are_not_finite_are_named_with_their_row(value: float) -> 
 
     with raises(DataError, "outcome_not_finite", "`target`", "2 of 10 rows", f"target {value} for row 4"):
         _check_numbers(outcomes, "sales/1")
+
+
+def test_features_may_differ_in_how_fast_they_are_computed_alone() -> None:
+    def of(prefix: str, **files: str) -> SimpleNamespace:
+        return SimpleNamespace(
+            artifact=SimpleNamespace(files=[FileEntry(prefix + path, 1, files[path]) for path in files])
+        )
+
+    version, same = SimpleNamespace(reference="m/1"), {"task.json": "a" * 64, "tokenizer.json": "b" * 64}
+    old = of("", **same)  # from before the file was written
+    dataset = of("task/", **same, **{"acceleration.json": "c" * 64})
+    dataset.name = "d"
+    _check_features(version, old, dataset)
+
+    dataset.artifact.files.append(FileEntry("task/labels.json", 1, "d" * 64))
+    with raises(DataError, "features_differ", "labels.json"):
+        _check_features(version, old, dataset)
 
 
 @pytest.mark.parametrize(("defined", "known"), [(6, True), (5, True), (4, False), (0, False)])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, normalizers, processors
+from tokenizers import AddedToken, Tokenizer, normalizers, processors, trainers
 
 from maas_ray.tasks import Ragged, load_task
 from maas_ray.tasks.task import ACCELERATION_FILE
@@ -193,6 +193,15 @@ def test_a_pattern_that_is_cut_differently_is_noticed(both: Callable[[str], tupl
     assert difference(tokenizer, fast, CASES, literal=True) is not None
     tokenizer.pre_tokenizer = before
     assert difference(tokenizer, fast, ["", "the", "12"], literal=True) is None
+
+
+def test_bytes_that_a_vocabulary_lacks_refuse_it() -> None:
+    """`tokenizers` drops them, and fastokens does not encode the text."""
+    tokenizer = of_pattern("gpt_2")
+    tokenizer.train_from_iterator(["ascii"], trainers.BpeTrainer(vocab_size=20, show_progress=False))
+
+    assert tokenizer.encode("é").ids == []
+    assert "does not encode" in prove(tokenizer.to_str().encode(), []).refused
 
 
 def test_one_different_document_refuses_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
