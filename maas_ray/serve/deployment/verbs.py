@@ -296,14 +296,14 @@ def _endpoint(record: Record, running: dict[str, Any], url: str, *, routed: bool
         adapters = {adapter.name: adapter.version for adapter in record.route.adapters}
         application = running.get(record.serving_application)
         replicas = drift.running_replicas(application) if application else 0
-        if application is None:
-            state = "down"
+        if application is None:  # with `strategy: recreate`, the old version stops before the new one starts
+            state = "deploying" if record.state is State.DEPLOYING else "down"
         elif not routed:
             state = "not routed"
         elif application["status"] == "UNHEALTHY" or (application["status"] != "RUNNING" and not replicas):
             state = "unhealthy"
-    serves = record.route is not None and state not in ("down", "not routed")
-    url = url if serves else ""
+    answers = record.serving_application in running and state != "not routed"
+    url = url if record.route is not None and answers else ""
     return Endpoint(
         name=record.name,
         version=version,

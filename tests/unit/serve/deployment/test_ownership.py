@@ -13,7 +13,7 @@ from maas_ray.errors import DeploymentError
 from maas_ray.serve.deployment import gateway_routes, ownership, rollout, verbs
 from maas_ray.serve.deployment import serve_control as control
 from maas_ray.serve.deployment.drift import differences, routed, unwanted
-from maas_ray.serve.deployment.endpoints import Endpoints, Record
+from maas_ray.serve.deployment.endpoints import Endpoints, Record, State
 from maas_ray.serve.deployment.gateway_routes import check_gateway
 from maas_ray.serve.deployment.ownership import model_app, other_platform, owner, shared_app
 from maas_ray.serve.deployment.reconcile import reconcile_once
@@ -109,6 +109,9 @@ def test_another_platforms_gateway_is_one_difference() -> None:
     (endpoint,) = verbs._described(PLATFORM, [SERVING], running, "http://localhost:8000")
     assert (endpoint.state, endpoint.url) == ("not routed", "")
     mine = running | {GATEWAY_APP: gateway(ROUTE)}
+    recreated = replace(SERVING, state=State.DEPLOYING)
+    (endpoint,) = verbs._described(PLATFORM, [recreated], {GATEWAY_APP: mine[GATEWAY_APP]}, "http://localhost:8000")
+    assert (endpoint.state, endpoint.url) == ("deploying", "")
     (endpoint,) = verbs._described(PLATFORM, [SERVING], mine, "http://localhost:8000")
     assert (endpoint.state, endpoint.url) == ("serving", "http://localhost:8000")
 
