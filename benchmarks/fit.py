@@ -28,10 +28,12 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from maas_ray.data.pipeline import global_steps, row_steps
-from maas_ray.data.pipeline.blocks import Blocks, quiet, tables
+from maas_ray.data.pipeline.blocks import Blocks, quiet
 from maas_ray.data.pipeline.objects import packed
+from maas_ray.data.pipeline.ordering import training_rows
 from maas_ray.data.pipeline.packing import saved
 from maas_ray.data.pipeline.read_rows import Reading, read_rows
+from maas_ray.data.pipeline.rows import sealed
 from maas_ray.data.reading import Part, inspect
 from maas_ray.data.sources import ParquetSource, list_files
 from maas_ray.data.splits.spec import Splits
@@ -52,18 +54,17 @@ def write_images(path: Path, count: int, side: int) -> None:
 
 
 def ordered_blocks(spec: TaskSpec, path: Path, blocks: int) -> Blocks:
-    """The rows as `prepare` orders them, all in the training split."""
+    """The rows as `prepare` keeps them, all in the training split."""
     source = ParquetSource(path=str(path))
     inspected = [inspect(source, file, spec.columns) for file in list_files(source)]
     parts = [Part(source, file, range(len(file.groups))) for file in inspected]
     rows = pa.concat_tables(read_rows(packed(enumerate(parts)), Reading(spec, Splits(validation=0, test=0))))
-    settled = row_steps.settle(rows)
-    edges = np.linspace(0, len(settled), blocks + 1).astype(int)
-    return [ray.put(settled[low:high].combine_chunks()) for low, high in pairwise(edges)]
+    edges = np.linspace(0, len(rows), blocks + 1).astype(int)
+    return [ray.put(sealed(rows[low:high])) for low, high in pairwise(edges)]
 
 
 def in_driver(spec: TaskSpec, ordered: Blocks) -> Task:
-    return spec.fit(kept.row for table in tables(ordered) for kept in row_steps.kept_rows(table, spec))
+    return spec.fit(kept.row for rows in training_rows(ordered) for kept in row_steps.kept_rows(rows, spec))
 
 
 def in_blocks(spec: TaskSpec, ordered: Blocks) -> Task:

@@ -6,6 +6,7 @@ One row of several duplicates is kept (`survival_rank`, `SURVIVAL_ORDER`):
 2. then the row whose content has the lowest hash, which depends neither on files nor on the order of rows;
 3. for rows whose content is the same to the last byte, the heaviest source, then the source and file named first.
 
+Exact duplicates alone are decided range by range (`exact_keys`, `exact_duplicates`), and nothing comes to the driver.
 A dataset that grows keeps its old rows: a new row never replaces one (`index.OLD`).
 
     rows ──duplicate_keys▶ (key, row) ──sort by key, on the cluster──▶ linked ──▶ edges ──▶ survivors_of ──▶ Decisions
@@ -22,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from maas_ray.data.dedup.components import components, edges, representatives
-from maas_ray.data.splits.hashing import SPLIT_BITS
+from maas_ray.data.splits.hashing import SPLIT_BITS, words_of
 from maas_ray.data.splits.stratify import Ends
 
 KEYS = pa.schema(
@@ -34,6 +35,15 @@ KEYS = pa.schema(
         "exact": pa.bool_(),
     }
 )
+EXACT_KEYS = pa.schema(
+    {
+        "key": pa.int64(),  # the first 128 bits of the digest of the content
+        "more": pa.int64(),
+        "exact": pa.int64(),
+        "weight": pa.float64(),
+        "row": pa.int64(),
+    }
+)
 # Must agree with `survival_rank`, which decides among rows that differ.
 SURVIVAL_ORDER = (
     ("key", "ascending"),
@@ -43,6 +53,7 @@ SURVIVAL_ORDER = (
     ("row", "ascending"),
 )
 """Sort order of rows in which the survivor is the first of its exact duplicates, which then lie side by side."""
+_KEY_ORDER = tuple(("more", order) if name == "digest" else (name, order) for name, order in SURVIVAL_ORDER)
 _EDGES = pa.schema(
     {"row": pa.int64(), "other": pa.int64(), "rank": pa.int64(), "other_rank": pa.int64(), "exact": pa.bool_()}
 )
@@ -89,10 +100,29 @@ def survival_rank(keys: np.ndarray, exact: np.ndarray, given: bool) -> np.ndarra
     return (order << (_RANK_BITS + _TIE_BITS)) | (content << _TIE_BITS) | tie.astype(np.int64)
 
 
+def exact_keys(rows: pa.Table) -> pa.Table:
+    """The keys of kept rows by which exact duplicates are equal, and their survival order."""
+    rows = rows.filter(pa.compute.equal(rows["fate"], ""))
+    words = words_of(rows["digest"])
+    columns = {"key": words[:, 0], "more": words[:, 1], **{name: rows[name] for name in EXACT_KEYS.names[2:]}}
+    return pa.table(columns, schema=EXACT_KEYS)
+
+
+def exact_duplicates(keys: pa.Table) -> pa.Table:
+    """The rows of a range of keys that have duplicates, each with the row that survives, which may be itself."""
+    keys = keys.take(pa.compute.sort_indices(keys, sort_keys=list(_KEY_ORDER)))
+    key, more, row = (keys[name].to_numpy() for name in ("key", "more", "row"))
+    first = np.ones(len(keys), bool)
+    first[1:] = (key[1:] != key[:-1]) | (more[1:] != more[:-1])
+    groups = np.cumsum(first) - 1
+    several = np.bincount(groups, minlength=1)[groups] > 1
+    return pa.table({"row": row[several], "like": row[first][groups][several]})
+
+
 def duplicate_keys(rows: pa.Table, given: bool) -> pa.Table:
     """The keys that kept rows share with their duplicates; `given` as in `survival_rank`."""
     rows = rows.filter(pa.compute.equal(rows["fate"], ""))
-    digests = np.frombuffer(b"".join(rows["digest"].to_pylist()), ">i8").reshape(-1, 4).astype(np.int64)
+    digests = words_of(rows["digest"])
     bands = [np.frombuffer(keys, np.int64) for keys in rows["bands"].to_pylist()]
     counts = [len(keys) for keys in bands]
     numbers = rows["row"].to_numpy()

@@ -27,7 +27,7 @@ Step = Callable[[pa.Table], Any]
 Watch = Callable[[int, int], None]
 """Called with the number of blocks that are ready, and of the rows in them."""
 
-BLOCK_BYTES = 32 << 20
+BLOCK_BYTES = 8 << 20
 """The size that a block should have."""
 SMALL_BYTES = 1 << 30
 """Up to this size, data is sorted in the existing workers. Ray's default strategy scales further, but starts its own
@@ -51,7 +51,7 @@ def quiet(size: int) -> Iterator[None]:
     # One block in gives one block out, because `settle` and `write_shard` need a whole range of keys.
     context.target_max_block_size = None
     # Input of one task of a sort. By default it is a gigabyte, and each worker needs twice that to cut it.
-    context.shuffle_input_batch_bytes = 4 * BLOCK_BYTES
+    context.shuffle_input_batch_bytes = 16 * BLOCK_BYTES
     context.raise_original_map_exception = True
     if size <= SMALL_BYTES:
         context.shuffle_strategy = "sort_shuffle_pull_based"

@@ -4,8 +4,8 @@ Rows stay in the cluster. The driver receives counts, sizes, the entries of file
 one block at a time, the rows that fitting reads in order.
 """
 
-import math
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,16 +29,26 @@ from maas_ray.data.pipeline.blocks import (
     run_sorted,
     stage,
     tables,
-    total_bytes,
 )
 from maas_ray.data.pipeline.growth import Parent, inputs_of
 from maas_ray.data.pipeline.index import dropped_survivors, old_survivors, unnamed_rows, write_index
 from maas_ray.data.pipeline.input import SizedPart, block_count, digest_of_cut, first_part, grouped, parts_of, put
 from maas_ray.data.pipeline.objects import unpacked
+from maas_ray.data.pipeline.ordering import ENTRIES, Lookup, ends_of_rows
 from maas_ray.data.pipeline.read_rows import read_rows, reading_of
 from maas_ray.data.pipeline.removed import write_old_survivors, write_quarantine, write_removed
 from maas_ray.data.pipeline.resume_cache import ENCODED, FITTED, READ, ResumeCache, cached, files_of, files_table
-from maas_ray.data.pipeline.rows import DUPLICATE, KEPT, NEAR_DUPLICATE, QUARANTINED, ROWS, span_of
+from maas_ray.data.pipeline.rows import (
+    DUPLICATE,
+    KEPT,
+    NEAR_DUPLICATE,
+    PART_BITS,
+    QUARANTINED,
+    ROWS,
+    each,
+    sealed,
+    span_of,
+)
 from maas_ray.data.profile import Profile
 from maas_ray.data.reading import Inspected
 from maas_ray.data.spec import PrepareSpec
@@ -94,25 +104,28 @@ def build(
     read = sum(file.rows for source in inspected for file in source)
     parts = parts_of(spec, inspected)
     cache, groups = _cut(parts, inspected, uri, parallelism, parent)
-    ordered = _read(spec, groups, read, cache, parent)
-    ordered, steps = _clean(spec, ordered, parent)
-    tally = _tally(ordered)
+    highest = (len(parts) + (parent.dataset.meta.parts if parent else 0)) << PART_BITS
+    rows = _read(spec, groups, read, highest, cache, parent)
+    rows, steps = _clean(spec, rows, parent)
+    tally = _tally(rows)
     _check_quarantined(spec, tally, read)
-    task_files = parent.task_files() if parent is not None else _fit_task(spec, ordered, cache)
+    task_files = parent.task_files() if parent is not None else _fit_task(spec, rows, cache)
     task = packing.loaded(task_files)
-    chunks = _encode(spec, ordered, task_files, cache)
+    chunks = _encode(spec, rows, task_files, cache)
     plan, sizes = packing.plan_of(
         records(run(chunks, packing.listing)), task, spec.seed, spec.keep, parent.stored if parent else packing.NO_ROWS
     )
     if parent is not None:
         _check_learnt(sizes.unlearnt)
-    files = _write_row_files(spec, ordered, tally, uri, attempt, parent)
-    del ordered  # the cluster can free the raw rows now
+    files = _write_row_files(spec, rows, tally, uri, attempt, parent)
+    del rows  # the cluster can free the raw rows now
     shards = [
         packing.layout(split, plan, attempt, len(parent.dataset.meta.splits[name].shards) if parent else 0)
         for split, name in enumerate(SPLITS)
     ]
-    files += _write_shards(chunks, plan, shards, uri)
+    entries = run(chunks, packing.entries_of)
+    ends = ends_of_rows(entries, tuple(sizes.rows.values()), highest)
+    files += _write_shards(chunks, plan, ends, shards, uri)
     return Built(
         task,
         task_files,
@@ -138,7 +151,7 @@ def _cut(
 ) -> tuple[ResumeCache, list[list[Any]]]:
     """The cache of this work, and the numbered parts in groups, one for each block."""
     sizes = [size for *_, size in parts]
-    schema = (str(ROWS), digest_of_cut(inspected))
+    schema = (str(ROWS), str(ENTRIES), digest_of_cut(inspected))
     wanted = block_count(sizes, parallelism)
     cache, blocks = ResumeCache.open(uri, wanted, chosen=parallelism is not None, schema=schema)
     numbered = enumerate((part for _, part, _ in parts), start=parent.dataset.meta.parts if parent else 0)
@@ -148,48 +161,43 @@ def _cut(
     return cache, groups
 
 
-def _read(spec: PrepareSpec, groups: list[list[Any]], total: int, cache: ResumeCache, parent: Parent | None) -> Blocks:
-    """Read and parse rows, order them by content, and mark duplicates."""
-    step = partial(read_rows, reading=reading_of(spec))
-    step = partial(cached, step=step, key=first_part, stage=READ, cache=cache)
-    with stage("reading", total) as bar:
+def _read(
+    spec: PrepareSpec, groups: list[list[Any]], total: int, highest: int, cache: ResumeCache, parent: Parent | None
+) -> Blocks:
+    """Read and parse rows, and decide about duplicates and splits; gives sealed rows in the order of reading."""
+    step = partial(cached, step=partial(read_rows, reading=reading_of(spec)), key=first_part, stage=READ, cache=cache)
+    with stage("reading", len(groups)) as bar:
         # A reader cannot know how much it will read, so its output is cut by size.
-        raw = run(put(groups), step, lambda _, done: bar.update(done), limit=BLOCK_BYTES)
-    with stage("removing duplicates", total) as bar:
+        watch = lambda done, _: bar.update(min(done, len(groups)))  # noqa: E731
+        raw = run(put(groups), partial(_sealed, step=step), watch, limit=BLOCK_BYTES)
+    with stage("removing duplicates", None):
         old = parent.row_index if parent is not None else None
-        raw = global_steps.decide_duplicates_and_splits(spec, raw, total, old)
-        # Rows take more memory than their files; rows of a table take several times as much.
-        ranges = max(len(groups), math.ceil(total_bytes(raw) / BLOCK_BYTES))
-        boundaries = row_steps.key_ranges(_shares(spec, raw, ranges), ranges)
-        settle = partial(row_steps.settle, exact=spec.drops_duplicates)
-        return run_sorted(raw, "key", boundaries, settle, lambda _, done: bar.update(done))
+        return global_steps.settled(spec, raw, total, highest, old)
 
 
-def _shares(spec: PrepareSpec, raw: Blocks, ranges: int) -> list[float]:
-    """The share of the rows in each split, and of rows without one. They are counted if that decides about ranges."""
-    if ranges == 1:
-        return [1 - sum(spec.splits.shares), *spec.splits.shares, 0.0]
-    counts = np.sum([table["rows"].to_numpy() for table in tables(run(raw, row_steps.split_counts))], axis=0)
-    return [float(count / counts.sum()) for count in counts]
+def _sealed(parts: pa.Table, step: Callable[[pa.Table], Iterator[pa.Table]]) -> Iterator[pa.Table]:
+    for rows in step(parts):
+        if len(rows):
+            yield sealed(rows)
 
 
 # --- clean -----------------------------------------------------------------------------------------
 
 
-def _clean(spec: PrepareSpec, ordered: Blocks, parent: Parent | None) -> tuple[Blocks, tuple[CleaningStep, ...]]:
+def _clean(spec: PrepareSpec, rows: Blocks, parent: Parent | None) -> tuple[Blocks, tuple[CleaningStep, ...]]:
     """Decontaminate rows and run the late cleaning steps; gives all cleaning steps as fitted."""
     if spec.decontaminate is not None:
         with stage("decontaminating", None):
-            ordered = global_steps.decontaminated(ordered, spec.task, spec.decontaminate)
+            rows = global_steps.decontaminated(rows, spec.task, spec.decontaminate)
     if not spec.late_steps:
-        return ordered, spec.clean
+        return rows, spec.clean
     if parent is not None:
         steps = parent.fitted_steps()
         late = steps[len(spec.early_steps) :]
-        return run_over(ordered, partial(row_steps.cleaned, steps=late, task=spec.task)), steps
+        return global_steps.cleaned(rows, late, spec.task), steps
     with stage("fitting cleaning steps", None):
-        ordered, fitted = global_steps.fit_and_clean(spec.late_steps, ordered, spec.task)
-    return ordered, (*spec.early_steps, *fitted)
+        rows, fitted = global_steps.fit_and_clean(spec.late_steps, rows, spec.task)
+    return rows, (*spec.early_steps, *fitted)
 
 
 @dataclass(frozen=True)
@@ -201,12 +209,13 @@ class _Tally:
     notes: Counter[str]
 
 
-def _tally(ordered: Blocks) -> _Tally:
+def _tally(rows: Blocks) -> _Tally:
     outcomes: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     notes: Counter[str] = Counter()
     examples: dict[str, str] = {}
-    for record in records(run(ordered, row_steps.tally)):
+    step = partial(each, step=row_steps.tally, columns=row_steps.TALLIED)
+    for record in records(run(rows, step)):
         if record["fate"] == row_steps.NOTED:
             notes[record["kind"]] += record["rows"]
             continue
@@ -238,12 +247,12 @@ def _check_quarantined(spec: PrepareSpec, tally: _Tally, read: int) -> None:
 # --- fit -------------------------------------------------------------------------------------------
 
 
-def _fit_task(spec: PrepareSpec, ordered: Blocks, cache: ResumeCache) -> dict[str, bytes]:
+def _fit_task(spec: PrepareSpec, rows: Blocks, cache: ResumeCache) -> dict[str, bytes]:
     """The files of the fitted task, through the cache."""
     if (before := cache.load(FITTED, "task")) is not None:
         return files_of(pa.concat_tables(before))
-    with stage(f"fitting {spec.task.type}", len(ordered)) as bar:
-        files = packing.saved(global_steps.fit_task(spec.task, ordered, bar))
+    with stage(f"fitting {spec.task.type}", len(rows)) as bar:
+        files = packing.saved(global_steps.fit_task(spec.task, rows, bar))
     for _ in cache.store(FITTED, "task", iter([files_table(files)])):
         pass
     return files
@@ -252,11 +261,12 @@ def _fit_task(spec: PrepareSpec, ordered: Blocks, cache: ResumeCache) -> dict[st
 # --- encode ----------------------------------------------------------------------------------------
 
 
-def _encode(spec: PrepareSpec, ordered: Blocks, task_files: dict[str, bytes], cache: ResumeCache) -> Blocks:
-    with stage("encoding", len(ordered)) as bar:
-        step = partial(packing.encode, files=task_files, task_spec=spec.task, keep=spec.keep)
+def _encode(spec: PrepareSpec, rows: Blocks, task_files: dict[str, bytes], cache: ResumeCache) -> Blocks:
+    with stage("encoding", len(rows)) as bar:
+        encode = partial(packing.encode, files=task_files, task_spec=spec.task, keep=spec.keep)
+        step = partial(each, step=encode)
         step = partial(cached, step=step, key=span_of, stage=ENCODED, cache=cache)
-        return run(ordered, step, lambda done, _: bar.update(done))
+        return run(rows, step, lambda done, _: bar.update(done))
 
 
 def _check_learnt(unlearnt: Counter[str]) -> None:
@@ -280,7 +290,7 @@ def _check_learnt(unlearnt: Counter[str]) -> None:
 
 
 def _write_row_files(
-    spec: PrepareSpec, ordered: Blocks, tally: _Tally, uri: str, attempt: str, parent: Parent | None
+    spec: PrepareSpec, rows: Blocks, tally: _Tally, uri: str, attempt: str, parent: Parent | None
 ) -> list[FileEntry]:
     """Write the index of the kept rows, and the files about quarantined and dropped rows."""
     files: list[FileEntry] = []
@@ -288,41 +298,45 @@ def _write_row_files(
     if spec.drops_duplicates or spec.splits.stratify is not None:
         dropped = None
         if outcomes[NEAR_DUPLICATE]:
-            dropped = np.array([row["row"] for row in records(run(ordered, dropped_survivors))], np.int64)
-        files += objects(run(ordered, partial(write_index, uri=uri, attempt=attempt, dropped=dropped)))
+            dropped = np.array(
+                [row["row"] for row in records(run(rows, partial(each, step=dropped_survivors)))], np.int64
+            )
+        files += objects(run(rows, partial(write_index, uri=uri, attempt=attempt, dropped=dropped)))
     if parent is not None:
-        files += _name_old_survivors(ordered, parent, uri, attempt)
+        files += _name_old_survivors(rows, parent, uri, attempt)
     secret = any(isinstance(step, Pii) for step in spec.late_steps)
     if outcomes[QUARANTINED]:
-        files += objects(run(ordered, partial(write_quarantine, uri=uri, attempt=attempt, secret=secret)))
+        files += objects(run(rows, partial(write_quarantine, uri=uri, attempt=attempt, secret=secret)))
     if outcomes.total() != outcomes[KEPT] + outcomes[QUARANTINED]:
-        files += objects(run(ordered, partial(write_removed, uri=uri, attempt=attempt, secret=secret)))
+        files += objects(run(rows, partial(write_removed, uri=uri, attempt=attempt, secret=secret)))
     return files
 
 
-def _name_old_survivors(ordered: Blocks, parent: Parent, uri: str, attempt: str) -> list[FileEntry]:
+def _name_old_survivors(rows: Blocks, parent: Parent, uri: str, attempt: str) -> list[FileEntry]:
     """Name the parent's rows that survived new duplicates, unless `removed/` names them already."""
     index = parent.row_index
-    step = partial(old_survivors, first_new=index.first_new)
-    likes = [table["like"].to_numpy() for table in tables(run(ordered, step))]
+    step = partial(each, step=partial(old_survivors, first_new=index.first_new))
+    likes = [table["like"].to_numpy() for table in tables(run(rows, step))]
     if not likes:
         return []
     step = partial(unnamed_rows, uri=index.uri, wanted=ray.put(np.unique(np.concatenate(likes))))
     unnamed = list(tables(run(global_steps.index_files(index), step)))
     if not unnamed:
         return []
-    rows = pa.concat_tables(unnamed).sort_by("row")
-    paths = parent.paths_of(rows["row"].to_pylist())
-    return list(unpacked(write_old_survivors(rows, paths, uri, attempt)))
+    survivors = pa.concat_tables(unnamed).sort_by("row")
+    paths = parent.paths_of(survivors["row"].to_pylist())
+    return list(unpacked(write_old_survivors(survivors, paths, uri, attempt)))
 
 
-def _write_shards(chunks: Blocks, plan: packing.Plan, shards: list[list[Shard]], uri: str) -> list[FileEntry]:
+def _write_shards(
+    chunks: Blocks, plan: packing.Plan, ends: Lookup, shards: list[list[Shard]], uri: str
+) -> list[FileEntry]:
     """Shuffle globally, and write a shard for each range of places."""
     starts = [
         plan.base(split) + shard.start - plan.before[split] for split, some in enumerate(shards) for shard in some
     ]
     with stage("shuffling and writing", len(starts)) as bar:
-        pieces = run_over(chunks, partial(packing.pack, plan=plan))
+        pieces = run_over(chunks, partial(packing.pack, plan=plan, ends=ends))
         write = partial(packing.write_shard, plan=plan, shards=shards, uri=uri)
         written = run_sorted(pieces, "place", [*starts[1:], sum(plan.rows)], write, lambda _, done: bar.update(done))
         files = list(objects(written))

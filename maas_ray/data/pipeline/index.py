@@ -23,8 +23,8 @@ from maas_ray import storage
 from maas_ray.data.dataset import INDEX_DIRECTORY
 from maas_ray.data.dedup.survivors import KEYS
 from maas_ray.data.pipeline.objects import unpacked, write_entry
-from maas_ray.data.pipeline.rows import KEPT, NEAR_DUPLICATE, name_of
-from maas_ray.data.splits.hashing import SPLIT_BITS
+from maas_ray.data.pipeline.rows import KEPT, NEAR_DUPLICATE, name_of, unsealed
+from maas_ray.data.splits.hashing import SPLIT_BITS, words_of
 from maas_ray.errors import CorruptError
 
 INDEX = pa.schema(
@@ -66,16 +66,22 @@ def dropped_survivors(rows: pa.Table) -> pa.Table:
     return rows.filter(pc.and_(survives, pc.not_equal(rows["fate"], KEPT))).select(["row"])
 
 
-def write_index(rows: pa.Table, uri: str, attempt: str, dropped: np.ndarray | None = None) -> pa.Table:
+def write_index(block: pa.Table, uri: str, attempt: str, dropped: np.ndarray | None = None) -> pa.Table:
     """Write the index of a block's kept rows; gives the file's entry in the manifest.
 
     Near-duplicates of `dropped_survivors` are not listed: later rows like them are like no row of the dataset.
     """
+    columns = ("fate", "row", "digest", "inputs", "key", "position", "bands", "like")
+    index = pa.concat_tables([_index_of(rows, dropped) for rows in unsealed(block, columns)])
+    return write_entry(index, f"{INDEX_DIRECTORY}/part-{attempt}-{name_of(block)}.parquet", uri)
+
+
+def _index_of(rows: pa.Table, dropped: np.ndarray | None) -> pa.Table:
     kept = rows.filter(pc.equal(rows["fate"], KEPT))
     near = rows.filter(pc.equal(rows["fate"], NEAR_DUPLICATE))
     if dropped is not None:
         near = near.filter(pa.array(~np.isin(near["like"].to_numpy(), dropped)))
-    digests = np.frombuffer(b"".join(kept["digest"].to_pylist()), ">i8").reshape(-1, 4).astype(np.int64)
+    digests = words_of(kept["digest"])
     columns = {
         "row": kept["row"],
         "key": digests[:, 0],
@@ -88,8 +94,7 @@ def write_index(rows: pa.Table, uri: str, attempt: str, dropped: np.ndarray | No
     }
     others: dict[str, Any] = {name: pa.nulls(len(near), INDEX.field(name).type) for name in INDEX.names}
     others |= {"row": near["like"], "bands": near["bands"], "liked": pa.array([True] * len(near), pa.bool_())}
-    table = pa.concat_tables([pa.table(some, schema=INDEX) for some in (columns, others)])
-    return write_entry(table, f"{INDEX_DIRECTORY}/part-{attempt}-{name_of(rows)}.parquet", uri)
+    return pa.concat_tables([pa.table(some, schema=INDEX) for some in (columns, others)])
 
 
 def read_index(paths: pa.Table, uri: str) -> Iterator[pa.Table]:

@@ -1,11 +1,12 @@
 """From kept rows to shards: rows are encoded, laid end to end, cut, globally shuffled and written.
 
-    encode ─▶ chunks ─▶ plan ─▶ pack ─▶ pieces, sorted by place ─▶ write_shard
+    encode ─▶ chunks ─▶ plan, ends of rows ─▶ pack ─▶ pieces, sorted by place ─▶ write_shard
 
-A chunk is a number of encoded rows, laid end to end, with their count. Prefix sums over all chunks give the position of
-each chunk in its split, so each can be cut at the ends of stored rows without the others. If the end of a chunk cuts a
-stored row, the sort joins both pieces, because both carry the row's final place. No result depends on how rows are cut
-into blocks or chunks. A row that is not packed is one element.
+A chunk is a number of encoded rows, laid end to end, with the keys that order them. Prefix sums over the keys of all
+chunks give the position of each row in its split (`ordering.ends_of_rows`), so each row can be cut at the ends of
+stored rows without the others. If the end of a row cuts a stored row, the sort joins both pieces, because both carry
+the stored row's final place. No result depends on how rows are cut into blocks or chunks. A row that is not packed is
+one element for each stored row that it gives.
 """
 
 import json
@@ -19,15 +20,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from maas_ray.data.kept_columns import KEPT, stored_columns
 from maas_ray.data.manifest import Shard
 from maas_ray.data.names import SPLITS
 from maas_ray.data.pipeline.objects import packed
-from maas_ray.data.pipeline.row_steps import Kept, kept_rows
+from maas_ray.data.pipeline.ordering import ENTRIES, Lookup
+from maas_ray.data.pipeline.row_steps import Kept, in_order, kept_rows
+from maas_ray.data.pipeline.rows import KEPT as ROW_KEPT
 from maas_ray.data.profile import Profile, from_json, merge, of_rows, to_json
 from maas_ray.data.shards import from_numpy, write_table
-from maas_ray.data.splits.hashing import shuffled
+from maas_ray.data.splits.hashing import shuffled, words_of
 from maas_ray.errors import DataError, UnlearntError
 from maas_ray.tasks import Column, Ragged, Row, Task, TaskSpec, load_task
 
@@ -41,7 +45,7 @@ def chunk_schema(task: Task, keep: tuple[str, ...] = ()) -> pa.Schema:
     return pa.schema(
         {
             "split": pa.int64(),
-            "first": pa.binary(32),  # digest of the first row, which orders the chunks of a split
+            "entries": pa.large_binary(),  # the table `ordering.ENTRIES` of its rows, a column after the other
             "rows": pa.int64(),
             "elements": pa.int64(),  # tokens for a packed task, else stored rows
             "copies": pa.int64(),  # further copies of rows, by their weight
@@ -60,18 +64,21 @@ def encode(
     # There is a worker for each core; threads of each of them would share one cache behind a lock.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     task = loaded(files)
+    rows = in_order(rows.filter(pc.equal(rows["fate"], ROW_KEPT)))
+    columns = [rows[name].to_numpy() for name in ("key", "exact", "weight", "row")]
+    columns.insert(1, words_of(rows["digest"])[:, 1])
+    keys = np.stack([column.view(np.int64) for column in columns])
     schema = chunk_schema(task, keep)
     batch: list[Kept] = []
     size = 0.0
     for kept in kept_rows(rows, task_spec, keep):
-        # Rows of one digest stay in one chunk, because the first digest identifies the chunk.
         full = len(batch) >= _BATCH_ROWS or size >= _BATCH_BYTES
-        if batch and (kept.split != batch[0].split or (full and kept.digest != batch[-1].digest)):
-            yield pa.Table.from_pylist([_chunk(batch, task, keep)], schema)
+        if batch and (full or kept.split != batch[0].split):
+            yield pa.Table.from_pylist([_chunk(batch, keys, task, keep)], schema)
             batch, size = [], 0.0
         batch += [kept, *[kept._replace(rows=0, times=0)] * (kept.times - 1)]
         size += kept.times * task.growth * sum(map(_size, kept.row.values()))
-    yield pa.Table.from_pylist([_chunk(batch, task, keep)] if batch else [], schema)
+    yield pa.Table.from_pylist([_chunk(batch, keys, task, keep)] if batch else [], schema)
 
 
 def _size(value: Any) -> int:
@@ -96,7 +103,8 @@ def loaded(files: dict[str, bytes]) -> Task:
         return load_task(Path(directory))
 
 
-def _chunk(batch: list[Kept], task: Task, keep: tuple[str, ...]) -> dict[str, Any]:
+def _chunk(batch: list[Kept], keys: np.ndarray, task: Task, keep: tuple[str, ...]) -> dict[str, Any]:
+    """A chunk of rows of one split; `keys` are the columns of `ENTRIES` but the last, for all rows of the table."""
     good = batch
     dropped: Counter[str] = Counter()
     unlearnt: set[str] = set()
@@ -105,15 +113,14 @@ def _chunk(batch: list[Kept], task: Task, keep: tuple[str, ...]) -> dict[str, An
     except ValueError:
         good, dropped, unlearnt = _encodable(batch, task)
         encoded = task.encode([kept.row for kept in good]) if good else {name: [] for name in task.stored}
-    elements = len(next(iter(encoded.values())))
+    counts = _elements(good, encoded, task)
+    elements = int(counts.sum())
     columns: dict[str, Any] = {}
     for name, column in task.stored.items():
         values = encoded[name]
         if isinstance(values, Ragged):
-            elements = len(values.values)
             columns[name] = np.ascontiguousarray(values.values, column.dtype).data
         elif task.packing:
-            elements = sum(map(len, values))
             columns[name] = b"".join(np.ascontiguousarray(value, column.dtype).data for value in values)
         else:
             columns[name] = np.ascontiguousarray(values, column.dtype).tobytes()
@@ -124,11 +131,46 @@ def _chunk(batch: list[Kept], task: Task, keep: tuple[str, ...]) -> dict[str, An
     for name in stored_columns(keep):
         columns[name] = b"".join(kept.row[KEPT][name] for kept in good)
     rows = sum(kept.rows for kept in good)
-    chunk = {"split": batch[0].split, "first": batch[0].digest, "rows": rows, "elements": elements}
+    entries = np.vstack([keys[:, [kept.at for kept in good]], counts]).tobytes()
+    chunk = {"split": batch[0].split, "entries": entries, "rows": rows, "elements": elements}
     chunk["copies"] = sum(not kept.times for kept in good)
     traits = task.traits([kept.row for kept in good], encoded) if good else ()
     chunk["profile"] = to_json(of_rows(SPLITS[batch[0].split], traits))
     return chunk | {"dropped": json.dumps(dropped), "unlearnt": json.dumps(sorted(unlearnt))} | columns
+
+
+def _elements(rows: list[Kept], encoded: dict[str, Any], task: Task) -> np.ndarray:
+    """The number of elements of each row, int64 [rows]."""
+    values = next(iter(encoded.values()))
+    if isinstance(values, Ragged):
+        return values.lengths
+    if task.packing:
+        return np.fromiter(map(len, values), np.int64, len(rows))
+    if len(values) == len(rows):
+        return np.ones(len(rows), np.int64)
+    alone = (next(iter(task.encode([kept.row]).values())) for kept in rows)  # a series gives many windows
+    return np.fromiter(map(len, alone), np.int64, len(rows))
+
+
+def entries_of(chunks: pa.Table) -> Iterator[pa.Table]:
+    """The keys and the number of elements of each row; copies of a row count as one."""
+    for content in chunks["entries"]:
+        *keys, counts = _entries(content)
+        firsts = _firsts(keys[-1])
+        if len(firsts):
+            columns = [*(column[firsts] for column in keys), np.add.reduceat(counts, firsts)]
+            columns[ENTRIES.names.index("weight")] = columns[ENTRIES.names.index("weight")].view(np.float64)
+            yield pa.table(columns, schema=ENTRIES)
+
+
+def _entries(content: pa.LargeBinaryScalar) -> np.ndarray:
+    """The columns of `ENTRIES`, int64 [columns, rows]."""
+    return np.frombuffer(content.as_buffer(), np.int64).reshape(len(ENTRIES), -1)
+
+
+def _firsts(numbers: np.ndarray) -> np.ndarray:
+    """Indices of the first of each run of equal numbers."""
+    return np.flatnonzero(np.diff(numbers, prepend=-1))
 
 
 def _encodable(batch: list[Kept], task: Task) -> tuple[list[Kept], Counter[str], set[str]]:
@@ -149,7 +191,7 @@ def listing(chunks: pa.Table) -> pa.Table:
     """The chunks without their values. The profile of the whole block is in the first row."""
     whole = to_json(merge(map(from_json, chunks["profile"].to_pylist())))
     profiles = pa.array([whole, *[""] * (len(chunks) - 1)][: len(chunks)], pa.string())
-    listed = chunks.select(["split", "first", "rows", "elements", "copies", "dropped", "unlearnt"])
+    listed = chunks.select(["split", "rows", "elements", "copies", "dropped", "unlearnt"])
     return listed.append_column("profile", profiles)
 
 
@@ -161,7 +203,7 @@ class Plan:
         columns: the stored columns.
         length: elements in a stored row; a row that is not packed is one element.
         packed: whether stored rows are cut from rows laid end to end.
-        offsets: elements of the split before each chunk, by (split, first digest).
+        elements: elements of each split.
         rows: stored rows of each split.
         seeds: the seed of each split's shuffle.
         before: rows that each split has already, which are not moved.
@@ -170,7 +212,7 @@ class Plan:
     columns: dict[str, Column]
     length: int
     packed: bool
-    offsets: dict[tuple[int, bytes], int]
+    elements: tuple[int, ...]
     rows: tuple[int, ...]
     seeds: tuple[str, ...]
     before: tuple[int, ...] = NO_ROWS
@@ -224,11 +266,10 @@ def plan_of(
     """
     rows, elements = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
     dropped, unlearnt = Counter[str](), set[str]()
-    offsets, copies = {}, 0
+    copies = 0
     profile: Profile = {}
-    for chunk in sorted(listed, key=lambda chunk: (chunk["split"], chunk["first"])):
+    for chunk in listed:
         split = SPLITS[chunk["split"]]
-        offsets[chunk["split"], chunk["first"]] = elements[split]
         elements[split] += chunk["elements"]
         rows[split] += chunk["rows"]
         copies += chunk["copies"]
@@ -250,7 +291,7 @@ def plan_of(
         columns={**task.stored, **stored_columns(keep)},
         length=length,
         packed=task.packing is not None,
-        offsets=offsets,
+        elements=tuple(elements.values()),
         rows=tuple(elements[split] // length for split in SPLITS),
         seeds=tuple(f"{seed}/{split}" for split in SPLITS),
         before=before,
@@ -259,26 +300,55 @@ def plan_of(
     return plan, Sizes(rows, elements, dropped, copies, not_learnt, profile)
 
 
-def pack(chunks: pa.Table, plan: Plan) -> Iterator[pa.Table]:
-    """Cut chunks at the ends of stored rows. Each piece carries its elements' position, and the row's final place."""
+def pack(chunks: pa.Table, plan: Plan, ends: Lookup) -> Iterator[pa.Table]:
+    """Cut rows at the ends of stored rows. Each piece carries its elements' position, and the stored row's final place.
+
+    Args:
+        chunks: a block.
+        plan: the places of stored rows.
+        ends: see `ordering.ends_of_rows`.
+    """
     widths = {name: plan.width(name) for name in plan.columns}
     fields = {"place": pa.int64(), "element": pa.int64(), **dict.fromkeys(widths, pa.large_binary())}
     yield pa.schema(fields).empty_table()
-    for number in range(len(chunks)):
-        split, first, elements = (chunks[name][number].as_py() for name in ("split", "first", "elements"))
-        offset = plan.offsets[split, first]
-        cuts = np.arange(-offset % plan.length, elements, plan.length)
-        cuts = np.unique(np.concatenate([[0], cuts, [elements]]).astype(np.int64))
-        starts = offset + cuts[:-1]
-        sequences = starts // plan.length
-        whole = int(np.searchsorted(sequences, plan.rows[split]))  # the last, partial row of the split is dropped
-        places = plan.base(split) + shuffled(sequences[:whole], plan.rows[split], plan.seeds[split])
-        arrays = [pa.array(places), pa.array(starts[:whole])]
+    for number, content in enumerate(chunks["entries"]):
+        split = chunks["split"][number].as_py()
+        *_, rows, counts = _entries(content)
+        if (part := ends.part(rows)) is None:
+            continue
+        starts = _starts(rows, counts, part) - sum(plan.elements[:split])
+        first = starts // plan.length
+        pieces = np.where(counts, (starts + counts - 1) // plan.length - first + 1, 0)
+        row = np.repeat(np.arange(len(rows)), pieces)
+        sequences = first[row] + np.arange(len(row)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        elements = np.maximum(starts[row], sequences * plan.length)
+        cuts = np.append((np.cumsum(counts) - counts - starts)[row] + elements, counts.sum())
+        whole = sequences < plan.rows[split]  # the last, partial row of the split is dropped
+        places = np.zeros_like(sequences)
+        places[whole] = plan.base(split) + shuffled(sequences[whole], plan.rows[split], plan.seeds[split])
+        arrays = [pa.array(places), pa.array(elements)]
         for name, width in widths.items():
-            ends = pa.py_buffer(cuts[: whole + 1] * width)
             values = chunks[name][number].as_buffer()
-            arrays.append(pa.LargeBinaryArray.from_buffers(pa.large_binary(), whole, [None, ends, values]))
-        yield pa.table(arrays, schema=pa.schema(fields))
+            buffers = [None, pa.py_buffer(cuts * width), values]
+            arrays.append(pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(row), buffers))
+        table = pa.table(arrays, schema=pa.schema(fields))
+        yield table if whole.all() else table.filter(pa.array(whole))
+
+
+def _starts(rows: np.ndarray, counts: np.ndarray, ends: pa.Table) -> np.ndarray:
+    """The position of each row's first element among all elements. Copies of a row follow each other.
+
+    Args:
+        rows: the numbers of the rows.
+        counts: their numbers of elements.
+        ends: the end of the last copy of each row.
+    """
+    last = np.append(_firsts(rows)[1:], len(rows)) - 1
+    local = np.cumsum(counts)
+    copy = np.searchsorted(last, np.arange(len(rows)))
+    end = ends["end"].to_numpy()[np.searchsorted(ends["row"].to_numpy(), rows)]
+    starts: np.ndarray = end - (local[last][copy] - local) - counts
+    return starts
 
 
 def layout(split: int, plan: Plan, attempt: str, first: int = 0) -> list[Shard]:

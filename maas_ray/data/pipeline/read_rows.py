@@ -32,12 +32,12 @@ from maas_ray.data.pipeline.rows import (
     excerpt_of,
     printable,
 )
-from maas_ray.data.pipeline.series import joined
 from maas_ray.data.reading import Part, Raw, inspect, read
 from maas_ray.data.sources import AnySource
 from maas_ray.data.spec import PrepareSpec
 from maas_ray.data.splits.assignment import named, split_of, stratum_of
 from maas_ray.data.splits.hashing import content_bytes, fraction, leading, sort_key
+from maas_ray.data.splits.series import joined
 from maas_ray.data.splits.spec import Splits
 from maas_ray.tasks import Row, TaskSpec
 from maas_ray.tasks.cells import category, name_of

@@ -14,6 +14,7 @@ from maas_ray.data.pipeline.rows import (
     paths_of,
     printable,
     raw_of,
+    unsealed,
     with_column,
 )
 
@@ -22,25 +23,24 @@ REMOVED = ("row", "path", "position", "rows", "fate", "like", "excerpt")
 """Columns of the files."""
 
 
-def write_quarantine(rows: pa.Table, uri: str, attempt: str, secret: bool = False) -> pa.Table:
+def write_quarantine(block: pa.Table, uri: str, attempt: str, secret: bool = False) -> pa.Table:
     """Write a block's quarantined rows, if there are any; gives the file's entry in the manifest.
 
     Args:
-        rows: a block.
+        block: sealed rows.
         uri: the dataset.
         attempt: part of the file's name.
         secret: whether to write no excerpts, because a later step would have removed personal data.
     """
-    rows = rows.filter(pc.equal(rows["fate"], QUARANTINED))
+    rows = pa.concat_tables([rows.filter(pc.equal(rows["fate"], QUARANTINED)) for rows in unsealed(block)])
     if secret:
         rows = with_column(rows, "payload", [b""] * len(rows))
-    return _write(rows, QUARANTINE, QUARANTINE_DIRECTORY, uri, attempt)
+    return _write(rows, QUARANTINE, f"{QUARANTINE_DIRECTORY}/part-{attempt}-{name_of(block)}.parquet", uri)
 
 
-def write_removed(rows: pa.Table, uri: str, attempt: str, secret: bool = False) -> pa.Table:
+def write_removed(block: pa.Table, uri: str, attempt: str, secret: bool = False) -> pa.Table:
     """Write a block's dropped rows with the reasons, and the rows kept for duplicates; see `write_quarantine`."""
-    dropped = pc.invert(pc.is_in(rows["fate"], pa.array([KEPT, QUARANTINED])))
-    rows = rows.filter(pc.or_(dropped, pc.and_(pc.equal(rows["fate"], KEPT), pc.is_valid(rows["like"]))))
+    rows = pa.concat_tables([rows.filter(_is_named(rows)) for rows in unsealed(block)])
     columns = (rows[name].to_pylist() for name in ("fate", "shape", "payload"))
     excerpts = [
         excerpt_of(raw_of(shape, payload)) if outcome == KEPT else payload[:EXCERPT_BYTES]
@@ -48,7 +48,14 @@ def write_removed(rows: pa.Table, uri: str, attempt: str, secret: bool = False) 
     ]
     if secret:
         excerpts = [b""] * len(rows)
-    return _write(with_column(rows, "payload", excerpts), REMOVED, REMOVED_DIRECTORY, uri, attempt)
+    rows = with_column(rows, "payload", excerpts)
+    return _write(rows, REMOVED, f"{REMOVED_DIRECTORY}/part-{attempt}-{name_of(block)}.parquet", uri)
+
+
+def _is_named(rows: pa.Table) -> pa.ChunkedArray:
+    """True for rows that were dropped, and for rows kept for duplicates."""
+    dropped = pc.invert(pc.is_in(rows["fate"], pa.array([KEPT, QUARANTINED])))
+    return pc.or_(dropped, pc.and_(pc.equal(rows["fate"], KEPT), pc.is_valid(rows["like"])))
 
 
 def write_old_survivors(rows: pa.Table, paths: list[str], uri: str, attempt: str) -> pa.Table:
@@ -66,7 +73,7 @@ def write_old_survivors(rows: pa.Table, paths: list[str], uri: str, attempt: str
     return write_entry(table, f"{REMOVED_DIRECTORY}/part-{attempt}-before.parquet", uri)
 
 
-def _write(rows: pa.Table, columns: tuple[str, ...], directory: str, uri: str, attempt: str) -> pa.Table:
+def _write(rows: pa.Table, columns: tuple[str, ...], path: str, uri: str) -> pa.Table:
     derived = {"path": paths_of(rows), "rows": rows["rows"].cast(pa.int64()), "excerpt": rows["payload"]}
     arrays = [derived[column] if column in derived else rows[column] for column in columns]
-    return write_entry(pa.table(arrays, names=columns), f"{directory}/part-{attempt}-{name_of(rows)}.parquet", uri)
+    return write_entry(pa.table(arrays, names=columns), path, uri)

@@ -1,7 +1,7 @@
-"""Steps over rows that were read: order them by content, drop duplicates, clean them further, and count outcomes.
+"""Steps over rows that were read: mark duplicates, order rows by content, clean them further, and count outcomes.
 
-Each function takes one Arrow block. No result depends on how rows are cut into blocks, and every row stays a row to the
-end, so that the counts add up. `read_rows` comes before; `global_steps` runs the steps that need all rows.
+Each function takes one table of rows. No result depends on how rows are cut into tables, and every row stays a row to
+the end, so that the counts add up. `read_rows` comes before; `global_steps` runs the steps that need all rows.
 """
 
 import copy
@@ -9,6 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,6 @@ from maas_ray.data.pipeline.rows import (
     EMPTY,
     KEPT,
     NEAR_DUPLICATE,
-    NO_SPLIT,
     QUARANTINED,
     SAMPLED_OUT,
     Packer,
@@ -38,21 +38,19 @@ from maas_ray.data.pipeline.rows import (
 )
 from maas_ray.data.splits.assignment import rekeyed
 from maas_ray.data.splits.hashing import SPLIT_BITS, fraction
+from maas_ray.data.splits.stratify import Ends
 from maas_ray.errors import InvalidError
 from maas_ray.tasks import Row, TaskSpec
 from maas_ray.tasks.fitting import Totals
 
+TALLIED = ("fate", "error", "rows", "position", "file", "path", "notes")
+"""Columns that `tally` reads."""
 NOTED = "noted"
 """`fate` of the records in a tally that count changes by cleaning instead of rows."""
 OTHER_ERRORS = "other errors"
 """The kind of errors beyond the most common ones."""
 _SLICE_ROWS = 1 << 10
 _MAX_KINDS = 200
-
-
-def split_counts(rows: pa.Table) -> pa.Table:
-    """The number of rows in each split, and of rows without one."""
-    return pa.table({"rows": np.bincount(rows["key"].to_numpy() >> SPLIT_BITS, minlength=NO_SPLIT + 1)})
 
 
 def key_ranges(shares: Iterable[float], blocks: int) -> list[int]:
@@ -69,29 +67,16 @@ def key_ranges(shares: Iterable[float], blocks: int) -> list[int]:
     return boundaries[1:]
 
 
-def settle(rows: pa.Table, exact: bool = True) -> pa.Table:
-    """Order a range of keys; mark rows that duplicate an earlier row, and rows that are dropped by their weight.
-
-    Args:
-        rows: all rows of a range of keys.
-        exact: whether a row with the content of an earlier row is a duplicate.
-    """
+def in_order(rows: pa.Table) -> pa.Table:
+    """Rows by split and content, in an order that depends on nothing else; see `SURVIVAL_ORDER`."""
     order = rows.select([name for name, _ in SURVIVAL_ORDER])
-    rows = rows.take(pc.sort_indices(order, sort_keys=list(SURVIVAL_ORDER)))
-    digests, outcomes, likes, numbers = (rows[name].to_pylist() for name in ("digest", "fate", "like", "row"))
-    survivor: int | None = None
-    for index in range(len(digests)):
-        if outcomes[index] != KEPT:
-            continue
-        if exact and survivor is not None and digests[index] == digests[survivor]:
-            outcomes[index], likes[index], likes[survivor] = DUPLICATE, numbers[survivor], numbers[survivor]
-        else:
-            survivor = index
-    training = (rows["key"].to_numpy() >> SPLIT_BITS) == 0
-    sampled_out = training & (fraction(rows["inputs"].to_numpy()) >= rows["weight"].to_numpy())
-    for index in np.flatnonzero(sampled_out).tolist():
-        outcomes[index] = SAMPLED_OUT if outcomes[index] == KEPT else outcomes[index]
-    return marked(rows, outcomes, likes)
+    return rows.take(pc.sort_indices(order, sort_keys=list(SURVIVAL_ORDER)))
+
+
+def training(rows: pa.Table) -> pa.Table:
+    """The kept rows of the training split."""
+    chosen = pc.equal(rows["fate"], KEPT).combine_chunks()
+    return rows.filter(pc.and_(chosen, pa.array(rows["key"].to_numpy() >> SPLIT_BITS == 0)))
 
 
 def marked(rows: pa.Table, outcomes: list[str], likes: list[int | None]) -> pa.Table:
@@ -107,23 +92,44 @@ def marked(rows: pa.Table, outcomes: list[str], likes: list[int | None]) -> pa.T
     return with_column(rows, "like", likes)
 
 
-def apply_decisions(rows: pa.Table, decisions: Decisions) -> pa.Table:
-    """Mark duplicates as decided over all rows, and move rows whose split was open into their split."""
+def settled(rows: pa.Table, decisions: Decisions, duplicates: pa.Table | None = None) -> pa.Table:
+    """Rows as decided over all rows: duplicates are marked, open splits closed, and weights below one applied.
+
+    Args:
+        rows: a block.
+        decisions: which duplicates survive, and the splits that were open.
+        duplicates: exact duplicates in ascending order, if `decisions` does not know them; see
+            `survivors.exact_duplicates`.
+    """
     numbers, outcomes, likes = rows["row"].to_numpy(), rows["fate"].to_pylist(), rows["like"].to_pylist()
     for index, at in _matches(numbers, decisions.rows):
         outcomes[index] = DUPLICATE if decisions.exact[at] else NEAR_DUPLICATE
         likes[index] = int(decisions.likes[at])
     for index, at in _matches(numbers, decisions.survivors):
         likes[index] = int(decisions.survivors[at])
-    keys, inputs = rows["key"].to_numpy(), rows["inputs"].to_numpy()
+    if duplicates is not None:
+        survivors = duplicates["like"].to_numpy()
+        for index, at in _matches(numbers, duplicates["row"].to_numpy()):
+            likes[index] = int(survivors[at])
+            outcomes[index] = KEPT if likes[index] == numbers[index] else DUPLICATE
     if decisions.ends is not None:
-        splits = decisions.ends.splits(rows["stratum"].fill_null(0).to_numpy(), inputs)
-        if len(decisions.inputs):
-            indices = np.searchsorted(decisions.inputs, inputs).clip(max=len(decisions.inputs) - 1)
-            splits = np.where(decisions.inputs[indices] == inputs, decisions.splits[indices], splits)
-        is_open = ((keys >> SPLIT_BITS) == 0) & pc.is_valid(rows["stratum"]).to_numpy()
-        keys = np.where(is_open, rekeyed(keys, splits), keys)
-    return marked(with_column(rows, "key", keys), outcomes, likes)
+        rows = with_column(rows, "key", _closed(rows, decisions, decisions.ends))
+    training = (rows["key"].to_numpy() >> SPLIT_BITS) == 0
+    sampled_out = training & (fraction(rows["inputs"].to_numpy()) >= rows["weight"].to_numpy())
+    for index in np.flatnonzero(sampled_out).tolist():
+        outcomes[index] = SAMPLED_OUT if outcomes[index] == KEPT else outcomes[index]
+    return marked(rows, outcomes, likes)
+
+
+def _closed(rows: pa.Table, decisions: Decisions, ends: Ends) -> np.ndarray:
+    """The sort keys of rows in the splits that `ends` gives them, unless an old input decides."""
+    keys, inputs = rows["key"].to_numpy(), rows["inputs"].to_numpy()
+    splits = ends.splits(rows["stratum"].fill_null(0).to_numpy(), inputs)
+    if len(decisions.inputs):
+        indices = np.searchsorted(decisions.inputs, inputs).clip(max=len(decisions.inputs) - 1)
+        splits = np.where(decisions.inputs[indices] == inputs, decisions.splits[indices], splits)
+    is_open = ((keys >> SPLIT_BITS) == 0) & pc.is_valid(rows["stratum"]).to_numpy()
+    return np.where(is_open, rekeyed(keys, splits), keys)
 
 
 def _matches(numbers: np.ndarray, listed: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -151,19 +157,12 @@ def raw_rows(rows: pa.Table) -> Iterator[Row]:
 
 def raw_totals(rows: pa.Table, totals: Totals) -> Iterator[pa.Table]:
     """Totals of the training rows of a block, raw, as cleaned so far."""
-    if trains(rows):
-        yield _summed(totals, raw_rows(rows))
+    yield _summed(totals, raw_rows(training(rows)))
 
 
 def task_totals(rows: pa.Table, task: TaskSpec, totals: Totals) -> Iterator[pa.Table]:
     """Totals of the training rows of a block, as the task parses them."""
-    if trains(rows):
-        yield _summed(totals, (kept.row for kept in kept_rows(rows, task)))
-
-
-def trains(rows: pa.Table) -> bool:
-    """True for an ordered block of the training split; no block holds rows of two splits."""
-    return len(rows) > 0 and not rows["key"][0].as_py() >> SPLIT_BITS
+    yield _summed(totals, (kept.row for kept in kept_rows(training(rows), task)))
 
 
 def _summed(totals: Totals, rows: Iterable[Row]) -> pa.Table:
@@ -202,10 +201,14 @@ def tally(rows: pa.Table) -> pa.Table:
     """
     counts: Counter[tuple[str, str]] = Counter()
     examples: dict[tuple[str, str], str] = {}
-    columns = (rows[name].to_pylist() for name in ("fate", "error", "rows", "position"))
-    for outcome, error, count, position, path in zip(*columns, paths_of(rows).to_pylist(), strict=True):
+    is_kept = pc.equal(rows["fate"], KEPT)
+    if kept_count := pc.sum(rows["rows"].filter(is_kept)).as_py():
+        counts[KEPT, ""], examples[KEPT, ""] = kept_count, ""
+    others = rows.filter(pc.invert(is_kept))
+    columns = (others[name].to_pylist() for name in ("fate", "error", "rows", "position"))
+    for outcome, error, some, position, path in zip(*columns, paths_of(others).to_pylist(), strict=True):
         kind = outcome, re.sub(r"0x[0-9a-f]+|\d+", "#", error)
-        counts[kind] += count
+        counts[kind] += some
         example = f"{error} ({path}" + (f":{position})" if position else ")")
         examples[kind] = min(examples.get(kind, example), example)
     for kind in sorted(counts, key=lambda kind: (-counts[kind], kind))[_MAX_KINDS:]:
@@ -227,13 +230,15 @@ def tally(rows: pa.Table) -> pa.Table:
 class Kept(NamedTuple):
     """A kept row: its split's number, its digest, its parsed content, and the number of rows it stands for.
 
-    `times` is the number of copies that are stored. It follows from the weight, in the training split.
+    `at` is its index among the kept rows of the table. `times` is the number of copies that are stored; it follows
+    from the weight, in the training split.
     """
 
     split: int
     digest: bytes
     row: Row
     rows: int
+    at: int
     times: int = 1
 
 
@@ -243,9 +248,10 @@ def kept_rows(rows: pa.Table, task: TaskSpec, keep: tuple[str, ...] = ()) -> Ite
     weights, inputs = rows["weight"].to_numpy(), rows["inputs"].to_numpy()
     times = iter((np.floor(weights) + (fraction(inputs) < weights % 1)).clip(min=1).astype(int).tolist())
     names = ["key", "digest", "rows", "shape", "payload"]
+    numbers = count()
     for batch in rows.select(names).to_batches(_SLICE_ROWS):
         columns = (batch[name].to_pylist() for name in names)
-        for key, digest, count, shape, payload, copies in zip(*columns, times, strict=False):
+        for key, digest, some, shape, payload, copies in zip(*columns, times, strict=False):
             raw = raw_of(shape, payload)
             row = task.parse_row(raw)
             if row is None:
@@ -256,4 +262,4 @@ def kept_rows(rows: pa.Table, task: TaskSpec, keep: tuple[str, ...] = ()) -> Ite
             if keep:
                 row = {**row, KEEP: kept(raw, keep)}
             split = key >> SPLIT_BITS
-            yield Kept(split, digest, row, count, copies if split == 0 else 1)
+            yield Kept(split, digest, row, some, next(numbers), copies if split == 0 else 1)

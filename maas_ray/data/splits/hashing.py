@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from hashlib import sha256, sha512
 
 import numpy as np
+import pyarrow as pa
 
 from maas_ray.tasks import Row
 
@@ -49,6 +50,13 @@ def _bytes(value: object) -> tuple[bytes, ...]:
     if "\\ud" in written:  # an escape of a pair is a character, half of one is an error as in a string
         json.dumps(value, ensure_ascii=False).encode()
     return b"json", written.encode()
+
+
+def words_of(digests: pa.ChunkedArray) -> np.ndarray:
+    """The bits of digests of 32 bytes as signed numbers, int64 [n, 4]; the first is `leading`."""
+    column = digests.combine_chunks()
+    content = np.frombuffer(column.buffers()[1], ">i8") if len(column) else np.zeros(0, ">i8")
+    return content.reshape(-1, 4)[column.offset : column.offset + len(column)].astype(np.int64)
 
 
 def leading(digest: bytes) -> int:

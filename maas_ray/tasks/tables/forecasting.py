@@ -1,7 +1,7 @@
 """`time-series-forecasting`: the next `horizon` values of a series, predicted from its last `context_length` values.
 
 There are two layouts. In a table whose rows are steps, steps are joined by `series` in the order of `time`, and the end
-of each series is held out (see `maas_ray.data.pipeline.series`). A row that holds lists is a whole series; its content
+of each series is held out (see `maas_ray.data.splits.series`). A row that holds lists is a whole series; its content
 decides its split, which suits many short series. Either way no step is in two splits, so no window is either. A
 held-out end that is shorter than context and horizon together gives no window; it is dropped and counted.
 

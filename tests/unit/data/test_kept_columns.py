@@ -16,6 +16,7 @@ from maas_ray.data.splits.spec import Splits
 from maas_ray.errors import InvalidError
 from maas_ray.tasks.tables.regression import TabularRegressionSpec
 from tests.support.errors import raises
+from tests.unit.data.pipeline.test_packing import settle
 
 
 @pytest.mark.parametrize(
@@ -62,9 +63,9 @@ def test_a_task_on_all_columns_also_learns_from_kept_columns(tmp_path: Path) -> 
     parts = packed([(0, Part(source, inspect(source, file, columns_to_read(spec.columns, keep))))])
 
     (table,) = [table for table in read_rows(parts, Reading(spec, Splits(validation=0, test=0), keep)) if len(table)]
-    found = list(row_steps.kept_rows(row_steps.settle(table), spec, keep))
+    found = list(row_steps.kept_rows(row_steps.in_order(settle(table)), spec, keep))
     task = spec.fit([one.row for one in found])
-    (chunk,) = packing.encode(row_steps.settle(table), packing.saved(task), spec, keep)
+    (chunk,) = packing.encode(settle(table), packing.saved(task), spec, keep)
 
     towns, prices = (
         texts(np.frombuffer(chunk[name][0].as_py(), np.uint8).reshape(-1, BYTES)) for name in stored_columns(keep)

@@ -19,7 +19,7 @@ from maas_ray.data.pipeline.growth import Parent, growth_fingerprint, inputs_of,
 from maas_ray.data.pipeline.index import OLD, dropped_survivors, keys_of_old_rows, write_index
 from maas_ray.data.pipeline.objects import packed, unpacked
 from maas_ray.data.pipeline.resume_cache import READ, ResumeCache, cached
-from maas_ray.data.pipeline.rows import DUPLICATE, KEPT, NEAR_DUPLICATE, PART_BITS, ROWS
+from maas_ray.data.pipeline.rows import DUPLICATE, KEPT, NEAR_DUPLICATE, PART_BITS, ROWS, sealed
 from maas_ray.data.plan import PIPELINE
 from maas_ray.data.reading import Inspected
 from maas_ray.data.sources import InputFile
@@ -129,7 +129,7 @@ def test_the_index_gives_back_the_keys_of_its_rows(tmp_path: Path) -> None:
     rows = rows.set_column(rows.schema.get_field_index("fate"), "fate", pa.array(fate))
     like = pa.array([first, None, None, first, first], pa.int64())
     rows = rows.set_column(rows.schema.get_field_index("like"), "like", like)
-    (entry,) = unpacked(write_index(rows, str(tmp_path), "attempt"))
+    (entry,) = unpacked(write_index(sealed(rows), str(tmp_path), "attempt"))
     keys = pa.concat_tables(keys_of_old_rows(packed([entry.path]), str(tmp_path)))
     exact = keys.filter(keys["exact"])
     digests = [np.frombuffer(digest, ">i8").tolist() for digest in rows["digest"].to_pylist()[:3]]
@@ -157,13 +157,13 @@ def test_near_duplicates_of_dropped_rows_are_not_in_the_index(tmp_path: Path) ->
         rows = rows.set_column(rows.schema.get_field_index(name), field, pa.array(values, field.type))
     gone = dropped_survivors(rows)["row"].to_numpy()
     assert gone.tolist() == [first]
-    (entry,) = unpacked(write_index(rows, str(tmp_path), "attempt", gone))
+    (entry,) = unpacked(write_index(sealed(rows), str(tmp_path), "attempt", gone))
     keys = pa.concat_tables(keys_of_old_rows(packed([entry.path]), str(tmp_path)))
     assert set(keys["row"].to_pylist()) == {second}
 
 
 def test_a_damaged_index_is_an_error(tmp_path: Path) -> None:
-    (entry,) = unpacked(write_index(rows_of(100), str(tmp_path), "attempt"))
+    (entry,) = unpacked(write_index(sealed(rows_of(100)), str(tmp_path), "attempt"))
     path = tmp_path / entry.path
     content = path.read_bytes()
     path.chmod(0o644)

@@ -5,9 +5,11 @@ import json
 import os
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -17,12 +19,13 @@ import pytest
 from PIL import Image
 
 from maas_ray.data.dedup.normalise import normalised
+from maas_ray.data.dedup.survivors import Decisions, exact_duplicates, exact_keys
 from maas_ray.data.names import SPLITS
-from maas_ray.data.pipeline import global_steps, packing, row_steps
+from maas_ray.data.pipeline import global_steps, ordering, packing, row_steps
 from maas_ray.data.pipeline.objects import packed, unpacked
 from maas_ray.data.pipeline.read_rows import Reading, read_rows
 from maas_ray.data.pipeline.removed import write_quarantine
-from maas_ray.data.pipeline.rows import paths_of
+from maas_ray.data.pipeline.rows import PART_BITS, paths_of, sealed
 from maas_ray.data.reading import Part, inspect
 from maas_ray.data.shards import to_numpy
 from maas_ray.data.sources import AnySource, AudioFolderSource, ImageFolderSource, JsonlSource, TextSource, list_files
@@ -45,7 +48,7 @@ class Result:
     task: Task
     sizes: packing.Sizes
     plan: packing.Plan
-    ordered: list[pa.Table]
+    tables: list[pa.Table]
     columns: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     groups: dict[str, list[int]] = field(default_factory=dict)
 
@@ -65,16 +68,52 @@ def ranges(tables: list[pa.Table], key: str, boundaries: list[int]) -> list[pa.T
     return [table for table in found if len(table)]
 
 
-def without_a_cluster() -> Any:
-    """The calls of Ray by which tasks are fitted, in this process."""
+@contextmanager
+def without_a_cluster() -> Iterator[None]:
+    """The calls of Ray by which rows are ordered and tasks are fitted, in this process. A reference is the block."""
 
     def run(blocks: list[pa.Table], step: Any, watch: Any = None) -> list[pa.Table]:
-        return [table for block in blocks for table in step(block)]
+        results = ([found] if isinstance(found := step(block), pa.Table) else list(found) for block in blocks)
+        return [table for some in results if len(table := pa.concat_tables(some))]
+
+    def run_over(blocks: list[pa.Table], step: Any) -> list[pa.Table]:
+        done = run(blocks, step)
+        blocks.clear()
+        return done
+
+    def run_sorted(blocks: list[pa.Table], key: str, boundaries: list[int], step: Any) -> list[pa.Table]:
+        return run(ranges(blocks, key, boundaries) if blocks else [], step)
 
     def objects(blocks: list[pa.Table]) -> Iterator[Any]:
         return chain.from_iterable(map(unpacked, blocks))
 
-    return patch.multiple(global_steps, run=run, tables=iter, objects=objects)
+    def records(blocks: list[pa.Table]) -> Iterator[dict[str, Any]]:
+        return chain.from_iterable(block.to_pylist() for block in blocks)
+
+    def total_bytes(blocks: list[pa.Table]) -> int:
+        return sum(block.nbytes for block in blocks)
+
+    calls = {"run": run, "tables": iter}
+    ray = SimpleNamespace(put=lambda block: block, get=lambda block: block)
+    with (
+        patch.multiple(global_steps, objects=objects, **calls),
+        patch.multiple(
+            ordering,
+            ray=ray,
+            records=records,
+            run_over=run_over,
+            run_sorted=run_sorted,
+            total_bytes=total_bytes,
+            **calls,
+        ),
+    ):
+        yield
+
+
+def settle(rows: pa.Table, *, exact: bool = True) -> pa.Table:
+    """Rows as they are decided if nothing but exact duplicates is in question."""
+    duplicates = exact_duplicates(exact_keys(rows)).sort_by("row")
+    return row_steps.settled(rows, Decisions(), duplicates if exact else None)
 
 
 def reading_of(task_spec: AnyTaskSpec, shares: tuple[float, float] = (0.0, 0.0)) -> Reading:
@@ -88,31 +127,32 @@ def run(
     parts = [Part(source, inspect(source, file, task_spec.columns)) for file in list_files(source)]
     rng.shuffle(parts)
     read = pa.concat_tables(read_rows(packed(enumerate(parts)), reading_of(task_spec, shares)))
-    boundaries = row_steps.key_ranges((1 - sum(shares), *shares, 0.0), cut)
-    ordered = [row_steps.settle(table) for table in ranges(blocks(read, rng, cut), "key", boundaries)]
+    tables = [table for table in blocks(settle(read), rng, cut) if len(table)]
     with without_a_cluster(), progress("", None) as bar:
-        task = global_steps.fit_task(task_spec, ordered, bar)
-    files = packing.saved(task)
-    chunks = [chunk for table in ordered for chunk in packing.encode(table, files, task_spec)]
-    listed = [row for chunk in chunks for row in packing.listing(chunk).to_pylist()]
-    plan, sizes = packing.plan_of(rng.sample(listed, len(listed)), task, seed=0)
-    pieces = [table for chunk in rng.sample(chunks, len(chunks)) for table in packing.pack(chunk, plan)]
+        task = global_steps.fit_task(task_spec, list(map(sealed, tables)), bar)
+        files = packing.saved(task)
+        chunks = [chunk for table in tables for chunk in packing.encode(table, files, task_spec)]
+        listed = [row for chunk in chunks for row in packing.listing(chunk).to_pylist()]
+        plan, sizes = packing.plan_of(rng.sample(listed, len(listed)), task, seed=0)
+        entries = [table for chunk in chunks for table in packing.entries_of(chunk)]
+        ends = ordering.ends_of_rows(entries, tuple(sizes.rows.values()), len(parts) << PART_BITS)
+        pieces = [table for chunk in rng.sample(chunks, len(chunks)) for table in packing.pack(chunk, plan, ends)]
     shards = [packing.layout(split, plan, "attempt") for split in range(len(SPLITS))]
     starts = [plan.base(split) + shard.start for split, some in enumerate(shards) for shard in some]
     entries = {}
     for table in ranges(pieces, "place", [*starts[1:], sum(plan.rows)]):
         for entry in unpacked(packing.write_shard(table, plan, shards, str(uri))):
             entries[entry.path] = entry
-    result = Result(task, sizes, plan, ordered)
+    result = Result(task, sizes, plan, tables)
     for split, some in zip(SPLITS, shards, strict=True):
-        tables = []
+        stored = []
         for shard in some:
             file = pa.parquet.ParquetFile(uri / shard.path, page_checksum_verification=True)
             assert entries.pop(shard.path).size == (uri / shard.path).stat().st_size
             assert [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)] == list(shard.row_groups)
-            tables.append(file.read())
-        if tables:
-            table = pa.concat_tables(tables)
+            stored.append(file.read())
+        if stored:
+            table = pa.concat_tables(stored)
             result.columns[split] = to_numpy(table, task.stored) | {"position": table["position"].to_numpy()}
             result.groups[split] = [rows for shard in some for rows in shard.row_groups]
     assert not entries
@@ -174,6 +214,7 @@ def test_shards_do_not_depend_on_how_rows_are_cut_into_blocks(
     one = run(source, TEXT, tmp_path / "one", cut=1)
     assert one.sizes.rows["train"] > 50
     for cut in (2, 7, 20):
+        monkeypatch.setattr(ordering, "RANGE_BYTES", 10_000 // cut)  # several ranges of keys
         monkeypatch.setattr(packing, "_BATCH_ROWS", 3 * cut)
         monkeypatch.setattr(packing, "_SHARD_BYTES", 4096)
         assert same(one, run(source, TEXT, tmp_path / str(cut), cut=cut)), cut
@@ -229,8 +270,8 @@ def test_documents_longer_than_chunks_and_shards_are_packed(tmp_path: Path, monk
 
 def test_every_row_has_an_outcome(documents: Path, tmp_path: Path) -> None:
     result = run(TextSource(path=str(documents)), TEXT, tmp_path / "out", cut=4)
-    counts = {row["fate"]: 0 for table in result.ordered for row in row_steps.tally(table).to_pylist()}
-    for table in result.ordered:
+    counts = {row["fate"]: 0 for table in result.tables for row in row_steps.tally(table).to_pylist()}
+    for table in result.tables:
         for row in row_steps.tally(table).to_pylist():
             counts[row["fate"]] += row["rows"]
     assert set(counts) == {"", "empty", "duplicate", "quarantined"}
@@ -241,7 +282,11 @@ def test_every_row_has_an_outcome(documents: Path, tmp_path: Path) -> None:
 
 def test_quarantine_holds_path_position_and_error(documents: Path, tmp_path: Path) -> None:
     result = run(TextSource(path=str(documents)), TEXT, tmp_path / "out", cut=4)
-    files = [entry for table in result.ordered for entry in unpacked(write_quarantine(table, str(tmp_path), "attempt"))]
+    files = [
+        entry
+        for table in result.tables
+        for entry in unpacked(write_quarantine(sealed(table), str(tmp_path), "attempt"))
+    ]
     (row,) = pa.parquet.read_table(tmp_path / files[0].path).to_pylist()
     assert row == {
         "path": str(documents / "latin.txt"),
@@ -331,7 +376,7 @@ def test_less_than_one_sequence_to_train_on_is_an_error(tmp_path: Path) -> None:
 )
 def test_layout_cuts_a_split_into_shards_and_row_groups(rows: int, length: int, groups: int, shards: int) -> None:
     task = TEXT.fit([{"text": "x"}])
-    plan = packing.Plan(task.stored, length, True, {}, (rows, 0, 0), ("", "", ""))
+    plan = packing.Plan(task.stored, length, True, (rows * length, 0, 0), (rows, 0, 0), ("", "", ""))
     found = packing.layout(0, plan, "a1")
     assert len(found) == shards
     assert sum(len(shard.row_groups) for shard in found) == groups

@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from maas_ray import PrepareSpec
-from maas_ray.data.pipeline import row_steps
 from maas_ray.data.pipeline.objects import packed
 from maas_ray.data.pipeline.read_rows import read_rows, reading_of
 from maas_ray.data.pipeline.rows import DUPLICATE, KEPT, raw_of
 from maas_ray.data.reading import Part, inspect
 from maas_ray.data.sources import list_files
 from maas_ray.data.splits.hashing import SPLIT_BITS
+from tests.unit.data.pipeline.test_packing import settle
 
 
 def read(spec: PrepareSpec) -> pa.Table:
@@ -27,7 +27,7 @@ def read(spec: PrepareSpec) -> pa.Table:
             inspected = inspect(source, file, reading.names)
             groups = range(len(inspected.groups)) if inspected.groups else None
             parts.append((len(parts), Part(source, inspected, groups)))
-    return row_steps.settle(pa.concat_tables(read_rows(packed(parts), reading)), exact=spec.drops_duplicates)
+    return settle(pa.concat_tables(read_rows(packed(parts), reading)), exact=spec.drops_duplicates)
 
 
 def splits_of(rows: pa.Table) -> list[int]:

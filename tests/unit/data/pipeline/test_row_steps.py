@@ -7,10 +7,11 @@ import pyarrow as pa
 import pytest
 
 from maas_ray.data.dedup.survivors import Decisions
-from maas_ray.data.pipeline.row_steps import OTHER_ERRORS, apply_decisions, key_ranges, settle, tally
+from maas_ray.data.pipeline.row_steps import OTHER_ERRORS, key_ranges, settled, tally
 from maas_ray.data.pipeline.rows import DUPLICATE, KEPT, NEAR_DUPLICATE, QUARANTINED, ROWS, SAMPLED_OUT, Packer
 from maas_ray.data.splits.hashing import SPLIT_BITS, sort_key
 from maas_ray.data.splits.stratify import Ends
+from tests.unit.data.pipeline.test_packing import settle
 
 
 def block(*rows: dict[str, Any]) -> pa.Table:
@@ -46,10 +47,10 @@ def outcomes(rows: pa.Table) -> dict[int, tuple[str, int | None]]:
     ],
 )
 def test_the_lowest_hash_survives_then_the_heaviest_row_then_the_first(rows: list[Any], survivor: int) -> None:
-    settled = outcomes(settle(block(*rows)))
+    found = outcomes(settle(block(*rows)))
 
-    assert settled.pop(survivor) == (KEPT, survivor)
-    assert set(settled.values()) == {(DUPLICATE, survivor)}
+    assert found.pop(survivor) == (KEPT, survivor)
+    assert set(found.values()) == {(DUPLICATE, survivor)}
 
 
 def test_equal_rows_stay_if_they_are_not_deduplicated() -> None:
@@ -57,25 +58,25 @@ def test_equal_rows_stay_if_they_are_not_deduplicated() -> None:
 
 
 def test_a_dropped_row_is_not_a_survivor() -> None:
-    settled = outcomes(settle(block({"exact": 0, "fate": "length: too few words"}, {"exact": 1}, {"exact": 2})))
+    found = outcomes(settle(block({"exact": 0, "fate": "length: too few words"}, {"exact": 1}, {"exact": 2})))
 
-    assert settled == {0: ("length: too few words", None), 1: (KEPT, 1), 2: (DUPLICATE, 1)}
+    assert found == {0: ("length: too few words", None), 1: (KEPT, 1), 2: (DUPLICATE, 1)}
 
 
 def test_weights_below_one_drop_training_rows_only() -> None:
     digests = [bytes([number]) * 32 for number in range(40)]
     rows = [{"digest": d, "weight": 0.5, "inputs": 7**15 * n, "split": n % 2} for n, d in enumerate(digests)]
-    settled = outcomes(settle(block(*rows)))
+    found = outcomes(settle(block(*rows)))
 
-    assert {settled[number][0] for number in range(1, 40, 2)} == {KEPT}
-    assert {settled[number][0] for number in range(0, 40, 2)} == {KEPT, SAMPLED_OUT}
+    assert {found[number][0] for number in range(1, 40, 2)} == {KEPT}
+    assert {found[number][0] for number in range(0, 40, 2)} == {KEPT, SAMPLED_OUT}
 
 
 def test_a_row_that_is_dropped_keeps_an_excerpt_only() -> None:
-    settled = settle(block({}, {}))
+    found = settle(block({}, {}))
 
-    assert settled["payload"].to_pylist()[1] == b"row 1"
-    assert settled["shape"].to_pylist()[1] is None
+    assert found["payload"].to_pylist()[1] == b"row 1"
+    assert found["shape"].to_pylist()[1] is None
 
 
 def test_decisions_over_all_rows_mark_duplicates_and_move_open_rows() -> None:
@@ -89,7 +90,7 @@ def test_decisions_over_all_rows_mark_duplicates_and_move_open_rows() -> None:
         splits=np.array([2, 1]),
         ends=Ends(np.array([1]), np.array([[0], [8]]), np.zeros(0, np.int64), np.zeros(0, np.int64)),
     )
-    decided = apply_decisions(rows, decisions)
+    decided = settled(rows, decisions)
 
     assert outcomes(decided) == {0: (KEPT, 0), 1: (DUPLICATE, 0), 2: (KEPT, None), 3: (NEAR_DUPLICATE, 0)}
     assert (decided["key"].to_numpy() >> SPLIT_BITS).tolist() == [2, 1, 0, 0]

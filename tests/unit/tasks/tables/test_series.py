@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maas_ray.data.pipeline import series
 from maas_ray.data.pipeline.objects import packed
 from maas_ray.data.pipeline.read_rows import Reading, read_rows
-from maas_ray.data.pipeline.series import joined
 from maas_ray.data.reading import Part, Raw, inspect
 from maas_ray.data.sources import CsvSource, JsonlSource, list_files
+from maas_ray.data.splits import series
+from maas_ray.data.splits.series import joined
 from maas_ray.data.splits.spec import Splits
 from maas_ray.errors import InvalidError
 from maas_ray.tasks.tables.forecasting import TimeSeriesForecastingSpec
