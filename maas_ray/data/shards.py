@@ -1,6 +1,7 @@
 """Shards on disk: stored columns as arrays, as Arrow tables, and as Parquet files."""
 
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +50,24 @@ def arrow_type(column: Column) -> Any:
 
 def write_table(table: Any, uri: str, path: str, group_rows: int) -> FileEntry:
     """Write a Parquet file of a dataset; gives its entry in the manifest."""
+    return write_tables([table], uri, path, group_rows)
+
+
+def write_tables(tables: Iterable[Any], uri: str, path: str, group_rows: int) -> FileEntry:
+    """Write a Parquet file of a dataset from its rows in order, of which only one table is in memory at a time.
+
+    Each table but the last holds whole row groups.
+    """
     import pyarrow.parquet as pq
 
+    options = {"compression": "zstd", "use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
     with tempfile.NamedTemporaryFile(suffix=".parquet") as local:
-        pq.write_table(
-            table,
-            local.name,
-            row_group_size=group_rows,
-            compression="zstd",
-            use_dictionary=False,
-            write_statistics=False,
-            write_page_checksum=True,
-        )
+        writer: Any = None
+        try:
+            for table in tables:
+                writer = writer or pq.ParquetWriter(local.name, table.schema, **options)
+                writer.write_table(table, row_group_size=group_rows)
+        finally:
+            if writer is not None:
+                writer.close()
         return FileEntry(path, *storage.upload(Path(local.name), storage.join(uri, path)))

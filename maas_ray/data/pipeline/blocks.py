@@ -8,8 +8,10 @@ import gc
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
@@ -125,17 +127,36 @@ def run_over(blocks: Blocks, step: Step | type[Any], watch: Watch | None = None)
 def run_sorted(blocks: Blocks, key: str, boundaries: list[int], step: Step, watch: Watch | None = None) -> Blocks:
     """Sort by a column into one block for each range between boundaries, then run a step over these blocks.
 
-    The input blocks are released when they are sorted, and the list is emptied. So there are never more than two whole
-    copies of the rows, and the pieces of a sort.
+    The list is emptied. So there are never more than two whole copies of the rows, and the pieces of a sort.
+    """
+    return run_over(in_sorted_blocks(blocks, key, boundaries), step, watch)
+
+
+def in_sorted_blocks(blocks: Blocks, key: str, boundaries: list[int]) -> Blocks:
+    """Sort by a column into one block for each range between boundaries that holds rows.
+
+    The input blocks are released when they are sorted, and the list is emptied. What fits one block is sorted in the
+    driver, which takes less time than to start a task.
     """
     if not blocks:
         return []
-    dataset = ray.data.from_arrow_refs(blocks).sort(key, boundaries=boundaries)
-    ordered = _kept(dataset, None)
-    del dataset
+    if total_bytes(blocks) <= BLOCK_BYTES:
+        ordered = list(map(ray.put, _cut(pa.concat_tables(tables(blocks)), key, boundaries)))
+    else:
+        dataset = ray.data.from_arrow_refs(blocks).sort(key, boundaries=boundaries)
+        ordered = _kept(dataset, None)
+        del dataset
     blocks.clear()
     gc.collect()  # see `run_over`
-    return run_over(ordered, step, watch)
+    return ordered
+
+
+def _cut(table: pa.Table, key: str, boundaries: list[int]) -> Iterator[pa.Table]:
+    table = table.sort_by(key)
+    ends = np.searchsorted(table[key].to_numpy(), [*boundaries, np.iinfo(np.int64).max]).tolist()
+    for start, end in pairwise([0, *ends[:-1], len(table)]):
+        if start < end:
+            yield table[start:end].combine_chunks()
 
 
 def _kept(dataset: ray.data.Dataset, watch: Watch | None) -> Blocks:

@@ -22,11 +22,11 @@ from maas_ray.data.pipeline import global_steps, packing, row_steps
 from maas_ray.data.pipeline.blocks import (
     BLOCK_BYTES,
     Blocks,
+    in_sorted_blocks,
     objects,
     records,
     run,
     run_over,
-    run_sorted,
     stage,
     tables,
 )
@@ -331,18 +331,32 @@ def _name_old_survivors(rows: Blocks, parent: Parent, uri: str, attempt: str) ->
 def _write_shards(
     chunks: Blocks, plan: packing.Plan, ends: Lookup, shards: list[list[Shard]], uri: str
 ) -> list[FileEntry]:
-    """Shuffle globally, and write a shard for each range of places."""
-    starts = [
-        plan.base(split) + shard.start - plan.before[split] for split, some in enumerate(shards) for shard in some
-    ]
-    with stage("shuffling and writing", len(starts)) as bar:
+    """Shuffle globally, and write the shards, each of them a part at a time."""
+    planned = [(split, shard) for split, some in enumerate(shards) for shard in some]
+    parts = [packing.parts_of(shard, plan.row_bytes) for _, shard in planned]
+    shifts = [plan.base(split) - plan.before[split] for split, _ in planned]
+    starts = [shift + start for shift, some in zip(shifts, parts, strict=True) for start in some]
+    with stage("shuffling and writing", len(planned)) as bar:
         pieces = run_over(chunks, partial(packing.pack, plan=plan, ends=ends))
-        write = partial(packing.write_shard, plan=plan, shards=shards, uri=uri)
-        written = run_sorted(pieces, "place", [*starts[1:], sum(plan.rows)], write, lambda _, done: bar.update(done))
-        files = list(objects(written))
-    if len(files) != len(starts):
-        raise RuntimeError(f"{len(files)} shards were written, not {len(starts)}; nothing was committed")
+        ordered = in_sorted_blocks(pieces, "place", starts[1:])
+        if len(ordered) != len(starts):
+            raise RuntimeError(f"there are {len(ordered)} parts of shards, not {len(starts)}; nothing was committed")
+        blocks = iter(ordered)
+        written = [
+            _write_shard.remote([next(blocks) for _ in some], plan, split, shard, uri)
+            for (split, shard), some in zip(planned, parts, strict=True)
+        ]
+        del ordered, blocks
+        files = []
+        for reference in written:
+            files.append(ray.get(reference))
+            bar.update(len(files))
     return files
+
+
+@ray.remote  # type: ignore[untyped-decorator]
+def _write_shard(parts: Blocks, plan: packing.Plan, split: int, shard: Shard, uri: str) -> FileEntry:
+    return packing.write_shard(tables(parts), plan, split, shard, uri)
 
 
 def _counts(read: int, tally: _Tally, task: Task, plan: packing.Plan, sizes: packing.Sizes) -> Counts:

@@ -25,14 +25,15 @@ import pyarrow.compute as pc
 from maas_ray.data.kept_columns import KEPT, stored_columns
 from maas_ray.data.manifest import Shard
 from maas_ray.data.names import SPLITS
-from maas_ray.data.pipeline.objects import packed
+from maas_ray.data.pipeline.blocks import BLOCK_BYTES
 from maas_ray.data.pipeline.ordering import ENTRIES, Lookup
 from maas_ray.data.pipeline.row_steps import Kept, in_order, kept_rows
 from maas_ray.data.pipeline.rows import KEPT as ROW_KEPT
 from maas_ray.data.profile import Profile, from_json, merge, of_rows, to_json
-from maas_ray.data.shards import from_numpy, write_table
+from maas_ray.data.shards import from_numpy, write_tables
 from maas_ray.data.splits.hashing import shuffled, words_of
 from maas_ray.errors import DataError, UnlearntError
+from maas_ray.storage import FileEntry
 from maas_ray.tasks import Column, Ragged, Row, Task, TaskSpec, load_task
 
 NO_ROWS = (0,) * len(SPLITS)
@@ -372,22 +373,48 @@ def layout(split: int, plan: Plan, attempt: str, first: int = 0) -> list[Shard]:
     return shards
 
 
-def write_shard(pieces: pa.Table, plan: Plan, shards: list[list[Shard]], uri: str) -> pa.Table:
-    """Join the pieces of one shard's rows and write the shard; gives its entry in the manifest."""
+def parts_of(shard: Shard, row_bytes: int) -> list[int]:
+    """The first stored row of each part that a shard is written in: whole row groups, a block or so."""
+    rows = shard.row_groups[0] * max(1, BLOCK_BYTES // (shard.row_groups[0] * row_bytes))
+    return [shard.start + row for row in range(0, shard.rows, rows)]
+
+
+def write_shard(parts: Iterable[pa.Table], plan: Plan, split: int, shard: Shard, uri: str) -> FileEntry:
+    """Join the pieces of a shard's rows and write the shard; gives its entry in the manifest.
+
+    Args:
+        parts: the pieces of each part, see `parts_of`.
+        plan: the places of rows.
+        split: the number of the shard's split.
+        shard: the shard.
+        uri: the dataset.
+    """
+
+    def tables() -> Iterator[pa.Table]:
+        done = 0
+        for pieces in parts:
+            batch = _stored(pieces, plan, split)
+            rows = shard.start + done + np.arange(len(batch["index"]))
+            if not np.array_equal(batch["index"], rows):
+                raise RuntimeError(f"{shard.path}: its rows are not the ones it was planned for")
+            done += len(rows)
+            yield from_numpy(batch, plan.columns)
+        if done != shard.rows:
+            raise RuntimeError(f"{shard.path}: {done} rows were written, not {shard.rows}")
+
+    return write_tables(tables(), uri, shard.path, shard.row_groups[0])
+
+
+def _stored(pieces: pa.Table, plan: Plan, split: int) -> dict[str, np.ndarray]:
+    """Stored rows of a split by column, from all of their pieces."""
     pieces = pieces.sort_by([("place", "ascending"), ("element", "ascending")]).combine_chunks()
-    places, elements = pieces["place"].to_numpy(), pieces["element"].to_numpy()
-    split = max(number for number in range(len(plan.rows)) if plan.rows[number] and plan.base(number) <= places[0])
+    places, heads = np.unique(pieces["place"].to_numpy(), return_index=True)
     before = plan.before[split]
-    start = before + int(places[0]) - plan.base(split)
-    shard = next(shard for shard in shards[split] if shard.start == start)
-    rows = shard.start + np.arange(shard.rows)
-    _, heads = np.unique(places, return_index=True)
-    batch = {"index": rows, "position": before + elements[heads] // plan.length}
-    if not np.array_equal(before + places[heads] - plan.base(split), rows):
-        raise RuntimeError(f"{shard.path}: its rows are not the ones it was planned for")
+    positions = before + pieces["element"].to_numpy()[heads] // plan.length
+    batch = {"index": before + places - plan.base(split), "position": positions}
     for name, column in plan.columns.items():
-        batch[name] = _joined(pieces[name].chunk(0), column.dtype).reshape(shard.rows, *column.shape)
-    return packed([write_table(from_numpy(batch, plan.columns), uri, shard.path, shard.row_groups[0])])
+        batch[name] = _joined(pieces[name].chunk(0), column.dtype).reshape(len(places), *column.shape)
+    return batch
 
 
 def _joined(pieces: Any, dtype: str) -> np.ndarray:

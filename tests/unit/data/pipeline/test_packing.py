@@ -138,11 +138,14 @@ def run(
         ends = ordering.ends_of_rows(entries, tuple(sizes.rows.values()), len(parts) << PART_BITS)
         pieces = [table for chunk in rng.sample(chunks, len(chunks)) for table in packing.pack(chunk, plan, ends)]
     shards = [packing.layout(split, plan, "attempt") for split in range(len(SPLITS))]
-    starts = [plan.base(split) + shard.start for split, some in enumerate(shards) for shard in some]
     entries = {}
-    for table in ranges(pieces, "place", [*starts[1:], sum(plan.rows)]):
-        for entry in unpacked(packing.write_shard(table, plan, shards, str(uri))):
-            entries[entry.path] = entry
+    for split, some in enumerate(shards):
+        base = plan.base(split)
+        for shard in some:
+            starts = [base + row for row in packing.parts_of(shard, plan.row_bytes)]
+            last = base + shard.start + shard.rows
+            mine = [table for table in ranges(pieces, "place", [*starts, last]) if table["place"][0].as_py() in starts]
+            entries[shard.path] = packing.write_shard(mine, plan, split, shard, str(uri))
     result = Result(task, sizes, plan, tables)
     for split, some in zip(SPLITS, shards, strict=True):
         stored = []
