@@ -167,8 +167,10 @@ def _read(
     """Read and parse rows, and decide about duplicates and splits; gives sealed rows in the order of reading."""
     step = partial(cached, step=partial(read_rows, reading=reading_of(spec)), key=first_part, stage=READ, cache=cache)
     with stage("reading", len(groups)) as bar:
-        # A reader cannot know how much it will read, so its output is cut by size.
-        watch = lambda done, _: bar.update(min(done, len(groups)))  # noqa: E731
+        # A reader cannot know how much it will read, so its output is cut by size, and may be more than one block.
+        def watch(blocks: int, _: int) -> None:
+            bar.update(min(blocks, len(groups)))
+
         raw = run(put(groups), partial(_sealed, step=step), watch, limit=BLOCK_BYTES)
     with stage("removing duplicates", None):
         old = parent.row_index if parent is not None else None
