@@ -34,7 +34,7 @@ from maas_ray.data.pipeline.growth import Parent, inputs_of
 from maas_ray.data.pipeline.index import dropped_survivors, old_survivors, unnamed_rows, write_index
 from maas_ray.data.pipeline.input import SizedPart, block_count, digest_of_cut, first_part, grouped, parts_of, put
 from maas_ray.data.pipeline.objects import unpacked
-from maas_ray.data.pipeline.ordering import ENTRIES, Lookup, ends_of_rows
+from maas_ray.data.pipeline.ordering import ENTRIES, Lookup, ends_of_rows, entries_of
 from maas_ray.data.pipeline.read_rows import read_rows, reading_of
 from maas_ray.data.pipeline.removed import write_old_survivors, write_quarantine, write_removed
 from maas_ray.data.pipeline.resume_cache import ENCODED, FITTED, READ, ResumeCache, cached, files_of, files_table
@@ -123,7 +123,7 @@ def build(
         packing.layout(split, plan, attempt, len(parent.dataset.meta.splits[name].shards) if parent else 0)
         for split, name in enumerate(SPLITS)
     ]
-    entries = run(chunks, packing.entries_of)
+    entries = run(chunks, entries_of)
     ends = ends_of_rows(entries, tuple(sizes.rows.values()), highest)
     files += _write_shards(chunks, plan, ends, shards, uri)
     return Built(

@@ -97,6 +97,27 @@ def _first(block: pa.Table) -> pa.Table:
     return block.select(["row"]).slice(0, 1)
 
 
+def entries_of(chunks: pa.Table) -> Iterator[pa.Table]:
+    """The keys and the number of elements of each row; copies of a row count as one."""
+    for content in chunks["entries"]:
+        *keys, counts = entries_in(content)
+        firsts = _firsts(keys[-1])
+        if len(firsts):
+            columns = [*(column[firsts] for column in keys), np.add.reduceat(counts, firsts)]
+            columns[ENTRIES.names.index("weight")] = columns[ENTRIES.names.index("weight")].view(np.float64)
+            yield pa.table(columns, schema=ENTRIES)
+
+
+def entries_in(content: pa.LargeBinaryScalar) -> np.ndarray:
+    """The columns of `ENTRIES`, int64 [columns, rows]."""
+    return np.frombuffer(content.as_buffer(), np.int64).reshape(len(ENTRIES), -1)
+
+
+def _firsts(numbers: np.ndarray) -> np.ndarray:
+    """Indices of the first of each run of equal numbers."""
+    return np.flatnonzero(np.diff(numbers, prepend=-1))
+
+
 def ends_of_rows(entries: Blocks, rows: tuple[int, ...], highest: int) -> Lookup:
     """The end of each row in the sequence of all elements, in the order of content: splits follow each other.
 
@@ -127,6 +148,22 @@ def _total(ends: pa.Table) -> pa.Table:
 
 def _moved(ends: pa.Table, bases: dict[int, int]) -> pa.Table:
     return ends.set_column(1, "end", pc.add(ends["end"], bases[ends["row"][0].as_py()]))
+
+
+def starts_of(rows: np.ndarray, counts: np.ndarray, ends: pa.Table) -> np.ndarray:
+    """The position of each row's first element among all elements. Copies of a row follow each other.
+
+    Args:
+        rows: the numbers of the rows.
+        counts: their numbers of elements.
+        ends: the end of the last copy of each row.
+    """
+    last = np.append(_firsts(rows)[1:], len(rows)) - 1
+    local = np.cumsum(counts)
+    copy = np.searchsorted(last, np.arange(len(rows)))
+    end = ends["end"].to_numpy()[np.searchsorted(ends["row"].to_numpy(), rows)]
+    starts: np.ndarray = end - (local[last][copy] - local) - counts
+    return starts
 
 
 def training_rows(blocks: Blocks) -> Iterator[pa.Table]:

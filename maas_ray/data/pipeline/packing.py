@@ -26,7 +26,7 @@ from maas_ray.data.kept_columns import KEPT, stored_columns
 from maas_ray.data.manifest import Shard
 from maas_ray.data.names import SPLITS
 from maas_ray.data.pipeline.blocks import BLOCK_BYTES
-from maas_ray.data.pipeline.ordering import ENTRIES, Lookup
+from maas_ray.data.pipeline.ordering import Lookup, entries_in, starts_of
 from maas_ray.data.pipeline.row_steps import Kept, in_order, kept_rows
 from maas_ray.data.pipeline.rows import KEPT as ROW_KEPT
 from maas_ray.data.profile import Profile, from_json, merge, of_rows, to_json
@@ -151,27 +151,6 @@ def _elements(rows: list[Kept], encoded: dict[str, Any], task: Task) -> np.ndarr
         return np.ones(len(rows), np.int64)
     alone = (next(iter(task.encode([kept.row]).values())) for kept in rows)  # a series gives many windows
     return np.fromiter(map(len, alone), np.int64, len(rows))
-
-
-def entries_of(chunks: pa.Table) -> Iterator[pa.Table]:
-    """The keys and the number of elements of each row; copies of a row count as one."""
-    for content in chunks["entries"]:
-        *keys, counts = _entries(content)
-        firsts = _firsts(keys[-1])
-        if len(firsts):
-            columns = [*(column[firsts] for column in keys), np.add.reduceat(counts, firsts)]
-            columns[ENTRIES.names.index("weight")] = columns[ENTRIES.names.index("weight")].view(np.float64)
-            yield pa.table(columns, schema=ENTRIES)
-
-
-def _entries(content: pa.LargeBinaryScalar) -> np.ndarray:
-    """The columns of `ENTRIES`, int64 [columns, rows]."""
-    return np.frombuffer(content.as_buffer(), np.int64).reshape(len(ENTRIES), -1)
-
-
-def _firsts(numbers: np.ndarray) -> np.ndarray:
-    """Indices of the first of each run of equal numbers."""
-    return np.flatnonzero(np.diff(numbers, prepend=-1))
 
 
 def _encodable(batch: list[Kept], task: Task) -> tuple[list[Kept], Counter[str], set[str]]:
@@ -314,10 +293,10 @@ def pack(chunks: pa.Table, plan: Plan, ends: Lookup) -> Iterator[pa.Table]:
     yield pa.schema(fields).empty_table()
     for number, content in enumerate(chunks["entries"]):
         split = chunks["split"][number].as_py()
-        *_, rows, counts = _entries(content)
+        *_, rows, counts = entries_in(content)
         if (part := ends.part(rows)) is None:
             continue
-        starts = _starts(rows, counts, part) - sum(plan.elements[:split])
+        starts = starts_of(rows, counts, part) - sum(plan.elements[:split])
         first = starts // plan.length
         pieces = np.where(counts, (starts + counts - 1) // plan.length - first + 1, 0)
         row = np.repeat(np.arange(len(rows)), pieces)
@@ -334,22 +313,6 @@ def pack(chunks: pa.Table, plan: Plan, ends: Lookup) -> Iterator[pa.Table]:
             arrays.append(pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(row), buffers))
         table = pa.table(arrays, schema=pa.schema(fields))
         yield table if whole.all() else table.filter(pa.array(whole))
-
-
-def _starts(rows: np.ndarray, counts: np.ndarray, ends: pa.Table) -> np.ndarray:
-    """The position of each row's first element among all elements. Copies of a row follow each other.
-
-    Args:
-        rows: the numbers of the rows.
-        counts: their numbers of elements.
-        ends: the end of the last copy of each row.
-    """
-    last = np.append(_firsts(rows)[1:], len(rows)) - 1
-    local = np.cumsum(counts)
-    copy = np.searchsorted(last, np.arange(len(rows)))
-    end = ends["end"].to_numpy()[np.searchsorted(ends["row"].to_numpy(), rows)]
-    starts: np.ndarray = end - (local[last][copy] - local) - counts
-    return starts
 
 
 def layout(split: int, plan: Plan, attempt: str, first: int = 0) -> list[Shard]:

@@ -134,7 +134,7 @@ def run(
         chunks = [chunk for table in tables for chunk in packing.encode(table, files, task_spec)]
         listed = [row for chunk in chunks for row in packing.listing(chunk).to_pylist()]
         plan, sizes = packing.plan_of(rng.sample(listed, len(listed)), task, seed=0)
-        entries = [table for chunk in chunks for table in packing.entries_of(chunk)]
+        entries = [table for chunk in chunks for table in ordering.entries_of(chunk)]
         ends = ordering.ends_of_rows(entries, tuple(sizes.rows.values()), len(parts) << PART_BITS)
         pieces = [table for chunk in rng.sample(chunks, len(chunks)) for table in packing.pack(chunk, plan, ends)]
     shards = [packing.layout(split, plan, "attempt") for split in range(len(SPLITS))]
