@@ -6,6 +6,7 @@ overloaded, too slow, or unavailable. Knows nothing of HTTP or of the shapes of 
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from maas_ray.serve.text.types import Delta, TextRequest
 from maas_ray.serve.upstreams import Replica, Replicas
 
 _log = logging.getLogger("ray.serve")
+_REPLICAS_KNOWN_S, _POLL_S = 1.0, 0.02  # an application may have no replicas
 _MAX_REPLICA_DEATH_RETRIES = 1  # after the death of a replica: the request itself may be what kills replicas
 
 
@@ -70,8 +72,7 @@ class Models:
         """
         routes = {expanded.name: expanded for route in table for expanded in route.expanded()}
         applications = {name for route in table for name in route.applications}
-        for application in applications - set(self._applications):
-            await self._connect(application)
+        await asyncio.gather(*(self._connect(application) for application in applications - set(self._applications)))
         self._routes = routes
         self._applications = {name: handle for name, handle in self._applications.items() if name in applications}
         self._replicas = {name: replicas for name, replicas in self._replicas.items() if name in applications}
@@ -235,7 +236,12 @@ class Models:
         from ray.serve.exceptions import RayServeException
 
         try:
-            self._applications[application] = await in_thread(partial(_handle, application))
+            handle = await in_thread(partial(_handle, application))
+            # Until its router has heard of the replicas, requests would fill its queue, and then be refused.
+            deadline = time.monotonic() + _REPLICAS_KNOWN_S
+            while not handle.running_replicas_populated() and time.monotonic() < deadline:
+                await asyncio.sleep(_POLL_S)
+            self._applications[application] = handle
         except (RayServeException, RayError) as error:
             _log.warning("no handle for %s: %s", application, error)
 

@@ -235,7 +235,8 @@ class Applications:
     def handle(self, application: str) -> Any:
         assert application not in self.deleted
         method = SimpleNamespace(remote=lambda body, _: Accepted(self.answer(application, body)))
-        return SimpleNamespace(complete=method, infer=method, predict=method, options=lambda **_: method)
+        methods = {"complete": method, "infer": method, "predict": method, "options": lambda **_: method}
+        return SimpleNamespace(**methods, running_replicas_populated=lambda: True)
 
     async def answer(self, application: str, body: PredictBody) -> Answer[bytes]:
         self.asked.append(application)

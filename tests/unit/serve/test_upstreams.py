@@ -1,5 +1,6 @@
 """Which of an application's replicas a gateway asks."""
 
+import asyncio
 import time
 from collections import Counter
 from types import SimpleNamespace
@@ -7,8 +8,11 @@ from types import SimpleNamespace
 import pytest
 
 from maas_ray.ray_private.serve import HttpReplica, HttpReplicas
-from maas_ray.serve import upstreams
+from maas_ray.serve import calls, upstreams
+from maas_ray.serve.caller import ANONYMOUS
+from maas_ray.serve.calls import Models
 from maas_ray.serve.upstreams import RELAY, Replicas
+from tests.support.models import route
 
 
 def found(port: int, **metadata: str) -> HttpReplica:
@@ -84,3 +88,23 @@ def test_serves_list_of_replicas_is_read_again_when_it_changes() -> None:
     assert replicas.now() is first
     del known[1]  # the router has seen it dead
     assert list(replicas.now()) == ["c"]
+
+
+@pytest.mark.parametrize("replicas", [3, 0])
+def test_a_table_is_used_when_its_replicas_are_known_or_there_are_none(
+    monkeypatch: pytest.MonkeyPatch, replicas: int
+) -> None:
+    asked = 0
+
+    def known() -> bool:
+        nonlocal asked
+        asked += 1
+        assert models.routes(caller=ANONYMOUS) == []  # the old table
+        return replicas > 0 and asked > 3
+
+    models = Models()
+    monkeypatch.setattr(calls, "_REPLICAS_KNOWN_S", 0.2)
+    monkeypatch.setattr(calls, "_handle", lambda application: SimpleNamespace(running_replicas_populated=known))
+    asyncio.run(models.update((route("m", "predict"),)))
+    assert [one.name for one in models.routes(caller=ANONYMOUS)] == ["m"]
+    assert asked == 4 if replicas else asked > 4
