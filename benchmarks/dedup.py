@@ -173,7 +173,7 @@ def on_ray(directory: Path, spec, half: int) -> tuple[float, dict[int, int]]:
     from maas_ray.data.pipeline import build
     from maas_ray.data.pipeline.blocks import quiet, tables
     from maas_ray.data.pipeline.input import inspect_input, parts_of
-    from maas_ray.data.pipeline.rows import paths_of
+    from maas_ray.data.pipeline.rows import PART_BITS, paths_of, unsealed
     from maas_ray.data.plan import list_sources
 
     prepare = PrepareSpec.parse(
@@ -190,11 +190,13 @@ def on_ray(directory: Path, spec, half: int) -> tuple[float, dict[int, int]]:
     size = sum(file.size for some in files for file in some)
     with quiet(size), tempfile.TemporaryDirectory() as home:
         inspected = inspect_input(prepare, files, None)
-        cache, groups = build._cut(parts_of(prepare, inspected), inspected, home, None, None)
-        blocks = build._read(prepare, groups, sum(file.rows for some in inspected for file in some), cache, None)
+        parts, rows = parts_of(prepare, inspected), sum(file.rows for some in inspected for file in some)
+        cache, groups = build._cut(parts, inspected, home, None, None)
+        blocks = build._read(prepare, groups, rows, len(parts) << PART_BITS, cache, None)
         seconds = time.perf_counter() - began
         found, places = {}, {}
-        for table in tables(blocks):
+        wanted = ("row", "like", "file", "path", "position")
+        for table in (table for block in tables(blocks) for table in unsealed(block, wanted)):
             columns = (table[name].to_pylist() for name in ("position", "row", "like"))
             for path, position, row, like in zip(paths_of(table).to_pylist(), *columns, strict=True):
                 number = int(Path(path).stem) * half + position - 1  # lines count from 1
