@@ -4,7 +4,8 @@ An answer depends on its request alone. So every request in flight is repeated o
 were already passed on are dropped. One of these requests may be what killed the engine. Therefore they are tried one
 after the other, those with the fewest tokens first: the next is admitted once the one before has come past the point
 that it had reached. If the engine dies again, the one on trial gets the error, and the trials go on without it. New
-requests wait for the end of the trials. Knows nothing of the engine inside.
+requests wait for the end of the trials. So does one whose client does not read: it could not come past any point
+before its client reads again. Knows nothing of the engine inside.
 """
 
 import asyncio
@@ -33,9 +34,11 @@ class _Flight:
         self.reached = 0  # tokens until which it is a suspect
         self.turn: asyncio.Event | None = None  # set when it is admitted; None: it is not a suspect
         self.guilty = False
+        self.held = Tokens([], [])  # new tokens, to be passed on
+        self.taken = True  # the client has read what was passed on, so it can go on
 
-    def new(self, tokens: Tokens) -> Tokens:
-        """The tokens that have not been passed on yet.
+    def add(self, tokens: Tokens) -> None:
+        """Add tokens of the current attempt; those that are new are held.
 
         Raises:
             DeploymentError: the repetition differs from what was passed on.
@@ -44,9 +47,14 @@ class _Flight:
         if tokens.ids[: len(known)] != known:
             raise DeploymentError("the text engine failed, and its answer cannot be continued.", code="engine_failed")
         self.repeated += len(tokens.ids)
-        new = Tokens(tokens.ids[len(known) :], tokens.logprobs[len(known) :])
-        self.passed_on.ids.extend(new.ids)
-        return new
+        self.passed_on.ids.extend(tokens.ids[len(known) :])
+        self.held.ids.extend(tokens.ids[len(known) :])
+        self.held.logprobs.extend(tokens.logprobs[len(known) :])
+
+    def take(self) -> Tokens:
+        """The tokens that are held, for the client."""
+        held, self.held, self.taken = self.held, Tokens([], []), False
+        return held
 
 
 class RestartingEngine:
@@ -79,12 +87,12 @@ class RestartingEngine:
                 try:
                     async with aclosing(engine.generate(request)) as stream:
                         async for tokens in stream:
-                            new = flight.new(tokens)
-                            if flight is self._on_trial and flight.repeated > flight.reached:
-                                flight.turn = None
-                                self._next_trial()
-                            if new.ids:
-                                yield new
+                            flight.add(tokens)
+                            if self._passed(flight) and flight.held.ids:
+                                yield flight.take()
+                                flight.taken = True
+                    if self._passed(flight, whole=True) and flight.held.ids:
+                        yield flight.take()
                     return
                 except DeploymentError as error:
                     if engine is self._engine and _cause_of_death(engine) is None:
@@ -99,6 +107,20 @@ class RestartingEngine:
                 self._suspects.remove(flight)
             if flight is self._on_trial and not flight.guilty:
                 self._next_trial()
+
+    def _passed(self, flight: _Flight, *, whole: bool = False) -> bool:
+        """True if a request is not on trial, or has just passed it. Until then, nothing waits for its client.
+
+        Args:
+            flight: the request.
+            whole: it has its whole answer.
+        """
+        if flight is self._on_trial:
+            if flight.repeated <= flight.reached and not whole:
+                return False
+            flight.turn = None
+            self._next_trial()
+        return True
 
     def check(self) -> None:
         if self._failed is not None:
@@ -152,7 +174,7 @@ class RestartingEngine:
                 self._suspect(self._on_trial)
             self._on_trial = None
         for flight in self._flights:
-            if flight.turn is None:
+            if flight.turn is None and flight.taken:
                 self._suspect(flight)
         self._suspects.sort(key=lambda flight: -len(flight.passed_on.ids))
         if self._suspects and self._trials_over is None:

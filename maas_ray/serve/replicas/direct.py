@@ -10,7 +10,7 @@ import asyncio
 import hmac
 import time
 from collections.abc import AsyncGenerator, Awaitable
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from typing import Any, TypeVar
 
 from starlette.responses import JSONResponse
@@ -32,6 +32,7 @@ from maas_ray.serve.api.open_inference.tensors import InferBody, error_shape
 from maas_ray.serve.api.predict import PredictBody
 from maas_ray.serve.api.relay import RELAY_HEADER
 from maas_ray.serve.caller import Caller
+from maas_ray.serve.deadline import Deadline
 from maas_ray.serve.routes import Route, direct_path
 from maas_ray.serve.spec import GatewayArgs
 from maas_ray.serve.text.types import Delta, TextRequest
@@ -102,17 +103,15 @@ class SingleModel:
         return await _in_time(route, self._replica.predict(body, caller))
 
     async def stream(self, route: Route, request: TextRequest, *, caller: Caller) -> AsyncGenerator[Delta, None]:
-        deadline = asyncio.get_running_loop().time() + route.timeout_s
         request = with_adapter(request, route)
-        async with aclosing(self._replica.generate(request, caller)) as deltas:
-            while True:
-                with translated_failures(route):
-                    try:
-                        async with asyncio.timeout_at(deadline):
-                            delta = await anext(deltas)
-                    except StopAsyncIteration:
+        with closing(Deadline(route.timeout_s)) as deadline:
+            async with aclosing(self._replica.generate(request, caller)) as deltas:
+                while True:
+                    with translated_failures(route), deadline:
+                        delta = await anext(deltas, None)
+                    if delta is None:
                         return
-                yield checked(delta)
+                    yield checked(delta)
 
     async def ready(self, route: Route, *, caller: Caller) -> bool:
         return True

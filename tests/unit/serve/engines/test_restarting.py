@@ -260,3 +260,52 @@ def test_a_closed_engine_stays_closed() -> None:
     asyncio.run(ask())
     assert len(lives.started) == 1
     assert threading.active_count() < 50
+
+
+def test_a_client_that_does_not_read_holds_up_no_other() -> None:
+    """Neither before its trial, which would never begin, nor during it."""
+    lives = Lives()
+
+    async def ask() -> None:
+        stream = lives.engine.generate(GenerateRequest([1000], max_tokens=200, seed=0, end_ids=()))
+        ids = (await anext(stream)).ids
+        other = asyncio.create_task(lives.ask(2000, 200))
+        await asyncio.sleep(0.02)
+        lives.started[0].died = "of something else"
+        assert await asyncio.wait_for(other, 10) == whole(2000, 200)
+        late = asyncio.create_task(lives.ask(3000))
+        ids += (await anext(stream)).ids  # it reads again: its answer goes on
+        assert await asyncio.wait_for(late, 10) == whole(3000)
+        async for tokens in stream:
+            ids += tokens.ids
+        assert ids == whole(1000, 200)
+
+    asyncio.run(ask())
+    assert len(lives.started) == 2
+
+
+def test_a_trial_does_not_wait_for_its_client() -> None:
+    lives = Lives()
+
+    async def slowly() -> list[int]:
+        ids: list[int] = []
+        request = GenerateRequest([1000], max_tokens=90, seed=0, end_ids=())
+        async with aclosing(lives.engine.generate(request)) as stream:
+            async for tokens in stream:
+                ids += tokens.ids
+                if lives.started[1:]:
+                    reading.set()
+                    await asyncio.wait_for(over.wait(), 10)
+        return ids
+
+    async def ask() -> None:
+        slow, other = asyncio.create_task(slowly()), asyncio.create_task(lives.ask(2000, 200))
+        await asyncio.sleep(0.02)
+        lives.started[0].died = "of something else"
+        await asyncio.wait_for(reading.wait(), 10)
+        assert await asyncio.wait_for(other, 10) == whole(2000, 200)
+        over.set()
+        assert await slow == whole(1000, 90)
+
+    reading, over = asyncio.Event(), asyncio.Event()
+    asyncio.run(ask())
