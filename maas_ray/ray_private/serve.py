@@ -33,11 +33,14 @@ def forget_client() -> None:
 def finish(application: Any, *, version: str, runtime_env: dict[str, Any]) -> None:
     """Set the version of an application's code, and its runtime environment, before it is submitted.
 
-    Replicas of the same version stay and only get new options. Without a version, `serve.run` takes every submission
-    for new code and restarts all replicas. Serve's config files set the field; its Python API cannot.
+    Variables that the deployment has set itself stay. Replicas of the same version stay and only get new options.
+    Without a version, `serve.run` takes every submission for new code and restarts all replicas. Serve's config files
+    set the field; its Python API cannot.
     """
     deployment = application._bound_deployment
-    options = {**(deployment.ray_actor_options or {}), "runtime_env": runtime_env}
+    options = dict(deployment.ray_actor_options or {})
+    own = (options.get("runtime_env") or {}).get("env_vars") or {}
+    options["runtime_env"] = {**runtime_env, "env_vars": {**(runtime_env.get("env_vars") or {}), **own}}
     application._bound_deployment = deployment.options(ray_actor_options=options)
     application._bound_deployment._version = version
 

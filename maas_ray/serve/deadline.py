@@ -15,7 +15,7 @@ class Deadline:
 
     def __init__(self, seconds: float) -> None:
         self._task: asyncio.Task[object] | None = None
-        self._cancellations = 0  # of the task, when it began to wait
+        self._cancellations = 0  # those of the task when it began to wait
         self._over = False
         self._timer = asyncio.get_running_loop().call_later(seconds, self._end)
 

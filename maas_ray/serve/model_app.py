@@ -51,6 +51,10 @@ from maas_ray.tasks.text.generation import TextGeneration
 
 _log = logging.getLogger("ray.serve")
 _LONG_PROMPT = 4_000  # characters; longer prompts are tokenised in a thread
+_ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
+"""Variables of a replica that generates. It keeps no event loop busy, and by default Serve hands each piece of a stream
+from one loop to another, which costs more than all that is done with it before. Its streams also wait for clients that
+read slowly, instead of growing in memory."""
 
 
 def _fetch(uri: str, digest: str) -> tuple[Task, Held]:
@@ -341,9 +345,12 @@ def application(
         direct: the endpoint's direct path leads to it.
         http: see `SingleModel.update`.
     """
+    placed = placement(options, route.kind)
+    if route.kind == "generate":
+        placed["ray_actor_options"]["runtime_env"] = {"env_vars": _ONE_LOOP}
     deployment = serve.deployment(
         name="Model",
-        **placement(options, route.kind),
+        **placed,
         autoscaling_config=autoscaling(options.scaling, options.max_ongoing_requests, replicas),
         max_ongoing_requests=options.max_ongoing_requests,
         max_queued_requests=options.max_queued_requests,

@@ -60,7 +60,7 @@ INNER_FLOORS = {
         {"text", "tables", "vision", "speech"},
     ],
     "serve": [
-        {"caller", "resources"},
+        {"caller", "deadline", "resources"},
         {"spec"},
         {"routes"},
         {"text"},
