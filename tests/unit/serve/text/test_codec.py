@@ -66,7 +66,7 @@ def test_a_prompt_that_cannot_fit_is_refused_unread(codec: TextCodec) -> None:
 
 
 def test_a_long_prompt_is_tokenised_beside_the_event_loop() -> None:
-    codec = TextCodec(TASK, context=10**6, end_ids=())
+    codec = TextCodec(TASK, context=10**7, end_ids=())
     text = " ".join(f"word{number}" for number in range(200_000))
 
     async def prepare() -> tuple[float, float]:
