@@ -214,7 +214,8 @@ def test_one_different_document_refuses_it(monkeypatch: pytest.MonkeyPatch, tmp_
     spec = TextGenerationSpec(tokenizer=str(save("gpt_2", tmp_path)), sequence_length=16)
     task = spec.fit([{"text": f"row {number}"} for number in range(20)] + [{"text": "an odd row"}])
 
-    assert "an odd row" in task.proof.refused
+    assert "a document" in task.proof.refused
+    assert "odd" not in task.proof.refused  # it is stored, where the text of a document must not be
     assert task.remarks == task.proof.remarks
     assert task.encode([{"text": "odd"}])["input_ids"][0].tolist() == [*FAMILIES["gpt_2"]().encode("odd").ids, 0]
 
