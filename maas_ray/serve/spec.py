@@ -98,7 +98,7 @@ class ServingOptions(Spec):
     max_ongoing_requests: int = Field(32, ge=1)
     """Requests that a replica works on at once, and the largest continuous batch of a model that generates."""
     max_queued_requests: int = Field(64, ge=1)
-    """Requests that wait for a replica at each gateway. Further ones get status 429."""
+    """Requests that wait at each replica, and at each gateway for a first replica. Further ones get status 429."""
     request_timeout_s: float = Field(300.0, gt=0, le=MAX_TIMEOUT_S)
     """Timeout of one request, seconds. It is then cancelled and gets status 504."""
     max_batch_size: int = Field(16, ge=1)
