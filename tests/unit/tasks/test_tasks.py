@@ -95,18 +95,19 @@ def test_fitting_is_repeatable() -> None:
     assert first.tokenizer.to_str() == second.tokenizer.to_str()  # type: ignore[attr-defined]
 
 
-def test_fitting_reads_no_more_text_than_asked() -> None:
-    spec = TextGenerationSpec(tokenizer=FittedTokenizer(vocab_size=300, fit_megabytes=0.001))
+@pytest.mark.parametrize(("megabytes", "documents"), [(0.001, 1000), (0.45, 1500)])
+def test_fitting_reads_the_text_that_is_asked_and_a_sample_for_the_encoder(megabytes: float, documents: int) -> None:
+    spec = TextGenerationSpec(tokenizer=FittedTokenizer(vocab_size=300, fit_megabytes=megabytes))
     read: list[int] = []
 
     def rows() -> Any:
-        for number in range(1000):
+        for number in range(3000):
             read.append(number)
             yield {"text": "x" * 300}
 
     spec.fit(rows())
 
-    assert len(read) == 4
+    assert len(read) == documents
 
 
 def test_a_saved_text_task_encodes_the_same(text_task: TextGeneration, tmp_path: Path) -> None:
