@@ -25,6 +25,7 @@ from maas_ray.serve.api.model_calls import (
 )
 from maas_ray.serve.api.open_inference.tensors import InferBody
 from maas_ray.serve.api.predict import PredictBody
+from maas_ray.serve.api.relay import Asked
 from maas_ray.serve.caller import Caller
 from maas_ray.serve.readiness import Readiness, in_thread
 from maas_ray.serve.routes import Route, Table, Target, pick
@@ -96,6 +97,10 @@ class Models:
 
     def route(self, name: str, version: str = "", *, caller: Caller) -> Route:
         return find_route(self._routes, name, version)
+
+    def asked(self, asked: Asked, caller: Caller) -> Route:
+        """The route of what a request asks; see `api.relay.Relay`."""
+        return self.route(asked.name, asked.version, caller=caller)
 
     def replica(self, route: Route, caller: Caller, tried: set[str]) -> Replica | None:
         """A replica that answers the route's requests over HTTP; see `api.relay.Relay`."""

@@ -43,6 +43,7 @@ class Gateway:
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._models = Models()
+        self._relay = Relay(self._models.asked, self._models.replica)
         self._options = options
         here = ray.get_runtime_context().get_node_id()
         limit = options["body_limit"]
@@ -53,9 +54,7 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> App:
         bound_read_ahead()
-        models = self._models
-        relay = Relay(lambda asked, caller: models.route(asked.name, asked.version, caller=caller), models.replica)
-        return create_app(models, **self._options | {"budget": self._budget}, relay=relay)
+        return create_app(self._models, **self._options | {"budget": self._budget}, relay=self._relay)
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Apply a new routing table, and the address for gRPC."""
@@ -70,6 +69,7 @@ class Gateway:
     async def __del__(self) -> None:
         # Serve awaits this when a replica stops, once its HTTP requests are finished; it does not know of gRPC calls.
         await self._grpc.close()
+        await self._relay.close()
 
 
 def _cut_answers(longest: float, environment: Mapping[str, str]) -> str:

@@ -37,6 +37,7 @@ _NOT_PASSED_ON = frozenset(
     (b"connection", b"date", b"keep-alive", b"server", b"transfer-encoding", b"x-request-id", RELAY_HEADER.encode())
 )
 _FULL = 429
+_EVENT_END = b"\n\n"
 _DIED = "the replica that worked on this request died"
 _PATH = "/:@!$&'()*+,;=~"  # characters that a path may hold as they are, RFC 3986
 
@@ -227,25 +228,34 @@ class _Relayed(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            await send({"type": "http.response.body", "body": self._first, "more_body": not self._whole})
-            if not self._whole:
+            if self._whole:
+                await send({"type": "http.response.body", "body": self._first})
+            else:
                 await self._pass_on(send)
         finally:
             self.close()
 
     async def _pass_on(self, send: Send) -> None:
-        """The rest of a stream, in the pieces that have arrived together."""
+        """A stream of events, in the pieces that have arrived together.
+
+        Only whole events are passed on, so that an error is an event of its own wherever the stream breaks.
+        """
         assert self._answer is not None  # noqa: S101  `open` has set it
-        last = b""
+        arrived = self._first
         try:
             async with asyncio.timeout_at(self._deadline):
-                while piece := await self._answer.content.readany():
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                while True:
+                    events, end, arrived = arrived.rpartition(_EVENT_END)
+                    if end:
+                        await send({"type": "http.response.body", "body": events + end, "more_body": True})
+                    if not (piece := await self._answer.content.readany()):
+                        break
+                    arrived += piece
         except TimeoutError:
-            last = error_event(refusals.timed_out(self._route.name, self._route.timeout_s))
+            arrived = error_event(refusals.timed_out(self._route.name, self._route.timeout_s))
         except (aiohttp.ClientError, OSError):
-            last = error_event(refusals.unavailable(self._route.name, _DIED))
-        await send({"type": "http.response.body", "body": last})
+            arrived = error_event(refusals.unavailable(self._route.name, _DIED))
+        await send({"type": "http.response.body", "body": arrived})
 
 
 async def read_body(request: Request) -> bytes:

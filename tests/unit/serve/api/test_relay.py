@@ -1,6 +1,7 @@
 """Requests that the gateway passes on as bytes: to which replica, when again, and what clients see."""
 
 import asyncio
+import json
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any
@@ -223,6 +224,18 @@ def test_a_stream_that_ends_early_ends_with_an_error_event(late: Answer | None, 
     assert response.text.startswith("data: 1\n\n")
     assert f'"code":"{code}"' in response.text
     assert response.text.endswith("\n\n")
+
+
+def test_an_event_that_was_cut_is_not_passed_on() -> None:
+    """Events are cut where packets end; a client could read neither half of one, nor the error behind it."""
+    asked = {"path": "/v1/completions", "content": b'{"model": "m"}'}
+    response, _ = tried(stream(b"data: 1\n\nda", 0.05, b"ta: 2\n\ndata: {", 0.05, ends=False), **asked)
+    events = response.text.split("\n\n")
+    assert events[:2] == ["data: 1", "data: 2"]
+    assert json.loads(events[2].removeprefix("data: "))["error"]["code"] == "model_unavailable"
+    assert events[3:] == [""]
+    response, _ = tried(stream(b"da", 0.05, b"ta: 1\n", 0.05, b"\ndata: [DONE]\n\n"), **asked)
+    assert response.text == "data: 1\n\ndata: [DONE]\n\n"
 
 
 def test_a_client_that_leaves_ends_the_request_on_the_replica() -> None:
